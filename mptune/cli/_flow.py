@@ -1,0 +1,98 @@
+"""The way from a spec to a printed answer, for `search` and `compare`."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from mptune import report
+from mptune.cli._session import Session
+from mptune.errors import InterruptedSearch, NoResultError
+from mptune.paths import RunDirectory
+from mptune.report.model import ReportInput
+from mptune.space import Space
+from mptune.spec import SearchSpec, build
+from mptune.specfile import SpecFile
+
+
+def run(arguments: argparse.Namespace, *, searching: bool) -> int:
+    """Validate, drive, report; returns the exit code."""
+    file = SpecFile.read(arguments.spec, arguments.overrides)
+    spec = file.validate()
+    Space(file).arms()
+    # With --json, standard output is for the result alone.
+    console = Console(stderr=arguments.json, highlight=False)
+    if arguments.dry_run:
+        return _dry_run(console, file, spec, searching)
+    root = arguments.run_dir or Path("runs") / spec.name
+    session = Session(
+        file=file,
+        spec=spec,
+        run=RunDirectory(root),
+        console=console,
+        command=_command_again(),
+        local=arguments.local,
+        address=arguments.address,
+    )
+    with session.open(fresh=arguments.fresh, yes=arguments.yes):
+        _drive(session, searching)
+    return answer(console, session.evidence(), session.run, arguments.json)
+
+
+def _drive(session: Session, searching: bool) -> None:
+    try:
+        if searching:
+            session.search()
+        if session.spec.compare is not None or not searching:
+            session.compare()
+    except InterruptedSearch:
+        raise InterruptedSearch(
+            f"interrupted; nothing that finished is lost. Go on with:\n  {session.command}"
+        ) from None
+
+
+def answer(console: Console, evidence: ReportInput, run: RunDirectory, as_json: bool) -> int:
+    """Write the report and print what it says.
+
+    Raises:
+        NoResultError: no trial has finished.
+    """
+    written = report.write(evidence, run)
+    if as_json:
+        print(run.report_json.read_text(encoding="utf-8"), end="")
+    else:
+        report.show(console, evidence)
+        console.print("Written:")
+        for path in written:
+            console.print(f"  {path}", soft_wrap=True)
+    if not any(t.result is not None for t in evidence.trials):
+        raise NoResultError("no trial finished; see the reasons above")
+    return 0
+
+
+def _dry_run(console: Console, file: SpecFile, spec: SearchSpec, searching: bool) -> int:
+    data, resources = build("data", spec.data), spec.resources
+    console.print(f"{spec.name}: {data.words()}")
+    if searching:
+        arms = ", ".join(spec.search.arms) or "none"
+        console.print(
+            f"  search: {spec.search.trials} trials over {len(file.dimensions)} dimensions "
+            f"({spec.search.sampler.kind}, pruner {spec.search.pruner.kind}); named arms: {arms}"
+        )
+    if spec.compare is not None:
+        runs = len(spec.compare.arms) * spec.compare.seeds
+        console.print(f"  comparison: {runs} runs, {', '.join(spec.compare.arms)}")
+    console.print(
+        f"  each trial: {resources.workers} workers x {resources.cpus_per_worker:g} CPUs, "
+        f"{resources.gpus_per_worker:g} GPUs"
+    )
+    return 0
+
+
+def _command_again() -> str:
+    kept = [a for a in sys.argv[1:] if a not in ("--fresh", "--yes")]
+    return shlex.join(["mptune", *kept])

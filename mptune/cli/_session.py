@@ -1,0 +1,237 @@
+"""One run directory, from its spec to its report: what `search` and `compare` share."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+from rich.console import Console
+
+from mptune import dispatch, study
+from mptune.cli._evidence import collect
+from mptune.dispatch.base import Dispatcher
+from mptune.errors import InputError
+from mptune.paths import RunDirectory, cache_directory, write_text
+from mptune.report.live import LiveView
+from mptune.report.model import ReportInput
+from mptune.space import Space
+from mptune.spec import Comparison, SearchSpec, build
+from mptune.specfile import Concrete, SpecFile, merge_arm, plain
+from mptune.trial import Prepared, PrepareRequest, TrialSpec
+
+
+@dataclass
+class Session:
+    """Everything that one invocation of `mptune search` or `mptune compare` works with."""
+
+    file: SpecFile
+    spec: SearchSpec
+    run: RunDirectory
+    console: Console
+    command: str
+    local: bool = False
+    address: str | None = None
+    _dispatcher: Dispatcher | None = field(default=None, init=False)
+
+    @property
+    def url(self) -> str | None:
+        return self.spec.storage.url
+
+    @contextmanager
+    def open(self, *, fresh: bool, yes: bool) -> Iterator[None]:
+        """Hold the run directory, with the spec written into it; workers are gone afterwards.
+
+        Raises:
+            InputError: another driver holds it, or `fresh` would delete without `yes`.
+        """
+        with study.driver_lock(self.run):
+            if fresh:
+                self._clear(yes)
+            self._write_spec()
+            try:
+                yield
+            finally:
+                if self._dispatcher is not None:
+                    self._dispatcher.close()
+
+    def _clear(self, yes: bool) -> None:
+        names = [self.spec.name, study.compare_name(self.spec.name)]
+        held = sum(len(study.records(self.run, self.url, n)) for n in names)
+        if held and not yes:
+            raise InputError(
+                f"{self.run.root} holds {held} trials; --fresh deletes them, add --yes to do so"
+            )
+        study.delete_studies(self.run, self.url, names)
+        for entry in self.run.root.iterdir():
+            if entry != self.run.lock:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+    def _write_spec(self) -> None:
+        """The spec goes in first; a resume keeps the stored one until it is accepted."""
+        resolved = self.file.resolved(self.spec)
+        if not self.run.resolved.exists():
+            write_text(self.run.spec, self.file.text)
+            write_text(self.run.resolved, yaml.safe_dump(resolved, sort_keys=False))
+
+    def dispatcher(self) -> Dispatcher:
+        """Started when first needed: a finished search is reported without Ray."""
+        if self._dispatcher is None:
+            self._dispatcher = dispatch.make(
+                self.spec.resources, local=self.local, address=self.address
+            )
+        return self._dispatcher
+
+    # --- preparing -----------------------------------------------------------------------------
+
+    def data(self) -> dict[str, Any]:
+        """The data section with its paths absolute."""
+        modality = build("data", self.spec.data).resolved(self.file.path.absolute().parent)
+        found: dict[str, Any] = modality.model_dump(mode="json")
+        return found
+
+    def prepared(self) -> Prepared:
+        """The token table and the frozen plan, prepared once per run directory."""
+        if self.run.prepared.exists():
+            known = Prepared.model_validate_json(self.run.prepared.read_text(encoding="utf-8"))
+            if Path(known.table).is_dir() and Path(known.plan).is_file():
+                return known
+        request = PrepareRequest(
+            data=self.data(),
+            score=self.spec.score,
+            cache=str(cache_directory() / "tables"),
+            plan=str(self.run.plan.absolute()),
+        )
+        prepared = self.dispatcher().prepare(request)
+        write_text(self.run.prepared, prepared.model_dump_json(indent=2) + "\n")
+        return prepared
+
+    # --- searching -----------------------------------------------------------------------------
+
+    def search(self) -> None:
+        """Run the search to its number of trials.
+
+        Raises:
+            InterruptedSearch, NoResultError, InputError: see `StudyDriver.run` and `claim_spec`.
+        """
+        pruner = study.make_pruner(self.spec.search.pruner)
+        opened = study.open_study(self.run, self.url, self.spec.name, pruner=pruner)
+        study.claim_spec(opened, self.file.resolved(self.spec))
+        study.enqueue_arms(opened, Space(self.file).arms())
+        if study.ended(opened) >= self.spec.search.trials:
+            return
+        rungs = self.spec.search.pruner.rungs if self.spec.search.pruner.kind != "none" else ()
+        factory = self._factory(self.spec.name, "search", rungs)
+        space, seed = Space(self.file), self.spec.search.seed
+
+        def propose(trial: optuna.Trial) -> TrialSpec:
+            return factory.make(space.suggest(trial), trial.number, seed)
+
+        self._drive(opened, self.spec.search.trials, propose, "search")
+
+    def _factory(self, name: str, folder: str, rungs: tuple[float, ...]) -> study.TrialFactory:
+        return study.TrialFactory(name, folder, self.run, self.prepared(), self.data(), rungs)
+
+    def _drive(
+        self,
+        opened: optuna.Study,
+        trials: int,
+        propose: Callable[[optuna.Trial], TrialSpec],
+        what: str,
+    ) -> None:
+        search = self.spec.search
+        title = f"{self.spec.name}: {what}"
+        with LiveView(self.console, title, trials, done=study.ended(opened)) as live:
+            study.StudyDriver(
+                study=opened,
+                trials=trials,
+                propose=propose,
+                dispatcher=self.dispatcher(),
+                observer=live,
+                sampler=lambda number: study.make_sampler(search, number),
+                concurrency=search.concurrency,
+                ordered=search.ordered,
+                budget_seconds=search.budget_seconds if what == "search" else None,
+                log=self.run.events,
+            ).run()
+
+    # --- comparing -----------------------------------------------------------------------------
+
+    def compare(self) -> None:
+        """Run the spec's comparison: every arm on every paired seed.
+
+        Raises:
+            InputError: the spec has no `compare`, or a dimension is left open.
+        """
+        comparison = self.spec.compare
+        if comparison is None:
+            raise InputError(f"{self.file.path}: compare: is missing; name at least two arms there")
+        name = study.compare_name(self.spec.name)
+        pruner = optuna.pruners.NopPruner()
+        opened = study.open_study(self.run, self.url, name, pruner=pruner)
+        arms = self._arms(opened, comparison)
+        study.enqueue_arms(opened, _paired_runs(comparison))
+        runs = len(comparison.arms) * comparison.seeds
+        if study.ended(opened) >= runs:
+            return
+        factory = self._factory(name, "compare", ())
+
+        def propose(trial: optuna.Trial) -> TrialSpec:
+            arm = trial.suggest_categorical("arm", list(arms))
+            seed = trial.suggest_int("seed", 0, 10_000)
+            return factory.make(arms[arm], trial.number, study.COMPARE_SEED + seed)
+
+        self._drive(opened, runs, propose, "comparison")
+
+    def _arms(self, opened: optuna.Study, comparison: Comparison) -> dict[str, Concrete]:
+        """Each arm's spec: the base with the arm's changes. The base never moves once chosen."""
+        base = Space(self.file).at(self._base_params(opened, comparison))
+        nodes = self.file.arms("compare")
+        return {n: merge_arm(base, plain(nodes[n]), nodes[n].origin) for n in comparison.arms}
+
+    def _base_params(self, opened: optuna.Study, comparison: Comparison) -> Mapping[str, Any]:
+        stored: Mapping[str, Any] | None = opened.user_attrs.get("base")
+        if stored is not None:
+            return stored
+        params = self._best_params()
+        study.set_base(opened, params)
+        return params
+
+    def _best_params(self) -> Mapping[str, Any]:
+        """Parameters of the search's best trial; the spec's first values if it has no search."""
+        found = study.records(self.run, self.url, self.spec.name)
+        if found:
+            return study.best(found).params
+        return self._first_values()
+
+    def _first_values(self) -> Mapping[str, Any]:
+        open_names = [n for n in self.file.dimensions if not n.startswith("policy")]
+        if open_names:
+            name = open_names[0]
+            raise InputError(
+                f"{self.file.origin_of(name)}: {name}: is a dimension, but there is no search to "
+                "take its value from; fix it, or run `mptune search` first"
+            )
+        values = {n: d.labels[0] if hasattr(d, "labels") else d.low
+                  for n, d in self.file.dimensions.items()}
+        return values
+
+    # --- reporting -----------------------------------------------------------------------------
+
+    def evidence(self) -> ReportInput:
+        """What the report is made from."""
+        return collect(self.run, self.spec, self.command)
+
+
+def _paired_runs(comparison: Comparison) -> list[tuple[str, dict[str, Any]]]:
+    """Seed by seed, so that an interrupted comparison is still paired."""
+    return [
+        (arm, {"arm": arm, "seed": seed})
+        for seed in range(comparison.seeds)
+        for arm in comparison.arms
+    ]

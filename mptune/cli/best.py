@@ -1,0 +1,46 @@
+"""The recommended policy of a finished search; --export writes it for use elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from mptune.cli import _arguments
+
+EXAMPLES = """\
+examples:
+  mptune best runs/quickstart
+  mptune best runs/quickstart --export policy.yaml
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    _arguments.add_run_dir(parser)
+    parser.add_argument("--export", type=Path, metavar="FILE", help="write the policy as YAML")
+    _arguments.add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    import yaml
+
+    from mptune import study
+    from mptune.cli._evidence import stored_spec
+    from mptune.paths import write_text
+
+    run_directory = _arguments.existing_run(arguments.run_dir)
+    spec = stored_spec(run_directory)
+    best = study.best(study.records(run_directory, spec.storage.url, spec.name))
+    assert best.spec is not None
+    assert best.result is not None
+    found = {"policy": best.spec.policy, "model": best.spec.model}
+    if arguments.export:
+        head = f"# {best.label}: trial {best.number} of {spec.name}, by accumulated LML estimate\n"
+        write_text(arguments.export, head + yaml.safe_dump(best.spec.policy, sort_keys=False))
+    score = best.result.lml
+    if arguments.json:
+        print(json.dumps({**found, "trial": best.number, "lml": score.model_dump(mode="json")}))
+        return 0
+    print(f"trial {best.number}: {best.label}, {score.nats_per_token:.4f} nats/token")
+    print(yaml.safe_dump(found, sort_keys=False), end="")
+    return 0

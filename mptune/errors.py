@@ -1,0 +1,56 @@
+"""The exceptions a user can meet. Every message is one line that says what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class MptuneError(Exception):
+    """Base of all errors that mptune raises on purpose; `exit_code` is the process's."""
+
+    exit_code = 3
+
+
+class InputError(MptuneError):
+    """The user's input is wrong. Carries one line per problem."""
+
+    exit_code = 2
+
+    def __init__(self, problems: str | Iterable[str]) -> None:
+        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class NoResultError(MptuneError):
+    """The search ended without a usable result."""
+
+    exit_code = 3
+
+
+class InterruptedSearch(MptuneError):
+    """Stopped on request; the same command continues."""
+
+    exit_code = 130
+
+
+class DispatchError(MptuneError):
+    """The machinery that runs trials (Ray, a gang) cannot be started or was lost for good."""
+
+
+class NonFiniteLoss(MptuneError):
+    """A training loss was NaN or infinite; raised before the optimizer step on every rank."""
+
+    def __init__(self, step: int, loss: float) -> None:
+        super().__init__(f"training loss is {loss} at step {step}; no update was made from it")
+        self.step = step
+
+
+def did_you_mean(name: object, known: Iterable[object]) -> str:
+    """`"; did you mean 'x'?"` for the nearest known name, or an empty string.
+
+    >>> did_you_mean("unifrom", ["uniform", "beta"])
+    "; did you mean 'uniform'?"
+    """
+    close = get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,210 @@
+"""The search spec: one schema, the same words in YAML, in Python and in `--set`.
+
+Sections are frozen pydantic models that refuse unknown keys. `data`, `model` and `policy` are
+plugin sections: their keys belong to the modality, model family or mask policy they name. Reading
+a YAML file, with line numbers and search dimensions, is `mptune.specfile`'s part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from mptune import plugins
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, unknown keys refused, numbers given as numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _mask_rate(value: float) -> float:
+    if not 0 < value <= 1:
+        raise ValueError("is not a mask rate; a rate is a fraction in (0, 1]")
+    return value
+
+
+MaskRate = Annotated[float, AfterValidator(_mask_rate)]
+"""A fraction of the observed positions, in (0, 1]."""
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+PLUGIN_SECTIONS = {
+    "data": ("modalities", "kind"),
+    "model": ("families", "family"),
+    "policy": ("policies", "kind"),
+}
+"""Section -> (plugin group, the key that names the plugin)."""
+
+
+def build(section: str, values: Mapping[str, Any]) -> Any:
+    """The plugin object that a section describes, e.g. `build("policy", {"kind": "uniform"})`.
+
+    Raises:
+        ValueError: the naming key is missing, or names no plugin.
+        pydantic.ValidationError: a parameter is wrong.
+    """
+    group, key = PLUGIN_SECTIONS[section]
+    if not isinstance(values, Mapping):
+        raise ValueError(f"must be a mapping with the key {key!r}")
+    if key not in values:
+        raise ValueError(f"needs {key!r}, one of {', '.join(plugins.modules(group))}")
+    return plugins.load(group, str(values[key])).model_validate(dict(values))
+
+
+class Optimizer(Section):
+    """AdamW, through DeepSpeed; a `deepspeed.optimizer` section takes precedence."""
+
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    eps: float = Field(1e-6, gt=0)
+
+
+class LearningRateSchedule(Section):
+    """Learning rate over training progress."""
+
+    kind: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Fraction = Field(0.05, description="fraction of the budget spent warming up")
+    final: Fraction = Field(0.0, description="final learning rate as a fraction of the peak")
+
+
+class Training(Section):
+    """How every trial trains. Exactly one budget, the same for all trials of a study."""
+
+    budget_tokens: float | None = Field(None, gt=0, description="positions processed (batch x D)")
+    budget_flops: float | None = Field(None, gt=0, description="FLOPs, head included")
+    budget_seconds: float | None = Field(None, gt=0, description="seconds of training steps")
+    batch_size: int = Field(64, gt=0, description="sequences per optimizer step, over all workers")
+    micro_batch_size: int | None = Field(
+        None, gt=0, description="sequences per worker and forward; default batch_size / workers"
+    )
+    optimizer: Optimizer = Optimizer()
+    schedule: LearningRateSchedule = LearningRateSchedule()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    gradient_clipping: float = Field(1.0, ge=0, description="global norm; 0 is off")
+    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
+    checkpoint_every_s: float = Field(
+        60.0, gt=0, description="seconds between checkpoints of a running trial"
+    )
+    deepspeed: dict[str, Any] = Field(
+        default_factory=dict, description="passed through to DeepSpeed verbatim, wins over the rest"
+    )
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Training:
+        budgets = ("budget_tokens", "budget_flops", "budget_seconds")
+        given = [b for b in budgets if getattr(self, b) is not None]
+        if len(given) != 1:
+            raise ValueError(f"needs exactly one of {', '.join(budgets)}; {len(given)} are given")
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of micro_batch_size "
+                f"{self.micro_batch_size}"
+            )
+        return self
+
+
+class Score(Section):
+    """The frozen scoring plan: the same held-out sequences, counts and masks for every trial."""
+
+    sequences: int = Field(512, gt=1, description="held-out sequences scored (at most all)")
+    forwards: int = Field(2, gt=0, description="forwards per sequence of the LML estimate")
+    target_se: float | None = Field(
+        None, gt=0, description="standard error in nats per token to reach by more forwards"
+    )
+    max_forwards: int = Field(16, gt=0, description="cap on forwards per sequence with target_se")
+    rates: tuple[MaskRate, ...] = Field(
+        (0.15,),
+        min_length=1,
+        description="mask rates at which loss and accuracy are recorded beside the LML",
+    )
+    rung_sequences: int = Field(128, gt=1, description="held-out sequences scored at a rung")
+    batch_size: int = Field(128, gt=0, description="sequences per scoring forward and worker")
+    seed: int = Field(0, ge=0)
+
+
+class Sampler(Section):
+    """How Optuna proposes trials; every proposal is a pure function of seed and history."""
+
+    kind: Literal["tpe", "random", "cmaes", "gp"] = "tpe"
+    startup_trials: int = Field(8, ge=0, description="random proposals before the model is used")
+
+
+class Pruner(Section):
+    """When Optuna stops a trial early: rungs compare the common LML plan at equal progress."""
+
+    kind: Literal["none", "median", "halving", "hyperband"] = "median"
+    rungs: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.5,), description="training progress at which trials report, as fractions"
+    )
+    startup_trials: int = Field(4, ge=0, description="finished trials before anything is pruned")
+
+
+class Search(Section):
+    """What is searched, and how long."""
+
+    trials: int = Field(16, gt=0)
+    seed: int = Field(0, ge=0)
+    concurrency: int | None = Field(
+        None, gt=0, description="trials at once; default what the cluster holds"
+    )
+    ordered: bool = Field(
+        True, description="results count in trial order, so that a resumed search is the same one"
+    )
+    sampler: Sampler = Sampler()
+    pruner: Pruner = Pruner()
+    budget_seconds: float | None = Field(None, gt=0, description="no trial starts after this")
+    arms: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="named points of the space that always run, first"
+    )
+
+
+class Comparison(Section):
+    """Named arms over paired seeds. An arm says what it changes; `{}` is the search's best."""
+
+    arms: dict[str, dict[str, Any]] = Field(min_length=2)
+    baseline: str | None = Field(None, description="arm the others are held against; default first")
+    seeds: int = Field(3, gt=1, description="paired training seeds per arm")
+    level: float = Field(0.95, gt=0.5, lt=1, description="confidence level of the intervals")
+
+    @model_validator(mode="after")
+    def _baseline_is_an_arm(self) -> Comparison:
+        if self.baseline is not None and self.baseline not in self.arms:
+            raise ValueError(f"baseline {self.baseline!r} is none of the arms {list(self.arms)}")
+        return self
+
+
+class Resources(Section):
+    """What one trial runs on."""
+
+    workers: int = Field(1, gt=0, description="worker processes (ranks) per trial, one per GPU")
+    cpus_per_worker: float = Field(1, gt=0)
+    gpus_per_worker: float = Field(0, ge=0)
+    trials_per_gang: int = Field(100, gt=0, description="a gang is remade after this many trials")
+
+
+class Storage(Section):
+    """Where the study lives."""
+
+    url: str | None = Field(
+        None, description="an SQLAlchemy URL for Optuna; default SQLite in the run directory"
+    )
+
+
+class SearchSpec(Section):
+    """A whole spec with every search dimension replaced by a value."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+    data: dict[str, Any]
+    model: dict[str, Any]
+    policy: dict[str, Any]
+    training: Training
+    score: Score = Score()
+    search: Search = Search()
+    compare: Comparison | None = None
+    resources: Resources = Resources()
+    storage: Storage = Storage()

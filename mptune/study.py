@@ -1,0 +1,619 @@
+"""Ask, dispatch, report, prune, tell; resume. The one client of Optuna.
+
+Optuna's storage is the only truth: a driver that is killed at any moment and started again with
+the same command goes on. A trial that was running is put back in the queue under its own number
+and parameters; a trial that had finished but was not yet told is told from its result file.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from mptune.dispatch.base import Dispatcher
+from mptune.errors import InputError, InterruptedSearch, NoResultError
+from mptune.paths import RunDirectory, TrialDirectory
+from mptune.spec import Pruner, Search, SearchSpec, build
+from mptune.specfile import Concrete
+from mptune.trial import (
+    Event,
+    Failed,
+    Finished,
+    GangChanged,
+    Prepared,
+    Rung,
+    Stopped,
+    TrialResult,
+    TrialSpec,
+)
+
+MAX_FAILURES_IN_A_ROW = 5
+"""With nothing finished yet, this many failures mean that the spec or the machine is broken."""
+
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+COMPARE_SEED = 1_000_000
+"""First training seed of a comparison: apart from the search's, so that nothing is chosen twice."""
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+class Observer(Protocol):
+    """Whoever watches a study: a live table, a log."""
+
+    def trial(self, number: int, label: str, size: str) -> None:
+        """A trial was submitted."""
+
+    def on_event(self, event: Event) -> None:
+        """Something happened to a trial or a gang."""
+
+    def finish_trial(self, number: int, state: str) -> None:
+        """A trial was told to the study, in this state."""
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial as the storage has it."""
+
+    number: int
+    state: str
+    params: Mapping[str, Any]
+    arm: str | None
+    label: str
+    spec: TrialSpec | None
+    result: TrialResult | None
+    reason: str | None
+    detail: str | None
+    rungs: Mapping[int, float]
+    seconds: float | None
+
+
+# --- storage -----------------------------------------------------------------------------------
+
+
+def open_storage(run: RunDirectory, url: str | None) -> optuna.storages.BaseStorage:
+    """Optuna's storage: SQLite in the run directory, or any RDB by URL.
+
+    Raises:
+        InputError: the URL names no reachable database.
+    """
+    if url is None:
+        run.root.mkdir(parents=True, exist_ok=True)
+    address = url or f"sqlite:///{run.database.absolute()}"
+    wait = {"connect_args": {"timeout": 60}} if address.startswith("sqlite") else {}
+    try:
+        return optuna.storages.RDBStorage(
+            address, engine_kwargs={"pool_pre_ping": True, **wait}, skip_compatibility_check=False
+        )
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"storage.url: cannot open Optuna's storage: {reason}") from None
+
+
+def has_study(run: RunDirectory, url: str | None, name: str) -> bool:
+    """Whether the storage already holds the study."""
+    if url is None and not run.database.exists():
+        return False
+    return name in optuna.study.get_all_study_names(open_storage(run, url))
+
+
+def delete_studies(run: RunDirectory, url: str | None, names: Sequence[str]) -> None:
+    """Remove studies from the storage, for `--fresh`."""
+    storage = open_storage(run, url)
+    for name in names:
+        with suppress(KeyError):
+            optuna.delete_study(study_name=name, storage=storage)
+
+
+def compare_name(name: str) -> str:
+    """The study that holds a search's comparison."""
+    return f"{name}/compare"
+
+
+def records(run: RunDirectory, url: str | None, name: str) -> list[TrialRecord]:
+    """Every trial of a study in order of number; empty if there is no such study."""
+    if not has_study(run, url, name):
+        return []
+    study = optuna.load_study(study_name=name, storage=open_storage(run, url))
+    return [_record(t) for t in study.get_trials(deepcopy=False)]
+
+
+def _record(trial: FrozenTrial) -> TrialRecord:
+    attrs = trial.user_attrs
+    spec, result = attrs.get("trial_spec"), attrs.get("result")
+    return TrialRecord(
+        number=trial.number,
+        state=trial.state.name,
+        params=trial.params,
+        arm=attrs.get("arm"),
+        label=attrs.get("label", ""),
+        spec=TrialSpec.model_validate_json(spec) if spec else None,
+        result=TrialResult.model_validate_json(result) if result else None,
+        reason=attrs.get("reason"),
+        detail=attrs.get("detail"),
+        rungs=trial.intermediate_values,
+        seconds=attrs.get("cost_total_s"),
+    )
+
+
+# --- one driver at a time ----------------------------------------------------------------------
+
+
+@contextmanager
+def driver_lock(run: RunDirectory) -> Iterator[None]:
+    """Hold the run directory; the kernel lets go of it when the driver dies, however it dies.
+
+    Raises:
+        InputError: another process drives this run; it is named.
+    """
+    run.root.mkdir(parents=True, exist_ok=True)
+    with run.lock.open("a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            handle.seek(0)
+            raise InputError(
+                f"{run.root} is being searched by {handle.read().strip() or 'another process'}; "
+                "wait for it, stop it, or give another --run-dir"
+            ) from None
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {socket.gethostname()}")
+        handle.flush()
+        yield
+
+
+def is_driven(run: RunDirectory) -> bool:
+    """Whether a living driver holds the run directory."""
+    if not run.lock.exists():
+        return False
+    with run.lock.open() as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        fcntl.flock(handle, fcntl.LOCK_UN)
+        return False
+
+
+@contextmanager
+def _interrupts(asked: threading.Event) -> Iterator[None]:
+    """First Ctrl-C or SIGTERM sets `asked`; a second one ends the process at once."""
+
+    def on_signal(number: int, frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# --- proposals ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrialFactory:
+    """Turns a concrete spec into the trial that a worker runs."""
+
+    study: str
+    folder: str
+    run: RunDirectory
+    prepared: Prepared
+    data: Mapping[str, Any]
+    rungs: tuple[float, ...] = ()
+
+    def make(self, concrete: Concrete, number: int, seed: int) -> TrialSpec:
+        """The TrialSpec of trial `number`."""
+        spec = SearchSpec.model_validate(concrete.tree)
+        policy, model = build("policy", spec.policy), build("model", spec.model)
+        return TrialSpec(
+            study=self.study,
+            number=number,
+            label=f"{policy.words()} · {model.words()}",
+            seed=seed,
+            data=dict(self.data),
+            model=model.model_dump(mode="json"),
+            policy=policy.model_dump(mode="json"),
+            training=spec.training,
+            score=spec.score,
+            rungs=self.rungs,
+            resources=spec.resources,
+            prepared=self.prepared,
+            directory=str(self.run.trial(number, self.folder).root.absolute()),
+        )
+
+
+def make_sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
+    """A sampler whose proposal depends on the seed, the trial's number and the history alone."""
+    seed = (search.seed * 1_000_003 + number) % 2**31
+    match search.sampler.kind:
+        case "random":
+            return optuna.samplers.RandomSampler(seed=seed)
+        case "cmaes":
+            return optuna.samplers.CmaEsSampler(
+                seed=seed, n_startup_trials=search.sampler.startup_trials
+            )
+        case "gp":
+            return optuna.samplers.GPSampler(
+                seed=seed, n_startup_trials=search.sampler.startup_trials
+            )
+        case "tpe":
+            return optuna.samplers.TPESampler(
+                seed=seed, n_startup_trials=search.sampler.startup_trials, multivariate=True,
+                group=True, constant_liar=True,
+            )
+
+
+def make_pruner(pruner: Pruner) -> optuna.pruners.BasePruner:
+    """Optuna's own pruner for the spec's section."""
+    match pruner.kind:
+        case "none":
+            return optuna.pruners.NopPruner()
+        case "median":
+            return optuna.pruners.MedianPruner(n_startup_trials=pruner.startup_trials)
+        case "halving":
+            return optuna.pruners.SuccessiveHalvingPruner(
+                min_resource=_percent(pruner.rungs[0]) if pruner.rungs else 1
+            )
+        case "hyperband":
+            return optuna.pruners.HyperbandPruner(
+                min_resource=_percent(pruner.rungs[0]) if pruner.rungs else 1, max_resource=100
+            )
+
+
+def _percent(progress: float) -> int:
+    return max(1, round(100 * progress))
+
+
+# --- the driver --------------------------------------------------------------------------------
+
+
+@dataclass
+class _InFlight:
+    trial: optuna.Trial
+    spec: TrialSpec
+    ending: Finished | Stopped | Failed | None = None
+
+
+@dataclass
+class StudyDriver:
+    """Drives one Optuna study to its number of trials.
+
+    `propose(trial)` turns an asked trial into a TrialSpec. With `ordered`, trials are told in the
+    order in which they were asked, and each is asked after the same ones were told, whatever
+    order they finish in; the proposals of a resumed search are then those of an undisturbed one.
+    """
+
+    study: optuna.Study
+    trials: int
+    propose: Callable[[optuna.Trial], TrialSpec]
+    dispatcher: Dispatcher
+    observer: Observer
+    sampler: Callable[[int], optuna.samplers.BaseSampler]
+    concurrency: int | None = None
+    ordered: bool = True
+    budget_seconds: float | None = None
+    log: Path | None = None
+    interrupted: threading.Event = field(default_factory=threading.Event)
+    _flight: dict[int, _InFlight] = field(default_factory=dict)
+    _order: deque[int] = field(default_factory=deque)
+    _spent_before: float = 0.0
+    _started: float = 0.0
+
+    def run(self) -> None:
+        """Run until every trial has ended.
+
+        Raises:
+            InterruptedSearch: Ctrl-C or SIGTERM; what ran is queued again under its number.
+            NoResultError: the first trials all failed.
+        """
+        self._started = time.monotonic()
+        self._spent_before = float(self.study.user_attrs.get("spent_s", 0.0))
+        requeue_running(self.study)
+        with _interrupts(self.interrupted):
+            self._fill()
+            while self._flight:
+                self._stop_if_interrupted()
+                for event in self.dispatcher.events(timeout_s=0.5):
+                    self._handle(event)
+                self._settle()
+        self._save_spend()
+        if self.interrupted.is_set():
+            raise InterruptedSearch("interrupted")
+
+    def _fill(self) -> None:
+        limit = self.concurrency or max(1, self.dispatcher.capacity())
+        while len(self._flight) < limit and self._may_ask():
+            self._ask()
+
+    def _may_ask(self) -> bool:
+        if self.interrupted.is_set() or self._over_budget():
+            return False
+        found = self.study.get_trials(deepcopy=False, states=ENDED)
+        self._refuse_hopeless(found)
+        return len(found) + len(self._flight) < self.trials
+
+    def _over_budget(self) -> bool:
+        return self.budget_seconds is not None and self._spent() >= self.budget_seconds
+
+    def _spent(self) -> float:
+        return self._spent_before + time.monotonic() - self._started
+
+    def _save_spend(self) -> None:
+        self.study.set_user_attr("spent_s", round(self._spent(), 3))
+
+    def _refuse_hopeless(self, ended: Sequence[FrozenTrial]) -> None:
+        failed = [t for t in ended if t.state == TrialState.FAIL]
+        if len(failed) == len(ended) and len(failed) >= MAX_FAILURES_IN_A_ROW and not self._flight:
+            last = failed[-1].user_attrs
+            raise NoResultError(
+                f"the first {len(failed)} trials all failed; the last one: "
+                f"{last.get('reason')}: {last.get('detail')}"
+            )
+
+    def _ask(self) -> None:
+        self.study.sampler = self.sampler(_next_number(self.study))
+        trial = self.study.ask()
+        spec = self.propose(trial)
+        _describe(trial, spec)
+        self._flight[spec.number] = _InFlight(trial, spec)
+        self._order.append(spec.number)
+        self.observer.trial(spec.number, *spec.label.split(" · ", 1))
+        result = _finished_before(spec)
+        if result is not None:
+            self._replay(spec, result)
+        else:
+            self.dispatcher.submit(spec)
+
+    def _replay(self, spec: TrialSpec, result: TrialResult) -> None:
+        """A result that was written but not told: tell it, do not train it again."""
+        trial = self._flight[spec.number].trial
+        for progress, value in result.rungs:
+            _report(trial, value, progress)
+        self._handle(Finished(number=spec.number, result=result))
+
+    def _handle(self, event: Event) -> None:
+        self._log(event)
+        self.observer.on_event(event)
+        if isinstance(event, GangChanged):
+            return
+        flight = self._flight.get(event.number)
+        if flight is None:
+            return
+        if isinstance(event, Rung):
+            self._decide(flight, event)
+        elif isinstance(event, Finished | Stopped | Failed):
+            flight.ending = event
+
+    def _decide(self, flight: _InFlight, rung: Rung) -> None:
+        _report(flight.trial, rung.nats_per_token, rung.progress)
+        named = "arm" in flight.trial.user_attrs
+        prune = not named and not self.interrupted.is_set() and flight.trial.should_prune()
+        self.dispatcher.decide(rung.number, not prune)
+
+    def _settle(self) -> None:
+        """Tell what has ended; in ordered mode the oldest first, asking anew after each."""
+        while self._order:
+            ready = [n for n in self._order if self._flight[n].ending is not None]
+            if not ready or (self.ordered and ready[0] != self._order[0]):
+                return
+            self._order.remove(ready[0])
+            self._tell(self._flight.pop(ready[0]))
+            self._fill()
+
+    def _tell(self, flight: _InFlight) -> None:
+        number, trial, ending = flight.spec.number, flight.trial, flight.ending
+        if isinstance(ending, Finished):
+            _record_result(trial, ending.result)
+            self.study.tell(number, ending.result.lml.nats_per_token)
+            self.observer.finish_trial(number, "complete")
+        elif isinstance(ending, Stopped) and ending.reason == "interrupted":
+            _requeue(self.study, trial._trial_id)
+            self.observer.finish_trial(number, "interrupted")
+        elif isinstance(ending, Stopped):
+            _set(trial, reason="pruned", detail=f"pruned at step {ending.step}")
+            self.study.tell(number, state=TrialState.PRUNED)
+            self.observer.finish_trial(number, "pruned")
+        elif isinstance(ending, Failed):
+            _set(trial, reason=ending.reason, detail=ending.detail)
+            self.study.tell(number, state=TrialState.FAIL)
+            self.observer.finish_trial(number, f"failed: {ending.reason}")
+        self._save_spend()
+
+    def _stop_if_interrupted(self) -> None:
+        if self.interrupted.is_set():
+            for number, flight in self._flight.items():
+                if flight.ending is None:
+                    self.dispatcher.stop(number, "interrupted")
+
+    def _log(self, event: Event) -> None:
+        if self.log is not None:
+            with self.log.open("a", encoding="utf-8") as handle:
+                handle.write(f'{{"time": {time.time():.3f}, "event": {event.model_dump_json()}}}\n')
+
+
+def _next_number(study: optuna.Study) -> int:
+    """The number that `ask` will give: the oldest waiting trial, else a new one."""
+    trials = study.get_trials(deepcopy=False)
+    waiting = [t.number for t in trials if t.state == TrialState.WAITING]
+    return min(waiting, default=len(trials))
+
+
+def requeue_running(study: optuna.Study) -> list[int]:
+    """Put the trials of a dead driver back in the queue, under their numbers and parameters."""
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    for trial in running:
+        _requeue(study, trial._trial_id)
+    return [t.number for t in running]
+
+
+def _requeue(study: optuna.Study, trial_id: int) -> None:
+    study._storage.set_trial_state_values(trial_id, state=TrialState.WAITING)
+
+
+def _report(trial: optuna.Trial, value: float, progress: float) -> None:
+    """Report at a rung; the step is the progress in percent. A repeated rung changes nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        trial.report(value, _percent(progress))
+
+
+def _set(trial: optuna.Trial, **attrs: Any) -> None:
+    for key, value in attrs.items():
+        trial.set_user_attr(key, value)
+
+
+def _describe(trial: optuna.Trial, spec: TrialSpec) -> None:
+    policy, size = spec.label.split(" · ", 1)
+    _set(
+        trial,
+        label=spec.label,
+        policy=policy,
+        size=size,
+        seed=spec.seed,
+        fingerprint=spec.fingerprint(),
+        trial_spec=spec.model_dump_json(),
+    )
+
+
+def _record_result(trial: optuna.Trial, result: TrialResult) -> None:
+    """Everything a person or a dashboard may want, flat; and the whole result as JSON."""
+    lml, cost = result.lml, result.cost
+    tokens = lml.nats_per_sequence / lml.nats_per_token if lml.nats_per_token else 1.0
+    _set(
+        trial,
+        lml_nats_per_token=lml.nats_per_token,
+        lml_nats_per_sequence=lml.nats_per_sequence,
+        lml_se_nats_per_token=lml.se_population / tokens,
+        bits_per_byte=lml.bits_per_byte,
+        **{f"loss_at_{100 * r.rate:g}%": r.loss for r in result.rates},
+        **{f"masked_accuracy_at_{100 * r.rate:g}%": r.accuracy for r in result.rates},
+        **{f"cost_{k}": v for k, v in cost.model_dump().items()},
+        versions=result.versions,
+        result=result.model_dump_json(),
+    )
+
+
+def _finished_before(spec: TrialSpec) -> TrialResult | None:
+    """The trial's own result, if a worker wrote it before the last driver died."""
+    path = TrialDirectory(Path(spec.directory)).result
+    try:
+        result = TrialResult.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return result if result.fingerprint == spec.fingerprint() else None
+
+
+# --- opening a study ---------------------------------------------------------------------------
+
+
+def open_study(
+    run: RunDirectory, url: str | None, name: str, *, pruner: optuna.pruners.BasePruner
+) -> optuna.Study:
+    """Create or load the study, with the metric named for whoever opens a dashboard."""
+    study = optuna.create_study(
+        study_name=name,
+        storage=open_storage(run, url),
+        direction="maximize",
+        load_if_exists=True,
+        pruner=pruner,
+    )
+    study.set_metric_names(["LML (nats per token)"])
+    return study
+
+
+def claim_spec(study: optuna.Study, resolved: Mapping[str, Any]) -> None:
+    """Bind the study to its spec; a resume with another one is refused.
+
+    Raises:
+        InputError: the stored spec differs in something that changes results.
+    """
+    wanted = _binding(resolved)
+    stored = study.user_attrs.get("spec")
+    if stored is None:
+        study.set_user_attr("spec", json.dumps(wanted, sort_keys=True))
+        return
+    differences = list(_differences(json.loads(stored), json.loads(json.dumps(wanted)), ""))
+    if differences:
+        raise InputError(
+            f"study {study.study_name!r} was begun with another spec: {differences[0]}; "
+            "use --fresh to start anew, or another --run-dir"
+        )
+
+
+_FREE = {"search": ("trials", "budget_seconds", "concurrency"), "resources": ("trials_per_gang",)}
+"""What may change between a search and its resume."""
+
+
+def _binding(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    bound = {k: v for k, v in resolved.items() if k not in ("compare", "storage")}
+    for section, keys in _FREE.items():
+        if isinstance(bound.get(section), Mapping):
+            bound[section] = {k: v for k, v in bound[section].items() if k not in keys}
+    return bound
+
+
+def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            inner = f"{path}.{key}" if path else key
+            yield from _differences(old.get(key), new.get(key), inner)
+    elif old != new:
+        yield f"{path} was {json.dumps(old)}, is {json.dumps(new)}"
+
+
+def ended(study: optuna.Study) -> int:
+    """How many trials have ended, in whatever state."""
+    return len(study.get_trials(deepcopy=False, states=ENDED))
+
+
+def set_base(study: optuna.Study, params: Mapping[str, Any]) -> None:
+    """Remember the point that a comparison's arms change: it does not move with later trials."""
+    study.set_user_attr("base", dict(params))
+
+
+def enqueue_arms(study: optuna.Study, arms: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """Queue (arm name, parameters) in order; those that are queued already are not repeated."""
+    done = sum("arm" in t.user_attrs for t in study.get_trials(deepcopy=False))
+    for name, params in arms[done:]:
+        study.enqueue_trial(dict(params), user_attrs={"arm": name})
+
+
+def best(found: Sequence[TrialRecord]) -> TrialRecord:
+    """The finished trial with the highest LML; the earlier one of equals.
+
+    Raises:
+        NoResultError: no trial has finished.
+    """
+    finished = [r for r in found if r.result is not None and r.state == "COMPLETE"]
+    if not finished:
+        raise NoResultError("no trial has finished, so there is nothing to recommend")
+    return max(finished, key=lambda r: (_score(r), -r.number))
+
+
+def _score(record: TrialRecord) -> float:
+    assert record.result is not None
+    return record.result.lml.nats_per_token

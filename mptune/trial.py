@@ -1,0 +1,241 @@
+"""The only values that cross a process boundary, plain JSON: a trial, its events, its result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from mptune.spec import Resources, Score, Training
+
+
+class Message(BaseModel):
+    """Frozen and strict about keys, but NaN travels (a diverged loss is worth reporting)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+class Prepared(Message):
+    """What preparing the data gave: the same for every trial of a study."""
+
+    table: str = Field(description="directory of the memory-mapped token table")
+    table_hash: str = Field(description="content hash of source and options")
+    plan: str = Field(description="path of the frozen scoring plan (npz)")
+    plan_hash: str
+    vocabulary_size: int = Field(description="symbols that can be predicted")
+    length: int = Field(description="positions per sequence, D")
+    train_sequences: int
+    heldout_sequences: int = Field(description="held-out sequences in the plan")
+    heldout_tokens: int = Field(description="observed positions of those")
+    bytes_per_token: float | None = Field(description="text bytes per observed position, or None")
+    description: str = Field(description="the data in one line of words")
+
+
+class PrepareRequest(Message):
+    """Prepare the data once per study, and freeze the scoring plan."""
+
+    data: dict[str, Any] = Field(description="the data section, its paths absolute")
+    score: Score
+    cache: str = Field(description="directory that holds prepared tables by content hash")
+    plan: str = Field(description="where the frozen plan is written, or already stands")
+
+
+class TrialSpec(Message):
+    """Everything that determines a trial: it is a pure function of this."""
+
+    study: str
+    number: int
+    label: str = Field(description="policy and size in words")
+    seed: int = Field(description="initialisation, data order and masks")
+    data: dict[str, Any]
+    model: dict[str, Any]
+    policy: dict[str, Any]
+    training: Training
+    score: Score
+    rungs: tuple[float, ...] = ()
+    resources: Resources
+    prepared: Prepared
+    directory: str = Field(description="the trial's directory, see paths.TrialDirectory")
+
+    def fingerprint(self) -> str:
+        """Hash of what determines the numbers: two trials with the same one have equal results."""
+        what = self.model_dump(
+            mode="json", exclude={"study", "number", "label", "directory", "prepared"}
+        )
+        what["table_hash"] = self.prepared.table_hash
+        what["plan_hash"] = self.prepared.plan_hash
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class CurvePoint(Message):
+    """One point of the MPT curve S(M)."""
+
+    mask_rate: float
+    nats_per_token: float = Field(description="mean log p of a masked position (negative)")
+    se: float
+
+
+class LMLScore(Message):
+    """Accumulated LML estimate on the held-out plan (higher is better; negative for discrete)."""
+
+    nats_per_sequence: float
+    nats_per_token: float
+    bits_per_byte: float | None = Field(description="code length per byte of text; less is better")
+    se_population: float = Field(description="nats per sequence; new sequences and new masks")
+    se_fixed: float | None = Field(description="nats per sequence; this held-out set, new masks")
+    sequences: int
+    forwards: int = Field(description="forwards of single sequences")
+    effective_sample_size: float
+    plan_hash: str
+    curve: tuple[CurvePoint, ...] = ()
+
+
+class RateScore(Message):
+    """Loss and accuracy at one mask rate: recorded beside the LML, never instead of it."""
+
+    rate: float
+    loss: float = Field(description="nats per masked position")
+    loss_se: float
+    accuracy: float = Field(description="share of masked positions predicted exactly")
+    accuracy_se: float
+
+
+class Cost(Message):
+    """What a trial took."""
+
+    tokens: int
+    flops: float
+    steps: int
+    training_s: float
+    scoring_s: float
+    total_s: float
+    workers: int
+    parameters: int
+    tokens_per_s: float
+
+
+class TrialResult(Message):
+    """What a finished trial found."""
+
+    fingerprint: str
+    lml: LMLScore
+    rates: tuple[RateScore, ...]
+    cost: Cost
+    rungs: tuple[tuple[float, float], ...] = Field(
+        (), description="(progress, LML nats per token) at each rung"
+    )
+    loss_curve: tuple[tuple[float, float], ...] = Field(
+        (), description="(progress, training loss in nats per masked position)"
+    )
+    mean_mask_rate: float
+    versions: dict[str, str]
+
+
+StopReason = Literal["pruned", "interrupted"]
+
+FaultReason = Literal[
+    "non_finite_loss", "non_finite_score", "out_of_memory", "worker_died", "wrong_input", "error"
+]
+
+
+class Started(Message):
+    """The trial's first step is about to run on its gang."""
+
+    type: Literal["started"] = "started"
+    number: int
+    gang: str = Field(description="name of the gang")
+    pids: tuple[int, ...] = Field(description="one worker process per rank")
+    total_steps: int
+    parameters: int
+    resumed_at: int = Field(0, description="step of the checkpoint it goes on from, 0 is none")
+    turnaround_s: float | None = Field(
+        None, description="seconds from the end of the gang's last trial to here"
+    )
+
+
+class Progress(Message):
+    """Training goes on."""
+
+    type: Literal["progress"] = "progress"
+    number: int
+    step: int
+    total_steps: int
+    progress: float
+    loss: float
+    mask_rate: float
+    learning_rate: float
+    tokens_per_s: float
+
+
+class Rung(Message):
+    """A trial reports at a rung, and waits for the decision to go on or stop."""
+
+    type: Literal["rung"] = "rung"
+    number: int
+    index: int
+    progress: float
+    nats_per_token: float
+    se: float
+
+
+class Scoring(Message):
+    """The trial has trained and is being scored."""
+
+    type: Literal["scoring"] = "scoring"
+    number: int
+
+
+class Finished(Message):
+    type: Literal["finished"] = "finished"
+    number: int
+    result: TrialResult
+
+
+class Stopped(Message):
+    """Stopped between steps because someone asked: pruned, or interrupted with a checkpoint."""
+
+    type: Literal["stopped"] = "stopped"
+    number: int
+    reason: StopReason
+    step: int
+
+
+class Failed(Message):
+    type: Literal["failed"] = "failed"
+    number: int
+    reason: FaultReason
+    detail: str = Field(description="one line")
+
+
+class GangChanged(Message):
+    """A gang came up or went away; `number` is the trial concerned, or -1."""
+
+    type: Literal["gang"] = "gang"
+    number: int = -1
+    gang: str
+    state: Literal["starting", "ready", "gone"]
+    detail: str = ""
+
+
+class Control(Protocol):
+    """What a running trial asks its driver."""
+
+    def stop_requested(self) -> StopReason | None:
+        """Why the trial is to stop between steps, or None; asked before every step."""
+
+    def go_on(self, rung: Rung) -> bool:
+        """Block until the driver decides about this rung; False prunes the trial."""
+
+
+Event = Annotated[
+    Started | Progress | Rung | Scoring | Finished | Stopped | Failed | GangChanged,
+    Field(discriminator="type"),
+]
+_EVENT: TypeAdapter[Event] = TypeAdapter(Event)
+
+
+def event_from_json(text: str) -> Event:
+    """Inverse of `event.model_dump_json()`."""
+    return _EVENT.validate_json(text)
