@@ -317,15 +317,17 @@ def _noise(z_ASN: Array, draws: int, rng: np.random.Generator) -> Array:
         return normal((draws, A)) @ _root(np.atleast_2d(np.cov(z_ASN[:, 0])) / n)
     seed_AA, sequence_AA, residual_AA = (ms / (S * n) for ms in _mean_squares(z_ASN))
     t_scale = np.sqrt((S - 1) / rng.chisquare(S - 1, (draws, 1)))
-    seed_noise = normal((draws, A)) @ _root(seed_AA) * t_scale
-    return seed_noise + normal((draws, A)) @ _root(sequence_AA - residual_AA)
+    noise_RA: Array = normal((draws, A)) @ _root(seed_AA) * t_scale
+    noise_RA += normal((draws, A)) @ _root(sequence_AA - residual_AA)
+    return noise_RA
 
 
-def _root(covariance: Array) -> Array:
+def _root(covariance_AA: Array) -> Array:
     """Symmetric square root of the nearest positive semidefinite matrix."""
-    values, vectors = np.linalg.eigh(covariance)
-    root: Array = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    return root
+    values_A, vectors_AA = np.linalg.eigh(covariance_AA)
+    scaled_AA: Array = vectors_AA * np.sqrt(np.maximum(values_A, 0))
+    root_AA: Array = scaled_AA @ vectors_AA.T
+    return root_AA
 
 
 def decimals(half_width: float) -> int:

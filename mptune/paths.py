@@ -101,6 +101,11 @@ class TrialDirectory:
 
     root: Path
 
+    @classmethod
+    def of(cls, directory: str) -> TrialDirectory:
+        """The directory that a TrialSpec names."""
+        return cls(Path(directory))
+
     @property
     def spec(self) -> Path:
         return self.root / "trial.json"

@@ -45,13 +45,14 @@ from mptune.trial import (
 MAX_FAILURES_IN_A_ROW = 5
 """With nothing finished yet, this many failures mean that the spec or the machine is broken."""
 
+STORAGE_ATTEMPTS = 10
+
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 COMPARE_SEED = 1_000_000
 """First training seed of a comparison: apart from the search's, so that nothing is chosen twice."""
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
-warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
 class Observer(Protocol):
@@ -96,14 +97,21 @@ def open_storage(run: RunDirectory, url: str | None) -> optuna.storages.BaseStor
     if url is None:
         run.root.mkdir(parents=True, exist_ok=True)
     address = url or f"sqlite:///{run.database.absolute()}"
+    for attempt in range(1, STORAGE_ATTEMPTS + 1):
+        try:
+            return _storage(address)
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            # Two processes that meet an empty database both create its tables; one of them loses.
+            if "already exists" not in reason or attempt == STORAGE_ATTEMPTS:
+                raise InputError(f"storage.url: cannot open Optuna's storage: {reason}") from None
+            time.sleep(0.1 * attempt)
+    raise AssertionError
+
+
+def _storage(address: str) -> optuna.storages.BaseStorage:
     wait = {"connect_args": {"timeout": 60}} if address.startswith("sqlite") else {}
-    try:
-        return optuna.storages.RDBStorage(
-            address, engine_kwargs={"pool_pre_ping": True, **wait}, skip_compatibility_check=False
-        )
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"storage.url: cannot open Optuna's storage: {reason}") from None
+    return optuna.storages.RDBStorage(address, engine_kwargs={"pool_pre_ping": True, **wait})
 
 
 def has_study(run: RunDirectory, url: str | None, name: str) -> bool:
@@ -132,6 +140,14 @@ def records(run: RunDirectory, url: str | None, name: str) -> list[TrialRecord]:
         return []
     study = optuna.load_study(study_name=name, storage=open_storage(run, url))
     return [_record(t) for t in study.get_trials(deepcopy=False)]
+
+
+def spent_s(run: RunDirectory, url: str | None, name: str) -> float:
+    """Wall-clock seconds that drivers of this study have run, over all resumes."""
+    if not has_study(run, url, name):
+        return 0.0
+    study = optuna.load_study(study_name=name, storage=open_storage(run, url))
+    return float(study.user_attrs.get("spent_s", 0.0))
 
 
 def _record(trial: FrozenTrial) -> TrialRecord:
@@ -261,10 +277,20 @@ def make_sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
                 seed=seed, n_startup_trials=search.sampler.startup_trials
             )
         case "tpe":
-            return optuna.samplers.TPESampler(
-                seed=seed, n_startup_trials=search.sampler.startup_trials, multivariate=True,
-                group=True, constant_liar=True,
-            )
+            return _tpe(seed, search.sampler.startup_trials)
+
+
+def _tpe(seed: int, startup_trials: int) -> optuna.samplers.TPESampler:
+    """Multivariate, with conditional dimensions grouped; running trials count as poor ones."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(
+            seed=seed,
+            n_startup_trials=startup_trials,
+            multivariate=True,
+            group=True,
+            constant_liar=True,
+        )
 
 
 def make_pruner(pruner: Pruner) -> optuna.pruners.BasePruner:
@@ -519,7 +545,7 @@ def _record_result(trial: optuna.Trial, result: TrialResult) -> None:
 
 def _finished_before(spec: TrialSpec) -> TrialResult | None:
     """The trial's own result, if a worker wrote it before the last driver died."""
-    path = TrialDirectory(Path(spec.directory)).result
+    path = TrialDirectory.of(spec.directory).result
     try:
         result = TrialResult.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -541,7 +567,9 @@ def open_study(
         load_if_exists=True,
         pruner=pruner,
     )
-    study.set_metric_names(["LML (nats per token)"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names(["LML (nats per token)"])
     return study
 
 

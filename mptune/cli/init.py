@@ -18,7 +18,11 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "directory", type=Path, nargs="?", default=Path(), metavar="DIR",
+        "directory",
+        type=Path,
+        nargs="?",
+        default=Path(),
+        metavar="DIR",
         help="where to write spec.yaml; default here",
     )
     parser.add_argument("--force", action="store_true", help="replace a spec.yaml that is there")

@@ -18,8 +18,9 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("group", choices=sorted(plugins.GROUPS), metavar="GROUP",
-                        help=", ".join(plugins.GROUPS))
+    parser.add_argument(
+        "group", choices=sorted(plugins.GROUPS), metavar="GROUP", help=", ".join(plugins.GROUPS)
+    )
     _arguments.add_json(parser)
 
 

@@ -1,0 +1,168 @@
+"""What a report is made from, collected from Optuna's storage and the run directory."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+from mptune import __version__, study
+from mptune.compare import ArmScores, compare, selection_probabilities
+from mptune.errors import InputError
+from mptune.paths import RunDirectory, TrialDirectory
+from mptune.report.model import ArmRow, ArmRun, ComparisonReport, ReportInput, TrialRow, spend
+from mptune.spec import Comparison, SearchSpec, build
+from mptune.specfile import SpecFile
+from mptune.study import TrialRecord
+from mptune.trial import Prepared, TrialSpec
+
+PACKAGES = ("torch", "deepspeed", "ray", "optuna", "transformers", "numpy")
+
+
+def stored_spec(run: RunDirectory) -> SearchSpec:
+    """The spec of a run directory, every dimension at its first value.
+
+    Raises:
+        InputError: the stored copy was changed by hand and is wrong now.
+    """
+    concrete = next(SpecFile.read(run.resolved).probes())
+    try:
+        return SearchSpec.model_validate(concrete.tree)
+    except ValueError as error:
+        raise InputError(f"{run.resolved}: {str(error).splitlines()[0]}") from None
+
+
+def collect(run: RunDirectory, spec: SearchSpec, command: str) -> ReportInput:
+    """Everything that the report of this run directory shows."""
+    searched = study.records(run, spec.storage.url, spec.name)
+    compared = study.records(run, spec.storage.url, study.compare_name(spec.name))
+    prepared = _prepared(run)
+    results = [r.result for r in (*searched, *compared) if r.result is not None]
+    tried = [r for r in (*searched, *compared) if r.state not in ("WAITING", "RUNNING")]
+    return ReportInput(
+        study=spec.name,
+        data=prepared.description if prepared else build("data", spec.data).words(),
+        prepared=prepared,
+        trials=tuple(_row(r) for r in searched if r.state != "WAITING"),
+        comparison=_comparison(spec.compare, compared, prepared),
+        spend=spend(results, trials=len(tried), wall_s=_wall_s(run, spec)),
+        plan_hash=prepared.plan_hash if prepared else "",
+        versions=_versions(results[0].versions if results else {}),
+        commands=(command,),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _prepared(run: RunDirectory) -> Prepared | None:
+    try:
+        return Prepared.model_validate_json(run.prepared.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def _wall_s(run: RunDirectory, spec: SearchSpec) -> float:
+    names = (spec.name, study.compare_name(spec.name))
+    return sum(study.spent_s(run, spec.storage.url, name) for name in names)
+
+
+def _row(record: TrialRecord) -> TrialRow:
+    policy_words, _, model_words = record.label.partition(" · ")
+    return TrialRow(
+        number=record.number,
+        label=record.label,
+        policy=record.spec.policy if record.spec else {},
+        policy_words=policy_words,
+        model_words=model_words,
+        parameters=record.result.cost.parameters if record.result else None,
+        state=record.state,
+        reason=record.reason,
+        detail=record.detail,
+        arm=record.arm,
+        seconds=record.seconds,
+        result=record.result,
+        rungs=tuple((step / 100, value) for step, value in sorted(record.rungs.items())),
+    )
+
+
+def _comparison(
+    comparison: Comparison | None, found: Sequence[TrialRecord], prepared: Prepared | None
+) -> ComparisonReport | None:
+    if comparison is None or not found or prepared is None:
+        return None
+    by_arm = {name: [r for r in found if r.arm == name] for name in comparison.arms}
+    baseline = comparison.baseline or next(iter(comparison.arms))
+    scores = [s for n, rs in by_arm.items() if (s := _scores(n, rs, prepared)) is not None]
+    paired = _paired(scores, baseline)
+    return ComparisonReport(
+        baseline=baseline,
+        level=comparison.level,
+        arms=tuple(_arm(name, records) for name, records in by_arm.items()),
+        differences=tuple(compare(paired, baseline, comparison.level)) if paired else (),
+        selection=tuple(selection_probabilities(paired)) if paired else (),
+    )
+
+
+def _paired(scores: Sequence[ArmScores], baseline: str) -> list[ArmScores]:
+    """The arms that share a seed with the baseline, or none if nothing can be compared."""
+    base = next((s for s in scores if s.name == baseline), None)
+    paired = [s for s in scores if base is not None and set(s.seeds) & set(base.seeds)]
+    common = set.intersection(*(set(s.seeds) for s in paired)) if paired else set()
+    return paired if len(paired) > 1 and common else []
+
+
+def _finished(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    return [r for r in records if r.result is not None and r.spec is not None]
+
+
+def _scores(name: str, records: Sequence[TrialRecord], prepared: Prepared) -> ArmScores | None:
+    done = _finished(records)
+    rows = [_per_sequence(r.spec) for r in done if r.spec is not None]
+    if not rows:
+        return None
+    return ArmScores(
+        name=name,
+        nats_per_sequence_SN=np.stack(rows),
+        seeds=tuple(r.spec.seed for r in done if r.spec is not None),
+        tokens_per_sequence=prepared.heldout_tokens / prepared.heldout_sequences,
+        bytes_per_token=prepared.bytes_per_token,
+    )
+
+
+def _per_sequence(spec: TrialSpec) -> np.ndarray[Any, np.dtype[np.float64]]:
+    with np.load(TrialDirectory.of(spec.directory).scores) as stored:
+        found: np.ndarray[Any, np.dtype[np.float64]] = stored["nats_per_sequence"]
+        return found
+
+
+def _arm(name: str, records: Sequence[TrialRecord]) -> ArmRow:
+    policy_words, _, model_words = records[0].label.partition(" · ") if records else ("", "", "")
+    specs = [r.spec for r in records if r.spec is not None]
+    return ArmRow(
+        name=name,
+        policy=specs[0].policy if specs else {},
+        policy_words=policy_words,
+        model_words=model_words,
+        runs=tuple(
+            ArmRun(seed=r.spec.seed, result=r.result)
+            for r in records
+            if r.result is not None and r.spec is not None
+        ),
+        failures=sum(r.state == "FAIL" for r in records),
+    )
+
+
+def _versions(of_trials: Mapping[str, str]) -> dict[str, str]:
+    """What the trials ran with; what is installed here where they did not say."""
+    here = {"mptune": __version__, "python": platform.python_version()}
+    return {**here, **{p: _installed(p) for p in PACKAGES}, **of_trials}
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

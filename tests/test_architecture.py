@@ -1,0 +1,142 @@
+"""The arrows between rooms point one way, there is no cycle, and light commands stay light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "mptune"
+
+WAIST = {"spec", "specfile", "trial", "paths", "plugins", "errors"}
+HEAVY = {"torch", "deepspeed", "transformers", "ray", "optuna"}
+
+# Room -> (rooms it may import besides the waist, heavy packages it may import).
+ALLOWED: dict[str, tuple[set[str], set[str]]] = {
+    **{room: (set(), set()) for room in WAIST},
+    "space": (set(), {"optuna"}),
+    "study": ({"space", "dispatch.base"}, {"optuna"}),
+    "dispatch": (set(), {"ray"}),
+    "compare": (set(), set()),
+    "report": ({"compare"}, set()),
+    "launch": (set(), set()),
+    "cli": ({"space", "study", "dispatch", "compare", "report", "launch"}, {"optuna"}),
+    "policies": (set(), {"torch"}),
+    "models": (set(), {"torch", "transformers"}),
+    "data": (set(), set()),
+    "lml": (set(), {"torch"}),
+    "training": ({"policies", "models", "data", "lml"}, {"torch", "deepspeed"}),
+    "worker": ({"policies", "models", "data", "lml", "training"}, {"torch"}),
+    "__main__": ({"cli"}, set()),
+    "__init__": ({"lml", "policies"}, set()),
+}
+
+FILES = sorted(p for p in ROOT.rglob("*.py"))
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[0]
+
+
+def imports_of(path: Path) -> list[str]:
+    """Every module that the file imports, anywhere in it, type-checking blocks left out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped = {
+        child
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for child in ast.walk(node)
+    }
+    found: list[str] = []
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found += [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found += [f"{node.module}.{a.name}" for a in node.names]
+    return found
+
+
+def wrong_arrows(path: Path) -> list[str]:
+    room = room_of(module_of(path))
+    rooms, packages = ALLOWED[room]
+    wrong = []
+    for name in imports_of(path):
+        top, _, rest = name.partition(".")
+        if top in HEAVY and top not in packages:
+            wrong.append(name)
+        if top == "mptune" and rest:
+            target = room_of(rest)
+            fits = any(rest == r or rest.startswith(f"{r}.") for r in rooms)
+            if target not in WAIST and target != room and target in ALLOWED and not fits:
+                wrong.append(name)
+    return wrong
+
+
+@pytest.mark.parametrize("path", FILES, ids=[module_of(p) for p in FILES])
+def test_imports_follow_the_arrows(path: Path) -> None:
+    assert wrong_arrows(path) == []
+
+
+def test_a_wrong_arrow_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = ROOT / "lml" / "plan.py"
+    monkeypatch.setattr(
+        Path, "read_text", lambda *a, **k: "import ray\nfrom mptune.policies import base\n"
+    )
+    assert wrong_arrows(bad) == ["ray", "mptune.policies.base"]
+
+
+@pytest.mark.parametrize(
+    ("package", "home"), [("ray", "dispatch"), ("deepspeed", "training"), ("optuna", "study")]
+)
+def test_one_room_owns_each_engine(package: str, home: str) -> None:
+    owners = {
+        room_of(module_of(p))
+        for p in FILES
+        if any(name.split(".")[0] == package for name in imports_of(p))
+    }
+    assert home in owners
+    assert owners <= {home, *(["cli"] if package == "optuna" else [])}
+
+
+def test_no_import_cycle_between_rooms() -> None:
+    arrows: dict[str, set[str]] = {}
+    for path in FILES:
+        room = room_of(module_of(path))
+        targets = {
+            room_of(n.removeprefix("mptune.")) for n in imports_of(path) if n.startswith("mptune.")
+        }
+        arrows.setdefault(room, set()).update((targets & set(ALLOWED)) - {room})
+    remaining = dict(arrows)
+    while remaining:
+        free = [r for r, targets in remaining.items() if not targets & set(remaining)]
+        assert free, f"a cycle among {sorted(remaining)}"
+        for room in free:
+            del remaining[room]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["-c", "import mptune"],
+        ["-m", "mptune", "--help"],
+        ["-m", "mptune", "validate", "search_spaces/quickstart.yaml"],
+        ["-m", "mptune", "list", "policies"],
+        ["-m", "mptune", "list", "families"],
+    ],
+)
+def test_light_commands_import_neither_torch_nor_ray(command: list[str]) -> None:
+    probe = [sys.executable, "-X", "importtime", *command]
+    done = subprocess.run(probe, capture_output=True, text=True, cwd=ROOT.parent, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+    assert not imported & {"torch", "ray", "deepspeed", "transformers"}
