@@ -523,6 +523,30 @@ def check(concrete: Concrete, path: Path) -> tuple[SearchSpec | None, list[str]]
     return spec, problems
 
 
+def read_plugin(path: Path, group: str, key: str) -> Any:
+    """A plugin object from a YAML file of its own, e.g. a launcher profile.
+
+    Raises:
+        InputError: one line per problem, each naming file, line, key, value and rule.
+    """
+    root = parse_yaml(_read_text(path), path.name)
+    origins: dict[Location, str] = {}
+    values = _concretise(root, "", (), lambda name, dimension: None, origins)
+    concrete = Concrete({"": values}, origins)
+    if not isinstance(values, dict) or key not in values:
+        raise InputError(
+            f"{root.origin}: needs {key!r}, one of {', '.join(plugins.modules(group))}"
+        )
+    try:
+        plugin = plugins.load(group, str(values[key]))
+    except InputError as error:
+        raise InputError(f"{concrete.origin((key,))}: {error}") from None
+    try:
+        return plugin.model_validate(values)
+    except ValidationError as error:
+        raise InputError(_problems(error, plugin, (), concrete)) from None
+
+
 def _check_plugin(section: str, concrete: Concrete, path: Path) -> Iterator[str]:
     values = concrete.tree[section]
     try:

@@ -26,6 +26,9 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         "--run-dir", type=Path, metavar="DIR", help="where everything goes; default runs/NAME"
     )
     parser.add_argument(
+        "--on", type=Path, metavar="PROFILE", help="a launcher profile, e.g. launchers/ray.yaml"
+    )
+    parser.add_argument(
         "--local", action="store_true", help="run trials in this process, without Ray"
     )
     parser.add_argument(

@@ -12,11 +12,12 @@ from rich.console import Console
 from mptune import report
 from mptune.cli._session import Session
 from mptune.errors import InterruptedSearch, NoResultError
+from mptune.launch.base import Launcher
 from mptune.paths import RunDirectory
 from mptune.report.model import ReportInput
 from mptune.space import Space
 from mptune.spec import SearchSpec, build
-from mptune.specfile import SpecFile
+from mptune.specfile import SpecFile, read_plugin
 
 
 def run(arguments: argparse.Namespace, *, searching: bool) -> int:
@@ -28,6 +29,7 @@ def run(arguments: argparse.Namespace, *, searching: bool) -> int:
     console = Console(stderr=arguments.json, highlight=False)
     if arguments.dry_run:
         return _dry_run(console, file, spec, searching)
+    local, address = _where(arguments)
     root = arguments.run_dir or Path("runs") / spec.name
     session = Session(
         file=file,
@@ -35,12 +37,20 @@ def run(arguments: argparse.Namespace, *, searching: bool) -> int:
         run=RunDirectory(root),
         console=console,
         command=_command_again(),
-        local=arguments.local,
-        address=arguments.address,
+        local=local,
+        address=address,
     )
     with session.open(fresh=arguments.fresh, yes=arguments.yes):
         _drive(session, searching)
     return answer(console, session.evidence(), session.run, arguments.json)
+
+
+def _where(arguments: argparse.Namespace) -> tuple[bool, str | None]:
+    """Where trials run: (in this process, address of a Ray cluster)."""
+    if arguments.on is None:
+        return arguments.local, arguments.address
+    launcher: Launcher = read_plugin(arguments.on, "launchers", "kind")
+    return arguments.local, arguments.address or launcher.ray_address()
 
 
 def _drive(session: Session, searching: bool) -> None:

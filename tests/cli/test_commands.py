@@ -1,0 +1,209 @@
+"""Commands as a user types them: what they print, and the exit code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mptune import dispatch
+from mptune.cli import COMMANDS, main
+from mptune.dispatch.local import LocalDispatcher
+from mptune.policies.base import MaskPolicy
+from mptune.spec import build
+from tests.fakes import FAKE_WORKER
+
+SPEC = """\
+name: demo
+data: {kind: text, source: python-stdlib, length: 32}
+model: {choice: [{family: bert, width: 32, depth: 1}, {family: bert, width: 64, depth: 1}]}
+policy:
+  choice:
+    - {kind: fixed, rate: {choice: [0.15, 0.4]}}
+    - {kind: uniform}
+training: {budget_tokens: 1e5, batch_size: 8}
+search:
+  trials: 4
+  pruner: {kind: none}
+  arms:
+    fixed 15 %: {policy: {kind: fixed, rate: 0.15}}
+compare:
+  seeds: 2
+  arms:
+    fixed 15 %: {policy: {kind: fixed, rate: 0.15}}
+    accumulated: {policy: {kind: uniform}}
+"""
+
+
+@pytest.fixture
+def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dispatch, "make", lambda *a, **k: LocalDispatcher(FAKE_WORKER))
+    path = tmp_path / "spec.yaml"
+    path.write_text(SPEC, encoding="utf-8")
+    return path
+
+
+def json_of(capsys: pytest.CaptureFixture[str]) -> Any:
+    return json.loads(capsys.readouterr().out)
+
+
+def test_search_compares_reports_and_does_nothing_twice(
+    spec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["search", "spec.yaml"]) == 0
+    out = capsys.readouterr().out
+    assert "fixed 15 %" in out
+    assert "nats per sequence" in out
+    run = tmp_path / "runs" / "demo"
+    for name in ("report.html", "report.md", "report.json"):
+        assert (run / "report" / name).stat().st_size > 500
+        assert name in out
+    before = (run / "events.jsonl").read_text()
+    assert main(["search", "spec.yaml"]) == 0
+    assert (run / "events.jsonl").read_text() == before
+
+
+def test_status_best_and_report_speak_json(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["search", "spec.yaml"])
+    capsys.readouterr()
+    assert main(["status", "runs/demo", "--json"]) == 0
+    status = json_of(capsys)
+    assert status["search"] == {"total": 4, "complete": 4}
+    assert status["comparison"] == {"total": 4, "complete": 4}
+    assert not status["running"]
+    assert main(["best", "runs/demo", "--json"]) == 0
+    best = json_of(capsys)
+    assert best["trial"] == status["best"]["number"]
+    assert main(["report", "runs/demo", "--json"]) == 0
+    assert json_of(capsys)["schema_version"] == 1
+
+
+def test_best_exports_a_policy_that_loads(
+    spec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["search", "spec.yaml"])
+    assert main(["best", "runs/demo", "--export", "policy.yaml"]) == 0
+    policy = build("policy", yaml.safe_load((tmp_path / "policy.yaml").read_text()))
+    assert isinstance(policy, MaskPolicy)
+
+
+def test_json_leaves_standard_output_to_the_result(
+    spec: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["search", "spec.yaml", "--json"]) == 0
+    assert json_of(capsys)["schema_version"] == 1
+
+
+def test_fresh_asks_for_yes(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["search", "spec.yaml"])
+    assert main(["search", "spec.yaml", "--fresh"]) == 2
+    assert "runs/demo holds 8 trials; --fresh deletes them, add --yes" in capsys.readouterr().err
+    assert main(["search", "spec.yaml", "--fresh", "--yes", "--set", "search.seed=5"]) == 0
+
+
+def test_a_changed_spec_is_refused(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["search", "spec.yaml"])
+    assert main(["search", "spec.yaml", "--set", "training.budget_tokens=2e5"]) == 2
+    assert "training.budget_tokens was 100000.0, is 200000.0" in capsys.readouterr().err
+
+
+def test_more_trials_go_on(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["search", "spec.yaml"])
+    assert main(["search", "spec.yaml", "--set", "search.trials=6"]) == 0
+    capsys.readouterr()
+    main(["status", "runs/demo", "--json"])
+    assert json_of(capsys)["search"]["complete"] == 6
+
+
+def test_compare_alone_needs_fixed_dimensions(
+    spec: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", "spec.yaml"]) == 2
+    assert "spec.yaml:3: model: is a dimension, but there is no search" in capsys.readouterr().err
+    fixed = "model={family: bert, width: 32, depth: 1}"
+    assert main(["compare", "spec.yaml", "--set", fixed]) == 0
+    assert "accumulated" in capsys.readouterr().out
+
+
+def test_dry_run_touches_nothing(
+    spec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["search", "spec.yaml", "--dry-run"]) == 0
+    assert "4 trials over 3 dimensions" in capsys.readouterr().out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_init_writes_a_spec_that_validates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "mine"]) == 0
+    for number in range(30):
+        (tmp_path / "mine" / f"{number}.txt").write_text(f"document {number} " * 200)
+    assert main(["validate", "mine/spec.yaml"]) == 0
+    assert main(["init", "mine"]) == 2
+    assert "exists; --force replaces it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("group", ["policies", "families", "modalities", "launchers"])
+def test_list_shows_sources_and_ranges(group: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", group]) == 0
+    assert capsys.readouterr().out.strip()
+    assert main(["list", group, "--json"]) == 0
+    found = json_of(capsys)
+    assert all(entry["description"] for entry in found.values())
+
+
+def test_a_launcher_profile_says_where_trials_run(
+    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def make(resources: object, **options: Any) -> LocalDispatcher:
+        asked.append(options)
+        return LocalDispatcher(FAKE_WORKER)
+
+    monkeypatch.setattr(dispatch, "make", make)
+    (tmp_path / "ray.yaml").write_text("kind: ray\naddress: 10.0.0.1:6379\n")
+    assert main(["search", "spec.yaml", "--on", "ray.yaml"]) == 0
+    assert asked == [{"local": False, "address": "10.0.0.1:6379"}]
+    (tmp_path / "ray.yaml").write_text("kind: ray\nadress: x\n")
+    capsys.readouterr()
+    assert main(["search", "spec.yaml", "--on", "ray.yaml"]) == 2
+    assert "ray.yaml:2: adress: unknown key; allowed: kind, address; did you mean 'address'?" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    assert f"mptune {command}" in capsys.readouterr().out.split("examples:")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["serch", "x.yaml"], "no command 'serch'; commands: init, validate, search"),
+        (["search"], "the following arguments are required: SPEC"),
+        (["search", "x.yaml", "--fesh"], "unrecognized arguments: --fesh"),
+        (["status", "nowhere"], "nowhere: no search in it"),
+        (["list", "polices"], "no"),
+        (["search", "nowhere.yaml"], "nowhere.yaml: no such file"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(
+    arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert line in err
+    assert len(err.strip().splitlines()) == 1
