@@ -1,0 +1,159 @@
+"""Arrays: discrete columns as they are, real ones in quantile bins.
+
+Shape suffixes: _ND sequences x columns, _K bin edges of one column.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from mptune.data.base import Modality
+from mptune.data.table import FORMAT, Meta, Split, TokenTable, store
+from mptune.errors import did_you_mean
+
+FloatArray = NDArray[np.float64]
+
+
+class Array(Modality):
+    """A `.npy` file [N, D] of integers 0..V-1 (negative: missing) or of reals (NaN: missing).
+
+    Every row is a sequence. Real columns are binned by quantiles of the training rows, and the
+    mean log bin width is recorded, so that scores are densities in the columns' units; held-out
+    values outside the training range count in the outermost bin. Missing values are not observed.
+    """
+
+    kind: Literal["array"] = "array"
+    source: str = Field(min_length=1, description=".npy file of integers or reals, [N, length]")
+    groups: str | None = Field(
+        None, description=".npy file of N labels; rows with one label stay in one split"
+    )
+    bins: int = Field(32, ge=2, le=4096, description="quantile bins per real column, 2 to 4096")
+    heldout: float = Field(
+        0.1, gt=0, lt=1, description="fraction of the groups (default: of the rows) held out"
+    )
+    seed: int = Field(0, ge=0, description="of the split")
+
+    def resolved(self, base: Path) -> Self:
+        return self.model_copy(update={k: str(base / Path(v).expanduser()) for k, v in self._files})
+
+    def check(self) -> None:
+        shape = _open(self._files[0]).shape
+        if len(shape) != 2:
+            raise ValueError(f"source: {self.source} has shape {list(shape)}; give [N, D]")
+        if shape[1] != self.length:
+            raise ValueError(
+                f"length: is {self.length}, but {self.source} has {shape[1]} columns; "
+                f"give length: {shape[1]}"
+            )
+        if self.groups is not None and _open(self._files[1]).shape != shape[:1]:
+            raise ValueError(
+                f"groups: {self.groups} must hold one label for each of {shape[0]} rows"
+            )
+
+    def prepare(self, cache: Path) -> TokenTable:
+        self.check()
+        options = self.model_dump(mode="json", exclude={"source", "groups"})
+        digests = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for _, path in self._files]
+        text = json.dumps([FORMAT, options, digests], sort_keys=True)
+        return store(cache / hashlib.sha256(text.encode()).hexdigest()[:16], self._tokenize)
+
+    def words(self) -> str:
+        return f"{Path(self.source).name}, D = {self.length}"
+
+    @classmethod
+    def examples(cls) -> list[Self]:
+        """None: an array needs a file of the user's."""
+        return []
+
+    @property
+    def _files(self) -> list[tuple[str, str]]:
+        files = (("source", self.source), ("groups", self.groups))
+        return [(name, path) for name, path in files if path is not None]
+
+    def _tokenize(self) -> tuple[Meta, Split, Split]:
+        values_ND = np.asarray(_open(self._files[0]))
+        heldout_N, groups_N = self._hold_out(len(values_ND))
+        if values_ND.dtype.kind == "f":
+            symbols_ND, observed_ND, log_width_ND = self._bin(values_ND, ~heldout_N)
+            vocabulary_size = self.bins
+        else:
+            symbols_ND, observed_ND = values_ND, values_ND >= 0
+            vocabulary_size, log_width_ND = int(values_ND.max()) + 1, np.zeros(values_ND.shape)
+        any_N = observed_ND.any(1)
+        train, heldout = (
+            Split(symbols_ND[rows_N], observed_ND[rows_N], groups_N[rows_N])
+            for rows_N in (~heldout_N & any_N, heldout_N & any_N)
+        )
+        if len(heldout) < 2 or not len(train):
+            raise ValueError(
+                f"source: {len(train)} training and {len(heldout)} held-out rows; "
+                "at least 1 and 2 are needed"
+            )
+        counts = {"train": train, "heldout": heldout}
+        meta = Meta(
+            vocabulary_size=vocabulary_size,
+            length=self.length,
+            description=f"{self.source}: {len(train)} + {len(heldout)} rows of {self.length}",
+            groups={name: len(np.unique(split.documents)) for name, split in counts.items()},
+            log_bin_width=float(log_width_ND[heldout_N][observed_ND[heldout_N]].mean()),
+        )
+        return meta, train, heldout
+
+    def _hold_out(self, rows: int) -> tuple[NDArray[np.bool_], NDArray[np.int32]]:
+        """(held out, number of the group) per row: the groups with the smallest hashes."""
+        labels = np.arange(rows) if self.groups is None else np.asarray(_open(self._files[1]))
+        names, groups_N = np.unique(labels, return_inverse=True)
+        keys = [hashlib.sha256(f"{self.seed}/{n}".encode()).hexdigest() for n in names.tolist()]
+        count = max(1, round(self.heldout * len(names)))
+        out = np.argsort(keys)[:count]
+        return np.isin(groups_N, out), groups_N.astype(np.int32)
+
+    def _bin(
+        self, values_ND: NDArray[Any], train_N: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_], FloatArray]:
+        """(symbols, observed, log bin widths), each [N, D]."""
+        observed_ND = ~np.isnan(values_ND)
+        if np.isinf(values_ND).any():
+            row, column = np.argwhere(np.isinf(values_ND))[0]
+            raise ValueError(f"source: row {row}, column {column} of {self.source} is infinite")
+        symbols_ND = np.zeros(values_ND.shape, np.int64)
+        log_width_ND = np.zeros(values_ND.shape)
+        for column in range(values_ND.shape[1]):
+            values = values_ND[:, column].astype(np.float64)
+            edges_K = self._edges(values[train_N & observed_ND[:, column]], column)
+            symbols_ND[:, column] = np.searchsorted(edges_K[1:-1], values, side="right")
+            log_width_ND[:, column] = np.log(np.diff(edges_K))[symbols_ND[:, column]]
+        return symbols_ND, observed_ND, log_width_ND
+
+    def _edges(self, values: FloatArray, column: int) -> FloatArray:
+        """Distinct quantiles of the training values; tied quantiles leave fewer bins."""
+        levels = np.linspace(0, 1, self.bins + 1)
+        edges_K = np.unique(np.quantile(values, levels)) if len(values) else values
+        if len(edges_K) < 2:
+            raise ValueError(
+                f"source: column {column} of {self.source} has fewer than two distinct training "
+                "values, so it has no density; leave it out"
+            )
+        return edges_K
+
+
+def _open(file: tuple[str, str]) -> NDArray[Any]:
+    """The array of a `.npy` file, memory-mapped: only its header is read here."""
+    name, path = Path(file[1]).name, Path(file[1])
+    if not path.is_file():
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise ValueError(f"{file[0]}: no such file: {path}{did_you_mean(name, siblings)}")
+    try:
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"{file[0]}: {path} is not a .npy array: {error}") from error
+    if file[0] == "source" and values.dtype.kind not in "iuf":
+        raise ValueError(f"source: {path} holds {values.dtype}; give integers or reals")
+    return np.asarray(values)

@@ -1,0 +1,330 @@
+"""The accumulated masked-prediction estimate of log p(x), with a standard error on every number.
+
+    log p(x) = sum_{M=1..D} S(x; M),
+    S(x; M)  = E over uniform masks of size M of (1/M) sum_{j in mask} log p(x_j | x_rest)
+
+(Moreno-Munoz, Recasens, Hauberg, NeurIPS 2023, arXiv 2306.00520, Proposition 1.) The identity is
+exact when all conditionals come from one joint p. For any other masked model the sum is
+E over orders of log q_order(x) <= log E over orders of q_order(x): a lower bound, and a code length
+(arXiv 2110.02037).
+
+Notation and shape suffixes: N sequences, n of them scored, D positions, k forwards per sequence
+(bands), B rows of a batch, C covariates; M mask count, w its weight. Everything is in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mptune.lml.covariates import Covariates
+from mptune.lml.plan import DEFAULT_VARIANCE, LMLPlan, VarianceLaw
+from mptune.lml.regression import (
+    Observations,
+    Reduction,
+    fit_residual_variance,
+    reduce_variance,
+)
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+IntArray = NDArray[np.int64]
+
+LogProb = Callable[[NDArray[Any], BoolArray], Any]
+"""(tokens_BD, mask_BD) -> log p of the true value at masked positions [B, D], numpy or torch."""
+
+_CURVE_BINS = 20
+_CHUNK = 256
+
+
+class NonFiniteLogProb(ValueError):
+    """A model gave -inf, +inf or NaN as the log probability of a masked position."""
+
+
+@dataclass(frozen=True, eq=False)
+class MPTCurve:
+    """Masked-prediction score against mask rate, in bins of about equally many forwards [bins].
+
+    ``mean_log_prob`` is the raw mean of S in the bin with its standard error ``se`` (NaN for a
+    single forward), ``smooth`` the fitted S at ``mask_rate`` (NaN where too few forwards for a
+    fit); all three in nats per masked position. Their area over the mask rate is the score per
+    position. ``mask_rate`` and ``mask_count`` are means over the bin.
+    """
+
+    mask_rate: FloatArray
+    mask_count: FloatArray
+    mean_log_prob: FloatArray
+    se: FloatArray
+    smooth: FloatArray
+    forwards: IntArray
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LMLEstimate:
+    """Accumulated LML estimate over n scored sequences; nats."""
+
+    nats_per_sequence: float
+    nats_per_position: float
+    """Total nats over total observed positions."""
+    se_population: float
+    """Standard error of nats_per_sequence for the population of sequences; NaN for n = 1."""
+    se_fixed: float
+    """Standard error of nats_per_sequence for exactly these sequences; NaN for k = 1."""
+    per_sequence: FloatArray
+    """Row means of z [n]: paired with those of another model scored on the same plan."""
+    sequence_index: IntArray
+    """Which sequence of the table each entry of per_sequence is [n]."""
+    positions: IntArray
+    """Observed positions of each scored sequence [n]."""
+    curve: MPTCurve
+    residual_variance: VarianceLaw
+    """Fitted (a, b, c): pass to LMLPlan.make, with another seed, for a sharper plan."""
+    n_sequences: int
+    forwards_used: int
+    effective_sample_size: float
+    """Forwards with uniform M and nothing else that would give the same se_population."""
+    plan_hash: str
+    degrees_of_freedom: dict[str, int]
+
+    def interval(
+        self, level: float = 0.95, kind: Literal["population", "fixed"] = "population"
+    ) -> tuple[float, float]:
+        """Two-sided Student t interval of nats_per_sequence; NaN where its error is undefined.
+
+        ``population``: for new sequences like these, n - 1 degrees of freedom. ``fixed``: for
+        exactly these sequences, only the masks are random, n (k - 1) degrees of freedom.
+        """
+        from scipy.special import stdtrit  # type: ignore[import-untyped, unused-ignore]
+
+        if not 0.0 < level < 1.0:
+            raise ValueError(f"level must be between 0 and 1; it is {level}")
+        error = {"population": self.se_population, "fixed": self.se_fixed}[kind]
+        if np.isnan(error):
+            return float("nan"), float("nan")
+        half = error * float(stdtrit(self.degrees_of_freedom[kind], (1 + level) / 2))
+        return self.nats_per_sequence - half, self.nats_per_sequence + half
+
+
+def estimate_lml(
+    log_prob: LogProb,
+    tokens: ArrayLike,
+    observed: ArrayLike | None = None,
+    *,
+    forwards: int = 2,
+    seed: int = 0,
+    plan: LMLPlan | None = None,
+    batch_size: int = 64,
+    covariates: Covariates | None = None,
+) -> LMLEstimate:
+    """Score a masked model on ``tokens`` [N, D] (integer ids or real values), in nats.
+
+    ``log_prob(tokens_BD, mask_BD)`` returns [B, D]: at masked positions, log p of the true value
+    given the unmasked ones; anything elsewhere. ``observed`` [N, D] tells what may be masked and
+    is scored (default: all); a sequence with no observed position is left out. ``plan`` replaces
+    ``observed``, ``forwards`` and ``seed``. ``covariates`` sharpen the estimate, see
+    :class:`TokenCovariates`.
+
+    Raises NonFiniteLogProb where the model gives a value that is not finite, ValueError for shapes
+    that do not match and for data without an observed position.
+    """
+    tokens_ND = np.asarray(tokens)
+    if plan is None:
+        shown = np.ones(tokens_ND.shape, np.bool_) if observed is None else np.asarray(observed)
+        plan = LMLPlan.make(shown, forwards=forwards, seed=seed)
+    _check_table(plan, tokens_ND, observed)
+    sums_Nk = np.zeros(plan.counts_Nk.shape)
+    for rows, bands in plan.batches(batch_size):
+        mask_BD = plan.masks(rows, bands)
+        sums_B = masked_sums(log_prob(tokens_ND[rows], mask_BD), mask_BD)
+        check_finite(plan, rows, bands, sums_B)
+        sums_Nk[rows, bands] = sums_B
+    return estimate_from_sums(plan, sums_Nk, tokens_ND, observed, covariates=covariates)
+
+
+def masked_sums(log_prob_BD: Any, mask_BD: ArrayLike) -> FloatArray:
+    """Sum log p over each mask [B], in float64; numpy or torch of any dtype and device."""
+    if hasattr(log_prob_BD, "detach"):
+        log_prob_BD = log_prob_BD.detach().cpu().double().numpy()
+    values_BD, mask = np.asarray(log_prob_BD, np.float64), np.asarray(mask_BD, np.bool_)
+    if values_BD.shape != mask.shape:
+        raise ValueError(
+            f"log_prob must return one value per position, shape {mask.shape}; "
+            f"it returned {values_BD.shape}"
+        )
+    sums_B: FloatArray = np.where(mask, values_BD, 0.0).sum(axis=1)
+    return sums_B
+
+
+def check_finite(plan: LMLPlan, rows: IntArray, bands: IntArray, sums_B: FloatArray) -> None:
+    """Raise NonFiniteLogProb, naming the first of the forwards whose sum is not finite."""
+    bad = np.flatnonzero(~np.isfinite(sums_B))
+    if bad.size:
+        row, band = int(rows[bad[0]]), int(bands[bad[0]])
+        raise NonFiniteLogProb(
+            f"the model's log p at the masked positions of sequence {row} sums to "
+            f"{sums_B[bad[0]]} with M={plan.counts_Nk[row, band]} of {plan.lengths[row]} positions "
+            f"masked (band {band}; {bad.size} of {sums_B.size} forwards like it); a model must "
+            "give every value that occurs a positive probability"
+        )
+
+
+def estimate_from_sums(
+    plan: LMLPlan,
+    sums_Nk: ArrayLike,
+    tokens: ArrayLike | None = None,
+    observed: ArrayLike | None = None,
+    *,
+    covariates: Covariates | None = None,
+) -> LMLEstimate:
+    """The estimate from ``sums_Nk[i, b]`` = sum over the mask of forward (i, b) of log p, nats.
+
+    The sums may come from any ranks and batches (see :meth:`LMLPlan.batches`,
+    :func:`masked_sums`). Rows of skipped sequences are ignored. ``tokens`` [N, D] is needed only
+    with ``covariates``; ``observed``, if given, must be that of the plan.
+    """
+    sums = np.asarray(sums_Nk, np.float64)
+    if sums.shape != plan.counts_Nk.shape:
+        raise ValueError(f"sums must be [N, k] = {plan.counts_Nk.shape}; they are {sums.shape}")
+    rows, bands = _all_forwards(plan)
+    check_finite(plan, rows, bands, sums[rows, bands])
+    guesses = _no_guesses(plan)
+    if covariates is not None:
+        if tokens is None:
+            raise ValueError("covariates need the tokens that were scored: pass tokens")
+        _check_table(plan, np.asarray(tokens), observed)
+        guesses = _guesses(plan, np.asarray(tokens), covariates)
+    data = _observations(plan, sums[plan.kept], *guesses)
+    return _summarise(plan, data, reduce_variance(data))
+
+
+def _check_table(plan: LMLPlan, tokens_ND: NDArray[Any], observed: ArrayLike | None) -> None:
+    if tokens_ND.shape != plan.observed_ND.shape:
+        raise ValueError(
+            f"tokens have shape {tokens_ND.shape}, the plan was made for {plan.observed_ND.shape}"
+        )
+    if observed is not None and not np.array_equal(np.asarray(observed), plan.observed_ND):
+        raise ValueError(
+            "observed differs from the observed mask of the plan: scores on it would not be "
+            "comparable; make a plan for this data"
+        )
+
+
+def _all_forwards(plan: LMLPlan) -> tuple[IntArray, IntArray]:
+    """Rows and bands [n k] of every forward, sequence by sequence."""
+    bands = np.tile(np.arange(plan.forwards), plan.kept.size)
+    return np.repeat(plan.kept, plan.forwards), bands
+
+
+def _no_guesses(plan: LMLPlan) -> tuple[FloatArray, FloatArray]:
+    n = plan.kept.size
+    return np.empty((n, plan.forwards, 0)), np.empty((n, 0))
+
+
+def _guesses(
+    plan: LMLPlan, tokens_ND: NDArray[Any], covariates: Covariates
+) -> tuple[FloatArray, FloatArray]:
+    """Control variates c [n, k, C] and sequence sums g [n, C], a chunk of sequences at a time."""
+    controls, levels = [], []
+    for start in range(0, plan.kept.size, _CHUNK):
+        rows = plan.kept[start : start + _CHUNK]
+        observed = plan.observed_ND[rows]
+        guess_RDC = covariates.position_features(tokens_ND[rows], observed)
+        guess_RDC = np.where(observed[..., None], guess_RDC, 0.0)
+        level_RC = guess_RDC.sum(axis=1)
+        levels.append(level_RC)
+        controls.append(
+            np.stack([_control(plan, rows, b, guess_RDC) for b in range(plan.forwards)], axis=1)
+            - level_RC[:, None, :]
+        )
+    return np.concatenate(controls), np.concatenate(levels)
+
+
+def _control(plan: LMLPlan, rows: IntArray, band: int, guess_RDC: FloatArray) -> FloatArray:
+    """(D/M) sum of the guesses over the masks of one band [R, C]."""
+    mask_RD = plan.masks(rows, np.full(rows.shape, band))
+    scale_R = plan.lengths[rows] / plan.counts_Nk[rows, band]
+    sums_RC = np.einsum("rd,rdc->rc", mask_RD.astype(np.float64), guess_RDC)
+    scaled: FloatArray = scale_R[:, None] * sums_RC
+    return scaled
+
+
+def _observations(
+    plan: LMLPlan, sums_nk: FloatArray, controls_nkC: FloatArray, levels_nC: FloatArray
+) -> Observations:
+    lengths_n, counts_nk = plan.lengths[plan.kept], plan.counts_Nk[plan.kept]
+    return Observations(
+        y_nk=lengths_n[:, None] / counts_nk * sums_nk,
+        counts_nk=counts_nk,
+        weights_nk=plan.weights_Nk[plan.kept],
+        lengths_n=lengths_n,
+        controls=controls_nkC,
+        levels=levels_nC,
+    )
+
+
+def _summarise(plan: LMLPlan, data: Observations, reduction: Reduction) -> LMLEstimate:
+    z_nk = reduction.z_nk
+    n, k = z_nk.shape
+    row_means_n = z_nk.mean(axis=1)
+    se_population = float(row_means_n.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
+    return LMLEstimate(
+        nats_per_sequence=float(row_means_n.mean()),
+        nats_per_position=float(row_means_n.sum() / data.lengths_n.sum()),
+        se_population=se_population,
+        se_fixed=_se_fixed(z_nk),
+        per_sequence=row_means_n,
+        sequence_index=plan.kept,
+        positions=data.lengths_n,
+        curve=_curve(data, reduction),
+        residual_variance=_residual_variance(data, reduction),
+        n_sequences=n,
+        forwards_used=n * k,
+        effective_sample_size=_naive_variance(data) / max(se_population**2, 1e-300),
+        plan_hash=plan.hash,
+        degrees_of_freedom={"population": n - 1, "fixed": n * (k - 1)},
+    )
+
+
+def _residual_variance(data: Observations, reduction: Reduction) -> VarianceLaw:
+    """What a pilot teaches; nothing where no fit could be made."""
+    if reduction.terms is None:
+        return DEFAULT_VARIANCE
+    return fit_residual_variance(data.rates_nk, reduction.residuals_nk)
+
+
+def _se_fixed(z_nk: FloatArray) -> float:
+    """Successive differences of bands: adjacent strata of one sequence share its own score."""
+    n, k = z_nk.shape
+    if k == 1:
+        return float("nan")
+    squares = float((np.diff(z_nk, axis=1) ** 2).sum()) / 2.0
+    return float(np.sqrt(k / (k - 1) * squares) / (n * k))
+
+
+def _naive_variance(data: Observations) -> float:
+    """Variance of y at uniform M, from forwards drawn with weight w."""
+    first = float((data.weights_nk * data.y_nk).mean())
+    return float((data.weights_nk * data.y_nk**2).mean()) - first**2
+
+
+def _curve(data: Observations, reduction: Reduction) -> MPTCurve:
+    """Bins of about equally many forwards, in order of mask rate."""
+    rates = data.rates_nk.ravel()
+    scores = (data.y_nk / data.lengths_n[:, None]).ravel()
+    order = np.argsort(rates, kind="stable")
+    bins = np.array_split(order, min(_CURVE_BINS, -(-rates.size // 2)))
+    mean_rate = np.array([rates[b].mean() for b in bins])
+    sizes = np.array([b.size for b in bins])
+    spread = [scores[b].std(ddof=1) if b.size > 1 else np.nan for b in bins]
+    return MPTCurve(
+        mask_rate=mean_rate,
+        mask_count=np.array([data.counts_nk.ravel()[b].mean() for b in bins]),
+        mean_log_prob=np.array([scores[b].mean() for b in bins]),
+        se=np.array(spread) / np.sqrt(sizes),
+        smooth=reduction.smooth(mean_rate),
+        forwards=sizes,
+    )

@@ -1,0 +1,91 @@
+"""Token tables on disk: whole or not at all, and the same for every process."""
+
+from __future__ import annotations
+
+import multiprocessing
+
+import numpy as np
+import pytest
+
+from mptune.data.table import Meta, Split, TokenTable, row_dtype, store
+
+META = Meta(vocabulary_size=255, length=3, description="made up", groups={"train": 1, "heldout": 1})
+
+
+def contents(meta=META):
+    observed = np.array([[True, True, False], [True, True, True]])
+    split = Split(np.arange(6).reshape(2, 3), observed, np.zeros(2, np.int32))
+    return meta, split, split
+
+
+def store_when_all_are_ready(path, barrier, made):
+    def make():
+        barrier.wait(30)  # both processes have found no table, so both write one
+        made.value += 1
+        return contents()
+
+    store(path, make)
+
+
+def test_round_trip(tmp_path):
+    table = store(tmp_path / "abc", contents)
+    assert (table.hash, table.length, table.vocabulary_size) == ("abc", 3, 255)
+    assert (table.mask_id, table.pad_id, table.total_vocabulary) == (255, 256, 257)
+    assert table.train.tokens.tolist() == [[0, 1, 256], [3, 4, 5]]
+    assert table.train.tokens.dtype == np.uint16
+    assert table.heldout.observed.sum() == 5
+    assert table == TokenTable.open(str(tmp_path / "abc"))
+
+
+def test_is_memory_mapped_and_read_only(tmp_path):
+    tokens = store(tmp_path / "abc", contents).train.tokens
+    assert isinstance(tokens, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        tokens[0, 0] = 1
+
+
+@pytest.mark.parametrize(("symbols", "dtype"), [(2, "u1"), (254, "u1"), (255, "u2"), (70000, "u4")])
+def test_dtype_holds_mask_and_padding(symbols, dtype):
+    assert row_dtype(symbols) == np.dtype(dtype)
+
+
+def test_is_made_once(tmp_path):
+    store(tmp_path / "abc", contents)
+
+    def never():
+        raise AssertionError("made again")
+
+    assert store(tmp_path / "abc", never).length == 3
+
+
+@pytest.mark.parametrize("error", [ValueError("broken source"), OSError("disk full")])
+def test_a_failure_leaves_nothing_behind(tmp_path, error):
+    def fail():
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        store(tmp_path / "abc", fail)
+    assert list(tmp_path.iterdir()) == []
+    assert store(tmp_path / "abc", contents).length == 3
+
+
+def test_two_processes_at_once_both_end_well(tmp_path):
+    context = multiprocessing.get_context("fork")
+    barrier, made = context.Barrier(2), context.Value("i", 0)
+    both = [
+        context.Process(target=store_when_all_are_ready, args=(tmp_path / "abc", barrier, made))
+        for _ in range(2)
+    ]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(60)
+    assert [process.exitcode for process in both] == [0, 0]
+    assert made.value == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["abc"]
+    assert len(TokenTable.open(tmp_path / "abc").train) == 2
+
+
+def test_no_table(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        TokenTable.open(tmp_path)

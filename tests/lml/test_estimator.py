@@ -1,0 +1,391 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mptune.lml import (
+    DEFAULT_VARIANCE,
+    GaussianCovariates,
+    LMLPlan,
+    NonFiniteLogProb,
+    TokenCovariates,
+    estimate_from_sums,
+    estimate_lml,
+    masked_sums,
+)
+from mptune.lml.regression import fit_residual_variance
+from mptune.models.oracles import HMM, PPCA, Joint, MarkovChain
+
+SMALL_HMM = HMM.random(states=4, vocabulary_size=5, length=12, seed=1)
+
+
+class GuessTable:
+    """Covariates that know the answer: guesses [V] by token."""
+
+    def __init__(self, guesses_V):
+        self.guesses_V = guesses_V
+
+    def position_features(self, tokens_ND, observed_ND):
+        return self.guesses_V[tokens_ND][..., None]
+
+
+def by_rate(curve):
+    """A model whose log p depends on the mask rate alone, NaN where not masked."""
+
+    def log_prob(tokens_BD, mask_BD):
+        rate_B1 = mask_BD.sum(axis=1, keepdims=True) / mask_BD.shape[1]
+        return np.where(mask_BD, curve(rate_B1), np.nan)
+
+    return log_prob
+
+
+def uneven(n, length, seed=0):
+    lengths = np.random.default_rng(seed).integers(length // 2, length + 1, n)
+    return np.arange(length) < lengths[:, None]
+
+
+def test_independent_positions_are_scored_without_error():
+    """A model equal to its control variate leaves nothing to chance."""
+    rng = np.random.default_rng(0)
+    tokens, observed = rng.integers(0, 4, (96, 15)), uneven(96, 15)
+    logs_V = np.log([0.1, 0.2, 0.3, 0.4])
+    estimate = estimate_lml(
+        lambda x, mask: np.where(mask, logs_V[x], np.nan),
+        tokens,
+        observed,
+        covariates=GuessTable(logs_V),
+    )
+    exact_N = np.where(observed, logs_V[tokens], 0.0).sum(axis=1)
+    np.testing.assert_allclose(estimate.per_sequence, exact_N, rtol=1e-9)
+    assert estimate.se_fixed < 1e-9
+    assert estimate.se_population == pytest.approx(exact_N.std(ddof=1) / np.sqrt(96))
+    assert estimate.nats_per_position == pytest.approx(exact_N.sum() / observed.sum())
+
+
+def test_a_score_that_depends_on_the_rate_alone_is_exact():
+    def curve(t):
+        return -2.0 - t + 0.5 * t**3 + 0.1 * np.log(t)
+
+    estimate = estimate_lml(by_rate(curve), np.zeros((64, 20), int), seed=3)
+    exact = curve(np.arange(1, 21) / 20).sum()
+    np.testing.assert_allclose(estimate.per_sequence, exact, rtol=1e-9)
+    np.testing.assert_allclose(estimate.curve.smooth, curve(estimate.curve.mask_rate), rtol=1e-9)
+
+
+def test_weights_alone_are_unbiased_with_uneven_lengths():
+    """Too few forwards for a fit: z = w y, whose mean over plans is the sum of S(M)."""
+    observed = np.array([[True] * 6, [True, False, True, True, False, False]])
+
+    def log_prob(tokens_BD, mask_BD):
+        return np.repeat(-np.sqrt(mask_BD.sum(axis=1, keepdims=True)), 6, axis=1)
+
+    scores = [
+        estimate_lml(log_prob, np.zeros((2, 6)), observed, forwards=1, seed=s).per_sequence
+        for s in range(3000)
+    ]
+    exact = [-np.sqrt(np.arange(1, length + 1)).sum() for length in (6, 3)]
+    error = np.std(scores, axis=0, ddof=1) / np.sqrt(3000)
+    assert (np.abs(np.mean(scores, axis=0) - exact) < 3.5 * error).all()
+
+
+@pytest.mark.parametrize("bed", ["hmm", "markov", "ppca"])
+def test_known_log_marginal_is_found(bed):
+    if bed == "ppca":
+        oracle = PPCA.random(length=20, latent=2, seed=1)
+        covariates = GaussianCovariates.fit(oracle.sample(500, seed=2))
+    else:
+        oracle = SMALL_HMM if bed == "hmm" else MarkovChain.random_chain(length=12)
+        covariates = TokenCovariates.fit(oracle.sample(500, seed=2), None, 8)
+    tokens = oracle.sample(300, seed=3)
+    truth = oracle.log_marginal(tokens).mean()
+    estimate = estimate_lml(oracle.log_prob, tokens, covariates=covariates)
+    assert abs(estimate.nats_per_sequence - truth) < 3.5 * estimate.se_fixed
+    assert estimate.se_fixed < 0.02 * abs(truth)
+    assert estimate.effective_sample_size > estimate.forwards_used == 600
+
+
+def test_values_missing_at_the_source_are_marginalised():
+    tokens = SMALL_HMM.sample(300, seed=3)
+    observed = np.random.default_rng(4).random(tokens.shape) < 0.7
+    tokens = np.where(observed, tokens, -1)
+    covariates = TokenCovariates.fit(tokens, observed, 5)
+    estimate = estimate_lml(SMALL_HMM.log_prob, tokens, observed, covariates=covariates)
+    truth = SMALL_HMM.log_marginal(tokens)[observed.any(axis=1)].mean()
+    assert abs(estimate.nats_per_sequence - truth) < 3.5 * estimate.se_fixed
+    assert estimate.se_fixed < 0.01 * abs(truth)
+    assert estimate.positions.sum() == observed.sum()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 5), st.integers(0, 99))
+def test_ranks_and_batches_do_not_change_a_bit(batch_size, world_size, seed):
+    tokens, observed = SMALL_HMM.sample(40, seed=5), uneven(40, 12)
+    table = np.random.default_rng(1).normal(-2.0, 1.0, 5)
+
+    def log_prob(tokens_BD, mask_BD):
+        return table[tokens_BD] * (1 + mask_BD.sum(axis=1, keepdims=True))
+
+    plan = LMLPlan.make(observed, seed=seed)
+    sums = np.full(plan.counts_Nk.shape, np.nan)
+    for rank in range(world_size):
+        for rows, bands in plan.batches(batch_size, rank, world_size):
+            mask = plan.masks(rows, bands)
+            sums[rows, bands] = masked_sums(log_prob(tokens[rows], mask), mask)
+    split = estimate_from_sums(plan, sums)
+    whole = estimate_lml(log_prob, tokens, observed, seed=seed, batch_size=16)
+    np.testing.assert_array_equal(split.per_sequence, whole.per_sequence)
+    assert split.plan_hash == whole.plan_hash == plan.hash
+
+
+def test_batch_size_changes_a_model_of_floats_by_rounding_only():
+    tokens = SMALL_HMM.sample(40, seed=5)
+    scores = [
+        estimate_lml(SMALL_HMM.log_prob, tokens, batch_size=b).nats_per_sequence for b in (1, 7, 80)
+    ]
+    np.testing.assert_allclose(scores, scores[0], rtol=1e-9)
+
+
+def test_what_stands_at_unobserved_positions_has_no_effect():
+    tokens, observed = SMALL_HMM.sample(60, seed=5), uneven(60, 12)
+    logs = np.log(np.arange(1, 6) / 15)
+
+    def score(filling):
+        table = np.where(observed, tokens, filling)
+        covariates = TokenCovariates.fit(table, observed, 5)
+        return estimate_lml(lambda x, m: logs[x], table, observed, covariates=covariates)
+
+    np.testing.assert_array_equal(score(0).per_sequence, score(3).per_sequence)
+
+
+def test_skipped_sequences_are_left_out():
+    tokens, observed = SMALL_HMM.sample(5, seed=5), np.ones((5, 12), bool)
+    observed[[0, 3]] = False
+    plan = LMLPlan.make(observed)
+    sums = np.where(plan.counts_Nk > 0, -1.0 * plan.counts_Nk, np.nan)
+    estimate = estimate_from_sums(plan, sums, tokens)
+    assert estimate.sequence_index.tolist() == [1, 2, 4]
+    assert estimate.n_sequences == len(estimate.per_sequence) == 3
+
+
+@pytest.mark.parametrize("value", [-np.inf, np.inf, np.nan])
+def test_a_value_that_is_not_finite_is_named(value):
+    def log_prob(tokens_BD, mask_BD):
+        return np.where(tokens_BD == 7, value, -1.0)
+
+    tokens = np.zeros((9, 3), int)
+    tokens[4] = 7
+    plan = LMLPlan.make(np.ones((9, 3), bool), seed=2)
+    with pytest.raises(NonFiniteLogProb, match=r"sequence 4 sums to .*M=\d of 3 positions"):
+        estimate_lml(log_prob, tokens, plan=plan, batch_size=1)
+    tokens[4] = 0
+    assert estimate_lml(log_prob, tokens, plan=plan).nats_per_position == pytest.approx(-1, rel=0.5)
+
+
+def test_an_infinity_where_not_masked_is_ignored():
+    estimate = estimate_lml(by_rate(lambda t: -1.0 + 0 * t), np.zeros((40, 6), int))
+    assert estimate.nats_per_position == pytest.approx(-1.0, rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_torch_values_are_summed_in_float64(dtype):
+    torch = pytest.importorskip("torch")
+    values = torch.full((2, 1000), -0.1, dtype=getattr(torch, dtype), requires_grad=True)
+    mask = np.ones((2, 1000), bool)
+    mask[1, 500:] = False
+    one = float(values.detach()[0, 0].double())
+    np.testing.assert_allclose(masked_sums(values, mask), [1000 * one, 500 * one], rtol=1e-12)
+
+
+def test_a_single_position_is_scored_exactly():
+    joint = Joint.random(length=1, vocabulary_size=2, seed=1)
+    tokens = joint.sample(200, seed=2)
+    estimate = estimate_lml(joint.log_prob, tokens)
+    np.testing.assert_allclose(estimate.per_sequence, joint.log_marginal(tokens), rtol=1e-12)
+    assert estimate.se_fixed < 1e-12
+    np.testing.assert_allclose(
+        estimate.curve.mean_log_prob @ estimate.curve.forwards / 400, estimate.nats_per_sequence
+    )
+
+
+def test_two_symbols():
+    joint = Joint.random(length=6, vocabulary_size=2, seed=1)
+    tokens = joint.sample(200, seed=2)
+    covariates = TokenCovariates.fit(tokens, None, 2)
+    estimate = estimate_lml(joint.log_prob, tokens, covariates=covariates)
+    truth = joint.log_marginal(tokens).mean()
+    assert abs(estimate.nats_per_sequence - truth) < 3.5 * estimate.se_fixed
+    assert estimate.se_fixed < 0.03 * abs(truth)
+
+
+def test_errors_that_cannot_be_known_are_nan():
+    tokens = SMALL_HMM.sample(40, seed=5)
+    once = estimate_lml(SMALL_HMM.log_prob, tokens, forwards=1)
+    assert np.isnan(once.se_fixed)
+    assert np.isnan(once.interval(kind="fixed")).all()
+    assert np.isfinite(once.interval()).all()
+    alone = estimate_lml(SMALL_HMM.log_prob, tokens[:1], forwards=4)
+    assert np.isnan(alone.se_population)
+    assert np.isnan(alone.effective_sample_size)
+    assert np.isfinite(alone.interval(kind="fixed")).all()
+    assert alone.residual_variance == DEFAULT_VARIANCE
+
+
+def test_standard_errors_are_those_of_the_definition():
+    """Two sequences: no fit, z = w y, so both errors can be written out."""
+    plan = LMLPlan.make(np.ones((2, 4), bool), forwards=3, seed=1)
+    sums = np.array([[-1.0, -2.0, -5.0], [-3.0, -1.0, -2.0]])
+    z = plan.weights_Nk * 4 / plan.counts_Nk * sums
+    estimate = estimate_from_sums(plan, sums)
+    assert estimate.nats_per_sequence == pytest.approx(z.mean())
+    assert estimate.se_population == pytest.approx(abs(np.diff(z.mean(axis=1))[0]) / 2)
+    steps = ((z[:, 1:] - z[:, :-1]) ** 2).sum() / 2
+    assert estimate.se_fixed == pytest.approx(np.sqrt(3 / 2 * steps) / 6)
+
+
+@pytest.mark.parametrize(("n", "forwards"), [(4, 60), (7, 1), (30, 1)])
+def test_too_few_forwards_for_a_fit_are_weighted_only(n, forwards):
+    plan = LMLPlan.make(np.ones((n, 9), bool), forwards=forwards, seed=1)
+    sums = -np.random.default_rng(0).exponential(size=plan.counts_Nk.shape) * plan.counts_Nk
+    covariates, tokens = GuessTable(np.arange(3.0)), np.arange(9 * n).reshape(n, 9) % 3
+    estimate = estimate_from_sums(plan, sums, tokens, covariates=covariates)
+    weighted = (plan.weights_Nk * 9 / plan.counts_Nk * sums).mean(axis=1)
+    fitted = n * forwards * 3 // 4 >= 6 * 3 and n >= 8
+    assert np.allclose(estimate.per_sequence, weighted) != fitted
+    assert np.isnan(estimate.curve.smooth).all() != fitted
+
+
+def test_intervals_use_student_t():
+    plan = LMLPlan.make(np.ones((2, 4), bool), forwards=2, seed=1)
+    estimate = estimate_from_sums(plan, [[-1.0, -2.0], [-4.0, -1.0]])
+    for kind, error, quantile in [
+        ("population", estimate.se_population, 12.7062),
+        ("fixed", estimate.se_fixed, 4.30265),
+    ]:
+        low, high = estimate.interval(kind=kind)
+        assert (high + low) / 2 == pytest.approx(estimate.nats_per_sequence)
+        assert (high - low) / 2 == pytest.approx(quantile * error, rel=1e-5)
+    with pytest.raises(ValueError, match="level must be between 0 and 1; it is 95"):
+        estimate.interval(95)
+
+
+def test_curve_follows_the_exact_scores():
+    tokens = SMALL_HMM.sample(2000, seed=3)
+    curve = estimate_lml(SMALL_HMM.log_prob, tokens).curve
+    rng = np.random.default_rng(0)
+    for count in (1, 6, 12):
+        mask = rng.random(tokens.shape).argsort(axis=1).argsort(axis=1) < count
+        exact = masked_sums(SMALL_HMM.log_prob(tokens, mask), mask).mean() / count
+        smooth = np.interp(count / 12, curve.mask_rate, curve.smooth)
+        assert smooth == pytest.approx(exact, abs=0.03)
+        nearest = np.abs(curve.mask_count - count).argmin()
+        assert abs(curve.mean_log_prob[nearest] - exact) < 4 * curve.se[nearest] + 0.02
+    assert curve.forwards.sum() == 4000
+    assert (np.diff(curve.mask_rate) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda t, p: estimate_lml(lambda x, m: m[:, 0], t), "one value per position"),
+        (lambda t, p: estimate_lml(lambda x, m: m, t[:0]), "of the 0 sequences"),
+        (
+            lambda t, p: estimate_lml(lambda x, m: m, t[:4], plan=p),
+            r"the plan was made for \(6, 12",
+        ),
+        (lambda t, p: estimate_lml(lambda x, m: m, t, t > 2, plan=p), "observed differs"),
+        (lambda t, p: estimate_from_sums(p, np.zeros((6, 3))), r"sums must be \[N, k\] = \(6, 2\)"),
+        (
+            lambda t, p: estimate_from_sums(p, np.zeros((6, 2)), covariates=GuessTable(t)),
+            "pass tokens",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(SMALL_HMM.sample(6, seed=5), LMLPlan.make(np.ones((6, 12), bool)))
+
+
+def test_token_guesses_are_probabilities():
+    """Over all values of the middle token, the first and third guess sum to one."""
+    covariates = TokenCovariates.fit(SMALL_HMM.sample(300, seed=2), None, 5)
+    for left, right in [(0, 0), (4, 2)]:
+        tokens = np.array([[left, middle, right] for middle in range(5)])
+        guesses = np.exp(covariates.position_features(tokens)[:, 1])
+        np.testing.assert_allclose(guesses[:, [0, 2]].sum(axis=0), 1.0, rtol=1e-12)
+        single = np.exp(covariates.position_features(np.arange(5)[:, None])[:, 0])
+        assert single[:, 2].sum() == pytest.approx(1.0, rel=1e-12)
+
+
+def test_token_guesses_learn_the_chain():
+    chain = MarkovChain.random_chain(vocabulary_size=4, length=30, seed=3)
+    covariates = TokenCovariates.fit(chain.sample(3000, seed=1), None, 4)
+    tokens = chain.sample(50, seed=2)
+    middle = np.zeros((50, 30), bool)
+    middle[:, 15] = True
+    exact = chain.log_prob(tokens, middle)[:, 15]
+    guess = covariates.position_features(tokens)[:, 15, 2]
+    np.testing.assert_allclose(guess, exact, atol=0.15)
+
+
+def test_unobserved_neighbours_are_not_read():
+    tokens = SMALL_HMM.sample(30, seed=2)
+    observed = uneven(30, 12, seed=8)
+    covariates = TokenCovariates.fit(tokens, observed, 5)
+    other = np.where(observed, tokens, -99)
+    again = TokenCovariates.fit(other, observed, 5)
+    np.testing.assert_array_equal(
+        covariates.position_features(tokens, observed), again.position_features(other, observed)
+    )
+    assert (covariates.position_features(tokens, observed)[~observed] == 0).all()
+
+
+def test_token_covariates_round_trip(tmp_path):
+    tokens = SMALL_HMM.sample(30, seed=2)
+    covariates = TokenCovariates.fit(tokens, None, 5)
+    covariates.save(tmp_path / "covariates.npz")
+    again = TokenCovariates.load(tmp_path / "covariates.npz")
+    np.testing.assert_array_equal(
+        covariates.position_features(tokens), again.position_features(tokens)
+    )
+
+
+def test_a_token_outside_the_vocabulary_is_named():
+    with pytest.raises(ValueError, match=r"token 5 of sequence 1, position 0 is outside .* 0\.\.4"):
+        TokenCovariates.fit(np.array([[0, 1], [5, 2]]), None, 5)
+
+
+def test_gaussian_guesses_are_the_conditional_densities():
+    ppca = PPCA.random(length=4, latent=1, noise_variance=0.5, seed=4)
+    covariates = GaussianCovariates.fit(ppca.sample(100_000, seed=1), shrinkage=0.0)
+    values, mask = ppca.sample(20, seed=2), np.zeros((20, 4), bool)
+    mask[:, 2] = True
+    guess = covariates.position_features(values)[:, 2]
+    np.testing.assert_allclose(guess[:, 1], ppca.log_prob(values, mask)[:, 2], atol=0.05)
+    everything = ppca.log_prob(values, np.ones((20, 4), bool))[:, 2]
+    np.testing.assert_allclose(guess[:, 0], everything, atol=0.05)
+
+
+def test_pilot_recovers_the_variance_law():
+    rng = np.random.default_rng(0)
+    rates = rng.uniform(0.01, 1.0, (20_000, 2))
+    law = np.array([2.0, 0.5, 8.0])
+    deviation = np.sqrt(law[0] + law[1] / rates + law[2] * rates**8)
+    fitted = np.array(fit_residual_variance(rates, deviation * rng.standard_normal(rates.shape)))
+    default = np.array(DEFAULT_VARIANCE)
+    middle = np.array([1.0, 2.0, 0.5**8])
+    expected = 0.9 * law / (middle @ law) + 0.1 * default / (middle @ default)
+    np.testing.assert_allclose(fitted, expected, rtol=0.15)
+
+
+def test_pilot_sharpens_the_plan():
+    oracle = PPCA.random(length=64, latent=4, noise_variance=0.2, seed=1)
+    tokens = oracle.sample(400, seed=3)
+    covariates = GaussianCovariates.fit(oracle.sample(1000, seed=2))
+    first = estimate_lml(oracle.log_prob, tokens, seed=9, covariates=covariates)
+    plan = LMLPlan.make(
+        np.ones(tokens.shape, bool), seed=8, residual_variance=first.residual_variance
+    )
+    second = estimate_lml(oracle.log_prob, tokens, plan=plan, covariates=covariates)
+    assert second.se_fixed < 0.95 * first.se_fixed
