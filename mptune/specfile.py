@@ -87,13 +87,13 @@ def _to_node(loader: _Loader, node: yaml.Node, source: str) -> Node:
         return Node(_mapping(loader, node, source), origin)
     if isinstance(node, yaml.SequenceNode):
         return Node([_to_node(loader, child, source) for child in node.value], origin)
-    return Node(loader.construct_object(node), origin)  # type: ignore[no-untyped-call]
+    return Node(loader.construct_object(node), origin)
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode, source: str) -> dict[str, Node]:
     found: dict[str, Node] = {}
     for key_node, value_node in node.value:
-        key = loader.construct_object(key_node)  # type: ignore[no-untyped-call]
+        key = loader.construct_object(key_node)
         line = f"{source}:{key_node.start_mark.line + 1}"
         if not isinstance(key, str):
             raise InputError(f"{line}: {key!r} is not a key; keys are words, quote it if meant")
@@ -113,7 +113,7 @@ def parse_yaml(text: str, source: str) -> Node:
     """
     loader = _Loader(text)
     try:
-        root = loader.get_single_node()  # type: ignore[no-untyped-call]
+        root = loader.get_single_node()
         return Node({}, f"{source}:1") if root is None else _to_node(loader, root, source)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -122,7 +122,7 @@ def parse_yaml(text: str, source: str) -> Node:
     except yaml.YAMLError as error:
         raise InputError(f"{source}:1: not valid YAML: {' '.join(str(error).split())}") from None
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
 
 
 def plain(node: Node) -> Any:
@@ -136,7 +136,7 @@ def plain(node: Node) -> Any:
         return {"choice": [plain(o) for o in value.options]}
     if isinstance(value, Range):
         ends = [int(v) if value.integer else v for v in (value.low, value.high)]
-        extra = {"log": True} if value.log else {}
+        extra: dict[str, float] = {"log": True} if value.log else {}
         extra |= {"step": value.step} if value.step is not None else {}
         return {"int" if value.integer else "float": ends, **extra}
     return value
@@ -283,16 +283,13 @@ def _dotted(at: Location) -> str:
 
 def _model_at(model: type[BaseModel] | None, at: Location) -> type[BaseModel] | None:
     for part in at:
-        annotation = model.model_fields[str(part)].annotation if _has(model, part) else None
+        field = model.model_fields.get(str(part)) if model else None
+        annotation = field.annotation if field else None
         candidates = [annotation, *getattr(annotation, "__args__", ())]
         model = next(
             (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None
         )
     return model
-
-
-def _has(model: type[BaseModel] | None, part: str | int) -> bool:
-    return model is not None and part in model.model_fields
 
 
 def _problems(
@@ -432,7 +429,8 @@ class SpecFile:
 
     def resolved(self, spec: SearchSpec) -> dict[str, Any]:
         """The file as plain values with every default written out, dimensions kept."""
-        return _filled(plain(self.root), spec.model_dump(mode="json"))
+        filled: dict[str, Any] = _filled(plain(self.root), spec.model_dump(mode="json"))
+        return filled
 
 
 def _probe(

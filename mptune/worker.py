@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +26,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from mptune import spec
-from mptune.errors import InputError
+from mptune.errors import InputError, NoResultError
 from mptune.paths import TrialDirectory, write_aside, write_text
 from mptune.trial import (
     Control,
@@ -134,7 +136,7 @@ class Worker:
                 yield Stopped(number=trial.number, reason=loop.stopped, step=steps)
                 return
             yield Scoring(number=trial.number)
-            result = self._result(trial, loop, scorer, began)
+            result = self._result(trial, inputs, loop, scorer, began)
             loop.checkpoints.remove()
         if result is not None:
             yield Finished(number=trial.number, result=result)
@@ -147,17 +149,262 @@ class Worker:
         from mptune.training.scoring import Scorer
 
         ranks = self._joined()
-        heldout, inputs, module = self._together(lambda: self._open_all(trial))
+        ready, error = None, None
+        try:
+            ready = self._build(trial)
+        except Exception as raised:
+            error = raised
+        ranks.raise_together(error)
+        assert ready is not None
+        inputs, heldout, module = ready
         made = stack.enter_context(engine.engine(module, trial.training, ranks))
         scorer = Scorer(made, heldout, ranks)
         directory = TrialDirectory(Path(trial.directory))
         checkpoints = Checkpoints(directory.checkpoint, trial.fingerprint(), ranks)
         return inputs, Loop(inputs, made, ranks, checkpoints, scorer.rung), scorer
 
+    def _build(self, trial: TrialSpec) -> tuple[Inputs, HeldOut, nn.Module]:
+        """What needs no other rank: data, policy, model with its initial weights.
+
+        Raises:
+            InputError: the spec or the data is wrong.
+        """
+        import torch
+
+        from mptune.training.engine import configuration
+        from mptune.training.loop import Inputs
+
+        torch.set_num_threads(max(1, int(trial.resources.cpus_per_worker)))
+        configuration(trial.training, self.world_size)
+        heldout = self._open(trial.prepared, trial.score)
+        try:
+            policy, family = spec.build("policy", trial.policy), spec.build("model", trial.model)
+        except ValidationError as error:
+            raise InputError(str(error)) from error
+        table = heldout.table
+        inputs = Inputs(
+            number=trial.number,
+            seed=trial.seed,
+            training=trial.training,
+            rungs=trial.rungs,
+            policy=policy,
+            family=family,
+            train=heldout.train,
+            vocabulary_size=table.vocabulary_size,
+        )
+        torch.manual_seed(trial.seed)
+        module = family.build(table.total_vocabulary, table.vocabulary_size, table.length)
+        return inputs, heldout, module
+
+    def _open(self, prepared: Prepared, score: spec.Score) -> HeldOut:
+        """The table and the frozen plan, kept open from trial to trial."""
+        from mptune.data.table import TokenTable
+        from mptune.lml import LMLPlan
+        from mptune.training.scoring import HeldOut
+
+        key = (prepared, score)
+        if self._opened is None or self._opened[0] != key:
+            try:
+                plan = LMLPlan.load(prepared.plan)
+                heldout = HeldOut.select(TokenTable.open(Path(prepared.table)), score, plan)
+            except (ValueError, OSError) as error:
+                raise InputError(f"the prepared data cannot be opened: {error}") from error
+            if heldout.hash != prepared.plan_hash:
+                raise InputError(f"{prepared.plan} is not the plan that this trial was made for")
+            self._opened = key, heldout
+        return self._opened[1]
+
     def _joined(self) -> Ranks:
         if self._ranks is None:
             raise RuntimeError("the worker has not joined its gang")
         return self._ranks
 
-    def _together[T](self, make: Callable[[], T]) -> T:
-        """What `make` gives, unless it failed on any rank: then all ranks raise."""
+    def _started(self, inputs: Inputs, loop: Loop) -> Started:
+        return Started(
+            number=inputs.number,
+            gang="",
+            pids=self._joined().gathered(os.getpid()),
+            total_steps=loop.budget.expected_steps(loop.spent),
+            parameters=_parameters(inputs),
+            resumed_at=loop.spent.steps,
+        )
+
+    def _result(
+        self, trial: TrialSpec, inputs: Inputs, loop: Loop, scorer: Scorer, began: float
+    ) -> TrialResult | None:
+        """Score the trained model; None on other ranks than the first."""
+        scoring = time.monotonic()
+        scored, rates = scorer.lml(), scorer.rates()
+        if scored is None:
+            return None
+        lml, nats_per_sequence, rows = scored
+        directory, now, spent = TrialDirectory(Path(trial.directory)), time.monotonic(), loop.spent
+        with write_aside(directory.scores) as aside:
+            np.savez(aside, nats_per_sequence=nats_per_sequence, rows=rows)
+        result = TrialResult(
+            fingerprint=trial.fingerprint(),
+            lml=lml,
+            rates=rates,
+            cost=Cost(
+                tokens=spent.tokens,
+                flops=spent.flops,
+                steps=spent.steps,
+                training_s=loop.seconds,
+                scoring_s=now - scoring,
+                total_s=now - began,
+                workers=self.world_size,
+                parameters=_parameters(inputs),
+                tokens_per_s=spent.tokens / max(loop.seconds, 1e-9),
+            ),
+            rungs=tuple(spent.rungs),
+            loss_curve=tuple(spent.loss_curve),
+            mean_mask_rate=spent.masked / max(spent.observed, 1),
+            versions=_versions(),
+        )
+        write_text(directory.result, result.model_dump_json(indent=2) + "\n")
+        return result
+
+
+class _Journal:
+    """What a trial's directory keeps: its spec, its events, and why it failed."""
+
+    def __init__(self, trial: TrialSpec, rank: int) -> None:
+        self._trial, self._rank = trial, rank
+        self._files = TrialDirectory(Path(trial.directory))
+        if rank == 0:
+            write_text(self._files.spec, trial.model_dump_json(indent=2) + "\n")
+
+    def note(self, event: Event) -> Iterator[Event]:
+        """Keep and pass on the events of rank 0; the other ranks have none."""
+        if self._rank == 0:
+            with self._files.events.open("a", encoding="utf-8") as lines:
+                lines.write(event.model_dump_json() + "\n")
+            yield event
+
+    def failure(self, error: Exception) -> Failed:
+        """The event of a failure; re-raises one that only another rank than the first knows."""
+        from mptune.training.ranks import is_agreed, one_line, reason_of
+
+        if self._rank and not is_agreed(error):
+            raise error
+        write_text(self._files.traceback, "".join(traceback.format_exception(error)))
+        return Failed(number=self._trial.number, reason=reason_of(error), detail=one_line(error))
+
+
+def _prepared(heldout: HeldOut, plan: Path) -> Prepared:
+    table = heldout.table
+    return Prepared(
+        table=str(table.path),
+        table_hash=table.hash,
+        plan=str(plan),
+        plan_hash=heldout.hash,
+        vocabulary_size=table.vocabulary_size,
+        length=table.length,
+        train_sequences=len(heldout.train.tokens),
+        heldout_sequences=len(heldout.plan.kept),
+        heldout_tokens=heldout.positions,
+        bytes_per_token=table.bytes_per_token,
+        description=table.description,
+    )
+
+
+def _parameters(inputs: Inputs) -> int:
+    return inputs.family.parameters(inputs.vocabulary_size + 2, inputs.length)
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in VERSIONS_OF}
+
+
+class _Undisturbed:
+    """Control of a replay: nobody stops or prunes it."""
+
+    def stop_requested(self) -> StopReason | None:
+        return None
+
+    def go_on(self, rung: Rung) -> bool:
+        return True
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Replay a trial; 0 if it finished, 2 if its input is wrong, 3 if it failed."""
+    parser = argparse.ArgumentParser(prog="python -m mptune.worker", description=__doc__)
+    parser.add_argument("trial", type=Path, help="a trial.json")
+    parser.add_argument("--workers", type=int, help="worker processes; default the trial's own")
+    parser.add_argument("--out", type=Path, help="directory of the replay; default beside it")
+    given = parser.parse_args(arguments)
+    try:
+        trial = _replayed(given.trial, given.workers, given.out or given.trial.parent / "replay")
+    except (OSError, ValueError) as error:
+        print(f"{given.trial}: {error}", file=sys.stderr)
+        return InputError.exit_code
+    last = _replay(trial)
+    if isinstance(last, Finished):
+        print(last.result.model_dump_json())
+        return 0
+    wrong = isinstance(last, Failed) and last.reason == "wrong_input"
+    return InputError.exit_code if wrong else NoResultError.exit_code
+
+
+def _replayed(path: Path, workers: int | None, out: Path) -> TrialSpec:
+    trial = TrialSpec.model_validate_json(path.read_text(encoding="utf-8"))
+    workers = workers or trial.resources.workers
+    resources = trial.resources.model_copy(update={"workers": workers})
+    return trial.model_copy(update={"resources": resources, "directory": str(out.resolve())})
+
+
+def _replay(trial: TrialSpec) -> Event | None:
+    """Run the trial here, on rank 0, and in a process for each other rank."""
+    workers, port = trial.resources.workers, _free_port()
+    spawn = multiprocessing.get_context("spawn")
+    others = [
+        spawn.Process(target=_run_rank, args=(trial.model_dump_json(), rank, port), daemon=True)
+        for rank in range(1, workers)
+    ]
+    for process in others:
+        process.start()
+    last = _run_rank(trial.model_dump_json(), 0, port)
+    for process in others:
+        process.join(timeout=10)
+        process.terminate()
+    return last
+
+
+def _run_rank(trial_json: str, rank: int, port: int) -> Event | None:
+    trial = TrialSpec.model_validate_json(trial_json)
+    worker = Worker(rank, trial.resources.workers, rank)
+    worker.join("127.0.0.1", port)
+    if rank == 0 and not (
+        Path(trial.prepared.plan).exists() and Path(trial.prepared.table).exists()
+    ):
+        worker.prepare(
+            PrepareRequest(
+                data=trial.data,
+                score=trial.score,
+                cache=str(Path(trial.prepared.table).parent),
+                plan=trial.prepared.plan,
+            )
+        )
+    event = None
+    for event in worker.run(trial, _Undisturbed()):
+        print(_line(event), flush=True)
+    worker.close()
+    return event
+
+
+def _line(event: Event) -> str:
+    """An event on one line; the result is printed apart."""
+    what = event.model_dump(exclude={"type", "number", "result"}, exclude_none=True)
+    return " ".join([event.type, *(f"{key}={value}" for key, value in what.items())])
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mptune.errors import InputError
+from mptune.space import Space
 from mptune.specfile import Choice, Range, SpecFile, merge_arm
 
 GOOD = """\
@@ -63,6 +64,12 @@ def test_probes_take_every_option_and_both_ends(tmp_path: Path) -> None:
     assert {t["training"]["optimizer"]["learning_rate"] for t in trees} == {1e-4, 1e-2}
 
 
+def check_all(tmp_path: Path, text: str) -> None:
+    file = read(tmp_path, text)
+    file.validate()
+    Space(file).arms()
+
+
 BROKEN = [
     ("rate: {choice: [0.15, 0.3]}", "rate: 1.5",
      "spec.yaml:11: policy.rate: 1.5 is not a mask rate; a rate is a fraction in (0, 1]"),
@@ -96,20 +103,16 @@ BROKEN = [
 
 @pytest.mark.parametrize(("old", "new", "line"), BROKEN, ids=[b[1][:30] for b in BROKEN])
 def test_a_broken_spec_gets_one_clear_line(tmp_path: Path, old: str, new: str, line: str) -> None:
-    from mptune.space import Space
-
     assert old in GOOD
     with pytest.raises(InputError) as caught:
-        file = read(tmp_path, GOOD.replace(old, new, 1))
-        file.validate()
-        Space(file).arms()
+        check_all(tmp_path, GOOD.replace(old, new, 1))
     assert len(caught.value.problems) == 1, caught.value.problems
     assert line in caught.value.problems[0]
 
 
 def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "quickstart.yaml").write_text("name: x")
-    with pytest.raises(InputError, match="no such file; did you mean 'quickstart.yaml'"):
+    with pytest.raises(InputError, match=r"no such file; did you mean 'quickstart.yaml'"):
         SpecFile.read(tmp_path / "quikstart.yaml")
 
 

@@ -19,7 +19,7 @@ from mptune import study
 from mptune.dispatch.local import LocalDispatcher
 from mptune.errors import InputError, InterruptedSearch, NoResultError
 from mptune.paths import RunDirectory
-from mptune.spec import Pruner, Search, Sampler
+from mptune.spec import Pruner, Sampler, Search
 from mptune.trial import Event, TrialSpec
 from tests import fakes
 
@@ -134,7 +134,7 @@ def test_arms_are_queued_once(run: RunDirectory) -> None:
 
 def test_hopeless_searches_stop_early(run: RunDirectory) -> None:
     every = {n: {"behaviour": "nan"} for n in range(8)}
-    with pytest.raises(NoResultError, match="the first 5 trials all failed.*non_finite_loss"):
+    with pytest.raises(NoResultError, match=r"the first 5 trials all failed.*non_finite_loss"):
         driver(run, behaviours=every).run()
 
 

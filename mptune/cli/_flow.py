@@ -79,7 +79,8 @@ def answer(console: Console, evidence: ReportInput, run: RunDirectory, as_json: 
         console.print("Written:")
         for path in written:
             console.print(f"  {path}", soft_wrap=True)
-    if not any(t.result is not None for t in evidence.trials):
+    runs = [r for arm in evidence.comparison.arms for r in arm.runs] if evidence.comparison else []
+    if not runs and not any(t.finished for t in evidence.trials):
         raise NoResultError("no trial finished; see the reasons above")
     return 0
 

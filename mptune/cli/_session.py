@@ -217,11 +217,10 @@ class Session:
                 f"{self.file.origin_of(name)}: {name}: is a dimension, but there is no search to "
                 "take its value from; fix it, or run `mptune search` first"
             )
-        values = {
+        return {
             n: d.labels[0] if hasattr(d, "labels") else d.low
             for n, d in self.file.dimensions.items()
         }
-        return values
 
     # --- reporting -----------------------------------------------------------------------------
 

@@ -243,9 +243,9 @@ class MaskedBatch:
     normaliser on every worker, so that the workers' losses add up to the batch's.
     """
 
-    inputs_BD: IntArray  # noqa: N815
-    mask_BD: BoolArray  # noqa: N815
-    weight_B: FloatArray  # noqa: N815
+    inputs_BD: IntArray
+    mask_BD: BoolArray
+    weight_B: FloatArray
     normaliser: float
 
 

@@ -1,0 +1,40 @@
+"""What a dispatcher is: the study's only view of where trials run."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from mptune.trial import Event, Prepared, PrepareRequest, StopReason, TrialSpec
+
+
+class Dispatcher(Protocol):
+    """Runs trials on gangs of workers. One trial number is in flight at most once."""
+
+    def prepare(self, request: PrepareRequest) -> Prepared:
+        """Prepare the data and freeze the plan on a worker; blocks.
+
+        Raises:
+            InputError: the data is missing or broken.
+            DispatchError: no worker could be started.
+        """
+
+    def capacity(self) -> int:
+        """How many trials can run at once with what the cluster holds now (at least 1)."""
+
+    def submit(self, trial: TrialSpec) -> None:
+        """Queue a trial; it starts when admitted."""
+
+    def events(self, timeout_s: float) -> list[Event]:
+        """The next events, oldest first: waits up to `timeout_s` for the first one.
+
+        Every submitted trial ends with exactly one of Finished, Stopped or Failed.
+        """
+
+    def decide(self, number: int, go_on: bool) -> None:
+        """Answer the trial's last Rung: go on, or stop as pruned."""
+
+    def stop(self, number: int, reason: StopReason) -> None:
+        """Ask a running trial to stop between steps, or drop a queued one; ends in Stopped."""
+
+    def close(self) -> None:
+        """Stop everything that was started here and leave no process behind."""

@@ -1,0 +1,445 @@
+"""A gang: one Ray placement group with one long-lived worker process per rank.
+
+The driver's side (`Gang`) does not block: every call to a member leaves an object reference in
+`pending`, with what to do with its value. Whoever owns the gang waits on those references and
+hands the ready ones to `collect`, which returns the trial's events or raises `GangLost`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, cast
+
+import ray
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from mptune import plugins
+from mptune.dispatch.admission import Held, Placement, Shape
+from mptune.dispatch.runtime import (
+    End,
+    Runtime,
+    TrialControl,
+    free_port,
+    guarded,
+    one_line,
+    reason_of,
+)
+from mptune.trial import (
+    Event,
+    FaultReason,
+    GangChanged,
+    Prepared,
+    PrepareRequest,
+    Started,
+    StopReason,
+    TrialSpec,
+    event_from_json,
+)
+
+START_TIMEOUT_S = 600.0
+"""For importing the libraries and meeting the other ranks, once the processes run."""
+
+STOP_TIMEOUT_S = 120.0
+"""From a stop request to the end of the trial; a checkpoint may have to be written."""
+
+AGREE_TIMEOUT_S = 10.0
+"""From the first rank that ended a trial to the last one."""
+
+LOG_TAIL_BYTES = 8000
+
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+"""Ray writes its errors for a terminal."""
+
+
+@dataclass(frozen=True)
+class Hello:
+    """Where a member lives."""
+
+    pid: int
+    node: str
+    address: str
+    port: int
+    log: str
+
+
+@dataclass(eq=False)
+class GangLost(Exception):
+    """A gang cannot go on. `story` is the long form of `detail`."""
+
+    reason: FaultReason
+    detail: str
+    story: str = ""
+
+
+class GangOverdue(GangLost):
+    """Nothing died, but what had to come did not."""
+
+
+class Member:
+    """One rank, in its own process.
+
+    Ray runs the methods outside the concurrency groups in one thread of their own, in order. That
+    matters: CUDA's current device and the process group belong to the thread that joined.
+    """
+
+    def __init__(self, runtime: str, rank: int, shape: Shape) -> None:
+        _set_environment(shape)
+        self._runtime, self._rank, self._shape = runtime, rank, shape
+        self._worker: Runtime | None = None
+        self._controls: dict[int, TrialControl] = {}
+        self._events: SimpleQueue[str] = SimpleQueue()
+
+    def hello(self) -> Hello:
+        return Hello(
+            pid=os.getpid(),
+            node=ray.get_runtime_context().get_node_id(),
+            address=ray.util.get_node_ip_address(),  # type: ignore[no-untyped-call]
+            port=free_port(),
+            log=os.readlink("/proc/self/fd/2"),
+        )
+
+    def join(self, address: str, port: int) -> None:
+        with _no_exit():
+            # Ray shows each member only its own GPUs: its device is always the first.
+            self._worker = plugins.load_object(self._runtime)(self._rank, self._shape.workers, 0)
+            self._joined.join(address, port)
+
+    def prepare(self, request: str) -> str:
+        with _no_exit():
+            prepared = self._joined.prepare(PrepareRequest.model_validate_json(request))
+        return prepared.model_dump_json()
+
+    def run(self, ticket: int, trial_json: str) -> None:
+        """Run one trial; what only another rank than 0 knows to be wrong is raised."""
+        trial, control = TrialSpec.model_validate_json(trial_json), self._control(ticket)
+        try:
+            if self._rank == 0:
+                for event in guarded(self._joined, trial, control):
+                    self._events.put(event.model_dump_json())
+            else:
+                with _no_exit():
+                    deque(self._joined.run(trial, control), maxlen=0)
+        finally:
+            del self._controls[ticket]
+
+    @ray.method(concurrency_group="events")
+    def next_events(self) -> list[str]:
+        """The events so far, at least one: blocks."""
+        events = [self._events.get()]
+        while not self._events.empty():
+            events.append(self._events.get())
+        return events
+
+    @ray.method(concurrency_group="control")
+    def decide(self, ticket: int, go_on: bool) -> None:
+        self._control(ticket).decide(go_on)
+
+    @ray.method(concurrency_group="control")
+    def stop(self, ticket: int, reason: StopReason) -> None:
+        self._control(ticket).stop(reason)
+
+    @ray.method(concurrency_group="control")
+    def resident_bytes(self) -> int:
+        pages = Path("/proc/self/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+    @ray.method(concurrency_group="life")
+    def live(self) -> None:
+        """Never returns: its reference fails when the process dies, whatever it is doing."""
+        threading.Event().wait()
+
+    @property
+    def _joined(self) -> Runtime:
+        assert self._worker is not None, "join comes first"
+        return self._worker
+
+    def _control(self, ticket: int) -> TrialControl:
+        # In one step: a stop may arrive, in another thread, before the run it is meant for.
+        return self._controls.setdefault(ticket, TrialControl())
+
+
+# Untyped: Ray's types know no concurrency groups.
+_RemoteMember: Any = cast(Any, ray.remote)(
+    max_restarts=0, concurrency_groups={"control": 1, "events": 1, "life": 1}
+)(Member)
+
+
+def _set_environment(shape: Shape) -> None:
+    """What libraries read when they are first imported: threads, tools, devices."""
+    threads = str(max(1, int(shape.cpus)))
+    for library in ("OMP", "MKL", "OPENBLAS"):
+        os.environ[f"{library}_NUM_THREADS"] = threads
+    # DeepSpeed looks for ninja on the path when it compiles an op.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    if not shape.gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@contextmanager
+def _no_exit() -> Iterator[None]:
+    """An exit in a thread of a member would end nothing and answer nobody."""
+    try:
+        yield
+    except SystemExit as error:
+        raise RuntimeError(f"the worker called exit({error.code})") from error
+
+
+@dataclass
+class Flight:
+    """A trial on its gang. `ended` is how it ended on rank 0, until all ranks have returned."""
+
+    trial: TrialSpec
+    ticket: int = 0
+    returned: int = 0
+    ended: End | None = None
+
+
+Handler = Callable[[Any], list[Event]]
+Ref = Any
+"""A `ray.ObjectRef`; Ray's actor handles are untyped, and so is what they return."""
+
+
+@dataclass(eq=False)
+class Gang:
+    """The driver's side of a gang. Times are monotonic seconds."""
+
+    name: str
+    shape: Shape
+    placement: Placement
+    runtime: str
+    flight: Flight | None = None
+    ready: bool = False
+    trials: int = 0
+    started_at: float = field(default_factory=time.monotonic)
+    last_end: float | None = None
+    lost: GangLost | None = None
+    pending: dict[Ref, tuple[int, Handler]] = field(default_factory=dict)
+    _members: list[Any] = field(default_factory=list)
+    _hellos: dict[int, Hello] = field(default_factory=dict)
+    _overdue: tuple[float, GangOverdue] | None = None
+
+    def __post_init__(self) -> None:
+        bundle = {"CPU": self.shape.cpus, "GPU": self.shape.gpus}
+        strategy = "STRICT_PACK" if len(set(self.placement)) == 1 else "PACK"
+        self._group = placement_group(
+            [{k: v for k, v in bundle.items() if v}] * self.shape.workers, strategy=strategy
+        )
+        self._members = [self._member(rank) for rank in range(self.shape.workers)]
+        for rank, member in enumerate(self._members):
+            self._expect(member.live.remote(), rank, _nothing)
+            self._expect(member.hello.remote(), rank, partial(self._on_hello, rank))
+
+    def held(self) -> Held:
+        """What admission needs to know."""
+        return Held(self.name, self.shape, self.placement, idle=self.idle)
+
+    @property
+    def idle(self) -> bool:
+        return self.ready and self.flight is None
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        return tuple(self._hellos[rank].pid for rank in sorted(self._hellos))
+
+    def resident_bytes(self) -> tuple[int, ...]:
+        """Resident memory of every rank; blocks."""
+        return tuple(ray.get([m.resident_bytes.remote() for m in self._members]))
+
+    def prepare(self, request: PrepareRequest) -> Prepared:
+        """Prepare the data on rank 0; blocks.
+
+        Raises:
+            GangLost: the gang did not survive it.
+            Exception: whatever the worker raised.
+        """
+        try:
+            answer = ray.get(self._members[0].prepare.remote(request.model_dump_json()))
+        except RayTaskError as error:
+            raise error.cause from None
+        except RayError as error:
+            raise self._lost(0, error) from error
+        return Prepared.model_validate_json(answer)
+
+    def fly(self, trial: TrialSpec) -> None:
+        """Run the trial now, or as soon as the gang is ready."""
+        self.flight = Flight(trial)
+        if self.ready:
+            self._run(self.flight)
+
+    def decide(self, go_on: bool) -> None:
+        for member in self._members:
+            member.decide.remote(self._ticket, go_on)
+
+    def stop(self, reason: StopReason) -> None:
+        for member in self._members:
+            member.stop.remote(self._ticket, reason)
+        self._expect_within(STOP_TIMEOUT_S, "did not stop when asked")
+
+    def collect(self, ref: Ref) -> list[Event]:
+        """What this pending reference, which is ready, has brought.
+
+        Raises:
+            GangLost: a rank died, or raised.
+        """
+        rank, handler = self.pending.pop(ref)
+        try:
+            value = ray.get(ref)
+        except RayError as error:
+            raise self._lost(rank, error) from error
+        return handler(value)
+
+    def check_time(self) -> None:
+        """Notice what should have come by now.
+
+        Raises:
+            GangOverdue: it has not.
+        """
+        if self._overdue and time.monotonic() > self._overdue[0]:
+            raise self._overdue[1]
+
+    def kill(self) -> None:
+        """Leave no process and no reservation behind."""
+        for member in self._members:
+            ray.kill(member)
+        remove_placement_group(self._group)
+
+    def _member(self, rank: int) -> Any:
+        where = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=rank)
+        options = {"num_cpus": self.shape.cpus, "num_gpus": self.shape.gpus}
+        actor = _RemoteMember.options(scheduling_strategy=where, **options)
+        return actor.remote(self.runtime, rank, self.shape)
+
+    def _expect(self, ref: Ref, rank: int, handler: Handler) -> None:
+        self.pending[ref] = rank, handler
+
+    def _expect_within(self, seconds: float, otherwise: str) -> None:
+        detail = f"{self.name}: {otherwise} (waited {seconds:.0f} s)"
+        self._overdue = time.monotonic() + seconds, GangOverdue("worker_died", detail)
+
+    def _on_hello(self, rank: int, hello: Hello) -> list[Event]:
+        self._hellos[rank] = hello
+        if len(self._hellos) == len(self._members):
+            self.placement = tuple(self._hellos[r].node for r in range(len(self._members)))
+            self._join()
+        return []
+
+    def _join(self) -> None:
+        first = self._hellos[0]
+        address = "127.0.0.1" if len(set(self.placement)) == 1 else first.address
+        joined: set[int] = set()
+        for rank, member in enumerate(self._members):
+            handler = partial(self._on_joined, rank, joined)
+            self._expect(member.join.remote(address, first.port), rank, handler)
+        self._expect_within(START_TIMEOUT_S, "its ranks did not meet")
+
+    def _on_joined(self, rank: int, joined: set[int], _: None) -> list[Event]:
+        joined.add(rank)
+        if len(joined) < len(self._members):
+            return []
+        self.ready, self._overdue = True, None
+        if self.flight:
+            self._run(self.flight)
+        seconds = time.monotonic() - self.started_at
+        number = self.flight.trial.number if self.flight else -1
+        detail = f"{self.shape} in {seconds:.1f} s"
+        return [GangChanged(number=number, gang=self.name, state="ready", detail=detail)]
+
+    def _run(self, flight: Flight) -> None:
+        self.trials += 1
+        flight.ticket = self.trials
+        trial = flight.trial.model_dump_json()
+        for rank, member in enumerate(self._members):
+            self._expect(member.run.remote(flight.ticket, trial), rank, self._on_return)
+        self._await_events()
+
+    def _await_events(self) -> None:
+        self._expect(self._members[0].next_events.remote(), 0, self._on_events)
+
+    def _on_events(self, batch: list[str]) -> list[Event]:
+        events = [event_from_json(text) for text in batch]
+        last = events[-1]
+        if isinstance(last, End):
+            self._flight.ended = last
+            events.remove(last)
+            self._expect_within(AGREE_TIMEOUT_S, "only rank 0 ended the trial")
+        else:
+            self._await_events()
+        return [self._completed(e) for e in events] + self._landing()
+
+    def _on_return(self, _: None) -> list[Event]:
+        self._flight.returned += 1
+        return self._landing()
+
+    def _landing(self) -> list[Event]:
+        """The trial's end, once every rank is free for the next one."""
+        flight = self._flight
+        if flight.ended is None or flight.returned < len(self._members):
+            return []
+        self.flight, self._overdue, self.last_end = None, None, time.monotonic()
+        return [flight.ended]
+
+    def _completed(self, event: Event) -> Event:
+        if not isinstance(event, Started):
+            return event
+        turnaround_s = None if self.last_end is None else time.monotonic() - self.last_end
+        known = {"gang": self.name, "pids": self.pids, "turnaround_s": turnaround_s}
+        return event.model_copy(update=known)
+
+    def _lost(self, rank: int, error: RayError) -> GangLost:
+        """What Ray's error about one rank means."""
+        who, story = f"rank {rank} of {self.name}", COLOURS.sub("", str(error))
+        if isinstance(error, RayTaskError):
+            return GangLost(reason_of(error.cause), f"{who}: {one_line(error.cause)}", story)
+        story += f"\n{self._log_tails(rank)}"
+        if isinstance(error, OutOfMemoryError):
+            return GangLost(
+                "out_of_memory", f"{who} was killed: its node has no memory left", story
+            )
+        if isinstance(error, RayActorError) and error.actor_init_failed:
+            return GangLost("worker_died", f"{who} could not start: {_last_line(error)}", story)
+        pid = f" (pid {self._hellos[rank].pid})" if rank in self._hellos else ""
+        return GangLost("worker_died", f"{who}{pid} died: killed, or crashed", story)
+
+    def _log_tails(self, rank: int) -> str:
+        """The last lines that a rank wrote, where its files can be read from here."""
+        if rank not in self._hellos:
+            return ""
+        error_log = Path(self._hellos[rank].log)
+        logs = [log for log in (error_log.with_suffix(".out"), error_log) if log.is_file()]
+        return "".join(f"\n--- the end of {log}\n{_tail(log)}" for log in logs)
+
+    @property
+    def _flight(self) -> Flight:
+        assert self.flight is not None, "a trial is in flight"
+        return self.flight
+
+    @property
+    def _ticket(self) -> int:
+        return self._flight.ticket
+
+
+def _nothing(_: Any) -> list[Event]:
+    return []
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1]
+
+
+def _tail(log: Path) -> str:
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
+        return file.read().decode(errors="replace")

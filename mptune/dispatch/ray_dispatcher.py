@@ -1,0 +1,271 @@
+"""Runs trials on gangs of Ray actors: admits them, watches them, and survives their deaths."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+import ray
+
+from mptune.dispatch.admission import (
+    Node,
+    Placement,
+    Refuse,
+    Retire,
+    Shape,
+    Start,
+    admit,
+    how_many,
+    place,
+)
+from mptune.dispatch.cluster import Cluster
+from mptune.dispatch.gang import Flight, Gang, GangLost, GangOverdue
+from mptune.dispatch.runtime import HARMLESS, WORKER, End, one_line, write_traceback
+from mptune.errors import DispatchError, MptuneError
+from mptune.spec import Resources
+from mptune.trial import (
+    Event,
+    Failed,
+    GangChanged,
+    Prepared,
+    PrepareRequest,
+    Stopped,
+    StopReason,
+    TrialSpec,
+)
+
+SLICE_S = 0.25
+"""The longest single wait: how soon a signal, a deadline or a new node is noticed."""
+
+NODES_EVERY_S = 1.0
+
+JOINING_S = 30.0
+"""How long a trial that fits nowhere waits for nodes that may still join a given cluster."""
+
+
+@dataclass(frozen=True)
+class _Queued:
+    trial: TrialSpec
+    since: float = field(default_factory=time.monotonic)
+
+    @property
+    def shape(self) -> Shape:
+        return Shape.of(self.trial.resources)
+
+
+class RayDispatcher:
+    """Runs trials on Ray, on this machine or on the cluster at `address` (or `RAY_ADDRESS`).
+
+    All of it happens inside the calls of one thread, mostly `events()`: Ray's processes live as
+    long as the thread that made the dispatcher.
+    """
+
+    def __init__(
+        self, resources: Resources, *, runtime: str = WORKER, address: str | None = None
+    ) -> None:
+        address = address or os.environ.get("RAY_ADDRESS")
+        address = None if address == "local" else address
+        self._cluster = Cluster(address)
+        self._shape = Shape.of(resources)
+        self._runtime = runtime
+        self._patience_s = JOINING_S if address else 0.0
+        self._queue: list[_Queued] = []
+        self._gangs: dict[str, Gang] = {}
+        self._fitted: set[Shape] = set()
+        self._names = (f"gang-{n}" for n in count(1))
+        self._outbox: list[Event] = []
+        self._nodes_seen: tuple[float, Sequence[Node]] = (-NODES_EVERY_S, ())
+
+    def prepare(self, request: PrepareRequest) -> Prepared:
+        gang = self._gang_for_preparing()
+        try:
+            return gang.prepare(request)
+        except GangLost as lost:
+            self._lose(gang, lost)
+            raise DispatchError(f"preparing the data failed: {lost.detail}") from lost
+        except MptuneError:
+            raise
+        except Exception as error:
+            raise DispatchError(f"preparing the data failed: {one_line(error)}") from error
+
+    def capacity(self) -> int:
+        return max(1, how_many(self._nodes(), self._shape))
+
+    def submit(self, trial: TrialSpec) -> None:
+        self._queue.append(_Queued(trial))
+
+    def events(self, timeout_s: float) -> list[Event]:
+        until = time.monotonic() + timeout_s
+        while True:
+            self._admit()
+            self._collect(0 if self._outbox else until - time.monotonic())
+            if self._outbox or time.monotonic() >= until:
+                out, self._outbox = self._outbox, []
+                return out
+
+    def decide(self, number: int, go_on: bool) -> None:
+        if gang := self._gang_of(number):
+            gang.decide(go_on)
+
+    def stop(self, number: int, reason: StopReason) -> None:
+        gang = self._gang_of(number)
+        if gang and gang.ready:
+            gang.stop(reason)
+            return
+        if gang:
+            gang.flight = None
+        if gang or self._take(number):
+            self._outbox.append(Stopped(number=number, reason=reason, step=0))
+
+    def resident_bytes(self) -> dict[str, tuple[int, ...]]:
+        """Gang -> resident memory of every rank."""
+        return {gang.name: gang.resident_bytes() for gang in self._gangs.values() if gang.ready}
+
+    def close(self) -> None:
+        self._queue.clear()
+        for gang in list(self._gangs.values()):
+            self._drop(gang, "closed")
+        self._cluster.close()
+
+    def _gang_of(self, number: int) -> Gang | None:
+        flying = (g for g in self._gangs.values() if g.flight and g.flight.trial.number == number)
+        return next(flying, None)
+
+    def _take(self, number: int) -> TrialSpec | None:
+        """Take a trial out of the queue, if it is there."""
+        for queued in self._queue:
+            if queued.trial.number == number:
+                self._queue.remove(queued)
+                return queued.trial
+        return None
+
+    def _nodes(self) -> Sequence[Node]:
+        if time.monotonic() - self._nodes_seen[0] >= NODES_EVERY_S:
+            self._nodes_seen = time.monotonic(), self._cluster.nodes()
+        return self._nodes_seen[1]
+
+    def _admit(self) -> None:
+        if not self._queue:
+            return
+        waiting = [(q.trial.number, q.shape) for q in self._queue]
+        longest_idle = sorted(self._gangs.values(), key=lambda g: g.last_end or g.started_at)
+        for decision in admit(waiting, [g.held() for g in longest_idle], self._nodes()):
+            match decision:
+                case Retire(gang):
+                    self._drop(self._gangs[gang], "its place was wanted")
+                case Start(number, gang, placement):
+                    self._start(number, gang, placement)
+                case Refuse(number, detail):
+                    self._refuse(number, detail)
+
+    def _start(self, number: int, name: str | None, placement: Placement) -> None:
+        trial = self._take(number)
+        assert trial is not None, "admission starts what is queued"
+        shape = Shape.of(trial.resources)
+        gang = self._gangs[name] if name else self._new_gang(shape, placement, number)
+        gang.fly(trial)
+
+    def _refuse(self, number: int, detail: str) -> None:
+        """Nodes may still join, or come back: what fitted once waits for them."""
+        queued = next(q for q in self._queue if q.trial.number == number)
+        overdue = time.monotonic() - queued.since >= self._patience_s
+        if overdue and queued.shape not in self._fitted:
+            self._queue.remove(queued)
+            self._outbox.append(Failed(number=number, reason="wrong_input", detail=detail))
+
+    def _new_gang(self, shape: Shape, placement: Placement, number: int = -1) -> Gang:
+        gang = Gang(next(self._names), shape, placement, self._runtime)
+        self._gangs[gang.name] = gang
+        self._fitted.add(shape)
+        detail = f"{shape}{_first_time() if self._runtime == WORKER else ''}"
+        self._outbox.append(
+            GangChanged(number=number, gang=gang.name, state="starting", detail=detail)
+        )
+        return gang
+
+    def _gang_for_preparing(self) -> Gang:
+        gang = next((g for g in self._gangs.values() if g.idle), None)
+        if gang is None:
+            placement = place(self._nodes(), self._shape)
+            if placement is None:
+                raise DispatchError(f"no room in the cluster for {self._shape}")
+            gang = self._new_gang(self._shape, placement)
+        while not gang.ready:
+            self._collect(SLICE_S)
+            if gang.lost:
+                raise DispatchError(f"no worker could be started: {gang.lost.detail}")
+        return gang
+
+    def _collect(self, wait_s: float) -> None:
+        """Take in what the gangs say: wait for the first of it, at most a slice."""
+        wait_s = min(max(wait_s, 0.0), SLICE_S)
+        owner = {ref: gang for gang in self._gangs.values() for ref in gang.pending}
+        if not owner:
+            time.sleep(wait_s)
+            return
+        ray.wait(list(owner), num_returns=1, timeout=wait_s)
+        ready, _ = ray.wait(list(owner), num_returns=len(owner), timeout=0)
+        for ref in ready:
+            if not owner[ref].lost:
+                self._hear(owner[ref], ref)
+        for gang in list(self._gangs.values()):
+            try:
+                gang.check_time()
+            except GangOverdue as overdue:
+                self._lose(gang, overdue)
+
+    def _hear(self, gang: Gang, ref: object) -> None:
+        trial = gang.flight.trial if gang.flight else None
+        try:
+            events = gang.collect(ref)
+        except GangLost as lost:
+            self._lose(gang, lost)
+            return
+        self._outbox += events
+        if trial and events and isinstance(events[-1], End):
+            self._keep_or_drop(gang, trial, events[-1])
+
+    def _keep_or_drop(self, gang: Gang, trial: TrialSpec, end: End) -> None:
+        if isinstance(end, Failed) and end.reason not in HARMLESS:
+            self._drop(gang, end.detail, trial.number)
+        elif gang.trials >= trial.resources.trials_per_gang:
+            self._drop(gang, f"remade after {gang.trials} trials")
+
+    def _lose(self, gang: Gang, lost: GangLost) -> None:
+        """A gang is lost: end its trial, if it has one, and clear it away."""
+        gang.lost = lost
+        number = -1
+        if gang.flight:
+            number = gang.flight.trial.number
+            self._outbox.append(_verdict(gang.flight, lost))
+        self._drop(gang, lost.detail, number)
+
+    def _drop(self, gang: Gang, why: str, number: int = -1) -> None:
+        gang.kill()
+        del self._gangs[gang.name]
+        self._outbox.append(GangChanged(number=number, gang=gang.name, state="gone", detail=why))
+
+
+def _verdict(flight: Flight, lost: GangLost) -> End:
+    """How a trial ended whose gang is lost.
+
+    Rank 0 may have reported an end before: that one counts, unless it only saw the death of
+    another rank from its side, as a broken connection.
+    """
+    told = flight.ended
+    symptom = isinstance(told, Failed) and told.reason == "error"
+    if told and not (symptom and not isinstance(lost, GangOverdue)):
+        return told
+    write_traceback(flight.trial, f"{lost.detail}\n\n{lost.story}\n")
+    return Failed(number=flight.trial.number, reason=lost.reason, detail=lost.detail)
+
+
+def _first_time() -> str:
+    """A word about the wait when DeepSpeed has not compiled anything here yet."""
+    home = Path.home() / ".cache" / "torch_extensions"
+    compiled = Path(os.environ.get("TORCH_EXTENSIONS_DIR", home))
+    return "" if compiled.exists() else "; the first one compiles for about a minute"

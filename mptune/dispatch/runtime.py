@@ -1,0 +1,130 @@
+"""The worker as a dispatcher sees it, in any process: its protocol, its control, its faults."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import traceback
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import shorten
+from typing import Protocol
+
+from mptune.errors import InputError, NonFiniteLoss
+from mptune.paths import TrialDirectory, write_text
+from mptune.trial import (
+    Control,
+    Event,
+    Failed,
+    FaultReason,
+    Finished,
+    Prepared,
+    PrepareRequest,
+    Rung,
+    Stopped,
+    StopReason,
+    TrialSpec,
+)
+
+WORKER = "mptune.worker:Worker"
+"""The runtime that trains; loaded by reference, because it is data plane."""
+
+End = Finished | Stopped | Failed
+"""How a trial ends: the last event of every trial is exactly one of these."""
+
+HARMLESS: frozenset[FaultReason] = frozenset({"non_finite_loss", "non_finite_score", "wrong_input"})
+"""Failures that a worker reports in good health: its gang goes on with the next trial."""
+
+
+class Runtime(Protocol):
+    """One rank. It lives as long as its gang and runs many trials in turn."""
+
+    def __init__(self, rank: int, world_size: int, local_rank: int = 0) -> None: ...
+
+    def join(self, master_addr: str, master_port: int) -> None:
+        """Meet the other ranks; blocks until all are there."""
+
+    def prepare(self, request: PrepareRequest) -> Prepared:
+        """Prepare the data and freeze the plan; asked of rank 0 only."""
+
+    def run(self, trial: TrialSpec, control: Control) -> Iterator[Event]:
+        """Run one trial; asked of all ranks at once, and rank 0's events count.
+
+        The others raise what only they know to be wrong: rank 0 may be waiting for them in vain.
+        """
+
+    def close(self) -> None:
+        """Leave the gang."""
+
+
+class TrialControl:
+    """Carries the driver's decisions to one running trial, across threads."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._decisions: deque[bool] = deque()
+        self._reason: StopReason | None = None
+
+    def stop_requested(self) -> StopReason | None:
+        return self._reason
+
+    def go_on(self, rung: Rung) -> bool:
+        """Block until the driver decides; a stop request counts as going on to the next step."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._decisions or self._reason)
+            return self._decisions.popleft() if self._decisions else True
+
+    def decide(self, go_on: bool) -> None:
+        with self._changed:
+            self._decisions.append(go_on)
+            self._changed.notify_all()
+
+    def stop(self, reason: StopReason) -> None:
+        with self._changed:
+            self._reason = reason
+            self._changed.notify_all()
+
+
+def guarded(worker: Runtime, trial: TrialSpec, control: Control) -> Iterator[Event]:
+    """The trial's events, with an escaped exception or a missing end turned into Failed."""
+    try:
+        for event in worker.run(trial, control):
+            yield event
+            if isinstance(event, End):
+                return
+    except (Exception, SystemExit) as error:
+        write_traceback(trial, traceback.format_exc())
+        yield Failed(number=trial.number, reason=reason_of(error), detail=one_line(error))
+    else:
+        yield Failed(number=trial.number, reason="error", detail="the worker ended without result")
+
+
+def reason_of(error: BaseException) -> FaultReason:
+    """What an exception that escaped from a worker means for its trial."""
+    if isinstance(error, InputError):
+        return "wrong_input"
+    if isinstance(error, NonFiniteLoss):
+        return "non_finite_loss"
+    # torch.OutOfMemoryError by name: this plane does not import torch.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out_of_memory"
+    return "error"
+
+
+def one_line(error: BaseException) -> str:
+    """`ValueError: what is wrong`, on one line of readable length."""
+    return shorten(f"{type(error).__name__}: {error}", width=300, placeholder=" ...")
+
+
+def write_traceback(trial: TrialSpec, text: str) -> None:
+    """Leave the long story of a failure in the trial's directory."""
+    write_text(TrialDirectory(Path(trial.directory)).traceback, text)
+
+
+def free_port() -> int:
+    """A TCP port that nothing listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        port: int = listener.getsockname()[1]
+    return port

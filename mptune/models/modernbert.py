@@ -1,0 +1,69 @@
+"""ModernBERT (Warner et al. 2024, arXiv 2412.13663): rotary positions, gated MLP, no biases."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Self
+
+from pydantic import Field, model_validator
+
+from mptune.models.base import ModelFamily
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class ModernBert(ModelFamily):
+    """ModernBERT: every third block attends globally, the others within a window."""
+
+    family: Literal["modernbert"]
+    mlp_ratio: float = Field(1.5, gt=0, description="MLP width, gate apart, as a multiple of width")
+    window: int = Field(128, gt=1, description="positions that a local block attends over")
+
+    @model_validator(mode="after")
+    def _heads_can_rotate(self) -> Self:
+        if self.width // self.attention_heads % 2:
+            raise ValueError(
+                f"rotary positions need an even width per head; width {self.width} over "
+                f"{self.attention_heads} heads is {self.width // self.attention_heads}"
+            )
+        return self
+
+    def build(self, vocabulary: int, predictable: int, length: int) -> nn.Module:
+        from torch import nn
+        from transformers import ModernBertConfig, ModernBertForMaskedLM
+
+        from mptune.models._masked import MaskedPredictor, sdpa
+
+        config = ModernBertConfig(
+            vocab_size=vocabulary,
+            hidden_size=self.width,
+            num_hidden_layers=self.depth,
+            num_attention_heads=self.attention_heads,
+            intermediate_size=self.mlp_width,
+            max_position_embeddings=length,
+            local_attention=self.window,
+            embedding_dropout=self.dropout,
+            attention_dropout=self.dropout,
+            mlp_dropout=self.dropout,
+            pad_token_id=None,
+            bos_token_id=None,
+            eos_token_id=None,
+            cls_token_id=None,
+            sep_token_id=None,
+        )
+        model = ModernBertForMaskedLM(sdpa(config))
+        return MaskedPredictor(model.model, nn.Sequential(model.head, model.decoder), predictable)
+
+    def parameters(self, vocabulary: int, length: int) -> int:
+        width = self.width
+        block = 4 * width**2 + 3 * width * self.mlp_width + 2 * width
+        head = width**2 + width + vocabulary
+        # The first block has no norm before its attention: the embeddings are normed already.
+        return vocabulary * width + width + self.depth * block - width + width + head
+
+    def block_multiplications(self, length: int) -> float:
+        """A block has three MLP matrices; local blocks have no more than `window` keys."""
+        global_blocks = -(-self.depth // 3)
+        local_keys = min(length, self.window)
+        keys = (global_blocks * length + (self.depth - global_blocks) * local_keys) / self.depth
+        return 4 * self.width**2 + 3 * self.width * self.mlp_width + 2 * keys * self.width

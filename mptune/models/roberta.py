@@ -1,0 +1,46 @@
+"""RoBERTa (Liu et al. 2019, arXiv 1907.11692): BERT's architecture with its own head module."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from mptune.models.base import ModelFamily
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Roberta(ModelFamily):
+    """RoBERTa without segments; positions count from 0 instead of from the padding id."""
+
+    family: Literal["roberta"]
+
+    def build(self, vocabulary: int, predictable: int, length: int) -> nn.Module:
+        from transformers import RobertaConfig, RobertaForMaskedLM
+
+        from mptune.models._masked import MaskedPredictor, sdpa
+
+        config = RobertaConfig(
+            vocab_size=vocabulary,
+            hidden_size=self.width,
+            num_hidden_layers=self.depth,
+            num_attention_heads=self.attention_heads,
+            intermediate_size=self.mlp_width,
+            max_position_embeddings=length,
+            type_vocab_size=1,
+            hidden_dropout_prob=self.dropout,
+            attention_probs_dropout_prob=self.dropout,
+            layer_norm_eps=1e-5,
+            pad_token_id=None,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+        model = RobertaForMaskedLM(sdpa(config))
+        return MaskedPredictor(model.roberta, model.lm_head, predictable)
+
+    def parameters(self, vocabulary: int, length: int) -> int:
+        width, hidden = self.width, self.mlp_width
+        embeddings = (vocabulary + length + 1) * width + 2 * width
+        block = 4 * width * (width + 1) + 2 * width * hidden + hidden + width + 4 * width
+        head = width * (width + 1) + 2 * width + vocabulary
+        return embeddings + self.depth * block + head

@@ -1,0 +1,199 @@
+"""What a report is made from, as one plain value, and the ranking of its trials.
+
+Everything in `ReportInput` survives `model_dump_json` and `model_validate_json`; the renderers
+read nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field
+
+from mptune.compare import Difference, Selection
+from mptune.trial import LMLScore, Message, Prepared, TrialResult
+
+SCHEMA_VERSION = 1
+"""Of report.json; raised when a key changes its meaning or goes away."""
+
+
+class TrialRow(Message):
+    """One trial of the search, in whatever state it ended."""
+
+    number: int
+    label: str = Field(description="policy and size in words")
+    policy: dict[str, Any] = Field(default_factory=dict)
+    policy_words: str
+    model_words: str
+    parameters: int | None = None
+    state: str = Field(description="Optuna's: COMPLETE, PRUNED, FAIL, RUNNING or WAITING")
+    reason: str | None = Field(None, description="why it was pruned or failed, as a key")
+    detail: str | None = Field(None, description="the same in one line of words")
+    arm: str | None = Field(None, description="name of the arm that it ran, or None")
+    seconds: float | None = Field(None, description="wall-clock time of the trial")
+    result: TrialResult | None = None
+    rungs: tuple[tuple[float, float], ...] = Field(
+        (), description="(progress, LML nats per token) at each rung that it reached"
+    )
+
+    @property
+    def finished(self) -> bool:
+        """It has a score that can be ranked; a score that is not finite cannot."""
+        return (
+            self.state == "COMPLETE"
+            and self.result is not None
+            and math.isfinite(self.result.lml.nats_per_token)
+        )
+
+
+class ArmRun(Message):
+    """One training seed of an arm."""
+
+    seed: int
+    result: TrialResult
+
+
+class ArmRow(Message):
+    """One arm of the comparison, over its seeds."""
+
+    name: str
+    policy: dict[str, Any] = Field(default_factory=dict)
+    policy_words: str = ""
+    model_words: str = ""
+    runs: tuple[ArmRun, ...] = ()
+    failures: int = Field(0, description="runs that ended without a result")
+
+
+class ComparisonReport(Message):
+    """Named arms over paired seeds, and what comparing them said."""
+
+    baseline: str
+    level: float = 0.95
+    arms: tuple[ArmRow, ...]
+    differences: tuple[Difference, ...] = Field(
+        (), description="each other arm against the baseline; empty while a pair is missing"
+    )
+    selection: tuple[Selection, ...] = ()
+
+
+class Spend(Message):
+    """What the whole study took, its comparison included."""
+
+    trials: int = Field(0, description="runs that were trained, whatever became of them")
+    tokens: int = Field(0, description="positions processed in training")
+    flops: float = 0.0
+    worker_s: float = Field(0.0, description="seconds of work, times the workers of each trial")
+    wall_s: float | None = Field(None, description="seconds from first start to last end")
+
+
+class ReportInput(Message):
+    """Everything that a report shows."""
+
+    study: str
+    data: str = Field(description="the data in one line of words")
+    prepared: Prepared | None = None
+    trials: tuple[TrialRow, ...] = ()
+    comparison: ComparisonReport | None = None
+    spend: Spend = Spend()
+    plan_hash: str = ""
+    versions: dict[str, str] = Field(default_factory=dict)
+    commands: tuple[str, ...] = Field((), description="what replays the study")
+    created: str = Field("", description="time of the report, ISO 8601")
+
+
+def spend(
+    results: Iterable[TrialResult], *, trials: int | None = None, wall_s: float | None = None
+) -> Spend:
+    """Sum of what these results cost; `trials` counts also those that left no result."""
+    costs = [result.cost for result in results]
+    return Spend(
+        trials=len(costs) if trials is None else trials,
+        tokens=sum(cost.tokens for cost in costs),
+        flops=sum(cost.flops for cost in costs),
+        worker_s=sum(cost.total_s * cost.workers for cost in costs),
+        wall_s=wall_s,
+    )
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A finished trial in its place.
+
+    Attributes:
+        place: 1 is the best.
+        nats_per_token: its LML estimate.
+        half_width: of the 95 % interval over new held-out sequences and masks, nats per token.
+            Trials are scored on the same sequences and masks, so that a difference between two
+            is more certain than their intervals suggest.
+    """
+
+    place: int
+    trial: TrialRow
+    result: TrialResult
+    nats_per_token: float
+    half_width: float
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        return self.result.lml.bits_per_byte
+
+    @property
+    def parameters(self) -> int:
+        return self.trial.parameters or self.result.cost.parameters
+
+
+def half_width(lml: LMLScore) -> float:
+    """Half of the 95 % interval over the population of sequences, in nats per token."""
+    from scipy.special import stdtrit
+
+    if not lml.nats_per_token or lml.sequences < 2:
+        return math.nan
+    tokens_per_sequence = lml.nats_per_sequence / lml.nats_per_token
+    return float(stdtrit(lml.sequences - 1, 0.975)) * lml.se_population / tokens_per_sequence
+
+
+def ranking(trials: Sequence[TrialRow]) -> list[Ranked]:
+    """Finished trials by LML in nats per token, best first; the earlier one of equals."""
+    rows = [(t, t.result) for t in trials if t.finished and t.result is not None]
+    rows.sort(key=lambda row: (-row[1].lml.nats_per_token, row[0].number))
+    return [
+        Ranked(place, trial, result, result.lml.nats_per_token, half_width(result.lml))
+        for place, (trial, result) in enumerate(rows, start=1)
+    ]
+
+
+def policy_kind(trial: TrialRow) -> str:
+    """What trials are grouped by: the kind of policy, with fixed 15 % a kind of its own."""
+    if is_fixed_15(trial.policy):
+        return "fixed 15 %"
+    return str(trial.policy.get("kind", trial.policy_words))
+
+
+def best_per_policy(ranked: Sequence[Ranked]) -> list[Ranked]:
+    """The best trial of each kind of policy, best first."""
+    best: dict[str, Ranked] = {}
+    for row in ranked:
+        best.setdefault(policy_kind(row.trial), row)
+    return list(best.values())
+
+
+def loss_at(result: TrialResult, rate: float) -> float | None:
+    """Loss at one mask rate in nats per masked position, or None if it was not recorded."""
+    return next((r.loss for r in result.rates if math.isclose(r.rate, rate)), None)
+
+
+def is_fixed_15(policy: dict[str, Any]) -> bool:
+    """The habit that the study questions: a fixed rate of 15 %."""
+    return policy.get("kind") == "fixed" and math.isclose(float(policy.get("rate", 0)), 0.15)
+
+
+def is_accumulated(policy: dict[str, Any]) -> bool:
+    """Training on the LML itself: uniform counts, every count with the same total weight."""
+    return (
+        policy.get("kind") == "uniform"
+        and (policy.get("low", 0.0), policy.get("high", 1.0)) == (0.0, 1.0)
+        and policy.get("reduction") != "token_mean"
+    )

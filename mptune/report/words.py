@@ -1,0 +1,93 @@
+"""Numbers in words, the same in the terminal, the report and the figures."""
+
+from __future__ import annotations
+
+import math
+
+from mptune.compare import decimals, signed
+
+_COUNT_SUFFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def minus(value: float, digits: int) -> str:
+    """Fixed-point with a true minus sign; `–` where there is no number."""
+    return signed(value, digits) if math.isfinite(value) else "–"
+
+
+def count(value: float) -> str:
+    """Three significant digits with a suffix.
+
+    >>> count(1_234_567), count(999), count(45_600)
+    ('1.23 M', '999', '45.6 k')
+    """
+    for size, suffix in _COUNT_SUFFIXES:
+        if value >= 0.9995 * size:
+            return f"{_three(value / size)} {suffix}"
+    return _three(value)
+
+
+def _three(value: float) -> str:
+    digits = 0 if value >= 99.95 or value == int(value) else 1 if value >= 9.995 else 2
+    return f"{value:.{digits}f}"
+
+
+def power(value: float) -> str:
+    """Two digits and a power of ten, for FLOPs.
+
+    >>> power(3.14e15)
+    '3.1 × 10¹⁵'
+    """
+    if not math.isfinite(value) or value <= 0:
+        return "–"
+    digits, exponent = f"{value:.1e}".split("e")
+    raised = str(int(exponent)).translate(str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"))
+    return f"{digits} × 10{raised}"
+
+
+def duration(seconds: float) -> str:
+    """The two largest units.
+
+    >>> duration(42), duration(200), duration(4000), duration(200_000)
+    ('42 s', '3 min 20 s', '1 h 06 min', '2 d 07 h')
+    """
+    s = round(seconds)
+    if s < 60:
+        return f"{s} s"
+    if s < 3600:
+        return f"{s // 60} min {s % 60:02d} s"
+    if s < 86400:
+        return f"{s // 3600} h {s % 3600 // 60:02d} min"
+    return f"{s // 86400} d {s % 86400 // 3600:02d} h"
+
+
+def interval(value: float, half_width: float, digits: int = 0) -> str:
+    """Value and half-width, to the digits that the half-width supports, or at least `digits`.
+
+    >>> interval(-1.52345, 0.0123)
+    '−1.523 ± 0.012'
+    """
+    if not math.isfinite(half_width):
+        return minus(value, 3)
+    digits = max(digits, decimals(half_width))
+    return f"{minus(value, digits)} ± {half_width:.{digits}f}"
+
+
+def per_token(value: float, half_width: float) -> str:
+    """A score in nats per token: three digits, as trials of one study are close together."""
+    return interval(value, half_width, 3)
+
+
+def plural(number: int, noun: str) -> str:
+    """`1 trial`, `2 trials`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def probability(value: float) -> str:
+    """Never 0 % or 100 %: a simulation cannot tell.
+
+    >>> probability(0.42), probability(1.0)
+    ('42.0 %', 'over 99.9 %')
+    """
+    if value > 0.999:
+        return "over 99.9 %"
+    return "under 0.1 %" if value < 0.001 else f"{100 * value:.1f} %"

@@ -1,0 +1,94 @@
+"""What the ranks of a trial say to each other, apart from DeepSpeed's gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mptune.errors import InputError, MptuneError, NonFiniteLoss
+from mptune.lml import NonFiniteLogProb
+from mptune.trial import FaultReason
+
+T = TypeVar("T")
+
+
+class AgreedFailure(MptuneError):
+    """A failure on some rank that every rank knows of; its cause is the error of this rank."""
+
+    def __init__(self, reason: FaultReason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among the ranks. With one rank nothing is communicated."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = CPU
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum over the ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def from_first(self, value: T) -> T:
+        """Rank 0's value, on every rank."""
+        box: list[Any] = [value]
+        if self.world_size > 1:
+            dist.broadcast_object_list(box, src=0, device=self.device)
+        received: T = box[0]
+        return received
+
+    def gathered(self, value: T) -> tuple[T, ...]:
+        """Every rank's value, on every rank."""
+        values: list[Any] = [value] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(values, value)
+        return tuple(values)
+
+    def raise_together(self, error: Exception | None) -> None:
+        """Raise `AgreedFailure` on every rank if there is an error on any of them."""
+        mine = None if error is None else (reason_of(error), one_line(error))
+        faults = self.gathered(mine)
+        for rank, fault in enumerate(faults):
+            if fault is not None:
+                where = "" if set(faults) == {fault} else f"rank {rank}: "
+                raise AgreedFailure(fault[0], where + fault[1]) from error
+
+
+def is_agreed(error: Exception) -> bool:
+    """Whether every rank raised for this reason, so that none waits for another."""
+    return isinstance(error, (AgreedFailure, NonFiniteLoss, NonFiniteLogProb))
+
+
+def reason_of(error: Exception) -> FaultReason:
+    """What an error means for the trial."""
+    if isinstance(error, AgreedFailure):
+        return error.reason
+    kinds: tuple[tuple[tuple[type[Exception], ...], FaultReason], ...] = (
+        ((NonFiniteLoss,), "non_finite_loss"),
+        ((NonFiniteLogProb,), "non_finite_score"),
+        ((MemoryError, torch.OutOfMemoryError), "out_of_memory"),
+        ((InputError,), "wrong_input"),
+    )
+    return next((reason for types, reason in kinds if isinstance(error, types)), "error")
+
+
+def one_line(error: Exception) -> str:
+    """The error on one line, with its type unless it was written for a user."""
+    text = " ".join(str(error).split()) or "no message"
+    return text if isinstance(error, MptuneError) else f"{type(error).__name__}: {text}"

@@ -1,0 +1,298 @@
+"""The Ray dispatcher: real Ray, real processes, the fake worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+
+from mptune.dispatch import gang as gang_module
+from mptune.dispatch import make
+from mptune.dispatch.admission import Shape
+from mptune.dispatch.ray_dispatcher import RayDispatcher
+from mptune.errors import DispatchError, InputError
+from mptune.paths import TrialDirectory
+from mptune.spec import Resources
+from mptune.trial import (
+    Failed,
+    Finished,
+    GangChanged,
+    Progress,
+    Rung,
+    Started,
+    Stopped,
+    StopReason,
+    TrialSpec,
+)
+from tests import fakes
+from tests.dispatch.helpers import changes, ends, prepare_request, until, until_ended
+
+PAIR = Resources(workers=2, cpus_per_worker=0.5)
+
+
+@pytest.fixture(scope="module")
+def dispatcher() -> Iterator[RayDispatcher]:
+    made = RayDispatcher(PAIR, runtime=fakes.FAKE_WORKER)
+    yield made
+    made.close()
+
+
+def trial(number: int, directory: Path, **changes: Any) -> TrialSpec:
+    """A trial on a pair of ranks; keys that are no fields of it go to the policy."""
+    fields = {k: changes.pop(k) for k in list(changes) if k in TrialSpec.model_fields}
+    return fakes.trial(number, directory, policy=changes, **{"resources": PAIR, **fields})
+
+
+def whole_machine(**fields: Any) -> Resources:
+    """A shape of which one gang fits, so that its trials run one after the other."""
+    return Resources(cpus_per_worker=ray.cluster_resources()["CPU"], **fields)
+
+
+def started(events: list[Any]) -> dict[int, Started]:
+    return {e.number: e for e in events if isinstance(e, Started)}
+
+
+def test_a_gang_is_used_again_with_the_same_processes(dispatcher, tmp_path):
+    for number in range(3):
+        dispatcher.submit(trial(number, tmp_path, resources=Resources(cpus_per_worker=0.9)))
+    events = until_ended(dispatcher, 0, 1, 2)
+    assert all(isinstance(end, Finished) for end in ends(events).values())
+    gangs = {s.gang: s.pids for s in started(events).values()}
+    assert {(s.gang, s.pids) for s in started(events).values()} == set(gangs.items())
+    assert all(pid != os.getpid() and psutil.pid_exists(pid) for (pid,) in gangs.values())
+
+
+def test_two_ranks_run_every_trial_of_their_gang(dispatcher, tmp_path):
+    dispatcher.submit(trial(0, tmp_path))
+    dispatcher.submit(trial(1, tmp_path, seed=1))
+    events = until_ended(dispatcher, 0, 1)
+    for number in (0, 1):
+        told, end = started(events)[number], ends(events)[number]
+        assert len(set(told.pids)) == 2
+        assert end.result == fakes.result(trial(number, tmp_path, seed=number))
+    assert [e.step for e in events if isinstance(e, Progress) and e.number == 0] == [
+        4, 8, 12, 16, 20,
+    ]  # fmt: skip
+
+
+def test_the_turnaround_is_told(dispatcher, tmp_path):
+    for number in range(3):
+        dispatcher.submit(trial(number, tmp_path, resources=whole_machine()))
+    told = started(until_ended(dispatcher, 0, 1, 2))
+    assert 0 < told[1].turnaround_s < 1
+    assert 0 < told[2].turnaround_s < 1
+
+
+def test_a_rung_waits_for_the_driver(dispatcher, tmp_path):
+    dispatcher.submit(trial(0, tmp_path, rungs=(0.25, 0.5)))
+    dispatcher.submit(trial(1, tmp_path, rungs=(0.25, 0.5)))
+    events = until_ended(dispatcher, 0, 1, go_on=lambda rung: rung.number == 0 or rung.index == 0)
+    assert isinstance(ends(events)[0], Finished)
+    assert ends(events)[1] == Stopped(number=1, reason="pruned", step=10)
+    assert [e.index for e in events if isinstance(e, Rung) and e.number == 0] == [0, 1]
+
+
+@pytest.mark.parametrize("reason", ["interrupted", "pruned"])
+def test_a_running_trial_is_stopped_and_its_gang_stays(dispatcher, tmp_path, reason: StopReason):
+    dispatcher.submit(trial(0, tmp_path, steps=10_000, step_s=0.01))
+    pids = until(dispatcher, Started, 0).pids
+    dispatcher.stop(0, reason)
+    events = until_ended(dispatcher, 0)
+    assert ends(events)[0].reason == reason
+    dispatcher.submit(trial(1, tmp_path))
+    assert started(until_ended(dispatcher, 1))[1].pids == pids
+
+
+def test_a_trial_waiting_at_a_rung_is_stopped(dispatcher, tmp_path):
+    dispatcher.submit(trial(0, tmp_path, rungs=(0.25,)))
+    until(dispatcher, Rung, 0)
+    dispatcher.stop(0, "interrupted")
+    assert ends(until_ended(dispatcher, 0))[0] == Stopped(number=0, reason="interrupted", step=5)
+
+
+def test_a_queued_trial_and_one_whose_gang_starts_are_dropped(dispatcher, tmp_path):
+    dispatcher.submit(trial(0, tmp_path, resources=whole_machine()))
+    dispatcher.submit(trial(1, tmp_path, resources=whole_machine()))
+    until(dispatcher, GangChanged, 0)
+    for number in (0, 1):
+        dispatcher.stop(number, "interrupted")
+    told = ends(until_ended(dispatcher, 0, 1))
+    assert [told[n] for n in (0, 1)] == [
+        Stopped(number=n, reason="interrupted", step=0) for n in (0, 1)
+    ]
+
+
+def test_a_diverged_trial_keeps_its_gang(dispatcher, tmp_path):
+    dispatcher.submit(trial(0, tmp_path, behaviour="nan"))
+    events = until_ended(dispatcher, 0)
+    assert ends(events)[0].reason == "non_finite_loss"
+    dispatcher.submit(trial(1, tmp_path))
+    assert started(until_ended(dispatcher, 1))[1].pids == started(events)[0].pids
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_dies_costs_its_trial_and_its_gang_only(dispatcher, tmp_path, rank):
+    dying = trial(0, tmp_path, behaviour="exit", only_rank=rank, step_s=0.02)
+    dispatcher.submit(dying)
+    events = until_ended(dispatcher, 0)
+    gang, pids = started(events)[0].gang, started(events)[0].pids
+    assert ends(events)[0] == Failed(
+        number=0,
+        reason="worker_died",
+        detail=f"rank {rank} of {gang} (pid {pids[rank]}) died: killed, or crashed",
+    )
+    assert changes(events)[-1] == "gone"
+    assert "exits as asked" in TrialDirectory(Path(dying.directory)).traceback.read_text()
+
+    dispatcher.submit(trial(1, tmp_path))
+    events = until_ended(dispatcher, 1)
+    assert isinstance(ends(events)[1], Finished)
+    assert not set(pids) & set(started(events)[1].pids)
+    psutil.wait_procs([psutil.Process(p) for p in pids if psutil.pid_exists(p)], timeout=10)
+    assert not any(map(psutil.pid_exists, pids))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_raises_fails_its_trial(dispatcher, tmp_path, rank):
+    raising = trial(0, tmp_path, behaviour="crash", only_rank=rank, step_s=0.02)
+    dispatcher.submit(raising)
+    end = ends(until_ended(dispatcher, 0))[0]
+    assert end.reason == "error"
+    assert "RuntimeError: crashed at step 10, as asked" in end.detail
+    traceback = TrialDirectory(Path(raising.directory)).traceback.read_text()
+    assert "_fault" in traceback
+    assert "\x1b" not in traceback
+
+
+def test_a_worker_that_cannot_start_fails_the_trial(dispatcher, tmp_path, monkeypatch):
+    monkeypatch.setattr(dispatcher, "_runtime", "tests.dispatch.helpers:Missing")
+    dispatcher.submit(trial(0, tmp_path, resources=Resources(workers=2, cpus_per_worker=0.3)))
+    events = until_ended(dispatcher, 0)
+    assert ends(events)[0].reason == "error"
+    assert "has no attribute 'Missing'" in ends(events)[0].detail
+    assert changes(events)[-1] == "gone"
+
+
+def test_an_idle_gang_that_dies_costs_no_trial(dispatcher, tmp_path):
+    dispatcher.submit(trial(0, tmp_path))
+    pids = started(until_ended(dispatcher, 0))[0].pids
+    os.kill(pids[1], signal.SIGKILL)
+    assert until(dispatcher, GangChanged, -1).state == "gone"
+    dispatcher.submit(trial(1, tmp_path))
+    assert isinstance(ends(until_ended(dispatcher, 1))[1], Finished)
+
+
+def test_a_trial_that_does_not_stop_loses_its_gang(dispatcher, tmp_path, monkeypatch):
+    monkeypatch.setattr(gang_module, "STOP_TIMEOUT_S", 0.2)
+    dispatcher.submit(trial(0, tmp_path, behaviour="hang", at=0.2))
+    until(dispatcher, Progress, 0)
+    dispatcher.stop(0, "pruned")
+    end = ends(until_ended(dispatcher, 0))[0]
+    assert end.reason == "worker_died"
+    assert "did not stop when asked" in end.detail
+
+
+def test_a_result_counts_even_if_another_rank_hangs_after_it(dispatcher, tmp_path, monkeypatch):
+    monkeypatch.setattr(gang_module, "AGREE_TIMEOUT_S", 0.2)
+    dispatcher.submit(trial(0, tmp_path, behaviour="hang", only_rank=1))
+    events = until_ended(dispatcher, 0)
+    assert isinstance(ends(events)[0], Finished)
+    assert changes(events)[-1] == "gone"
+
+
+def test_a_gang_is_remade_after_its_share_of_trials(dispatcher, tmp_path):
+    for number in range(3):
+        dispatcher.submit(trial(number, tmp_path, resources=whole_machine(trials_per_gang=2)))
+    told = started(until_ended(dispatcher, 0, 1, 2))
+    assert told[0].pids == told[1].pids != told[2].pids
+
+
+def test_capacity_is_what_the_machine_holds(dispatcher):
+    assert dispatcher.capacity() == ray.cluster_resources()["CPU"]  # a pair takes one
+
+
+def test_a_trial_that_can_never_fit_is_refused_at_once(dispatcher, tmp_path):
+    dispatcher.submit(trial(0, tmp_path, resources=Resources(gpus_per_worker=99)))
+    end = ends(until_ended(dispatcher, 0))[0]
+    assert end.reason == "wrong_input"
+    assert "needs 1 worker of 1 CPU and 99 GPU; the cluster holds" in end.detail
+
+
+def test_data_is_prepared_on_a_gang_that_trials_then_use(dispatcher, tmp_path):
+    assert Path(dispatcher.prepare(prepare_request(tmp_path)).plan).exists()
+    with pytest.raises(InputError, match=r"data.path: nowhere does not exist"):
+        dispatcher.prepare(
+            prepare_request(tmp_path, data={"behaviour": "wrong_input", "path": "nowhere"})
+        )
+
+
+def test_members_do_not_fight_for_threads_and_find_tools_and_devices(monkeypatch):
+    monkeypatch.setattr(os, "environ", {"PATH": "/usr/bin", "OMP_NUM_THREADS": "64"})
+    gang_module._set_environment(Shape(workers=4, cpus=2.5, gpus=0))
+    assert os.environ["OMP_NUM_THREADS"] == "2"
+    assert os.environ["PATH"] == f"{Path(sys.executable).parent}:/usr/bin"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_members_are_out_of_the_terminals_reach_and_their_memory_is_known(dispatcher, tmp_path):
+    dispatcher.submit(trial(0, tmp_path))
+    told = started(until_ended(dispatcher, 0))[0]
+    assert all(10e6 < b < 1e9 for b in dispatcher.resident_bytes()[told.gang])
+    assert all(os.getpgid(pid) != os.getpgid(0) for pid in told.pids)
+
+
+def test_one_ray_per_process(dispatcher):
+    with pytest.raises(DispatchError, match="Ray is already in use"):
+        make(PAIR, local=False, address=None)
+
+
+@contextmanager
+def driver(directory: Path, behaviour: str) -> Iterator[tuple[subprocess.Popen[str], list[Any]]]:
+    """A driver in its own session, once its trial runs; and all its processes but itself."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.dispatch.driver", str(directory), behaviour],
+        stdout=subprocess.PIPE, text=True, start_new_session=True,
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        while json.loads(process.stdout.readline())["type"] != "rung":
+            pass
+        yield process, psutil.Process(process.pid).children(recursive=True)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_a_killed_driver_leaves_no_process_and_touches_no_other_ray(dispatcher, tmp_path):
+    with driver(tmp_path, "hang") as (process, children):
+        names = [child.name() for child in children]
+        assert {"raylet", "gcs_server", "ray::Member"} <= set(names)
+        process.kill()
+        process.wait()
+        _, alive = psutil.wait_procs(children, timeout=20)
+        assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []
+    dispatcher.submit(trial(0, tmp_path))
+    assert isinstance(ends(until_ended(dispatcher, 0))[0], Finished)
+
+
+def test_ctrl_c_reaches_the_driver_alone_and_closing_leaves_no_process(tmp_path):
+    with driver(tmp_path, "ok") as (process, children):
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.stdout is not None
+        events = [json.loads(line) for line in process.stdout]
+        assert [e["type"] for e in events if e["type"] in ("failed", "gang")] == []
+        assert events[-1]["type"] == "stopped"
+        assert process.wait(timeout=20) == 0
+        assert not [p for p in children if p.is_running()]

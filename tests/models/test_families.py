@@ -1,0 +1,149 @@
+"""Every family that is found, built small: its count, its head, its promises about masks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from mptune import plugins
+from mptune.spec import build
+
+SYMBOLS, LENGTH = 18, 16
+VOCABULARY = SYMBOLS + 2
+CASES = [
+    pytest.param(example, id=f"{name}-{i}")
+    for name in plugins.modules("families")
+    for i, example in enumerate(plugins.load("families", name).examples())
+]
+
+
+def made(family):
+    torch.manual_seed(0)
+    return family.build(VOCABULARY, SYMBOLS, LENGTH).eval()
+
+
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    tokens_BD = torch.randint(0, SYMBOLS, (4, LENGTH), generator=generator)
+    mask_BD = torch.rand(4, LENGTH, generator=generator) < 0.4
+    return torch.where(mask_BD, SYMBOLS, tokens_BD), mask_BD
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_parameters_in_closed_form(family):
+    counted = sum(p.numel() for p in made(family).parameters())
+    assert family.parameters(VOCABULARY, LENGTH) == counted
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_every_parameter_is_trained(family):
+    module, (tokens_BD, mask_BD) = made(family), batch()
+    module(tokens_BD, mask_BD).logsumexp(-1).sum().backward()
+    idle = [name for name, p in module.named_parameters() if p.grad is None]
+    assert not idle
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_logits_are_those_of_the_masked_positions(family):
+    module, (tokens_BD, mask_BD) = made(family), batch()
+    everywhere_BDV = module(tokens_BD, torch.ones_like(mask_BD)).view(4, LENGTH, SYMBOLS)
+    torch.testing.assert_close(
+        module(tokens_BD, mask_BD), everywhere_BDV[mask_BD], atol=1e-5, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_mask_and_padding_cannot_be_predicted(family):
+    module, (tokens_BD, mask_BD) = made(family), batch()
+    assert module(tokens_BD, mask_BD).shape == (int(mask_BD.sum()), SYMBOLS)
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_what_is_not_attended_to_does_not_matter(family):
+    module, (tokens_BD, mask_BD) = made(family), batch()
+    attend_BD = torch.ones_like(mask_BD)
+    attend_BD[:, -5:] = False
+    mask_BD &= attend_BD
+    other_BD = torch.where(attend_BD, tokens_BD, VOCABULARY - 1)
+    same = module(tokens_BD, mask_BD, attend_BD)
+    torch.testing.assert_close(module(other_BD, mask_BD, attend_BD), same)
+    assert not torch.allclose(module(other_BD, mask_BD), same)
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_positions_matter(family):
+    module, (tokens_BD, mask_BD) = made(family), batch()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(10 if parameter.ndim > 1 else 1)  # attention is faint at first
+    turned = module(tokens_BD.flip(1), mask_BD.flip(1))
+    assert not torch.allclose(turned.sort(0)[0], module(tokens_BD, mask_BD).sort(0)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_the_seed_decides_the_initial_weights(family):
+    first, again = made(family).state_dict(), made(family).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_flops_grow_with_everything(family):
+    here = family.flops(VOCABULARY, LENGTH, 4, 10)
+    assert here > 0
+    assert family.flops(VOCABULARY, LENGTH, 8, 20) == pytest.approx(2 * here)
+    assert family.flops(VOCABULARY, 2 * LENGTH, 4, 10) > 2 * family.flops(VOCABULARY, LENGTH, 4, 5)
+    for more in ((2 * VOCABULARY, LENGTH, 4, 10), (VOCABULARY, LENGTH, 4, 11)):
+        assert family.flops(*more) > here
+    for field in ("width", "depth"):
+        larger = family.model_copy(update={field: 2 * getattr(family, field)})
+        assert larger.flops(VOCABULARY, LENGTH, 4, 10) > here
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_its_section_builds_it_again(family):
+    assert build("model", family.model_dump()) == family
+    assert family.words() == f"{family.family} {family.width}×{family.depth}"
+
+
+def test_flops_of_bert_counted_by_torch():
+    """Torch counts the multiplications of a forward and backward pass by itself."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    family, (tokens_BD, mask_BD) = build("model", {"family": "bert", "width": 64}), batch()
+    module = family.build(VOCABULARY, SYMBOLS, LENGTH)
+    with FlopCounterMode(display=False) as counter:
+        module(tokens_BD, mask_BD).logsumexp(-1).sum().backward()
+    expected = family.flops(VOCABULARY, LENGTH, 4, int(mask_BD.sum()))
+    # Flash attention computes the scores again when it goes backward.
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.1)
+
+
+def test_default_heads_divide_the_width():
+    for width, heads in ((16, 1), (48, 1), (64, 2), (80, 2), (112, 2), (256, 8)):
+        assert build("model", {"family": "bert", "width": width}).attention_heads == heads
+
+
+def test_heads_that_do_not_divide_the_width():
+    with pytest.raises(
+        ValidationError, match=r"width 64 is not a multiple of heads 3; e\.g\. heads: 2"
+    ):
+        build("model", {"family": "bert", "width": 64, "heads": 3})
+
+
+@pytest.mark.parametrize("family", ["esm", "modernbert"])
+def test_rotary_positions_need_an_even_width_per_head(family):
+    with pytest.raises(ValidationError, match="even width per head; width 33"):
+        build("model", {"family": family, "width": 33})
+
+
+def test_reading_families_does_not_load_torch():
+    code = (
+        "import sys; from mptune import plugins\n"
+        "for n in plugins.modules('families'): plugins.load('families', n).examples()\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

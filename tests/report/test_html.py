@@ -1,0 +1,157 @@
+"""report.html: whole, self-contained, escaped, and there whatever the study found."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mptune.paths import RunDirectory
+from mptune.report import write
+from mptune.report.figures import draw
+from mptune.report.html import page
+from mptune.report.markup import VOID, element
+from mptune.report.model import ReportInput
+from tests.report.conftest import make, search
+
+EVIL = "<script>alert('x')</script>\"&$x_1$"
+
+
+class Reader(HTMLParser):
+    """Checks that tags are closed in order, and gathers identifiers, links and scripts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.seen: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        self._attributes(dict(attrs))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._attributes(dict(attrs))
+
+    def _attributes(self, attributes: dict[str, str | None]) -> None:
+        self.ids += [attributes["id"] or ""] if "id" in attributes else []
+        self.links += [str(attributes[k]) for k in ("src", "href") if k in attributes]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def read(report: ReportInput) -> tuple[str, Reader]:
+    text, reader = page(report, draw(report)), Reader()
+    reader.feed(text)
+    reader.close()
+    assert reader.open == []
+    return text, reader
+
+
+@pytest.fixture(scope="module")
+def whole(compared: ReportInput) -> tuple[str, Reader]:
+    return read(compared)
+
+
+def test_first_screen_has_the_answer(whole: tuple[str, Reader]) -> None:
+    text, _ = whole
+    above = text[text.index("<body") : text.index("<h2>Figures</h2>")]
+    for words in ("Recommendation", "accumulated is better", "How certain", "What it cost",
+                  "Checklist", "loss at 15 % masking picks fixed 15 %"):  # fmt: skip
+        assert words in above
+
+
+def test_no_request_leaves_the_page(whole: tuple[str, Reader]) -> None:
+    text, reader = whole
+    assert not re.search(r"https?:|//[a-z]+\.|@import|url\((?!#)", text)
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in reader.links)
+
+
+def test_identifiers_are_unique_and_references_resolve(whole: tuple[str, Reader]) -> None:
+    text, reader = whole
+    assert len(reader.ids) == len(set(reader.ids))
+    referred = set(re.findall(r"url\(#([^)]+)\)", text)) | set(re.findall(r'href="#([^"]+)"', text))
+    assert referred
+    assert referred <= set(reader.ids)
+
+
+def test_size(whole: tuple[str, Reader]) -> None:
+    text, _ = whole
+    assert len(text.encode()) < 3_000_000
+
+
+def test_figures_take_the_colours_of_the_page(whole: tuple[str, Reader]) -> None:
+    text, _ = whole
+    svg = text[text.index("<svg") : text.index("</svg>")]
+    assert "currentColor" in svg
+    assert not re.search(r"#(1c2430|66707f|d8dde4|0072b2)", svg)
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_every_string_is_escaped() -> None:
+    words: dict[str, Any] = {
+        "label": EVIL, "policy_words": EVIL, "model_words": EVIL, "arm": EVIL, "detail": EVIL,
+        "reason": EVIL, "state": "FAIL",
+    }  # fmt: skip
+    first, *rest = search()
+    rows = (first.model_copy(update={**words, "state": "COMPLETE"}), *rest)
+    rows += (first.model_copy(update={**words, "number": 99}),)
+    evil = {"study": EVIL, "data": EVIL, "commands": (EVIL,), "versions": {EVIL: EVIL}}
+    text, reader = read(make(rows).model_copy(update=evil))
+    assert "<script>alert" not in text
+    assert reader.seen.count("script") == 1
+    assert text.count("&lt;script&gt;alert") > 10
+
+
+def test_without_a_comparison(searched: ReportInput) -> None:
+    text, _ = read(searched)
+    assert "not compared yet" in text
+    assert "Against fixed 15 %</h3>" not in text
+
+
+def test_with_nothing_finished(empty: ReportInput) -> None:
+    text, _ = read(empty)
+    assert "No recommendation yet" in text
+    assert "<h2>Figures</h2>" not in text
+    assert "training loss is inf at step 77" in text
+
+
+def test_with_no_trial_at_all() -> None:
+    text, _ = read(make(()))
+    assert "No trial was started." in text
+
+
+def test_sortable_cells_carry_numbers(whole: tuple[str, Reader]) -> None:
+    text, _ = whole
+    assert re.search(r'<td class="num" data-sort="-1\.6\d+">−1\.654 ± 0\.032</td>', text)
+
+
+def test_element_escapes_all_but_elements() -> None:
+    inner = element("b", "<&>")
+    assert element("p", inner, "\"'", None, 3, title='"', hidden=None) == (
+        '<p title="&quot;"><b>&lt;&amp;&gt;</b>&quot;&#x27;3</p>'
+    )
+    assert element("br") == "<br>"
+
+
+def test_write_puts_every_file_in_place(tmp_path: Path, compared: ReportInput) -> None:
+    paths = RunDirectory(tmp_path)
+    written = write(compared, paths)
+    names = {path.relative_to(paths.report).as_posix() for path in written}
+    assert names == {
+        "report.html", "report.md", "report.json", "figures/comparison.png", "figures/curve.png",
+        "figures/ranking.png",
+    }  # fmt: skip
+    assert {p for p in paths.report.rglob("*") if p.is_file()} == set(written)
+    assert (paths.report / "figures/curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_figures_are_the_same_bytes_every_time(searched: ReportInput) -> None:
+    assert draw(searched) == draw(searched)

@@ -1,0 +1,175 @@
+"""The live view: plain lines without a terminal, a table that fits with one."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from mptune.report.live import LiveView
+from mptune.trial import (
+    Failed,
+    Finished,
+    GangChanged,
+    Progress,
+    Rung,
+    Scoring,
+    Started,
+    Stopped,
+)
+from tests.report.conftest import SIZES, result
+
+SMALL = next(iter(SIZES))
+
+
+class Clock:
+    """Time that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def started(number: int, resumed_at: int = 0) -> Started:
+    return Started(
+        number=number, gang="g0", pids=(1, 2), total_steps=400, parameters=139_328,
+        resumed_at=resumed_at,
+    )  # fmt: skip
+
+
+def progress(number: int, share: float) -> Progress:
+    return Progress(
+        number=number, step=round(400 * share), total_steps=400, progress=share, loss=2.345,
+        mask_rate=0.4, learning_rate=1e-3, tokens_per_s=31_234.0,
+    )  # fmt: skip
+
+
+def finished(number: int) -> Finished:
+    return Finished(number=number, result=result(SMALL, "fixed 15 %"))
+
+
+def plain() -> tuple[LiveView, io.StringIO, Clock]:
+    out, clock = io.StringIO(), Clock()
+    return LiveView(Console(file=out, width=60), "quickstart", 3, clock=clock), out, clock
+
+
+def test_plain_lines_tell_the_whole_story() -> None:
+    view, out, _ = plain()
+    with view:
+        view.on_event(GangChanged(gang="g0", state="ready"))
+        view.trial(0, "fixed 15 %", SMALL)
+        view.on_event(started(0))
+        view.on_event(Rung(number=0, index=0, progress=0.5, nats_per_token=-2.1, se=0.02))
+        view.on_event(Scoring(number=0))
+        view.on_event(finished(0))
+        view.finish_trial(0, "complete")
+        view.trial(1, "[b]beta[/b]", SMALL)
+        view.on_event(started(1, resumed_at=200))
+        view.on_event(Failed(number=1, reason="out_of_memory", detail="2 GiB asked"))
+        view.finish_trial(1, "failed: out_of_memory")
+        view.on_event(Stopped(number=2, reason="pruned", step=200))
+        view.on_event(GangChanged(gang="g0", state="gone", detail="idle"))
+    assert out.getvalue().splitlines() == [
+        "quickstart: 3 trials, 0 of them done",
+        "gang g0 ready",
+        "trial 0 (fixed 15 %): started on gang g0, 139 k parameters, 400 steps",
+        "trial 0 (fixed 15 %): rung 0 at 50%: LML −2.100 ± 0.020 nats per token",
+        "trial 0 (fixed 15 %): trained, scoring",
+        "trial 0 (fixed 15 %): LML −1.894 ± 0.016 nats per token",
+        "trial 0 (fixed 15 %): complete (1 of 3 done)",
+        "trial 1 ([b]beta[/b]): started on gang g0, 139 k parameters, 400 steps, "
+        "resumed at step 200",
+        "trial 1 ([b]beta[/b]): failed, out_of_memory: 2 GiB asked",
+        "trial 1 ([b]beta[/b]): failed: out_of_memory (2 of 3 done)",
+        "trial 2: pruned at step 200",
+        "gang g0 gone: idle",
+        "quickstart: 2 of 3 trials done",
+    ]
+
+
+def test_plain_progress_at_most_every_ten_seconds() -> None:
+    view, out, clock = plain()
+    with view:
+        view.trial(0, "uniform", SMALL)
+        for second in range(25):
+            clock.now = 100.0 + second
+            view.on_event(progress(0, second / 25))
+    lines = [line for line in out.getvalue().splitlines() if "tokens/s" in line]
+    assert lines == [
+        f"trial 0 (uniform): {share}%, loss 2.345 at mask rate 0.40, 31.2 k tokens/s"
+        for share in (0, 40, 80)
+    ]
+
+
+def rendered(view: LiveView, width: int = 130, height: int = 30) -> str:
+    console = Console(file=io.StringIO(), record=True, width=width, height=height)
+    console.print(view)
+    return console.export_text()
+
+
+def terminal(total: int, height: int = 30, done: int = 0, width: int = 130) -> LiveView:
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, height=height)
+    return LiveView(console, "quickstart", total, done=done, clock=Clock())
+
+
+def test_table_shows_running_and_ended_trials() -> None:
+    view = terminal(4)
+    view.trial(0, "fixed 15 %", SMALL)
+    view.trial(1, "uniform (accumulated)", SMALL)
+    view.on_event(finished(0))
+    view.finish_trial(0, "complete")
+    view.on_event(started(1))
+    view.on_event(progress(1, 0.5))
+    text = rendered(view)
+    assert "−1.894 ± 0.016" in text
+    assert "31.2 k" in text
+    assert "1/4 trials" in text
+    assert "complete" in text
+    assert "training" in text
+
+
+def test_time_left_from_the_share_that_this_driver_did() -> None:
+    clock = Clock()
+    console = Console(file=io.StringIO(), force_terminal=True, width=130, height=30)
+    view = LiveView(console, "quickstart", 4, done=2, clock=clock)
+    view.trial(2, "uniform", SMALL)
+    view.on_event(started(2))
+    clock.now += 60
+    view.on_event(progress(2, 0.5))  # an eighth of the search in a minute, three eighths left
+    assert "2/4 trials" in rendered(view)
+    assert "1 min 00 s · 3 min 00 s left" in rendered(view)
+
+
+def test_table_fits_the_height_of_the_terminal() -> None:
+    view = terminal(100, height=16)
+    for number in range(60):
+        view.trial(number, "uniform", SMALL)
+        if number < 56:
+            view.finish_trial(number, "pruned")
+    text = rendered(view, height=16)
+    assert len(text.splitlines()) <= 14
+    assert all(f" {number} " in text for number in (55, 56, 57, 58, 59))
+    assert " 40 " not in text
+
+
+def test_table_leaves_the_size_out_where_it_is_narrow() -> None:
+    view = terminal(1, width=70)
+    view.trial(0, "uniform", SMALL)
+    text = rendered(view, width=70)
+    assert "uniform" in text
+    assert SMALL not in text
+    assert max(len(line) for line in text.splitlines()) <= 70
+
+
+def test_a_terminal_gets_no_plain_lines_but_notes() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=100, height=20)
+    with LiveView(console, "quickstart", 1) as view:
+        view.trial(0, "uniform", SMALL)
+        view.on_event(started(0))
+        view.note("the dashboard is at port 8080")
+        view.finish_trial(0, "complete")
+    assert "started on gang" not in out.getvalue()
+    assert "the dashboard is at port 8080" in out.getvalue()

@@ -1,0 +1,199 @@
+"""Ranking, recommendation, flip and checklist."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from mptune.report.files import as_json
+from mptune.report.findings import findings
+from mptune.report.model import (
+    Ranked,
+    ReportInput,
+    TrialRow,
+    best_per_policy,
+    half_width,
+    is_accumulated,
+    is_fixed_15,
+    ranking,
+    spend,
+)
+from tests.report.conftest import SIZES, comparison, make, result, search, trial
+
+SMALL, LARGE = SIZES
+
+
+def with_lml(row: TrialRow, nats_per_token: float) -> TrialRow:
+    assert row.result is not None
+    lml = row.result.lml.model_copy(update={"nats_per_token": nats_per_token})
+    return row.model_copy(update={"result": row.result.model_copy(update={"lml": lml})})
+
+
+def test_input_survives_json(compared: ReportInput) -> None:
+    assert ReportInput.model_validate_json(compared.model_dump_json()) == compared
+
+
+def test_ranking_is_by_lml_and_only_of_finished_trials() -> None:
+    ranked = ranking(search())
+    scores = [row.nats_per_token for row in ranked]
+    assert scores == sorted(scores, reverse=True)
+    assert [row.place for row in ranked] == list(range(1, 11))
+    assert {row.trial.state for row in ranked} == {"COMPLETE"}
+
+
+def test_a_score_that_is_not_finite_has_no_place() -> None:
+    rows = search()
+    broken = with_lml(rows[7], math.nan)
+    assert 7 not in {row.trial.number for row in ranking((*rows[:7], broken))}
+
+
+def test_equal_scores_keep_their_order() -> None:
+    rows = [with_lml(trial(n, SMALL, "fixed 15 %"), -1.0) for n in (4, 2, 3)]
+    assert [row.trial.number for row in ranking(rows)] == [2, 3, 4]
+
+
+def test_half_width_is_student_over_sequences_per_token() -> None:
+    lml = result(SMALL, "fixed 15 %").lml
+    assert half_width(lml) == pytest.approx(1.96618 * 2.1 / 128, rel=1e-4)
+
+
+def test_best_per_policy_keeps_fixed_15_apart() -> None:
+    best = best_per_policy(ranking(search()))
+    assert [row.trial.policy_words for row in best] == [
+        "uniform (accumulated)", "beta(2.1, 1.7)", "linear 60 → 15 %", "fixed 30 %", "fixed 15 %",
+    ]  # fmt: skip
+    assert {row.trial.model_words for row in best} == {LARGE}
+
+
+@pytest.mark.parametrize(
+    ("policy", "fixed", "accumulated"),
+    [
+        ({"kind": "fixed", "rate": 0.15}, True, False),
+        ({"kind": "fixed", "rate": 0.3}, False, False),
+        ({"kind": "uniform", "low": 0.0, "high": 1.0, "reduction": "elbo"}, False, True),
+        ({"kind": "uniform", "low": 0.1, "high": 1.0}, False, False),
+        ({"kind": "uniform", "reduction": "token_mean"}, False, False),
+        ({}, False, False),
+    ],
+)
+def test_sides(policy: dict[str, object], fixed: bool, accumulated: bool) -> None:
+    assert (is_fixed_15(policy), is_accumulated(policy)) == (fixed, accumulated)
+
+
+def test_recommendation_without_a_comparison(searched: ReportInput) -> None:
+    found = findings(searched)
+    assert found.headline == f"uniform (accumulated) on {LARGE}"
+    assert "of 10 finished trials it has the highest accumulated LML" in found.recommendation[0]
+    assert "The next policy, beta(2.1, 1.7)" in found.recommendation[1]
+    assert found.verdict_word == "open"
+    assert "not of training seeds" in found.certainty
+
+
+def test_recommendation_with_a_comparison(compared: ReportInput) -> None:
+    found = findings(compared)
+    assert found.recommendation[1].startswith("On paired seeds, accumulated beats fixed 15 % by ")
+    assert found.verdict_label == "accumulated is better"
+    assert "with probability" in found.certainty
+    assert found.cost.startswith("19 training runs, ")
+
+
+def test_paired_seeds_overrule_the_best_single_run() -> None:
+    rows = list(search())
+    rows[5] = with_lml(rows[5], -0.5)  # a lucky run of fixed 15 % at the large size
+    found = findings(make(tuple(rows), comparison()))
+    assert found.headline == f"uniform (accumulated) on {LARGE}"
+    assert "but it lost on paired seeds" in found.recommendation[0]
+    assert json.loads(as_json(make(tuple(rows), comparison())))["recommended"]["best_trial"] == 5
+
+
+def test_the_pair_that_the_study_is_about_comes_first() -> None:
+    report = make(compared=comparison(("fixed 15 %", "fixed 30 %", "accumulated")))
+    found = findings(report)
+    assert found.verdict_title == "Accumulated against fixed 15 %"
+    assert len(found.verdict) == 2
+
+
+def test_flip_says_which_criterion_prefers_what(searched: ReportInput) -> None:
+    large, small = findings(searched).flips
+    assert (large.by_loss, large.by_lml) == ("fixed 15 %", "accumulated")
+    assert large.disagree
+    assert small.words == (
+        f"At {SMALL}, loss at 15 % masking picks fixed 15 % (1.118 against 1.144 nats per masked "
+        "position), but the LML picks accumulated (−1.772 against −1.894 nats per token)."
+    )
+
+
+def test_no_flip_when_both_criteria_agree() -> None:
+    rows = (trial(0, SMALL, "fixed 15 %"), with_lml(trial(1, SMALL, "uniform (accumulated)"), -9.0))
+    (flip,) = findings(make(rows)).flips
+    assert not flip.disagree
+    assert "the LML also picks fixed 15 %" in flip.words
+
+
+def missing(report: ReportInput) -> str:
+    return "\n".join(check.words for check in findings(report).checks if not check.ok)
+
+
+def test_checklist_names_what_is_missing(searched: ReportInput, compared: ReportInput) -> None:
+    assert "no comparison on paired seeds yet" in missing(searched)
+    assert missing(compared) == (
+        "10 of 13 trials finished, 1 stopped early, 2 failed: see failures below"
+    )
+
+
+def test_checklist_sees_another_plan_and_other_budgets() -> None:
+    rows = list(search()[:10])
+    assert rows[0].result is not None
+    lml = rows[0].result.lml.model_copy(update={"plan_hash": "other", "forwards": 64})
+    cost = rows[0].result.cost.model_copy(update={"tokens": 9, "flops": 9.0, "training_s": 9.0})
+    changed = {"lml": lml, "cost": cost, "versions": {"torch": "1.0"}}
+    rows[0] = rows[0].model_copy(update={"result": rows[0].result.model_copy(update=changed)})
+    found = missing(make(tuple(rows)))
+    assert "different scoring plans" in found
+    assert "only 64 forwards" in found
+    assert "different budgets" in found
+    assert "different versions" in found
+
+
+def test_failures_are_grouped_by_reason(searched: ReportInput) -> None:
+    ((reason, trials),) = findings(searched).failures
+    assert reason == "non_finite_loss"
+    assert [t.number for t in trials] == [11, 12]
+
+
+def test_nothing_finished(empty: ReportInput) -> None:
+    found = findings(empty)
+    assert found.headline == "No recommendation yet"
+    assert found.recommended is None
+    assert found.checks[0].words.startswith("0 of 2 trials finished")
+
+
+def test_comparison_alone_recommends_its_best_arm() -> None:
+    found = findings(make((), comparison()))
+    assert found.headline == f"uniform (accumulated) on {LARGE}"
+    assert found.recommendation[0].startswith("Of the arms compared, accumulated has the highest")
+
+
+def test_report_json_is_strict() -> None:
+    rows = (with_lml(trial(0, SMALL, "fixed 15 %"), math.nan), trial(1, SMALL, "fixed 30 %"))
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    value = json.loads(as_json(make(rows)), parse_constant=refuse)
+    assert value["schema_version"] == 1
+    assert value["input"]["trials"][0]["result"]["lml"]["nats_per_token"] is None
+    assert value["ranking"][0]["trial"] == 1
+
+
+def test_spend_counts_worker_time() -> None:
+    total = spend([result(SMALL, "fixed 15 %")] * 2, trials=3, wall_s=60.0)
+    assert (total.trials, total.tokens, total.worker_s) == (3, 3_000_000, 2 * 57.0 * 2)
+
+
+def test_parameters_come_from_the_result_if_the_row_has_none() -> None:
+    row = trial(0, SMALL, "fixed 15 %", parameters=None)
+    ranked: Ranked = ranking([row])[0]
+    assert ranked.parameters == SIZES[SMALL]

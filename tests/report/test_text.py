@@ -1,0 +1,106 @@
+"""The report in the terminal and as Markdown."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from mptune.report import show
+from mptune.report.model import ReportInput
+from mptune.report.text import METHOD, TERMINAL_ROWS, markdown
+from mptune.report.words import count, duration, interval, power, probability
+from tests.report.conftest import SIZES, make, search, trial
+
+SMALL = next(iter(SIZES))
+
+
+def shown(report: ReportInput, width: int = 130) -> str:
+    console = Console(file=io.StringIO(), record=True, width=width)
+    show(console, report)
+    return console.export_text()
+
+
+def test_terminal_has_ranking_recommendation_and_verdict(compared: ReportInput) -> None:
+    text = shown(compared)
+    assert "−1.654 ± 0.032" in text
+    assert f"uniform (accumulated) on {list(SIZES)[1]}" in text
+    assert "Accumulated against fixed 15 %: accumulated is better" in text
+    assert "! 10 of 13 trials finished" in text
+    assert "2 failed, non_finite_loss: training loss is nan at step 41" in text
+
+
+def test_terminal_takes_labels_literally() -> None:
+    row = trial(0, SMALL, "fixed 15 %", policy_words="[bold]x[/bold]")
+    assert "[bold]x[/bold]" in shown(make((row,)))
+
+
+def test_terminal_says_how_many_rows_it_leaves_out() -> None:
+    rows = tuple(trial(n, SMALL, "fixed 30 %") for n in range(TERMINAL_ROWS + 3))
+    assert "and 3 more in the report" in shown(make(rows))
+
+
+def test_terminal_with_nothing_finished(empty: ReportInput) -> None:
+    assert "No trial has finished, so there is nothing to recommend." in shown(empty)
+
+
+def test_bits_per_byte_column_only_for_text() -> None:
+    row = trial(0, SMALL, "fixed 15 %")
+    assert row.result is not None
+    lml = row.result.lml.model_copy(update={"bits_per_byte": None})
+    row = row.model_copy(update={"result": row.result.model_copy(update={"lml": lml})})
+    assert "bits/byte" not in shown(make((row,)))
+    assert "bits/byte" in shown(make())
+
+
+def test_markdown_has_every_section(compared: ReportInput) -> None:
+    text = markdown(compared, [("figures/curve.png", "the curve")])
+    for heading in ("Recommendation", "Ranking", "Every trial", "Failures", "Method", "Replay"):
+        assert f"\n## {heading}\n" in text
+    assert "![the curve](figures/curve.png)" in text
+    assert "3f9a61c2d07be845" in text
+    assert "mptune search search_spaces/python-bytes.yaml" in text
+
+
+def test_markdown_tables_are_rectangular(compared: ReportInput) -> None:
+    rows = list(search())
+    rows[0] = rows[0].model_copy(update={"label": "a|b <script>", "policy_words": "a|b"})
+    text = markdown(compared.model_copy(update={"trials": tuple(rows)}))
+    assert "\\<script\\>" in text
+    for block in text.split("\n\n"):
+        lines = [line.replace("\\|", "") for line in block.splitlines() if line.startswith("|")]
+        assert len({line.count("|") for line in lines}) <= 1
+
+
+def test_markdown_with_nothing_finished(empty: ReportInput) -> None:
+    assert "No trial has finished." in markdown(empty)
+
+
+def test_method_fits_ten_lines() -> None:
+    assert len(METHOD) == 9
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (count(999), "999"),
+        (count(1_234_567), "1.23 M"),
+        (count(999_700), "1.00 M"),
+        (count(0), "0"),
+        (power(3.14e15), "3.1 × 10¹⁵"),
+        (power(9.99e15), "1.0 × 10¹⁶"),
+        (power(0), "–"),
+        (duration(59.7), "1 min 00 s"),
+        (duration(4000), "1 h 06 min"),
+        (duration(200_000), "2 d 07 h"),
+        (interval(-1.52345, 0.0123), "−1.523 ± 0.012"),
+        (interval(-1.5, float("nan")), "−1.500"),
+        (interval(float("nan"), float("nan")), "–"),
+        (probability(0.42), "42.0 %"),
+        (probability(1.0), "over 99.9 %"),
+        (probability(0.0), "under 0.1 %"),
+    ],
+)
+def test_words(words: str, expected: str) -> None:
+    assert words == expected

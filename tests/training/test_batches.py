@@ -1,0 +1,71 @@
+"""Every sequence once per epoch, whatever the batch size; every rank its share of a batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mptune.errors import InputError
+from mptune.spec import Training
+from mptune.training.batches import DataOrder, attended, micro_batch_size, rank_slice, seeded_order
+
+
+def training(**fields):
+    return Training(budget_tokens=1, **fields)
+
+
+@pytest.mark.parametrize(("sequences", "batch_size"), [(10, 5), (10, 4), (7, 16), (3, 1)])
+def test_every_epoch_has_every_sequence_once(sequences, batch_size):
+    order = DataOrder(sequences, batch_size, seed=1)
+    stream = np.concatenate([order.rows(step) for step in range(3 * sequences)])
+    epochs = stream[: len(stream) // sequences * sequences].reshape(-1, sequences)
+    assert (np.sort(epochs, axis=1) == np.arange(sequences)).all()
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_a_step_does_not_depend_on_what_was_asked_before():
+    order = DataOrder(10, 4, seed=1)
+    there = [order.rows(step).tolist() for step in range(9)]
+    back = [DataOrder(10, 4, seed=1).rows(step).tolist() for step in reversed(range(9))]
+    assert there == back[::-1]
+    assert there != [DataOrder(10, 4, seed=2).rows(step).tolist() for step in range(9)]
+
+
+def test_the_order_is_the_same_on_every_machine():
+    assert seeded_order(8, 0).tolist() == [0, 2, 1, 5, 4, 3, 6, 7]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_ranks_share_a_batch(world_size):
+    shares = [np.arange(8)[rank_slice(8, rank, world_size)] for rank in range(world_size)]
+    assert np.concatenate(shares).tolist() == list(range(8))
+
+
+def test_micro_batch_size():
+    assert micro_batch_size(training(batch_size=8), 2) == 4
+    assert micro_batch_size(training(batch_size=8, micro_batch_size=2), 2) == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"batch_size": 9}, "batch_size 9 cannot be shared evenly by 2 workers; .* e.g. 8"),
+        ({"batch_size": 1}, "batch_size 1 cannot be shared evenly by 2 workers; .* e.g. 2"),
+        ({"batch_size": 8, "micro_batch_size": 8}, "micro_batch_size 8 does not divide the 4 seq"),
+    ],
+)
+def test_a_batch_that_cannot_be_dealt_out(fields, message):
+    with pytest.raises(InputError, match=message):
+        micro_batch_size(training(**fields), 2)
+
+
+def test_no_training_data():
+    with pytest.raises(InputError, match="training split has no sequences"):
+        DataOrder(0, 4, seed=0)
+
+
+def test_padding_is_not_attended_to():
+    assert attended(np.array([[0, 1], [2, 3]]), pad_id=9) is None
+    attend_BD = attended(np.array([[0, 9], [9, 9]]), pad_id=9)
+    # A softmax over nothing is NaN, so a sequence of padding attends to itself.
+    assert attend_BD.tolist() == [[True, False], [True, True]]

@@ -1,0 +1,219 @@
+"""Real trainings on one and on two worker processes, and what stops them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from mptune.data.table import TokenTable
+from mptune.errors import NonFiniteLoss
+from mptune.paths import TrialDirectory
+from mptune.spec import build
+from mptune.training.loop import Inputs, Loop
+from mptune.training.ranks import AgreedFailure, Ranks
+from mptune.training.schedule import Spent
+from mptune.trial import Failed, Finished, Progress, Rung, Scoring, Started, Stopped
+from tests.training.trials import LENGTH, Script
+
+
+def result(events):
+    assert isinstance(events[-1], Finished), events[-1]
+    return events[-1].result
+
+
+def numbers(events):
+    """What a trial found, without what it took."""
+    return result(events).model_dump(exclude={"fingerprint", "cost"})
+
+
+def losses(events):
+    return [loss for _, loss in result(events).loss_curve]
+
+
+@pytest.fixture(scope="module")
+def one(study, alone, tmp_path_factory):
+    """The events of the plain trial on one worker."""
+    return alone(study(tmp_path_factory.mktemp("one"), rungs=(0.5,)))
+
+
+def test_events_come_in_order(one):
+    kinds = [type(event) for event in one]
+    assert kinds[0] is Started
+    assert kinds[-2:] == [Scoring, Finished]
+    assert kinds.count(Rung) == 1
+    last = next(event for event in reversed(one) if isinstance(event, Progress))
+    assert (last.step, last.progress) == (24, 1.0)
+
+
+def test_it_learns(study, alone, tmp_path):
+    changes = {"training": {"budget_tokens": 200 * 32 * LENGTH}}
+    events = alone(study(tmp_path, model={"family": "bert", "width": 32, "depth": 1}, **changes))
+    assert losses(events)[0] == pytest.approx(math.log(11), rel=0.1)
+    assert result(events).lml.nats_per_token > -math.log(11) + 0.3
+
+
+def test_it_counts(one):
+    found = result(one)
+    assert (found.cost.steps, found.cost.tokens) == (24, 24 * 32 * LENGTH)
+    assert found.mean_mask_rate == pytest.approx(0.3, abs=0.04)
+    assert found.rungs[0][0] == 0.5
+    assert [found.rungs[0][1]] == [e.nats_per_token for e in one if isinstance(e, Rung)]
+
+
+def test_two_workers_train_and_score_alike(one, study, pair, tmp_path):
+    two = pair(study(tmp_path, workers=2, rungs=(0.5,)))
+    assert len(set(two[0].pids)) == 2
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+    assert result(two).lml.nats_per_token == pytest.approx(result(one).lml.nats_per_token, rel=1e-4)
+    assert result(two).rungs[0] == pytest.approx(result(one).rungs[0], rel=1e-4)
+    assert result(two).rates[1].loss == pytest.approx(result(one).rates[1].loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_zero_stages_train_alike(one, study, pair, tmp_path, stage):
+    events = pair(study(tmp_path, workers=2, training={"zero_stage": stage}))
+    assert losses(events) == pytest.approx(losses(one), rel=1e-4)
+
+
+def test_micro_batches_train_alike(one, study, alone, tmp_path):
+    events = alone(study(tmp_path, training={"micro_batch_size": 8}))
+    assert losses(events) == pytest.approx(losses(one), rel=1e-4)
+
+
+@pytest.mark.parametrize("reduction", ["token_mean", "elbo"])
+def test_weighted_objectives_do_not_depend_on_the_workers(study, alone, pair, tmp_path, reduction):
+    policy = {"kind": "uniform", "reduction": reduction}
+    one = alone(study(tmp_path / "1", policy=policy))
+    two = pair(study(tmp_path / "2", workers=2, policy=policy))
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+
+
+def test_the_deepspeed_section_brings_its_own_optimizer(study, alone, tmp_path):
+    optimizer = {"type": "AdamW", "params": {"lr": 5e-3, "torch_adam": True}}
+    section = {"deepspeed": {"optimizer": optimizer}, "schedule": {"kind": "constant", "warmup": 0}}
+    events = alone(study(tmp_path, training=section))
+    assert {e.learning_rate for e in events if isinstance(e, Progress)} == {5e-3}
+
+
+def test_bf16(one, study, alone, tmp_path):
+    events = alone(study(tmp_path, training={"precision": "bf16"}))
+    assert losses(events) == pytest.approx(losses(one), rel=0.05)
+    assert losses(events) != losses(one)
+
+
+def test_flops_budget(one, study, alone, tmp_path):
+    half = result(one).cost.flops / 2
+    spent = result(alone(study(tmp_path, training={"budget_tokens": None, "budget_flops": half})))
+    step = result(one).cost.flops / 24
+    assert half <= spent.cost.flops < half + 1.5 * step
+
+
+def test_seconds_budget_is_agreed_on(study, pair, tmp_path):
+    training = {"budget_tokens": None, "budget_seconds": 0.3}
+    found = result(pair(study(tmp_path, workers=2, training=training)))
+    assert found.cost.training_s >= 0.3
+    assert found.loss_curve[-1][0] == 1.0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_rung_prunes(study, alone, pair, tmp_path, workers):
+    run = alone if workers == 1 else pair
+    events = run(study(tmp_path, workers=workers, rungs=(0.25, 0.5)), Script(go=False))
+    assert [type(e) for e in events[-2:]] == [Rung, Stopped]
+    assert (events[-1].reason, events[-1].step) == ("pruned", 6)
+    assert not TrialDirectory(tmp_path).checkpoint.exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_resumed_trial_is_the_same_bit_for_bit(study, alone, pair, tmp_path, workers, stage):
+    run = alone if workers == 1 else pair
+    changes = {
+        "training": {"zero_stage": stage},
+        "model": {"family": "bert", "width": 16, "depth": 1, "dropout": 0.1},
+        "policy": {"kind": "linear", "start": 0.6, "end": 0.2},
+        "rungs": (0.25,),
+    }
+    whole = run(study(tmp_path / "whole", workers, **changes))
+    spec = study(tmp_path / "halves", workers, **changes)
+    stopped = run(spec, Script(stop_at=10))
+    assert stopped[-1] == Stopped(number=7, reason="interrupted", step=10)
+    resumed = run(spec)
+    assert resumed[0].resumed_at == 10
+    assert not any(isinstance(event, Rung) for event in resumed)
+    assert numbers(resumed) == numbers(whole)
+    assert not TrialDirectory(tmp_path / "halves").checkpoint.exists()
+
+
+def test_a_long_trial_is_checkpointed_on_the_way(study, pair, tmp_path):
+    changes = {"training": {"checkpoint_every_s": 1e-9}}
+    stopped = pair(study(tmp_path, 2, **changes), Script(stop_at=6, reason="pruned"))
+    assert (stopped[-1].reason, stopped[-1].step) == ("pruned", 6)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_loss_that_is_not_finite(study, alone, pair, tmp_path, workers):
+    run = alone if workers == 1 else pair
+    training = {"optimizer": {"learning_rate": 1e30}, "gradient_clipping": 0.0}
+    failed = run(study(tmp_path, workers, training=training))[-1]
+    assert isinstance(failed, Failed)
+    assert failed.reason == "non_finite_loss"
+    assert "no update was made" in failed.detail
+
+
+class Stub:
+    """An engine that gives chosen logits and counts what it is asked to do."""
+
+    lr_scheduler = None
+
+    def __init__(self, logit):
+        self.logit, self.updates = logit, 0
+        self.optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+
+    def __call__(self, tokens, mask, attend):
+        if self.logit is None:
+            raise torch.OutOfMemoryError("too large")
+        return torch.full((int(mask.sum()), 11), self.logit, requires_grad=True)
+
+    def backward(self, loss, scale_wrt_gas):
+        self.updates += 1
+
+    step = backward
+
+
+class NoCheckpoints:
+    def load(self, engine):
+        return Spent()
+
+
+def loop(study, tmp_path, logit):
+    spec = study(tmp_path)
+    inputs = Inputs(
+        number=0,
+        seed=0,
+        training=spec.training,
+        rungs=(),
+        policy=build("policy", spec.policy),
+        family=build("model", spec.model),
+        train=TokenTable.open(spec.prepared.table).train,
+        vocabulary_size=11,
+    )
+    return Loop(inputs, Stub(logit), Ranks(), NoCheckpoints(), lambda: (0.0, 0.0))
+
+
+@pytest.mark.parametrize("logit", [math.nan, math.inf])
+def test_nothing_is_updated_from_a_loss_that_is_not_finite(study, tmp_path, logit):
+    training = loop(study, tmp_path, logit)
+    with pytest.raises(NonFiniteLoss, match="at step 0"):
+        list(training.run(Script()))
+    assert training.engine.updates == 0
+
+
+def test_a_forward_that_fails_is_told_to_all(study, tmp_path):
+    training = loop(study, tmp_path, None)
+    with pytest.raises(AgreedFailure, match="too large") as caught:
+        list(training.run(Script()))
+    assert caught.value.reason == "out_of_memory"
+    assert training.engine.updates == 0

@@ -1,0 +1,145 @@
+"""The score of models whose log p is known, on one rank."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mptune.data.table import Meta, Split, store
+from mptune.errors import InputError
+from mptune.lml import LMLPlan, NonFiniteLogProb
+from mptune.spec import Score
+from mptune.training.ranks import Ranks
+from mptune.training.scoring import HeldOut, Scorer, bits_per_byte
+
+SYMBOLS, LENGTH = 5, 12
+SCORE = Score(sequences=30, forwards=2, rates=(0.25, 0.5), rung_sequences=24, batch_size=7)
+
+
+class Constant(torch.nn.Module):
+    """The same logits at every masked position; notes what it was asked."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits, self.masks, self.inputs, self.modes = torch.tensor(logits), [], [], []
+
+    def forward(self, tokens_BD, mask_BD, attend_BD=None):
+        self.masks.append(mask_BD)
+        self.inputs.append(tokens_BD)
+        self.modes.append((self.training, torch.is_inference_mode_enabled()))
+        return self.logits.expand(int(mask_BD.sum()), -1)
+
+
+@pytest.fixture
+def table(tmp_path):
+    def made(**meta):
+        rng = np.random.default_rng(0)
+        tokens = rng.choice(SYMBOLS, size=(60, LENGTH), p=[0.4, 0.3, 0.1, 0.1, 0.1])
+        observed = np.arange(LENGTH) < rng.integers(4, LENGTH + 1, size=(60, 1))
+        split = Split(tokens, observed, np.zeros(60, np.int32))
+        words = {"description": "made up", "groups": {}, **meta}
+        info = Meta(vocabulary_size=SYMBOLS, length=LENGTH, **words)
+        return store(tmp_path / "-".join(["table", *meta]), lambda: (info, split, split))
+
+    return made
+
+
+def scorer(table, model, score=SCORE):
+    return Scorer(model, HeldOut.select(table, score), Ranks())
+
+
+def test_uniform_model_has_its_exact_score(table):
+    model = Constant([0.0] * SYMBOLS)
+    score, per_sequence, rows = scorer(table(bytes_per_token=2.0), model).lml()
+    assert score.nats_per_token == pytest.approx(-math.log(SYMBOLS), rel=1e-6)
+    assert score.bits_per_byte == pytest.approx(math.log2(SYMBOLS) / 2, rel=1e-6)
+    assert score.nats_per_sequence == pytest.approx(per_sequence.mean())
+    assert (score.sequences, score.forwards) == (30, 60)
+    assert score.se_fixed == pytest.approx(0.0, abs=1e-5)
+    lengths = table(bytes_per_token=2.0).heldout.observed[rows].sum(1)
+    assert per_sequence == pytest.approx(-math.log(SYMBOLS) * lengths, rel=1e-6)
+
+
+def test_scored_positions_are_masked_observed_and_in_eval_mode(table):
+    model = Constant([0.0] * SYMBOLS).train()
+    held = scorer(table(), model)
+    held.lml()
+    assert set(model.modes) == {(False, True)}
+    assert model.training
+    for mask, inputs in zip(model.masks, model.inputs, strict=True):
+        assert (inputs[mask] == SYMBOLS).all()
+        assert not (inputs[~mask] == SYMBOLS).any()
+        assert len(mask) <= SCORE.batch_size
+    masked = sum(int(mask.sum()) for mask in model.masks)
+    assert masked == held.heldout.plan.counts_Nk.sum()
+
+
+def test_rates_have_exact_counts_and_exact_values(table):
+    model = Constant([1.0, 0.0, 0.0, 0.0, 0.0])
+    held = scorer(table(), model)
+    quarter, half = held.rates()
+    plan = held.heldout.rate_plans[0.25]
+    assert (plan.counts_Nk[:, 0] == np.maximum(np.rint(0.25 * plan.lengths), 1)).all()
+    for rate, found in ((0.25, quarter), (0.5, half)):
+        assert found.rate == rate
+        # log p of symbol 0 is higher by one than that of the others.
+        assert found.loss == pytest.approx(math.log(math.e + 4) - found.accuracy, rel=1e-6)
+        assert found.loss_se == pytest.approx(found.accuracy_se, rel=1e-5)
+        assert abs(found.accuracy - 0.4) < 4 * found.accuracy_se
+
+
+def test_a_rung_is_scored_on_the_first_sequences(table):
+    model = Constant([0.0] * SYMBOLS)
+    nats, se = scorer(table(), model).rung()
+    assert nats == pytest.approx(-math.log(SYMBOLS), rel=1e-6)
+    assert se > 0
+    assert sum(len(mask) for mask in model.masks) == 24 * SCORE.forwards
+
+
+def test_binned_reals_are_scored_as_densities(table):
+    symbols, densities = table(), table(log_bin_width=-1.5)
+    model = Constant([0.3, 0.0, 0.0, 0.0, 0.0])
+    plain, binned = scorer(symbols, model), scorer(densities, model)
+    assert binned.lml()[0].nats_per_token == pytest.approx(plain.lml()[0].nats_per_token + 1.5)
+    assert binned.rung()[0] == pytest.approx(plain.rung()[0] + 1.5)
+    assert binned.rates()[0].loss == pytest.approx(plain.rates()[0].loss - 1.5)
+
+
+def test_more_forwards_until_the_target(table):
+    model = Constant([2.0, 0.0, 0.0, 0.0, 0.0])
+    wanting = SCORE.model_copy(update={"target_se": 1e-9, "max_forwards": 7})
+    frozen, _, _ = scorer(table(), model).lml()
+    extended, _, _ = scorer(table(), model, wanting).lml()
+    assert extended.forwards == 3 * frozen.forwards
+    assert extended.se_fixed < frozen.se_fixed
+    assert extended.nats_per_sequence == pytest.approx(
+        frozen.nats_per_sequence, abs=4 * frozen.se_fixed
+    )
+    easy = SCORE.model_copy(update={"target_se": 1e9})
+    assert scorer(table(), model, easy).lml()[0].forwards == frozen.forwards
+
+
+def test_a_score_that_is_not_finite(table):
+    with pytest.raises(NonFiniteLogProb):
+        scorer(table(), Constant([math.nan] * SYMBOLS)).lml()
+
+
+def test_the_plan_is_frozen(table):
+    first = HeldOut.select(table(), SCORE)
+    again = HeldOut.select(table(), SCORE, first.plan)
+    assert again.hash == first.hash
+    assert HeldOut.select(table(), SCORE.model_copy(update={"seed": 1})).hash != first.hash
+
+
+def test_a_plan_of_other_data_is_refused(table):
+    other = LMLPlan.make(np.ones((30, LENGTH), bool), forwards=2, seed=0)
+    with pytest.raises(InputError, match=r"belongs to other data.*delete plan\.npz"):
+        HeldOut.select(table(), SCORE, other)
+
+
+def test_bits_per_byte():
+    assert bits_per_byte(-math.log(2), 4.0) == pytest.approx(0.25)
+    assert bits_per_byte(-1.0, None) is None

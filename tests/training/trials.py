@@ -1,0 +1,131 @@
+"""Trials of a second or less, and gangs of real worker processes to run them on."""
+
+from __future__ import annotations
+
+import multiprocessing
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mptune.spec import Resources, Score, Training
+from mptune.trial import Event, Prepared, PrepareRequest, Rung, StopReason, TrialSpec
+from mptune.worker import Worker
+
+LENGTH, SYMBOLS = 16, 11
+SCORE = Score(sequences=40, forwards=2, rates=(0.25, 0.5), rung_sequences=16, batch_size=16)
+DEADLINE_S = 60
+
+
+@dataclass
+class Script:
+    """A control that says what the test says; pickled to rank 0."""
+
+    stop_at: int | None = None
+    reason: StopReason = "interrupted"
+    go: bool = True
+    asked: int = 0
+
+    def stop_requested(self) -> StopReason | None:
+        self.asked += 1
+        return self.reason if self.asked == self.stop_at else None
+
+    def go_on(self, rung: Rung) -> bool:
+        return self.go
+
+
+def data_section(folder: Path) -> dict[str, Any]:
+    """A noisy cycle through the symbols, a tenth of it missing."""
+    rng = np.random.default_rng(0)
+    start_N1, noise_ND = rng.integers(SYMBOLS, size=(400, 1)), rng.random((400, LENGTH))
+    tokens_ND = (start_N1 + np.arange(LENGTH)) % SYMBOLS
+    tokens_ND = np.where(noise_ND < 0.2, rng.integers(SYMBOLS, size=tokens_ND.shape), tokens_ND)
+    tokens_ND[:, -2:][noise_ND[:, -2:] > 0.5] = -1
+    source = folder / "cycle.npy"
+    np.save(source, tokens_ND)
+    return {"kind": "array", "source": str(source), "length": LENGTH, "heldout": 0.25}
+
+
+def request(folder: Path, score: Score = SCORE) -> PrepareRequest:
+    return PrepareRequest(
+        data=data_section(folder),
+        score=score,
+        cache=str(folder / "cache"),
+        plan=str(folder / "plan.npz"),
+    )
+
+
+def trial(
+    prepared: Prepared, data: dict[str, Any], directory: Path, workers: int = 1, **changes: Any
+) -> TrialSpec:
+    """A trial of 24 steps of 32 sequences; `training` holds changes of that section."""
+    training = {
+        "budget_tokens": 24 * 32 * LENGTH,
+        "batch_size": 32,
+        "optimizer": {"learning_rate": 1e-2},
+        **changes.pop("training", {}),
+    }
+    fields: dict[str, Any] = {
+        "study": "search",
+        "number": 7,
+        "label": "test",
+        "seed": 3,
+        "model": {"family": "bert", "width": 16, "depth": 1, "heads": 2},
+        "policy": {"kind": "fixed", "rate": 0.3},
+        "score": SCORE,
+        **changes,
+    }
+    return TrialSpec(
+        data=data,
+        training=Training.model_validate(training),
+        resources=Resources(workers=workers),
+        prepared=prepared,
+        directory=str(directory),
+        **fields,
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+class Gang:
+    """Worker processes that stay up for many trials, as a dispatcher keeps them."""
+
+    def __init__(self, workers: int) -> None:
+        context, port = multiprocessing.get_context("spawn"), free_port()
+        self._orders = [context.Queue() for _ in range(workers)]
+        self._events = [context.Queue() for _ in range(workers)]
+        self._processes = [
+            context.Process(target=_serve, args=(rank, workers, port, orders, events), daemon=True)
+            for rank, (orders, events) in enumerate(zip(self._orders, self._events, strict=True))
+        ]
+        for process in self._processes:
+            process.start()
+
+    def run(self, spec: TrialSpec, control: Script | None = None) -> list[Event]:
+        """Rank 0's events; the other ranks must end too, and have none."""
+        for orders in self._orders:
+            orders.put((spec, control or Script()))
+        first, *others = [events.get(timeout=DEADLINE_S) for events in self._events]
+        assert not any(others)
+        return first
+
+    def close(self) -> None:
+        for orders in self._orders:
+            orders.put(None)
+        for process in self._processes:
+            process.join(10)
+            process.kill()
+
+
+def _serve(rank: int, workers: int, port: int, orders: Any, events: Any) -> None:
+    worker = Worker(rank, workers, rank)
+    worker.join("127.0.0.1", port)
+    while (order := orders.get()) is not None:
+        events.put(list(worker.run(*order)))
+    worker.close()
