@@ -49,7 +49,7 @@ def test_events_come_in_order(one):
 
 def test_it_learns(study, alone, tmp_path):
     changes = {"training": {"budget_tokens": 200 * 32 * LENGTH}}
-    events = alone(study(tmp_path, model={"family": "bert", "width": 32, "depth": 1}, **changes))
+    events = alone(study(tmp_path, model={"family": "modernbert", "width": 32}, **changes))
     assert losses(events)[0] == pytest.approx(math.log(11), rel=0.1)
     assert result(events).lml.nats_per_token > -math.log(11) + 0.3
 
