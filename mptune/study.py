@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -27,7 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mptune.dispatch.base import Dispatcher
 from mptune.errors import InputError, InterruptedSearch, NoResultError
-from mptune.paths import RunDirectory, TrialDirectory
+from mptune.paths import RunDirectory, TrialDirectory, write_aside
 from mptune.spec import Pruner, Search, SearchSpec, build
 from mptune.specfile import Concrete
 from mptune.trial import (
@@ -83,6 +84,7 @@ class TrialRecord:
     detail: str | None
     rungs: Mapping[int, float]
     seconds: float | None
+    same_as: int | None = None
 
 
 # --- storage -----------------------------------------------------------------------------------
@@ -165,6 +167,7 @@ def _record(trial: FrozenTrial) -> TrialRecord:
         detail=attrs.get("detail"),
         rungs=trial.intermediate_values,
         seconds=attrs.get("cost_total_s"),
+        same_as=attrs.get("same_as"),
     )
 
 
@@ -408,11 +411,23 @@ class StudyDriver:
         self._flight[spec.number] = _InFlight(trial, spec)
         self._order.append(spec.number)
         self.observer.trial(spec.number, *spec.label.split(" · ", 1))
+        self._take_over_twin(trial, spec)
         result = _finished_before(spec)
         if result is not None:
             self._replay(spec, result)
         else:
             self.dispatcher.submit(spec)
+
+    def _take_over_twin(self, trial: optuna.Trial, spec: TrialSpec) -> None:
+        """A trial is a pure function of its spec: one that has been run is not run again."""
+        done = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        for twin in done:
+            attrs = twin.user_attrs
+            if attrs.get("fingerprint") == spec.fingerprint() and "same_as" not in attrs:
+                ran = TrialSpec.model_validate_json(attrs["trial_spec"])
+                _copy_outcome(TrialDirectory.of(ran.directory), TrialDirectory.of(spec.directory))
+                _set(trial, same_as=twin.number)
+                return
 
     def _replay(self, spec: TrialSpec, result: TrialResult) -> None:
         """A result that was written but not told: tell it, do not train it again."""
@@ -551,6 +566,14 @@ def _finished_before(spec: TrialSpec) -> TrialResult | None:
     except (OSError, ValueError):
         return None
     return result if result.fingerprint == spec.fingerprint() else None
+
+
+def _copy_outcome(of: TrialDirectory, to: TrialDirectory) -> None:
+    """Scores first: a result that stands is complete."""
+    for source, target in ((of.scores, to.scores), (of.result, to.result)):
+        if source.exists():
+            with write_aside(target) as aside:
+                shutil.copyfile(source, aside)
 
 
 # --- opening a study ---------------------------------------------------------------------------

@@ -228,9 +228,11 @@ class _Run:
             write_text(folder / "state.json", json.dumps({"step": step}))
 
     def _result(self) -> TrialResult:
+        found = result(self.trial, tuple(self.rungs))
         if self.rank == 0:
             self._write_scores()
-        return result(self.trial, tuple(self.rungs))
+            write_text(TrialDirectory.of(self.trial.directory).result, found.model_dump_json())
+        return found
 
     def _write_scores(self) -> None:
         scores = sequence_scores(self.trial)

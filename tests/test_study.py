@@ -219,6 +219,18 @@ def test_a_result_that_was_not_told_is_told_without_training(run: RunDirectory) 
     assert opened.trials[1].state == TrialState.COMPLETE
 
 
+def test_the_same_point_is_trained_once(run: RunDirectory) -> None:
+    watcher = Watcher()
+    made = driver(run, trials=3, observer=watcher)
+    study.enqueue_arms(made.study, [(name, {"rate": 0.3}) for name in "abc"])
+    made.run()
+    assert [e.number for e in watcher.events if e.type == "started"] == [0]
+    records = found(run)
+    assert [r.same_as for r in records] == [None, 0, 0]
+    assert records[0].result == records[1].result == records[2].result
+    assert (run.trial(2).scores).exists()
+
+
 def test_budget_stops_asking(run: RunDirectory) -> None:
     slow = {n: {"step_s": 0.02} for n in range(8)}
     driver(run, behaviours=slow, budget_seconds=0.3).run()

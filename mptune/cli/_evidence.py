@@ -41,8 +41,12 @@ def collect(run: RunDirectory, spec: SearchSpec, command: str) -> ReportInput:
     searched = study.records(run, spec.storage.url, spec.name)
     compared = study.records(run, spec.storage.url, study.compare_name(spec.name))
     prepared = _prepared(run)
-    results = [r.result for r in (*searched, *compared) if r.result is not None]
-    tried = [r for r in (*searched, *compared) if r.state not in ("WAITING", "RUNNING")]
+    tried = [
+        r
+        for r in (*searched, *compared)
+        if r.state not in ("WAITING", "RUNNING") and r.same_as is None
+    ]
+    results = [r.result for r in tried if r.result is not None]
     return ReportInput(
         study=spec.name,
         data=prepared.description if prepared else build("data", spec.data).words(),

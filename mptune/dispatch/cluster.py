@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
-import uuid
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from typing import Any
 
+import psutil
 import ray
 from ray._private import ray_constants
+from ray._private import services as ray_services
 from ray._private import worker as ray_worker
 
 from mptune.dispatch import reaper
@@ -64,44 +68,71 @@ class Cluster:
 
     def _start(self) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        mark = uuid.uuid4().hex
-        self._reaper = _start_reaper(mark)
-        with _marked(mark), _loopback():
+        before = _descendants()
+        with _on_loopback(), _in_own_sessions():
             _init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES)
+        self._reaper = _start_reaper(_descendants() - before)
 
 
 def _init(**options: Any) -> None:
     # Ray prints the raylet's view of every dead worker, even when told not to log to the driver;
     # a dead worker is a failed trial here, and is reported as one.
     ray_worker.print_to_stdstream = lambda *_, **__: None
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    with _same_handler(signal.SIGTERM):
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
 
 
 @contextmanager
-def _loopback() -> Iterator[None]:
+def _same_handler(number: signal.Signals) -> Iterator[None]:
+    """Give a signal back to whom it belonged: Ray takes SIGTERM, to exit at once."""
+    before = signal.getsignal(number)
+    yield
+    if before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(number, before)
+
+
+@contextmanager
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
+def _on_loopback() -> AbstractContextManager[None]:
     """Let Ray bind to 127.0.0.1: it has a switch for that, but for macOS and Windows only."""
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
+    return _replaced(ray_constants, "ENABLE_RAY_CLUSTER", False)
 
 
-@contextmanager
-def _marked(mark: str) -> Iterator[None]:
-    """Mark the processes that are started meanwhile, and all that they will start."""
-    os.environ[reaper.MARK] = mark
-    try:
-        yield
-    finally:
-        del os.environ[reaper.MARK]
+def _in_own_sessions() -> AbstractContextManager[None]:
+    """Keep Ray's services out of the reach of signals to the driver's process group.
+
+    `timeout`, Slurm and systemd send SIGTERM to the whole group: with Ray gone at once, the driver
+    could not stop its trials at a checkpoint.
+    """
+    popen = partial(subprocess.Popen, start_new_session=True)
+    return _replaced(ray_services, "ConsolePopen", popen)
 
 
-def _start_reaper(mark: str) -> subprocess.Popen[bytes]:
+def _descendants() -> set[int]:
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+def _start_reaper(pids: set[int]) -> subprocess.Popen[bytes]:
     """It acts when the pipe to it closes, as it does at any end of this process."""
+    leaders = [f"{pid}:{start}" for pid, start in _session_leaders(pids)]
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", reaper.__file__, mark],
+        [sys.executable, "-I", "-S", reaper.__file__, *leaders],
         stdin=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C in a terminal is not for the reaper
+        start_new_session=True,
     )
+
+
+def _session_leaders(pids: set[int]) -> Iterator[tuple[int, int]]:
+    for pid in pids:
+        with suppress(OSError):
+            session, start = reaper.session_and_start(pid)
+            if session == pid:
+                yield pid, start

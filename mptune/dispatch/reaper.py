@@ -4,7 +4,7 @@ Ray's services die with a killed driver, but its agents outlive it by a minute, 
 to a quarter of one, and what those have started (a compiler) by as long as it takes.
 
 Runs as a script beside the driver and imports nothing of this package. It waits until its standard
-input closes, then kills every process that was born with its mark in the environment.
+input closes, then kills every process of the sessions in its arguments, which are `leader:start`.
 """
 
 from __future__ import annotations
@@ -13,29 +13,45 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
-
-MARK = "MPTUNE_RAY"
-"""Environment variable of all processes of one Ray; the value is unique."""
 
 PATIENCE_S = 5.0
 
 
-def marked(value: str) -> Iterator[int]:
-    """Processes with this mark; those of other users cannot be read, and are none."""
-    entry = f"{MARK}={value}".encode()
+def session_and_start(pid: int | str) -> tuple[int, int]:
+    """A process's session, and when it started in clock ticks since boot.
+
+    Raises:
+        OSError: there is no such process.
+    """
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[3]), int(fields[19])
+
+
+def members(sessions: Collection[int]) -> Iterator[int]:
+    """The processes of these sessions that still run."""
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if entry in (process / "environ").read_bytes().split(b"\0"):
+            runs = (process / "cmdline").read_bytes()  # empty for a zombie
+            if runs and session_and_start(process.name)[0] in sessions:
                 yield int(process.name)
 
 
-def reap(value: str) -> None:
+def still_the_same(leader: int, start: int) -> bool:
+    """Whether the session is the one that was meant: nobody else leads one of that number."""
+    with suppress(OSError):
+        return session_and_start(leader)[1] == start
+    return True
+
+
+def reap(watched: list[str]) -> None:
     """Kill until none is left: a process may have started another in between."""
+    pairs = [(int(leader), int(start)) for leader, _, start in (w.partition(":") for w in watched)]
+    sessions = {leader for leader, start in pairs if still_the_same(leader, start)}
     give_up = time.monotonic() + PATIENCE_S
-    while (pids := list(marked(value))) and time.monotonic() < give_up:
+    while (pids := list(members(sessions))) and time.monotonic() < give_up:
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -44,4 +60,4 @@ def reap(value: str) -> None:
 
 if __name__ == "__main__":
     sys.stdin.read()
-    reap(sys.argv[1])
+    reap(sys.argv[1:])

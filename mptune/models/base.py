@@ -82,6 +82,15 @@ class ModelFamily(Section):
     def parameters(self, vocabulary: int, length: int) -> int:
         """How many parameters the module has, in closed form."""
 
+    def classic_block_parameters(self) -> int:
+        """A block of four projections and a two-layer MLP, all with biases, and two norms."""
+        width, hidden = self.width, self.mlp_width
+        return 4 * width * (width + 1) + 2 * width * hidden + hidden + width + 4 * width
+
+    def classic_head_parameters(self, vocabulary: int) -> int:
+        """A dense layer, a norm, and a decoder that shares the embeddings and adds a bias."""
+        return self.width * (self.width + 1) + 2 * self.width + vocabulary
+
     def block_multiplications(self, length: int) -> float:
         """Multiply-adds of one block per position: four projections, scores and values, MLP."""
         projections = 4 * self.width**2 + 2 * self.width * self.mlp_width
@@ -102,6 +111,20 @@ class ModelFamily(Section):
         blocks = batch * length * self.depth * self.block_multiplications(length)
         head = masked * self.head_multiplications(vocabulary)
         return (1 + BACKWARD) * 2.0 * (blocks + head)
+
+
+class RotaryFamily(ModelFamily):
+    """Base of families that turn pairs of channels by their position."""
+
+    @model_validator(mode="after")
+    def _heads_can_rotate(self) -> Self:
+        each = self.width // self.attention_heads
+        if each % 2:
+            raise ValueError(
+                f"rotary positions need an even width per head; width {self.width} over "
+                f"{self.attention_heads} heads is {each}"
+            )
+        return self
 
 
 def _default_heads(width: int) -> int:

@@ -36,8 +36,6 @@ class Bert(ModelFamily):
         return MaskedPredictor(model.bert, model.cls, predictable)
 
     def parameters(self, vocabulary: int, length: int) -> int:
-        width, hidden = self.width, self.mlp_width
-        embeddings = (vocabulary + length + 1) * width + 2 * width
-        block = 4 * width * (width + 1) + 2 * width * hidden + hidden + width + 4 * width
-        head = width * (width + 1) + 2 * width + vocabulary
-        return embeddings + self.depth * block + head
+        embeddings = (vocabulary + length + 1) * self.width + 2 * self.width
+        blocks = self.depth * self.classic_block_parameters()
+        return embeddings + blocks + self.classic_head_parameters(vocabulary)

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import model_validator
-
-from mptune.models.base import ModelFamily
+from mptune.models.base import RotaryFamily
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class Esm(ModelFamily):
+class Esm(RotaryFamily):
     """The protein encoder ESM-2, without its token dropout and contact head."""
 
     family: Literal["esm"]
-
-    @model_validator(mode="after")
-    def _heads_can_rotate(self) -> Self:
-        if self.width // self.attention_heads % 2:
-            raise ValueError(
-                f"rotary positions need an even width per head; width {self.width} over "
-                f"{self.attention_heads} heads is {self.width // self.attention_heads}"
-            )
-        return self
 
     def build(self, vocabulary: int, predictable: int, length: int) -> nn.Module:
         from torch import nn
@@ -53,7 +42,7 @@ class Esm(ModelFamily):
         return MaskedPredictor(model.esm, model.lm_head, predictable)
 
     def parameters(self, vocabulary: int, length: int) -> int:
-        width, hidden = self.width, self.mlp_width
-        block = 4 * width * (width + 1) + 2 * width * hidden + hidden + width + 4 * width
-        head = width * (width + 1) + 2 * width + vocabulary
-        return vocabulary * width + self.depth * block + 2 * width + head
+        blocks = self.depth * self.classic_block_parameters()
+        final_norm = 2 * self.width
+        head = self.classic_head_parameters(vocabulary)
+        return vocabulary * self.width + blocks + final_norm + head

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from mptune.models.base import ModelFamily
+from mptune.models.base import RotaryFamily
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class ModernBert(ModelFamily):
+class ModernBert(RotaryFamily):
     """ModernBERT: every third block attends globally, the others within a window."""
 
     family: Literal["modernbert"]
     mlp_ratio: float = Field(1.5, gt=0, description="MLP width, gate apart, as a multiple of width")
     window: int = Field(128, gt=1, description="positions that a local block attends over")
-
-    @model_validator(mode="after")
-    def _heads_can_rotate(self) -> Self:
-        if self.width // self.attention_heads % 2:
-            raise ValueError(
-                f"rotary positions need an even width per head; width {self.width} over "
-                f"{self.attention_heads} heads is {self.width // self.attention_heads}"
-            )
-        return self
 
     def build(self, vocabulary: int, predictable: int, length: int) -> nn.Module:
         from torch import nn

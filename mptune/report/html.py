@@ -13,8 +13,8 @@ from importlib.resources import files
 from mptune.report.figures import Figure
 from mptune.report.findings import Findings, findings
 from mptune.report.markup import Html, element, join
-from mptune.report.model import Ranked, ReportInput, TrialRow, loss_at
-from mptune.report.text import METHOD, loss_words, plan_words, rung_words
+from mptune.report.model import Ranked, ReportInput, TrialRow, accuracy_at, loss_at
+from mptune.report.text import METHOD, accuracy_words, loss_words, plan_words, rung_words
 from mptune.report.words import count, duration, minus, per_token, plural, power, probability
 
 _TONES = {"better": "good", "worse": "good", "equivalent": "calm"}
@@ -236,7 +236,8 @@ def _ranking(ranked: Sequence[Ranked]) -> Html:
         return element("p", "No trial has finished.")
     head = [
         ("#", "num"), ("Policy and size", ""), ("LML, nats/token", "num"),
-        ("Bits/byte", "num"), ("Loss at 15 %", "num"), ("Parameters", "num"), ("FLOPs", "num"),
+        ("Bits/byte", "num"), ("Loss at 15 %", "num"), ("Accuracy at 15 %", "num"),
+        ("Parameters", "num"), ("FLOPs", "num"),
         ("Time", "num"), ("Trial", "num"),
     ]  # fmt: skip
     return _table(head, [_ranked_row(row) for row in ranked], "Ranking of finished trials")
@@ -251,6 +252,7 @@ def _ranked_row(row: Ranked) -> Html:
         _number(per_token(row.nats_per_token, row.half_width), row.nats_per_token),
         _number(f"{bits:.3f}" if bits is not None else "–", bits),
         _number(loss_words(row), loss_at(row.result, 0.15)),
+        _number(accuracy_words(row), accuracy_at(row.result, 0.15)),
         _number(count(row.parameters), row.parameters),
         _number(power(cost.flops), cost.flops),
         _number(duration(cost.total_s), cost.total_s),

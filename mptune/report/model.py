@@ -185,6 +185,11 @@ def loss_at(result: TrialResult, rate: float) -> float | None:
     return next((r.loss for r in result.rates if math.isclose(r.rate, rate)), None)
 
 
+def accuracy_at(result: TrialResult, rate: float) -> float | None:
+    """Share of masked positions predicted exactly at one mask rate, if it was recorded."""
+    return next((r.accuracy for r in result.rates if math.isclose(r.rate, rate)), None)
+
+
 def is_fixed_15(policy: dict[str, Any]) -> bool:
     """The habit that the study questions: a fixed rate of 15 %."""
     return policy.get("kind") == "fixed" and math.isclose(float(policy.get("rate", 0)), 0.15)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mptune.report.findings import Findings, findings
-from mptune.report.model import Ranked, ReportInput, TrialRow, loss_at
+from mptune.report.model import Ranked, ReportInput, TrialRow, accuracy_at, loss_at
 from mptune.report.words import count, duration, minus, per_token, power
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def ranking_table(ranked: Sequence[Ranked]) -> Table:
         Column("LML, nats/token (95 %)", justify="right"),
         *([Column("bits/byte", justify="right")] if text else []),
         Column("loss at 15 %", justify="right"),
-        Column("parameters", justify="right"),
+        Column("accuracy at 15 %", justify="right"),
         box=None,
         header_style="bold",
         padding=(0, 1),
@@ -92,7 +92,7 @@ def _cells(row: Ranked, text: bool) -> list[str]:
         per_token(row.nats_per_token, row.half_width),
         *bits,
         loss_words(row),
-        count(row.parameters),
+        accuracy_words(row),
     ]
 
 
@@ -100,6 +100,12 @@ def loss_words(row: Ranked) -> str:
     """Loss at 15 % masking in nats per masked position, if it was recorded."""
     loss = loss_at(row.result, 0.15)
     return "–" if loss is None else f"{loss:.3f}"
+
+
+def accuracy_words(row: Ranked) -> str:
+    """Share of the positions predicted exactly at 15 % masking, if it was recorded."""
+    accuracy = accuracy_at(row.result, 0.15)
+    return "–" if accuracy is None else f"{100 * accuracy:.1f} %"
 
 
 def show(console: Console, report: ReportInput) -> None:
@@ -167,7 +173,7 @@ def _ranking_markdown(ranked: Sequence[Ranked]) -> list[str]:
         return ["## Ranking", "", "No trial has finished.", ""]
     head = (
         "place", "trial", "policy", "size", "LML, nats/token (95 %)", "bits/byte", "loss at 15 %",
-        "parameters", "FLOPs", "time",
+        "accuracy at 15 %", "parameters", "FLOPs", "time",
     )  # fmt: skip
     rows = [
         [*_cells_markdown(row), power(row.result.cost.flops), duration(row.result.cost.total_s)]
@@ -186,6 +192,7 @@ def _cells_markdown(row: Ranked) -> list[str]:
         per_token(row.nats_per_token, row.half_width),
         bits,
         loss_words(row),
+        accuracy_words(row),
         count(row.parameters),
     ]
 

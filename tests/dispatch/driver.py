@@ -1,4 +1,4 @@
-"""A driver to be killed: runs one long trial on a Ray of its own; SIGINT stops the trial.
+"""A driver to be killed: runs one long trial on a Ray of its own; SIGINT or SIGTERM stops the trial.
 
     python -m tests.dispatch.driver <directory> <behaviour>
 
@@ -21,7 +21,8 @@ SHAPE = Resources(workers=2, cpus_per_worker=0.5)
 
 def main(directory: Path, behaviour: str) -> None:
     interrupts: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda caught, _: interrupts.append(caught))
     dispatcher = RayDispatcher(SHAPE, runtime=fakes.FAKE_WORKER)
     policy = {"behaviour": behaviour, "at": 0.2, "steps": 1000, "step_s": 0.05}
     dispatcher.submit(fakes.trial(0, directory, policy=policy, resources=SHAPE, rungs=(0.01,)))

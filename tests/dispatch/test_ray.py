@@ -287,9 +287,10 @@ def test_a_killed_driver_leaves_no_process_and_touches_no_other_ray(dispatcher, 
     assert isinstance(ends(until_ended(dispatcher, 0))[0], Finished)
 
 
-def test_ctrl_c_reaches_the_driver_alone_and_closing_leaves_no_process(tmp_path):
+def test_signals_to_the_group_reach_the_driver_alone_and_closing_leaves_no_process(tmp_path):
     with driver(tmp_path, "ok") as (process, children):
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)  # a terminal's Ctrl-C
+        os.killpg(process.pid, signal.SIGTERM)  # timeout, Slurm, systemd
         assert process.stdout is not None
         events = [json.loads(line) for line in process.stdout]
         assert [e["type"] for e in events if e["type"] in ("failed", "gang")] == []
