@@ -336,7 +336,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         trial = _replayed(given.trial, given.workers, given.out or given.trial.parent / "replay")
-    except (OSError, ValueError) as error:
+        _restore(trial)
+    except (OSError, ValueError, InputError) as error:
         print(f"{given.trial}: {error}", file=sys.stderr)
         return InputError.exit_code
     last = _replay(trial)
@@ -352,6 +353,15 @@ def _replayed(path: Path, workers: int | None, out: Path) -> TrialSpec:
     workers = workers or trial.resources.workers
     resources = trial.resources.model_copy(update={"workers": workers})
     return trial.model_copy(update={"resources": resources, "directory": str(out.resolve())})
+
+
+def _restore(trial: TrialSpec) -> None:
+    """Make the table and the plan again if they are gone."""
+    made = trial.prepared
+    if not (Path(made.table).exists() and Path(made.plan).exists()):
+        cache = str(Path(made.table).parent)
+        request = PrepareRequest(data=trial.data, score=trial.score, cache=cache, plan=made.plan)
+        Worker(0, 1).prepare(request)
 
 
 def _replay(trial: TrialSpec) -> Event | None:
@@ -375,17 +385,6 @@ def _run_rank(trial_json: str, rank: int, port: int) -> Event | None:
     trial = TrialSpec.model_validate_json(trial_json)
     worker = Worker(rank, trial.resources.workers, rank)
     worker.join("127.0.0.1", port)
-    if rank == 0 and not (
-        Path(trial.prepared.plan).exists() and Path(trial.prepared.table).exists()
-    ):
-        worker.prepare(
-            PrepareRequest(
-                data=trial.data,
-                score=trial.score,
-                cache=str(Path(trial.prepared.table).parent),
-                plan=trial.prepared.plan,
-            )
-        )
     event = None
     for event in worker.run(trial, _Undisturbed()):
         print(_line(event), flush=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -117,17 +119,20 @@ def test_replay_of_a_file_that_is_no_trial(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_replay_in_new_processes_is_the_same_bit_for_bit(study, pair, tmp_path):
-    spec = study(tmp_path / "trial", workers=2, rungs=(0.5,))
+def test_a_replay_from_the_file_alone_is_the_same_bit_for_bit(pair, tmp_path):
+    request = trials.request(tmp_path)
+    prepared = Worker(0, 1).prepare(request)
+    spec = trials.trial(prepared, request.data, tmp_path / "trial", workers=2, rungs=(0.5,))
     first = pair(spec)[-1].result
+    shutil.rmtree(request.cache)
+    Path(request.plan).unlink()
     command = [sys.executable, "-m", "mptune.worker", str(tmp_path / "trial" / "trial.json")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     *events, result = done.stdout.splitlines()
     assert events[0].startswith("started ")
     assert events[-1] == "finished"
-    again = TrialResult.model_validate_json(result)
-    assert as_numbers(again) == as_numbers(first)
+    assert as_numbers(TrialResult.model_validate_json(result)) == as_numbers(first)
     replayed = np.load(TrialDirectory(tmp_path / "trial" / "replay").scores)
     original = np.load(TrialDirectory(tmp_path / "trial").scores)
     assert (replayed["nats_per_sequence"] == original["nats_per_sequence"]).all()

@@ -311,7 +311,7 @@ class Gang:
             raise self._overdue[1]
 
     def kill(self) -> None:
-        """Leave no process and no reservation behind."""
+        """Leave no process and no reservation behind: a dead process lets go of everything."""
         for member in self._members:
             ray.kill(member)
         remove_placement_group(self._group)

@@ -67,6 +67,9 @@ def join(rank: int, world_size: int, local_rank: int, master_addr: str, master_p
         # DeepSpeed compiles its shared-memory collectives with the ninja of this environment.
         PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     )
+    if not gpus:
+        # Named, it is taken without a warning that there is no GPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     with _quiet():
         import deepspeed
 

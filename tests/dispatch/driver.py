@@ -1,4 +1,4 @@
-"""A driver to be killed: runs one long trial on a Ray of its own; SIGINT or SIGTERM stops the trial.
+"""A driver to be killed: runs one long trial on a Ray of its own; a signal stops the trial.
 
     python -m tests.dispatch.driver <directory> <behaviour>
 
