@@ -28,7 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mptune.dispatch.base import Dispatcher
 from mptune.errors import InputError, InterruptedSearch, NoResultError
-from mptune.paths import RunDirectory, TrialDirectory, write_aside
+from mptune.paths import RunDirectory, TrialDirectory, write_aside, write_text
 from mptune.spec import Pruner, Search, SearchSpec, build
 from mptune.specfile import Concrete
 from mptune.trial import (
@@ -425,7 +425,9 @@ class StudyDriver:
             attrs = twin.user_attrs
             if attrs.get("fingerprint") == spec.fingerprint() and "same_as" not in attrs:
                 ran = TrialSpec.model_validate_json(attrs["trial_spec"])
-                _copy_outcome(TrialDirectory.of(ran.directory), TrialDirectory.of(spec.directory))
+                own = TrialDirectory.of(spec.directory)
+                write_text(own.spec, spec.model_dump_json(indent=2))
+                _copy_outcome(TrialDirectory.of(ran.directory), own)
                 _set(trial, same_as=twin.number)
                 return
 

@@ -156,8 +156,12 @@ def half_width(lml: LMLScore) -> float:
 
 
 def ranking(trials: Sequence[TrialRow]) -> list[Ranked]:
-    """Finished trials by LML in nats per token, best first; the earlier one of equals."""
-    rows = [(t, t.result) for t in trials if t.finished and t.result is not None]
+    """Finished trials by LML in nats per token, best first; the same point counts once."""
+    first: dict[str, tuple[TrialRow, TrialResult]] = {}
+    for trial in trials:
+        if trial.finished and trial.result is not None:
+            first.setdefault(trial.result.fingerprint, (trial, trial.result))
+    rows = list(first.values())
     rows.sort(key=lambda row: (-row[1].lml.nats_per_token, row[0].number))
     return [
         Ranked(place, trial, result, result.lml.nats_per_token, half_width(result.lml))

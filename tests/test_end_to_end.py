@@ -1,0 +1,155 @@
+"""The whole search for real: Optuna, Ray, two DeepSpeed ranks; killed, interrupted, resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from mptune import study
+from mptune.paths import RunDirectory
+
+SPEC = """\
+name: tiny
+data: {kind: text, source: python-stdlib, length: 64, max_train_sequences: 2000,
+       max_heldout_sequences: 64}
+model: {family: modernbert, width: 32, depth: 1}
+policy:
+  choice:
+    - {kind: fixed, rate: {float: [0.1, 0.6]}}
+    - {kind: uniform}
+training: {budget_tokens: 60000, batch_size: 8, optimizer: {learning_rate: 3e-3}}
+score: {sequences: 48, rung_sequences: 16}
+search:
+  trials: 4
+  seed: 1
+  arms:
+    fixed 15 %: {policy: {kind: fixed, rate: 0.15}}
+    accumulated: {policy: {kind: uniform}}
+resources: {workers: 2}
+"""
+
+pytestmark = pytest.mark.slow
+
+
+def start(folder: Path, name: str) -> subprocess.Popen[str]:
+    (folder / "spec.yaml").write_text(SPEC, encoding="utf-8")
+    return subprocess.Popen(
+        [sys.executable, "-m", "mptune", "search", "spec.yaml", "--run-dir", name],
+        cwd=folder,
+        env={**os.environ, "MPTUNE_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def search(folder: Path, name: str) -> str:
+    process = start(folder, name)
+    out, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, out
+    return out
+
+
+def wait_for(process: subprocess.Popen[str], wanted: str) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(wanted):
+            return
+    pytest.fail(f"the search ended before {wanted!r}")
+
+
+def outcome(folder: Path, name: str) -> list[tuple[Any, ...]]:
+    """What must be the same: every number of the ranking, to the last digit."""
+    found = study.records(RunDirectory(folder / name), None, "tiny")
+    return [(r.number, r.state, r.label, dict(r.params), r.result and r.result.lml,
+             r.result and r.result.rates) for r in found]  # fmt: skip
+
+
+def events(folder: Path, name: str, kind: str) -> list[dict[str, Any]]:
+    lines = (folder / name / "events.jsonl").read_text().splitlines()
+    found = [json.loads(line)["event"] for line in lines]
+    return [e for e in found if e["type"] == kind]
+
+
+def wait_until_gone(pids: set[int], seconds: float = 20) -> set[int]:
+    deadline = time.monotonic() + seconds
+    while (alive := {p for p in pids if psutil.pid_exists(p)}) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return alive
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("search")
+    out = search(made, "undisturbed")
+    assert "fixed 15 %" in out
+    assert "report.html" in out
+    return made
+
+
+def test_one_gang_of_two_processes_runs_all_trials(folder: Path) -> None:
+    started = events(folder, "undisturbed", "started")
+    assert len(started) >= 3
+    assert len({tuple(e["pids"]) for e in started}) == 1
+    assert len(set(started[0]["pids"])) == 2
+    assert started[0]["turnaround_s"] is None
+    assert all(e["turnaround_s"] > 0 for e in started[1:])
+
+
+def test_every_trial_is_scored_with_a_standard_error(folder: Path) -> None:
+    found = study.records(RunDirectory(folder / "undisturbed"), None, "tiny")
+    finished = [r.result for r in found if r.result is not None]
+    assert finished
+    for result in finished:
+        assert -8 < result.lml.nats_per_token < 0
+        assert 0 < result.lml.se_population < abs(result.lml.nats_per_sequence)
+        assert result.lml.bits_per_byte is not None
+        assert result.rates[0].rate == 0.15
+        assert result.cost.tokens >= 60_000
+    assert len({result.lml.plan_hash for result in finished}) == 1
+
+
+def test_kill_9_in_the_third_trial_changes_nothing(folder: Path) -> None:
+    process = start(folder, "killed")
+    children = psutil.Process(process.pid)
+    wait_for(process, "trial 2 (")
+    family = {p.pid for p in children.children(recursive=True)}
+    workers = {pid for e in events(folder, "killed", "started") for pid in e["pids"]}
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert wait_until_gone(family | workers) == set()
+    search(folder, "killed")
+    assert outcome(folder, "killed") == outcome(folder, "undisturbed")
+    assert {state for _, state, *_ in outcome(folder, "killed")} <= {"COMPLETE", "PRUNED"}
+
+
+def test_ctrl_c_stops_at_the_next_step_and_says_how_to_go_on(folder: Path) -> None:
+    process = start(folder, "interrupted")
+    wait_for(process, "trial 1 (")
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, out
+    assert "Go on with:\n  mptune search spec.yaml --run-dir interrupted" in out
+    assert "RUNNING" not in {state for _, state, *_ in outcome(folder, "interrupted")}
+    search(folder, "interrupted")
+    assert outcome(folder, "interrupted") == outcome(folder, "undisturbed")
+
+
+def test_a_second_driver_is_refused(folder: Path) -> None:
+    first = start(folder, "twice")
+    wait_for(first, "gang")
+    second = start(folder, "twice")
+    out, _ = second.communicate(timeout=60)
+    assert second.returncode == 2
+    assert f"twice is being searched by process {first.pid}" in out
+    first.send_signal(signal.SIGINT)
+    first.communicate(timeout=60)
