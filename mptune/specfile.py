@@ -184,13 +184,24 @@ def _choice(node: Node, value: Mapping[str, Node], path: str) -> Choice:
 
 
 def _labels(options: Sequence[Node]) -> tuple[Scalar, ...]:
-    """Scalars name themselves; a sub-tree is named by its kind or family, numbered if shared."""
+    """Scalars name themselves; a sub-tree is named by its kind or family and what sets it apart."""
+    plain_labels = [_label(option) for option in options]
     labels: list[Scalar] = []
-    for option in options:
-        label = _label(option)
-        twins = sum(1 for other in labels if str(other).split("#")[0] == str(label))
-        labels.append(f"{label}#{twins + 1}" if twins else label)
+    for option, label in zip(options, plain_labels, strict=True):
+        twins = [o for o, other in zip(options, plain_labels, strict=True) if other == label]
+        label = " ".join([str(label), *_apart(option, twins)]) if len(twins) > 1 else label
+        same = sum(str(other).split("#")[0] == str(label) for other in labels)
+        labels.append(f"{label}#{same + 1}" if same else label)
     return tuple(labels)
+
+
+def _apart(option: Node, twins: Sequence[Node]) -> Iterator[str]:
+    """`width=64` for each plain value in which the options of one kind differ."""
+    values = [t.value if isinstance(t.value, dict) else {} for t in twins]
+    for key, node in option.value.items() if isinstance(option.value, dict) else ():
+        if isinstance(node.value, Scalar):
+            if any(key not in v or v[key].value != node.value for v in values):
+                yield f"{key}={node.value}"
 
 
 def _label(option: Node) -> Scalar:

@@ -154,4 +154,10 @@ def test_two_options_of_one_kind_keep_apart(tmp_path: Path) -> None:
     text = GOOD.replace("- {kind: uniform}", "- {kind: fixed, rate: 0.5}")
     file = read(tmp_path, text)
     file.validate()
-    assert file.dimensions["policy"].labels == ("fixed", "fixed#2", "beta")  # type: ignore[union-attr]
+    assert file.dimensions["policy"].labels == ("fixed", "fixed rate=0.5", "beta")  # type: ignore[union-attr]
+
+
+def test_options_that_look_the_same_are_numbered(tmp_path: Path) -> None:
+    text = GOOD.replace("- {kind: uniform}", "- {kind: uniform}\n    - {kind: uniform}")
+    labels = read(tmp_path, text).dimensions["policy"].labels  # type: ignore[union-attr]
+    assert labels == ("fixed", "uniform", "uniform#2", "beta")
