@@ -199,9 +199,9 @@ def _apart(option: Node, twins: Sequence[Node]) -> Iterator[str]:
     """`width=64` for each plain value in which the options of one kind differ."""
     values = [t.value if isinstance(t.value, dict) else {} for t in twins]
     for key, node in option.value.items() if isinstance(option.value, dict) else ():
-        if isinstance(node.value, Scalar):
-            if any(key not in v or v[key].value != node.value for v in values):
-                yield f"{key}={node.value}"
+        differs = any(key not in v or v[key].value != node.value for v in values)
+        if differs and isinstance(node.value, Scalar):
+            yield f"{key}={node.value}"
 
 
 def _label(option: Node) -> Scalar:
