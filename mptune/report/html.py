@@ -98,7 +98,7 @@ def _facts(report: ReportInput, found: Findings) -> Iterator[Html]:
         if best.bits_per_byte is not None:
             yield _fact("Code length", f"{best.bits_per_byte:.3f}", "bits per byte")
         yield _fact("Size", count(best.parameters), "parameters")
-    finished = f"{len(found.ranked)} of {len(report.trials)}"
+    finished = f"{sum(t.finished for t in report.trials)} of {len(report.trials)}"
     yield _fact("Trials", finished, "finished")
 
 

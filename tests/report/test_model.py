@@ -85,7 +85,7 @@ def test_sides(policy: dict[str, object], fixed: bool, accumulated: bool) -> Non
 def test_recommendation_without_a_comparison(searched: ReportInput) -> None:
     found = findings(searched)
     assert found.headline == f"uniform (accumulated) on {LARGE}"
-    assert "of 10 finished trials it has the highest accumulated LML" in found.recommendation[0]
+    assert "of 10 finished candidates it has the highest accumulated LML" in found.recommendation[0]
     assert "The next policy, beta(2.1, 1.7)" in found.recommendation[1]
     assert found.verdict_word == "open"
     assert "not of training seeds" in found.certainty
