@@ -1,6 +1,21 @@
 """The score: an estimate of log p(x) of a masked model, from any ``log_prob(tokens, mask)``."""
 
-from mptune.lml.covariates import Covariates, GaussianCovariates, TokenCovariates
+from mptune.lml.adaptive import (
+    LMLComparison,
+    Side,
+    compare_lml,
+    estimate_to_target,
+    race_lml,
+    refine_lml,
+    se_per_position,
+    sequential_half_width,
+)
+from mptune.lml.covariates import (
+    Covariates,
+    GaussianCovariates,
+    TokenCovariates,
+    position_controls,
+)
 from mptune.lml.estimator import (
     LMLEstimate,
     LogProb,
@@ -17,15 +32,24 @@ __all__ = [
     "DEFAULT_VARIANCE",
     "Covariates",
     "GaussianCovariates",
+    "LMLComparison",
     "LMLEstimate",
     "LMLPlan",
     "LogProb",
     "MPTCurve",
     "NonFiniteLogProb",
+    "Side",
     "TokenCovariates",
     "VarianceLaw",
     "check_finite",
+    "compare_lml",
     "estimate_from_sums",
     "estimate_lml",
+    "estimate_to_target",
     "masked_sums",
+    "position_controls",
+    "race_lml",
+    "refine_lml",
+    "se_per_position",
+    "sequential_half_width",
 ]

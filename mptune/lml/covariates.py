@@ -1,12 +1,19 @@
 """Cheap guesses of log p(x_j), whose masked sums are control variates of the score.
 
-A guess u_j depends on the sequence but never on the mask, so under a uniform mask of size M
+A guess u_j that depends on the sequence but never on the mask gives, under uniform masks of size M,
 
-    c = (D/M) sum_{j in mask} u_j - sum_j u_j      has      E[c | x, M] = 0   exactly.
+    c = (D/M) sum_{j in mask} u_j - sum_j u_j      with      E[c | x, M] = 0   exactly.
+
+A guess u_j(s) that also depends on which neighbours of j are masked, s, follows the model further:
+
+    c = (D/M) sum_{j in mask} u_j(s_j) - sum_j sum_s P(s | j in mask, M) u_j(s),
+
+where P(s | j in mask, M) is hypergeometric: one given neighbour is visible with probability
+(D-M)/(D-1), two with (D-M)(D-M-1) / ((D-1)(D-2)), and so on.
 
 A poor guess costs precision, never correctness. It may even be fitted on the scored sequences.
 
-Shape suffixes: _ND sequences x positions, _NDC x covariates. V is the vocabulary size.
+Shape suffixes: _RD sequences x positions, _RkD x bands, _RDC x guesses. V is the vocabulary size.
 """
 
 from __future__ import annotations
@@ -29,11 +36,33 @@ _PSEUDO_COUNT = 5.0
 
 
 class Covariates(Protocol):
-    """Whatever guesses log p(x_j) position by position, in nats."""
+    """Whatever guesses the masked sums of a model, in nats."""
 
-    def position_features(self, tokens_ND: ArrayLike, observed_ND: ArrayLike) -> FloatArray:
-        """C finite guesses per position [N, D, C]; values where not observed are ignored."""
+    def controls(
+        self, tokens_RD: NDArray[Any], observed_RD: BoolArray, masks_RkD: BoolArray
+    ) -> tuple[FloatArray, FloatArray]:
+        """Control variates c [R, k, C], E[c | x, M] = 0 over masks, and their levels g [R, C].
+
+        ``masks_RkD`` are k masks of each sequence, each of at least one observed position. The
+        level is the guess of the sequence's score: the mean over M = 1..D of what c had taken off.
+        """
         ...
+
+
+def position_controls(
+    guess_RDC: FloatArray, observed_RD: BoolArray, masks_RkD: BoolArray
+) -> tuple[FloatArray, FloatArray]:
+    """Controls and levels of guesses [R, D, C] that do not depend on the mask."""
+    guess_RDC = np.where(observed_RD[..., None], guess_RDC, 0.0)
+    level_RC = guess_RDC.sum(axis=1)
+    sums_RkC = masks_RkD.astype(np.float64) @ guess_RDC
+    return _scale(observed_RD, masks_RkD)[..., None] * sums_RkC - level_RC[:, None, :], level_RC
+
+
+def _scale(observed_RD: BoolArray, masks_RkD: BoolArray) -> FloatArray:
+    """D / M of each forward [R, k]."""
+    scale_Rk: FloatArray = observed_RD.sum(axis=1)[:, None] / masks_RkD.sum(axis=2)
+    return scale_Rk
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,10 +103,11 @@ class _CountTable:
 
 @dataclass(frozen=True, eq=False)
 class TokenCovariates:
-    """Three guesses from counts of training tokens, shrunk along the list:
+    """Four guesses from counts of training tokens, shrunk along the list:
 
-    log p(x_j); log p(x_j | x_{j-1}) + log p(x_j | x_{j+1}) - log p(x_j), a naive Bayes score; and
-    log p(x_j | x_{j-1}, x_{j+1}). Unobserved neighbours and both ends count as one extra symbol.
+    log p(x_j); log p(x_j | x_{j-1}) + log p(x_j | x_{j+1}) - log p(x_j), a naive Bayes score;
+    log p(x_j | x_{j-1}, x_{j+1}); and log p(x_j | those of the two that are visible), which sees
+    the mask. Unobserved neighbours and both ends count as one extra symbol.
     """
 
     vocabulary_size: int
@@ -109,18 +139,39 @@ class TokenCovariates:
             _CountTable.fit(left * base + right, token, base),
         )
 
+    def controls(
+        self, tokens_RD: NDArray[Any], observed_RD: BoolArray, masks_RkD: BoolArray
+    ) -> tuple[FloatArray, FloatArray]:
+        """Four controls: the three guesses of `position_features`, and one that sees the mask."""
+        guess_RDC, by_state = self._guesses(tokens_RD, observed_RD)
+        control_RkC, level_RC = position_controls(guess_RDC, observed_RD, masks_RkD)
+        control_Rk, level_R = _neighbour_control(by_state, observed_RD, masks_RkD)
+        return (
+            np.concatenate([control_RkC, control_Rk[..., None]], axis=-1),
+            np.concatenate([level_RC, level_R[:, None]], axis=-1),
+        )
+
     def position_features(
         self, tokens_ND: ArrayLike, observed_ND: ArrayLike | None = None
     ) -> FloatArray:
-        """The three guesses [N, D, 3], nats; 0 where not observed."""
+        """Guesses that do not depend on the mask [N, D, 3], nats; 0 where not observed."""
+        return self._guesses(tokens_ND, observed_ND)[0]
+
+    def _guesses(
+        self, tokens_ND: ArrayLike, observed_ND: ArrayLike | None
+    ) -> tuple[FloatArray, FloatArray]:
+        """The three guesses [N, D, 3], and log p(x_j | those neighbours that are visible) for
+        neither, the left, the right, and both of them [N, D, 4]; 0 where not observed."""
         token, left, right, here = _neighbourhood(tokens_ND, observed_ND, self.vocabulary_size)
         unigram = self.unigram[np.where(here, token, 0)]
         from_left = self.left.probability(left, token, unigram)
         from_right = self.right.probability(right, token, unigram)
         context = left * (self.vocabulary_size + 1) + right
         from_both = self.both.probability(context, token, (from_left + from_right) / 2)
-        stacked = np.stack([unigram, from_left * from_right / unigram, from_both], axis=-1)
-        return np.log(np.where(here[..., None], stacked, 1.0))
+        product = from_left * from_right / unigram
+        stacked = np.stack([unigram, product, from_both, from_left, from_right], axis=-1)
+        logs = np.log(np.where(here[..., None], stacked, 1.0))
+        return logs[..., :3], logs[..., [0, 3, 4, 2]]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to ``path`` (.npz), aside first and then moved into place."""
@@ -140,6 +191,66 @@ class TokenCovariates:
                 for name in ("left", "right", "both")
             ]
         return cls(unigram.size, unigram, *tables)
+
+
+def _neighbour_control(
+    guess_RDs: FloatArray, observed_RD: BoolArray, masks_RkD: BoolArray
+) -> tuple[FloatArray, FloatArray]:
+    """Control [R, k] and level [R] of guesses by state s: neither, left, right, both visible."""
+    has_left_RD, has_right_RD = _shifted(observed_RD, 1), _shifted(observed_RD, -1)
+    seen_RkD = observed_RD[:, None, :] & ~masks_RkD
+    state_RkD = _shifted(seen_RkD, 1) + 2 * _shifted(seen_RkD, -1)
+    drawn_RkD = np.take_along_axis(guess_RDs[:, None], state_RkD[..., None], axis=-1)[..., 0]
+    drawn_Rk = _scale(observed_RD, masks_RkD) * np.where(masks_RkD, drawn_RkD, 0.0).sum(axis=-1)
+    sums_RP = _sums_by_neighbours(guess_RDs, observed_RD, has_left_RD, has_right_RD)
+    chance_RkP = _chances(observed_RD.sum(axis=1)[:, None], masks_RkD.sum(axis=2))
+    control_Rk: FloatArray = drawn_Rk - (chance_RkP @ sums_RP[:, :, None])[..., 0]
+    level_R: FloatArray = sums_RP @ _MEAN_CHANCES
+    return control_Rk, level_R
+
+
+def _shifted(flags: BoolArray, by: int) -> IntArray:
+    """0 or 1: the flag of the neighbour at the left (1) or right (-1); 0 beyond the ends."""
+    moved = np.zeros(flags.shape, np.int64)
+    if by > 0:
+        moved[..., 1:] = flags[..., :-1]
+    else:
+        moved[..., :-1] = flags[..., 1:]
+    return moved
+
+
+def _sums_by_neighbours(
+    guess_RDs: FloatArray, observed_RD: BoolArray, left_RD: IntArray, right_RD: IntArray
+) -> FloatArray:
+    """Sums over positions [R, 6]: without neighbours; with one, masked and seen; with two, both
+    masked, one seen (twice as likely, hence the sum of two guesses), both seen."""
+    neither, left, right, both = np.moveaxis(guess_RDs, -1, 0)
+    number_RD = np.where(observed_RD, left_RD + right_RD, -1)
+    one = np.where(left_RD == 1, left, right)
+    terms = [(0, neither), (1, neither), (1, one), (2, neither), (2, left + right), (2, both)]
+    return np.stack([np.where(number_RD == k, u, 0.0).sum(axis=1) for k, u in terms], axis=-1)
+
+
+_MEAN_CHANCES = np.array([1, 1 / 2, 1 / 2, 1 / 3, 1 / 6, 1 / 3])
+"""`_chances` averaged over M = 1..D, whatever D."""
+
+
+def _chances(lengths_R1: IntArray, counts_Rk: IntArray) -> FloatArray:
+    """P(state | j masked) of each sum of `_sums_by_neighbours` [R, k, 6] at mask count M of D."""
+    others = np.maximum(lengths_R1 - 1, 1)
+    pairs = np.maximum(others * (lengths_R1 - 2), 1)
+    masked, seen = counts_Rk - 1, lengths_R1 - counts_Rk
+    return np.stack(
+        [
+            np.ones(counts_Rk.shape),
+            masked / others,
+            seen / others,
+            masked * (masked - 1) / pairs,
+            seen * masked / pairs,
+            seen * (seen - 1) / pairs,
+        ],
+        axis=-1,
+    )
 
 
 def _neighbourhood(
@@ -179,6 +290,13 @@ class GaussianCovariates:
         covariance = np.cov(values, rowvar=False).reshape(values.shape[1], -1)
         diagonal = np.diag(np.diag(covariance))
         return cls(values.mean(axis=0), (1 - shrinkage) * covariance + shrinkage * diagonal)
+
+    def controls(
+        self, tokens_RD: NDArray[Any], observed_RD: BoolArray, masks_RkD: BoolArray
+    ) -> tuple[FloatArray, FloatArray]:
+        """Two controls, of the guesses of `position_features`."""
+        guess_RDC = self.position_features(tokens_RD, observed_RD)
+        return position_controls(guess_RDC, observed_RD, masks_RkD)
 
     def position_features(
         self, tokens_ND: ArrayLike, observed_ND: ArrayLike | None = None

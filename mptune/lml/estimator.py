@@ -61,6 +61,17 @@ class MPTCurve:
     se: FloatArray
     smooth: FloatArray
     forwards: IntArray
+    variance_share: FloatArray
+    """Share of the squared residuals of z that these forwards have; sums to 1."""
+
+    def bias_at(self, rate: float, nats_per_position: float) -> float:
+        """What scoring at one mask rate only would add to the score, nats per position.
+
+        S(r) - LML / D: positive where the rate flatters the model (SCIENCE, section 1). NaN where
+        no curve could be fitted.
+        """
+        known = np.interp(rate, self.mask_rate, self.smooth)
+        return float(known) - nats_per_position
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -136,12 +147,7 @@ def estimate_lml(
         shown = np.ones(tokens_ND.shape, np.bool_) if observed is None else np.asarray(observed)
         plan = LMLPlan.make(shown, forwards=forwards, seed=seed)
     _check_table(plan, tokens_ND, observed)
-    sums_Nk = np.zeros(plan.counts_Nk.shape)
-    for rows, bands in plan.batches(batch_size):
-        mask_BD = plan.masks(rows, bands)
-        sums_B = masked_sums(log_prob(tokens_ND[rows], mask_BD), mask_BD)
-        check_finite(plan, rows, bands, sums_B)
-        sums_Nk[rows, bands] = sums_B
+    sums_Nk = forward_sums(log_prob, tokens_ND, plan, batch_size)
     return estimate_from_sums(plan, sums_Nk, tokens_ND, observed, covariates=covariates)
 
 
@@ -191,14 +197,28 @@ def estimate_from_sums(
         raise ValueError(f"sums must be [N, k] = {plan.counts_Nk.shape}; they are {sums.shape}")
     rows, bands = _all_forwards(plan)
     check_finite(plan, rows, bands, sums[rows, bands])
-    guesses = _no_guesses(plan)
     if covariates is not None:
         if tokens is None:
             raise ValueError("covariates need the tokens that were scored: pass tokens")
         _check_table(plan, np.asarray(tokens), observed)
-        guesses = _guesses(plan, np.asarray(tokens), covariates)
-    data = _observations(plan, sums[plan.kept], *guesses)
-    return _summarise(plan, data, reduce_variance(data))
+    data = observations(plan, sums, tokens, covariates)
+    return summarise(data, plan.kept, plan.hash)
+
+
+def forward_sums(
+    log_prob: LogProb, tokens_ND: NDArray[Any], plan: LMLPlan, batch_size: int
+) -> FloatArray:
+    """Sum of log p over the mask of every forward of the plan [N, k], nats, in float64.
+
+    Raises NonFiniteLogProb where a sum is not finite.
+    """
+    sums_Nk = np.zeros(plan.counts_Nk.shape)
+    for rows, bands in plan.batches(batch_size):
+        mask_BD = plan.masks(rows, bands)
+        sums_B = masked_sums(log_prob(tokens_ND[rows], mask_BD), mask_BD)
+        check_finite(plan, rows, bands, sums_B)
+        sums_Nk[rows, bands] = sums_B
+    return sums_Nk
 
 
 def _check_table(plan: LMLPlan, tokens_ND: NDArray[Any], observed: ArrayLike | None) -> None:
@@ -227,37 +247,36 @@ def _no_guesses(plan: LMLPlan) -> tuple[FloatArray, FloatArray]:
 def _guesses(
     plan: LMLPlan, tokens_ND: NDArray[Any], covariates: Covariates
 ) -> tuple[FloatArray, FloatArray]:
-    """Control variates c [n, k, C] and sequence sums g [n, C], a chunk of sequences at a time."""
-    controls, levels = [], []
+    """Control variates c [n, k, C] and levels g [n, C], a chunk of sequences at a time."""
+    parts = []
     for start in range(0, plan.kept.size, _CHUNK):
-        rows = plan.kept[start : start + _CHUNK]
-        observed = plan.observed_ND[rows]
-        guess_RDC = covariates.position_features(tokens_ND[rows], observed)
-        guess_RDC = np.where(observed[..., None], guess_RDC, 0.0)
-        level_RC = guess_RDC.sum(axis=1)
-        levels.append(level_RC)
-        controls.append(
-            np.stack([_control(plan, rows, b, guess_RDC) for b in range(plan.forwards)], axis=1)
-            - level_RC[:, None, :]
-        )
+        rows_R = plan.kept[start : start + _CHUNK]
+        masks_RkD = _all_masks(plan, rows_R)
+        parts.append(covariates.controls(tokens_ND[rows_R], plan.observed_ND[rows_R], masks_RkD))
+    controls, levels = zip(*parts, strict=True)
     return np.concatenate(controls), np.concatenate(levels)
 
 
-def _control(plan: LMLPlan, rows: IntArray, band: int, guess_RDC: FloatArray) -> FloatArray:
-    """(D/M) sum of the guesses over the masks of one band [R, C]."""
-    mask_RD = plan.masks(rows, np.full(rows.shape, band))
-    scale_R = plan.lengths[rows] / plan.counts_Nk[rows, band]
-    sums_RC = np.einsum("rd,rdc->rc", mask_RD.astype(np.float64), guess_RDC)
-    scaled: FloatArray = scale_R[:, None] * sums_RC
-    return scaled
+def _all_masks(plan: LMLPlan, rows_R: IntArray) -> BoolArray:
+    """The masks of every band of some sequences [R, k, D]."""
+    bands = np.tile(np.arange(plan.forwards), rows_R.size)
+    masks = plan.masks(np.repeat(rows_R, plan.forwards), bands)
+    return masks.reshape(rows_R.size, plan.forwards, -1)
 
 
-def _observations(
-    plan: LMLPlan, sums_nk: FloatArray, controls_nkC: FloatArray, levels_nC: FloatArray
+def observations(
+    plan: LMLPlan,
+    sums_Nk: FloatArray,
+    tokens: ArrayLike | None = None,
+    covariates: Covariates | None = None,
 ) -> Observations:
+    """What the forwards of the plan's kept sequences saw, with their control variates."""
     lengths_n, counts_nk = plan.lengths[plan.kept], plan.counts_Nk[plan.kept]
+    controls_nkC, levels_nC = _no_guesses(plan)
+    if covariates is not None:
+        controls_nkC, levels_nC = _guesses(plan, np.asarray(tokens), covariates)
     return Observations(
-        y_nk=lengths_n[:, None] / counts_nk * sums_nk,
+        y_nk=lengths_n[:, None] / counts_nk * sums_Nk[plan.kept],
         counts_nk=counts_nk,
         weights_nk=plan.weights_Nk[plan.kept],
         lengths_n=lengths_n,
@@ -266,7 +285,9 @@ def _observations(
     )
 
 
-def _summarise(plan: LMLPlan, data: Observations, reduction: Reduction) -> LMLEstimate:
+def summarise(data: Observations, sequence_index: IntArray, plan_hash: str) -> LMLEstimate:
+    """The estimate from observations of the sequences ``sequence_index`` [n] of a table."""
+    reduction = reduce_variance(data)
     z_nk = reduction.z_nk
     n, k = z_nk.shape
     row_means_n = z_nk.mean(axis=1)
@@ -277,14 +298,14 @@ def _summarise(plan: LMLPlan, data: Observations, reduction: Reduction) -> LMLEs
         se_population=se_population,
         se_fixed=_se_fixed(z_nk),
         per_sequence=row_means_n,
-        sequence_index=plan.kept,
+        sequence_index=sequence_index,
         positions=data.lengths_n,
         curve=_curve(data, reduction),
         residual_variance=_residual_variance(data, reduction),
         n_sequences=n,
         forwards_used=n * k,
         effective_sample_size=_naive_variance(data) / max(se_population**2, 1e-300),
-        plan_hash=plan.hash,
+        plan_hash=plan_hash,
         degrees_of_freedom={"population": n - 1, "fixed": n * (k - 1)},
     )
 
@@ -327,4 +348,11 @@ def _curve(data: Observations, reduction: Reduction) -> MPTCurve:
         se=np.array(spread) / np.sqrt(sizes),
         smooth=reduction.smooth(mean_rate),
         forwards=sizes,
+        variance_share=_shares((data.weights_nk * reduction.residuals_nk).ravel() ** 2, bins),
     )
+
+
+def _shares(squares: FloatArray, bins: list[IntArray]) -> FloatArray:
+    """Each bin's share of a total; equal shares of nothing."""
+    total = float(squares.sum())
+    return np.array([squares[b].sum() / total if total else 1 / len(bins) for b in bins])

@@ -17,7 +17,8 @@ Shape suffixes: _n sequences, _nk sequences x bands, _nkC x guesses, _nkP x colu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +66,27 @@ class Observations:
     """c [n, k, C]"""
     levels: FloatArray
     """g [n, C], not yet centred"""
+
+    @classmethod
+    def of_sequences(cls, parts: Sequence[Observations]) -> Observations:
+        """Forwards of different sequences, equally many of each, as one."""
+        joined = {f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)}
+        return cls(**joined)
+
+    @classmethod
+    def of_bands(cls, parts: Sequence[Observations]) -> Observations:
+        """Different forwards of the same sequences, in the same order, as one."""
+
+        def side_by_side(name: str) -> NDArray[Any]:
+            return np.concatenate([getattr(p, name) for p in parts], axis=1)
+
+        return replace(
+            parts[0],
+            y_nk=side_by_side("y_nk"),
+            counts_nk=side_by_side("counts_nk"),
+            weights_nk=side_by_side("weights_nk"),
+            controls=side_by_side("controls"),
+        )
 
     @property
     def rates_nk(self) -> FloatArray:

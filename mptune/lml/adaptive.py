@@ -1,0 +1,403 @@
+"""More forwards, until the standard error is small enough or two models are told apart.
+
+Forwards are gathered in rounds. A round is a plan of its own (its own systematic offset) for some
+sequences of the table; the variance reduction is fitted on all rounds so far together, so nothing
+is lost by having stopped to look.
+
+Racing two models: block t = 1, 2, ... of sequences is scored by both with the same masks; d_t is
+the mean difference of z over the block. After every block from the eighth on, the difference is
+
+    mean(d_1..t)  +-  (t_{t-1, .975} / 1.96) s_t sqrt( 2 (t rho^2 + 1) / (t^2 rho^2)
+                                                        ln( sqrt(t rho^2 + 1) / alpha ) )
+
+with rho^2 = (-2 ln alpha + ln(-2 ln alpha) + 1) / 16: a normal-mixture confidence sequence
+(Robbins 1970; Waudby-Smith et al. 2021, arXiv 2103.06476, eq. 9), inflated by Student's t for the
+estimated s_t. It holds at all looks at once, so one may look after every block and stop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mptune.lml.covariates import Covariates
+from mptune.lml.estimator import (
+    BoolArray,
+    IntArray,
+    LMLEstimate,
+    LogProb,
+    forward_sums,
+    observations,
+    summarise,
+)
+from mptune.lml.plan import DEFAULT_VARIANCE, LMLPlan, VarianceLaw
+from mptune.lml.regression import Observations
+
+FIRST_ROUND = 128
+"""Sequences of the first round; every later one doubles the forwards."""
+
+MIN_BLOCKS = 8
+"""Blocks before the first decision, so that their spread is known."""
+
+LOOK_GROWTH = 1.02
+"""After many blocks not every one is worth a new fit: looks grow by this factor at least."""
+
+ENOUGH = 0.05
+"""More forwards of the same sequences stop when they explain less than this of the variance."""
+
+_ROUND_STREAM = 1 << 34
+"""Added to the seed, so that rounds and frozen plans draw different masks."""
+
+Verdict = Literal["a", "b", "undecided"]
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One model and the table it scores, prepared for rounds.
+
+    ``tokens`` [N, D], ``observed`` [N, D]; two sides that are compared have the same sequences in
+    the same order, though perhaps not cut into the same tokens.
+    """
+
+    log_prob: LogProb
+    tokens: NDArray[Any]
+    observed: BoolArray
+    covariates: Covariates | None = None
+    batch_size: int = 64
+
+    @classmethod
+    def of(
+        cls,
+        log_prob: LogProb,
+        tokens: ArrayLike,
+        observed: ArrayLike | None = None,
+        covariates: Covariates | None = None,
+        batch_size: int = 64,
+    ) -> Side:
+        """Check the shapes.
+
+        Raises ValueError unless tokens are [N, D] and observed, if given, has their shape.
+        """
+        tokens_ND = np.asarray(tokens)
+        shown = np.ones(tokens_ND.shape, np.bool_) if observed is None else np.asarray(observed)
+        if tokens_ND.ndim != 2 or shown.shape != tokens_ND.shape:
+            raise ValueError(
+                f"tokens and observed must be [N, D]; they have shapes {tokens_ND.shape} and "
+                f"{shown.shape}"
+            )
+        return cls(log_prob, tokens_ND, shown.astype(np.bool_), covariates, batch_size)
+
+    def usable(self) -> BoolArray:
+        """Sequences with an observed position [N]."""
+        return np.asarray(self.observed.any(axis=1))
+
+
+class Gathered:
+    """The forwards of one side so far: whole passes over its sequences, and one under way."""
+
+    def __init__(self, side: Side, seed: int) -> None:
+        self.side, self.seed = side, seed
+        self.rows: list[IntArray] = []
+        self._passes: list[list[Observations]] = [[]]
+        self._hashes: list[str] = []
+
+    def add(
+        self,
+        rows: IntArray,
+        forwards: int,
+        *,
+        again: bool = False,
+        residual_variance: VarianceLaw = DEFAULT_VARIANCE,
+    ) -> None:
+        """Score ``rows`` [n] with a plan of their own; ``again``: begins a new pass over all."""
+        if again:
+            self._passes.append([])
+        side, number = self.side, len(self._hashes)
+        plan = LMLPlan.make(
+            side.observed[rows],
+            forwards=forwards,
+            seed=self.seed + _ROUND_STREAM * (number + 1),
+            residual_variance=residual_variance,
+        )
+        tokens_nD = side.tokens[rows]
+        sums_nk = forward_sums(side.log_prob, tokens_nD, plan, side.batch_size)
+        self._passes[-1].append(observations(plan, sums_nk, tokens_nD, side.covariates))
+        self._hashes.append(plan.hash)
+        if len(self._passes) == 1:
+            self.rows.append(rows)
+
+    def estimate(self) -> LMLEstimate:
+        """The estimate from all forwards so far."""
+        passes = [Observations.of_sequences(parts) for parts in self._passes]
+        digest = hashlib.sha256("/".join(self._hashes).encode()).hexdigest()
+        return summarise(Observations.of_bands(passes), np.concatenate(self.rows), digest)
+
+
+def _shuffled(usable: BoolArray, seed: int) -> IntArray:
+    """Indices of the usable sequences, in an order of the seed."""
+    index = np.flatnonzero(usable)
+    return np.random.default_rng([seed, 7]).permutation(index)
+
+
+def refine_lml(
+    log_prob: LogProb,
+    tokens: ArrayLike,
+    observed: ArrayLike | None = None,
+    *,
+    seed: int = 0,
+    batch_size: int = 64,
+    covariates: Covariates | None = None,
+    max_forwards: int | None = None,
+) -> Iterator[LMLEstimate]:
+    """Yield ever sharper estimates of the same score; stop iterating at any of them.
+
+    New sequences come first, two forwards of each, in doubling rounds; when all ``tokens`` [N, D]
+    are used, more forwards of the same ones follow. It ends after ``max_forwards``, or when
+    nothing but other sequences could make the interval for the population smaller.
+
+    Raises what `estimate_lml` raises.
+    """
+    side = Side.of(log_prob, tokens, observed, covariates, batch_size)
+    order = _shuffled(side.usable(), seed)
+    if not order.size:
+        raise ValueError(
+            f"no position is observed in any of the {len(side.tokens)} sequences: "
+            "there is nothing to score"
+        )
+    gathered, spent, limit = Gathered(side, seed), 0, max_forwards or math.inf
+    for rows, forwards, again in _rounds(order):
+        affordable = int(min(len(rows), (limit - spent) // forwards))
+        if affordable < (len(rows) if again else 1):
+            return
+        gathered.add(rows[:affordable], forwards, again=again)
+        spent += affordable * forwards
+        estimate = gathered.estimate()
+        yield estimate
+        complete = estimate.n_sequences == order.size
+        if complete and estimate.se_fixed**2 < ENOUGH * estimate.se_population**2:
+            return
+
+
+def _rounds(order: IntArray) -> Iterator[tuple[IntArray, int, bool]]:
+    """Rows, forwards of each, and whether a new pass begins: doubling, first in rows."""
+    start, size = 0, FIRST_ROUND
+    while start < order.size:
+        yield order[start : start + size], 2, False
+        start, size = start + size, start + size
+    forwards = 2
+    while True:
+        yield order, forwards, True
+        forwards *= 2
+
+
+def estimate_to_target(
+    log_prob: LogProb,
+    tokens: ArrayLike,
+    observed: ArrayLike | None = None,
+    *,
+    target_se: float,
+    seed: int = 0,
+    batch_size: int = 64,
+    covariates: Covariates | None = None,
+    max_forwards: int | None = None,
+) -> LMLEstimate:
+    """The first of `refine_lml` whose population error is at most ``target_se`` nats per position.
+
+    Where the data or ``max_forwards`` end before, the last one: compare its error with the target.
+
+    Example:
+        >>> import numpy as np
+        >>> tokens = np.random.default_rng(0).integers(0, 4, (2000, 32))
+        >>> log_prob = lambda tokens_BD, mask_BD: np.log(0.1 + 0.1 * tokens_BD)
+        >>> estimate = estimate_to_target(log_prob, tokens, target_se=0.01)
+        >>> estimate.n_sequences, round(estimate.nats_per_position, 1)
+        (256, -1.5)
+    """
+    if not target_se > 0:
+        raise ValueError(f"target_se must be positive; it is {target_se}")
+    estimates = refine_lml(
+        log_prob,
+        tokens,
+        observed,
+        seed=seed,
+        batch_size=batch_size,
+        covariates=covariates,
+        max_forwards=max_forwards,
+    )
+    for estimate in estimates:
+        if se_per_position(estimate) <= target_se:
+            break
+    return estimate
+
+
+def se_per_position(estimate: LMLEstimate) -> float:
+    """Population standard error of the score, nats per position."""
+    return estimate.se_population * estimate.n_sequences / float(estimate.positions.sum())
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LMLComparison:
+    """Model a against model b on the same sequences and masks; nats."""
+
+    difference: float
+    """a minus b, nats per sequence."""
+    half_width: float
+    """Of the interval that holds at all looks at once, nats per sequence."""
+    level: float
+    verdict: Verdict
+    """Which model has the higher score, if the interval excludes zero."""
+    forwards: int
+    """Of each model."""
+    blocks: int
+    a: LMLEstimate
+    b: LMLEstimate
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Of the difference, nats per sequence."""
+        return self.difference - self.half_width, self.difference + self.half_width
+
+
+def sequential_half_width(block_means: ArrayLike, level: float = 0.95) -> float:
+    """Half of the interval of the mean of block means [t] that holds at all t at once.
+
+    Infinite for fewer than `MIN_BLOCKS` blocks.
+    """
+    from scipy.special import stdtrit
+
+    means_t = np.asarray(block_means, np.float64)
+    t, alpha = means_t.size, 1.0 - level
+    if t < MIN_BLOCKS:
+        return math.inf
+    budget = -2 * math.log(alpha)
+    scale = t * (budget + math.log(budget) + 1) / 16
+    mixture = 2 * (scale + 1) / (t * scale) * math.log(math.sqrt(scale + 1) / alpha)
+    two_sided = 1.0 - alpha / 2
+    student = float(stdtrit(t - 1, two_sided)) / float(stdtrit(1e9, two_sided))
+    return student * float(means_t.std(ddof=1)) * math.sqrt(mixture)
+
+
+def race_lml(
+    a: Side,
+    b: Side,
+    *,
+    level: float = 0.95,
+    block: int = 16,
+    forwards: int = 1,
+    seed: int = 0,
+    max_forwards: int | None = None,
+) -> Iterator[LMLComparison]:
+    """Yield a comparison after every block (or two in a hundred) from the eighth on.
+
+    ``block`` sequences with ``forwards`` masks each are scored by both models at a time. It ends
+    with a verdict other than "undecided", after ``max_forwards`` of each model, or with the data.
+
+    Raises ValueError for sides of different numbers of sequences, for a level outside (0, 1) and
+    where fewer than `MIN_BLOCKS` blocks can be scored; and what `estimate_lml` raises.
+    """
+    order = _race_order(a, b, level, block, seed)
+    limit = len(order) if max_forwards is None else min(len(order), max_forwards // forwards)
+    if limit // block < MIN_BLOCKS:
+        raise ValueError(
+            f"{limit} sequences in blocks of {block} are fewer than {MIN_BLOCKS} blocks: "
+            "nothing can be decided; use more sequences, more forwards or smaller blocks"
+        )
+    sides, next_look = (Gathered(a, seed), Gathered(b, seed)), MIN_BLOCKS * block
+    for done in range(block, limit + 1, block):
+        for gathered in sides:
+            gathered.add(order[done - block : done], forwards)
+        if done >= next_look or done + block > limit:
+            comparison = _compare(*sides, block, level)
+            yield comparison
+            if comparison.verdict != "undecided":
+                return
+            next_look = math.ceil(done * LOOK_GROWTH)
+
+
+def _race_order(a: Side, b: Side, level: float, block: int, seed: int) -> IntArray:
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"level must be between 0 and 1; it is {level}")
+    if block < 2:
+        raise ValueError(f"a block must have at least 2 sequences; it has {block}")
+    if len(a.tokens) != len(b.tokens):
+        raise ValueError(
+            f"the models must score the same sequences; they have {len(a.tokens)} and "
+            f"{len(b.tokens)}"
+        )
+    return _shuffled(a.usable() & b.usable(), seed)
+
+
+def _compare(a: Gathered, b: Gathered, block: int, level: float) -> LMLComparison:
+    """Of everything gathered; the fits are linear in y, so their difference fits the difference."""
+    estimates = a.estimate(), b.estimate()
+    difference_n = estimates[0].per_sequence - estimates[1].per_sequence
+    means_t = difference_n.reshape(-1, block).mean(axis=1)
+    difference, half = float(means_t.mean()), sequential_half_width(means_t, level)
+    verdict: Verdict = "undecided"
+    if abs(difference) > half:
+        verdict = "a" if difference > 0 else "b"
+    return LMLComparison(
+        difference=difference,
+        half_width=half,
+        level=level,
+        verdict=verdict,
+        forwards=estimates[0].forwards_used,
+        blocks=means_t.size,
+        a=estimates[0],
+        b=estimates[1],
+    )
+
+
+def compare_lml(
+    log_prob_a: LogProb,
+    log_prob_b: LogProb,
+    tokens: ArrayLike,
+    observed: ArrayLike | None = None,
+    *,
+    level: float = 0.95,
+    block: int = 16,
+    forwards: int = 1,
+    seed: int = 0,
+    batch_size: int = 64,
+    max_forwards: int | None = None,
+    covariates: Covariates | None = None,
+) -> LMLComparison:
+    """Which of two masked models scores higher on ``tokens`` [N, D], in as few forwards as needed.
+
+    Both score the same sequences with the same masks, block by block, until the interval of the
+    difference excludes zero, or data or ``max_forwards`` (of each model) end: then "undecided".
+    The interval holds at all looks at once. It is over the population of sequences; what another
+    training seed would change is not in it.
+
+    Raises what `race_lml` raises.
+
+    Example:
+        >>> import numpy as np
+        >>> tokens = np.random.default_rng(0).integers(0, 2, (2000, 32))
+        >>> fair = lambda tokens_BD, mask_BD: np.full(tokens_BD.shape, np.log(0.5))
+        >>> loaded = lambda tokens_BD, mask_BD: np.log(np.where(tokens_BD == 1, 0.7, 0.3))
+        >>> found = compare_lml(fair, loaded, tokens)
+        >>> found.verdict, found.forwards
+        ('a', 128)
+    """
+    sides = [
+        Side.of(log_prob, tokens, observed, covariates, batch_size)
+        for log_prob in (log_prob_a, log_prob_b)
+    ]
+    looks = race_lml(
+        sides[0],
+        sides[1],
+        level=level,
+        block=block,
+        forwards=forwards,
+        seed=seed,
+        max_forwards=max_forwards,
+    )
+    *_, last = looks
+    return last
