@@ -16,6 +16,7 @@ from mptune.lml.covariates import (
     TokenCovariates,
     position_controls,
 )
+from mptune.lml.diagnostics import OrderGap, RateScore, order_gap, score_at_rate
 from mptune.lml.estimator import (
     LMLEstimate,
     LogProb,
@@ -38,6 +39,8 @@ __all__ = [
     "LogProb",
     "MPTCurve",
     "NonFiniteLogProb",
+    "OrderGap",
+    "RateScore",
     "Side",
     "TokenCovariates",
     "VarianceLaw",
@@ -47,9 +50,11 @@ __all__ = [
     "estimate_lml",
     "estimate_to_target",
     "masked_sums",
+    "order_gap",
     "position_controls",
     "race_lml",
     "refine_lml",
+    "score_at_rate",
     "se_per_position",
     "sequential_half_width",
 ]

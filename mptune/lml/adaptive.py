@@ -154,12 +154,13 @@ def refine_lml(
     batch_size: int = 64,
     covariates: Covariates | None = None,
     max_forwards: int | None = None,
+    target_se: float | None = None,
 ) -> Iterator[LMLEstimate]:
     """Yield ever sharper estimates of the same score; stop iterating at any of them.
 
     New sequences come first, two forwards of each, in doubling rounds; when all ``tokens`` [N, D]
-    are used, more forwards of the same ones follow. It ends after ``max_forwards``, or when
-    nothing but other sequences could make the interval for the population smaller.
+    are used, more forwards of the same ones follow. It ends after ``max_forwards``, with the
+    population error ``target_se`` (nats per position), or when only other sequences could help.
 
     Raises what `estimate_lml` raises.
     """
@@ -179,9 +180,19 @@ def refine_lml(
         spent += affordable * forwards
         estimate = gathered.estimate()
         yield estimate
-        complete = estimate.n_sequences == order.size
-        if complete and estimate.se_fixed**2 < ENOUGH * estimate.se_population**2:
+        if _finished(estimate, order.size, target_se):
             return
+
+
+def _finished(estimate: LMLEstimate, available: int, target_se: float | None) -> bool:
+    """The target is reached, or more forwards of these sequences cannot help."""
+    error, target = se_per_position(estimate), target_se or 0.0
+    if error <= target:
+        return True
+    of_sequences = error**2 - (error * estimate.se_fixed / estimate.se_population) ** 2
+    helps = estimate.se_fixed**2 > ENOUGH * estimate.se_population**2
+    hopeless = target_se is not None and of_sequences >= target**2
+    return estimate.n_sequences == available and (hopeless or not helps)
 
 
 def _rounds(order: IntArray) -> Iterator[tuple[IntArray, int, bool]]:
@@ -229,11 +240,10 @@ def estimate_to_target(
         batch_size=batch_size,
         covariates=covariates,
         max_forwards=max_forwards,
+        target_se=target_se,
     )
-    for estimate in estimates:
-        if se_per_position(estimate) <= target_se:
-            break
-    return estimate
+    *_, last = estimates
+    return last
 
 
 def se_per_position(estimate: LMLEstimate) -> float:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -154,6 +154,17 @@ class LMLPlan:
         p_nk = _systematic(kept.size, forwards, seed)
         counts[kept], weights[kept] = _counts_and_weights(lengths[kept], p_nk, residual_variance)
         return cls(seed=seed, observed_ND=observed, counts_Nk=counts, weights_Nk=weights)
+
+    def at_rate(self, rate: float, *, seed: int) -> LMLPlan:
+        """One forward per sequence at M = round(rate D_i), at least 1: for S at a single rate.
+
+        Its weights are 1, so it is not a plan for the accumulated score. ``rate`` 0 is M = 1, the
+        pseudo-log-likelihood's.
+        """
+        counts_N = np.clip(np.rint(rate * self.lengths).astype(np.int64), 1, None)
+        counts_Nk = np.where(self.lengths > 0, counts_N, 0)[:, None]
+        weights_Nk = (counts_Nk > 0).astype(np.float64)
+        return replace(self, seed=seed, counts_Nk=counts_Nk, weights_Nk=weights_Nk)
 
     @property
     def forwards(self) -> int:

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mptune.compare import Difference
 from mptune.report.model import (
@@ -29,6 +30,8 @@ from mptune.report.model import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
@@ -45,6 +48,18 @@ _PAGE_COLOURS = {
 
 CURVES_SHOWN = len(SERIES)
 RANKED_SHOWN = 16
+
+
+class Curve(Protocol):
+    """S(r) in nats per masked position with its standard error, in bins [bins]."""
+
+    @property
+    def mask_rate(self) -> NDArray[np.float64]: ...
+    @property
+    def mean_log_prob(self) -> NDArray[np.float64]: ...
+    @property
+    def se(self) -> NDArray[np.float64]: ...
+
 
 Painter: TypeAlias = Callable[["Canvas", bool], None]
 
@@ -113,6 +128,26 @@ def _curve_figure(ranked: Sequence[Ranked], colours: dict[str, str]) -> Figure |
         wide=(9.4, 4.0 + 0.2 * ((len(rows) + 1) // 2)),
         narrow=(3.5, height),
     )
+
+
+def curves_png(curves: Mapping[str, Curve]) -> bytes:
+    """The masked-prediction curves of some models, by label, as a PNG on white."""
+
+    def paint(canvas: Canvas, _narrow: bool) -> None:
+        axes = canvas.subplots()
+        for (label, curve), colour, dash in zip(curves.items(), SERIES, DASHES, strict=False):
+            rates, scores, errors = curve.mask_rate, curve.mean_log_prob, curve.se
+            axes.plot(rates, scores, ls=dash, color=colour, lw=1.8, label=_short(label))
+            low, high = scores - 1.96 * errors, scores + 1.96 * errors
+            axes.fill_between(rates, low, high, color=colour, alpha=0.12, lw=0)
+        axes.axvline(0.15, color=LINE, lw=1, zorder=0)
+        axes.set_xlabel("mask rate r")
+        axes.set_ylabel("S(r), nats per masked position")
+        axes.set_xlim(0, 1)
+        axes.set_ylim(top=0)
+        _legend(canvas, axes, 1)
+
+    return _render(paint, (6.4, 4.4), narrow=False, form="png")
 
 
 def _points(row: Ranked) -> tuple[Any, Any, Any]:

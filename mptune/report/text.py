@@ -29,8 +29,8 @@ METHOD = (
     "bits per byte.",
     "All trials share one frozen plan: the same held-out sequences, mask counts and masks, so "
     "that differences carry less noise than scores.",
-    "Mask counts are drawn by systematic sampling with importance weights; two control variates "
-    "with known mean and a cross-fitted regression on M take out most of the variance.",
+    "Mask counts are drawn by systematic sampling with importance weights; control variates "
+    "of known mean and a cross-fitted regression on M take out most of the variance.",
     "Intervals in the ranking are 95 %, Student t over held-out sequences, for one training run.",
     "Comparisons pair training seeds and sequences; their interval adds the noise of both in a "
     "crossed random-effects model, with quantiles after Cochran and Cox, and Holm's correction "

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -98,18 +98,8 @@ class HeldOut:
     @cached_property
     def rate_plans(self) -> dict[float, LMLPlan]:
         """For each rate r one forward per sequence, with exactly round(r D) masked positions."""
-        return {rate: self._rate_plan(rate) for rate in self.score.rates}
-
-    def _rate_plan(self, rate: float) -> LMLPlan:
-        lengths_N = self.plan.lengths
-        counts_N = np.clip(np.rint(rate * lengths_N).astype(np.int64), 1, None)
-        counts_Nk = np.where(lengths_N > 0, counts_N, 0)[:, None]
-        return replace(
-            self.plan,
-            seed=self.score.seed + RATE_STREAM,
-            counts_Nk=counts_Nk,
-            weights_Nk=(counts_Nk > 0).astype(np.float64),
-        )
+        seed = self.score.seed + RATE_STREAM
+        return {rate: self.plan.at_rate(rate, seed=seed) for rate in self.score.rates}
 
     def extension(self, number: int) -> LMLPlan:
         """More forwards of the same sequences: the frozen plan (0), and others like it."""

@@ -1,0 +1,155 @@
+"""What `mptune score` shows: progress, words, and figures whose keys say their units."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mptune.score import ModelScore, Options, Race
+
+
+def bar(share: float) -> str:
+    done = round(20 * min(max(share, 0.0), 1.0))
+    return "█" * done + "░" * (20 - done)
+
+
+def state(now: ModelScore, options: Options) -> str:
+    error = now.error
+    # The error falls with the root of the forwards.
+    share = (options.target_se / error) ** 2 if error > 0 else 1.0
+    return (
+        f"{bar(share)} {now.estimate.forwards_used} forwards in {now.seconds:.0f} s, "
+        f"standard error {error:.4f} of {options.target_se} nats per token"
+    )
+
+
+def race_state(now: Race) -> str:
+    found = now.comparison
+    share = abs(found.difference) / found.half_width if found.half_width else 1.0
+    return (
+        f"{bar(share)} {found.forwards} forwards of each in {now.seconds:.0f} s, difference "
+        f"{found.difference:+.2f} ± {found.half_width:.2f} nats per sequence"
+    )
+
+
+def model_figures(found: ModelScore, target_se: float) -> dict[str, Any]:
+    """What --json prints for one model; the keys say the units."""
+    estimate, per_position = found.estimate, 1.0 / _tokens_per_sequence(found.estimate)
+    low, high = estimate.interval()
+    at_15, at_one = found.beside
+    pseudo = at_one.nats_per_position
+    return {
+        "model": found.prepared.model.name,
+        "nats_per_sequence": estimate.nats_per_sequence,
+        "nats_per_token": estimate.nats_per_position,
+        "bits_per_byte": found.bits_per_byte,
+        "interval_95_nats_per_token": [low * per_position, high * per_position],
+        "se_population_nats_per_token": found.error,
+        "se_fixed_nats_per_token": estimate.se_fixed * per_position,
+        "target_se_nats_per_token": target_se,
+        "target_reached": found.reached,
+        "loss_at_15": {"nats_per_token": -at_15.nats_per_position, "se": at_15.se},
+        "pseudo_log_likelihood": {"nats_per_token": pseudo, "se": at_one.se},
+        "order_gap_nats": None if found.gap is None else {"rms": found.gap.rms, "se": found.gap.se},
+        "bias_of_scoring_at_15_nats_per_token": at_15.nats_per_position
+        - estimate.nats_per_position,
+        "sequences": estimate.n_sequences,
+        "forwards": estimate.forwards_used,
+        "effective_sample_size": estimate.effective_sample_size,
+        "seconds": found.seconds,
+        "plan_hash": estimate.plan_hash,
+        "curve": _curve(estimate.curve),
+    }
+
+
+def _tokens_per_sequence(estimate: Any) -> float:
+    return float(estimate.positions.sum()) / float(estimate.n_sequences)
+
+
+def _curve(curve: Any) -> list[dict[str, float]]:
+    names = ("mask_rate", "mean_log_prob", "se", "variance_share")
+    columns = [getattr(curve, name).tolist() for name in names]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def race_figures(found: Race) -> dict[str, Any]:
+    """What --json prints for two models."""
+    result = found.comparison
+    names = [prepared.model.name for prepared in found.prepared]
+    per_byte = 1.0 / math.log(2) / found.bytes_per_sequence
+    per_token = 1.0 / _tokens_per_sequence(result.a) if found.same_tokens else None
+    return {
+        "models": names,
+        "verdict": {"a": names[0], "b": names[1]}.get(result.verdict, "undecided"),
+        "difference_bits_per_byte": -result.difference * per_byte,
+        "half_width_bits_per_byte": result.half_width * per_byte,
+        "difference_nats_per_sequence": result.difference,
+        "half_width_nats_per_sequence": result.half_width,
+        "difference_nats_per_token": result.difference * per_token if per_token else None,
+        "half_width_nats_per_token": result.half_width * per_token if per_token else None,
+        "same_tokenizer": found.same_tokens,
+        "bits_per_byte": [
+            p.bits_per_byte(e) for p, e in zip(found.prepared, (result.a, result.b), strict=True)
+        ],
+        "sequences": result.a.n_sequences,
+        "forwards_of_each": result.forwards,
+        "seconds": found.seconds,
+        "curves": {n: _curve(e.curve) for n, e in zip(names, (result.a, result.b), strict=True)},
+    }
+
+
+def words(found: dict[str, Any]) -> str:
+    return _race_words(found) if "models" in found else _model_words(found)
+
+
+def _model_words(found: dict[str, Any]) -> str:
+    low, high = found["interval_95_nats_per_token"]
+    loss, pseudo = found["loss_at_15"], found["pseudo_log_likelihood"]
+    lines = [
+        found["model"],
+        f"  accumulated LML   {found['nats_per_token']:.4f} nats per token "
+        f"(95 % interval {low:.4f} to {high:.4f})",
+        f"                    {found['nats_per_sequence']:.2f} nats per sequence, "
+        f"{found['bits_per_byte']:.4f} bits per byte",
+        f"  loss at 15 %      {loss['nats_per_token']:.4f} ± {1.96 * loss['se']:.4f} nats per "
+        f"masked token: flatters the model by {found['bias_of_scoring_at_15_nats_per_token']:.4f}",
+        f"  pseudo-log-lik.   {pseudo['nats_per_token']:.4f} ± {1.96 * pseudo['se']:.4f} nats per "
+        "token (M = 1; not a likelihood)",
+    ]
+    if found["order_gap_nats"]:
+        gap = found["order_gap_nats"]
+        lines.append(
+            f"  order gap         {gap['rms']:.3f} ± {1.96 * gap['se']:.3f} nats between two "
+            "orders of a pair (0 for one joint distribution)"
+        )
+    reached = "" if found["target_reached"] else f"; {_what_lacks(found)}"
+    lines.append(
+        f"  {found['sequences']} sequences, {found['forwards']} forwards (worth "
+        f"{found['effective_sample_size']:.0f} plain ones) in {found['seconds']:.0f} s{reached}"
+    )
+    return "\n".join(lines)
+
+
+def race_words(found: dict[str, Any]) -> str:
+    first, second = found["models"]
+    other = second if found["verdict"] == first else first
+    head = f"{found['verdict']} is better than {other}"
+    if found["verdict"] == "undecided":
+        head = f"Undecided between {first} and {second}"
+    lines = [
+        f"{head}: {first} has {found['difference_bits_per_byte']:+.4f} ± "
+        f"{found['half_width_bits_per_byte']:.4f} bits per byte against {second}",
+        f"  bits per byte: {found['bits_per_byte'][0]:.4f} and {found['bits_per_byte'][1]:.4f}",
+    ]
+    if found["same_tokenizer"]:
+        lines.append(
+            f"  {found['difference_nats_per_sequence']:+.2f} ± "
+            f"{found['half_width_nats_per_sequence']:.2f} nats per sequence, "
+            f"{found['difference_nats_per_token']:+.4f} nats per token (more is better)"
+        )
+    lines.append(
+        f"  {found['forwards_of_each']} forwards of each in {found['seconds']:.0f} s; the 95 % "
+        "interval holds however often one looks"
+    )
+    return "\n".join(lines)

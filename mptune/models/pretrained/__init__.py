@@ -1,0 +1,287 @@
+"""Masked-LM checkpoints in the Hugging Face format: text to tokens, and log p at masked positions.
+
+(A package, because every plain module of the folder above is a family that is trained here.)
+
+Shape suffixes: N sequences, D positions, B of a batch, K masked positions of the batch in row-major
+order, V symbols of the vocabulary, W width.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from mptune.errors import InputError
+
+BoolArray = NDArray[np.bool_]
+FloatArray = NDArray[np.float64]
+
+LONGEST = 512
+"""Positions of a sequence where neither the model nor its tokenizer sets a limit."""
+
+NEVER_PREDICTED = ("mask", "pad", "cls", "sep", "bos", "eos")
+"""Special symbols that do not occur in text; their logits are banned."""
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Text as a table: `tokens` [N, D], and `observed` [N, D], False for specials and padding."""
+
+    tokens: NDArray[np.int64]
+    observed: BoolArray
+    unknown: int
+    """Observed positions that hold the unknown symbol, whose text is lost."""
+
+
+class PretrainedMaskedLM:
+    """A checkpoint in evaluation mode; `log_prob` is what `mptune.estimate_lml` takes.
+
+    log p is over the vocabulary without the special symbols, with the log-softmax in float32;
+    logits are computed at masked positions only.
+    """
+
+    def __init__(self, name: str, model: Any, tokenizer: Any) -> None:
+        self.name, self.model, self.tokenizer = name, model.eval(), tokenizer
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model.to(self.device)
+        banned = {getattr(tokenizer, f"{special}_token_id", None) for special in NEVER_PREDICTED}
+        self._banned = sorted(i for i in banned if i is not None)
+
+    @classmethod
+    def open(cls, name: str) -> PretrainedMaskedLM:
+        """Load a local folder or a model of the Hugging Face hub.
+
+        Raises:
+            InputError: there is no such model, or it is not a masked language model.
+        """
+        from transformers import AutoModelForMaskedLM
+        from transformers.utils import logging
+
+        _check_name(name)
+        quiet: Any = logging
+        quiet.set_verbosity_error()
+        quiet.disable_progress_bar()
+        try:
+            model = AutoModelForMaskedLM.from_pretrained(name)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise InputError(f"{name}: {_first_line(error)}") from error
+        return cls(name, model, _tokenizer(name))
+
+    @property
+    def mask_id(self) -> int:
+        """Input id of [MASK]."""
+        return int(self.tokenizer.mask_token_id)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """V, rows of the output layer."""
+        return int(self.model.config.vocab_size)
+
+    @property
+    def longest(self) -> int:
+        """Most positions that a sequence may have, specials included."""
+        config: Any = self.model.config
+        limits = [
+            getattr(config, "max_position_embeddings", None),
+            getattr(self.tokenizer, "model_max_length", None),
+        ]
+        # RoBERTa numbers positions from its padding id on, so two rows of its table are not used.
+        reserved = 2 if getattr(config, "model_type", "") in ("roberta", "camembert", "esm") else 0
+        known = [int(limit) - reserved for limit in limits[:1] if limit]
+        known += [int(limit) for limit in limits[1:] if limit and limit < 1e6]
+        return min(known, default=LONGEST)
+
+    def pieces(self, text: str) -> list[int]:
+        """Token ids of a text, without specials."""
+        return self.spans(text)[0]
+
+    def spans(self, text: str) -> tuple[list[int], list[int]]:
+        """Token ids of a text, without specials, and the character where each one begins.
+
+        A tokenizer that does not say where gives evenly spaced beginnings.
+        """
+        told = bool(getattr(self.tokenizer, "is_fast", False))
+        cut = self.tokenizer(
+            text, add_special_tokens=False, verbose=False, return_offsets_mapping=told
+        )
+        ids = list(cut["input_ids"])
+        if told:
+            return ids, [start for start, _ in cut["offset_mapping"]]
+        return ids, [n * len(text) // max(len(ids), 1) for n in range(len(ids))]
+
+    def same_tokens(self, other: PretrainedMaskedLM) -> bool:
+        """Whether the two cut text into the same symbols with the same ids."""
+        mine, theirs = self.tokenizer.get_vocab(), other.tokenizer.get_vocab()
+        probe = "The quick brown fox (1984) isn't lazy >> 12.5 CC(=O)O"
+        return bool(mine == theirs and self.pieces(probe) == other.pieces(probe))
+
+    def encode(self, pieces: Sequence[Sequence[int]]) -> Encoded:
+        """Sequences of ids, between the specials that the model expects, as a padded table."""
+        before, after = self._frame
+        width = max((len(p) for p in pieces), default=0) + len(before) + len(after)
+        tokens_ND = np.full((len(pieces), width), self._pad_id, np.int64)
+        observed_ND = np.zeros(tokens_ND.shape, np.bool_)
+        for n, piece in enumerate(pieces):
+            row = [*before, *piece, *after]
+            tokens_ND[n, : len(row)] = row
+            observed_ND[n, len(before) : len(before) + len(piece)] = True
+        unknown = observed_ND & (tokens_ND == self.tokenizer.unk_token_id)
+        return Encoded(tokens_ND, observed_ND, int(unknown.sum()))
+
+    @cached_property
+    def _frame(self) -> tuple[list[int], list[int]]:
+        """The specials before and after a text."""
+        bare, framed = self.pieces("a"), list(self.tokenizer("a")["input_ids"])
+        for start in range(len(framed) - len(bare) + 1):
+            if framed[start : start + len(bare)] == bare:
+                return framed[:start], framed[start + len(bare) :]
+        return [], []
+
+    @property
+    def room(self) -> int:
+        """Most tokens of text in one sequence."""
+        return self.longest - sum(map(len, self._frame))
+
+    @property
+    def _pad_id(self) -> int:
+        return int(self.tokenizer.pad_token_id or 0)
+
+    def log_prob(self, tokens_BD: NDArray[Any], mask_BD: BoolArray) -> FloatArray:
+        """log p of the true token [B, D] in nats at masked positions, 0 elsewhere."""
+        # Cut to the longest sequence of the batch; few need the width of the table.
+        attend_BD = (tokens_BD != self._pad_id) | mask_BD
+        width = int(np.flatnonzero(attend_BD.any(axis=0)).max()) + 1
+        inputs_BD = np.where(mask_BD, self.mask_id, tokens_BD)[:, :width]
+        inputs, attend, mask = (
+            torch.from_numpy(a).to(self.device)
+            for a in (inputs_BD, attend_BD[:, :width], mask_BD[:, :width])
+        )
+        logits_KV = self.logits(inputs, attend, mask)
+        target_K = torch.from_numpy(tokens_BD[mask_BD]).to(self.device)
+        log_prob_K = -cross_entropy(logits_KV, target_K, reduction="none")
+        log_prob_BD = np.zeros(tokens_BD.shape)
+        log_prob_BD[mask_BD] = log_prob_K.double().cpu().numpy()
+        return log_prob_BD
+
+    @torch.inference_mode()
+    def logits(self, inputs_BD: Tensor, attend_BD: Tensor, mask_BD: Tensor) -> Tensor:
+        """Logits [K, V] in float32, at masked positions only."""
+        autocast = torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.device.type != "cpu"
+        )
+        with autocast, _masked_only(self.model, mask_BD) as gathered:
+            out = self.model(input_ids=inputs_BD, attention_mask=attend_BD.long()).logits
+        logits_KV: Tensor = out[0] if gathered[0] else out[mask_BD]
+        logits_KV = logits_KV.float()
+        logits_KV[:, self._banned] = -torch.inf
+        return logits_KV
+
+
+@contextmanager
+def _masked_only(model: nn.Module, mask_BD: Tensor) -> Iterator[list[bool]]:
+    """While it is open, the head sees the encoder's output at masked positions only, [1, K, W].
+
+    Heads of masked models work position by position, so this changes nothing but the cost. Yields
+    a flag that says whether it worked: an encoder that returns something else is left alone.
+    """
+    gathered = [False]
+
+    def gather(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        hidden = getattr(output, "last_hidden_state", None)
+        if hidden is None or hidden.shape[:2] != mask_BD.shape:
+            return output
+        gathered[0] = True
+        output["last_hidden_state"] = hidden[mask_BD][None]
+        return output
+
+    encoder: Any = model.base_model
+    handle = encoder.register_forward_hook(gather)
+    try:
+        yield gathered
+    finally:
+        handle.remove()
+
+
+def _check_name(name: str) -> None:
+    """A path must be a model's folder; anything else may be a name of the hub."""
+    path = Path(name)
+    if path.is_dir() and not (path / "config.json").exists():
+        raise InputError(f"{name}: not a model folder (no config.json in it)")
+    if path.is_file():
+        raise InputError(f"{name}: a file; a model is a folder with config.json and weights")
+    if not path.exists() and (path.is_absolute() or name.count("/") > 1 or name.startswith(".")):
+        raise InputError(f"{name}: no such folder")
+
+
+def _tokenizer(name: str) -> Any:
+    """The model's own tokenizer; for a bare `vocab.txt` the longest word that matches comes first.
+
+    Raises:
+        InputError: there is none, or it has no [MASK].
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        bare = _bare_vocabulary(Path(name))
+        tokenizer = bare or AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # tokenizers of many kinds fail in as many ways
+        raise InputError(f"{name}: its tokenizer: {_first_line(error)}") from error
+    if tokenizer.mask_token_id is None:
+        raise InputError(f"{name}: its tokenizer has no mask token, so it is not a masked model")
+    return tokenizer
+
+
+def _bare_vocabulary(folder: Path) -> Any:
+    """A tokenizer from `vocab.txt`, if the folder says nothing else about how to cut text."""
+    vocabulary, config = folder / "vocab.txt", folder / "tokenizer_config.json"
+    known = json.loads(config.read_text()) if config.exists() else {}
+    if (
+        not vocabulary.exists()
+        or (folder / "tokenizer.json").exists()
+        or "tokenizer_class" in known
+    ):
+        return None
+    words = vocabulary.read_text(encoding="utf-8").splitlines()
+    if any(word.startswith("##") for word in words):
+        from transformers import BertTokenizer
+
+        return BertTokenizer.from_pretrained(str(folder))
+    return _longest_match(words, json.loads((folder / "special_tokens_map.json").read_text()))
+
+
+def _longest_match(words: Sequence[str], special: dict[str, str]) -> Any:
+    """Greedy longest match over a vocabulary, e.g. of the symbols of SMILES."""
+    from tokenizers import Regex, Tokenizer, pre_tokenizers, processors
+    from tokenizers.models import WordPiece
+    from transformers import PreTrainedTokenizerFast
+
+    ids = {word: n for n, word in enumerate(words)}
+    model = WordPiece(
+        ids,
+        unk_token=special["unk_token"],
+        continuing_subword_prefix="",
+        max_input_chars_per_word=1 << 20,
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s+"), "removed")
+    cls, sep = special["cls_token"], special["sep_token"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{cls} $A {sep}", special_tokens=[(cls, ids[cls]), (sep, ids[sep])]
+    )
+    build: Any = PreTrainedTokenizerFast
+    return build(tokenizer_object=tokenizer, **special)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,282 @@
+"""Scores masked-LM checkpoints on text: what `mptune score` runs.
+
+Text is cut into sequences that the model can hold. One model is scored until its standard error is
+small enough; two are raced on a common plan. Where their tokenizers differ, both get the same
+pieces of text, and only bits per byte mean the same for both.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from mptune.data.text import Text
+from mptune.errors import InputError, NoResultError
+from mptune.lml import (
+    LMLComparison,
+    LMLEstimate,
+    NonFiniteLogProb,
+    OrderGap,
+    RateScore,
+    Side,
+    TokenCovariates,
+    order_gap,
+    race_lml,
+    refine_lml,
+    score_at_rate,
+    se_per_position,
+)
+from mptune.models.pretrained import PretrainedMaskedLM
+
+IntArray = NDArray[np.int64]
+
+EXTRA_FORWARDS = 256
+"""Forwards for each figure that stands beside the score."""
+
+CHARACTERS = 512
+"""Most characters of a piece of text that two tokenizers cut differently."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the user asks for.
+
+    Attributes:
+        source: files, folders or globs of text, or `python-stdlib`.
+        documents: what is a document of a file: the `file`, each `line` or each `paragraph`.
+        length: most tokens of a sequence; None for the model's own limit, at most 512.
+        sequences: most sequences to score, drawn at random.
+        max_forwards: most forwards, of each model.
+        target_se: population standard error to reach, nats per token.
+    """
+
+    source: tuple[str, ...]
+    documents: str = "file"
+    length: int | None = None
+    sequences: int = 2000
+    max_forwards: int | None = None
+    target_se: float = 0.01
+    batch_size: int = 32
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Pieces:
+    """Sequences of one model's tokens, and how many bytes of text each of them stands for."""
+
+    ids: list[list[int]]
+    bytes_N: IntArray
+
+    def take(self, rows: IntArray) -> Pieces:
+        return Pieces([self.ids[row] for row in rows], self.bytes_N[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """One model, and the sequences that it is to score."""
+
+    model: PretrainedMaskedLM
+    side: Side
+    bytes_N: IntArray
+    unknown: int
+
+    def bits_per_byte(self, estimate: LMLEstimate) -> float:
+        """Code length of the scored sequences over the bytes of their text."""
+        nats = float(estimate.per_sequence.sum())
+        return -nats / math.log(2) / float(self.bytes_N[estimate.sequence_index].sum())
+
+
+@dataclass(eq=False)
+class ModelScore:
+    """The score of one model so far, and what stands beside it."""
+
+    prepared: Prepared
+    estimate: LMLEstimate
+    seconds: float = 0.0
+    reached: bool = False
+    beside: list[RateScore] = field(default_factory=list)
+    gap: OrderGap | None = None
+
+    @cached_property
+    def bits_per_byte(self) -> float:
+        return self.prepared.bits_per_byte(self.estimate)
+
+    @property
+    def error(self) -> float:
+        """Population standard error, nats per token."""
+        return se_per_position(self.estimate)
+
+
+@dataclass(eq=False)
+class Race:
+    """The comparison of two models so far."""
+
+    prepared: tuple[Prepared, Prepared]
+    comparison: LMLComparison
+    same_tokens: bool
+    seconds: float = 0.0
+
+    @cached_property
+    def bytes_per_sequence(self) -> float:
+        rows = self.comparison.a.sequence_index
+        return float(self.prepared[0].bytes_N[rows].mean())
+
+
+def read_documents(options: Options) -> list[str]:
+    """The distinct documents of the source, decoded; bad bytes become U+FFFD.
+
+    Raises:
+        InputError: there is nothing to read.
+    """
+    try:
+        text = Text.model_validate({"source": options.source, "documents": options.documents})
+        text = text.resolved(Path.cwd())
+        text.check()
+        found = text._read(text.source)
+    except ValidationError as error:
+        raise InputError(f"--data: {error.errors()[0]['msg']}") from error
+    except (ValueError, OSError) as error:
+        raise InputError(f"--data: {error}") from error
+    return [document.content.decode("utf-8", errors="replace") for document in found]
+
+
+def prepare(names: Sequence[str], options: Options) -> tuple[list[Prepared], bool]:
+    """Models with their sequences; and whether they share one tokenizer.
+
+    Raises:
+        InputError: a model or the text cannot be used.
+    """
+    models = [PretrainedMaskedLM.open(name) for name in names]
+    documents = read_documents(options)
+    same = all(models[0].same_tokens(other) for other in models[1:])
+    if not same:
+        documents = _split_alike(models, documents)
+    length = _length(models, options)
+    cut = [_cut(model, documents, length) for model in models]
+    kept = _draw(cut, options)
+    return [_prepared(m, c, kept, options) for m, c in zip(models, cut, strict=True)], same
+
+
+def _length(models: Sequence[PretrainedMaskedLM], options: Options) -> int:
+    room = min(min(model.room for model in models), 512)
+    if options.length is not None and not 1 <= options.length <= room:
+        raise InputError(f"--length: {options.length} is not in 1..{room}, what the model can hold")
+    return options.length or room
+
+
+def _split_alike(models: Sequence[PretrainedMaskedLM], documents: list[str]) -> list[str]:
+    """Pieces of text that every model holds in one sequence."""
+    most = CHARACTERS
+    while most > 1:
+        pieces = [d[at : at + most] for d in documents for at in range(0, len(d), most)]
+        pieces = [piece for piece in pieces if piece.strip()]
+        if all(len(m.pieces(p)) <= m.room for m in models for p in pieces):
+            return pieces
+        most //= 2
+    raise InputError("--data: no piece of the text is short enough for both models")
+
+
+def _cut(model: PretrainedMaskedLM, documents: Sequence[str], length: int) -> Pieces:
+    """Documents cut into sequences of at most ``length`` tokens, none across two documents."""
+    ids, sizes = [], []
+    for text in documents:
+        tokens, starts = model.spans(text)
+        edges = [0, *(starts[at] for at in range(length, len(tokens), length)), len(text)]
+        for n, at in enumerate(range(0, len(tokens), length)):
+            ids.append(tokens[at : at + length])
+            sizes.append(len(text[edges[n] : edges[n + 1]].encode()))
+    return Pieces(ids, np.array(sizes, np.int64))
+
+
+def _draw(cut: Sequence[Pieces], options: Options) -> IntArray:
+    """Rows to score, the same of every model, in random order; the others are for counting."""
+    found = len(cut[0].ids)
+    if not found or any(len(c.ids) != found for c in cut):
+        raise InputError(f"--data: {', '.join(options.source)} holds no text to score")
+    order = np.random.default_rng(options.seed).permutation(found)
+    return order[: options.sequences]
+
+
+def _prepared(model: PretrainedMaskedLM, cut: Pieces, kept: IntArray, options: Options) -> Prepared:
+    scored = cut.take(kept)
+    table = model.encode(scored.ids)
+    others = cut.take(np.setdiff1d(np.arange(len(cut.ids)), kept))
+    # Counted beside the scored text where there is enough of it; a guess need not be good.
+    counted = model.encode(others.ids) if len(others.ids) >= len(kept) else table
+    covariates = TokenCovariates.fit(counted.tokens, counted.observed, model.vocabulary_size)
+    side = Side.of(model.log_prob, table.tokens, table.observed, covariates, options.batch_size)
+    return Prepared(model, side, scored.bytes_N, table.unknown)
+
+
+def score(prepared: Prepared, options: Options) -> Iterator[ModelScore]:
+    """Yield the score after every round, until the target, the data or the forwards end.
+
+    Raises:
+        NoResultError: the model gives no finite log probability.
+    """
+    side, began = prepared.side, time.monotonic()
+    estimates = refine_lml(
+        side.log_prob,
+        side.tokens,
+        side.observed,
+        seed=options.seed,
+        batch_size=side.batch_size,
+        covariates=side.covariates,
+        max_forwards=options.max_forwards,
+        target_se=options.target_se,
+    )
+    found = None
+    for estimate in _named(estimates, prepared.model.name):
+        reached = se_per_position(estimate) <= options.target_se
+        found = ModelScore(prepared, estimate, time.monotonic() - began, reached)
+        yield found
+    if found is None:
+        raise InputError(f"--max-forwards: {options.max_forwards} is too few; allow at least 16")
+
+
+def _named(looks: Iterator[Any], name: str) -> Iterator[Any]:
+    try:
+        yield from looks
+    except NonFiniteLogProb as error:
+        raise NoResultError(f"{name}: {error}") from error
+
+
+def add_what_stands_beside(found: ModelScore, options: Options) -> None:
+    """Loss at 15 %, the pseudo-log-likelihood, and how much the order of positions matters."""
+    side = found.prepared.side
+    rows = found.estimate.sequence_index[:EXTRA_FORWARDS]
+    tokens, observed = side.tokens[rows], side.observed[rows]
+    for rate in (0.15, 0.0):
+        at = score_at_rate(side.log_prob, tokens, observed, rate, seed=options.seed)
+        found.beside.append(at)
+    if (observed.sum(axis=1) >= 2).any():
+        found.gap = order_gap(
+            side.log_prob, tokens, observed, seed=options.seed, batch_size=side.batch_size
+        )
+
+
+def race(prepared: Sequence[Prepared], same_tokens: bool, options: Options) -> Iterator[Race]:
+    """Yield the comparison after every look, until it is decided or the data end.
+
+    Raises:
+        InputError: there are too few sequences to decide anything.
+    """
+    a, b = prepared
+    began = time.monotonic()
+    limit = options.max_forwards
+    forwards = max(1, min(8, (limit or 0) // len(a.side.tokens)))
+    try:
+        looks = race_lml(a.side, b.side, seed=options.seed, forwards=forwards, max_forwards=limit)
+        for comparison in _named(looks, f"{a.model.name} or {b.model.name}"):
+            yield Race((a, b), comparison, same_tokens, time.monotonic() - began)
+    except ValueError as error:
+        raise InputError(f"--data: {error}") from error
