@@ -131,7 +131,16 @@ def _model_words(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def race_words(found: dict[str, Any]) -> str:
+def _what_lacks(found: dict[str, Any]) -> str:
+    error, target = found["se_population_nats_per_token"], found["target_se_nats_per_token"]
+    needed = math.ceil(found["sequences"] * (error / target) ** 2)
+    return (
+        f"the standard error is {error:.4f}, not {target}: that would take about {needed} "
+        "sequences of this kind"
+    )
+
+
+def _race_words(found: dict[str, Any]) -> str:
     first, second = found["models"]
     other = second if found["verdict"] == first else first
     head = f"{found['verdict']} is better than {other}"
