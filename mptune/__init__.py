@@ -9,17 +9,39 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mptune.lml import LMLEstimate, LMLPlan, estimate_lml
+    from mptune.lml import (
+        LMLComparison,
+        LMLEstimate,
+        LMLPlan,
+        TokenCovariates,
+        compare_lml,
+        estimate_lml,
+        estimate_to_target,
+    )
     from mptune.policies.base import MaskPolicy
 
 __version__ = "0.1.0"
-__all__ = ["LMLEstimate", "LMLPlan", "MaskPolicy", "__version__", "estimate_lml"]
+__all__ = [
+    "LMLComparison",
+    "LMLEstimate",
+    "LMLPlan",
+    "MaskPolicy",
+    "TokenCovariates",
+    "__version__",
+    "compare_lml",
+    "estimate_lml",
+    "estimate_to_target",
+]
 
 _HOMES = {
+    "LMLComparison": "mptune.lml",
     "LMLEstimate": "mptune.lml",
     "LMLPlan": "mptune.lml",
     "MaskPolicy": "mptune.policies.base",
+    "TokenCovariates": "mptune.lml",
+    "compare_lml": "mptune.lml",
     "estimate_lml": "mptune.lml",
+    "estimate_to_target": "mptune.lml",
 }
 
 

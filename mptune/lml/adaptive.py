@@ -187,7 +187,8 @@ def refine_lml(
 def _finished(estimate: LMLEstimate, available: int, target_se: float | None) -> bool:
     """The target is reached, or more forwards of these sequences cannot help."""
     error, target = se_per_position(estimate), target_se or 0.0
-    if error <= target:
+    rounding = 1e-12 * abs(estimate.nats_per_position)
+    if error <= max(target, rounding):
         return True
     of_sequences = error**2 - (error * estimate.se_fixed / estimate.se_population) ** 2
     helps = estimate.se_fixed**2 > ENOUGH * estimate.se_population**2

@@ -1,0 +1,173 @@
+"""Forwards are added until the target is reached or a race is decided, and the intervals hold."""
+
+from __future__ import annotations
+
+import doctest
+
+import numpy as np
+import pytest
+
+import mptune
+from mptune.lml import (
+    Side,
+    TokenCovariates,
+    adaptive,
+    compare_lml,
+    estimate_to_target,
+    race_lml,
+    refine_lml,
+    se_per_position,
+    sequential_half_width,
+)
+from mptune.models.oracles import HMM, MarkovChain
+
+HMM_16 = HMM.random(states=4, vocabulary_size=6, length=16, seed=1)
+COUNTS = TokenCovariates.fit(HMM_16.sample(1000, seed=2), None, 6)
+WORSE = HMM(HMM_16.initial_S, 0.7 * HMM_16.transition_SS + 0.3 / 4, HMM_16.emission_SV, 16)
+
+
+def test_examples_in_docstrings_run():
+    assert doctest.testmod(adaptive).failed == 0
+
+
+def test_refining_adds_sequences_and_then_forwards():
+    tokens = HMM_16.sample(300, seed=3)
+    looks = list(refine_lml(HMM_16.log_prob, tokens, covariates=COUNTS))
+    assert [e.n_sequences for e in looks] == [128, 256, 300, 300]
+    assert [e.forwards_used for e in looks] == [256, 512, 600, 1200]
+    assert sorted(looks[-1].sequence_index) == list(range(300))
+    assert len({e.plan_hash for e in looks}) == 4
+    fixed = [e.se_fixed for e in looks[2:]]
+    assert fixed == sorted(fixed, reverse=True)
+
+
+def test_every_look_is_an_honest_estimate():
+    """Truth of exactly these sequences, in units of the standard error, over 60 replications."""
+    tokens = HMM_16.sample(200, seed=3)
+    exact_N, by_look = HMM_16.log_marginal(tokens), {256: [], 400: []}
+    for seed in range(60):
+        for look in refine_lml(
+            HMM_16.log_prob, tokens, seed=seed, covariates=COUNTS, batch_size=512, max_forwards=800
+        ):
+            truth = exact_N[look.sequence_index].mean()
+            z = (look.nats_per_sequence - truth) / look.se_fixed
+            by_look.setdefault(look.forwards_used, []).append(z)
+    for scores in by_look.values():
+        assert abs(np.mean(scores)) < 3.5 / np.sqrt(len(scores))
+        assert abs(np.std(scores) - 1.0) < 0.35
+    assert list(by_look) == [256, 400, 800]
+
+
+def test_a_target_is_reached_with_no_more_than_it_takes():
+    tokens = HMM_16.sample(4000, seed=3)
+    loose, tight = (
+        estimate_to_target(HMM_16.log_prob, tokens, target_se=t, covariates=COUNTS)
+        for t in (0.05, 0.01)
+    )
+    assert se_per_position(loose) <= 0.05
+    assert se_per_position(tight) <= 0.01
+    assert loose.forwards_used < tight.forwards_used < 2 * len(tokens)
+
+
+def test_a_target_out_of_reach_ends_where_more_forwards_cannot_help():
+    tokens = HMM_16.sample(64, seed=3)
+    estimate = estimate_to_target(HMM_16.log_prob, tokens, target_se=1e-4, covariates=COUNTS)
+    assert se_per_position(estimate) > 1e-4
+    assert estimate.forwards_used == 128
+
+
+def test_a_model_without_noise_stops_at_once():
+    fair = lambda tokens_BD, mask_BD: np.full(tokens_BD.shape, np.log(0.5))  # noqa: E731
+    looks = list(refine_lml(fair, np.zeros((1000, 8), int)))
+    assert [e.forwards_used for e in looks] == [256]
+    assert looks[0].nats_per_sequence == pytest.approx(8 * np.log(0.5))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: list(refine_lml(HMM_16.log_prob, np.zeros((3, 4, 5)))), "must be \\[N, D\\]"),
+        (
+            lambda: list(refine_lml(HMM_16.log_prob, np.zeros((3, 4)), np.zeros((3, 4)))),
+            "nothing to score",
+        ),
+        (lambda: estimate_to_target(None, np.zeros((3, 4)), target_se=0.0), "must be positive"),
+        (lambda: compare_lml(None, None, np.zeros((99, 4))), "fewer than 8 blocks"),
+        (lambda: compare_lml(None, None, np.zeros((999, 4)), level=95), "between 0 and 1"),
+        (lambda: compare_lml(None, None, np.zeros((999, 4)), block=1), "at least 2 sequences"),
+        (
+            lambda: list(
+                race_lml(Side.of(None, np.zeros((9, 4))), Side.of(None, np.zeros((8, 4))))
+            ),
+            "same sequences",
+        ),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_the_better_model_wins_whichever_comes_first():
+    tokens = HMM_16.sample(4000, seed=3)
+    for models, verdict in (((HMM_16, WORSE), "a"), ((WORSE, HMM_16), "b")):
+        found = compare_lml(*(m.log_prob for m in models), tokens, covariates=COUNTS)
+        assert found.verdict == verdict
+        low, high = found.interval
+        truth = np.subtract(*(m.log_marginal(tokens).mean() for m in models))
+        assert low <= truth <= high
+        assert found.forwards == found.blocks * 16
+
+
+def test_a_model_against_itself_is_undecided_to_the_end():
+    tokens = HMM_16.sample(200, seed=3)
+    found = compare_lml(HMM_16.log_prob, HMM_16.log_prob, tokens, covariates=COUNTS)
+    assert (found.verdict, found.difference, found.half_width) == ("undecided", 0.0, 0.0)
+    assert found.forwards == 192
+
+
+def test_no_decision_before_eight_blocks_and_none_beyond_the_cap():
+    assert sequential_half_width(np.arange(7.0)) == np.inf
+    tokens = HMM_16.sample(4000, seed=3)
+    found = compare_lml(HMM_16.log_prob, HMM_16.log_prob, tokens, max_forwards=150)
+    assert found.forwards == 144
+
+
+def test_half_width_is_that_of_the_formula():
+    means = np.array([0.3, -0.1, 0.2, 0.5, 0.0, 0.1, 0.4, 0.2, 0.3, -0.2])
+    rho2 = (-2 * np.log(0.05) + np.log(-2 * np.log(0.05)) + 1) / 16
+    radius = 2 * (10 * rho2 + 1) / (100 * rho2) * np.log(np.sqrt(10 * rho2 + 1) / 0.05)
+    expected = 2.262157 / 1.959964 * means.std(ddof=1) * np.sqrt(radius)
+    assert sequential_half_width(means) == pytest.approx(expected, rel=1e-6)
+
+
+def test_half_width_covers_at_all_looks_at_once():
+    rng, misses = np.random.default_rng(0), 0
+    for _ in range(400):
+        means = rng.normal(size=200)
+        misses += any(
+            abs(means[:t].mean()) > sequential_half_width(means[:t]) for t in range(8, 200, 3)
+        )
+    assert misses / 400 < 0.05
+
+
+def test_models_that_cut_text_differently_race_on_the_same_sequences():
+    """Pairs of symbols as one: half the positions, another vocabulary, the same likelihood."""
+    chain = MarkovChain.random_chain(vocabulary_size=3, length=8, seed=1)
+    tokens = chain.sample(2000, seed=2)
+    paired = 3 * tokens[:, ::2] + tokens[:, 1::2]
+    outcomes = np.indices((9,) * 4).reshape(4, -1).T
+    table = np.exp(chain.log_marginal(np.stack([outcomes // 3, outcomes % 3], -1).reshape(-1, 8)))
+
+    from mptune.models.oracles import Joint
+
+    joint = Joint(table.reshape((9,) * 4))
+    sides = Side.of(chain.log_prob, tokens), Side.of(joint.log_prob, paired)
+    *_, last = race_lml(*sides, max_forwards=640)
+    assert last.verdict == "undecided"
+    assert abs(last.difference) < last.half_width < 2.0
+
+
+def test_public_names():
+    assert mptune.compare_lml is compare_lml
+    assert mptune.estimate_to_target is estimate_to_target
