@@ -74,7 +74,7 @@ class PretrainedMaskedLM:
         quiet.disable_progress_bar()
         try:
             model = AutoModelForMaskedLM.from_pretrained(name)
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # broken files of many formats fail in as many ways
             raise InputError(f"{name}: {_first_line(error)}") from error
         return cls(name, model, _tokenizer(name))
 
