@@ -99,6 +99,16 @@ class LMLPlan:
     """Mask counts, weights and masks of every forward of a study; make it with :meth:`make`.
 
     Two trials scored with plans of equal :attr:`hash` saw the same masks of the same positions.
+
+    Example:
+        >>> import tempfile, numpy as np
+        >>> plan = LMLPlan.make(np.ones((100, 32), bool), forwards=2, seed=0)
+        >>> plan.masks([0, 1], [0, 0]).sum(axis=1).tolist() == plan.counts_Nk[:2, 0].tolist()
+        True
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     plan.save(f"{folder}/plan.npz")
+        ...     LMLPlan.load(f"{folder}/plan.npz").hash == plan.hash
+        True
     """
 
     seed: int

@@ -14,6 +14,8 @@ from mptune.lml import (
     adaptive,
     compare_lml,
     estimate_to_target,
+    estimator,
+    plan,
     race_lml,
     refine_lml,
     se_per_position,
@@ -26,8 +28,11 @@ COUNTS = TokenCovariates.fit(HMM_16.sample(1000, seed=2), None, 6)
 WORSE = HMM(HMM_16.initial_S, 0.7 * HMM_16.transition_SS + 0.3 / 4, HMM_16.emission_SV, 16)
 
 
-def test_examples_in_docstrings_run():
-    assert doctest.testmod(adaptive).failed == 0
+@pytest.mark.parametrize("module", [adaptive, estimator, plan])
+def test_examples_in_docstrings_run(module):
+    found = doctest.testmod(module)
+    assert found.attempted
+    assert found.failed == 0
 
 
 def test_refining_adds_sequences_and_then_forwards():
