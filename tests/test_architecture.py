@@ -23,7 +23,10 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "compare": (set(), set()),
     "report": ({"compare"}, set()),
     "launch": (set(), set()),
-    "cli": ({"space", "study", "dispatch", "compare", "report", "launch", "score"}, {"optuna"}),
+    "cli": (
+        {"space", "study", "dispatch", "compare", "report", "launch", "score", "verify"},
+        {"optuna"},
+    ),
     "policies": (set(), {"torch"}),
     "models": (set(), {"torch", "transformers"}),
     "data": (set(), set()),
@@ -31,6 +34,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "training": ({"policies", "models", "data", "lml"}, {"torch", "deepspeed"}),
     "worker": ({"policies", "models", "data", "lml", "training"}, {"torch"}),
     "score": ({"models", "data", "lml"}, set()),
+    "verify": ({"models", "lml"}, {"torch"}),
     "__main__": ({"cli"}, set()),
     "__init__": ({"lml", "policies"}, set()),
 }

@@ -24,6 +24,7 @@ COMMANDS = {
     "status": "where a search stands",
     "report": "write the report and print the ranking",
     "best": "print the recommended policy, or export it",
+    "verify": "check the estimator where the answer is known",
     "list": "policies, model families, data modalities, launchers",
 }
 

@@ -172,13 +172,16 @@ def refine_lml(
             "there is nothing to score"
         )
     gathered, spent, limit = Gathered(side, seed), 0, max_forwards or math.inf
+    # What is known so far is the pilot of the next round; its weights stay exact.
+    law = DEFAULT_VARIANCE
     for rows, forwards, again in _rounds(order):
         affordable = int(min(len(rows), (limit - spent) // forwards))
         if affordable < (len(rows) if again else 1):
             return
-        gathered.add(rows[:affordable], forwards, again=again)
+        gathered.add(rows[:affordable], forwards, again=again, residual_variance=law)
         spent += affordable * forwards
         estimate = gathered.estimate()
+        law = estimate.residual_variance
         yield estimate
         if _finished(estimate, order.size, target_se):
             return
