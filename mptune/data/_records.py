@@ -255,7 +255,7 @@ def parquet_batches(file: File, columns: Sequence[str], size: int = 1024) -> Ite
             ) from None
         _require(file.place, columns, opened.schema_arrow.names)
         try:
-            yield from opened.iter_batches(size, columns=list(columns), use_threads=False)
+            yield from opened.iter_batches(size, columns=list(columns) or None, use_threads=False)
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{file.place}: broken inside: {_line(error)}") from None
 
