@@ -30,6 +30,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "lml": (set(), {"torch"}),
     "training": ({"policies", "models", "data", "lml"}, {"torch", "deepspeed"}),
     "worker": ({"policies", "models", "data", "lml", "training"}, {"torch"}),
+    "imputation": ({"models", "data"}, {"torch"}),
     "__main__": ({"cli"}, set()),
     "__init__": ({"lml", "policies"}, set()),
 }

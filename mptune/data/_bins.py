@@ -48,10 +48,11 @@ def column(stored: dict[str, Any]) -> Bins | Categories:
     """A column from what `as_json` gave."""
     if stored["kind"] == "categories":
         return Categories(tuple(stored["names"]), stored["pooled"])
-    return Bins(
-        np.array(stored["edges"]), np.array(stored["counts"]), np.array(stored["atoms"]),
-        stored["mean"], stored["scale"], stored["standardised"],
-    )  # fmt: skip
+    numbers = {key: stored[key] for key in ("mean", "scale", "standardised")}
+    edges, counts, atoms, medians = (
+        np.array(stored[key], np.float64) for key in ("edges", "counts", "atoms", "medians")
+    )
+    return Bins(edges, counts, atoms, medians, **numbers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +63,7 @@ class Bins:
         edges: ascending; empty if the column has atoms only.
         counts: training values in each bin [K].
         atoms: ascending values with a symbol of their own.
+        medians: of the training values in each bin [K].
         mean, scale: of the training values.
         standardised: densities count in units of `scale`, else in the column's own.
     """
@@ -69,6 +71,7 @@ class Bins:
     edges: FloatArray
     counts: FloatArray
     atoms: FloatArray
+    medians: FloatArray
     mean: float = 0.0
     scale: float = 1.0
     standardised: bool = False
@@ -95,7 +98,8 @@ class Bins:
         edges = np.unique(np.quantile(rest, np.linspace(0, 1, wanted + 1))) if len(rest) else rest
         found = np.histogram(rest, edges)[0].astype(np.float64) if len(rest) else rest
         spread = float(values.std()) or 1.0
-        return cls(edges, found, atoms, float(values.mean()), spread, standardised)
+        medians = _medians(rest, edges) if len(rest) else rest
+        return cls(edges, found, atoms, medians, float(values.mean()), spread, standardised)
 
     @property
     def intervals(self) -> int:
@@ -144,26 +148,34 @@ class Bins:
         return index, self.atoms[index] == values
 
     def centres(self) -> FloatArray:
-        """A value for each symbol [size]: the middle of its bin, or the atom."""
-        middle = (self.edges[1:] + self.edges[:-1]) / 2 if self.intervals else self.edges
-        return np.concatenate([middle, self.atoms])
+        """A value for each symbol [size]: the median of its bin's training values, or the atom.
+
+        The middle of an outermost bin would follow the one outlier that ends it.
+        """
+        return np.concatenate([self.medians, self.atoms])
 
     def quantile(self, probability_V: FloatArray, level: float) -> float:
         """The value below which the share `level` of the distribution over symbols lies."""
-        if not self.intervals:
-            below = np.cumsum(probability_V[: self.size])
-            found = np.searchsorted(below, level * below[-1])
-            return float(self.atoms[min(int(found), self.size - 1)])
-        low = np.concatenate([self.edges[:-1], self.atoms])
-        width = np.concatenate([np.diff(self.edges), np.zeros(len(self.atoms))])
-        return _mixture_quantile(low, width, probability_V[: self.size], level)
+        low, width, share = self._pieces(probability_V[: self.size])
+        return _mixture_quantile(low, width, share, level)
 
     def draw(self, symbols: IntArray, rng: np.random.Generator) -> FloatArray:
-        """A value for each symbol: uniform in its bin, or the atom."""
-        low = np.concatenate([self.edges[:-1], self.atoms])
-        width = np.concatenate([np.diff(self.edges), np.zeros(len(self.atoms))])
-        drawn: FloatArray = low[symbols] + width[symbols] * rng.random(symbols.shape)
+        """A value for each symbol: uniform below or above its bin's median, or the atom."""
+        below = rng.random(symbols.shape) < 0.5
+        start = np.concatenate([self.edges[:-1], self.atoms])[symbols]
+        end = np.concatenate([self.edges[1:], self.atoms])[symbols]
+        middle = self.centres()[symbols]
+        left, right = np.where(below, start, middle), np.where(below, middle, end)
+        drawn: FloatArray = left + (right - left) * rng.random(symbols.shape)
         return drawn
+
+    def _pieces(self, probability_V: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """(start, width, probability) of uniform pieces: both halves of each bin, and atoms."""
+        half_K = probability_V[: self.intervals] / 2
+        low = np.concatenate([self.edges[:-1], self.medians, self.atoms])
+        high = np.concatenate([self.medians, self.edges[1:], self.atoms])
+        share = np.concatenate([half_K, half_K, probability_V[self.intervals :]])
+        return low, high - low, share
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -171,24 +183,36 @@ class Bins:
             "edges": self.edges.tolist(),
             "counts": self.counts.tolist(),
             "atoms": self.atoms.tolist(),
+            "medians": self.medians.tolist(),
             "mean": self.mean,
             "scale": self.scale,
             "standardised": self.standardised,
         }
 
 
+def _medians(values: FloatArray, edges: FloatArray) -> FloatArray:
+    """Median of the values in each bin; the middle of a bin without any."""
+    bin_ = np.searchsorted(edges[1:-1], values, side="right")
+    inside = [values[bin_ == k] for k in range(len(edges) - 1)]
+    middle = (edges[1:] + edges[:-1]) / 2
+    return np.array([np.median(v) if len(v) else m for v, m in zip(inside, middle, strict=True)])
+
+
 def _mixture_quantile(
     low: FloatArray, width: FloatArray, probability: FloatArray, level: float
 ) -> float:
-    """Quantile of a mixture of uniforms on [low, low + width], by bisection."""
+    """Quantile of a mixture of uniforms on [low, low + width], and of points where width is 0."""
     p = probability / probability.sum()
-    left, right = float(low.min()), float((low + width).max())
+    points = np.unique(np.concatenate([low, low + width]))
     safe = np.where(width > 0, width, 1.0)
-    for _ in range(50):
-        middle = (left + right) / 2
-        share = np.where(width > 0, np.clip((middle - low) / safe, 0, 1), middle >= low)
-        left, right = (left, middle) if float(p @ share) >= level else (middle, right)
-    return right
+    inside = np.clip((points[:, None] - low) / safe, 0, 1) * (width > 0)
+    before = (inside + ((width == 0) & (low < points[:, None]))) @ p
+    after = (inside + ((width == 0) & (low <= points[:, None]))) @ p
+    i = int(np.argmax(after >= level - 1e-12))
+    if i == 0 or before[i] < level:
+        return float(points[i])
+    share = (level - after[i - 1]) / (before[i] - after[i - 1])
+    return float(points[i - 1] + share * (points[i] - points[i - 1]))
 
 
 @dataclass(frozen=True)

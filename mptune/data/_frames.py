@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mptune.data._records import OnError, csv_rows, parquet_batches
+from mptune.data._records import UNREADABLE, OnError, csv_rows, parquet_batches
 from mptune.data._sources import DATASET, File, open_dataset
 from mptune.errors import did_you_mean
 
@@ -194,7 +194,7 @@ def read(
         OSError: a file cannot be read.
     """
     skipped: Counter[str] = Counter()
-    parts = [_read(f, on_error, skipped, names, key) for f in files]
+    parts = [_readable(f, on_error, skipped, names, key) for f in files]
     first = parts[0][0]
     for file, (columns, _) in zip(files, parts, strict=True):
         if set(columns) != set(first):
@@ -214,6 +214,13 @@ def read(
     if not len(frame):
         raise ValueError(f"{files[0].place}: holds no rows")
     return frame
+
+
+def _readable(file: File, *arguments: Any) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
+    try:
+        return _read(file, *arguments)
+    except UNREADABLE as error:
+        raise ValueError(f"{file.place}: cannot be read: {' '.join(str(error).split())}") from None
 
 
 def _read(

@@ -8,8 +8,11 @@ Formats by a file's name: `.jsonl`, `.ndjson`, `.parquet`, `.csv`, `.tsv`, FASTA
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
+import lzma
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +36,9 @@ _FORMATS = {
     ".fna": "fasta",
     DATASET: "dataset",
 }
+
+UNREADABLE = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error)
+"""What decompression raises of a file that is cut short or broken."""
 
 LONGEST_LINE = 2**30
 """Bytes of one line or CSV field; a longer one means that the file is something else."""
@@ -79,7 +85,10 @@ class Reader:
         if kind == "text" and self.extra:
             raise ValueError(f"{file.place}: plain text has no column {self.extra[0]!r}")
         reader: Callable[[File], Iterator[Record]] = getattr(self, f"_{kind}")
-        yield from reader(file)
+        try:
+            yield from reader(file)
+        except UNREADABLE as error:
+            raise ValueError(f"{file.place}: cannot be read: {_line(error)}") from None
 
     def broken(self, place: str, what: str) -> None:
         """Stop at a broken record, or count it.

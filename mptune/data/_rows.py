@@ -141,7 +141,8 @@ class RowModality(Modality):
         """Rows from one training sequence to the next."""
         return 1
 
-    def _frame(self, files: Sequence[_sources.File]) -> Frame:
+    def frame(self, files: Sequence[_sources.File]) -> Frame:
+        """The rows of these files, read as the source is."""
         return _frames.read(files, self.errors)
 
     def _fit(self, frame: Frame, name: str, train_N: NDArray[Any]) -> tuple[Any, NDArray[Any]]:
@@ -168,31 +169,20 @@ class RowModality(Modality):
         _sources.check("source", self.source)
 
     def prepare(self, cache: Path) -> TokenTable:
+        self.check()
         files = _sources.files("source", self.source)
         options = self.model_dump(mode="json", exclude={"source"})
         path = cache / table_key(options, [(f.name, f.digest()) for f in files])
         return build_table(path, lambda aside: self._write(aside, files))
 
-    def encode(self, frame: Frame, codec: Mapping[str, Any]) -> tuple[NDArray[Any], Windows]:
-        """Symbols [N, C] of new rows by a fitted codec, -1 where missing, and their windows.
-
-        Raises:
-            ValueError: a column is missing or broken.
-        """
-        from mptune.data._bins import column
-
-        columns = {name: column(stored) for name, stored in codec["columns"].items()}
-        symbols = [c.symbols(self._values(frame, n, c)) for n, c in columns.items()]
-        return np.stack(symbols, axis=1), self._grid(frame, np.zeros(len(frame), np.int64))
-
-    @staticmethod
-    def _values(frame: Frame, name: str, column: Bins | Categories) -> NDArray[Any]:
-        return frame.numbers(name) if isinstance(column, Bins) else frame.words(name)
+    def cover(self, frame: Frame) -> IntArray:
+        """Sequences [W, T] of new rows that together hold every row; -1 in gaps."""
+        return np.arange(len(frame))[:, None]
 
     def _write(self, folder: Path, files: Sequence[_sources.File]) -> None:
-        frame = self._frame(files)
+        frame = self.frame(files)
         names = list(self._names(frame))
-        split_N = self._splits(frame)
+        split_N = self.splits(frame)
         fitted = [self._fit(frame, name, split_N == TRAIN) for name in names]
         columns, values = [c for c, _ in fitted], [v for _, v in fitted]
         windows = self._grid(frame, split_N)
@@ -204,18 +194,24 @@ class RowModality(Modality):
 
     # Who is held out.
 
-    def _groups(self, frame: Frame) -> IntArray:
-        """The number of each row's group: of `group`, else of its recording, else its own."""
+    def _labels(self, frame: Frame) -> NDArray[Any]:
+        """The name of each row's group: that of `group`, else its recording, else its own."""
         if self.group is not None:
-            labels = frame.column(self.group).astype(str)
-        elif RECORDING in frame.columns:
-            labels = frame.columns[RECORDING]
-        else:
-            return np.arange(len(frame))
-        return np.unique(labels, return_inverse=True)[1].astype(np.int64)
+            return frame.column(self.group).astype(str)
+        if RECORDING in frame.columns and len(np.unique(frame.columns[RECORDING])) > 1:
+            return frame.columns[RECORDING].astype(str)
+        return self._own_labels(frame)
 
-    def _splits(self, frame: Frame) -> IntArray:
-        """The split of each row."""
+    def _own_labels(self, frame: Frame) -> NDArray[Any]:
+        """Groups of a source that names none: every row is one."""
+        return np.arange(len(frame)).astype(str)
+
+    def _groups(self, frame: Frame) -> IntArray:
+        """The number of each row's group."""
+        return np.unique(self._labels(frame), return_inverse=True)[1].astype(np.int64)
+
+    def splits(self, frame: Frame) -> IntArray:
+        """The split of each row [N]: TRAIN, HELDOUT, or DOMAIN + the number of a domain."""
         split_N = np.zeros(len(frame), np.int64)
         for number, (name, domain) in enumerate(self.domains.items()):
             if domain.where:
@@ -235,14 +231,13 @@ class RowModality(Modality):
 
     def _held_groups(self, frame: Frame, home_N: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """The groups with the smallest hashes of the seed and their names."""
-        labels = np.arange(len(frame)) if self.group is None else frame.column(self.group)
-        labels = frame.columns.get(RECORDING, labels) if self.group is None else labels
-        names, number_N = np.unique(labels.astype(str), return_inverse=True)
+        names, number_N = np.unique(self._labels(frame), return_inverse=True)
         home = np.unique(number_N[home_N])
         if len(home) < 2:
             raise ValueError(
-                f"group: {self.group} has {len(home)} value beside the domains, of which none can "
-                "be held out; give heldout_where, or time and split: time"
+                f"{'source' if self.group is None else f'group: {self.group}'}: {len(home)} group "
+                "beside the domains, of which none can be held out; give heldout_where, or time "
+                "and split: time"
             )
         keys = [hashlib.sha256(f"{self.seed}/{names[g]}".encode()).hexdigest() for g in home]
         count = min(max(1, round(self.heldout * len(home))), len(home) - 1)
@@ -359,8 +354,8 @@ class _Table:
             values_WT = _shaken(values_WT, column, noise, rng) if noise else values_WT
             symbols.append(column.symbols(values_WT))
             widths.append(column.log_widths(values_WT))
-        symbols_WD = np.stack(symbols, axis=-1).reshape(len(rows_WT), -1)
-        widths_WD = np.stack(widths, axis=-1).reshape(len(rows_WT), -1)
+        symbols_WD = np.stack(symbols, axis=-1).reshape(len(rows_WT), self.data.length)
+        widths_WD = np.stack(widths, axis=-1).reshape(len(rows_WT), self.data.length)
         observed_WD = (symbols_WD >= 0) & (rng.random(symbols_WD.shape) >= missing)
         group_W = self.group_N[rows_WT.max(1)] if len(rows_WT) else np.zeros(0, np.int64)
         kept_W = observed_WD.any(1)

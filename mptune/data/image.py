@@ -76,7 +76,7 @@ class Image(RowModality):
     def _axes(self, names: Sequence[str]) -> dict[str, int]:
         return {"row": self.shape[0] // self.patch, "column": self.shape[1] // self.patch}
 
-    def _frame(self, files: Sequence[File]) -> Frame:
+    def frame(self, files: Sequence[File]) -> Frame:
         """One column per token, so that an image is a row like any other."""
         parts = [self._pixels(f) for f in files]
         pixels_NF = np.concatenate([p for p, _ in parts])
@@ -115,7 +115,7 @@ class Image(RowModality):
         p, (rows, columns) = self.patch, self.shape
         grid = pixels_NF.reshape(-1, rows // p, p, columns // p, p).swapaxes(2, 3)
         patches = grid.reshape(len(pixels_NF), self.length, p * p)
-        train = patches[self._splits(frame) == TRAIN].reshape(-1, p * p)
+        train = patches[self.splits(frame) == TRAIN].reshape(-1, p * p)
         book_KF = _codebook(train, self.bins, self.seed)
         return _nearest(patches.reshape(-1, p * p), book_KF).reshape(-1, self.length)
 
@@ -125,7 +125,7 @@ class Image(RowModality):
         levels = np.unique(found[~np.isnan(found)])
         if len(levels) <= self.bins:
             none = np.zeros(0)
-            shared = Bins(none, none, levels, float(found.mean()), float(found.std()) or 1.0)
+            shared = Bins(none, none, levels, none, float(found.mean()), float(found.std()) or 1.0)
         else:
             shared = Bins.fit(found[~np.isnan(found)], self.bins, self.units == "standardised")
         return shared, frame.numbers(name)

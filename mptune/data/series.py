@@ -19,6 +19,9 @@ from mptune.data._sources import File
 
 IntArray = NDArray[np.int64]
 
+BLOCK = 10
+"""Windows of one stretch: neighbours in time are alike, so single windows would leak."""
+
 
 class Series(RowModality):
     """Series of one or many sensors: D = `window` time steps x channels, time the slower axis.
@@ -29,6 +32,7 @@ class Series(RowModality):
 
     NumPy files hold values [steps, channels], [recordings, steps, channels], or several arrays of
     which `values` names one: an array or list of recordings; labels of recordings come along.
+    Without `group`, whole recordings are held out, or stretches of a single series.
     """
 
     kind: Literal["series"] = "series"
@@ -82,13 +86,19 @@ class Series(RowModality):
     def _window(self) -> int:
         return self.window
 
+    def _own_labels(self, frame: Frame) -> NDArray[Any]:
+        """One long series is held out in stretches of `BLOCK` windows, fewer of a short one."""
+        windows = len(frame) // (self.window * self.every)
+        block = self.window * self.every * max(1, min(BLOCK, windows // 20))
+        return (np.arange(len(frame)) // block).astype(str)
+
     def _names(self, frame: Frame) -> Sequence[str]:
         return self.channels
 
     def _axes(self, names: Sequence[str]) -> dict[str, int]:
         return {"time": self.window, "channel": len(names)}
 
-    def _frame(self, files: Sequence[File]) -> Frame:
+    def frame(self, files: Sequence[File]) -> Frame:
         return _frames.read(files, self.errors, self.channels, self.values)
 
     def _grid(self, frame: Frame, split_N: IntArray) -> Windows:
@@ -100,6 +110,16 @@ class Series(RowModality):
                 rows.append(found)
                 splits.append(np.full(len(found), split))
         return Windows(np.concatenate(rows), np.concatenate(splits))
+
+    def cover(self, frame: Frame) -> IntArray:
+        """Windows that overlap, so that every step is near the middle of one."""
+        stride, parts = max(1, self.window // 4), []
+        for series_T in self._series(frame):
+            short = max(0, self.window - len(series_T))
+            series_T = np.pad(series_T, (0, short), constant_values=-1)
+            parts.append(_windows(series_T, self.window, stride))
+            parts.append(series_T[None, -self.window :])
+        return np.concatenate(parts)
 
     def _series(self, frame: Frame) -> Iterator[IntArray]:
         """Rows of each series in order of time, -1 where a step is missing."""

@@ -175,6 +175,7 @@ class Text(Modality):
             )
 
     def prepare(self, cache: Path) -> TokenTable:
+        self.check()
         files = {name: _sources.files(name, source) for name, source in self._sources()}
         options = self.model_dump(mode="json", exclude={"source", "heldout_source"})
         for domain in options["domains"].values():
