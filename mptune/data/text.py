@@ -539,11 +539,11 @@ class _Rows:
         rows = -(-lengths // self._length)
         tokens_ND = np.zeros((int(rows.sum()), self._length), np.uint32)
         observed_ND = np.zeros(tokens_ND.shape, bool)
-        # Where each document's tokens go in the flat array: rows begin anew with a document.
-        start = np.repeat((np.cumsum(rows) - rows) * self._length, lengths)
-        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        tokens_ND.reshape(-1)[start + within] = np.concatenate([d.ids for d in documents])
-        observed_ND.reshape(-1)[start + within] = np.concatenate([d.known for d in documents])
+        tokens, observed = tokens_ND.reshape(-1), observed_ND.reshape(-1)
+        starts = (np.cumsum(rows) - rows) * self._length
+        for start, document in zip(starts.tolist(), documents, strict=True):
+            end = start + len(document.ids)
+            tokens[start:end], observed[start:end] = document.ids, document.known
         numbers_N = np.repeat(np.arange(self._document, self._document + len(documents)), rows)
         self._document += len(documents)
         return _observed_rows(tokens_ND, observed_ND, numbers_N)
