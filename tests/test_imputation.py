@@ -48,8 +48,8 @@ def model(tmp_path_factory, alone):
     spec = trials.trial(
         Worker(0, 1).prepare(request), data, folder / "trial",
         policy={"kind": "uniform"}, model={"family": "bert", "width": 32, "depth": 1},
-        training={"keep_weights": True, "budget_tokens": 400 * 32 * 6, "optimizer": {"learning_rate": 3e-3},
-                  "schedule": {"kind": "constant"}},
+        training={"keep_weights": True, "budget_tokens": 400 * 32 * 6,
+                  "optimizer": {"learning_rate": 3e-3}, "schedule": {"kind": "constant"}},
     )  # fmt: skip
     finished = alone(spec)[-1]
     assert isinstance(finished, Finished)
