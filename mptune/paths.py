@@ -120,6 +120,11 @@ class TrialDirectory:
         return self.root / "scores.npz"
 
     @property
+    def weights(self) -> Path:
+        """The trained weights, where `training.keep_weights` asks for them."""
+        return self.root / "weights.pt"
+
+    @property
     def events(self) -> Path:
         return self.root / "events.jsonl"
 

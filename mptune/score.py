@@ -13,13 +13,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
-from mptune.data.text import Text
+from mptune.data.text import documents
 from mptune.errors import InputError, NoResultError
 from mptune.lml import (
     LMLComparison,
@@ -60,7 +59,7 @@ class Options:
     """
 
     source: tuple[str, ...]
-    documents: str = "file"
+    documents: Literal["file", "line", "paragraph"] = "file"
     length: int | None = None
     sequences: int = 2000
     max_forwards: int | None = None
@@ -138,15 +137,9 @@ def read_documents(options: Options) -> list[str]:
         InputError: there is nothing to read.
     """
     try:
-        text = Text.model_validate({"source": options.source, "documents": options.documents})
-        text = text.resolved(Path.cwd())
-        text.check()
-        found = text._read(text.source)
-    except ValidationError as error:
-        raise InputError(f"--data: {error.errors()[0]['msg']}") from error
+        return documents(options.source, options.documents, Path.cwd())
     except (ValueError, OSError) as error:
         raise InputError(f"--data: {error}") from error
-    return [document.content.decode("utf-8", errors="replace") for document in found]
 
 
 def prepare(names: Sequence[str], options: Options) -> tuple[list[Prepared], bool]:
@@ -156,12 +149,12 @@ def prepare(names: Sequence[str], options: Options) -> tuple[list[Prepared], boo
         InputError: a model or the text cannot be used.
     """
     models = [PretrainedMaskedLM.open(name) for name in names]
-    documents = read_documents(options)
+    texts = read_documents(options)
     same = all(models[0].same_tokens(other) for other in models[1:])
     if not same:
-        documents = _split_alike(models, documents)
+        texts = _split_alike(models, texts)
     length = _length(models, options)
-    cut = [_cut(model, documents, length) for model in models]
+    cut = [_cut(model, texts, length) for model in models]
     kept = _draw(cut, options)
     return [_prepared(m, c, kept, options) for m, c in zip(models, cut, strict=True)], same
 

@@ -90,6 +90,9 @@ class Training(Section):
     checkpoint_every_s: float = Field(
         60.0, gt=0, description="seconds between checkpoints of a running trial"
     )
+    keep_weights: bool = Field(
+        False, description="keep every finished trial's weights; `mptune impute` needs them"
+    )
     deepspeed: dict[str, Any] = Field(
         default_factory=dict, description="passed through to DeepSpeed verbatim, wins over the rest"
     )
@@ -100,6 +103,8 @@ class Training(Section):
         given = [b for b in budgets if getattr(self, b) is not None]
         if len(given) != 1:
             raise ValueError(f"needs exactly one of {', '.join(budgets)}; {len(given)} are given")
+        if self.keep_weights and self.zero_stage == 3:
+            raise ValueError("keep_weights needs zero_stage 0, 1 or 2: stage 3 deals them out")
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size "

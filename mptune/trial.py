@@ -122,6 +122,9 @@ class TrialResult(Message):
     fingerprint: str
     lml: LMLScore
     rates: tuple[RateScore, ...]
+    lml_shift: dict[str, LMLScore] = Field(
+        default_factory=dict, description="the same estimate on each domain of data.domains"
+    )
     cost: Cost
     rungs: tuple[tuple[float, float], ...] = Field(
         (), description="(progress, LML nats per token) at each rung"

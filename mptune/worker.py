@@ -34,6 +34,7 @@ from mptune.trial import (
     Event,
     Failed,
     Finished,
+    LMLScore,
     Prepared,
     PrepareRequest,
     Rung,
@@ -64,7 +65,7 @@ class Worker:
     def __init__(self, rank: int, world_size: int, local_rank: int = 0) -> None:
         self.rank, self.world_size, self.local_rank = rank, world_size, local_rank
         self._ranks: Ranks | None = None
-        self._opened: tuple[tuple[object, ...], HeldOut] | None = None
+        self._opened: tuple[tuple[object, ...], HeldOut, dict[str, HeldOut]] | None = None
 
     def join(self, master_addr: str, master_port: int) -> None:
         """Meet the other ranks; blocks until all are there."""
@@ -191,9 +192,11 @@ class Worker:
             family=family,
             train=heldout.train,
             vocabulary_size=table.vocabulary_size,
+            axes=tuple(table.axes.values()),
         )
         torch.manual_seed(trial.seed)
         module = family.build(table.total_vocabulary, table.vocabulary_size, table.length)
+        family.lay_out(module, inputs.axes, table.sizes)
         return inputs, heldout, module
 
     def _open(self, prepared: Prepared, score: spec.Score) -> HeldOut:
@@ -211,8 +214,21 @@ class Worker:
                 raise InputError(f"the prepared data cannot be opened: {error}") from error
             if heldout.hash != prepared.plan_hash:
                 raise InputError(f"{prepared.plan} is not the plan that this trial was made for")
-            self._opened = key, heldout
+            shifted = {name: heldout.shifted(name) for name in heldout.table.domains}
+            self._opened = key, heldout, shifted
         return self._opened[1]
+
+    def _shifted(self, scorer: Scorer) -> dict[str, LMLScore]:
+        """The score of each domain, by the same law; empty on other ranks than the first."""
+        from mptune.training.scoring import Scorer
+
+        assert self._opened is not None
+        found: dict[str, LMLScore] = {}
+        for name, heldout in self._opened[2].items():
+            scored = Scorer(scorer.engine, heldout, scorer.ranks).lml()
+            if scored is not None:
+                found[name] = scored[0]
+        return found
 
     def _joined(self) -> Ranks:
         if self._ranks is None:
@@ -235,9 +251,11 @@ class Worker:
         """Score the trained model; None on other ranks than the first."""
         scoring = time.monotonic()
         scored, rates = scorer.lml(), scorer.rates()
+        shifted = self._shifted(scorer)
         if scored is None:
             return None
         lml, nats_per_sequence, rows = scored
+        _keep_weights(trial, inputs, scorer)
         directory, now, spent = TrialDirectory(Path(trial.directory)), time.monotonic(), loop.spent
         with write_aside(directory.scores) as aside:
             np.savez(aside, nats_per_sequence=nats_per_sequence, rows=rows)
@@ -245,6 +263,7 @@ class Worker:
             fingerprint=trial.fingerprint(),
             lml=lml,
             rates=rates,
+            lml_shift=shifted,
             cost=Cost(
                 tokens=spent.tokens,
                 flops=spent.flops,
@@ -263,6 +282,15 @@ class Worker:
         )
         write_text(directory.result, result.model_dump_json(indent=2) + "\n")
         return result
+
+
+def _keep_weights(trial: TrialSpec, inputs: Inputs, scorer: Scorer) -> None:
+    """What `mptune impute` loads, if the trial asks for it."""
+    import torch
+
+    if inputs.training.keep_weights:
+        with write_aside(TrialDirectory(Path(trial.directory)).weights) as aside:
+            torch.save(scorer.engine.module.state_dict(), aside)
 
 
 class _Journal:
@@ -309,7 +337,9 @@ def _prepared(heldout: HeldOut, plan: Path) -> Prepared:
 
 
 def _parameters(inputs: Inputs) -> int:
-    return inputs.family.parameters(inputs.vocabulary_size + 2, inputs.length)
+    family = inputs.family
+    grid = sum(inputs.axes) * family.width
+    return family.parameters(inputs.vocabulary_size + 2, inputs.length) + grid
 
 
 @cache

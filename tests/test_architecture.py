@@ -35,6 +35,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "worker": ({"policies", "models", "data", "lml", "training"}, {"torch"}),
     "score": ({"models", "data", "lml"}, set()),
     "verify": ({"models", "lml"}, {"torch"}),
+    "imputation": ({"models", "data"}, {"torch"}),
     "__main__": ({"cli"}, set()),
     "__init__": ({"lml", "policies"}, set()),
 }

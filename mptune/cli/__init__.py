@@ -18,6 +18,7 @@ from mptune.errors import InputError, MptuneError, did_you_mean
 COMMANDS = {
     "init": "write a commented spec for your own data",
     "validate": "check a spec fully, in under a second",
+    "data": "inspect what a spec's data will teach, before anything trains",
     "search": "search policies and sizes; the same command again resumes",
     "compare": "compare named arms over several seeds",
     "score": "score masked-LM checkpoints on text, or compare two",
@@ -25,6 +26,7 @@ COMMANDS = {
     "report": "write the report and print the ranking",
     "best": "print the recommended policy, or export it",
     "verify": "check the estimator where the answer is known",
+    "impute": "fill a table's missing values with a trained model",
     "list": "policies, model families, data modalities, launchers",
 }
 

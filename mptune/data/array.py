@@ -1,12 +1,12 @@
 """Arrays: discrete columns as they are, real ones in quantile bins.
 
-Shape suffixes: _ND sequences x columns, _K bin edges of one column.
+Shape suffixes: _N sequences, _ND sequences x columns.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -14,19 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from mptune.data._bins import Bins
 from mptune.data.base import Modality
-from mptune.data.table import FORMAT, Meta, Split, TokenTable, store
+from mptune.data.table import Meta, Split, TokenTable, store, table_key
 from mptune.errors import did_you_mean
-
-FloatArray = NDArray[np.float64]
 
 
 class Array(Modality):
     """A `.npy` file [N, D] of integers 0..V-1 (negative: missing) or of reals (NaN: missing).
 
-    Every row is a sequence. Real columns are binned by quantiles of the training rows, and the
-    mean log bin width is recorded, so that scores are densities in the columns' units; held-out
-    values outside the training range count in the outermost bin. Missing values are not observed.
+    Every row is a sequence. Real columns are binned by quantiles of the training rows, and log bin
+    widths are recorded, so that scores are densities in the columns' units; beyond the training
+    range densities fall exponentially. Missing values are not observed.
     """
 
     kind: Literal["array"] = "array"
@@ -61,8 +60,7 @@ class Array(Modality):
         self.check()
         options = self.model_dump(mode="json", exclude={"source", "groups"})
         digests = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for _, path in self._files]
-        text = json.dumps([FORMAT, options, digests], sort_keys=True)
-        return store(cache / hashlib.sha256(text.encode()).hexdigest()[:16], self._tokenize)
+        return store(cache / table_key(options, digests), self._tokenize)
 
     def words(self) -> str:
         return f"{Path(self.source).name}, D = {self.length}"
@@ -80,12 +78,12 @@ class Array(Modality):
     def _tokenize(self) -> tuple[Meta, Split, Split]:
         values_ND = np.asarray(_open(self._files[0]))
         heldout_N, groups_N = self._hold_out(len(values_ND))
+        sizes: tuple[int, ...] = ()
+        widths_ND: NDArray[np.float32] | None = None
         if values_ND.dtype.kind == "f":
-            symbols_ND, observed_ND, log_width_ND = self._bin(values_ND, ~heldout_N)
-            vocabulary_size = self.bins
+            symbols_ND, observed_ND, widths_ND, sizes = self._bin(values_ND, ~heldout_N)
         else:
             symbols_ND, observed_ND = values_ND, values_ND >= 0
-            vocabulary_size, log_width_ND = int(values_ND.max()) + 1, np.zeros(values_ND.shape)
         any_N = observed_ND.any(1)
         train, heldout = (
             Split(symbols_ND[rows_N], observed_ND[rows_N], groups_N[rows_N])
@@ -96,15 +94,22 @@ class Array(Modality):
                 f"source: {len(train)} training and {len(heldout)} held-out rows; "
                 "at least 1 and 2 are needed"
             )
+        if widths_ND is not None:
+            heldout = replace(heldout, log_widths=widths_ND[heldout_N & any_N])
+        symbols = max(sizes) if sizes else int(values_ND.max()) + 1
+        return self._meta(train, heldout, sizes, symbols), train, heldout
+
+    def _meta(self, train: Split, heldout: Split, sizes: tuple[int, ...], symbols: int) -> Meta:
         counts = {"train": train, "heldout": heldout}
-        meta = Meta(
-            vocabulary_size=vocabulary_size,
+        widths = heldout.log_widths
+        return Meta(
+            vocabulary_size=symbols,
             length=self.length,
             description=f"{self.source}: {len(train)} + {len(heldout)} rows of {self.length}",
             groups={name: len(np.unique(split.documents)) for name, split in counts.items()},
-            log_bin_width=float(log_width_ND[heldout_N][observed_ND[heldout_N]].mean()),
+            log_bin_width=0.0 if widths is None else float(widths[heldout.observed].mean()),
+            sizes=sizes,
         )
-        return meta, train, heldout
 
     def _hold_out(self, rows: int) -> tuple[NDArray[np.bool_], NDArray[np.int32]]:
         """(held out, number of the group) per row: the groups with the smallest hashes."""
@@ -117,31 +122,28 @@ class Array(Modality):
 
     def _bin(
         self, values_ND: NDArray[Any], train_N: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.int64], NDArray[np.bool_], FloatArray]:
-        """(symbols, observed, log bin widths), each [N, D]."""
-        observed_ND = ~np.isnan(values_ND)
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.float32], tuple[int, ...]]:
+        """(symbols, observed, log bin widths), each [N, D], and the symbols of each column."""
         if np.isinf(values_ND).any():
             row, column = np.argwhere(np.isinf(values_ND))[0]
             raise ValueError(f"source: row {row}, column {column} of {self.source} is infinite")
-        symbols_ND = np.zeros(values_ND.shape, np.int64)
-        log_width_ND = np.zeros(values_ND.shape)
-        for column in range(values_ND.shape[1]):
-            values = values_ND[:, column].astype(np.float64)
-            edges_K = self._edges(values[train_N & observed_ND[:, column]], column)
-            symbols_ND[:, column] = np.searchsorted(edges_K[1:-1], values, side="right")
-            log_width_ND[:, column] = np.log(np.diff(edges_K))[symbols_ND[:, column]]
-        return symbols_ND, observed_ND, log_width_ND
+        columns = [self._fit(values_ND[train_N, j], j) for j in range(values_ND.shape[1])]
+        pairs = list(zip(columns, values_ND.T, strict=True))
+        symbols_ND = np.stack([c.symbols(values) for c, values in pairs], axis=1)
+        widths_ND = np.stack([c.log_widths(values) for c, values in pairs], axis=1)
+        observed_ND = symbols_ND >= 0
+        sizes = tuple(c.size for c in columns)
+        return np.maximum(symbols_ND, 0), observed_ND, widths_ND.astype(np.float32), sizes
 
-    def _edges(self, values: FloatArray, column: int) -> FloatArray:
-        """Distinct quantiles of the training values; tied quantiles leave fewer bins."""
-        levels = np.linspace(0, 1, self.bins + 1)
-        edges_K = np.unique(np.quantile(values, levels)) if len(values) else values
-        if len(edges_K) < 2:
+    def _fit(self, values: NDArray[Any], column: int) -> Bins:
+        """The bins of a column; it needs two values that differ, or it has no density."""
+        known = values[~np.isnan(values)].astype(np.float64)
+        if len(np.unique(known)) < 2:
             raise ValueError(
                 f"source: column {column} of {self.source} has fewer than two distinct training "
                 "values, so it has no density; leave it out"
             )
-        return edges_K
+        return Bins.fit(known, self.bins)
 
 
 def _open(file: tuple[str, str]) -> NDArray[Any]:

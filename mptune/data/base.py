@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field
 
@@ -44,6 +44,12 @@ class Modality(Section):
             ValueError: the source is missing or broken; one line that names the place.
             OSError: a file cannot be read.
         """
+
+    def inspect(self, table: TokenTable) -> dict[str, Any]:
+        """What the prepared table holds, as plain JSON with the keys of `mptune data inspect`."""
+        from mptune.data._inspect import inspect
+
+        return inspect(table)
 
     @abstractmethod
     def words(self) -> str:

@@ -1,93 +1,152 @@
-"""Text files as byte or character sequences.
+"""Text and sequences: bytes, characters or subwords of documents.
 
-Shape suffixes: _N rows of a split, _ND rows x positions.
+A corpus is read as a stream, twice: once for the names and hashes that decide what is held out,
+once to be tokenized. In memory are 24 bytes per document and a few batches.
+
+Shape suffixes: _N rows of a split, _ND rows x positions, _U documents of the source.
 """
 
 from __future__ import annotations
 
-import glob
 import hashlib
-import json
-import sysconfig
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
+import math
+from array import array
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime
+from os import cpu_count
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import Field, model_validator
 
+from mptune.data import _sources
+from mptune.data._progress import progress
+from mptune.data._records import OnError, Reader, Record, Unit
+from mptune.data._sources import STDLIB, File, Source
+from mptune.data._tokenizers import (
+    KINDS,
+    Bytes,
+    Characters,
+    Codec,
+    Encoded,
+    Subwords,
+    not_utf8,
+    tokenizer_file,
+)
 from mptune.data.base import Modality
-from mptune.data.table import FORMAT, Meta, Split, TokenTable, row_dtype, store
+from mptune.data.table import (
+    Meta,
+    Split,
+    SplitWriter,
+    TokenTable,
+    build_table,
+    domain_file,
+    drop_rows,
+    table_key,
+    write_meta,
+)
 from mptune.errors import did_you_mean
+from mptune.spec import Section
 
-STDLIB = "python-stdlib"
+BATCH_BYTES = 2**21
+"""Text that is tokenized at once."""
 
-_NOT_SOURCE = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test"})
+NOISE = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz", np.uint8)
 
-Codes = NDArray[np.unsignedinteger]
-
-
-def _as_tuple(value: object) -> object:
-    if isinstance(value, str) and value:
-        return (value,)
-    if isinstance(value, list | tuple) and value and all(isinstance(v, str) and v for v in value):
-        return value
-    raise ValueError("is not a path, a glob or a list of them")
+UIntArray = NDArray[np.uint64]
 
 
-Source = Annotated[
-    tuple[str, ...],
-    BeforeValidator(_as_tuple),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}]}),
-]
+class TextDomain(Section):
+    """A held-out distribution of text: another source, or the held-out documents corrupted."""
+
+    source: Source | None = Field(None, description="as data.source; without it, noise is needed")
+    column: str | None = Field(None, description="of the text; default that of the data")
+    documents: Unit | None = Field(None, description="as data.documents, which is the default")
+    noise: float = Field(
+        0.0, ge=0, lt=1, description="share of the bytes of ASCII text replaced by random letters"
+    )
+    max_sequences: int | None = Field(None, ge=2, description="at most so many, drawn at random")
+
+    @model_validator(mode="after")
+    def _is_shifted(self) -> Self:
+        if self.source is None and not self.noise:
+            raise ValueError("needs a source of its own, or noise on the held-out documents")
+        return self
 
 
-@dataclass(frozen=True)
-class Document:
-    """One unit of the split: a file, or a line or paragraph of one."""
+def documents(source: Sequence[str], unit: Unit, base: Path) -> list[str]:
+    """The distinct texts of a source (anything that `Text.source` takes), in a fixed order.
 
-    name: str
-    """Path relative to its source, so that it is the same on every machine."""
-    file: Path
-    offset: int
-    """Byte offset in the file."""
-    content: bytes
+    Bytes that are not UTF-8 become U+FFFD.
 
-    @cached_property
-    def digest(self) -> str:
-        return hashlib.sha256(self.content).hexdigest()
+    Raises:
+        ValueError: an entry names nothing, or something is broken; one line.
+        OSError: a file cannot be read.
+    """
+    reader, found = Reader(unit=unit), dict[bytes, None]()
+    for file in _sources.files("source", _sources.absolute(source, base)):
+        found.update((r.content, None) for r in reader.read(file) if r.content.strip())
+    return [content.decode("utf-8", errors="replace") for content in found]
 
 
 class Text(Modality):
-    """Text files, cut into sequences of `length` bytes or characters; the last one is padded.
+    """Documents of text or of sequences (DNA, proteins, SMILES), cut into rows of `length` tokens.
 
-    Whole documents are held out, so that no document is in both splits, and of documents with
-    the same content only the first counts. Padding is not observed. With `characters` the
-    vocabulary is that of the training sequences; other characters of the held-out split are not
-    observed, and their bytes do not count in bits per byte.
+    Whole documents (or groups of them) are held out, so that no document is in both splits, and
+    of documents with the same content only the first counts. A row belongs to one document and
+    its end is padded, unless training rows are packed; held-out rows never are, so that mask
+    counts are those of one document. Padding, separators and tokens unknown to the tokenizer are
+    not observed, and unknown tokens' bytes do not count in bits per byte.
 
-    Source `python-stdlib`: the `*.py` files of the running Python's standard library, without
-    its tests and its build configuration; the same for one version of Python.
+    Sources: text files, JSONL, Parquet, CSV, FASTA, `datasets`; local paths and globs, fsspec
+    URLs, `hf:NAME:SPLIT`, `package:NAME/path`, and `python-stdlib`, the `*.py` files of the running
+    Python's standard library without its tests; the same for one version of Python.
     """
 
     kind: Literal["text"] = "text"
     source: Source = Field(
-        description="python-stdlib, or a file, folder or glob relative to the spec, or a list"
+        description="file, folder, glob, URL, hf:, package: or python-stdlib, or a list of them"
     )
-    tokenizer: Literal["bytes", "characters"] = Field(
-        "bytes", description="one symbol per byte (V = 256) or per character of UTF-8 text"
+    column: str = Field("text", description="of the text, in files with columns")
+    tokenizer: str = Field(
+        "bytes",
+        min_length=1,
+        description="bytes (V = 256), characters, bpe (trained on the training documents), or a "
+        "folder or hub name of a tokenizer",
     )
-    documents: Literal["file", "line", "paragraph"] = Field(
-        "file", description="what is held out as a whole; a paragraph ends with an empty line"
+    vocabulary: int = Field(
+        8192, ge=257, le=1_000_000, description="symbols of a bpe trained here, at least 257"
+    )
+    documents: Unit = Field(
+        "file",
+        description="of plain text, what is held out as a whole; a paragraph ends with an "
+        "empty line. In files with columns a document is a row",
+    )
+    group: str | None = Field(
+        None, description="column whose equal values stay in one split, e.g. a site or an author"
+    )
+    time: str | None = Field(
+        None, description="column with a number or ISO date; the latest documents are held out"
     )
     heldout: float = Field(
         0.1, gt=0, lt=1, description="fraction of documents held out, by a hash of their names"
     )
     heldout_source: Source | None = Field(
         None, description="held-out documents from here instead; as source"
+    )
+    domains: dict[str, TextDomain] = Field(
+        default_factory=dict, description="held-out distributions that every trial is scored on"
+    )
+    packing: bool = Field(
+        False, description="training rows hold several documents, one unobserved position between"
+    )
+    errors: OnError = Field(
+        "stop", description="whether a broken record stops the preparation or is skipped, counted"
     )
     max_train_sequences: int | None = Field(
         None, ge=1, description="at most so many training sequences, drawn at random; default all"
@@ -97,248 +156,439 @@ class Text(Modality):
     )
     seed: int = Field(0, ge=0, description="of the split and of the sequences drawn")
 
+    @model_validator(mode="after")
+    def _one_way_to_hold_out(self) -> Self:
+        if self.group is not None and self.time is not None:
+            raise ValueError("group and time are two ways to hold out; give one")
+        return self
+
     def resolved(self, base: Path) -> Self:
-        update = {name: _absolute(source, base) for name, source in self._sources()}
+        domains = {
+            name: domain.model_copy(update={"source": _sources.absolute(domain.source, base)})
+            if domain.source
+            else domain
+            for name, domain in self.domains.items()
+        }
+        update: dict[str, Any] = {
+            "domains": domains,
+            "source": _sources.absolute(self.source, base),
+        }
+        if self.heldout_source is not None:
+            update["heldout_source"] = _sources.absolute(self.heldout_source, base)
+        if self.tokenizer not in KINDS and tokenizer_file(str(base / self.tokenizer)):
+            update["tokenizer"] = str(base / self.tokenizer)
         return self.model_copy(update=update)
 
     def check(self) -> None:
         for name, source in self._sources():
-            for entry in source:
-                if next(_files(entry), None) is None:
-                    raise ValueError(f"{name}: {_missing(entry)}")
+            _sources.check(name, source)
+        near = did_you_mean(self.tokenizer, KINDS)
+        if self.tokenizer not in KINDS and near and tokenizer_file(self.tokenizer) is None:
+            raise ValueError(
+                f"tokenizer: {self.tokenizer!r} is none of {', '.join(KINDS)} and no file or "
+                f"folder{near}"
+            )
 
     def prepare(self, cache: Path) -> TokenTable:
-        train, heldout = self._split_documents()
-        path = cache / self._hash(train, heldout)
-        return store(path, lambda: self._tokenize(train, heldout))
+        self.check()
+        files = {name: _sources.files(name, source) for name, source in self._sources()}
+        options = self.model_dump(mode="json", exclude={"source", "heldout_source"})
+        for domain in options["domains"].values():
+            domain.pop("source")
+        if self.tokenizer not in KINDS:
+            options["tokenizer"] = _tokenizer_digest(self.tokenizer)
+        contents = {n: [(f.name, f.digest()) for f in found] for n, found in files.items()}
+        path = cache / table_key(options, contents)
+        return build_table(path, lambda aside: _Preparation(self, files, aside).run())
 
     def words(self) -> str:
-        names = ", ".join(Path(entry).name for entry in self.source)
-        return f"{names}, {self.tokenizer}, D = {self.length}"
+        name = Path(self.tokenizer).name
+        tokens = f"bpe {self.vocabulary}" if self.tokenizer == "bpe" else name
+        return f"{_sources.short(self.source)}, {tokens}, D = {self.length}"
 
     @classmethod
     def examples(cls) -> list[Self]:
         small = {"max_train_sequences": 64, "max_heldout_sequences": 32}
+        noisy = {"domains": {"noisy": {"noise": 0.2, "max_sequences": 32}}}
+        bpe = {"tokenizer": "bpe", "vocabulary": 300, "packing": True}
         return [
-            cls.model_validate({"source": STDLIB, "length": 64, **small}),
+            cls.model_validate({"source": STDLIB, "length": 64, **small, **noisy}),
             cls.model_validate({"source": STDLIB, "tokenizer": "characters", **small}),
+            cls.model_validate({"source": "package:mptune/*.py", **small, **bpe}),
         ]
 
     def _sources(self) -> Iterator[tuple[str, Source]]:
         yield "source", self.source
         if self.heldout_source is not None:
             yield "heldout_source", self.heldout_source
-
-    def _split_documents(self) -> tuple[list[Document], list[Document]]:
-        """The documents of both splits, without duplicates, in a fixed order."""
-        self.check()
-        found = self._read(self.source)
-        if self.heldout_source is None:
-            train, heldout = self._hold_out(found)
-        else:
-            heldout = self._read(self.heldout_source)
-            known = {d.digest for d in heldout}
-            train = [d for d in found if d.digest not in known]
-        if not train:
-            raise ValueError("source: nothing is left to train on beside the held-out documents")
-        return train, heldout
-
-    def _read(self, source: Source) -> list[Document]:
-        """The distinct documents of a source that hold anything."""
-        documents = (d for f in _source_files(source) for d in _documents(*f, self.documents))
-        distinct: dict[str, Document] = {}
-        for document in documents:
-            if document.content.strip():
-                distinct.setdefault(document.digest, document)
-        if not distinct:
-            raise ValueError(f"source: {_shown(source)} holds no text")
-        return list(distinct.values())
-
-    def _hold_out(self, found: list[Document]) -> tuple[list[Document], list[Document]]:
-        """The documents with the smallest hashes of (seed, name), at least one, are held out."""
-        if len(found) < 2:
-            raise ValueError(
-                f"source: {_shown(self.source)} is one document, of which none can be held out; "
-                "give more files, heldout_source, or documents: line or paragraph"
-            )
-        count = min(max(1, round(self.heldout * len(found))), len(found) - 1)
-        out = {d.digest for d in sorted(found, key=self._rank)[:count]}
-        return [d for d in found if d.digest not in out], [d for d in found if d.digest in out]
-
-    def _rank(self, document: Document) -> tuple[str, str]:
-        """Order of being held out; the content only decides between equal names."""
-        name = f"{self.seed}/{document.name}"
-        return hashlib.sha256(name.encode()).hexdigest(), document.digest
-
-    def _hash(self, train: list[Document], heldout: list[Document]) -> str:
-        """Of the options and of the documents' names and contents, not of where they lie."""
-        options = self.model_dump(mode="json", exclude={"source", "heldout_source"})
-        names = [[(d.name, d.offset, d.digest) for d in split] for split in (train, heldout)]
-        text = json.dumps([FORMAT, options, names], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    def _tokenize(
-        self, train: list[Document], heldout: list[Document]
-    ) -> tuple[Meta, Split, Split]:
-        train_rows = self._rows(train, self.max_train_sequences)
-        heldout_rows = self._rows(heldout, self.max_heldout_sequences)
-        alphabet: Codes = np.arange(256, dtype=np.uint8)
-        if self.tokenizer == "characters":
-            alphabet = np.unique(train_rows.tokens[train_rows.observed])
-        pair = _encode(train_rows, alphabet), _encode(heldout_rows, alphabet)
-        if len(pair[1]) < 2:
-            raise ValueError(
-                f"{len(pair[1])} held-out sequence of {self.length} {self.tokenizer}; "
-                "scoring needs at least 2: give more text, a larger heldout or a smaller length"
-            )
-        unknown = int(heldout_rows.observed.sum() - pair[1].observed.sum())
-        groups = {"train": len(train), "heldout": len(heldout)}
-        meta = Meta(
-            vocabulary_size=len(alphabet),
-            length=self.length,
-            description=self._describe(groups, pair, unknown),
-            groups=groups,
-            bytes_per_token=_bytes_per_token(alphabet[pair[1].tokens[pair[1].observed]])
-            if self.tokenizer == "characters"
-            else 1.0,
-        )
-        return meta, *pair
-
-    def _rows(self, documents: list[Document], most: int | None) -> Split:
-        """Documents cut into rows [N, D] of codes, a random subset of `most` in order."""
-        codes = [_codes(d, self.tokenizer) for d in documents]
-        rows = [-(-len(c) // self.length) for c in codes]
-        documents_N = np.repeat(np.arange(len(codes), dtype=np.int32), rows)
-        tokens_ND = np.zeros((sum(rows), self.length), codes[0].dtype)
-        observed_ND = np.zeros(tokens_ND.shape, bool)
-        starts = np.cumsum([0, *rows[:-1]]) * self.length
-        for start, c in zip(starts, codes, strict=True):
-            tokens_ND.reshape(-1)[start : start + len(c)] = c
-            observed_ND.reshape(-1)[start : start + len(c)] = True
-        kept = np.arange(len(tokens_ND))
-        if most is not None and most < len(kept):
-            kept = np.sort(np.random.default_rng(self.seed).choice(kept, most, replace=False))
-        return Split(tokens_ND[kept], observed_ND[kept], documents_N[kept])
-
-    def _describe(self, groups: dict[str, int], pair: tuple[Split, Split], unknown: int) -> str:
-        return (
-            f"{_shown(self.source)}: {len(pair[0])} + {len(pair[1])} sequences of {self.length} "
-            f"{self.tokenizer} from {groups['train']} training + {groups['heldout']} held-out "
-            "documents" + (f", {unknown} held-out characters unknown" if unknown else "")
-        )
+        for name, domain in self.domains.items():
+            if domain.source is not None:
+                yield f"domains.{name}.source", domain.source
 
 
-def _shown(source: Source) -> str:
-    return ", ".join(source)
+def _tokenizer_digest(name: str) -> str:
+    path = tokenizer_file(name)
+    return name if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _absolute(source: Source, base: Path) -> Source:
-    return tuple(e if e == STDLIB else str(base / Path(e).expanduser()) for e in source)
+# --- documents ---------------------------------------------------------------------------------
 
 
-def _source_files(source: Source) -> Iterator[tuple[str, Path]]:
-    """(name, path) of all files of a source, in a fixed order; the name is the same everywhere."""
-    for entry in source:
-        root = _root(entry)
-        yield from sorted((f.relative_to(root).as_posix(), f) for f in _files(entry))
+@dataclass
+class _Corpus:
+    """The documents of one source: 24 bytes of each, and a way to read them again."""
+
+    name: str
+    shown: str
+    files: list[File]
+    reader: Callable[[], Reader]
+    utf8: bool
+    seed: int
+    by_key: Literal["group", "time"] | None = None
+    rank_U: UIntArray = field(default_factory=lambda: np.zeros(0, np.uint64))
+    """Order in which documents are held out: a hash of the seed and the name or group; or time."""
+    digest_U: UIntArray = field(default_factory=lambda: np.zeros(0, np.uint64))
+    """Of the content; 0 where there is nothing, or nothing usable."""
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def scan(self) -> None:
+        """Read all documents once.
+
+        Raises:
+            ValueError: a document is broken, or there is no text at all.
+        """
+        ranks, digests = array("Q"), array("Q")
+        reader = self.reader()
+        for record in self._records(reader, f"reading {self.name}"):
+            ranks.append(self._rank(record))
+            digests.append(self._digest(record, reader))
+        self.rank_U = np.frombuffer(ranks, np.uint64) if ranks else self.rank_U
+        self.digest_U = np.frombuffer(digests, np.uint64) if digests else self.digest_U
+        self.skipped = reader.skipped
+        if not self.digest_U.any():
+            raise ValueError(f"{self.name}: {self.shown} holds no text")
+
+    def _records(self, reader: Reader, what: str) -> Iterator[Record]:
+        with progress(what, sum(f.size() for f in self.files)) as advance:
+            for file in self.files:
+                for record in reader.read(file):
+                    advance(len(record.content))
+                    yield record
+
+    def _rank(self, record: Record) -> int:
+        if self.by_key == "time":
+            return _time_rank(record)
+        name = record.keys[0] if self.by_key else record.name
+        digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
+        return int.from_bytes(digest[:8], "big")
+
+    def _digest(self, record: Record, reader: Reader) -> int:
+        if not record.content or record.content.isspace():
+            return 0
+        if self.utf8:
+            try:
+                record.content.decode("utf-8")
+            except UnicodeDecodeError as error:
+                reader.broken(record.place, not_utf8(error))
+                return 0
+        return int.from_bytes(hashlib.sha256(record.content).digest()[:8], "big") or 1
+
+    def distinct(self) -> NDArray[np.bool_]:
+        """The first document of each content."""
+        first = np.zeros(len(self.digest_U), bool)
+        first[np.unique(self.digest_U, return_index=True)[1]] = True
+        first &= self.digest_U != 0
+        return first
+
+    def read(self, chosen_U: NDArray[np.bool_], what: str) -> Iterator[Record]:
+        """The chosen documents again, in order."""
+        records = self._records(self.reader(), what)
+        for number, record in enumerate(records):
+            if chosen_U[number]:
+                yield record
 
 
-def _root(entry: str) -> Path:
-    """The folder that an entry's file names are relative to."""
-    if entry == STDLIB:
-        return Path(sysconfig.get_path("stdlib"))
-    path = Path(entry)
-    while glob.has_magic(str(path)):
-        path = path.parent
-    return path if path.is_dir() else path.parent
-
-
-def _files(entry: str) -> Iterator[Path]:
-    """The files of one entry, in no particular order; hidden files of a folder do not count."""
-    path = Path(entry)
-    if entry == STDLIB:
-        yield from _stdlib_files()
-    elif path.is_file():
-        yield path
-    elif path.is_dir():
-        yield from (f for f in path.rglob("*") if f.is_file() and not _hidden(f, path))
-    else:
-        yield from (f for f in map(Path, glob.iglob(entry, recursive=True)) if f.is_file())
-
-
-def _hidden(file: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(root).parts)
-
-
-def _stdlib_files() -> Iterator[Path]:
-    """Build configuration differs between installations of one version, so it is left out."""
-    root = _root(STDLIB)
-    for file in root.rglob("*.py"):
-        parts = file.relative_to(root).parts
-        built = any(p.startswith(("config-", "_sysconfigdata")) for p in parts)
-        if not built and _NOT_SOURCE.isdisjoint(parts):
-            yield file
-
-
-def _missing(entry: str) -> str:
-    if entry == STDLIB:
-        return f"this Python has no standard library files in {_root(STDLIB)}"
-    if glob.has_magic(entry):
-        return f"no file matches {entry}"
-    path = Path(entry)
-    if path.is_dir():
-        return f"the folder {entry} holds no files"
-    siblings: Iterable[Path] = path.parent.iterdir() if path.parent.is_dir() else ()
-    return f"no such file: {entry}{did_you_mean(path.name, (s.name for s in siblings))}"
-
-
-def _documents(name: str, file: Path, unit: str) -> Iterator[Document]:
-    """The documents of one file; a line or paragraph keeps the newline that ends it."""
-    content = file.read_bytes()
-    if unit == "file":
-        yield Document(name, file, 0, content)
-        return
-    separator = b"\n" if unit == "line" else b"\n\n"
-    offset = 0
-    for index, part in enumerate(content.split(separator)):
-        yield Document(f"{name}:{index}", file, offset, part + separator[:1])
-        offset += len(part) + len(separator)
-
-
-def _codes(document: Document, tokenizer: str) -> Codes:
-    """Bytes, or Unicode code points.
-
-    Raises:
-        ValueError: characters of a text that is not UTF-8; names the file and the byte.
-    """
-    if tokenizer == "bytes":
-        return np.frombuffer(document.content, np.uint8)
+def _time_rank(record: Record) -> int:
+    """Seconds, so that the latest document has the smallest rank."""
+    value = record.keys[0]
     try:
-        text = document.content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        at = document.offset + error.start
+        at = float(value)
+    except (TypeError, ValueError):
+        try:
+            at = datetime.fromisoformat(str(value)).timestamp()
+        except ValueError:
+            raise ValueError(f"{record.place}: {value!r} is no number and no ISO date") from None
+    return 2**63 - math.floor(at * 1000)
+
+
+def _held_out(corpus: _Corpus, share: float) -> NDArray[np.bool_]:
+    """The documents or groups with the smallest ranks, at least one, and never all of them."""
+    distinct_U = corpus.distinct()
+    rank = corpus.rank_U[distinct_U]
+    units = np.unique(rank) if corpus.by_key else np.sort(rank)
+    if len(units) < 2:
+        what = "group" if corpus.by_key else "document"
         raise ValueError(
-            f"{document.file}: byte {at} is not UTF-8; use tokenizer: bytes, or convert the file"
-        ) from error
-    return np.frombuffer(text.encode("utf-32-le"), "<u4")
+            f"source: {corpus.shown} is one {what}, of which none can be held out; "
+            "give more files, heldout_source, or documents: line or paragraph"
+        )
+    count = min(max(1, round(share * len(units))), len(units) - 1)
+    if corpus.by_key:
+        distinct_U &= corpus.rank_U <= units[count - 1]
+        return distinct_U
+    # The content decides between documents of one name.
+    order = np.lexsort((corpus.digest_U, corpus.rank_U, ~distinct_U))[:count]
+    out_U = np.zeros(len(distinct_U), bool)
+    out_U[order] = True
+    return out_U
 
 
-def _encode(rows: Split, alphabet: Codes) -> Split:
-    """Codes as symbols 0..V-1; a code outside the alphabet is not observed.
+# --- preparing ---------------------------------------------------------------------------------
 
-    Rows of which nothing is observed are left out.
-    """
-    symbol = np.zeros(int(alphabet[-1]) + 2, row_dtype(len(alphabet)))
-    symbol[alphabet] = np.arange(len(alphabet))
-    known = np.zeros(len(symbol), bool)
-    known[alphabet] = True
-    codes_ND = np.minimum(rows.tokens, len(symbol) - 1, dtype=np.uint32)
-    observed_ND = rows.observed & known[codes_ND]
+
+@dataclass
+class _Part:
+    """A split in the making: documents of a corpus, and what came out."""
+
+    name: str
+    corpus: _Corpus
+    chosen_U: NDArray[np.bool_]
+    most: int | None = None
+    packing: bool = False
+    noise: float = 0.0
+    rows: int = 0
+    tokens: int = 0
+    unknown: int = 0
+    bytes: int = 0
+
+    @property
+    def documents(self) -> int:
+        return int(self.chosen_U.sum())
+
+
+class _Preparation:
+    """One run from the files to a table in the directory `folder`."""
+
+    def __init__(self, data: Text, files: Mapping[str, list[File]], folder: Path) -> None:
+        self._data, self._files, self._folder = data, files, folder
+
+    def run(self) -> None:
+        """Write everything; the caller moves it into place."""
+        parts = self._parts()
+        codec = self._codec(parts[0])
+        for part in parts:
+            self._write(part, codec)
+        self._refuse_too_little(parts)
+        if isinstance(codec, Characters | Subwords):
+            codec.save(self._folder)
+        write_meta(self._folder, self._meta(parts, codec))
+
+    def _corpus(self, name: str, domain: TextDomain | None = None) -> _Corpus:
+        data = self._data
+        key = data.group or data.time
+        extra = (key,) if key and name == "source" else ()
+        column = (domain and domain.column) or data.column
+        unit = (domain and domain.documents) or data.documents
+        corpus = _Corpus(
+            name=name,
+            shown=_sources.shown(dict(data._sources())[name]),
+            files=self._files[name],
+            reader=lambda: Reader(column, extra, unit, data.errors),
+            utf8=data.tokenizer != "bytes",
+            seed=data.seed,
+            by_key=None if not extra else "group" if data.group else "time",
+        )
+        corpus.scan()
+        return corpus
+
+    def _parts(self) -> list[_Part]:
+        """Training, held-out and domain documents; no document twice in the first two."""
+        data, source = self._data, self._corpus("source")
+        if data.heldout_source is None:
+            held = _Part("heldout", source, _held_out(source, data.heldout))
+        else:
+            other = self._corpus("heldout_source")
+            held = _Part("heldout", other, other.distinct())
+        domains = [self._domain(name, domain, held) for name, domain in data.domains.items()]
+        scored = np.concatenate([p.corpus.digest_U[p.chosen_U] for p in (held, *domains)])
+        train_U = source.distinct() & ~np.isin(source.digest_U, scored)
+        if not train_U.any():
+            raise ValueError("source: nothing is left to train on beside the held-out documents")
+        held.most = data.max_heldout_sequences
+        train = _Part("train", source, train_U, data.max_train_sequences, data.packing)
+        return [train, held, *domains]
+
+    def _domain(self, name: str, domain: TextDomain, held: _Part) -> _Part:
+        corpus, chosen_U = held.corpus, held.chosen_U
+        if domain.source is not None:
+            corpus = self._corpus(f"domains.{name}.source", domain)
+            chosen_U = corpus.distinct()
+        file = domain_file(name)
+        return _Part(file, corpus, chosen_U, domain.max_sequences, noise=domain.noise)
+
+    def _codec(self, train: _Part) -> Codec:
+        kind = self._data.tokenizer
+        if kind == "bytes":
+            return Bytes()
+        if kind not in KINDS:
+            return Subwords.load(kind)
+        records = train.corpus.read(train.chosen_U, f"fitting {kind}")
+        if kind == "characters":
+            return Characters.fit(records)
+        return Subwords.train(records, self._data.vocabulary)
+
+    def _write(self, part: _Part, codec: Codec) -> None:
+        """Tokenize a part's documents into rows, and keep a random subset if one is asked for."""
+        length, size = self._data.length, codec.vocabulary_size
+        rows = _Rows(length, part.packing)
+        with SplitWriter(self._folder, part.name, length, size) as writer:
+            for encoded in _encoded(self._records(part), codec):
+                part.tokens += sum(int(e.known.sum()) for e in encoded)
+                part.unknown += sum(int((~e.known).sum()) for e in encoded)
+                part.bytes += sum(e.size for e in encoded)
+                writer.append(rows.cut(encoded))
+            writer.append(rows.rest())
+            part.rows = writer.rows
+        if part.most is not None and part.most < part.rows:
+            draw = np.random.default_rng(self._data.seed)
+            kept = np.sort(draw.choice(np.arange(part.rows), part.most, replace=False))
+            drop_rows(self._folder, part.name, kept, ("tokens", "observed", "documents"))
+            part.rows = part.most
+
+    def _records(self, part: _Part) -> Iterator[Record]:
+        records = part.corpus.read(part.chosen_U, f"tokenizing {part.name}")
+        return _noisy(records, part.noise, self._data.seed) if part.noise else records
+
+    def _refuse_too_little(self, parts: list[_Part]) -> None:
+        for part in parts[1:]:
+            if part.rows < 2:
+                what = "held-out" if part.name == "heldout" else part.name
+                raise ValueError(
+                    f"{part.rows} {what} sequence of {self._data.length} "
+                    f"{_symbols(self._data.tokenizer)}; scoring needs at least 2: give more text, "
+                    "a larger heldout or a smaller length"
+                )
+
+    def _meta(self, parts: list[_Part], codec: Codec) -> Meta:
+        train, held, *domains = parts
+        skipped = sum((c.skipped for c in {id(p.corpus): p.corpus for p in parts}.values()),
+                      Counter[str]())  # fmt: skip
+        return Meta(
+            vocabulary_size=codec.vocabulary_size,
+            length=self._data.length,
+            description=self._describe(train, held, skipped),
+            groups={part.name: part.documents for part in (train, held)},
+            bytes_per_token=held.bytes / max(held.tokens, 1),
+            domains=tuple(self._data.domains),
+            domain_bytes={
+                name: part.bytes / max(part.tokens, 1)
+                for name, part in zip(self._data.domains, domains, strict=True)
+            },
+            skipped=dict(skipped),
+            unknown={part.name: part.unknown for part in parts if part.unknown},
+        )
+
+    def _describe(self, train: _Part, held: _Part, skipped: Counter[str]) -> str:
+        symbols = _symbols(self._data.tokenizer)
+        return (
+            f"{_sources.shown(self._data.source)}: {train.rows} + {held.rows} sequences of "
+            f"{self._data.length} {symbols} from {train.documents} training + "
+            f"{held.documents} held-out documents"
+            + (f", {held.unknown} held-out {symbols} unknown" if held.unknown else "")
+            + (f", {skipped.total()} broken records skipped" if skipped else "")
+        )
+
+
+def _symbols(tokenizer: str) -> str:
+    return tokenizer if tokenizer in ("bytes", "characters") else "tokens"
+
+
+def _noisy(records: Iterator[Record], share: float, seed: int) -> Iterator[Record]:
+    """ASCII letters, digits and signs replaced at random; other bytes stay, so UTF-8 does too."""
+    rng = np.random.default_rng([seed, 1])
+    for record in records:
+        codes = np.frombuffer(record.content, np.uint8)
+        hit = (rng.random(len(codes)) < share) & (codes > 32) & (codes < 127)
+        changed = np.where(hit, rng.choice(NOISE, len(codes)), codes).astype(np.uint8)
+        yield Record(record.name, record.place, changed.tobytes(), record.keys)
+
+
+def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
+    batch, size = list[Record](), 0
+    for record in records:
+        batch.append(record)
+        size += len(record.content)
+        if size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _encoded(records: Iterator[Record], codec: Codec) -> Iterator[list[Encoded]]:
+    """Batches in order, tokenized on all cores while the next ones are read."""
+    workers = cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[list[Encoded]]] = deque()
+        for batch in _batches(records):
+            waiting.append(pool.submit(codec.encode, batch))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+class _Rows:
+    """Cuts documents into rows; packed ones share a row, with one unobserved position between."""
+
+    def __init__(self, length: int, packing: bool) -> None:
+        self._length, self._packing = length, packing
+        self._document = 0
+        self._left = Encoded(np.zeros(0, np.uint32), np.zeros(0, bool), 0)
+
+    def cut(self, documents: list[Encoded]) -> Split:
+        """The rows that these documents fill; with packing the last ones wait for more."""
+        if self._packing:
+            return self._packed(documents)
+        lengths = np.array([len(d.ids) for d in documents])
+        rows = -(-lengths // self._length)
+        tokens_ND = np.zeros((int(rows.sum()), self._length), np.uint32)
+        observed_ND = np.zeros(tokens_ND.shape, bool)
+        tokens, observed = tokens_ND.reshape(-1), observed_ND.reshape(-1)
+        starts = (np.cumsum(rows) - rows) * self._length
+        for start, document in zip(starts.tolist(), documents, strict=True):
+            end = start + len(document.ids)
+            tokens[start:end], observed[start:end] = document.ids, document.known
+        numbers_N = np.repeat(np.arange(self._document, self._document + len(documents)), rows)
+        self._document += len(documents)
+        return _observed_rows(tokens_ND, observed_ND, numbers_N)
+
+    def _packed(self, documents: list[Encoded]) -> Split:
+        ids, known = [self._left.ids], [self._left.known]
+        for document in documents:
+            ids += [document.ids, np.zeros(1, document.ids.dtype)]
+            known += [document.known, np.zeros(1, bool)]
+        flat, seen = np.concatenate(ids), np.concatenate(known)
+        full = len(flat) // self._length * self._length
+        self._left = Encoded(flat[full:], seen[full:], 0)
+        self._document += len(documents)
+        return self._block(flat[:full], seen[:full])
+
+    def rest(self) -> Split:
+        """What waits for more documents when there are none."""
+        short = -len(self._left.ids) % self._length
+        return self._block(np.pad(self._left.ids, (0, short)), np.pad(self._left.known, (0, short)))
+
+    def _block(self, ids: NDArray[Any], known: NDArray[np.bool_]) -> Split:
+        tokens_ND = ids.reshape(-1, self._length)
+        return _observed_rows(
+            tokens_ND, known.reshape(-1, self._length), np.full(len(tokens_ND), self._document)
+        )
+
+
+def _observed_rows(
+    tokens_ND: NDArray[Any], observed_ND: NDArray[np.bool_], documents_N: NDArray[Any]
+) -> Split:
+    """Rows of which nothing is observed are left out."""
     kept_N = observed_ND.any(1)
-    return Split(symbol[codes_ND][kept_N], observed_ND[kept_N], rows.documents[kept_N])
-
-
-def _bytes_per_token(code_points: Codes) -> float:
-    """Mean length in UTF-8, from one byte up to U+007F to four from U+10000 on."""
-    longer = [(code_points >= bound).mean() for bound in (0x80, 0x800, 0x10000)]
-    return float(1 + sum(longer))
+    return Split(tokens_ND[kept_N], observed_ND[kept_N], documents_N[kept_N].astype(np.int32))

@@ -10,7 +10,8 @@ inside functions only.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Self
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -77,6 +78,15 @@ class ModelFamily(Section):
         counts the ids that can be an input, `length` the positions of a sequence. Where `attend_BD`
         is False (padding) nothing is attended to.
         """
+
+    def lay_out(self, module: nn.Module, axes: Sequence[int], sizes: Sequence[int]) -> None:
+        """Tell a built module the grid its positions lie on, and which symbols each can have.
+
+        A module without `lay_out` takes positions as a line and may predict every symbol.
+        """
+        told: Any = getattr(module, "lay_out", None)
+        if told is not None and (axes or sizes):
+            told(axes, sizes)
 
     @abstractmethod
     def parameters(self, vocabulary: int, length: int) -> int:

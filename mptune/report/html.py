@@ -13,7 +13,7 @@ from importlib.resources import files
 from mptune.report.figures import Figure
 from mptune.report.findings import Findings, findings
 from mptune.report.markup import Html, element, join
-from mptune.report.model import Ranked, ReportInput, TrialRow, accuracy_at, loss_at
+from mptune.report.model import Ranked, ReportInput, TrialRow, accuracy_at, loss_at, shifts
 from mptune.report.text import METHOD, accuracy_words, loss_words, plan_words, rung_words
 from mptune.report.words import count, duration, minus, per_token, plural, power, probability
 
@@ -31,6 +31,7 @@ def page(report: ReportInput, figures: Sequence[Figure]) -> str:
         _cards(report, found),
         _section("Figures", *(_figure(figure) for figure in figures)) if figures else None,
         _section("Ranking", _ranking(found.ranked)),
+        _shifted(found.ranked),
         _section("Every trial", _trials(report.trials)),
         _section("Failures", *_failures(found)) if found.failures else None,
         _section("Method", _method(report)),
@@ -257,6 +258,31 @@ def _ranked_row(row: Ranked) -> Html:
         _number(power(cost.flops), cost.flops),
         _number(duration(cost.total_s), cost.total_s),
         _number(str(row.trial.number), row.trial.number),
+        class_="first" if row.place == 1 else None,
+    )
+
+
+def _shifted(ranked: Sequence[Ranked]) -> Html | None:
+    """Scores on the held-out distributions beside home, if the data have any."""
+    domains = [s.domain for s in shifts(ranked[0])] if ranked else []
+    if not domains:
+        return None
+    head = [("#", "num"), ("Policy and size", ""), *((d, "num") for d in ("home", *domains))]
+    table = _table(head, [_shift_row(row) for row in ranked], "Scores on shifted domains")
+    note = element("p", "LML in nats per token with 95 % intervals, at home and elsewhere.")
+    return _section("Shifted domains", note, table)
+
+
+def _shift_row(row: Ranked) -> Html:
+    cells = (
+        _number(per_token(s.nats_per_token, s.half_width), s.nats_per_token) for s in shifts(row)
+    )
+    return element(
+        "tr",
+        _number(str(row.place), row.place),
+        _label(row.trial),
+        _number(per_token(row.nats_per_token, row.half_width), row.nats_per_token),
+        *cells,
         class_="first" if row.place == 1 else None,
     )
 

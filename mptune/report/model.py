@@ -169,6 +169,39 @@ def ranking(trials: Sequence[TrialRow]) -> list[Ranked]:
     ]
 
 
+@dataclass(frozen=True)
+class Shift:
+    """One trial on one held-out distribution.
+
+    Attributes:
+        nats_per_token: its LML estimate there, and the half-width of its 95 % interval.
+        drop: how much lower that is than at home; its half-width takes the two as independent.
+    """
+
+    domain: str
+    nats_per_token: float
+    half_width: float
+    drop: float
+    drop_half_width: float
+
+
+def shifts(row: Ranked) -> list[Shift]:
+    """A trial on every domain, in the spec's order."""
+    found = []
+    for name, lml in row.result.lml_shift.items():
+        half = half_width(lml)
+        found.append(
+            Shift(
+                domain=name,
+                nats_per_token=lml.nats_per_token,
+                half_width=half,
+                drop=row.nats_per_token - lml.nats_per_token,
+                drop_half_width=math.hypot(half, row.half_width),
+            )
+        )
+    return found
+
+
 def policy_kind(trial: TrialRow) -> str:
     """What trials are grouped by: the kind of policy, with fixed 15 % a kind of its own."""
     if is_fixed_15(trial.policy):

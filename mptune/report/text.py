@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mptune.report.findings import Findings, findings
-from mptune.report.model import Ranked, ReportInput, TrialRow, accuracy_at, loss_at
+from mptune.report.model import Ranked, ReportInput, TrialRow, accuracy_at, loss_at, shifts
 from mptune.report.words import count, duration, minus, per_token, power
 
 if TYPE_CHECKING:
@@ -123,6 +123,8 @@ def show(console: Console, report: ReportInput) -> None:
         hidden = len(found.ranked) - TERMINAL_ROWS
         if hidden > 0:
             say("dim", f"  and {hidden} more in the report")
+    if found.ranked:
+        say("", *shift_words(found.ranked[0]))
     for reason, trials in found.failures:
         say("red", f"{len(trials)} failed, {reason}: {trials[0].detail or 'no detail'}")
     console.print()
@@ -132,6 +134,15 @@ def show(console: Console, report: ReportInput) -> None:
     say("", *found.verdict, *(flip.words for flip in found.flips))
     say("dim", "", found.certainty, found.cost)
     say("yellow", *(f"! {check.words}" for check in found.checks if not check.ok))
+
+
+def shift_words(row: Ranked) -> list[str]:
+    """A line for each domain: the score there, and how much lower it is than at home."""
+    return [
+        f"On {s.domain}: {per_token(s.nats_per_token, s.half_width)} nats per token, "
+        f"{per_token(s.drop, s.drop_half_width)} lower than at home."
+        for s in shifts(row)
+    ]
 
 
 # --- Markdown ----------------------------------------------------------------------------------
@@ -145,6 +156,7 @@ def markdown(report: ReportInput, figures: Sequence[tuple[str, str]] = ()) -> st
     for path, caption in figures:
         lines += [f"![{caption}]({path})", "", f"*{caption}*", ""]
     lines += _ranking_markdown(found.ranked)
+    lines += _shifts_markdown(found.ranked)
     lines += _trials_markdown(report.trials)
     lines += _failures_markdown(found)
     lines += ["## Method", ""]
@@ -180,6 +192,24 @@ def _ranking_markdown(ranked: Sequence[Ranked]) -> list[str]:
         for row in ranked
     ]
     return ["## Ranking", "", *_table(head, rows), ""]
+
+
+def _shifts_markdown(ranked: Sequence[Ranked]) -> list[str]:
+    domains = [s.domain for s in shifts(ranked[0])] if ranked else []
+    if not domains:
+        return []
+    rows = [
+        [
+            str(row.place),
+            row.trial.policy_words,
+            per_token(row.nats_per_token, row.half_width),
+            *(per_token(s.nats_per_token, s.half_width) for s in shifts(row)),
+        ]
+        for row in ranked
+    ]
+    note = "LML in nats per token with 95 % intervals, at home and on each shifted domain."
+    head = ("place", "policy", "home", *domains)
+    return ["## Shifted domains", "", note, "", *_table(head, rows), ""]
 
 
 def _cells_markdown(row: Ranked) -> list[str]:

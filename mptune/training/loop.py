@@ -55,6 +55,8 @@ class Inputs:
     family: ModelFamily
     train: Split
     vocabulary_size: int
+    axes: tuple[int, ...] = ()
+    """Sizes of the grid that positions lie on, each with an embedding; empty if they are a line."""
 
     @property
     def length(self) -> int:

@@ -58,15 +58,27 @@ class HeldOut:
     tokens: NDArray[Any]
     """Their tokens [N, D]."""
     plan: LMLPlan
+    log_widths: NDArray[Any] | None = None
+    """Log bin widths of the rows' values [N, D] in nats, 0 where not observed; None of symbols."""
+    domain: str | None = None
+    """The held-out distribution; None is home."""
 
     @classmethod
-    def select(cls, table: TokenTable, score: Score, plan: LMLPlan | None = None) -> HeldOut:
+    def select(
+        cls,
+        table: TokenTable,
+        score: Score,
+        plan: LMLPlan | None = None,
+        domain: str | None = None,
+    ) -> HeldOut:
         """The study's held-out rows, with the frozen plan or, if there is none yet, a new one.
+
+        A domain's plan is a pure function of its rows and the score section.
 
         Raises:
             InputError: the plan belongs to other data or another score section.
         """
-        heldout = table.heldout
+        heldout = table.heldout if domain is None else table.domain(domain)
         if not len(heldout.tokens):
             raise InputError(f"{table.description}: no sequence is held out to score on")
         rows = seeded_order(len(heldout.tokens), score.seed)[: score.sequences]
@@ -74,7 +86,36 @@ class HeldOut:
         if plan is None:
             plan = LMLPlan.make(observed_ND, forwards=score.forwards, seed=score.seed)
         _check_plan(plan, observed_ND, score)
-        return cls(table, table.train, score, rows, np.asarray(heldout.tokens[rows]), plan)
+        widths = None if heldout.log_widths is None else np.asarray(heldout.log_widths[rows])
+        tokens_ND = np.asarray(heldout.tokens[rows])
+        return cls(table, table.train, score, rows, tokens_ND, plan, widths, domain)
+
+    @cached_property
+    def log_width_sums(self) -> FloatArray:
+        """Sum of the log bin widths of each sequence's values, in nats."""
+        if self.log_widths is None:
+            return np.zeros(len(self.rows))
+        total: FloatArray = self.log_widths.astype(np.float64).sum(1)
+        return total
+
+    @cached_property
+    def log_bin_width(self) -> float:
+        """Their mean, nats per observed position."""
+        return float(self.log_width_sums.sum() / max(self.positions, 1))
+
+    @property
+    def bytes_per_token(self) -> float | None:
+        """Bytes of text per observed position, if it is text."""
+        if self.domain is None:
+            return self.table.bytes_per_token
+        return self.table.domain_bytes.get(self.domain)
+
+    def shifted(self, domain: str) -> HeldOut:
+        """The same for a domain of the table."""
+        made = HeldOut.select(self.table, self.score, domain=domain)
+        # Counts of the training split serve all domains; a cached property lives in __dict__.
+        made.__dict__["covariates"] = self.covariates
+        return made
 
     @property
     def hash(self) -> str:
@@ -154,7 +195,9 @@ class Scorer:
         if estimate is None:
             return math.nan, math.nan
         per_token = estimate.positions.sum() / estimate.n_sequences
-        nats = estimate.nats_per_position - self.heldout.table.log_bin_width
+        rows = self.heldout.rung_plan.kept
+        widths = self.heldout.log_width_sums[rows].sum() / estimate.positions.sum()
+        nats = estimate.nats_per_position - float(widths)
         return nats, estimate.se_population / float(per_token)
 
     def rates(self) -> tuple[RateScore, ...]:
@@ -225,23 +268,23 @@ class Scorer:
 
     def _summary(self, parts: list[LMLEstimate]) -> tuple[LMLScore, FloatArray, IntArray]:
         """Mean over the parts, as densities where the data are binned real values."""
-        table, first = self.heldout.table, parts[0]
+        held, first = self.heldout, parts[0]
         per_sequence = np.mean([part.per_sequence for part in parts], axis=0)
-        per_sequence = per_sequence - table.log_bin_width * first.positions
+        per_sequence = per_sequence - held.log_width_sums[first.sequence_index]
         nats = float(per_sequence.mean())
         nats_per_token = float(per_sequence.sum() / first.positions.sum())
         se_fixed = _se_fixed(parts)
         score = LMLScore(
             nats_per_sequence=nats,
             nats_per_token=nats_per_token,
-            bits_per_byte=bits_per_byte(nats_per_token, table.bytes_per_token),
+            bits_per_byte=bits_per_byte(nats_per_token, held.bytes_per_token),
             se_population=float(per_sequence.std(ddof=1) / math.sqrt(len(per_sequence))),
             se_fixed=None if math.isnan(se_fixed) else se_fixed,
             sequences=first.n_sequences,
             forwards=sum(part.forwards_used for part in parts),
             effective_sample_size=sum(part.effective_sample_size for part in parts),
             plan_hash=self.heldout.hash,
-            curve=_curve(first, table.log_bin_width),
+            curve=_curve(first, held.log_bin_width),
         )
         return score, per_sequence, self.heldout.rows[first.sequence_index]
 
@@ -252,7 +295,7 @@ class Scorer:
         accuracy, accuracy_se = _ratio(hits_Nk[plan.kept, 0], counts_n)
         return RateScore(
             rate=rate,
-            loss=loss + self.heldout.table.log_bin_width,
+            loss=loss + self.heldout.log_bin_width,
             loss_se=loss_se,
             accuracy=accuracy,
             accuracy_se=accuracy_se,

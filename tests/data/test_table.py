@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 
 import numpy as np
 import pytest
 
-from mptune.data.table import Meta, Split, TokenTable, row_dtype, store
+from mptune.data.table import (
+    Meta,
+    Split,
+    SplitWriter,
+    TokenTable,
+    build_table,
+    drop_rows,
+    row_dtype,
+    store,
+)
 
 META = Meta(vocabulary_size=255, length=3, description="made up", groups={"train": 1, "heldout": 1})
 
@@ -18,12 +29,13 @@ def contents(meta=META):
     return meta, split, split
 
 
-def store_when_all_are_ready(path, barrier, made):
+def store_slowly(path, barrier, made):
     def make():
-        barrier.wait(30)  # both processes have found no table, so both write one
-        made.value += 1
+        with made.get_lock():
+            made.value += 1
         return contents()
 
+    barrier.wait(30)
     store(path, make)
 
 
@@ -69,11 +81,11 @@ def test_a_failure_leaves_nothing_behind(tmp_path, error):
     assert store(tmp_path / "abc", contents).length == 3
 
 
-def test_two_processes_at_once_both_end_well(tmp_path):
+def test_of_two_processes_one_makes_it_and_both_have_it(tmp_path):
     context = multiprocessing.get_context("fork")
     barrier, made = context.Barrier(2), context.Value("i", 0)
     both = [
-        context.Process(target=store_when_all_are_ready, args=(tmp_path / "abc", barrier, made))
+        context.Process(target=store_slowly, args=(tmp_path / "abc", barrier, made))
         for _ in range(2)
     ]
     for process in both:
@@ -81,9 +93,40 @@ def test_two_processes_at_once_both_end_well(tmp_path):
     for process in both:
         process.join(60)
     assert [process.exitcode for process in both] == [0, 0]
-    assert made.value == 2
+    assert made.value == 1
     assert [p.name for p in tmp_path.iterdir()] == ["abc"]
     assert len(TokenTable.open(tmp_path / "abc").train) == 2
+
+
+def write_half_and_die(path):
+    def write(aside):
+        (aside / "train_tokens.npy").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    build_table(path, write)
+
+
+def test_what_a_killed_process_left_is_swept_away_and_never_used(tmp_path):
+    process = multiprocessing.get_context("fork").Process(
+        target=write_half_and_die, args=(tmp_path / "abc",)
+    )
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".abc.")
+    assert len(store(tmp_path / "abc", contents).train) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["abc"]
+
+
+def test_rows_are_appended_and_dropped_without_being_in_memory_at_once(tmp_path):
+    meta, split, _ = contents()
+    with SplitWriter(tmp_path, "train", meta.length, meta.vocabulary_size) as writer:
+        for _ in range(3):
+            writer.append(split)
+    drop_rows(tmp_path, "train", np.array([1, 4]), ("tokens", "observed", "documents"))
+    kept = np.load(tmp_path / "train_tokens.npy", mmap_mode="r")
+    assert kept.tolist() == [[3, 4, 5], [0, 1, 256]]
 
 
 def test_no_table(tmp_path):

@@ -147,3 +147,24 @@ def test_reading_families_does_not_load_torch():
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("family", plugins.modules("families"))
+def test_positions_on_a_grid_are_told_apart_and_banned_symbols_have_no_probability(family):
+    """Without the grid a rotary model could not tell channels of an all-masked row apart."""
+    torch.manual_seed(0)
+    member = plugins.load("families", family)(family=family, width=32, depth=1)
+    module = member.build(10, 8, 6)
+    sizes = (8, 3, 5) * 2
+    member.lay_out(module, (2, 3), sizes)
+    module.eval()
+    tokens_BD = torch.full((1, 6), 8)
+    with torch.inference_mode():
+        logits_KV = module(tokens_BD, torch.ones(1, 6, dtype=torch.bool))
+    p_KV = logits_KV.softmax(1)
+    for position, size in enumerate(sizes):
+        assert p_KV[position, size:].sum() == 0
+        assert p_KV[position, :size].sum() == pytest.approx(1, abs=1e-5)
+    assert (p_KV[0] - p_KV[3]).abs().max() > 1e-6
+    counted = sum(p.numel() for p in module.parameters())
+    assert counted == member.parameters(10, 6) + (2 + 3) * 32

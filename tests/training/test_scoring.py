@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,14 +36,17 @@ class Constant(torch.nn.Module):
 
 @pytest.fixture
 def table(tmp_path):
-    def made(**meta):
+    def made(log_widths=None, **meta):
         rng = np.random.default_rng(0)
         tokens = rng.choice(SYMBOLS, size=(60, LENGTH), p=[0.4, 0.3, 0.1, 0.1, 0.1])
         observed = np.arange(LENGTH) < rng.integers(4, LENGTH + 1, size=(60, 1))
         split = Split(tokens, observed, np.zeros(60, np.int32))
+        if log_widths is not None:
+            split = replace(split, log_widths=np.where(observed, log_widths, 0.0))
         words = {"description": "made up", "groups": {}, **meta}
         info = Meta(vocabulary_size=SYMBOLS, length=LENGTH, **words)
-        return store(tmp_path / "-".join(["table", *meta]), lambda: (info, split, split))
+        name = "-".join(["table", *meta, *(["binned"] if log_widths is not None else [])])
+        return store(tmp_path / name, lambda: (info, split, split))
 
     return made
 
@@ -100,12 +104,23 @@ def test_a_rung_is_scored_on_the_first_sequences(table):
 
 
 def test_binned_reals_are_scored_as_densities(table):
-    symbols, densities = table(), table(log_bin_width=-1.5)
+    symbols, densities = table(), table(log_widths=-1.5)
     model = Constant([0.3, 0.0, 0.0, 0.0, 0.0])
     plain, binned = scorer(symbols, model), scorer(densities, model)
     assert binned.lml()[0].nats_per_token == pytest.approx(plain.lml()[0].nats_per_token + 1.5)
     assert binned.rung()[0] == pytest.approx(plain.rung()[0] + 1.5)
     assert binned.rates()[0].loss == pytest.approx(plain.rates()[0].loss - 1.5)
+
+
+def test_every_value_counts_with_its_own_width(table):
+    widths = np.random.default_rng(1).normal(size=(60, LENGTH))
+    model = Constant([0.0] * SYMBOLS)
+    made = scorer(table(log_widths=widths), model)
+    score, per_sequence, rows = made.lml()
+    split = made.heldout.table.heldout
+    expected = -(np.log(SYMBOLS) * split.observed + split.log_widths).sum(1)[rows]
+    assert per_sequence == pytest.approx(expected, rel=1e-5)
+    assert score.nats_per_sequence == pytest.approx(expected.mean(), rel=1e-5)
 
 
 def test_more_forwards_until_the_target(table):

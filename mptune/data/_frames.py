@@ -1,0 +1,377 @@
+"""Columns of CSV, JSONL, Parquet and NumPy files, in memory, each row with its place.
+
+Shape suffixes: _N rows of all files together.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mptune.data._records import UNREADABLE, OnError, csv_rows, parquet_batches
+from mptune.data._sources import DATASET, File, open_dataset
+from mptune.errors import did_you_mean
+
+MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "-"})
+"""Words, in any case, that mean a missing value."""
+
+MOSTLY = 0.5
+"""A column of which more values than this are numbers is a column of numbers."""
+
+RECORDING = "recording"
+"""Column that numbers the recordings of a NumPy file."""
+
+_PICKLED = {
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
+}
+"""What a pickled array needs to be rebuilt; a pickle that asks for anything else is refused."""
+
+
+@dataclass
+class Frame:
+    """Columns [N] as they were read, and where each row stands.
+
+    Attributes:
+        columns: float64 with NaN, or objects with None, where missing.
+        skipped: reason -> how often, of what was left out on the user's word.
+    """
+
+    columns: dict[str, NDArray[Any]]
+    files: list[str]
+    file_N: NDArray[np.int32]
+    row_N: NDArray[np.int64]
+    on_error: OnError = "stop"
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def __len__(self) -> int:
+        return len(self.row_N)
+
+    def place(self, row: int) -> str:
+        """`file:row` of a row."""
+        return f"{self.files[self.file_N[row]]}:{self.row_N[row]}"
+
+    def column(self, name: str) -> NDArray[Any]:
+        """A column as it was read.
+
+        Raises:
+            ValueError: there is none of that name.
+        """
+        if name not in self.columns:
+            raise ValueError(
+                f"{self.files[0]}: no column {name!r}; there are {', '.join(self.columns)}"
+                f"{did_you_mean(name, self.columns)}"
+            )
+        return self.columns[name]
+
+    def broken(self, row: int, what: str) -> None:
+        """Stop at a broken row, or count it.
+
+        Raises:
+            ValueError: unless broken rows are skipped.
+        """
+        if self.on_error == "stop":
+            raise ValueError(f"{self.place(row)}: {what}")
+        self.skipped[what.split(";")[0].split(": ")[0]] += 1
+
+    def numeric(self, name: str) -> bool:
+        """Whether a column holds numbers: most of its values are."""
+        values = self.column(name)
+        if values.dtype.kind in "iufb":
+            return True
+        known = [v for v in values.tolist() if not _is_missing(v)]
+        return sum(_number(v) is not None for v in known) > MOSTLY * len(known)
+
+    def numbers(self, name: str) -> NDArray[np.float64]:
+        """A column of numbers, NaN where missing.
+
+        Raises:
+            ValueError: a value is no number, or infinite; names the file and the row.
+        """
+        values = self.column(name)
+        if values.dtype.kind in "iufb":
+            found = values.astype(np.float64)
+        else:
+            found = np.array([_or_nan(v) for v in values.tolist()], np.float64)
+            missing = np.array([_is_missing(v) for v in values.tolist()], bool)
+            for row in np.flatnonzero(np.isnan(found) & ~missing):
+                what = f"column {name!r}; {values[row]!r} is not a number"
+                self.broken(int(row), f"{what}, and missing values are empty, NA or NaN")
+        for row in np.flatnonzero(np.isinf(found)):
+            self.broken(int(row), f"column {name!r}; the value is infinite")
+            found[row] = np.nan
+        return found
+
+    def words(self, name: str) -> NDArray[Any]:
+        """A column of categories as strings, None where missing."""
+        return np.array([None if _is_missing(v) else _word(v) for v in self.column(name)], object)
+
+    def times(self, name: str) -> NDArray[np.float64]:
+        """A column of numbers or ISO dates as seconds.
+
+        Raises:
+            ValueError: a value is neither; names the file and the row.
+        """
+        values = self.column(name)
+        found = np.array([_seconds(v) for v in values.tolist()], np.float64)
+        for row in np.flatnonzero(np.isnan(found)):
+            self.broken(
+                int(row), f"column {name!r}; {values[row]!r} is no time, give numbers or ISO dates"
+            )
+        return found
+
+
+def _is_missing(value: Any) -> bool:
+    if value is None:
+        return True
+    if isinstance(value, str):
+        return value.strip().lower() in MISSING
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _or_nan(value: Any) -> float:
+    if _is_missing(value):
+        return math.nan
+    found = _number(value)
+    return math.nan if found is None else found
+
+
+def _word(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _seconds(value: Any) -> float:
+    number = _or_nan(value)
+    if not math.isnan(number):
+        return number
+    try:
+        at = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+    except ValueError:
+        return math.nan
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def read(
+    files: Sequence[File],
+    on_error: OnError = "stop",
+    names: Sequence[str] = (),
+    key: str | None = None,
+) -> Frame:
+    """All rows of all files, which must have the same columns.
+
+    Args:
+        files: CSV, TSV, JSONL, Parquet, `datasets` or NumPy.
+        on_error: whether a broken row stops, or is skipped and counted.
+        names: of the columns of a NumPy array, which has none itself.
+        key: of the values in a NumPy file that holds several arrays.
+
+    Raises:
+        ValueError: a file is broken, or there is no row; names the file and the row.
+        OSError: a file cannot be read.
+    """
+    skipped: Counter[str] = Counter()
+    parts = [_readable(f, on_error, skipped, names, key) for f in files]
+    first = parts[0][0]
+    for file, (columns, _) in zip(files, parts, strict=True):
+        if set(columns) != set(first):
+            odd = sorted(set(columns) ^ set(first))
+            raise ValueError(
+                f"{file.place}: its columns differ from those of {files[0].place}: {odd}"
+            )
+    rows = [r for _, r in parts]
+    frame = Frame(
+        columns={n: np.concatenate([c[n] for c, _ in parts]) for n in first},
+        files=[f.place for f in files],
+        file_N=np.repeat(np.arange(len(files), dtype=np.int32), [len(r) for r in rows]),
+        row_N=np.concatenate(rows),
+        on_error=on_error,
+        skipped=skipped,
+    )
+    if not len(frame):
+        raise ValueError(f"{files[0].place}: holds no rows")
+    return frame
+
+
+def _readable(file: File, *arguments: Any) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
+    try:
+        return _read(file, *arguments)
+    except UNREADABLE as error:
+        raise ValueError(f"{file.place}: cannot be read: {' '.join(str(error).split())}") from None
+
+
+def _read(
+    file: File, on_error: OnError, skipped: Counter[str], names: Sequence[str], key: str | None
+) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
+    """(columns, row numbers) of one file."""
+
+    def broken(place: str, what: str) -> None:
+        if on_error == "stop":
+            raise ValueError(f"{place}: {what}")
+        skipped[what.split(";")[0].split(": ")[0]] += 1
+
+    if file.suffix in (".npy", ".npz"):
+        columns = _numpy_columns(file, names, key)
+        return columns, np.arange(1, len(next(iter(columns.values()))) + 1)
+    if file.suffix in (".parquet", DATASET):
+        table = _table(file)
+        columns = {n: _objects(table[n]) for n in table}
+        return columns, np.arange(1, len(next(iter(columns.values()))) + 1)
+    rows = _json_rows(file, broken) if file.suffix in (".jsonl", ".ndjson") else None
+    return _gather(file, csv_rows(file, broken) if rows is None else rows)
+
+
+def _gather(
+    file: File, rows: Iterator[tuple[int, Mapping[str, Any]]]
+) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
+    numbers, cells = list[int](), dict[str, list[Any]]()
+    for number, values in rows:
+        if not cells:
+            cells = {name: [] for name in values}
+        numbers.append(number)
+        for name, cell in cells.items():
+            cell.append(values.get(name))
+    if not numbers:
+        raise ValueError(f"{file.place}: holds no rows")
+    return {n: _objects(c) for n, c in cells.items()}, np.array(numbers, np.int64)
+
+
+def _objects(values: Sequence[Any]) -> NDArray[Any]:
+    """Numbers as they are; anything else as objects."""
+    if isinstance(values, np.ndarray):
+        return values
+    if all(isinstance(v, int | float) for v in values):
+        return np.array(values, np.float64)
+    found = np.empty(len(values), object)
+    found[:] = values
+    return found
+
+
+def _json_rows(file: File, broken: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    with file.open() as stream:
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                try:
+                    values = json.loads(line)
+                except ValueError as error:
+                    broken(f"{file.place}:{number}", f"not JSON: {error}")
+                    continue
+                yield number, values
+
+
+def _table(file: File) -> dict[str, list[Any]]:
+    if file.suffix == DATASET:
+        found: dict[str, list[Any]] = open_dataset(file.place)[:]
+        return found
+    gathered: dict[str, list[Any]] = {}
+    for batch in parquet_batches(file, (), 65536):
+        for name, values in batch.to_pydict().items():
+            gathered.setdefault(name, []).extend(values)
+    if not gathered or not next(iter(gathered.values())):
+        raise ValueError(f"{file.place}: holds no rows")
+    return gathered
+
+
+# --- NumPy -------------------------------------------------------------------------------------
+
+
+def _numpy_columns(file: File, names: Sequence[str], key: str | None) -> dict[str, NDArray[Any]]:
+    """Values [n, C], [recordings, n, C] or a list of [n_i, C], and one label of each recording."""
+    held = load_arrays(file)
+    if key is None:
+        key = next(iter(held))
+    if key not in held:
+        raise ValueError(
+            f"{file.place}: no array {key!r}; there are {', '.join(held)}{did_you_mean(key, held)}"
+        )
+    recordings = _recordings(file, held[key])
+    lengths = [len(r) for r in recordings]
+    values = np.concatenate(recordings)
+    columns: dict[str, NDArray[Any]] = {
+        (names[i] if i < len(names) else str(i)): values[:, i] for i in range(values.shape[1])
+    }
+    columns[RECORDING] = np.repeat(np.arange(len(recordings)), lengths)
+    for name, labels in held.items():
+        if name != key and len(labels) in (len(recordings), len(values)):
+            each = lengths if len(labels) == len(recordings) else [1] * len(values)
+            columns.setdefault(name, np.repeat(np.asarray(labels), each))
+    return columns
+
+
+def _recordings(file: File, values: Any) -> list[NDArray[Any]]:
+    if isinstance(values, np.ndarray) and values.dtype.kind in "iufb":
+        if values.ndim == 2:
+            return [values]
+        if values.ndim == 3:
+            return list(values)
+        raise ValueError(f"{file.place}: has shape {list(values.shape)}; give [rows, channels]")
+    recordings = [np.asarray(v) for v in values]
+    widths = {v.shape[1:] for v in recordings}
+    if len(widths) != 1 or any(v.ndim != 2 or v.dtype.kind not in "iufb" for v in recordings):
+        raise ValueError(f"{file.place}: its recordings are not all [rows, channels] of numbers")
+    return recordings
+
+
+def load_arrays(file: File) -> dict[str, Any]:
+    """The arrays of a `.npy` or `.npz` file by name; a lone one is named `values`.
+
+    A `.npy` file of a pickled dictionary is read if it holds arrays, lists and text only.
+
+    Raises:
+        ValueError: it is no NumPy file, or holds other objects.
+    """
+    with file.open() as stream:
+        try:
+            if file.suffix == ".npz":
+                held = np.load(stream, allow_pickle=False)
+                return {name: held[name] for name in held.files}
+            np.lib.format.read_magic(stream)
+            _, _, dtype = np.lib.format.read_array_header_1_0(stream)
+            if dtype.kind == "O":
+                return _pickled(stream)
+            stream.seek(0)
+            return {"values": np.load(stream, allow_pickle=False)}
+        except (ValueError, OSError, EOFError, pickle.UnpicklingError) as error:
+            detail = " ".join(str(error).split())
+            raise ValueError(f"{file.place}: not a NumPy file of numbers: {detail}") from None
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Runs no code of the file's: rebuilds arrays, and refuses everything else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _PICKLED:
+            raise pickle.UnpicklingError(f"it holds {module}.{name} objects, which are not read")
+        return super().find_class(module, name)
+
+
+def _pickled(stream: Any) -> dict[str, Any]:
+    held = _ArraysOnly(stream, encoding="latin1").load()
+    if isinstance(held, np.ndarray) and held.ndim == 0:
+        held = held.item()
+    if isinstance(held, dict):
+        return held
+    return {"values": held}

@@ -1,0 +1,273 @@
+"""What files hold: texts, one record after another, with the file and row that an error names.
+
+Formats by a file's name: `.jsonl`, `.ndjson`, `.parquet`, `.csv`, `.tsv`, FASTA (`.fasta`, `.fa`,
+`.faa`, `.fna`), data sets of `datasets`; anything else is plain text. `.gz`, `.bz2`, `.xz` and
+`.zst` are decompressed.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import lzma
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mptune.data._sources import DATASET, File, open_dataset
+from mptune.errors import did_you_mean
+
+Unit = Literal["file", "line", "paragraph"]
+OnError = Literal["stop", "skip"]
+
+_FORMATS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".fasta": "fasta",
+    ".fa": "fasta",
+    ".faa": "fasta",
+    ".fna": "fasta",
+    DATASET: "dataset",
+}
+
+UNREADABLE = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error)
+"""What decompression raises of a file that is cut short or broken."""
+
+LONGEST_LINE = 2**30
+"""Bytes of one line or CSV field; a longer one means that the file is something else."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One text with where it comes from."""
+
+    name: str
+    """Of the record, the same on every machine: it decides which split it falls in."""
+    place: str
+    """`file:row`, for errors."""
+    content: bytes
+    keys: tuple[Any, ...] = ()
+    """Values of the extra columns that were asked for."""
+
+
+@dataclass
+class Reader:
+    """Reads records; what is broken stops it, or is skipped and counted.
+
+    Attributes:
+        column: of the text in files with columns.
+        extra: columns whose values come along.
+        unit: what a record of plain text is.
+        skipped: reason -> how often, with `on_error` "skip".
+    """
+
+    column: str = "text"
+    extra: tuple[str, ...] = ()
+    unit: Unit = "file"
+    on_error: OnError = "stop"
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def read(self, file: File) -> Iterator[Record]:
+        """The records of one file.
+
+        Raises:
+            ValueError: something is broken; names the file and the row.
+            OSError: the file cannot be read.
+        """
+        kind = _FORMATS.get(file.suffix, "text")
+        if kind == "text" and self.extra:
+            raise ValueError(f"{file.place}: plain text has no column {self.extra[0]!r}")
+        reader: Callable[[File], Iterator[Record]] = getattr(self, f"_{kind}")
+        try:
+            yield from reader(file)
+        except UNREADABLE as error:
+            raise ValueError(f"{file.place}: cannot be read: {_line(error)}") from None
+
+    def broken(self, place: str, what: str) -> None:
+        """Stop at a broken record, or count it.
+
+        Raises:
+            ValueError: unless broken records are skipped.
+        """
+        if self.on_error == "stop":
+            raise ValueError(f"{place}: {what}")
+        self.skipped[what.split(";")[0].split(": ")[0]] += 1
+
+    def _text(self, file: File) -> Iterator[Record]:
+        with file.open() as stream:
+            if self.unit == "file":
+                yield Record(file.name, file.place, stream.read())
+                return
+            parts = _lines(stream) if self.unit == "line" else _paragraphs(stream)
+            for index, (row, content) in enumerate(parts):
+                yield Record(f"{file.name}:{index}", f"{file.place}:{row}", content)
+
+    def _jsonl(self, file: File) -> Iterator[Record]:
+        with file.open() as stream:
+            for row, line in _lines(stream):
+                place = f"{file.place}:{row}"
+                if not line.strip():
+                    continue
+                try:
+                    values = json.loads(line)
+                except (ValueError, UnicodeDecodeError) as error:
+                    self.broken(place, f"not JSON: {_line(error)}")
+                    continue
+                if isinstance(values, dict):
+                    yield from self._record(file, row, values)
+                else:
+                    self.broken(place, "is not a JSON object")
+
+    def _csv(self, file: File) -> Iterator[Record]:
+        for row, values in csv_rows(file, self.broken):
+            yield from self._record(file, row, values)
+
+    def _parquet(self, file: File) -> Iterator[Record]:
+        for row, values in parquet_rows(file, (self.column, *self.extra)):
+            yield from self._record(file, row, values)
+
+    def _dataset(self, file: File) -> Iterator[Record]:
+        found = open_dataset(file.place)
+        _require(file.place, (self.column, *self.extra), found.column_names)
+        wanted = found.select_columns([self.column, *self.extra])
+        row = 0
+        for batch in wanted.iter(1000):
+            for cells in zip(*(batch[name] for name in wanted.column_names), strict=True):
+                row += 1
+                values = dict(zip(wanted.column_names, cells, strict=True))
+                yield from self._record(file, row, values)
+
+    def _fasta(self, file: File) -> Iterator[Record]:
+        with file.open() as stream:
+            header, parts, first = "", list[bytes](), 0
+            for row, line in _lines(stream):
+                if line.startswith(b">"):
+                    yield from self._sequence(file, header, parts, first)
+                    header, parts, first = line[1:].decode("utf-8", "replace").strip(), [], row
+                elif not first and line.strip():
+                    raise ValueError(f"{file.place}:{row}: FASTA begins with a line '>NAME'")
+                else:
+                    parts.append(line.strip())
+            yield from self._sequence(file, header, parts, first)
+
+    def _sequence(
+        self, file: File, header: str, parts: Sequence[bytes], row: int
+    ) -> Iterator[Record]:
+        if row and not b"".join(parts):
+            self.broken(f"{file.place}:{row}", f"empty sequence; {header!r} has no residues")
+        elif row:
+            name = f"{file.name}:{header}"
+            yield Record(name, f"{file.place}:{row}", b"".join(parts), (header,) * len(self.extra))
+
+    def _record(self, file: File, row: int, values: dict[str, Any]) -> Iterator[Record]:
+        place = f"{file.place}:{row}"
+        _require(place, (self.column, *self.extra), values)
+        text = values[self.column]
+        if not isinstance(text, str):
+            kind = "missing" if text is None else type(text).__name__
+            self.broken(place, f"no text; column {self.column!r} is {kind}")
+            return
+        keys = tuple(values[name] for name in self.extra)
+        yield Record(f"{file.name}:{row}", place, text.encode("utf-8", "surrogatepass"), keys)
+
+
+def _require(place: str, wanted: Sequence[str], known: Any) -> None:
+    for name in wanted:
+        if name not in known:
+            raise ValueError(
+                f"{place}: no column {name!r}; there are {', '.join(map(str, known))}"
+                f"{did_you_mean(name, known)}"
+            )
+
+
+def _lines(stream: Any) -> Iterator[tuple[int, bytes]]:
+    """(line number, line with its newline)."""
+    return enumerate(iter(lambda: stream.readline(LONGEST_LINE), b""), start=1)
+
+
+def _paragraphs(stream: Any) -> Iterator[tuple[int, bytes]]:
+    """(number of the first line, lines up to an empty one)."""
+    parts, first = list[bytes](), 1
+    for row, line in _lines(stream):
+        if line == b"\n":
+            yield first, b"".join(parts)
+            parts, first = [], row + 1
+        else:
+            parts.append(line)
+    yield first, b"".join(parts)
+
+
+def csv_rows(
+    file: File, broken: Callable[[str, str], None]
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line number, column -> field) of every row after the header.
+
+    Raises:
+        ValueError: no header, or not UTF-8; ragged rows go to `broken`.
+    """
+    csv.field_size_limit(LONGEST_LINE)
+    with file.open() as stream:
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+        rows = csv.reader(text, delimiter="\t" if file.suffix == ".tsv" else ",")
+        try:
+            header = next(rows, [])
+            if not header:
+                raise ValueError(f"{file.place}: is empty; a CSV file begins with column names")
+            for fields in rows:
+                if len(fields) == len(header):
+                    yield rows.line_num, dict(zip(header, fields, strict=True))
+                elif fields:
+                    broken(
+                        f"{file.place}:{rows.line_num}",
+                        f"ragged row; it has {len(fields)} fields, the header has {len(header)}",
+                    )
+        except UnicodeDecodeError as error:
+            at = f"{file.place}: after line {rows.line_num}"
+            raise ValueError(f"{at}: byte {error.object[error.start]:#04x} is not UTF-8") from None
+        except csv.Error as error:
+            raise ValueError(f"{file.place}:{rows.line_num}: not CSV: {error}") from None
+
+
+def parquet_rows(file: File, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row number from 1, column -> value), a batch in memory at a time.
+
+    Raises:
+        ValueError: not Parquet, cut short, or without a column that was asked for.
+    """
+    row = 0
+    for batch in parquet_batches(file, columns):
+        for values in batch.to_pylist():
+            row += 1
+            yield row, values
+
+
+def parquet_batches(file: File, columns: Sequence[str], size: int = 1024) -> Iterator[Any]:
+    """Record batches of `columns`; errors as in `parquet_rows`."""
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError:
+        raise ValueError(f"{file.place} needs `pip install mptune[datasets]`") from None
+    with file.open() as stream:
+        try:
+            opened = parquet.ParquetFile(stream, pre_buffer=False)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(
+                f"{file.place}: not a Parquet file, or cut short: {_line(error)}"
+            ) from None
+        _require(file.place, columns, opened.schema_arrow.names)
+        try:
+            yield from opened.iter_batches(size, columns=list(columns) or None, use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{file.place}: broken inside: {_line(error)}") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,208 @@
+"""Text to ids: bytes, characters, or a tokenizer of the `tokenizers` library.
+
+Every codec says of each id whether it is known (an unknown one is not observed) and how many
+bytes of text its known ids stand for, so that scores become bits per byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mptune.data._records import Record
+from mptune.errors import did_you_mean
+
+KINDS = ("bytes", "characters", "bpe")
+
+TRAIN_BYTES = 64 * 2**20
+"""Text that a BPE is trained on; more would cost memory and change few merges."""
+
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One document as ids [L], which of them are known [L], and the bytes of the known ones."""
+
+    ids: NDArray[Any]
+    known: BoolArray
+    size: int
+
+
+class Codec(Protocol):
+    """Turns documents into ids 0..V-1."""
+
+    @property
+    def vocabulary_size(self) -> int:
+        """V."""
+
+    def encode(self, records: Sequence[Record]) -> list[Encoded]:
+        """The ids of each document.
+
+        Raises:
+            ValueError: text that is not UTF-8, where characters are needed.
+        """
+
+
+def text_of(record: Record) -> str:
+    """The document as characters.
+
+    Raises:
+        ValueError: it is not UTF-8; names the file, the row and the byte.
+    """
+    try:
+        return record.content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{record.place}: {not_utf8(error)}") from None
+
+
+def not_utf8(error: UnicodeDecodeError) -> str:
+    """Why a text is not characters, and what helps."""
+    return f"byte {error.start} is not UTF-8; use tokenizer: bytes"
+
+
+class Bytes:
+    """One id per byte, V = 256."""
+
+    vocabulary_size = 256
+
+    def encode(self, records: Sequence[Record]) -> list[Encoded]:
+        return [
+            Encoded(ids := np.frombuffer(r.content, np.uint8), np.ones(len(ids), bool), len(ids))
+            for r in records
+        ]
+
+
+class Characters:
+    """One id per character that the training documents have; others are unknown."""
+
+    def __init__(self, alphabet: NDArray[np.uint32]) -> None:
+        self._alphabet = alphabet
+        self._id = np.zeros(int(alphabet[-1]) + 2, np.uint32)
+        self._id[alphabet] = np.arange(len(alphabet))
+        self._known = np.zeros(len(self._id), bool)
+        self._known[alphabet] = True
+
+    @classmethod
+    def fit(cls, records: Iterable[Record]) -> Characters:
+        """The alphabet of these documents."""
+        found: set[str] = set()
+        for record in records:
+            found.update(text_of(record))
+        return cls(np.array(sorted(map(ord, found)), np.uint32))
+
+    @property
+    def vocabulary_size(self) -> int:
+        return len(self._alphabet)
+
+    def encode(self, records: Sequence[Record]) -> list[Encoded]:
+        return [self._encode(text_of(r)) for r in records]
+
+    def _encode(self, text: str) -> Encoded:
+        codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
+        place = np.minimum(codes, len(self._id) - 1)
+        known = self._known[place]
+        return Encoded(self._id[place], known, _utf8_bytes(codes[known]))
+
+    def save(self, folder: Path) -> None:
+        """Keep the alphabet beside the table."""
+        np.save(folder / "alphabet.npy", self._alphabet)
+
+
+def _utf8_bytes(codes: NDArray[Any]) -> int:
+    """Bytes in UTF-8: from one up to U+007F to four from U+10000 on."""
+    return int(len(codes) + sum((codes >= bound).sum() for bound in (0x80, 0x800, 0x10000)))
+
+
+class Subwords:
+    """A tokenizer of the `tokenizers` library, without the special tokens that it would add."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        unknown = getattr(tokenizer.model, "unk_token", None)
+        self._unknown = None if unknown is None else tokenizer.token_to_id(unknown)
+
+    @classmethod
+    def train(cls, records: Iterable[Record], vocabulary_size: int) -> Subwords:
+        """A byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909) of these documents."""
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocabulary_size,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(_some(records), trainer)
+        return cls(tokenizer)
+
+    @classmethod
+    def load(cls, name: str) -> Subwords:
+        """A `tokenizer.json`, a folder that holds one, or a name on the Hugging Face hub.
+
+        Raises:
+            ValueError: there is no such tokenizer.
+        """
+        from tokenizers import Tokenizer
+
+        path = tokenizer_file(name)
+        try:
+            made = Tokenizer.from_file(str(path)) if path else Tokenizer.from_pretrained(name)
+        except Exception as error:
+            raise ValueError(
+                f"tokenizer: {name!r} is none of {', '.join(KINDS)}, no local folder, and cannot "
+                f"be loaded: {' '.join(str(error).split())}{did_you_mean(name, KINDS)}"
+            ) from None
+        return cls(made)
+
+    @property
+    def vocabulary_size(self) -> int:
+        return int(self._tokenizer.get_vocab_size())
+
+    def encode(self, records: Sequence[Record]) -> list[Encoded]:
+        texts = [text_of(r) for r in records]
+        found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [
+            self._encoded(np.array(e.ids, np.uint32), text, len(record.content))
+            for e, text, record in zip(found, texts, records, strict=True)
+        ]
+
+    def _encoded(self, ids: NDArray[np.uint32], text: str, size: int) -> Encoded:
+        known = np.ones(len(ids), bool) if self._unknown is None else ids != self._unknown
+        lost = 0 if known.all() else self._unknown_bytes(text)
+        return Encoded(ids, known, size - lost)
+
+    def _unknown_bytes(self, text: str) -> int:
+        found = self._tokenizer.encode(text, add_special_tokens=False)
+        spans = [o for i, o in zip(found.ids, found.offsets, strict=True) if i == self._unknown]
+        return sum(len(text[a:b].encode()) for a, b in spans)
+
+    def save(self, folder: Path) -> None:
+        """Keep the tokenizer beside the table."""
+        self._tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def tokenizer_file(name: str) -> Path | None:
+    """The `tokenizer.json` that a local path means, if it means one."""
+    path = Path(name)
+    if path.is_dir() and (path / "tokenizer.json").is_file():
+        return path / "tokenizer.json"
+    return path if path.is_file() else None
+
+
+def _some(records: Iterable[Record]) -> Iterator[str]:
+    left = TRAIN_BYTES
+    for record in records:
+        yield text_of(record)
+        left -= len(record.content)
+        if left <= 0:
+            return

@@ -1,0 +1,176 @@
+"""Small images: pixels, or patches of a codebook, as tokens on a grid.
+
+Shape suffixes: _NHW images x rows x columns of pixels, _NP images x patches, _KF codes x features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from mptune.data import _frames
+from mptune.data._bins import Bins
+from mptune.data._frames import Frame
+from mptune.data._rows import TRAIN, RowModality
+from mptune.data._sources import File
+
+ROUNDS = 20
+"""Of k-means; small codebooks have settled by then."""
+
+
+class Image(RowModality):
+    """Images of one size, D = rows x columns of pixels or patches, with their 2-D positions.
+
+    NumPy [N, rows, columns] or [N, rows × columns], or rows of numbers (CSV) without a header.
+    Pixels take the values that the training images have, at most `bins` of them. With `patch` a
+    token is a square of pixels, the nearest of a codebook of `bins` patches that k-means (Lloyd
+    1982) finds in the training images; the score is then that of the codes.
+    """
+
+    kind: Literal["image"] = "image"
+    shape: tuple[int, int] = Field(description="rows and columns of pixels")
+    patch: int = Field(1, ge=1, description="pixels along the side of a token; 1 is pixels")
+    label: int | None = Field(
+        None, description="column of a CSV that is no pixel, -1 for the last; domains name it label"
+    )
+    length: int = Field(
+        0, ge=0, description="positions per sequence; tokens of an image, or left out"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_length(cls, given: Any) -> Any:
+        shape = given.get("shape") if isinstance(given, dict) else None
+        if isinstance(shape, list | tuple) and len(shape) == 2:
+            patch = given.get("patch", 1) or 1
+            return {"length": shape[0] // patch * (shape[1] // patch), **given}
+        return given
+
+    @model_validator(mode="after")
+    def _patches_fit(self) -> Self:
+        if any(side < 1 or side % self.patch for side in self.shape):
+            raise ValueError(f"patch {self.patch} does not divide the shape {list(self.shape)}")
+        rows, columns = (side // self.patch for side in self.shape)
+        if self.length != rows * columns:
+            raise ValueError(f"length {self.length} is not {rows} × {columns}; leave it out")
+        return self
+
+    def words(self) -> str:
+        from mptune.data._sources import short
+
+        rows, columns = (side // self.patch for side in self.shape)
+        return f"{short(self.source)}, {rows} × {columns} tokens"
+
+    @classmethod
+    def examples(cls) -> list[Self]:
+        """None: images need files of the user's; a ready spec has some."""
+        return []
+
+    def _names(self, frame: Frame) -> Sequence[str]:
+        return [str(i) for i in range(self.length)]
+
+    def _axes(self, names: Sequence[str]) -> dict[str, int]:
+        return {"row": self.shape[0] // self.patch, "column": self.shape[1] // self.patch}
+
+    def frame(self, files: Sequence[File]) -> Frame:
+        """One column per token, so that an image is a row like any other."""
+        parts = [self._pixels(f) for f in files]
+        pixels_NF = np.concatenate([p for p, _ in parts])
+        columns: dict[str, NDArray[Any]] = {"label": np.concatenate([label for _, label in parts])}
+        frame = Frame(
+            columns=columns,
+            files=[f.place for f in files],
+            file_N=np.repeat(np.arange(len(files), dtype=np.int32), [len(p) for p, _ in parts]),
+            row_N=np.concatenate([np.arange(1, len(p) + 1) for p, _ in parts]),
+            on_error=self.errors,
+        )
+        tokens_NP = pixels_NF if self.patch == 1 else self._codes(frame, pixels_NF)
+        columns |= {str(i): tokens_NP[:, i] for i in range(self.length)}
+        return frame
+
+    def _pixels(self, file: File) -> tuple[NDArray[np.float64], NDArray[Any]]:
+        """(pixels [N, rows × columns], labels [N])."""
+        held: dict[str, Any] = (
+            _frames.load_arrays(file) if file.suffix in (".npy", ".npz") else _numbers(file)
+        )
+        values = np.asarray(held["values"] if "values" in held else next(iter(held.values())))
+        label = np.asarray(held.get("label", np.zeros(len(values))))
+        values = values.reshape(len(values), -1).astype(np.float64)
+        if self.label is not None:
+            label, values = values[:, self.label], np.delete(values, self.label, axis=1)
+        if values.shape[1] != self.shape[0] * self.shape[1]:
+            raise ValueError(
+                f"{file.place}: has {values.shape[1]} numbers per image, shape {list(self.shape)} "
+                f"has {self.shape[0] * self.shape[1]}"
+                + ("" if self.label is not None else "; name a label column with label: -1")
+            )
+        return values, label
+
+    def _codes(self, frame: Frame, pixels_NF: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The nearest code of every patch [N, P]; the codebook is that of the training images."""
+        p, (rows, columns) = self.patch, self.shape
+        grid = pixels_NF.reshape(-1, rows // p, p, columns // p, p).swapaxes(2, 3)
+        patches = grid.reshape(len(pixels_NF), self.length, p * p)
+        train = patches[self.splits(frame) == TRAIN].reshape(-1, p * p)
+        book_KF = _codebook(train, self.bins, self.seed)
+        return _nearest(patches.reshape(-1, p * p), book_KF).reshape(-1, self.length)
+
+    def _fit(self, frame: Frame, name: str, train_N: NDArray[Any]) -> tuple[Any, NDArray[Any]]:
+        """All pixels share their symbols: what is white is white everywhere."""
+        found = np.concatenate([frame.columns[str(i)][train_N] for i in range(self.length)])
+        levels = np.unique(found[~np.isnan(found)])
+        if len(levels) <= self.bins:
+            none = np.zeros(0)
+            shared = Bins(none, none, levels, none, float(found.mean()), float(found.std()) or 1.0)
+        else:
+            shared = Bins.fit(found[~np.isnan(found)], self.bins, self.units == "standardised")
+        return shared, frame.numbers(name)
+
+
+def _numbers(file: File) -> dict[str, Any]:
+    """Rows of numbers without a header.
+
+    Raises:
+        ValueError: a row is ragged, or holds something else; names the file and the line.
+    """
+    rows: list[list[float]] = []
+    with file.open() as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                rows.append([float(v) for v in line.decode("utf-8").replace(",", " ").split()])
+            except ValueError as error:
+                raise ValueError(f"{file.place}:{number}: {error}") from None
+            if len(rows[-1]) != len(rows[0]):
+                raise ValueError(
+                    f"{file.place}:{number}: has {len(rows[-1])} numbers, the first line has "
+                    f"{len(rows[0])}"
+                )
+    if not rows:
+        raise ValueError(f"{file.place}: holds no rows")
+    return {"values": np.array(rows)}
+
+
+def _codebook(patches_NF: NDArray[np.float64], size: int, seed: int) -> NDArray[np.float64]:
+    """k-means from distinct patches drawn at random."""
+    rng = np.random.default_rng(seed)
+    distinct = np.unique(patches_NF, axis=0)
+    book_KF = distinct[rng.choice(len(distinct), min(size, len(distinct)), replace=False)]
+    for _ in range(ROUNDS):
+        nearest = _nearest(patches_NF, book_KF).astype(np.int64)
+        counts = np.bincount(nearest, minlength=len(book_KF))
+        sums = np.stack(
+            [np.bincount(nearest, f, minlength=len(book_KF)) for f in patches_NF.T], axis=1
+        )
+        used = counts > 0
+        book_KF[used] = sums[used] / counts[used, None]
+    return book_KF
+
+
+def _nearest(patches_NF: NDArray[np.float64], book_KF: NDArray[np.float64]) -> NDArray[np.float64]:
+    distance = (book_KF**2).sum(1) - 2 * patches_NF @ book_KF.T
+    nearest: NDArray[np.float64] = distance.argmin(1).astype(np.float64)
+    return nearest

@@ -1,0 +1,77 @@
+"""Tables: a row is a sequence, a column a position; numbers are binned, categories are symbols."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from mptune.data._bins import Categories
+from mptune.data._frames import Frame
+from mptune.data._rows import RowModality
+
+
+class Tabular(RowModality):
+    """Rows of a table, D = the number of columns; missing values are not observed.
+
+    A column is of numbers if most of its values are, unless `categorical` names it. Categories
+    that fewer than `rare` training rows have are pooled, and new ones held out join that pool; if
+    there is none they are not observed. A row is its own group unless `group` names a column.
+    """
+
+    kind: Literal["tabular"] = "tabular"
+    columns: tuple[str, ...] = Field(min_length=1, description="columns to learn, in this order")
+    categorical: tuple[str, ...] = Field(
+        (), description="columns of categories even if they look like numbers"
+    )
+    rare: int = Field(
+        10, ge=1, description="training rows that a category needs to be a symbol of its own"
+    )
+    length: int = Field(
+        0, ge=0, description="positions per sequence; number of columns, or left out"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_length(cls, given: Any) -> Any:
+        if isinstance(given, dict) and isinstance(given.get("columns"), list | tuple):
+            return {"length": len(given["columns"]), **given}
+        return given
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Self:
+        if self.length != len(self.columns):
+            raise ValueError(f"length {self.length} is not the number of columns; leave it out")
+        unknown = [c for c in self.categorical if c not in self.columns]
+        if unknown:
+            raise ValueError(f"categorical names {unknown[0]!r}, which is none of columns")
+        return self
+
+    def words(self) -> str:
+        from mptune.data._sources import short
+
+        return f"{short(self.source)}, {len(self.columns)} columns"
+
+    @classmethod
+    def examples(cls) -> list[Self]:
+        """None: tables need files of the user's."""
+        return []
+
+    def _names(self, frame: Frame) -> Sequence[str]:
+        return self.columns
+
+    def _axes(self, names: Sequence[str]) -> dict[str, int]:
+        return {"column": len(names)}
+
+    def _fit(self, frame: Frame, name: str, train_N: NDArray[Any]) -> tuple[Any, NDArray[Any]]:
+        if name not in self.categorical and frame.numeric(name):
+            return super()._fit(frame, name, train_N)
+        values = frame.words(name)
+        if not any(v is not None for v in values[np.flatnonzero(train_N)]):
+            raise ValueError(
+                f"{frame.files[0]}: column {name!r} has no value in the training rows; leave it out"
+            )
+        return Categories.fit(values[train_N], self.rare), values
