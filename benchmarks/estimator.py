@@ -166,7 +166,7 @@ def _train(model: Any, train: Any, mask_id: int, steps: int) -> list[Any]:
         (loss_K * weight_K).sum().div(32).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if step + 1 in {int(share * steps) for share in (0.6, 0.7, 0.75, 0.8, 0.85, 0.9)}:
+        if step + 1 in {int(share * steps) for share in (0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)}:
             kept.append(copy.deepcopy(model).eval())
     return [model.eval(), *kept]
 
@@ -235,10 +235,10 @@ def variance(bed: Bed, k: int, repeats: int) -> dict[str, Any]:
 # --- decisions ---------------------------------------------------------------------------------
 
 
-def decide(sizes: Sizes) -> dict[str, Any]:
+def decide(sizes: Sizes, nats: float) -> dict[str, Any]:
     """Forwards per model to tell two trained models apart: ours, and naive independent ones."""
     trained = characters(sizes.training_steps)
-    other, gap = _five_nats_worse(trained)
+    other, gap, paired_variance = _worse_by(trained, nats)
     ours = []
     for seed in range(sizes.races):
         tokens = trained.sample(4096, 100 + seed)
@@ -252,6 +252,7 @@ def decide(sizes: Sizes) -> dict[str, Any]:
     forwards = [f for f, _ in ours]
     return {
         "difference_nats": gap,
+        "variance_ratio": _naive_difference(sizes, other) / paired_variance,
         "races": sizes.races,
         "ours_median": float(np.median(forwards)),
         "ours_range": [min(forwards), max(forwards)],
@@ -263,18 +264,29 @@ def decide(sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def _five_nats_worse(trained: Characters) -> tuple[int, float]:
-    """The earlier state whose score is nearest to 5 nats below, and by how much it is."""
+def _worse_by(trained: Characters, nats: float) -> tuple[int, float, float]:
+    """The earlier state whose score is nearest to so many nats below the last one's, by how much
+    it is, and the variance of their paired difference per sequence."""
     tokens = trained.sample(min(1024, len(trained.heldout)), 7)
     scores = [
         estimate_lml(
-            trained.log_prob(which), tokens, covariates=trained.counts, batch_size=128
-        ).nats_per_sequence
+            trained.log_prob(which), tokens, forwards=1, covariates=trained.counts, batch_size=128
+        ).per_sequence
         for which in range(len(trained.models))
     ]
-    gaps = [scores[0] - score for score in scores]
-    other = int(np.argmin([abs(gap - 5.0) if n else np.inf for n, gap in enumerate(gaps)]))
-    return other, gaps[other]
+    differences = [scores[0] - score for score in scores]
+    gaps = [float(difference.mean()) for difference in differences]
+    other = int(np.argmin([abs(gap - nats) if n else np.inf for n, gap in enumerate(gaps)]))
+    return other, gaps[other], float(differences[other].var(ddof=1))
+
+
+def _naive_difference(sizes: Sizes, other: int) -> float:
+    """Variance of a naive score of one model less that of the other, per forward of each."""
+    return sum(float(_pool(sizes, which).var(ddof=1)) for which in (0, other))
+
+
+def _pool(sizes: Sizes, which: int) -> Any:
+    return _naive_pool(sizes.training_steps, which, 6 if sizes is FULL else 2)
 
 
 @cache
@@ -289,10 +301,7 @@ def _naive_pool(steps: int, which: int, repeats: int) -> Any:
 def _naive_race(trained: Characters, other: int, sizes: Sizes, seed: int) -> tuple[int, bool]:
     """The same stopping rule on scores of independent sequences and masks of the two models."""
     rng, most = np.random.default_rng(seed), 400_000
-    draws = [
-        rng.choice(_naive_pool(sizes.training_steps, which, 6 if sizes is FULL else 2), most)
-        for which in (0, other)
-    ]
+    draws = [rng.choice(_pool(sizes, which), most) for which in (0, other)]
     means = (draws[0] - draws[1]).reshape(-1, BLOCK).mean(axis=1)
     t = 8
     while t < len(means):
@@ -430,14 +439,16 @@ def measure(sizes: Sizes, parts: list[str]) -> dict[str, Any]:
                     flush=True,
                 )
     if "decide" in parts:
-        found = figures["decide"] = decide(sizes)
-        print(
-            f"decide    {found['difference_nats']:.1f} nats: {found['ours_median']:.0f} forwards "
-            f"per model {found['ours_range']} ({found['ours_right']} of {found['races']} right), "
-            f"naive {found['naive_median']:.0f} {found['naive_range']} "
-            f"({found['naive_right']} right): ratio {found['ratio']:.0f}",
-            flush=True,
-        )
+        figures["decide"] = [decide(sizes, nats) for nats in (5.0, 1.5)]
+        for found in figures["decide"]:
+            print(
+                f"decide    {found['difference_nats']:.1f} nats: {found['ours_median']:.0f} "
+                f"forwards per model {found['ours_range']} ({found['ours_right']} of "
+                f"{found['races']} right), naive {found['naive_median']:.0f} "
+                f"{found['naive_range']} ({found['naive_right']} right): ratio "
+                f"{found['ratio']:.0f}; variance of the difference 1/{found['variance_ratio']:.0f}",
+                flush=True,
+            )
     if "coverage" in parts:
         figures["coverage"] = []
         small = hmm_bed(16, 4, 6), ppca_bed(20, 2, 0.3)
