@@ -147,8 +147,8 @@ def _recommendation(report: ReportInput, ranked: Sequence[Ranked]) -> Iterator[s
     else:
         yield (
             f"Pre-train {best.trial.model_words} with {best.trial.policy_words}: of "
-            f"{plural(len(ranked), 'finished candidate')} it has the highest accumulated LML estimate, "
-            f"{score} nats per token{bits}."
+            f"{plural(len(ranked), 'finished candidate')} it has the highest accumulated LML "
+            f"estimate, {score} nats per token{bits}."
         )
     yield _compared(report.comparison, best) or _runner_up(ranked)
 
