@@ -24,6 +24,7 @@ COMMANDS = {
     "report": "write the report and print the ranking",
     "best": "print the recommended policy, or export it",
     "list": "policies, model families, data modalities, launchers",
+    "policy": "show what a mask policy does, with a picture",
 }
 
 DESCRIPTION = """\

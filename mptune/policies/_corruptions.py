@@ -34,7 +34,7 @@ def swap(
 ) -> IntArray:
     """The value of the same column in another row of the batch: each column is shuffled.
 
-    Only observed values are dealt out, each once (VIME, Yoon et al. 2020, NeurIPS, section 4.1).
+    Only observed values are dealt out, each once (VIME, Yoon et al. 2020, NeurIPS).
     """
     keys_BD = np.where(observed_BD, rng.random(mask_BD.shape), 2.0)
     dealt_BD = np.argsort(keys_BD, axis=0)

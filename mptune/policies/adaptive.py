@@ -19,7 +19,7 @@ class Adaptive(RatePolicy):
     with the least variance (Neyman 1934); a share `explore` stays uniform, so that every rate
     goes on being measured. With `reduction: elbo` the objective stays the accumulated one.
 
-    Source: P-POTS, arXiv 2511.18159 (a timestep law learned from the loss), by tenths of the rate.
+    Source: P-POTS, arXiv 2511.18159; here by tenths of the mask rate.
     """
 
     kind: Literal["adaptive"] = "adaptive"

@@ -19,8 +19,7 @@ class Clipped(MaskPolicy):
     apart: those of the least variance of a sequence's mean loss, within rates and between them.
     A share `explore` of the sequences draws from all rates, so that all bounds can be judged.
 
-    Source: the data-driven clipped schedules of BD3LM (Arriola et al. 2025, arXiv 2503.09573,
-    section 5.3).
+    Source: the data-driven clipped schedules of BD3LM (Arriola et al. 2025, arXiv 2503.09573).
     """
 
     kind: Literal["clipped"] = "clipped"
