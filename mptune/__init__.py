@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mptune.lml import LMLEstimate, LMLPlan, estimate_lml
+    from mptune.policies._collator import MaskingCollator
     from mptune.policies.base import MaskPolicy
 
 __version__ = "0.1.0"
-__all__ = ["LMLEstimate", "LMLPlan", "MaskPolicy", "__version__", "estimate_lml"]
+__all__ = ["LMLEstimate", "LMLPlan", "MaskPolicy", "MaskingCollator", "__version__", "estimate_lml"]
 
 _HOMES = {
     "LMLEstimate": "mptune.lml",
     "LMLPlan": "mptune.lml",
     "MaskPolicy": "mptune.policies.base",
+    "MaskingCollator": "mptune.policies._collator",
     "estimate_lml": "mptune.lml",
 }
 

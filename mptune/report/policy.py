@@ -59,6 +59,7 @@ class Profile:
     @classmethod
     def of(cls, policy: MaskPolicy, family: ModelFamily, length: int, vocabulary: int) -> Profile:
         """The profile of a policy with a model family, for sequences of D = `length`."""
+        family = family.sized(vocabulary, length)
         progress = (np.arange(STEPS) + 0.5) / STEPS
         law_SM = np.array([policy.pmf(length, float(s)) for s in progress])
         drawn = np.flatnonzero(law_SM.any(0)) + 1
