@@ -128,6 +128,15 @@ class TrialDirectory:
         return self.root / "checkpoint"
 
     @property
+    def weights(self) -> Path:
+        """The final weights, a folder that transformers opens, if they are kept."""
+        return self.root / "model"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+    @property
     def traceback(self) -> Path:
         return self.root / "traceback.txt"
 

@@ -151,6 +151,9 @@ class TrialResult(Message):
         (), description="(progress, training loss in nats per masked position)"
     )
     mean_mask_rate: float
+    learned_policy: dict[str, Any] | None = Field(
+        None, description="what a policy that learns has learned, as one that does not"
+    )
     versions: dict[str, str]
 
 
@@ -188,6 +191,14 @@ class Progress(Message):
     mask_rate: float
     learning_rate: float
     tokens_per_s: float
+    flops_per_s: float = 0.0
+    utilisation: float | None = Field(
+        None, description="model FLOPs over the GPUs' peak; None where the peak is not known"
+    )
+    gradient_norm: float | None = Field(None, description="global, before clipping")
+    loss_by_rate: tuple[tuple[float, float], ...] = Field(
+        (), description="(middle of a tenth of the mask rate, nats per masked position)"
+    )
 
 
 class Rung(Message):

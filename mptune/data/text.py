@@ -112,6 +112,15 @@ class Text(Modality):
         path = cache / self._hash(train, heldout)
         return store(path, lambda: self._tokenize(train, heldout))
 
+    def word_joins(self, ids: int) -> NDArray[np.bool_] | None:
+        """Bytes: runs of letters, digits, underscores and bytes above 127 are words."""
+        if self.tokenizer != "bytes":
+            return None
+        inside_V = np.array(
+            [i < 256 and (i > 127 or chr(i).isalnum() or i == 95) for i in range(ids)]
+        )
+        return np.stack([inside_V, inside_V])
+
     def words(self) -> str:
         names = ", ".join(Path(entry).name for entry in self.source)
         return f"{names}, {self.tokenizer}, D = {self.length}"

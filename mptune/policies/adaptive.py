@@ -35,11 +35,10 @@ class Adaptive(RatePolicy):
 
     def learn(self, losses: LossByRate) -> MaskPolicy:
         """A histogram of the spread by rate; a rate never seen counts as the mean spread."""
-        spread_R = np.sqrt(losses.variance)
         seen_R = losses.count >= 2
-        if not spread_R[seen_R].sum():
-            return self
-        spread_R = np.where(seen_R, spread_R, spread_R[seen_R].mean())
+        spread_R = np.sqrt(losses.variance)
+        usual = spread_R[seen_R].mean() if seen_R.any() else 0.0
+        spread_R = np.where(seen_R, spread_R, usual) if usual else np.ones(len(spread_R))
         law_R = self.explore / len(spread_R) + (1 - self.explore) * spread_R / spread_R.sum()
         bins = tuple(round(float(w), 4) for w in law_R)
         return Histogram(
