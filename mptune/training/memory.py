@@ -124,7 +124,8 @@ def check(sizes: Sizes, training: Training, world_size: int, available: float) -
     )
     raise DoesNotFit(
         f"{sizes.family.words()} needs {_gb(needed.total)} per device "
-        f"({_gb(needed.states)} states, {_gb(needed.activations)} activations), and {_gb(available)} are there; {advice}"
+        f"({_gb(needed.states)} states, {_gb(needed.activations)} activations), "
+        f"and {_gb(available)} are there; {advice}"
     )
 
 
