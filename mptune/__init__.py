@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         estimate_lml,
         estimate_to_target,
     )
+    from mptune.policies._collator import MaskingCollator
     from mptune.policies.base import MaskPolicy
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ __all__ = [
     "LMLEstimate",
     "LMLPlan",
     "MaskPolicy",
+    "MaskingCollator",
     "TokenCovariates",
     "__version__",
     "compare_lml",
@@ -38,6 +40,7 @@ _HOMES = {
     "LMLEstimate": "mptune.lml",
     "LMLPlan": "mptune.lml",
     "MaskPolicy": "mptune.policies.base",
+    "MaskingCollator": "mptune.policies._collator",
     "TokenCovariates": "mptune.lml",
     "compare_lml": "mptune.lml",
     "estimate_lml": "mptune.lml",

@@ -46,6 +46,10 @@ class NonFiniteLoss(MptuneError):
         self.step = step
 
 
+class DoesNotFit(MptuneError):
+    """A model cannot be trained in the memory that there is; recorded as out of memory."""
+
+
 def did_you_mean(name: object, known: Iterable[object]) -> str:
     """`"; did you mean 'x'?"` for the nearest known name, or an empty string.
 

@@ -73,7 +73,7 @@ class Imputer:
             InputError: the directory holds no trial with weights, or of other data.
         """
         files = TrialDirectory(directory)
-        if not files.weights.exists() or not files.spec.exists():
+        if not files.module.exists() or not files.spec.exists():
             raise InputError(
                 f"{directory}: no trained weights in it; train with training.keep_weights: true"
             )
@@ -94,7 +94,7 @@ class Imputer:
         self.columns: dict[str, Column] = {
             name: column(dict(stored)) for name, stored in codec_columns(self.table).items()
         }
-        self._module = self._load(files.weights)
+        self._module = self._load(files.module)
 
     def _load(self, weights: Path) -> nn.Module:
         import torch

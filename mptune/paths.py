@@ -120,17 +120,26 @@ class TrialDirectory:
         return self.root / "scores.npz"
 
     @property
-    def weights(self) -> Path:
-        """The trained weights, where `training.keep_weights` asks for them."""
-        return self.root / "weights.pt"
-
-    @property
     def events(self) -> Path:
         return self.root / "events.jsonl"
 
     @property
     def checkpoint(self) -> Path:
         return self.root / "checkpoint"
+
+    @property
+    def weights(self) -> Path:
+        """The final weights, a folder that transformers opens, if they are kept."""
+        return self.root / "model"
+
+    @property
+    def module(self) -> Path:
+        """Beside them, all of the module's weights, for `mptune impute`."""
+        return self.weights / "module.pt"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
 
     @property
     def traceback(self) -> Path:

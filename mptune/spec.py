@@ -62,6 +62,13 @@ class Optimizer(Section):
     weight_decay: float = Field(0.01, ge=0)
     betas: tuple[Fraction, Fraction] = (0.9, 0.98)
     eps: float = Field(1e-6, gt=0)
+    width_rule: Literal["none", "mup", "inverse_sqrt"] = Field(
+        "none",
+        description="scales the learning rate with the model's width: mup divides that of hidden "
+        "matrices by width / base_width (Yang et al. 2022, arXiv 2203.03466, table 8), "
+        "inverse_sqrt divides all by its root",
+    )
+    base_width: int = Field(64, gt=0, description="width at which learning_rate holds unscaled")
 
 
 class LearningRateSchedule(Section):
@@ -87,11 +94,15 @@ class Training(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     gradient_clipping: float = Field(1.0, ge=0, description="global norm; 0 is off")
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
-    checkpoint_every_s: float = Field(
-        60.0, gt=0, description="seconds between checkpoints of a running trial"
+    pack: bool = Field(
+        False, description="several short sequences to a row, each attending to itself only"
     )
     keep_weights: bool = Field(
-        False, description="keep every finished trial's weights; `mptune impute` needs them"
+        False,
+        description="keep finished trials' weights: a folder that transformers and mptune impute open",
+    )
+    checkpoint_every_s: float = Field(
+        60.0, gt=0, description="seconds between checkpoints of a running trial"
     )
     deepspeed: dict[str, Any] = Field(
         default_factory=dict, description="passed through to DeepSpeed verbatim, wins over the rest"
@@ -103,8 +114,6 @@ class Training(Section):
         given = [b for b in budgets if getattr(self, b) is not None]
         if len(given) != 1:
             raise ValueError(f"needs exactly one of {', '.join(budgets)}; {len(given)} are given")
-        if self.keep_weights and self.zero_stage == 3:
-            raise ValueError("keep_weights needs zero_stage 0, 1 or 2: stage 3 deals them out")
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size "

@@ -247,7 +247,7 @@ class TrialFactory:
     def make(self, concrete: Concrete, number: int, seed: int) -> TrialSpec:
         """The TrialSpec of trial `number`."""
         spec = SearchSpec.model_validate(concrete.tree)
-        policy, model = build("policy", spec.policy), build("model", spec.model)
+        policy, model = build("policy", spec.policy), self._sized(build("model", spec.model))
         return TrialSpec(
             study=self.study,
             number=number,
@@ -263,6 +263,13 @@ class TrialFactory:
             prepared=self.prepared,
             directory=str(self.run.trial(number, self.folder).root.absolute()),
         )
+
+    def _sized(self, model: Any) -> Any:
+        """The model with its width and depth, if the spec gives a parameter count."""
+        try:
+            return model.sized(self.prepared.vocabulary_size + 2, self.prepared.length)
+        except ValueError as error:
+            raise InputError(f"model.{error}") from None
 
 
 def make_sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:

@@ -64,9 +64,30 @@ class TrialSpec(Message):
         what = self.model_dump(
             mode="json", exclude={"study", "number", "label", "directory", "prepared"}
         )
+        _drop_later(what)
         what["table_hash"] = self.prepared.table_hash
         what["plan_hash"] = self.prepared.plan_hash
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+_LATER: tuple[tuple[tuple[str, ...], Any], ...] = (
+    (("training", "optimizer", "width_rule"), "none"),
+    (("training", "optimizer", "base_width"), 64),
+    (("training", "pack"), False),
+    (("policy", "structure"), {"kind": "token"}),
+    (("model", "size"), None),
+)
+"""Keys that came after the format's first version: at their defaults they do not count."""
+
+
+def _drop_later(what: dict[str, Any]) -> None:
+    del what["training"]["keep_weights"]  # changes no number of a result
+    for (*path, key), default in _LATER:
+        section = what
+        for part in path:
+            section = section[part]
+        if key in section and section[key] == default:
+            del section[key]
 
 
 class CurvePoint(Message):
@@ -133,6 +154,9 @@ class TrialResult(Message):
         (), description="(progress, training loss in nats per masked position)"
     )
     mean_mask_rate: float
+    learned_policy: dict[str, Any] | None = Field(
+        None, description="what a policy that learns has learned, as one that does not"
+    )
     versions: dict[str, str]
 
 
@@ -170,6 +194,14 @@ class Progress(Message):
     mask_rate: float
     learning_rate: float
     tokens_per_s: float
+    flops_per_s: float = 0.0
+    utilisation: float | None = Field(
+        None, description="model FLOPs over the GPUs' peak; None where the peak is not known"
+    )
+    gradient_norm: float | None = Field(None, description="global, before clipping")
+    loss_by_rate: tuple[tuple[float, float], ...] = Field(
+        (), description="(middle of a tenth of the mask rate, nats per masked position)"
+    )
 
 
 class Rung(Message):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import shutil
 import socket
 import sys
 import time
@@ -20,7 +21,7 @@ from contextlib import ExitStack
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import ValidationError
@@ -37,6 +38,7 @@ from mptune.trial import (
     LMLScore,
     Prepared,
     PrepareRequest,
+    Progress,
     Rung,
     Scoring,
     Started,
@@ -49,9 +51,11 @@ from mptune.trial import (
 if TYPE_CHECKING:
     from torch import nn
 
+    from mptune.policies.base import MaskPolicy
     from mptune.training.loop import Inputs, Loop
     from mptune.training.ranks import Ranks
     from mptune.training.scoring import HeldOut, Scorer
+    from mptune.training.tensorboard import Board
 
 VERSIONS_OF = ("mptune", "torch", "deepspeed", "transformers", "numpy")
 
@@ -109,6 +113,8 @@ class Worker:
                 yield from journal.note(event)
         except Exception as error:
             yield from journal.note(journal.failure(error))
+        finally:
+            journal.close()
 
     def memory_mb(self) -> float:
         """Resident memory of this process, MB."""
@@ -138,9 +144,28 @@ class Worker:
                 return
             yield Scoring(number=trial.number)
             result = self._result(trial, inputs, loop, scorer, began)
+            if trial.training.keep_weights:
+                self._keep_weights(trial, loop)
             loop.checkpoints.remove()
         if result is not None:
             yield Finished(number=trial.number, result=result)
+
+    def _keep_weights(self, trial: TrialSpec, loop: Loop) -> None:
+        """The final weights as a folder that transformers opens; whole or not at all."""
+        import torch
+
+        from mptune.training import engine
+
+        files = TrialDirectory(Path(trial.directory))
+        folder = files.weights
+        aside = folder.with_name(f".{folder.name}")
+        with engine.whole_weights(loop.engine):
+            if self.rank == 0:
+                shutil.rmtree(aside, ignore_errors=True)
+                loop.engine.module.save_pretrained(str(aside))
+                torch.save(loop.engine.module.state_dict(), aside / files.module.name)
+                shutil.rmtree(folder, ignore_errors=True)
+                aside.rename(folder)
 
     def _set_up(self, trial: TrialSpec, stack: ExitStack) -> tuple[Inputs, Loop, Scorer]:
         """Everything a trial runs with; what goes wrong before the first collective is shared."""
@@ -158,7 +183,8 @@ class Worker:
         ranks.raise_together(error)
         assert ready is not None
         inputs, heldout, module = ready
-        made = stack.enter_context(engine.engine(module, trial.training, ranks))
+        width = inputs.family.width
+        made = stack.enter_context(engine.engine(module, trial.training, ranks, width))
         scorer = Scorer(made, heldout, ranks)
         directory = TrialDirectory(Path(trial.directory))
         checkpoints = Checkpoints(directory.checkpoint, trial.fingerprint(), ranks)
@@ -183,6 +209,7 @@ class Worker:
         except ValidationError as error:
             raise InputError(str(error)) from error
         table = heldout.table
+        family = family.sized(table.total_vocabulary, table.length)
         inputs = Inputs(
             number=trial.number,
             seed=trial.seed,
@@ -193,11 +220,31 @@ class Worker:
             train=heldout.train,
             vocabulary_size=table.vocabulary_size,
             axes=tuple(table.axes.values()),
+            joins=_word_joins(policy, trial.data, table.total_vocabulary),
         )
+        _check_structure(inputs)
+        self._check_memory(inputs)
         torch.manual_seed(trial.seed)
         module = family.build(table.total_vocabulary, table.vocabulary_size, table.length)
         family.lay_out(module, inputs.axes, table.sizes)
         return inputs, heldout, module
+
+    def _check_memory(self, inputs: Inputs) -> None:
+        """Refuse before anything is allocated what cannot fit this rank's device.
+
+        Raises:
+            DoesNotFit: one line with the smallest gang and stage that would do.
+        """
+        from mptune.training import memory
+
+        sizes = memory.Sizes(
+            family=inputs.family,
+            vocabulary=inputs.vocabulary_size + 2,
+            length=inputs.length,
+            masked_share=inputs.policy.mean_rate(inputs.length),
+        )
+        available = self._joined().memory_bytes()
+        memory.check(sizes, inputs.training, self.world_size, available)
 
     def _open(self, prepared: Prepared, score: spec.Score) -> HeldOut:
         """The table and the frozen plan, kept open from trial to trial."""
@@ -249,13 +296,14 @@ class Worker:
         self, trial: TrialSpec, inputs: Inputs, loop: Loop, scorer: Scorer, began: float
     ) -> TrialResult | None:
         """Score the trained model; None on other ranks than the first."""
+        from mptune.training.loop import learned_policy
+
         scoring = time.monotonic()
         scored, rates = scorer.lml(), scorer.rates()
         shifted = self._shifted(scorer)
         if scored is None:
             return None
         lml, nats_per_sequence, rows = scored
-        _keep_weights(trial, inputs, scorer)
         directory, now, spent = TrialDirectory(Path(trial.directory)), time.monotonic(), loop.spent
         with write_aside(directory.scores) as aside:
             np.savez(aside, nats_per_sequence=nats_per_sequence, rows=rows)
@@ -278,19 +326,11 @@ class Worker:
             rungs=tuple(spent.rungs),
             loss_curve=tuple(spent.loss_curve),
             mean_mask_rate=spent.masked / max(spent.observed, 1),
+            learned_policy=learned_policy(inputs.policy, spent.learned),
             versions=_versions(),
         )
         write_text(directory.result, result.model_dump_json(indent=2) + "\n")
         return result
-
-
-def _keep_weights(trial: TrialSpec, inputs: Inputs, scorer: Scorer) -> None:
-    """What `mptune impute` loads, if the trial asks for it."""
-    import torch
-
-    if inputs.training.keep_weights:
-        with write_aside(TrialDirectory(Path(trial.directory)).weights) as aside:
-            torch.save(scorer.engine.module.state_dict(), aside)
 
 
 class _Journal:
@@ -299,6 +339,7 @@ class _Journal:
     def __init__(self, trial: TrialSpec, rank: int) -> None:
         self._trial, self._rank = trial, rank
         self._files = TrialDirectory(Path(trial.directory))
+        self._board: Board | None = None
         if rank == 0:
             write_text(self._files.spec, trial.model_dump_json(indent=2) + "\n")
 
@@ -307,7 +348,20 @@ class _Journal:
         if self._rank == 0:
             with self._files.events.open("a", encoding="utf-8") as lines:
                 lines.write(event.model_dump_json() + "\n")
+            if isinstance(event, Progress):
+                self._draw(event)
             yield event
+
+    def close(self) -> None:
+        """The trial is over."""
+        if self._board is not None:
+            self._board.close()
+
+    def _draw(self, event: Progress) -> None:
+        from mptune.training.tensorboard import Board
+
+        self._board = self._board or Board(self._files.tensorboard)
+        self._board.add(event)
 
     def failure(self, error: Exception) -> Failed:
         """The event of a failure; re-raises one that only another rank than the first knows."""
@@ -334,6 +388,26 @@ def _prepared(heldout: HeldOut, plan: Path) -> Prepared:
         bytes_per_token=table.bytes_per_token,
         description=table.description,
     )
+
+
+def _word_joins(policy: MaskPolicy, data: dict[str, Any], ids: int) -> Any:
+    """The modality's words, where the policy masks whole words; None if it has none."""
+    if policy.structure.kind != "whole_word":
+        return None
+    return spec.build("data", data).word_joins(ids)
+
+
+def _check_structure(inputs: Inputs) -> None:
+    """Refuse a structure that the data does not fit.
+
+    Raises:
+        InputError: in one line.
+    """
+    words = None if inputs.joins is None else np.zeros((1, inputs.length), np.int64)
+    try:
+        inputs.policy.structure.units((1, inputs.length), np.random.default_rng(0), words)
+    except ValueError as error:
+        raise InputError(f"policy.structure: {error}") from None
 
 
 def _parameters(inputs: Inputs) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 
+from mptune import plugins
 from mptune.cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent
@@ -43,3 +45,13 @@ def test_the_readme_shows_a_real_end_of_the_demo() -> None:
 def test_make_targets_exist(name: str) -> None:
     target = name.split()[1]
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+
+
+def test_the_page_of_policies_is_what_the_code_says() -> None:
+    """`python docs/make_policies.py` writes it again."""
+    scope = runpy.run_path(str(ROOT / "docs" / "make_policies.py"))
+    page = (ROOT / "docs" / "policies.md").read_text(encoding="utf-8")
+    assert page == scope["document"](scope["profiles"]())
+    pictures = re.findall(r"\]\((policies/\w+\.png)\)", page)
+    assert len(pictures) == len(plugins.modules("policies"))
+    assert [p for p in pictures if not (ROOT / "docs" / p).exists()] == []

@@ -33,10 +33,11 @@ def run(arguments: argparse.Namespace) -> int:
     best = study.best(study.records(run_directory, spec.storage.url, spec.name))
     assert best.spec is not None
     assert best.result is not None
-    found = {"policy": best.spec.policy, "model": best.spec.model}
+    policy = best.result.learned_policy or best.spec.policy
+    found = {"policy": policy, "model": best.spec.model}
     if arguments.export:
         head = f"# {best.label}: trial {best.number} of {spec.name}, by accumulated LML estimate\n"
-        write_text(arguments.export, head + yaml.safe_dump(best.spec.policy, sort_keys=False))
+        write_text(arguments.export, head + yaml.safe_dump(policy, sort_keys=False))
     score = best.result.lml
     if arguments.json:
         print(json.dumps({**found, "trial": best.number, "lml": score.model_dump(mode="json")}))

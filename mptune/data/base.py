@@ -6,6 +6,8 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from mptune.data.table import TokenTable
@@ -50,6 +52,13 @@ class Modality(Section):
         from mptune.data._inspect import inspect
 
         return inspect(table)
+
+    def word_joins(self, ids: int) -> NDArray[np.bool_] | None:
+        """For whole-word masks, bool [2, ids]: an id goes on with the word to its left, its right.
+
+        None where the data has no words.
+        """
+        return None
 
     @abstractmethod
     def words(self) -> str:

@@ -201,6 +201,15 @@ class Text(Modality):
         path = cache / table_key(options, contents)
         return build_table(path, lambda aside: _Preparation(self, files, aside).run())
 
+    def word_joins(self, ids: int) -> NDArray[np.bool_] | None:
+        """Bytes: runs of letters, digits, underscores and bytes above 127 are words."""
+        if self.tokenizer != "bytes":
+            return None
+        inside_V = np.array(
+            [i < 256 and (i > 127 or chr(i).isalnum() or i == 95) for i in range(ids)]
+        )
+        return np.stack([inside_V, inside_V])
+
     def words(self) -> str:
         name = Path(self.tokenizer).name
         tokens = f"bpe {self.vocabulary}" if self.tokenizer == "bpe" else name

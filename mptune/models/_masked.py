@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 Config = TypeVar("Config", bound=PreTrainedConfig)
 
@@ -24,15 +24,34 @@ def sdpa(config: Config) -> Config:
 
 
 class MaskedPredictor(nn.Module):
-    """An encoder, and a head that runs on masked positions only."""
+    """An encoder, and a head that runs on masked positions only.
+
+    Args:
+        encoder, head: the parts of a Hugging Face model.
+        predictable: V.
+        pretrained: the model that they are parts of, for `save_pretrained`.
+        window: positions that local blocks attend over, if the family has such blocks.
+        embeds_first: the embeddings cannot read an attention mask of packed rows, and are
+            computed before.
+    """
 
     place_AD: Tensor | None
     banned_DV: Tensor | None
 
-    def __init__(self, encoder: nn.Module, head: nn.Module, predictable: int) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        head: nn.Module,
+        predictable: int,
+        pretrained: PreTrainedModel,
+        window: int | None = None,
+        embeds_first: bool = False,
+    ) -> None:
         super().__init__()
         self.encoder, self.head = encoder, head
-        self.predictable = predictable
+        self.predictable, self.window, self.embeds_first = predictable, window, embeds_first
+        # In a tuple it is no submodule: its parameters are those of encoder and head.
+        self._pretrained = (pretrained,)
         self.axes = nn.ModuleList()
         self.register_buffer("place_AD", None)
         self.register_buffer("banned_DV", None)
@@ -57,17 +76,42 @@ class MaskedPredictor(nn.Module):
             self.banned_DV = torch.arange(self.predictable) >= torch.tensor(sizes)[:, None]
 
     def forward(
-        self, tokens_BD: Tensor, mask_BD: Tensor, attend_BD: Tensor | None = None
+        self,
+        tokens_BD: Tensor,
+        mask: Tensor,
+        attend_BD: Tensor | None = None,
+        document_BD: Tensor | None = None,
+        place_BD: Tensor | None = None,
     ) -> Tensor:
+        """logits [K, V] at the masked positions.
+
+        Args:
+            tokens_BD: input ids.
+            mask: bool [B, D], or the flat indices of the masked positions [K]; those need no
+                look at the device's values.
+            attend_BD: positions that may be attended to; default all.
+            document_BD: of packed rows, the document of each position; attention stays inside.
+            place_BD: of packed rows, the position inside its document.
+        """
         # Hugging Face would number positions by the padding id where it has one; here every
         # position is its own column, padded or not.
-        positions_1D = torch.arange(tokens_BD.shape[1], device=tokens_BD.device)[None]
-        hidden_BDW = self.encoder(
-            **self._inputs(tokens_BD), attention_mask=attend_BD, position_ids=positions_1D
-        )[0]
-        logits_KV: Tensor = self.head(hidden_BDW[mask_BD])[:, : self.predictable]
+        if place_BD is None:
+            place_BD = torch.arange(tokens_BD.shape[1], device=tokens_BD.device)[None]
+        attention = attend_BD if document_BD is None else self._within(document_BD)
+        given = self._inputs(tokens_BD)
+        if document_BD is not None and self.embeds_first:
+            embed: Any = self.encoder.embeddings
+            given = {"inputs_embeds": embed(input_ids=tokens_BD, position_ids=place_BD)}
+        hidden_BDW = self.encoder(**given, attention_mask=attention, position_ids=place_BD)[0]
+        chosen_KW = (
+            hidden_BDW[mask]
+            if mask.dtype == torch.bool
+            else hidden_BDW.flatten(0, 1).index_select(0, mask)
+        )
+        logits_KV: Tensor = self.head(chosen_KW)[:, : self.predictable]
         if self.banned_DV is not None:
-            banned_KV = self.banned_DV[mask_BD.nonzero()[:, 1]]
+            flat_K = mask.flatten().nonzero()[:, 0] if mask.dtype == torch.bool else mask
+            banned_KV = self.banned_DV[flat_K % tokens_BD.shape[1]]
             logits_KV = logits_KV.masked_fill(banned_KV, -math.inf)
         return logits_KV
 
@@ -78,3 +122,21 @@ class MaskedPredictor(nn.Module):
         pairs = zip(self.axes, self.place_AD, strict=True)
         grid_DW = torch.stack([table(place_D) for table, place_D in pairs]).sum(0)
         return {"inputs_embeds": tokens_BDW + grid_DW}
+
+    def save_pretrained(self, folder: str) -> None:
+        """Write the whole model so that `transformers.AutoModelForMaskedLM` opens it."""
+        self._pretrained[0].save_pretrained(folder)
+
+    def checkpoint_activations(self) -> None:
+        """Compute each block's activations again when going backward instead of keeping them."""
+        model: Any = self._pretrained[0]
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def _within(self, document_BD: Tensor) -> Tensor | dict[str, Tensor]:
+        """Who attends to whom, bool [B, 1, D, D]; by kind of block where there are local ones."""
+        same_B1DD = (document_BD[:, None, :, None] == document_BD[:, None, None, :]).contiguous()
+        if self.window is None:
+            return same_B1DD
+        place_D = torch.arange(document_BD.shape[1], device=document_BD.device)
+        near_DD = (place_D[:, None] - place_D[None]).abs() <= self.window // 2
+        return {"full_attention": same_B1DD, "sliding_attention": same_B1DD & near_DD}

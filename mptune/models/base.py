@@ -9,11 +9,13 @@ inside functions only.
 
 from __future__ import annotations
 
+import math
+import re
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from mptune.spec import Section
 
@@ -23,14 +25,42 @@ if TYPE_CHECKING:
 WIDTH_PER_HEAD = 32
 """Default width of an attention head; small models train better with a few heads than with one."""
 
+ASPECT = 64
+"""Width per block of a model that is sized by its parameters, as BERT-base's 768 / 12."""
+
+MOST_BLOCKS = 96
+
+_SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9}
+
 BACKWARD = 2
 """A backward pass multiplies every matrix twice: for the inputs' gradients and for the weights'."""
+
+
+def _parameter_count(value: object) -> object:
+    """`110M` as 110e6; numbers stay."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)\s*([KMB]?)", value, flags=re.IGNORECASE)
+    if found is None:
+        raise ValueError("is no size; give parameters, e.g. 110M or 1.1e8")
+    return float(found[1]) * _SUFFIXES[found[2].upper()]
+
+
+Size = Annotated[
+    float, BeforeValidator(_parameter_count), WithJsonSchema({"type": "parameters, e.g. 110M"})
+]
 
 
 class ModelFamily(Section):
     """Base of all families: an encoder with a masked-language-model head, trained from scratch."""
 
     family: str
+    size: Size | None = Field(
+        None,
+        ge=1e3,
+        le=1e12,
+        description="parameters, embeddings included, instead of width, depth and heads",
+    )
     width: int = Field(64, gt=0, description="channels of the residual stream")
     depth: int = Field(2, gt=0, description="transformer blocks")
     heads: int | None = Field(
@@ -38,6 +68,18 @@ class ModelFamily(Section):
     )
     mlp_ratio: float = Field(4.0, gt=0, description="MLP width as a multiple of width")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout rate of the blocks")
+
+    @model_validator(mode="after")
+    def _sized_once(self) -> Self:
+        # Values at their defaults may have been filled in by a resolved spec.
+        both = [
+            name
+            for name in ("width", "depth", "heads")
+            if getattr(self, name) != type(self).model_fields[name].default
+        ]
+        if self.size is not None and both:
+            raise ValueError(f"has size and {', '.join(both)}; give size, or width and depth")
+        return self
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -59,8 +101,53 @@ class ModelFamily(Section):
         return max(1, round(self.mlp_ratio * self.width))
 
     def words(self) -> str:
-        """Family and size in words, e.g. `bert 64×2`."""
+        """Family and size in words, e.g. `bert 64×2` or `bert 110M`."""
+        if self.size is not None:
+            return f"{self.family} {_size_words(self.size)}"
         return f"{self.family} {self.width}×{self.depth}"
+
+    def sized(self, vocabulary: int, length: int) -> Self:
+        """The member with about `size` parameters, by width and depth; itself where they are given.
+
+        Of widths that are multiples of 32, the one whose parameters come nearest for each depth;
+        of those the best compromise between that distance and a width of 64 per block.
+
+        Raises:
+            ValueError: no member is within a tenth of the size; names the nearest.
+        """
+        if self.size is None:
+            return self
+        members = [self._nearest(depth, vocabulary, length) for depth in range(1, MOST_BLOCKS + 1)]
+        best = min(members, key=lambda m: self._misfit(m, vocabulary, length))
+        found = best.parameters(vocabulary, length)
+        if abs(found / self.size - 1) > 0.1:
+            raise ValueError(
+                f"size {_size_words(self.size)}: the nearest {self.family} with "
+                f"{vocabulary} symbols is {best.words()} with {_size_words(found)} parameters"
+            )
+        return best
+
+    def _nearest(self, depth: int, vocabulary: int, length: int) -> Self:
+        """The width of a depth; parameters grow with width, so halving finds it."""
+        assert self.size is not None
+        low, high = 1, 1024
+        while low < high:
+            middle = (low + high) // 2
+            if self._member(middle, depth).parameters(vocabulary, length) < self.size:
+                low = middle + 1
+            else:
+                high = middle
+        pair = [self._member(units, depth) for units in (max(1, low - 1), low)]
+        return min(pair, key=lambda m: abs(m.parameters(vocabulary, length) - (self.size or 0)))
+
+    def _member(self, units: int, depth: int) -> Self:
+        width = units * WIDTH_PER_HEAD
+        return self.model_copy(update={"size": None, "width": width, "depth": depth})
+
+    def _misfit(self, member: Self, vocabulary: int, length: int) -> float:
+        assert self.size is not None
+        aspect = abs(math.log(member.width / member.depth / ASPECT))
+        return aspect + 20 * abs(math.log(member.parameters(vocabulary, length) / self.size))
 
     @classmethod
     def examples(cls) -> list[Self]:
@@ -135,6 +222,11 @@ class RotaryFamily(ModelFamily):
                 f"{self.attention_heads} heads is {each}"
             )
         return self
+
+
+def _size_words(parameters: float) -> str:
+    suffix = next(s for s in ("B", "M", "K", "") if parameters >= _SUFFIXES[s])
+    return f"{parameters / _SUFFIXES[suffix]:.4g}{suffix}"
 
 
 def _default_heads(width: int) -> int:

@@ -33,7 +33,7 @@ class Bert(ModelFamily):
             pad_token_id=None,
         )
         model = BertForMaskedLM(sdpa(config))
-        return MaskedPredictor(model.bert, model.cls, predictable)
+        return MaskedPredictor(model.bert, model.cls, predictable, model)
 
     def parameters(self, vocabulary: int, length: int) -> int:
         embeddings = (vocabulary + length + 1) * self.width + 2 * self.width

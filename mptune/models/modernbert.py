@@ -43,7 +43,8 @@ class ModernBert(RotaryFamily):
             sep_token_id=None,
         )
         model = ModernBertForMaskedLM(sdpa(config))
-        return MaskedPredictor(model.model, nn.Sequential(model.head, model.decoder), predictable)
+        head = nn.Sequential(model.head, model.decoder)
+        return MaskedPredictor(model.model, head, predictable, model, self.window)
 
     def parameters(self, vocabulary: int, length: int) -> int:
         width = self.width

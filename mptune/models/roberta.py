@@ -36,7 +36,7 @@ class Roberta(ModelFamily):
             eos_token_id=None,
         )
         model = RobertaForMaskedLM(sdpa(config))
-        return MaskedPredictor(model.roberta, model.lm_head, predictable)
+        return MaskedPredictor(model.roberta, model.lm_head, predictable, model)
 
     def parameters(self, vocabulary: int, length: int) -> int:
         embeddings = (vocabulary + length + 1) * self.width + 2 * self.width

@@ -17,7 +17,7 @@ from mptune.errors import InputError
 from mptune.policies.base import MaskPolicy
 from mptune.spec import build
 
-_OUTER = ("reduction", "corruption")
+_OUTER = ("reduction", "corruption", "structure")
 """Fields that only the outermost policy of a spec decides."""
 
 

@@ -22,20 +22,58 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from mptune.policies._corruptions import bert, swap
+from mptune.policies._structures import AnyStructure, choose_units
 from mptune.spec import Section
+from mptune.specfile import read_plugin
 
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
+RATE_BUCKETS = 10
+"""Equal intervals of the mask rate by which losses are recorded and laws are learned."""
+
 _STREAM = 0x6D61736B
 """Counter word that keeps this stream apart from other uses of the same (seed, step)."""
+
+
+@dataclass(frozen=True)
+class LossByRate:
+    """What training has seen in each interval of the mask rate ((k - 1)/R, k/R], k = 1..R.
+
+    y is a sequence's mean loss over its masked positions, nats per position.
+
+    Attributes:
+        count: sequences, [R].
+        mean: mean of y, [R]; 0 where none was seen.
+        variance: variance of y, nats^2, [R]; 0 where none was seen.
+    """
+
+    count: FloatArray
+    mean: FloatArray
+    variance: FloatArray
+
+    @classmethod
+    def of_sums(cls, sums_3R: FloatArray) -> LossByRate:
+        """From sums of 1, y and y^2 over sequences."""
+        count_R, total_R, square_R = np.asarray(sums_3R, np.float64)
+        seen_R = np.maximum(count_R, 1e-12)
+        mean_R = total_R / seen_R
+        return cls(count_R, mean_R, np.maximum(square_R / seen_R - mean_R**2, 0.0))
+
+
+def rate_bucket(counts_B: IntArray, lengths_B: IntArray) -> IntArray:
+    """The interval 0..R-1 that each sequence's mask rate M / D falls into; 0 where D is 0."""
+    filled_B = np.maximum(lengths_B, 1)
+    return np.maximum(-(-counts_B * RATE_BUCKETS // filled_B) - 1, 0)
 
 
 class MaskPolicy(Section):
@@ -50,8 +88,15 @@ class MaskPolicy(Section):
         "seq_mean",
         description="weight of a sequence's summed loss: 1/M, 1 (high rates count more), 1/(D M q)",
     )
-    corruption: Literal["mask", "bert"] = Field(
-        "mask", description="masked positions become [MASK], or 80/10/10 [MASK], random, kept"
+    corruption: Literal["mask", "bert", "swap"] = Field(
+        "mask",
+        description="masked positions become [MASK]; 80/10/10 [MASK], random, kept; or the "
+        "column's value of another sequence",
+    )
+    structure: AnyStructure = Field(
+        "token",
+        validate_default=True,
+        description="what is masked together: single tokens, spans, words, or blocks of a grid",
     )
 
     @abstractmethod
@@ -77,9 +122,36 @@ class MaskPolicy(Section):
 
     def words(self) -> str:
         """The policy in words: the law, then what differs from the default treatment."""
-        extra = {"seq_mean": "", "token_mean": ", token mean", "elbo": ", ELBO weights"}
-        bert = ", 80/10/10 corruption" if self.corruption == "bert" else ""
-        return self.law_words() + extra[self.reduction] + bert
+        extra = {"seq_mean": "", "token_mean": "token mean", "elbo": "ELBO weights"}
+        inputs = {"mask": "", "bert": "80/10/10 corruption", "swap": "swap corruption"}
+        said = (extra[self.reduction], inputs[self.corruption], self.structure.words())
+        return ", ".join([self.law_words(), *filter(None, said)])
+
+    @property
+    def relearn_every(self) -> float | None:
+        """Progress between two choices of a law that is learned during training; None if none."""
+        every = [e for p in _policies_in(self) if (e := p.relearn_every) is not None]
+        return min(every, default=None)
+
+    def learn(self, losses: LossByRate) -> MaskPolicy:
+        """The policy that the losses seen so far make of this one, a pure function of them.
+
+        Policies with a fixed law return themselves; those made of others let each part learn.
+        """
+        if self.relearn_every is None:
+            return self
+        fields = {name: _learned(getattr(self, name), losses) for name in type(self).model_fields}
+        return self.model_copy(update=fields)
+
+    @classmethod
+    def load(cls, path: str | Path) -> MaskPolicy:
+        """The policy in a YAML file, e.g. of `mptune best RUN_DIR --export policy.yaml`.
+
+        Raises:
+            InputError: one line per problem, naming file, line, key, value and rule.
+        """
+        policy: MaskPolicy = read_plugin(Path(path), "policies", "kind")
+        return policy
 
     def support(self, length: int, progress: float) -> BoolArray:
         """Which counts M = 1..D can be drawn at this progress, bool [D]."""
@@ -111,21 +183,28 @@ class MaskPolicy(Section):
         return counts_B
 
     def draw_masks(
-        self, observed_BD: BoolArray, counts_B: IntArray, rng: np.random.Generator
+        self,
+        observed_BD: BoolArray,
+        counts_B: IntArray,
+        rng: np.random.Generator,
+        words_BD: IntArray | None = None,
     ) -> BoolArray:
-        """Uniformly random subsets of the observed positions, of exactly the given sizes.
+        """Random subsets of the observed positions, of exactly the given sizes.
+
+        Uniformly random for structure `token`; otherwise whole units, the last one cut off.
+
+        Args:
+            observed_BD: positions that may be masked.
+            counts_B: M of each sequence.
+            rng: source of all randomness.
+            words_BD: the word of every position, for structure `whole_word`.
 
         Raises:
-            ValueError: a sequence has fewer observed positions than its count.
+            ValueError: a sequence has fewer observed positions than its count, or the sequences
+                do not fit the structure.
         """
-        if (counts_B > observed_BD.sum(1)).any():
-            raise ValueError("a mask count exceeds the sequence's observed positions")
-        keys_BD = np.where(observed_BD, rng.random(observed_BD.shape), 2.0)
-        order_BD = np.argsort(keys_BD, axis=1)
-        mask_BD = np.zeros(observed_BD.shape, bool)
-        chosen_BD = np.arange(observed_BD.shape[1]) < counts_B[:, None]
-        np.put_along_axis(mask_BD, order_BD, chosen_BD, axis=1)
-        return mask_BD
+        units_BD = self.structure.units(observed_BD.shape, rng, words_BD)
+        return choose_units(observed_BD, counts_B, units_BD, rng)
 
     def corrupt(
         self,
@@ -135,22 +214,24 @@ class MaskPolicy(Section):
         *,
         mask_id: int,
         vocabulary_size: int,
+        observed_BD: BoolArray | None = None,
     ) -> IntArray:
         """The model's inputs: what stands at the masked positions instead of the tokens.
 
         `mask` puts [MASK] everywhere. `bert` puts [MASK] at 80 %, a random symbol at 10 % and
-        leaves 10 % (Devlin et al. 2019, arXiv 1810.04805, section 3.1).
+        leaves 10 %. `swap` puts the same column's value of another sequence; `observed_BD` says
+        which values there are (all by default).
 
         Returns:
             int64 [B, D].
         """
-        inputs_BD = np.where(mask_BD, mask_id, tokens_BD.astype(np.int64))
+        tokens_BD = tokens_BD.astype(np.int64)
+        if self.corruption == "mask":
+            return np.where(mask_BD, mask_id, tokens_BD)
         if self.corruption == "bert":
-            u_BD = rng.random(mask_BD.shape)
-            random_BD = rng.integers(vocabulary_size, size=mask_BD.shape)
-            inputs_BD = np.where(mask_BD & (u_BD >= 0.8), random_BD, inputs_BD)
-            inputs_BD = np.where(mask_BD & (u_BD >= 0.9), tokens_BD, inputs_BD)
-        return inputs_BD
+            return bert(tokens_BD, mask_BD, rng, mask_id, vocabulary_size)
+        there_BD = np.ones(mask_BD.shape, bool) if observed_BD is None else observed_BD
+        return swap(tokens_BD, mask_BD, there_BD, rng)
 
     def weights(self, counts_B: IntArray, lengths_B: IntArray, progress: float) -> FloatArray:
         """w_i, the weight on the *sum* of a sequence's masked losses.
@@ -219,6 +300,28 @@ class MaskPolicy(Section):
         return np.asarray(np.mean([value(float(s)) for s in midpoints], axis=0))
 
 
+def _policies_in(value: object) -> list[MaskPolicy]:
+    """The policies directly inside a policy, a section or a tuple of them."""
+    parts = value if isinstance(value, tuple) else ()
+    if isinstance(value, Section):
+        parts = tuple(getattr(value, name) for name in type(value).model_fields)
+    found: list[MaskPolicy] = []
+    for part in parts:
+        found += [part] if isinstance(part, MaskPolicy) else _policies_in(part)
+    return found
+
+
+def _learned(value: Any, losses: LossByRate) -> Any:
+    if isinstance(value, MaskPolicy):
+        return value.learn(losses)
+    if isinstance(value, tuple):
+        return tuple(_learned(part, losses) for part in value)
+    if _policies_in(value):
+        fields = {name: _learned(getattr(value, name), losses) for name in type(value).model_fields}
+        return value.model_copy(update=fields)
+    return value
+
+
 class RatePolicy(MaskPolicy):
     """A policy whose rate r has a continuous law: M = ceil(r D), so q(M) = F(M/D) - F((M-1)/D).
 
@@ -259,6 +362,7 @@ def draw_batch(
     step: int,
     mask_id: int,
     vocabulary_size: int,
+    words_BD: IntArray | None = None,
 ) -> MaskedBatch:
     """Mask the global batch of one step: a pure function of its arguments.
 
@@ -274,15 +378,24 @@ def draw_batch(
         step: the optimizer step, at least 0.
         mask_id: input id of [MASK].
         vocabulary_size: symbols that can be predicted.
+        words_BD: the word of every position, for structure `whole_word`.
+
+    Raises:
+        ValueError: the sequences do not fit the policy's structure.
     """
     bits = np.random.Philox(key=np.array([seed, step], np.uint64), counter=_STREAM << 192)
     rng = np.random.Generator(bits)
     observed_BD = np.asarray(observed_BD, bool)
     lengths_B = observed_BD.sum(1)
     counts_B = policy.draw_counts(lengths_B, progress, rng)
-    mask_BD = policy.draw_masks(observed_BD, counts_B, rng)
+    mask_BD = policy.draw_masks(observed_BD, counts_B, rng, words_BD)
     inputs_BD = policy.corrupt(
-        tokens_BD, mask_BD, rng, mask_id=mask_id, vocabulary_size=vocabulary_size
+        tokens_BD,
+        mask_BD,
+        rng,
+        mask_id=mask_id,
+        vocabulary_size=vocabulary_size,
+        observed_BD=observed_BD,
     )
     weight_B = policy.weights(counts_B, lengths_B, progress)
     return MaskedBatch(inputs_BD, mask_BD, weight_B, policy.normaliser(counts_B))

@@ -41,7 +41,12 @@ def configuration(training: Training, world_size: int) -> dict[str, Any]:
         # The loop reports progress; DeepSpeed's own report would go to the user's terminal.
         "steps_per_print": sys.maxsize,
     }
-    return _merged(ours, training.deepspeed)
+    merged = _merged(ours, training.deepspeed)
+    zero = merged["zero_optimization"]
+    if "offload_optimizer" in zero or "offload_param" in zero:
+        # The optimizer is ours; DeepSpeed would insist on its own, compiled for the CPU.
+        merged.setdefault("zero_force_ds_cpu_optimizer", False)
+    return merged
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,15 +97,27 @@ def leave() -> None:
 
 
 @contextlib.contextmanager
-def engine(module: nn.Module, training: Training, ranks: Ranks) -> Iterator[Any]:
-    """A DeepSpeed engine that trains `module`; its memory is free again afterwards."""
+def engine(
+    module: nn.Module, training: Training, ranks: Ranks, width: int | None = None
+) -> Iterator[Any]:
+    """A DeepSpeed engine that trains `module`; its memory is free again afterwards.
+
+    Args:
+        module: the model; a section `deepspeed.activation_checkpointing` asks for its
+            `checkpoint_activations`.
+        training: the spec's section.
+        ranks: this process's place.
+        width: channels of the model, for the optimizer's width rule.
+    """
     import deepspeed
 
     config = configuration(training, ranks.world_size)
+    if "activation_checkpointing" in config:
+        module.checkpoint_activations()  # type: ignore[operator]
     with _quiet():
         made = deepspeed.initialize(
             model=module.to(ranks.device),
-            optimizer=None if "optimizer" in config else _adamw(module, training),
+            optimizer=None if "optimizer" in config else _adamw(module, training, width),
             config=config,
             dist_init_required=False,
         )[0]
@@ -114,16 +131,11 @@ def engine(module: nn.Module, training: Training, ranks: Ranks) -> Iterator[Any]
             torch.cuda.empty_cache()
 
 
-def _adamw(module: nn.Module, training: Training) -> torch.optim.Optimizer:
+def _adamw(module: nn.Module, training: Training, width: int | None) -> torch.optim.Optimizer:
     """AdamW; biases and norms are not decayed."""
-    parameters = list(module.parameters())
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim >= 2]},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
     given = training.optimizer
     return torch.optim.AdamW(
-        groups,
+        parameter_groups(module, training, width),
         lr=given.learning_rate,
         betas=given.betas,
         eps=given.eps,
@@ -131,6 +143,71 @@ def _adamw(module: nn.Module, training: Training) -> torch.optim.Optimizer:
         # One kernel for all parameters: on small models the update would cost a tenth of a step.
         fused=True,
     )
+
+
+def parameter_groups(
+    module: nn.Module, training: Training, width: int | None
+) -> list[dict[str, Any]]:
+    """The optimizer's groups: by weight decay, and by the learning rate of the width rule.
+
+    `mup` divides the rate of matrices inside the model by width / base_width; embeddings (with
+    the decoder that shares them), biases and norms keep theirs (Yang et al. 2022, arXiv
+    2203.03466, table 8, Adam).
+    """
+    given = training.optimizer
+    ratio = 1.0 if width is None else given.base_width / width
+    shared = given.learning_rate * (ratio**0.5 if given.width_rule == "inverse_sqrt" else 1.0)
+    inner = given.learning_rate * ratio if given.width_rule == "mup" else shared
+    tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    parameters = list(module.parameters())
+    matrices = [p for p in parameters if p.ndim >= 2]
+    vectors = {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}
+    if given.width_rule == "none":
+        return [{"params": matrices}, vectors]
+    return [
+        {"params": [p for p in matrices if id(p) not in tables], "lr": inner},
+        {"params": [p for p in matrices if id(p) in tables], "lr": shared},
+        {**vectors, "lr": shared},
+    ]
+
+
+def norm_before_step(made: Any) -> bool:
+    """Whether the gradients are whole on every rank, and gone after the step."""
+    return not (zero_stage(made) or made.bfloat16_enabled())
+
+
+def gradient_norm(made: Any) -> float | None:
+    """Global norm of the gradients before clipping; None where DeepSpeed does not keep it."""
+    if not norm_before_step(made):
+        norm = made.get_global_grad_norm()
+        return None if norm is None else float(norm)
+    gradients = [p.grad for p in made.module.parameters() if p.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients)) if gradients else None
+
+
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "V100": 125e12}
+"""Dense half-precision FLOPs per second of GPUs, by a word of their name; makers' data sheets."""
+
+
+def utilisation(flops_per_s: float, ranks: Ranks) -> float | None:
+    """Model FLOPs per second over the peak of all ranks' GPUs; None where that is not known."""
+    if ranks.device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(ranks.device)
+    peaks = [peak for word, peak in PEAK_FLOPS.items() if word in name]
+    return flops_per_s / (peaks[0] * ranks.world_size) if peaks else None
+
+
+@contextlib.contextmanager
+def whole_weights(made: Any) -> Iterator[None]:
+    """Within it, rank 0's module has all of its weights, also under ZeRO 3."""
+    if zero_stage(made) < 3:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(made.module.parameters()), modifier_rank=None):
+        yield
 
 
 def zero_stage(made: Any) -> int:

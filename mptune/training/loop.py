@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,16 +25,28 @@ from torch.nn.functional import cross_entropy
 from mptune.data.table import Split
 from mptune.errors import NonFiniteLoss
 from mptune.models.base import ModelFamily
-from mptune.policies.base import MaskedBatch, MaskPolicy, draw_batch
-from mptune.spec import Training
+from mptune.policies._structures import words_of
+from mptune.policies.base import (
+    RATE_BUCKETS,
+    LossByRate,
+    MaskedBatch,
+    MaskPolicy,
+    draw_batch,
+    rate_bucket,
+)
+from mptune.spec import Training, build
 from mptune.training import engine as ds
 from mptune.training.batches import DataOrder, attended, micro_batch_size, rank_slice
 from mptune.training.checkpoint import Checkpoints
+from mptune.training.packing import Packing
 from mptune.training.ranks import Ranks
 from mptune.training.schedule import Budget, learning_rate_factor
 from mptune.trial import Control, Progress, Rung, StopReason
 
 PROGRESS_EVERY_S = 0.5
+
+MEMORY = 0.5
+"""Share of what a policy has seen that it keeps when it chooses its law again: losses fall."""
 
 STOPS: tuple[StopReason | None, ...] = (None, "pruned", "interrupted")
 """A stop reason travels between the ranks as its index."""
@@ -57,6 +69,8 @@ class Inputs:
     vocabulary_size: int
     axes: tuple[int, ...] = ()
     """Sizes of the grid that positions lie on, each with an embedding; empty if they are a line."""
+    joins: NDArray[np.bool_] | None = None
+    """Which symbols go on with the word to their left and right, bool [2, ids]; see `words_of`."""
 
     @property
     def length(self) -> int:
@@ -66,14 +80,34 @@ class Inputs:
     def tokens_per_step(self) -> int:
         return self.training.batch_size * self.length
 
-    def step_flops(self, masked: int) -> float:
-        """FLOPs of one step with that many masked positions in the global batch."""
+    def step_flops(self, masked: int, rows: int | None = None) -> float:
+        """FLOPs of one step with that many masked positions in the global batch.
+
+        `rows` are those that the model computes: the batch's sequences, or fewer when packed.
+        """
         vocabulary = self.vocabulary_size + 2
-        return self.family.flops(vocabulary, self.length, self.training.batch_size, masked)
+        rows = self.training.batch_size if rows is None else rows
+        return self.family.flops(vocabulary, self.length, rows, masked)
 
     def budget(self) -> Budget:
         masked = round(self.policy.mean_rate(self.length) * self.tokens_per_step)
         return Budget.of(self.training, self.tokens_per_step, self.step_flops(masked))
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one forward works on.
+
+    `arguments` are the model's; _K per masked position: the true symbol, the weight, the sequence;
+    _B per sequence: the masked positions, the interval of its mask rate.
+    """
+
+    arguments: tuple[Tensor | None, ...]
+    target_K: Tensor
+    weight_K: Tensor
+    sequence_K: Tensor
+    count_B: Tensor
+    bucket_B: Tensor
 
 
 @dataclass(frozen=True)
@@ -83,25 +117,57 @@ class Batch:
     tokens: NDArray[Any]
     attend: NDArray[np.bool_] | None
     drawn: MaskedBatch
-    observed: int
+    lengths: NDArray[np.int64]
+    pad_id: int
+    pack: bool = False
 
     @property
     def masked(self) -> int:
         return int(self.drawn.mask_BD.sum())
 
-    def on(self, rows: slice, device: torch.device) -> tuple[tuple[Any, ...], Tensor, Tensor]:
-        """Of some rows: the model's arguments, the true symbols [K], the weights [K]."""
+    @property
+    def observed(self) -> int:
+        return int(self.lengths.sum())
+
+    def packing(self, rows: slice) -> Packing | None:
+        """Where some sequences lie, if they are packed; nothing is to gain without padding."""
+        return Packing.of(self.attend[rows]) if self.pack and self.attend is not None else None
+
+    def rows_computed(self, parts: Sequence[slice]) -> int:
+        """Rows that the model computes for these parts."""
+        packed = [self.packing(part) for part in parts]
+        return sum(
+            part.stop - part.start if found is None else found.rows
+            for part, found in zip(parts, packed, strict=True)
+        )
+
+    def on(self, rows: slice, device: torch.device) -> Part:
+        """Some sequences, on the device."""
         mask_BD = self.drawn.mask_BD[rows]
-        weight_K = np.repeat(self.drawn.weight_B[rows] / self.drawn.normaliser, mask_BD.sum(1))
-        target_K = self.tokens[rows][mask_BD].astype(np.int64)
-        attend_BD = None if self.attend is None else self.attend[rows]
-        arrays = (self.drawn.inputs_BD[rows], mask_BD, attend_BD, target_K, weight_K)
-        inputs, mask, attend, target, weight = (
+        count_B = mask_BD.sum(1)
+        arrays = (
+            *self._arguments(rows),
+            self.tokens[rows][mask_BD].astype(np.int64),
+            np.repeat(self.drawn.weight_B[rows] / self.drawn.normaliser, count_B),
+            np.repeat(np.arange(len(count_B)), count_B),
+            np.maximum(count_B, 1),
+            rate_bucket(count_B, self.lengths[rows]),
+        )
+        *arguments, target, weight, sequence, count, bucket = (
             None if a is None else torch.from_numpy(a).to(device, non_blocking=True) for a in arrays
         )
-        assert target is not None
-        assert weight is not None
-        return (inputs, mask, attend), target, weight
+        known = [t for t in (target, weight, sequence, count, bucket) if t is not None]
+        return Part(tuple(arguments), *known)
+
+    def _arguments(self, rows: slice) -> tuple[NDArray[Any] | None, ...]:
+        """Input ids, flat masked positions, attention; of packed rows documents and places."""
+        inputs_BD, mask_BD = self.drawn.inputs_BD[rows], self.drawn.mask_BD[rows]
+        packing = self.packing(rows)
+        if packing is None:
+            attend_BD = None if self.attend is None else self.attend[rows]
+            return inputs_BD, np.flatnonzero(mask_BD), attend_BD
+        inputs_RD = packing.moved(inputs_BD, self.pad_id)
+        return inputs_RD, packing.flat(mask_BD), None, packing.documents(), packing.places()
 
 
 @dataclass(frozen=True)
@@ -114,6 +180,9 @@ class Agreed:
     stop: StopReason | None
     checkpoint: bool
     seconds: float
+    by_rate: NDArray[np.float64]
+    """Sums of 1, y and y^2 over sequences by interval of the mask rate, [3, R]; y as in
+    `LossByRate`."""
 
 
 class Loop:
@@ -137,9 +206,13 @@ class Loop:
         share = rank_slice(training.batch_size, ranks.rank, ranks.world_size)
         micro = micro_batch_size(training, ranks.world_size)
         self._parts = [slice(at, at + micro) for at in range(share.start, share.stop, micro)]
+        self._all_parts = [slice(at, at + micro) for at in range(0, training.batch_size, micro)]
+        self._law = self._current_law()
+        self._seen = np.zeros((3, RATE_BUCKETS))
+        self._norm: float | None = None
         self.seconds = self.spent.seconds
         self._saved_at = time.monotonic()
-        self._told = (-math.inf, 0, 0.0)
+        self._told = (-math.inf, 0, 0.0, 0.0)
 
     @property
     def progress(self) -> float:
@@ -148,7 +221,7 @@ class Loop:
 
     def run(self, control: Control) -> Iterator[Progress | Rung]:
         """Train until the budget is spent or someone asks to stop; then `stopped` says why."""
-        self._told = (time.monotonic(), self.spent.tokens, self.seconds)
+        self._told = (time.monotonic(), self.spent.tokens, self.seconds, self.spent.flops)
         while self.progress < 1.0 and self.stopped is None:
             event = self._step(control)
             if event is not None:
@@ -161,7 +234,7 @@ class Loop:
         batch = self._draw()
         rate = self._set_learning_rate()
         self._seed_dropout()
-        sums = torch.zeros(2, dtype=torch.float64, device=self.ranks.device)
+        sums = torch.zeros(2 + 3 * RATE_BUCKETS, dtype=torch.float64, device=self.ranks.device)
         for part in self._parts[:-1]:
             self._backward(self._forward(batch, part, sums))
         objective, error = self._attempt(batch, self._parts[-1], sums)
@@ -170,7 +243,7 @@ class Loop:
             self.ranks.raise_together(error)
         if not (math.isfinite(agreed.objective) and math.isfinite(agreed.loss_sum)):
             raise NonFiniteLoss(self.spent.steps, agreed.objective)
-        self._backward(objective)
+        self._backward(objective, last=True)
         self.seconds += time.monotonic() - began
         self._account(batch, agreed)
         self._act_on(agreed)
@@ -182,7 +255,7 @@ class Loop:
         rows_B = self._order.rows(step)
         tokens_BD, observed_BD = inputs.train.tokens[rows_B], inputs.train.observed[rows_B]
         drawn = draw_batch(
-            inputs.policy,
+            self._law,
             tokens_BD,
             observed_BD,
             progress=self.progress,
@@ -190,9 +263,36 @@ class Loop:
             step=step,
             mask_id=inputs.vocabulary_size,
             vocabulary_size=inputs.vocabulary_size,
+            words_BD=None if inputs.joins is None else words_of(tokens_BD, inputs.joins),
         )
-        attend_BD = attended(tokens_BD, inputs.vocabulary_size + 1)
-        return Batch(tokens_BD, attend_BD, drawn, int(observed_BD.sum()))
+        pad_id = inputs.vocabulary_size + 1
+        attend_BD = attended(tokens_BD, pad_id)
+        lengths_B, pack = observed_BD.sum(1), inputs.training.pack
+        return Batch(tokens_BD, attend_BD, drawn, lengths_B, pad_id, pack)
+
+    def _current_law(self) -> MaskPolicy:
+        """The policy as it is; of one that learns, what it learned last."""
+        policy, learned = self.inputs.policy, self.spent.learned
+        if policy.relearn_every is None:
+            return policy
+        if not learned:
+            first = policy.learn(LossByRate.of_sums(np.zeros((3, RATE_BUCKETS))))
+            learned.append((0.0, first.model_dump(mode="json")))
+        law: MaskPolicy = build("policy", learned[-1][1])
+        return law
+
+    def _learn(self, agreed: Agreed) -> None:
+        """Add to what a policy learns from, and let it choose its law again when that is due."""
+        every, spent = self.inputs.policy.relearn_every, self.spent
+        if every is None:
+            return
+        seen_3R = np.asarray(spent.by_rate or np.zeros((3, RATE_BUCKETS))) + agreed.by_rate
+        if self.progress - spent.learned[-1][0] >= every and self.progress < 1.0:
+            law = self.inputs.policy.learn(LossByRate.of_sums(seen_3R))
+            spent.learned.append((self.progress, law.model_dump(mode="json")))
+            self._law = law
+            seen_3R = seen_3R * MEMORY
+        spent.by_rate = seen_3R.tolist()
 
     def _set_learning_rate(self) -> float:
         """At the middle of the step, so that not even the first step of a warm-up is idle."""
@@ -210,12 +310,14 @@ class Loop:
             torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
     def _forward(self, batch: Batch, rows: slice, sums: Tensor) -> Tensor:
-        """These rows' share of the objective; adds it and the plain loss sum to `sums`."""
-        arguments, target_K, weight_K = batch.on(rows, self.ranks.device)
-        logits_KV = self.engine(*arguments)
-        loss_K = cross_entropy(logits_KV.float(), target_K, reduction="none")
-        objective = (loss_K * weight_K.float()).sum()
-        sums += torch.stack([objective.detach().double(), loss_K.detach().double().sum()])
+        """These rows' share of the objective; adds it, and what `Agreed` has of it, to `sums`."""
+        part = batch.on(rows, self.ranks.device)
+        logits_KV = self.engine(*part.arguments)
+        loss_K = cross_entropy(logits_KV.float(), part.target_K, reduction="none")
+        objective = (loss_K * part.weight_K.float()).sum()
+        with torch.no_grad():
+            sums[:2] += torch.stack([objective.double(), loss_K.double().sum()])
+            sums[2:] += _by_rate(part, loss_K.double())
         return objective
 
     def _attempt(self, batch: Batch, rows: slice, sums: Tensor) -> tuple[Tensor, Exception | None]:
@@ -225,14 +327,18 @@ class Loop:
         except Exception as error:
             return torch.zeros(()), error
 
-    def _backward(self, objective: Tensor) -> None:
+    def _backward(self, objective: Tensor, last: bool = False) -> None:
         """Accumulate gradients; DeepSpeed updates the weights after the last part.
 
         DeepSpeed averages over ranks, and the objective is to be summed. It has the normaliser of
         the global batch, so accumulation must not scale it.
         """
         self.engine.backward(objective * self.ranks.world_size, scale_wrt_gas=False)
+        due = last and time.monotonic() - self._told[0] >= PROGRESS_EVERY_S
+        before = ds.gradient_norm(self.engine) if due and ds.norm_before_step(self.engine) else None
         self.engine.step()
+        if due:
+            self._norm = before or ds.gradient_norm(self.engine)
 
     def _agree(
         self, sums: Tensor, error: Exception | None, control: Control, seconds: float
@@ -243,20 +349,25 @@ class Loop:
             due = time.monotonic() - self._saved_at > self.inputs.training.checkpoint_every_s
             says[1:] = [float(STOPS.index(control.stop_requested())), float(due), seconds]
         said = torch.tensor(says, dtype=torch.float64, device=sums.device)
-        objective, loss_sum, failures, stop, due_, seconds = self.ranks.total(
-            torch.cat([sums, said])
-        ).tolist()
-        return Agreed(objective, loss_sum, int(failures), STOPS[int(stop)], bool(due_), seconds)
+        total = self.ranks.total(torch.cat([said, sums])).cpu().numpy()
+        failures, stop, due_, seconds, objective, loss_sum = total[:6].tolist()
+        by_rate_3R = total[6:].reshape(3, RATE_BUCKETS)
+        return Agreed(
+            objective, loss_sum, int(failures), STOPS[int(stop)], bool(due_), seconds, by_rate_3R
+        )
 
     def _account(self, batch: Batch, agreed: Agreed) -> None:
         spent, masked = self.spent, batch.masked
         spent.steps += 1
-        spent.tokens += self.inputs.tokens_per_step
+        rows = batch.rows_computed(self._all_parts)
+        spent.tokens += rows * self.inputs.length
         spent.observed += batch.observed
         spent.masked += masked
-        spent.flops += self.inputs.step_flops(masked)
+        spent.flops += self.inputs.step_flops(masked, rows)
         spent.seconds = agreed.seconds
         spent.record(self.progress, agreed.loss_sum, masked)
+        self._seen += agreed.by_rate
+        self._learn(agreed)
 
     def _act_on(self, agreed: Agreed) -> None:
         """Stop after this step, and keep what an interrupted or long training has reached."""
@@ -268,10 +379,14 @@ class Loop:
     def _tell(self, batch: Batch, agreed: Agreed, rate: float) -> Progress | None:
         """A progress event, if the last one is long ago or this is the last step."""
         now, tokens = time.monotonic(), self.spent.tokens
-        since, tokens_then, seconds_then = self._told
+        since, tokens_then, seconds_then, flops_then = self._told
         if now - since < PROGRESS_EVERY_S and self.progress < 1.0:
             return None
-        self._told = (now, tokens, self.seconds)
+        self._told = (now, tokens, self.seconds, self.spent.flops)
+        passed_s = max(self.seconds - seconds_then, 1e-9)
+        flops_per_s = (self.spent.flops - flops_then) / passed_s
+        by_rate = _mean_by_rate(self._seen)
+        self._seen = np.zeros((3, RATE_BUCKETS))
         return Progress(
             number=self.inputs.number,
             step=self.spent.steps,
@@ -280,7 +395,11 @@ class Loop:
             loss=agreed.loss_sum / max(batch.masked, 1),
             mask_rate=batch.masked / max(batch.observed, 1),
             learning_rate=rate,
-            tokens_per_s=(tokens - tokens_then) / max(self.seconds - seconds_then, 1e-9),
+            tokens_per_s=(tokens - tokens_then) / passed_s,
+            flops_per_s=flops_per_s,
+            utilisation=ds.utilisation(flops_per_s, self.ranks),
+            gradient_norm=self._norm,
+            loss_by_rate=by_rate,
         )
 
     def _rungs_reached(self, control: Control) -> Iterator[Rung]:
@@ -300,3 +419,38 @@ class Loop:
             self.spent.rungs.append((self.progress, nats))
             self.stopped = None if go_on else "pruned"
             done += 1
+
+
+def _by_rate(part: Part, loss_K: Tensor) -> Tensor:
+    """Sums of 1, y and y^2 by interval of the mask rate, y a sequence's mean loss; flat [3 R]."""
+    y_B = torch.zeros(len(part.count_B), dtype=loss_K.dtype, device=loss_K.device)
+    y_B = y_B.index_add_(0, part.sequence_K, loss_K) / part.count_B
+    here_B = torch.zeros_like(y_B).index_fill_(0, part.sequence_K, 1.0)
+    sums_3R = y_B.new_zeros(3, RATE_BUCKETS)
+    return sums_3R.index_add_(1, part.bucket_B, torch.stack([here_B, y_B, y_B**2])).flatten()
+
+
+def _mean_by_rate(sums_3R: NDArray[np.float64]) -> tuple[tuple[float, float], ...]:
+    """(middle of the interval, mean loss in nats per masked position) where there is one."""
+    losses = LossByRate.of_sums(sums_3R)
+    return tuple(
+        ((k + 0.5) / RATE_BUCKETS, float(losses.mean[k])) for k in np.flatnonzero(losses.count)
+    )
+
+
+def learned_policy(policy: MaskPolicy, learned: Sequence[tuple[float, Any]]) -> Any:
+    """What a policy learned, as a policy that draws the same without learning; None if it did not.
+
+    Args:
+        policy: the policy that learned.
+        learned: (progress, law) of each choice, the first at 0.
+    """
+    if not learned:
+        return None
+    outer = {name: getattr(policy, name) for name in ("reduction", "corruption")}
+    outer["structure"] = policy.structure.model_dump(mode="json")
+    inner = [
+        {"at": at, "policy": {k: v for k, v in law.items() if k not in outer}}
+        for at, law in learned
+    ]
+    return learned[0][1] if len(inner) == 1 else {"kind": "step", **outer, "stages": inner}

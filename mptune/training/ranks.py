@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mptune.errors import InputError, MptuneError, NonFiniteLoss
+from mptune.errors import DoesNotFit, InputError, MptuneError, NonFiniteLoss
 from mptune.lml import NonFiniteLogProb
 from mptune.trial import FaultReason
 
@@ -38,6 +38,14 @@ class Ranks:
     @property
     def first(self) -> bool:
         return self.rank == 0
+
+    def memory_bytes(self) -> float:
+        """Memory of this rank's GPU; of the whole machine without one."""
+        if self.device.type == "cuda":
+            return float(torch.cuda.get_device_properties(self.device).total_memory)
+        import psutil
+
+        return float(psutil.virtual_memory().total)
 
     def total(self, values: Tensor) -> Tensor:
         """Sum over the ranks, in place."""
@@ -82,7 +90,7 @@ def reason_of(error: Exception) -> FaultReason:
     kinds: tuple[tuple[tuple[type[Exception], ...], FaultReason], ...] = (
         ((NonFiniteLoss,), "non_finite_loss"),
         ((NonFiniteLogProb,), "non_finite_score"),
-        ((MemoryError, torch.OutOfMemoryError), "out_of_memory"),
+        ((MemoryError, torch.OutOfMemoryError, DoesNotFit), "out_of_memory"),
         ((InputError,), "wrong_input"),
     )
     return next((reason for types, reason in kinds if isinstance(error, types)), "error")

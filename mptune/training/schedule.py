@@ -72,6 +72,11 @@ class Spent:
     pending: tuple[float, float] = (0.0, 0.0)
     """Loss sum and masked positions since the last point of the curve."""
 
+    by_rate: list[list[float]] = field(default_factory=list)
+    """What a policy that learns has seen: sums by interval of the mask rate, [3, R]."""
+    learned: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
+    """(progress, law) of each choice of a policy that learns."""
+
     def record(self, progress: float, loss_sum: float, masked: int) -> None:
         """Add a step's loss; close a point of the curve when its share of progress is over."""
         nats, count = self.pending[0] + loss_sum, self.pending[1] + masked

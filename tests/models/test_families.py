@@ -109,17 +109,48 @@ def test_its_section_builds_it_again(family):
     assert family.words() == f"{family.family} {family.width}×{family.depth}"
 
 
-def test_flops_of_bert_counted_by_torch():
-    """Torch counts the multiplications of a forward and backward pass by itself."""
+@pytest.mark.parametrize("family", CASES)
+def test_flops_are_those_that_torch_counts(family):
+    """Exactly, where attention is computed by plain matrix products."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    family, (tokens_BD, mask_BD) = build("model", {"family": "bert", "width": 64}), batch()
-    module = family.build(VOCABULARY, SYMBOLS, LENGTH)
-    with FlopCounterMode(display=False) as counter:
+    module, (tokens_BD, mask_BD) = made(family).train(), batch()
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         module(tokens_BD, mask_BD).logsumexp(-1).sum().backward()
+    # The embeddings take no part in matrix products; the decoder predicts [MASK] and [PAD] too.
     expected = family.flops(VOCABULARY, LENGTH, 4, int(mask_BD.sum()))
-    # Flash attention computes the scores again when it goes backward.
-    assert counter.get_total_flops() == pytest.approx(expected, rel=0.1)
+    assert counter.get_total_flops() == expected
+
+
+@pytest.mark.parametrize(
+    ("family", "size", "vocabulary", "words"),
+    [
+        ("bert", "110M", 30524, "bert 768×12"),
+        ("roberta", 125e6, 50267, "roberta 768×12"),
+        ("esm", "8M", 33, None),
+        ("modernbert", "150m", 50370, None),
+    ],
+)
+def test_a_size_in_parameters(family, size, vocabulary, words):
+    asked = build("model", {"family": family, "size": size})
+    found = asked.sized(vocabulary, 512)
+    assert found.size is None
+    assert found.parameters(vocabulary, 512) == pytest.approx(asked.size, rel=0.03)
+    assert 25 < found.width / found.depth < 160
+    assert words in (None, found.words())
+
+
+def test_a_size_names_itself_and_has_one_source():
+    assert build("model", {"family": "bert", "size": "1.5M"}).words() == "bert 1.5M"
+    with pytest.raises(ValidationError, match="has size and width; give size, or width and depth"):
+        build("model", {"family": "bert", "size": "1M", "width": 96})
+    with pytest.raises(ValidationError, match=r"is no size; give parameters, e\.g\. 110M"):
+        build("model", {"family": "bert", "size": "base"})
+    with pytest.raises(
+        ValueError, match="size 20K: the nearest bert with 30000 symbols is bert 32"
+    ):
+        build("model", {"family": "bert", "size": "20K"}).sized(30000, 128)
 
 
 def test_default_heads_divide_the_width():

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from scipy.stats import chi2
 
 from mptune import plugins
-from mptune.policies.base import MaskPolicy, draw_batch
+from mptune.policies.base import RATE_BUCKETS, LossByRate, MaskPolicy, draw_batch
 from mptune.spec import build
 
 CASES = [
@@ -19,6 +19,20 @@ CASES = [
     for i, policy in enumerate(plugins.load("policies", name).examples())
 ]
 SEED = 20260
+
+
+STRUCTURES = [
+    "token",
+    "span",
+    {"kind": "span", "p": 0.5, "longest": 3},
+    "whole_word",
+    {"kind": "block", "columns": 6, "height": 2, "width": 4},
+]
+
+
+def words_like(observed_BD):
+    """Words of three positions."""
+    return np.broadcast_to(np.arange(observed_BD.shape[1]) // 3, observed_BD.shape)
 
 
 def batch(policy, tokens_BD, observed_BD, step=3, progress=0.4, seed=SEED):
@@ -96,6 +110,26 @@ class TestPolicy:
         assert not (mask_BD & ~observed_BD).any()
         assert ((counts_B >= 1) == observed_BD.any(1)).all()
 
+    @pytest.mark.parametrize("structure", STRUCTURES, ids=str)
+    def test_counts_are_exact_whatever_the_structure(self, policy: MaskPolicy, structure):
+        """The counts that token masks would have, of whole units but for one."""
+        policy = build("policy", {**policy.model_dump(), "structure": structure})
+        _, observed_BD = ragged()
+        counts_B = policy.draw_counts(observed_BD.sum(1), 0.4, np.random.default_rng(SEED))
+        words_BD = words_like(observed_BD)
+        rng = np.random.default_rng(SEED)
+        mask_BD = policy.draw_masks(observed_BD, counts_B, rng, words_BD)
+        assert (mask_BD.sum(1) == counts_B).all()
+        assert not (mask_BD & ~observed_BD).any()
+        units_BD = policy.structure.units(observed_BD.shape, np.random.default_rng(SEED), words_BD)
+        for mask_D, observed_D, unit_D in zip(
+            mask_BD, observed_BD, units_BD if units_BD is not None else [], strict=False
+        ):
+            cut = [
+                u for u in np.unique(unit_D[mask_D]) if not mask_D[(unit_D == u) & observed_D].all()
+            ]
+            assert len(cut) <= 1
+
     def test_only_masked_inputs_change(self, policy: MaskPolicy):
         tokens_BD, observed_BD = ragged()
         made = batch(policy, tokens_BD, observed_BD)
@@ -103,6 +137,9 @@ class TestPolicy:
         masked = made.inputs_BD[made.mask_BD]
         if policy.corruption == "mask":
             assert (masked == 50).all()
+        elif policy.corruption == "swap":
+            assert (masked < 50).all()
+            assert (masked != tokens_BD[made.mask_BD]).mean() > 0.5
         else:
             assert 0.6 < (masked == 50).mean() < 0.95
             assert masked.max() == 50
@@ -138,6 +175,27 @@ class TestPolicy:
         assert np.isfinite(made.weight_B).all()
         assert (made.weight_B[observed_BD.any(1)] > 0).all()
         assert (made.weight_B[~observed_BD.any(1)] == 0).all()
+
+    def test_a_run_that_is_resumed_draws_the_same_stream(self, policy: MaskPolicy):
+        """Any step can be drawn by a fresh object, from the policy's JSON, in any order."""
+        tokens_BD, observed_BD = ragged(sequences=8)
+        whole = [batch(policy, tokens_BD, observed_BD, step=s, progress=s / 8) for s in range(8)]
+        again = build("policy", json.loads(policy.model_dump_json()))
+        for step in (7, 4, 5, 6):
+            made = batch(again, tokens_BD, observed_BD, step=step, progress=step / 8)
+            assert (made.mask_BD == whole[step].mask_BD).all()
+            assert (made.inputs_BD == whole[step].inputs_BD).all()
+
+    def test_what_is_learned_is_a_policy_with_a_fixed_law(self, policy: MaskPolicy):
+        rng = np.random.default_rng(SEED)
+        sums_3R = np.array([np.full(RATE_BUCKETS, 10.0), rng.random(RATE_BUCKETS) * 10, [20] * 10])
+        learned = policy.learn(LossByRate.of_sums(sums_3R))
+        assert learned.relearn_every is None
+        assert (policy.relearn_every is None) == (learned == policy)
+        assert learned.pmf(24, 0.4).sum() == pytest.approx(1)
+        assert build("policy", json.loads(learned.model_dump_json())) == learned
+        kept = ("reduction", "corruption", "structure")
+        assert all(getattr(learned, name) == getattr(policy, name) for name in kept)
 
     def test_omega_is_the_weight_of_each_count_in_the_expected_loss(self, policy: MaskPolicy):
         """Monte Carlo over batches whose loss is a known function of M, against omega."""

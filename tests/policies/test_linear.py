@@ -76,7 +76,7 @@ def test_words():
         (True, ("start",), "is neither a mask rate nor a policy"),
         ("half", ("start",), "is neither a mask rate nor a policy"),
         ({"kind": "unifrom"}, ("start",), "did you mean 'uniform'"),
-        ({"rate": 0.5}, ("start",), "needs 'kind', one of beta, "),
+        ({"rate": 0.5}, ("start",), "needs 'kind', one of adaptive, beta, "),
         ({"kind": "uniform"}, (), "cannot go from 'uniform' to 'fixed'; give two of one kind"),
         ({"kind": "fixed", "rate": 0.5, "reduction": "elbo"}, ("start",), "to the outer policy"),
         ({"kind": "fixed", "rate": 2}, ("start", "rate"), "is not a mask rate"),
@@ -107,3 +107,18 @@ def test_stages_start_at_zero_and_rise(at):
     stages = [{"at": a, "policy": 0.5} for a in at]
     with pytest.raises(ValidationError, match="starts with 0 and rises"):
         build("policy", {"kind": "step", "stages": stages})
+
+
+@pytest.mark.parametrize(
+    ("progress", "rate"), [(0, 0.1), (0.1, 0.3), (0.2, 0.5), (0.5, 0.5), (0.75, 0.35), (1, 0.2)]
+)
+def test_warmup_plateau_decay(progress, rate):
+    given = {"start": 0.1, "plateau": 0.5, "end": 0.2, "warmup": 0.2, "decay": 0.5}
+    policy = build("policy", {"kind": "warmup_plateau_decay", **given})
+    assert policy.at(progress).rate == pytest.approx(rate)
+
+
+def test_a_trapezoid_must_fit_into_training():
+    given = {"start": 0.1, "plateau": 0.5, "end": 0.2, "warmup": 0.6, "decay": 0.5}
+    with pytest.raises(ValidationError, match=r"warmup 0\.6 and decay 0\.5 are more than 1"):
+        build("policy", {"kind": "warmup_plateau_decay", **given})

@@ -71,7 +71,7 @@ def test_two_workers_train_and_score_alike(one, study, pair, tmp_path):
     assert result(two).rates[1].loss == pytest.approx(result(one).rates[1].loss, rel=1e-4)
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_zero_stages_train_alike(one, study, pair, tmp_path, stage):
     events = pair(study(tmp_path, workers=2, training={"zero_stage": stage}))
     assert losses(events) == pytest.approx(losses(one), rel=1e-4)
@@ -101,6 +101,75 @@ def test_bf16(one, study, alone, tmp_path):
     events = alone(study(tmp_path, training={"precision": "bf16"}))
     assert losses(events) == pytest.approx(losses(one), rel=0.05)
     assert losses(events) != losses(one)
+
+
+def test_offloading_and_activation_checkpoints_train_alike(one, study, pair, tmp_path):
+    section = {
+        "zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}},
+        "activation_checkpointing": {"partition_activations": False},
+    }
+    events = pair(study(tmp_path, workers=2, training={"deepspeed": section}))
+    assert losses(events) == pytest.approx(losses(one), rel=1e-4)
+
+
+def test_packed_rows_train_alike_with_less_compute(one, study, alone, tmp_path):
+    packed = alone(study(tmp_path, training={"pack": True}))
+    assert losses(packed) == pytest.approx(losses(one), rel=1e-4)
+    assert result(packed).cost.tokens <= result(one).cost.tokens
+
+
+@pytest.mark.parametrize("kind", ["adaptive", "clipped"])
+def test_a_law_that_is_learned_goes_on_after_a_resume(study, alone, tmp_path, kind):
+    changes = {"policy": {"kind": kind, "every": 0.25, "reduction": "elbo"}}
+    whole = alone(study(tmp_path / "whole", **changes))
+    spec = study(tmp_path / "halves", **changes)
+    alone(spec, Script(stop_at=10))
+    resumed = alone(spec)
+    assert numbers(resumed) == numbers(whole)
+    learned = result(whole).learned_policy
+    assert [stage["at"] for stage in learned["stages"]] == pytest.approx([0, 0.25, 0.5, 0.75])
+    policy = build("policy", learned)
+    assert policy.relearn_every is None
+    assert policy.reduction == "elbo"
+    again = alone(study(tmp_path / "again", policy=learned))
+    assert losses(again) == losses(whole)
+
+
+def test_events_say_what_training_does(one):
+    events = [event for event in one if isinstance(event, Progress)]
+    last = events[-1]
+    assert last.flops_per_s > 0
+    assert last.utilisation is None
+    assert last.gradient_norm is None or last.gradient_norm > 0
+    assert {rate for rate, _ in last.loss_by_rate} <= {0.25, 0.35}
+    assert all(0 < loss < 4 for _, loss in last.loss_by_rate)
+
+
+def test_curves_for_tensorboard(study, alone, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    alone(study(tmp_path))
+    board = EventAccumulator(str(TrialDirectory(tmp_path).tensorboard)).Reload()
+    tags = board.Tags()["scalars"]
+    assert {"loss", "learning_rate", "speed/tokens_per_s"} <= set(tags)
+    assert board.Scalars("loss")[-1].step == 24
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_kept_weights_open_in_transformers(study, pair, tmp_path, stage):
+    from transformers import AutoModelForMaskedLM
+
+    pair(study(tmp_path, workers=2, training={"keep_weights": True, "zero_stage": stage}))
+    model = AutoModelForMaskedLM.from_pretrained(TrialDirectory(tmp_path).weights)
+    assert model.config.vocab_size == 13
+    assert all(torch.isfinite(p).all() and p.numel() for p in model.parameters())
+
+
+def test_a_structure_that_the_data_does_not_fit(study, alone, tmp_path):
+    policy = {"kind": "fixed", "rate": 0.3, "structure": {"kind": "block", "columns": 5}}
+    failed = alone(study(tmp_path, policy=policy))[-1]
+    assert isinstance(failed, Failed)
+    assert (failed.reason, "no whole rows of 5" in failed.detail) == ("wrong_input", True)
 
 
 def test_flops_budget(one, study, alone, tmp_path):
@@ -175,7 +244,7 @@ class Stub:
     def __call__(self, tokens, mask, attend):
         if self.logit is None:
             raise torch.OutOfMemoryError("too large")
-        return torch.full((int(mask.sum()), 11), self.logit, requires_grad=True)
+        return torch.full((len(mask), 11), self.logit, requires_grad=True)
 
     def backward(self, loss, scale_wrt_gas):
         self.updates += 1

@@ -1,0 +1,325 @@
+"""How fast does mptune train, against what one would run instead?
+
+    python benchmarks/training.py [--quick] [--json FILE]
+
+Against `transformers.Trainer` with `DataCollatorForLanguageModeling`: the same model, batch, data,
+learning rate and precision, on the same threads of the same machine, in turns. Printed: tokens per
+second of ours over theirs, the share of the step that masking takes, and the speed-up of two
+data-parallel workers over one at the same global batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import multiprocessing
+import os
+import platform
+import socket
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mptune.data.table import Split
+from mptune.policies.base import draw_batch
+from mptune.spec import Training, build
+from mptune.training import engine as ds
+from mptune.training.loop import Inputs, Loop
+from mptune.training.schedule import Spent
+
+LENGTH, SEQUENCES = 128, 4096
+
+
+@dataclass(frozen=True)
+class Shape:
+    name: str
+    width: int
+    depth: int
+    vocabulary: int
+    batch: int
+
+
+SHAPES = (Shape("bert 128×2, V 8192", 128, 2, 8192, 32), Shape("bert 64×2, bytes", 64, 2, 256, 32))
+BARS = {
+    ("bert 128×2, V 8192", 0.15): 2.5,
+    ("bert 128×2, V 8192", 0.5): 1.6,
+    ("bert 64×2, bytes", 0.15): 1.3,
+    ("bert 64×2, bytes", 0.5): 1.2,
+}
+
+
+def tokens_of(shape: Shape) -> Any:
+    return np.random.default_rng(0).integers(0, shape.vocabulary, (SEQUENCES, LENGTH))
+
+
+class Watch:
+    """A control that lets a number of steps pass, and times those after the warm-up."""
+
+    def __init__(self, steps: int, warm: int) -> None:
+        self.steps, self.warm, self.asked = steps, warm, 0
+        self.began = self.ended = 0.0
+
+    def stop_requested(self) -> Any:
+        self.asked += 1
+        if self.asked == self.warm:
+            self.began = time.perf_counter()
+        self.ended = time.perf_counter()
+        return "pruned" if self.asked >= self.warm + self.steps else None
+
+    def go_on(self, rung: Any) -> bool:
+        return True
+
+    @property
+    def step_s(self) -> float:
+        return (self.ended - self.began) / self.steps
+
+
+class NoCheckpoints:
+    def load(self, engine: Any) -> Spent:
+        return Spent()
+
+
+def inputs_of(shape: Shape, rate: float, precision: str) -> Inputs:
+    tokens_ND = tokens_of(shape).astype(np.uint16)
+    observed_ND = np.ones(tokens_ND.shape, bool)
+    training = Training.model_validate(
+        {
+            "budget_tokens": 1e12,
+            "batch_size": shape.batch,
+            "precision": precision,
+            "checkpoint_every_s": 1e9,
+        }
+    )
+    return Inputs(
+        number=0,
+        seed=0,
+        training=training,
+        rungs=(),
+        policy=build("policy", {"kind": "fixed", "rate": rate}),
+        family=build("model", {"family": "bert", "width": shape.width, "depth": shape.depth}),
+        train=Split(tokens_ND, observed_ND, np.zeros(SEQUENCES, np.int32)),
+        vocabulary_size=shape.vocabulary,
+    )
+
+
+def ours(shape: Shape, rate: float, precision: str, ranks: Any, steps: int, warm: int) -> float:
+    """Seconds per optimizer step."""
+    inputs = inputs_of(shape, rate, precision)
+    torch.manual_seed(0)
+    module = inputs.family.build(shape.vocabulary + 2, shape.vocabulary, LENGTH)
+    watch = Watch(steps, warm)
+    with ds.engine(module, inputs.training, ranks) as engine:
+        loop = Loop(inputs, engine, ranks, NoCheckpoints(), lambda: (0.0, 0.0))  # type: ignore[arg-type]
+        for _ in loop.run(watch):
+            pass
+    return watch.step_s
+
+
+def tokenizer_of(shape: Shape) -> Any:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {f"t{i}": i for i in range(shape.vocabulary)}
+    vocabulary |= {"[MASK]": shape.vocabulary, "[PAD]": shape.vocabulary + 1}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="[PAD]"))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, mask_token="[MASK]", pad_token="[PAD]", unk_token="[PAD]"
+    )
+
+
+def theirs(shape: Shape, rate: float, precision: str, steps: int, warm: int) -> float:
+    """Seconds per optimizer step of a Hugging Face training."""
+    from transformers import (
+        BertConfig,
+        BertForMaskedLM,
+        DataCollatorForLanguageModeling,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+    )
+
+    times: list[float] = []
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            times.append(time.perf_counter())
+
+    inputs = inputs_of(shape, rate, precision)
+    torch.manual_seed(0)
+    model = BertForMaskedLM(
+        BertConfig(
+            vocab_size=shape.vocabulary + 2,
+            hidden_size=shape.width,
+            num_hidden_layers=shape.depth,
+            num_attention_heads=inputs.family.attention_heads,
+            intermediate_size=4 * shape.width,
+            max_position_embeddings=LENGTH,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            attn_implementation="sdpa",
+        )
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            max_steps=warm + steps,
+            per_device_train_batch_size=shape.batch,
+            learning_rate=inputs.training.optimizer.learning_rate,
+            weight_decay=inputs.training.optimizer.weight_decay,
+            bf16=precision == "bf16",
+            use_cpu=True,
+            report_to="none",
+            disable_tqdm=True,
+            save_strategy="no",
+            logging_strategy="no",
+        )
+        tokenizer = tokenizer_of(shape)
+        Trainer(
+            model,
+            arguments,
+            train_dataset=[{"input_ids": row} for row in tokens_of(shape).tolist()],
+            data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=rate),
+            callbacks=[Clock()],
+        ).train()
+    return (times[-1] - times[warm - 1]) / steps
+
+
+def masking_share(shape: Shape, rate: float, step_s: float) -> float:
+    """The policy's draw and the batch's building, as a share of the step."""
+    inputs = inputs_of(shape, rate, "fp32")
+    rows = slice(0, shape.batch)
+    spent = []
+    for step in range(200):
+        began = time.perf_counter()
+        draw_batch(
+            inputs.policy,
+            inputs.train.tokens[rows],
+            inputs.train.observed[rows],
+            progress=0.5,
+            seed=0,
+            step=step,
+            mask_id=shape.vocabulary,
+            vocabulary_size=shape.vocabulary,
+        )
+        spent.append(time.perf_counter() - began)
+    return statistics.median(spent) / step_s
+
+
+def ratios(
+    shape: Shape, rate: float, precision: str, ranks: Any, repeats: int, steps: int
+) -> dict[str, Any]:
+    """Ours over theirs in tokens per second, in turns."""
+    pairs = []
+    for _ in range(repeats):
+        their_s = theirs(shape, rate, precision, steps, 5)
+        our_s = ours(shape, rate, precision, ranks, steps, 5)
+        pairs.append((our_s, their_s))
+        gc.collect()
+    each = [t / o for o, t in pairs]
+    our_s = statistics.median(o for o, _ in pairs)
+    return {
+        "model": shape.name,
+        "rate": rate,
+        "precision": precision,
+        "ratio": statistics.median(each),
+        "lowest": min(each),
+        "highest": max(each),
+        "bar": BARS[shape.name, rate],
+        "our_tokens_per_s": shape.batch * LENGTH / our_s,
+        "their_tokens_per_s": shape.batch * LENGTH / statistics.median(t for _, t in pairs),
+        "masking_share": masking_share(shape, rate, our_s),
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _rank(rank: int, world: int, port: int, steps: int, out: Any) -> None:
+    torch.set_num_threads(1)
+    ranks = ds.join(rank, world, rank, "127.0.0.1", port)
+    step_s = ours(SHAPES[0], 0.15, "fp32", ranks, steps, 5)
+    if rank == 0:
+        out.put(step_s)
+    ds.leave()
+
+
+def gang_step_s(world: int, steps: int) -> float:
+    """Seconds per step of the same global batch on `world` workers with a thread each."""
+    context, port = multiprocessing.get_context("spawn"), free_port()
+    out = context.Queue()
+    processes = [
+        context.Process(target=_rank, args=(r, world, port, steps, out)) for r in range(world)
+    ]
+    for process in processes:
+        process.start()
+    step_s = float(out.get(timeout=300))
+    for process in processes:
+        process.join(30)
+    return step_s
+
+
+def speed_up(repeats: int, steps: int) -> dict[str, Any]:
+    """Two workers over one, a thread each, the same global batch."""
+    each = [gang_step_s(1, steps) / gang_step_s(2, steps) for _ in range(repeats)]
+    return {
+        "speed_up": statistics.median(each),
+        "lowest": min(each),
+        "highest": max(each),
+        "bar": 1.6,
+    }
+
+
+def machine() -> str:
+    kind = platform.processor() or platform.machine()
+    threads = torch.get_num_threads()
+    return f"{kind}, {os.cpu_count()} cores, {threads} threads, torch {torch.__version__}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fp32 only, fewer steps")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count() or 1, help="of both; default all cores"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    given = parser.parse_args()
+    repeats, steps = (3, 10) if given.quick else (5, 40)
+    workers = speed_up(repeats, steps)
+    torch.set_num_threads(given.threads)
+    ranks = ds.join(0, 1, 0, "127.0.0.1", free_port())
+    print(f"{machine()}; tokens/s, ours over transformers.Trainer, median [lowest, highest]")
+    rows = []
+    for precision in ("fp32",) if given.quick else ("fp32", "bf16"):
+        for shape in SHAPES:
+            for rate in (0.15, 0.5):
+                row = ratios(shape, rate, precision, ranks, repeats, steps)
+                rows.append(row)
+                print(
+                    f"{row['model']:20} {precision} rate {rate:4}: {row['ratio']:5.2f} "
+                    f"[{row['lowest']:.2f}, {row['highest']:.2f}]  bar {row['bar']}  "
+                    f"{row['our_tokens_per_s']:8.0f} against {row['their_tokens_per_s']:8.0f}  "
+                    f"masking {100 * row['masking_share']:.2f} %",
+                    flush=True,
+                )
+    print(
+        f"two workers over one: {workers['speed_up']:.2f} "
+        f"[{workers['lowest']:.2f}, {workers['highest']:.2f}]  bar {workers['bar']}"
+    )
+    if given.json:
+        found = {"machine": machine(), "ratios": rows, "two_workers": workers}
+        given.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    ds.leave()
+
+
+if __name__ == "__main__":
+    main()

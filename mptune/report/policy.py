@@ -1,0 +1,167 @@
+"""What a mask policy does over training: its law, the weight of each count, its cost; a picture.
+
+Notation as in `mptune.policies.base`: D positions, M = 1..D masked, s progress, q(M | s), omega(M).
+Shape suffixes: _SM points of progress x counts, _M counts, _SR points of progress x rate intervals.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from mptune.models.base import ModelFamily
+    from mptune.policies.base import MaskPolicy
+
+FloatArray = NDArray[np.float64]
+
+STEPS = 64
+"""Points of progress that stand for the whole of training."""
+
+ROWS, COLUMNS, BAR = 10, 32, 24
+SHADES = " ░▒▓█"
+OMEGA_RATES = (0.05, 0.15, 0.3, 0.5, 0.7, 0.95)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """A policy on sequences of D positions.
+
+    Attributes:
+        words: the policy in words.
+        length: D.
+        law_SM: q(M | s) at the middles of equal steps of progress, [S, D].
+        omega_M: omega(M), the share of S(M) in the expected loss over training, [D].
+        mean_rate: masked share of the positions over training.
+        lowest, highest: the smallest and the largest M that is ever drawn.
+        model: the model that the cost is for, in words.
+        flops_per_token: training FLOPs per position with that model, head included.
+        flops_to_fixed_15: the same over that of a fixed rate of 15 %.
+        learned: whether the law changes with the losses; then the law is the one at the start.
+    """
+
+    words: str
+    length: int
+    law_SM: FloatArray
+    omega_M: FloatArray
+    mean_rate: float
+    lowest: int
+    highest: int
+    model: str
+    flops_per_token: float
+    flops_to_fixed_15: float
+    learned: bool
+
+    @classmethod
+    def of(cls, policy: MaskPolicy, family: ModelFamily, length: int, vocabulary: int) -> Profile:
+        """The profile of a policy with a model family, for sequences of D = `length`."""
+        family = family.sized(vocabulary, length)
+        progress = (np.arange(STEPS) + 0.5) / STEPS
+        law_SM = np.array([policy.pmf(length, float(s)) for s in progress])
+        drawn = np.flatnonzero(law_SM.any(0)) + 1
+        mean_rate = policy.mean_rate(length, STEPS)
+        cost, usual = (
+            family.flops(vocabulary, length, 1, round(rate * length)) / length
+            for rate in (mean_rate, 0.15)
+        )
+        return cls(
+            words=policy.words(),
+            length=length,
+            law_SM=law_SM,
+            omega_M=policy.omega(length, STEPS),
+            mean_rate=mean_rate,
+            lowest=int(drawn[0]),
+            highest=int(drawn[-1]),
+            model=f"{family.words()}, vocabulary {vocabulary}",
+            flops_per_token=cost,
+            flops_to_fixed_15=cost / usual,
+            learned=policy.relearn_every is not None,
+        )
+
+    def law_by_rate(self, columns: int, rows: int) -> FloatArray:
+        """q summed over intervals of the rate, averaged over intervals of progress."""
+        rates_M = np.arange(1, self.length + 1) / self.length
+        row_M = np.minimum(np.ceil(rates_M * rows - 1e-9).astype(int) - 1, rows - 1)
+        law_SR = np.stack([self.law_SM[:, row_M == r].sum(1) for r in range(rows)], axis=1)
+        return np.stack([part.mean(0) for part in np.array_split(law_SR, columns)])
+
+    def omega_at(self, rate: float) -> float:
+        """omega within 5 points of a rate over its mean: 1 everywhere is accumulated training."""
+        rates_M = np.arange(1, self.length + 1) / self.length
+        near_M = np.abs(rates_M - rate) <= max(0.05, 0.5 / self.length) + 1e-9
+        return float(self.omega_M[near_M].mean() * self.length)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values: the law by tenths of the rate at 8 points of progress, omega by count."""
+        return {
+            "policy": self.words,
+            "length": self.length,
+            "mean_rate": self.mean_rate,
+            "support": [self.lowest, self.highest],
+            "omega": self.omega_M.tolist(),
+            "law_by_tenth_of_rate": self.law_by_rate(8, ROWS).tolist(),
+            "model": self.model,
+            "flops_per_token": self.flops_per_token,
+            "flops_to_fixed_15": self.flops_to_fixed_15,
+            "learned": self.learned,
+        }
+
+    def facts(self) -> list[str]:
+        """One line each: rates, weights, cost."""
+        weights = ", ".join(f"{self.omega_at(r):.2g} at {100 * r:.0f} %" for r in OMEGA_RATES)
+        lines = [
+            f"mean rate over training {100 * self.mean_rate:.1f} %; "
+            f"M from {self.lowest} to {self.highest} of {self.length}",
+            f"ω(M) over its mean (1 everywhere is accumulated): {weights}",
+            f"{self.flops_per_token:.3g} FLOPs per token with {self.model}; "
+            f"{self.flops_to_fixed_15:.3g} × fixed 15 %",
+        ]
+        return lines + ["the law changes with the losses; shown is its start"] * self.learned
+
+    def text(self) -> str:
+        """The profile for a terminal: q over progress as shades, omega as bars."""
+        law_SR = self.law_by_rate(COLUMNS, ROWS)
+        most, heaviest = law_SR.max(), max(self._omega_rows())
+        lines = [self.words, "", f" rate   q(M | s), s = 0 → 1{'':{COLUMNS - 18}}ω(M)"]
+        for row, weight in reversed(list(enumerate(self._omega_rows()))):
+            shades = "".join(SHADES[_shade(v / most)] for v in law_SR[:, row])
+            bar = "▇" * round(BAR * weight / heaviest)
+            lines.append(f"{100 * (row + 0.5) / ROWS:4.0f} %  {shades}  {bar}")
+        return "\n".join([*lines, "", *self.facts()])
+
+    def _omega_rows(self) -> list[float]:
+        return [float(part.mean()) for part in np.array_split(self.omega_M, ROWS)]
+
+    def png(self) -> bytes:
+        """The picture: q over progress as a heat map, omega beside it."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6.4, 2.6), layout="constrained")
+        law, weight = figure.subplots(1, 2, width_ratios=(2, 1))
+        rows = min(self.length, 50)
+        law.imshow(
+            self.law_by_rate(STEPS, rows).T,
+            origin="lower",
+            aspect="auto",
+            extent=(0, 1, 0, 100),
+            cmap="Blues",
+            vmin=0,
+        )
+        law.set(xlabel="training progress s", ylabel="mask rate, %", title=self.words)
+        law.title.set_fontsize(9)
+        rates_M = 100 * np.arange(1, self.length + 1) / self.length
+        weight.plot(self.omega_M * self.length, rates_M, color="#0072b2")
+        weight.axvline(1, color="#66707f", linewidth=0.8, linestyle=":")
+        weight.set(xlabel="ω(M) over its mean", ylim=(0, 100), xlim=(0, None))
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png", dpi=110, metadata={"Software": None})
+        return stream.getvalue()
+
+
+def _shade(share: float) -> int:
+    """A shade for a share of the largest value; anything above 0 is visible."""
+    return int(np.ceil(share * (len(SHADES) - 1) - 1e-9)) if share > 0 else 0
