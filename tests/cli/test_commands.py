@@ -89,6 +89,10 @@ def test_best_exports_a_policy_that_loads(
     assert main(["best", "runs/demo", "--export", "policy.yaml"]) == 0
     policy = build("policy", yaml.safe_load((tmp_path / "policy.yaml").read_text()))
     assert isinstance(policy, MaskPolicy)
+    assert MaskPolicy.load(tmp_path / "policy.yaml") == policy
+    capsys.readouterr()
+    assert main(["best", "runs/demo", "--json"]) == 0
+    assert build("policy", json_of(capsys)["policy"]) == policy
 
 
 def test_json_leaves_standard_output_to_the_result(

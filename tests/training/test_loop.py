@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
+import signal
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mptune.data.table import TokenTable
 from mptune.errors import NonFiniteLoss
-from mptune.paths import TrialDirectory
+from mptune.paths import TrialDirectory, write_json
 from mptune.spec import build
+from mptune.training import checkpoint
 from mptune.training.loop import Inputs, Loop
 from mptune.training.ranks import AgreedFailure, Ranks
 from mptune.training.schedule import Spent
 from mptune.trial import Failed, Finished, Progress, Rung, Scoring, Started, Stopped
-from tests.training.trials import LENGTH, Script
+from mptune.worker import Worker
+from tests.training.trials import LENGTH, Script, free_port
 
 
 def result(events):
@@ -214,6 +220,41 @@ def test_a_resumed_trial_is_the_same_bit_for_bit(study, alone, pair, tmp_path, w
     assert not any(isinstance(event, Rung) for event in resumed)
     assert numbers(resumed) == numbers(whole)
     assert not TrialDirectory(tmp_path / "halves").checkpoint.exists()
+
+
+def test_killed_during_a_checkpoint_it_goes_on_from_the_last_good_one(study, alone, tmp_path):
+    """The weights at the end are those of a run that was never disturbed, bit for bit."""
+    changes = {"training": {"keep_weights": True, "checkpoint_every_s": 1e-9}}
+    alone(study(tmp_path / "whole", **changes))
+    spec = study(tmp_path / "killed", **changes)
+    child = multiprocessing.get_context("spawn").Process(target=_killed_while_saving, args=(spec,))
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+    tags = sorted(p.name for p in TrialDirectory(tmp_path / "killed").checkpoint.glob("step*"))
+    assert tags == ["step00000001", "step00000002"]
+    resumed = alone(spec)
+    assert resumed[0].resumed_at == 1
+    weights = [
+        load_file(TrialDirectory(tmp_path / name).weights / "model.safetensors")
+        for name in ("whole", "killed")
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def _killed_while_saving(spec):
+    """Die when the second checkpoint's files are there, and its marker is not."""
+    worker = Worker(0, 1)
+    worker.join("127.0.0.1", free_port())
+    moments = iter((False, True))
+
+    def dying(path, value):
+        if next(moments):
+            os.kill(os.getpid(), signal.SIGKILL)
+        write_json(path, value)
+
+    checkpoint.write_json = dying
+    list(worker.run(spec, Script()))
 
 
 def test_a_long_trial_is_checkpointed_on_the_way(study, pair, tmp_path):
