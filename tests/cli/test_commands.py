@@ -211,3 +211,17 @@ def test_a_wrong_command_line_is_one_line(
     err = capsys.readouterr().err
     assert line in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_validate_says_when_size_and_learning_rate_are_confounded(
+    spec: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rate = "training.optimizer.learning_rate"
+    for override, noted in (
+        (f"{rate}=1e-3", True),
+        (f"{rate}={{float: [1e-4, 1e-2], log: true}}", False),
+        ("training.optimizer.width_rule=mup", False),
+        ("model={family: bert}", False),
+    ):
+        assert main(["validate", str(spec), "--set", override]) == 0
+        assert ("confounded" in capsys.readouterr().out) == noted, override
