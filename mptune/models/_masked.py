@@ -5,10 +5,12 @@ Shape suffixes: B sequences, D positions, K masked positions, V predictable symb
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from transformers import PreTrainedConfig, PreTrainedModel
 
 Config = TypeVar("Config", bound=PreTrainedConfig)
@@ -18,6 +20,11 @@ def sdpa(config: Config) -> Config:
     """The same, with torch's scaled dot product attention."""
     config._attn_implementation = "sdpa"
     return config
+
+
+def _first_rows(layer: nn.Linear, rows: int, inputs: Tensor) -> Tensor:
+    """A linear layer's first outputs."""
+    return linear(inputs, layer.weight[:rows], layer.bias[:rows])
 
 
 class MaskedPredictor(nn.Module):
@@ -30,6 +37,8 @@ class MaskedPredictor(nn.Module):
         window: positions that local blocks attend over, if the family has such blocks.
         embeds_first: the embeddings cannot read an attention mask of packed rows, and are
             computed before.
+        decoder: the head's last layer, where nothing is added to its output; it then computes no
+            logits of symbols that cannot be predicted. To cut them off later would copy all.
     """
 
     def __init__(
@@ -40,10 +49,15 @@ class MaskedPredictor(nn.Module):
         pretrained: PreTrainedModel,
         window: int | None = None,
         embeds_first: bool = False,
+        decoder: nn.Linear | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.head = encoder, head
         self.predictable, self.window, self.embeds_first = predictable, window, embeds_first
+        if decoder is not None:
+            decoder.forward = partial(  # type: ignore[method-assign]
+                _first_rows, decoder, predictable
+            )
         # In a tuple it is no submodule: its parameters are those of encoder and head.
         self._pretrained = (pretrained,)
 
@@ -80,8 +94,10 @@ class MaskedPredictor(nn.Module):
             if mask.dtype == torch.bool
             else hidden_BDW.flatten(0, 1).index_select(0, mask)
         )
-        logits_KV: Tensor = self.head(chosen_KW)[:, : self.predictable]
-        return logits_KV
+        logits_KV: Tensor = self.head(chosen_KW)
+        if logits_KV.shape[1] == self.predictable:
+            return logits_KV
+        return logits_KV[:, : self.predictable]
 
     def save_pretrained(self, folder: str) -> None:
         """Write the whole model so that `transformers.AutoModelForMaskedLM` opens it."""
