@@ -1,6 +1,6 @@
 """How fast does mptune train, against what one would run instead?
 
-    python benchmarks/training.py [--quick] [--json FILE]
+    python benchmarks/training.py [--quick] [--threads N] [--clock cpu] [--json FILE]
 
 Against `transformers.Trainer` with `DataCollatorForLanguageModeling`: the same model, batch, data,
 learning rate and precision, on the same threads of the same machine, in turns. Printed: tokens per
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import multiprocessing
 import os
@@ -59,18 +60,23 @@ def tokens_of(shape: Shape) -> Any:
     return np.random.default_rng(0).integers(0, shape.vocabulary, (SEQUENCES, LENGTH))
 
 
+def now(clock: str) -> float:
+    """Seconds on the wall, or of this process's CPU time."""
+    return time.perf_counter() if clock == "wall" else time.process_time()
+
+
 class Watch:
     """A control that lets a number of steps pass, and times those after the warm-up."""
 
-    def __init__(self, steps: int, warm: int) -> None:
-        self.steps, self.warm, self.asked = steps, warm, 0
+    def __init__(self, steps: int, warm: int, clock: str) -> None:
+        self.steps, self.warm, self.clock, self.asked = steps, warm, clock, 0
         self.began = self.ended = 0.0
 
     def stop_requested(self) -> Any:
         self.asked += 1
         if self.asked == self.warm:
-            self.began = time.perf_counter()
-        self.ended = time.perf_counter()
+            self.began = now(self.clock)
+        self.ended = now(self.clock)
         return "pruned" if self.asked >= self.warm + self.steps else None
 
     def go_on(self, rung: Any) -> bool:
@@ -84,6 +90,19 @@ class Watch:
 class NoCheckpoints:
     def load(self, engine: Any) -> Spent:
         return Spent()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing that is timed, and for how long."""
+
+    shape: Shape
+    rate: float
+    precision: str
+    steps: int
+    clock: str
+    threads: int
+    warm: int = 5
 
 
 def inputs_of(shape: Shape, rate: float, precision: str) -> Inputs:
@@ -109,12 +128,13 @@ def inputs_of(shape: Shape, rate: float, precision: str) -> Inputs:
     )
 
 
-def ours(shape: Shape, rate: float, precision: str, ranks: Any, steps: int, warm: int) -> float:
+def ours(case: Case, ranks: Any) -> float:
     """Seconds per optimizer step."""
-    inputs = inputs_of(shape, rate, precision)
+    shape = case.shape
+    inputs = inputs_of(shape, case.rate, case.precision)
     torch.manual_seed(0)
     module = inputs.family.build(shape.vocabulary + 2, shape.vocabulary, LENGTH)
-    watch = Watch(steps, warm)
+    watch = Watch(case.steps, case.warm, case.clock)
     with ds.engine(module, inputs.training, ranks) as engine:
         loop = Loop(inputs, engine, ranks, NoCheckpoints(), lambda: (0.0, 0.0))  # type: ignore[arg-type]
         for _ in loop.run(watch):
@@ -134,8 +154,11 @@ def tokenizer_of(shape: Shape) -> Any:
     )
 
 
-def theirs(shape: Shape, rate: float, precision: str, steps: int, warm: int) -> float:
-    """Seconds per optimizer step of a Hugging Face training."""
+def theirs(case: Case) -> float:
+    """Seconds per optimizer step of a Hugging Face training, in a process of its own.
+
+    In ours it would find a process group, and wrap the model for data-parallel training.
+    """
     from transformers import (
         BertConfig,
         BertForMaskedLM,
@@ -149,9 +172,11 @@ def theirs(shape: Shape, rate: float, precision: str, steps: int, warm: int) -> 
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-            times.append(time.perf_counter())
+            times.append(now(case.clock))
 
-    inputs = inputs_of(shape, rate, precision)
+    torch.set_num_threads(case.threads)
+    shape, precision, steps, warm = case.shape, case.precision, case.steps, case.warm
+    inputs = inputs_of(shape, case.rate, precision)
     torch.manual_seed(0)
     model = BertForMaskedLM(
         BertConfig(
@@ -185,19 +210,20 @@ def theirs(shape: Shape, rate: float, precision: str, steps: int, warm: int) -> 
             model,
             arguments,
             train_dataset=[{"input_ids": row} for row in tokens_of(shape).tolist()],
-            data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=rate),
+            data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=case.rate),
             callbacks=[Clock()],
         ).train()
     return (times[-1] - times[warm - 1]) / steps
 
 
-def masking_share(shape: Shape, rate: float, step_s: float) -> float:
+def masking_share(case: Case, step_s: float) -> float:
     """The policy's draw and the batch's building, as a share of the step."""
-    inputs = inputs_of(shape, rate, "fp32")
+    shape = case.shape
+    inputs = inputs_of(shape, case.rate, "fp32")
     rows = slice(0, shape.batch)
     spent = []
     for step in range(200):
-        began = time.perf_counter()
+        began = now(case.clock)
         draw_batch(
             inputs.policy,
             inputs.train.tokens[rows],
@@ -208,33 +234,30 @@ def masking_share(shape: Shape, rate: float, step_s: float) -> float:
             mask_id=shape.vocabulary,
             vocabulary_size=shape.vocabulary,
         )
-        spent.append(time.perf_counter() - began)
+        spent.append(now(case.clock) - began)
     return statistics.median(spent) / step_s
 
 
-def ratios(
-    shape: Shape, rate: float, precision: str, ranks: Any, repeats: int, steps: int
-) -> dict[str, Any]:
+def ratios(case: Case, ranks: Any, other: Any, repeats: int) -> dict[str, Any]:
     """Ours over theirs in tokens per second, in turns."""
-    pairs = []
+    shape, pairs = case.shape, []
     for _ in range(repeats):
-        their_s = theirs(shape, rate, precision, steps, 5)
-        our_s = ours(shape, rate, precision, ranks, steps, 5)
-        pairs.append((our_s, their_s))
+        their_s = other.apply(theirs, (case,))
+        pairs.append((ours(case, ranks), their_s))
         gc.collect()
     each = [t / o for o, t in pairs]
     our_s = statistics.median(o for o, _ in pairs)
     return {
         "model": shape.name,
-        "rate": rate,
-        "precision": precision,
+        "rate": case.rate,
+        "precision": case.precision,
         "ratio": statistics.median(each),
         "lowest": min(each),
         "highest": max(each),
-        "bar": BARS[shape.name, rate],
+        "bar": BARS[shape.name, case.rate],
         "our_tokens_per_s": shape.batch * LENGTH / our_s,
         "their_tokens_per_s": shape.batch * LENGTH / statistics.median(t for _, t in pairs),
-        "masking_share": masking_share(shape, rate, our_s),
+        "masking_share": masking_share(case, our_s),
     }
 
 
@@ -247,7 +270,7 @@ def free_port() -> int:
 def _rank(rank: int, world: int, port: int, steps: int, out: Any) -> None:
     torch.set_num_threads(1)
     ranks = ds.join(rank, world, rank, "127.0.0.1", port)
-    step_s = ours(SHAPES[0], 0.15, "fp32", ranks, steps, 5)
+    step_s = ours(Case(SHAPES[0], 0.15, "fp32", steps, "wall", 1), ranks)
     if rank == 0:
         out.put(step_s)
     ds.leave()
@@ -285,32 +308,40 @@ def machine() -> str:
     return f"{kind}, {os.cpu_count()} cores, {threads} threads, torch {torch.__version__}"
 
 
+def _line(row: dict[str, Any]) -> str:
+    return (
+        f"{row['model']:20} {row['precision']} rate {row['rate']:4}: {row['ratio']:5.2f} "
+        f"[{row['lowest']:.2f}, {row['highest']:.2f}]  bar {row['bar']}  "
+        f"{row['our_tokens_per_s']:8.0f} against {row['their_tokens_per_s']:8.0f}  "
+        f"masking {100 * row['masking_share']:.2f} %"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fp32 only, fewer steps")
     parser.add_argument(
         "--threads", type=int, default=os.cpu_count() or 1, help="of both; default all cores"
     )
+    parser.add_argument(
+        "--clock", choices=["wall", "cpu"], default="wall", help="cpu on a machine that is shared"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     given = parser.parse_args()
     repeats, steps = (3, 10) if given.quick else (5, 40)
     workers = speed_up(repeats, steps)
+    other = multiprocessing.get_context("spawn").Pool(1)
     torch.set_num_threads(given.threads)
     ranks = ds.join(0, 1, 0, "127.0.0.1", free_port())
-    print(f"{machine()}; tokens/s, ours over transformers.Trainer, median [lowest, highest]")
+    print(f"{machine()}; {given.clock} time")
+    print("tokens/s, ours over transformers.Trainer, median [lowest, highest]")
     rows = []
-    for precision in ("fp32",) if given.quick else ("fp32", "bf16"):
-        for shape in SHAPES:
-            for rate in (0.15, 0.5):
-                row = ratios(shape, rate, precision, ranks, repeats, steps)
-                rows.append(row)
-                print(
-                    f"{row['model']:20} {precision} rate {rate:4}: {row['ratio']:5.2f} "
-                    f"[{row['lowest']:.2f}, {row['highest']:.2f}]  bar {row['bar']}  "
-                    f"{row['our_tokens_per_s']:8.0f} against {row['their_tokens_per_s']:8.0f}  "
-                    f"masking {100 * row['masking_share']:.2f} %",
-                    flush=True,
-                )
+    precisions = ("fp32",) if given.quick else ("fp32", "bf16")
+    for precision, shape, rate in itertools.product(precisions, SHAPES, (0.15, 0.5)):
+        case = Case(shape, rate, precision, steps, given.clock, given.threads)
+        rows.append(ratios(case, ranks, other, repeats))
+        print(_line(rows[-1]), flush=True)
+    other.terminate()
     print(
         f"two workers over one: {workers['speed_up']:.2f} "
         f"[{workers['lowest']:.2f}, {workers['highest']:.2f}]  bar {workers['bar']}"

@@ -99,7 +99,7 @@ class Training(Section):
     )
     keep_weights: bool = Field(
         False,
-        description="keep finished trials' weights: a folder that transformers and mptune impute open",
+        description="keep finished trials' weights, for transformers and `mptune impute`",
     )
     checkpoint_every_s: float = Field(
         60.0, gt=0, description="seconds between checkpoints of a running trial"

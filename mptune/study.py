@@ -559,6 +559,7 @@ def _record_result(trial: optuna.Trial, result: TrialResult) -> None:
         lml_nats_per_sequence=lml.nats_per_sequence,
         lml_se_nats_per_token=lml.se_population / tokens,
         bits_per_byte=lml.bits_per_byte,
+        prequential_nats_per_token=result.prequential,
         **{f"lml_shift/{n}": s.nats_per_token for n, s in result.lml_shift.items()},
         **{f"loss_at_{100 * r.rate:g}%": r.loss for r in result.rates},
         **{f"masked_accuracy_at_{100 * r.rate:g}%": r.accuracy for r in result.rates},

@@ -154,6 +154,12 @@ class TrialResult(Message):
         (), description="(progress, training loss in nats per masked position)"
     )
     mean_mask_rate: float
+    prequential: float | None = Field(
+        None,
+        description="accumulated score of unseen training batches before their updates, nats per "
+        "token of the first epoch; None where the policy leaves out a mask count. A free signal, "
+        "never the objective",
+    )
     learned_policy: dict[str, Any] | None = Field(
         None, description="what a policy that learns has learned, as one that does not"
     )

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from mptune.policies.base import MaskPolicy
     from mptune.training.loop import Inputs, Loop
     from mptune.training.ranks import Ranks
+    from mptune.training.schedule import Spent
     from mptune.training.scoring import HeldOut, Scorer
     from mptune.training.tensorboard import Board
 
@@ -326,11 +327,19 @@ class Worker:
             rungs=tuple(spent.rungs),
             loss_curve=tuple(spent.loss_curve),
             mean_mask_rate=spent.masked / max(spent.observed, 1),
+            prequential=_prequential(spent, scorer),
             learned_policy=learned_policy(inputs.policy, spent.learned),
             versions=_versions(),
         )
         write_text(directory.result, result.model_dump_json(indent=2) + "\n")
         return result
+
+
+def _prequential(spent: Spent, scorer: Scorer) -> float | None:
+    """In the unit of the score: a density for binned values, higher is better."""
+    if not (spent.code and spent.code[1]):
+        return None
+    return -spent.code[0] / spent.code[1] - scorer.heldout.table.log_bin_width
 
 
 class _Journal:

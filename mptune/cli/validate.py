@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Mapping
 
 from mptune.cli import _arguments
 from mptune.space import Space
+from mptune.spec import SearchSpec
 from mptune.specfile import Choice, SpecFile
 
 EXAMPLES = """\
@@ -27,13 +29,32 @@ def run(arguments: argparse.Namespace) -> int:
     spec = file.validate()
     Space(file).arms()
     found = {name: _words(dimension) for name, dimension in file.dimensions.items()}
+    notes = _notes(found, spec)
     if arguments.json:
-        print(json.dumps({"valid": True, "name": spec.name, "dimensions": found}, indent=2))
+        said = {"valid": True, "name": spec.name, "dimensions": found, "notes": notes}
+        print(json.dumps(said, indent=2))
         return 0
     print(f"{arguments.spec} is valid: {spec.search.trials} trials over {len(found)} dimensions")
     for name, words in found.items():
         print(f"  {name}: {words}")
+    for note in notes:
+        print(f"note: {note}")
     return 0
+
+
+def _notes(dimensions: Mapping[str, str], spec: SearchSpec) -> list[str]:
+    """What is allowed, and should be meant."""
+    sizes = [name for name in dimensions if name.split(".")[0] == "model"]
+    rate = "training.optimizer.learning_rate"
+    scaled = spec.training.optimizer.width_rule != "none"
+    chosen = [rate, f"{rate.rpartition('.')[0]}.width_rule", "training.optimizer", "training"]
+    if not sizes or scaled or any(name in dimensions for name in chosen):
+        return []
+    return [
+        f"{rate} {spec.training.optimizer.learning_rate:g} is the same for every size, so size and "
+        "learning rate are confounded; make it a dimension, or set "
+        "training.optimizer.width_rule: mup"
+    ]
 
 
 def _words(dimension: object) -> str:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from transformers import PreTrainedConfig, PreTrainedModel
 
 Config = TypeVar("Config", bound=PreTrainedConfig)
@@ -21,6 +23,11 @@ def sdpa(config: Config) -> Config:
     """The same, with torch's scaled dot product attention."""
     config._attn_implementation = "sdpa"
     return config
+
+
+def _first_rows(layer: nn.Linear, rows: int, inputs: Tensor) -> Tensor:
+    """A linear layer's first outputs."""
+    return linear(inputs, layer.weight[:rows], layer.bias[:rows])
 
 
 class MaskedPredictor(nn.Module):
@@ -33,6 +40,8 @@ class MaskedPredictor(nn.Module):
         window: positions that local blocks attend over, if the family has such blocks.
         embeds_first: the embeddings cannot read an attention mask of packed rows, and are
             computed before.
+        decoder: the head's last layer, where nothing is added to its output; it then computes no
+            logits of symbols that cannot be predicted. To cut them off later would copy all.
     """
 
     place_AD: Tensor | None
@@ -46,10 +55,15 @@ class MaskedPredictor(nn.Module):
         pretrained: PreTrainedModel,
         window: int | None = None,
         embeds_first: bool = False,
+        decoder: nn.Linear | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.head = encoder, head
         self.predictable, self.window, self.embeds_first = predictable, window, embeds_first
+        if decoder is not None:
+            decoder.forward = partial(  # type: ignore[method-assign]
+                _first_rows, decoder, predictable
+            )
         # In a tuple it is no submodule: its parameters are those of encoder and head.
         self._pretrained = (pretrained,)
         self.axes = nn.ModuleList()
@@ -108,7 +122,9 @@ class MaskedPredictor(nn.Module):
             if mask.dtype == torch.bool
             else hidden_BDW.flatten(0, 1).index_select(0, mask)
         )
-        logits_KV: Tensor = self.head(chosen_KW)[:, : self.predictable]
+        logits_KV: Tensor = self.head(chosen_KW)
+        if logits_KV.shape[1] != self.predictable:
+            logits_KV = logits_KV[:, : self.predictable]
         if self.banned_DV is not None:
             flat_K = mask.flatten().nonzero()[:, 0] if mask.dtype == torch.bool else mask
             banned_KV = self.banned_DV[flat_K % tokens_BD.shape[1]]

@@ -194,8 +194,11 @@ class ModelFamily(Section):
         return projections + 2 * length * self.width
 
     def head_multiplications(self, vocabulary: int) -> float:
-        """Multiply-adds of the head per masked position: one dense layer, then the decoder."""
-        return self.width**2 + self.width * vocabulary
+        """Multiply-adds of the head per masked position: one dense layer, then the decoder.
+
+        Of the `vocabulary` ids [MASK] and [PAD] are not decoded.
+        """
+        return self.width**2 + self.width * (vocabulary - 2)
 
     def flops(self, vocabulary: int, length: int, batch: int, masked: int) -> float:
         """FLOPs of one training step on `batch` sequences of which `masked` positions are masked.

@@ -33,7 +33,8 @@ class Bert(ModelFamily):
             pad_token_id=None,
         )
         model = BertForMaskedLM(sdpa(config))
-        return MaskedPredictor(model.bert, model.cls, predictable, model)
+        decoder = model.cls.predictions.decoder
+        return MaskedPredictor(model.bert, model.cls, predictable, model, decoder=decoder)
 
     def parameters(self, vocabulary: int, length: int) -> int:
         embeddings = (vocabulary + length + 1) * self.width + 2 * self.width

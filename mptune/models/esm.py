@@ -46,3 +46,7 @@ class Esm(RotaryFamily):
         final_norm = 2 * self.width
         head = self.classic_head_parameters(vocabulary)
         return vocabulary * self.width + blocks + final_norm + head
+
+    def head_multiplications(self, vocabulary: int) -> float:
+        """Its head adds a bias of all ids to the decoder's output, so all are decoded."""
+        return float(self.width**2 + self.width * vocabulary)

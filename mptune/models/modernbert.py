@@ -44,7 +44,9 @@ class ModernBert(RotaryFamily):
         )
         model = ModernBertForMaskedLM(sdpa(config))
         head = nn.Sequential(model.head, model.decoder)
-        return MaskedPredictor(model.model, head, predictable, model, self.window)
+        return MaskedPredictor(
+            model.model, head, predictable, model, self.window, decoder=model.decoder
+        )
 
     def parameters(self, vocabulary: int, length: int) -> int:
         width = self.width

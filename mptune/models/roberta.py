@@ -36,7 +36,8 @@ class Roberta(ModelFamily):
             eos_token_id=None,
         )
         model = RobertaForMaskedLM(sdpa(config))
-        return MaskedPredictor(model.roberta, model.lm_head, predictable, model)
+        head = model.lm_head
+        return MaskedPredictor(model.roberta, head, predictable, model, decoder=head.decoder)
 
     def parameters(self, vocabulary: int, length: int) -> int:
         embeddings = (vocabulary + length + 1) * self.width + 2 * self.width

@@ -108,6 +108,8 @@ class Part:
     sequence_K: Tensor
     count_B: Tensor
     bucket_B: Tensor
+    code_B: Tensor
+    """What a sequence's summed loss counts in the prequential code length."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,8 @@ class Batch:
     drawn: MaskedBatch
     lengths: NDArray[np.int64]
     pad_id: int
+    code_B: NDArray[np.float64]
+    """See `code_weights`; zeros where the code length is not defined."""
     pack: bool = False
 
     @property
@@ -152,11 +156,12 @@ class Batch:
             np.repeat(np.arange(len(count_B)), count_B),
             np.maximum(count_B, 1),
             rate_bucket(count_B, self.lengths[rows]),
+            self.code_B[rows],
         )
-        *arguments, target, weight, sequence, count, bucket = (
+        *arguments, target, weight, sequence, count, bucket, code = (
             None if a is None else torch.from_numpy(a).to(device, non_blocking=True) for a in arrays
         )
-        known = [t for t in (target, weight, sequence, count, bucket) if t is not None]
+        known = [t for t in (target, weight, sequence, count, bucket, code) if t is not None]
         return Part(tuple(arguments), *known)
 
     def _arguments(self, rows: slice) -> tuple[NDArray[Any] | None, ...]:
@@ -168,6 +173,29 @@ class Batch:
             return inputs_BD, np.flatnonzero(mask_BD), attend_BD
         inputs_RD = packing.moved(inputs_BD, self.pad_id)
         return inputs_RD, packing.flat(mask_BD), None, packing.documents(), packing.places()
+
+
+def code_weights(
+    law: MaskPolicy,
+    counts_B: NDArray[np.int64],
+    lengths_B: NDArray[np.int64],
+    progress: float,
+) -> NDArray[np.float64] | None:
+    """1 / (M q(M)) [B]: times its summed loss, an unbiased estimate of a sequence's code length.
+
+    The code length of unseen sequences, before the update that they bring about, is the prequential
+    score (Dawid 1984): E over M of (1/q(M)) (1/M) sum of losses = - sum over M of S(M). None where
+    it is not defined: q must give every M a chance, and masks must be uniform and all [MASK].
+    """
+    if law.corruption != "mask" or law.structure.kind != "token":
+        return None
+    weights_B = np.zeros(len(counts_B))
+    for length in np.unique(lengths_B[lengths_B > 0]):
+        q_M, here = law.pmf(int(length), progress), lengths_B == length
+        if not (q_M > 0).all():
+            return None
+        weights_B[here] = 1.0 / (counts_B[here] * q_M[counts_B[here] - 1])
+    return weights_B
 
 
 @dataclass(frozen=True)
@@ -183,6 +211,8 @@ class Agreed:
     by_rate: NDArray[np.float64]
     """Sums of 1, y and y^2 over sequences by interval of the mask rate, [3, R]; y as in
     `LossByRate`."""
+    code: float
+    """Prequential code length of this batch, nats."""
 
 
 class Loop:
@@ -234,7 +264,7 @@ class Loop:
         batch = self._draw()
         rate = self._set_learning_rate()
         self._seed_dropout()
-        sums = torch.zeros(2 + 3 * RATE_BUCKETS, dtype=torch.float64, device=self.ranks.device)
+        sums = torch.zeros(3 + 3 * RATE_BUCKETS, dtype=torch.float64, device=self.ranks.device)
         for part in self._parts[:-1]:
             self._backward(self._forward(batch, part, sums))
         objective, error = self._attempt(batch, self._parts[-1], sums)
@@ -268,7 +298,22 @@ class Loop:
         pad_id = inputs.vocabulary_size + 1
         attend_BD = attended(tokens_BD, pad_id)
         lengths_B, pack = observed_BD.sum(1), inputs.training.pack
-        return Batch(tokens_BD, attend_BD, drawn, lengths_B, pad_id, pack)
+        code_B = self._code_weights(drawn.mask_BD.sum(1), lengths_B)
+        return Batch(tokens_BD, attend_BD, drawn, lengths_B, pad_id, code_B, pack)
+
+    def _code_weights(
+        self, counts_B: NDArray[np.int64], lengths_B: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """`code_weights` in the first epoch; no code length where the law does not allow one."""
+        spent, inputs = self.spent, self.inputs
+        after = (spent.steps + 1) * inputs.training.batch_size > len(inputs.train.tokens)
+        if spent.code is None or after:
+            return np.zeros(len(counts_B))
+        weights_B = code_weights(self._law, counts_B, lengths_B, self.progress)
+        if weights_B is None:
+            spent.code = None
+            return np.zeros(len(counts_B))
+        return weights_B
 
     def _current_law(self) -> MaskPolicy:
         """The policy as it is; of one that learns, what it learned last."""
@@ -317,7 +362,8 @@ class Loop:
         objective = (loss_K * part.weight_K.float()).sum()
         with torch.no_grad():
             sums[:2] += torch.stack([objective.double(), loss_K.double().sum()])
-            sums[2:] += _by_rate(part, loss_K.double())
+            sums[2:-1] += _by_rate(part, loss_K.double())
+            sums[-1] += (loss_K.double() * part.code_B[part.sequence_K]).sum()
         return objective
 
     def _attempt(self, batch: Batch, rows: slice, sums: Tensor) -> tuple[Tensor, Exception | None]:
@@ -351,9 +397,10 @@ class Loop:
         said = torch.tensor(says, dtype=torch.float64, device=sums.device)
         total = self.ranks.total(torch.cat([said, sums])).cpu().numpy()
         failures, stop, due_, seconds, objective, loss_sum = total[:6].tolist()
-        by_rate_3R = total[6:].reshape(3, RATE_BUCKETS)
+        by_rate_3R, code = total[6:-1].reshape(3, RATE_BUCKETS), float(total[-1])
+        said_stop, checkpoint = STOPS[int(stop)], bool(due_)
         return Agreed(
-            objective, loss_sum, int(failures), STOPS[int(stop)], bool(due_), seconds, by_rate_3R
+            objective, loss_sum, int(failures), said_stop, checkpoint, seconds, by_rate_3R, code
         )
 
     def _account(self, batch: Batch, agreed: Agreed) -> None:
@@ -366,6 +413,8 @@ class Loop:
         spent.flops += self.inputs.step_flops(masked, rows)
         spent.seconds = agreed.seconds
         spent.record(self.progress, agreed.loss_sum, masked)
+        if spent.code is not None and batch.code_B.any():
+            spent.code = (spent.code[0] + agreed.code, spent.code[1] + batch.observed)
         self._seen += agreed.by_rate
         self._learn(agreed)
 

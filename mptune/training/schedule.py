@@ -72,6 +72,8 @@ class Spent:
     pending: tuple[float, float] = (0.0, 0.0)
     """Loss sum and masked positions since the last point of the curve."""
 
+    code: tuple[float, int] | None = (0.0, 0)
+    """Prequential code length so far, nats and positions; None where it is not defined."""
     by_rate: list[list[float]] = field(default_factory=list)
     """What a policy that learns has seen: sums by interval of the mask rate, [3, R]."""
     learned: list[tuple[float, dict[str, Any]]] = field(default_factory=list)

@@ -89,6 +89,10 @@ def test_best_exports_a_policy_that_loads(
     assert main(["best", "runs/demo", "--export", "policy.yaml"]) == 0
     policy = build("policy", yaml.safe_load((tmp_path / "policy.yaml").read_text()))
     assert isinstance(policy, MaskPolicy)
+    assert MaskPolicy.load(tmp_path / "policy.yaml") == policy
+    capsys.readouterr()
+    assert main(["best", "runs/demo", "--json"]) == 0
+    assert build("policy", json_of(capsys)["policy"]) == policy
 
 
 def test_json_leaves_standard_output_to_the_result(
@@ -207,3 +211,17 @@ def test_a_wrong_command_line_is_one_line(
     err = capsys.readouterr().err
     assert line in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_validate_says_when_size_and_learning_rate_are_confounded(
+    spec: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rate = "training.optimizer.learning_rate"
+    for override, noted in (
+        (f"{rate}=1e-3", True),
+        (f"{rate}={{float: [1e-4, 1e-2], log: true}}", False),
+        ("training.optimizer.width_rule=mup", False),
+        ("model={family: bert}", False),
+    ):
+        assert main(["validate", str(spec), "--set", override]) == 0
+        assert ("confounded" in capsys.readouterr().out) == noted, override

@@ -118,7 +118,7 @@ def test_flops_are_those_that_torch_counts(family):
     module, (tokens_BD, mask_BD) = made(family).train(), batch()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         module(tokens_BD, mask_BD).logsumexp(-1).sum().backward()
-    # The embeddings take no part in matrix products; the decoder predicts [MASK] and [PAD] too.
+
     expected = family.flops(VOCABULARY, LENGTH, 4, int(mask_BD.sum()))
     assert counter.get_total_flops() == expected
 

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
+import signal
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mptune.data.table import TokenTable
 from mptune.errors import NonFiniteLoss
-from mptune.paths import TrialDirectory
+from mptune.paths import TrialDirectory, write_json
 from mptune.spec import build
-from mptune.training.loop import Inputs, Loop
+from mptune.training import checkpoint
+from mptune.training.loop import Inputs, Loop, code_weights
 from mptune.training.ranks import AgreedFailure, Ranks
 from mptune.training.schedule import Spent
 from mptune.trial import Failed, Finished, Progress, Rung, Scoring, Started, Stopped
-from tests.training.trials import LENGTH, Script
+from mptune.worker import Worker
+from tests.training.trials import LENGTH, Script, free_port
 
 
 def result(events):
@@ -45,6 +52,38 @@ def test_events_come_in_order(one):
     assert kinds.count(Rung) == 1
     last = next(event for event in reversed(one) if isinstance(event, Progress))
     assert (last.step, last.progress) == (24, 1.0)
+
+
+def test_code_weights_make_the_summed_loss_a_code_length():
+    """By enumeration over M: E[weight · M · loss] is the sum of the losses at every M."""
+    law, losses_M = build("policy", {"kind": "beta", "a": 2.0, "b": 1.5}), np.arange(1, 7) ** 0.5
+    counts_M, q_M = np.arange(1, 7), law.pmf(6, 0.3)
+    weights_M = code_weights(law, counts_M, np.full(6, 6), 0.3)
+    assert (q_M * weights_M * counts_M * losses_M).sum() == pytest.approx(losses_M.sum())
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"kind": "fixed", "rate": 0.15},
+        {"kind": "uniform", "corruption": "bert"},
+        {"kind": "uniform", "structure": {"kind": "span"}},
+    ],
+)
+def test_no_code_length_where_a_mask_count_or_its_masks_are_left_out(policy):
+    counts_B = np.array([1, 1])
+    assert code_weights(build("policy", policy), counts_B, np.array([6, 6]), 0.5) is None
+
+
+def test_the_prequential_score_follows_the_training(study, alone, pair, tmp_path):
+    """Worse than the final score, as it has the untrained model in it; the same on two workers."""
+    uniform = {"policy": {"kind": "uniform"}, "training": {"budget_tokens": 8 * 32 * LENGTH}}
+    first = result(alone(study(tmp_path / "a", **uniform))).prequential
+    assert first == pytest.approx(-math.log(11), rel=0.15)
+    second = result(pair(study(tmp_path / "b", workers=2, **uniform))).prequential
+    assert second == pytest.approx(first, rel=1e-5)
+    fixed = {"policy": {"kind": "fixed", "rate": 0.3}}
+    assert result(alone(study(tmp_path / "c", **fixed))).prequential is None
 
 
 def test_it_learns(study, alone, tmp_path):
@@ -214,6 +253,41 @@ def test_a_resumed_trial_is_the_same_bit_for_bit(study, alone, pair, tmp_path, w
     assert not any(isinstance(event, Rung) for event in resumed)
     assert numbers(resumed) == numbers(whole)
     assert not TrialDirectory(tmp_path / "halves").checkpoint.exists()
+
+
+def test_killed_during_a_checkpoint_it_goes_on_from_the_last_good_one(study, alone, tmp_path):
+    """The weights at the end are those of a run that was never disturbed, bit for bit."""
+    changes = {"training": {"keep_weights": True, "checkpoint_every_s": 1e-9}}
+    alone(study(tmp_path / "whole", **changes))
+    spec = study(tmp_path / "killed", **changes)
+    child = multiprocessing.get_context("spawn").Process(target=_killed_while_saving, args=(spec,))
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+    tags = sorted(p.name for p in TrialDirectory(tmp_path / "killed").checkpoint.glob("step*"))
+    assert tags == ["step00000001", "step00000002"]
+    resumed = alone(spec)
+    assert resumed[0].resumed_at == 1
+    weights = [
+        load_file(TrialDirectory(tmp_path / name).weights / "model.safetensors")
+        for name in ("whole", "killed")
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def _killed_while_saving(spec):
+    """Die when the second checkpoint's files are there, and its marker is not."""
+    worker = Worker(0, 1)
+    worker.join("127.0.0.1", free_port())
+    moments = iter((False, True))
+
+    def dying(path, value):
+        if next(moments):
+            os.kill(os.getpid(), signal.SIGKILL)
+        write_json(path, value)
+
+    checkpoint.write_json = dying
+    list(worker.run(spec, Script()))
 
 
 def test_a_long_trial_is_checkpointed_on_the_way(study, pair, tmp_path):
