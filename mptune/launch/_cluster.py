@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,10 @@ from mptune.launch.base import LaunchError
 Object = dict[str, Any]
 
 GROUP, VERSION, JOBS = "ray.io", "v1", "rayjobs"
+QUIET_S = 600
+"""A log may be silent for so long; then it is asked for again."""
+
+IN_A_POD = "KUBERNETES_SERVICE_HOST"
 TIMEOUT_S = (5, 30)
 """To connect, and between two answers."""
 
@@ -166,7 +171,7 @@ class Cluster:
                 self.namespace,
                 follow=follow,
                 _preload_content=False,
-                _request_timeout=(TIMEOUT_S[0], None) if follow else TIMEOUT_S,
+                _request_timeout=(TIMEOUT_S[0], QUIET_S) if follow else TIMEOUT_S,
                 **options,
             )
             yield from _lines(answer)
@@ -247,14 +252,14 @@ def _client(context: str | None) -> Any:
             "the Kubernetes client is not installed: pip install 'mptune[k8s]'"
         ) from None
     config: Any = kubernetes_config
+    settings = client.Configuration()
     try:
-        settings = client.Configuration()
-        try:
-            config.load_kube_config(context=context, client_configuration=settings)
-        except config.ConfigException:
-            if context is not None:
-                raise
+        if context is None and "KUBECONFIG" not in os.environ and IN_A_POD in os.environ:
             config.load_incluster_config(client_configuration=settings)
+        else:
+            # The client looks at KUBECONFIG once, when it is imported.
+            file = os.environ.get("KUBECONFIG")
+            config.load_kube_config(file, context=context, client_configuration=settings)
     except (config.ConfigException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise LaunchError(f"no usable kubeconfig (KUBECONFIG, ~/.kube/config): {reason}") from None

@@ -215,13 +215,13 @@ class _Tail:
             pass  # the loop below says that nobody answers, and starts this again
 
 
-def follow(cluster: Cluster, name: str, say: Say, *, patience_s: float = PATIENCE_S) -> State:
+def follow(cluster: Cluster, name: str, say: Say) -> State:
     """Show its log and every change of its state until it has ended.
 
     Raises:
         LaunchError: it cannot go on by itself, or is gone.
     """
-    follower = _Follower(cluster, name, say, patience_s, _Tail(cluster, say))
+    follower = _Follower(cluster, name, say, _Tail(cluster, say))
     while True:
         state = follower.look()
         if state is not None:
@@ -233,7 +233,6 @@ class _Follower:
     cluster: Cluster
     name: str
     say: Say
-    patience_s: float
     tail: _Tail
     said: str = ""
     seen: bool = False
@@ -263,13 +262,14 @@ class _Follower:
         if self.silent_since is not None:
             self.say("the API server answers again")
         state, trouble = _state(self.cluster, job)
+        self.tail.follow(_submitters(self.cluster, self.name))
+        if state.ended:
+            self.tail.finish()
         if not state.words.startswith("running"):
             final = trouble is not None and trouble.final
             self._tell(f"waiting: {trouble.short}" if trouble and final else state.words)
         self._judge(trouble)
-        self.tail.follow(_submitters(self.cluster, self.name))
         if state.ended:
-            self.tail.finish()
             return state
         self.cluster.await_change(job, LOOK_S)
         return None
@@ -284,7 +284,7 @@ class _Follower:
             self.troubled_since = None
             return
         self.troubled_since = self.troubled_since or time.monotonic()
-        if time.monotonic() - self.troubled_since >= self.patience_s:
+        if time.monotonic() - self.troubled_since >= PATIENCE_S:
             raise LaunchError(f"{self.name} cannot start: {trouble.words}")
 
     def _silence(self, error: Unreachable) -> None:
