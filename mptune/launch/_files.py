@@ -35,10 +35,6 @@ class Launched:
         return self.run.logs / "launch"
 
     @property
-    def spec(self) -> Path:
-        return self.folder / "spec.yaml"
-
-    @property
     def script(self) -> Path:
         return self.folder / "job.sh"
 
@@ -56,10 +52,9 @@ class Launched:
         """What identifies the job to whoever runs it."""
         return self.folder / "job.json"
 
-    def begin(self, spec: str, script: str) -> None:
+    def begin(self, script: str) -> None:
         """Files for a new job; the log of an earlier one goes on."""
         self.exit_code.unlink(missing_ok=True)
-        write_text(self.spec, spec)
         write_text(self.script, script)
         self.script.chmod(0o755)
 

@@ -1,7 +1,6 @@
 """The Ray Jobs API over HTTP, so that launching needs no Ray here.
 
-Source: `ray/dashboard/modules/job/job_head.py`. A cluster with token authentication takes the
-token from RAY_AUTH_TOKEN.
+Source: `ray/dashboard/modules/job/job_head.py`.
 """
 
 from __future__ import annotations
@@ -13,12 +12,16 @@ import os
 import time
 import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 from mptune.launch.base import LaunchError
+
+SEARCH = "mptune-search"
+"""Metadata of a job: the name of its search."""
 
 TIMEOUT_S = 30
 STOP_S = 60.0
@@ -36,11 +39,28 @@ class JobsApi:
     def __init__(self, url: str) -> None:
         self.url = url
 
-    def submit(self, job: str, entrypoint: str, files: Mapping[str, str]) -> None:
-        """Start `entrypoint` on the head, in a folder with these files."""
+    def submit(self, search: str, entrypoint: str, files: Mapping[str, str]) -> str:
+        """Start `entrypoint` on the head, in a folder with these files; the job's id.
+
+        An id is not used twice: Ray keeps the log of a deleted job, and would add to it.
+        """
+        job = f"{search}-{time.time_ns():x}"
         environment = {"working_dir": self._upload(files)} if files else {}
-        body = {"entrypoint": entrypoint, "submission_id": job, "runtime_env": environment}
+        body: dict[str, Any] = {
+            "entrypoint": entrypoint,
+            "submission_id": job,
+            "runtime_env": environment,
+        }
+        body["metadata"] = {SEARCH: search}
         self._call("POST", "/api/jobs/", json.dumps(body).encode())
+        return job
+
+    def latest(self) -> dict[str, str]:
+        """The latest job of every search."""
+        jobs = json.loads(self._call("GET", "/api/jobs/"))
+        ours = [j for j in jobs if SEARCH in (j.get("metadata") or {}) and j["submission_id"]]
+        ours.sort(key=lambda j: j.get("start_time") or 0)
+        return {j["metadata"][SEARCH]: j["submission_id"] for j in ours}
 
     def state(self, job: str) -> str | None:
         """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED; None if there is no such job."""
@@ -83,7 +103,7 @@ class JobsApi:
         return f"gcs://{package}"
 
     def _call(self, method: str, path: str, body: bytes | None = None) -> bytes:
-        token = os.environ.get("RAY_AUTH_TOKEN")
+        token = _token()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         request = Request(self.url + path, data=body, method=method, headers=headers)
         try:
@@ -109,6 +129,15 @@ class JobsApi:
         if error.code in (502, 503, 504):
             return Silent(f"{self.url} cannot answer now ({error.code}); a search goes on")
         return LaunchError(f"{self.url} refuses ({error.code}): {text}")
+
+
+def _token() -> str | None:
+    """The cluster's token, where Ray's own tools look for it, and in their order."""
+    named = os.environ.get("RAY_AUTH_TOKEN")
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if named is None and path.is_file():
+        return path.read_text(encoding="utf-8").strip()
+    return named
 
 
 class _Missing(LaunchError):

@@ -153,17 +153,20 @@ class Kubernetes(Launcher):
             raise
 
     def status(self, name: str) -> State:
-        return state_of(self._cluster(), _known(name))
+        name = _known(name)
+        return state_of(self._cluster(), name)
 
     def follow(self, name: str, say: Say) -> State:
-        return follow(self._cluster(), _known(name), say)
+        name = _known(name)
+        return follow(self._cluster(), name, say)
 
     def fetch(self, name: str, into: Path) -> None:
-        cluster = self._cluster()
-        unpack(cluster.run_pod(reader_pod(self, _known(name))), into)
+        pod = reader_pod(self, _known(name))
+        unpack(self._cluster().run_pod(pod), into)
 
     def stop(self, name: str) -> None:
-        self._cluster().delete_job(_known(name))
+        name = _known(name)
+        self._cluster().delete_job(name)
 
     def _cluster(self) -> Cluster:
         return Cluster(self.namespace, self.context)

@@ -45,7 +45,7 @@ class Local(Launcher):
         job = self._job(search.name)
         if job.ticket.exists() and _process(job) is not None:
             raise LaunchError(f"{search.name} runs already; see `mptune launch logs`")
-        job.begin(search.spec, self.render(search))
+        job.begin(self.render(search))
         with job.log.open("ab") as log:
             started = subprocess.Popen(
                 ["/bin/sh", str(job.script)],

@@ -5,11 +5,12 @@ from __future__ import annotations
 import shlex
 import time
 from pathlib import Path
+from textwrap import indent
 from typing import Literal
 
 from pydantic import Field
 
-from mptune.errors import InputError
+from mptune.errors import InputError, did_you_mean
 from mptune.launch._files import progress
 from mptune.launch._jobs_api import JobsApi, Silent
 from mptune.launch.base import (
@@ -25,6 +26,8 @@ from mptune.launch.base import (
 LOOK_S = 1.0
 GIVE_UP_S = 600.0
 PACK_S = 120.0
+
+UNENDED = ("PENDING", "RUNNING")
 
 WORDS: dict[str, State] = {
     "PENDING": State("waiting", "waiting: the driver starts"),
@@ -58,36 +61,36 @@ class ExistingRay(Launcher):
 
     def render(self, search: Search) -> str:
         self._refuse(search)
-        return f"entrypoint: {self._entrypoint(search)}\nsubmission_id: {search.name}\n"
+        return f"entrypoint: {self._entrypoint(search)}\nspec.yaml: |\n{indent(search.spec, '  ')}"
 
     def submit(self, search: Search) -> None:
         self._refuse(search)
         api = self._api()
-        state = api.state(search.name)
-        if state in ("PENDING", "RUNNING"):
+        earlier = api.latest().get(search.name)
+        if earlier and api.state(earlier) in UNENDED:
             raise LaunchError(f"{search.name} runs already; see `mptune launch logs`")
-        if state is not None:
-            api.delete(search.name)
+        if earlier:
+            api.delete(earlier)
         api.submit(search.name, self._entrypoint(search), {"spec.yaml": search.spec})
 
     def status(self, name: str) -> State:
         api = self._api()
-        return _state(api, name)
+        return _state(api, _job(api, name))
 
     def follow(self, name: str, say: Say) -> State:
-        follower = _Follower(self._api(), name, say)
+        api = self._api()
+        follower = _Follower(api, name, _job(api, name), say)
         while (state := follower.look()) is None:
             time.sleep(LOOK_S)
         return state
 
     def fetch(self, name: str, into: Path) -> None:
         api = self._api()
-        _known(api, name)
-        job = f"{name}-report-{time.time_ns():x}"
-        api.submit(job, pack_command(self._run(name)), {})
+        _job(api, name)
+        job = api.submit(f"{name}.report", pack_command(self._run(name)), {})
         try:
             deadline = time.monotonic() + PACK_S
-            while api.state(job) in ("PENDING", "RUNNING") and time.monotonic() < deadline:
+            while api.state(job) in UNENDED and time.monotonic() < deadline:
                 time.sleep(0.3)
             unpack(api.log(job), into)
         finally:
@@ -95,9 +98,10 @@ class ExistingRay(Launcher):
 
     def stop(self, name: str) -> None:
         api = self._api()
-        if _known(api, name) in ("PENDING", "RUNNING"):
-            api.stop(name)
-        api.delete(name)
+        job = _job(api, name)
+        if api.state(job) in UNENDED:
+            api.stop(job)
+        api.delete(job)
 
     def _api(self) -> JobsApi:
         return JobsApi(self.dashboard.rstrip("/"))
@@ -116,34 +120,37 @@ class ExistingRay(Launcher):
             raise InputError(f"runs: {self.runs!r} must have no blanks")
 
 
-def _known(api: JobsApi, name: str) -> str:
-    state = api.state(name)
+def _job(api: JobsApi, name: str) -> str:
+    jobs = api.latest()
+    if name not in jobs:
+        near = did_you_mean(name, jobs)
+        raise LaunchError(f"there is no search {name} on the Ray cluster at {api.url}{near}")
+    return jobs[name]
+
+
+def _state(api: JobsApi, job: str) -> State:
+    state = api.state(job)
     if state is None:
-        raise LaunchError(f"there is no search {name} on the Ray cluster at {api.url}")
-    return state
-
-
-def _state(api: JobsApi, name: str) -> State:
-    state = _known(api, name)
+        raise LaunchError(f"{job} was deleted while it ran; launch it again to go on")
     if state == "FAILED":
-        message = " ".join(api.message(name).split(", last available logs")[0].split())
+        message = " ".join(api.message(job).split(", last available logs")[0].split())
         return State("failed", f"failed: {message}; its log says why, launched again it resumes")
     if state == "RUNNING":
-        return State("running", f"running{progress(api.log(name))}")
+        return State("running", f"running{progress(api.log(job))}")
     return WORDS[state]
 
 
 class _Follower:
-    def __init__(self, api: JobsApi, name: str, say: Say) -> None:
-        self._api, self._name, self._say = api, name, say
+    def __init__(self, api: JobsApi, name: str, job: str, say: Say) -> None:
+        self._api, self._name, self._job, self._say = api, name, job, say
         self._said, self._shown = "", 0
         self._silent_since: float | None = None
 
     def look(self) -> State | None:
         """The state when the search has ended; what is new is shown."""
         try:
-            state = _state(self._api, self._name)
-            lines = self._api.log(self._name)
+            state = _state(self._api, self._job)
+            lines = self._api.log(self._job)
         except Silent as error:
             self._silence(error)
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+import time
 from math import ceil
 from pathlib import Path
 from typing import Literal
@@ -11,7 +12,7 @@ from typing import Literal
 from pydantic import Field
 
 from mptune.errors import InputError
-from mptune.launch._files import Launched
+from mptune.launch._files import LOOK_S, Launched
 from mptune.launch.base import Launcher, LaunchError, Say, Search, State
 
 WAITING = {
@@ -34,7 +35,7 @@ class Slurm(Launcher):
     nodes: int = Field(1, gt=0, le=4096)
     cpus_per_node: int = Field(..., gt=0, le=4096)
     gpus_per_node: int = Field(0, ge=0, le=64)
-    time: str = Field("24:00:00", pattern=r"^(\d+-)?\d{1,2}:\d{2}:\d{2}$")
+    time_limit: str = Field("24:00:00", pattern=r"^(\d+-)?\d{1,2}:\d{2}:\d{2}$")
     partition: str | None = Field(None, pattern=r"^[\w.,-]+$")
     account: str | None = Field(None, pattern=r"^[\w.-]+$")
     setup: tuple[str, ...] = Field((), description="shell lines first, e.g. module load")
@@ -59,7 +60,7 @@ class Slurm(Launcher):
             "ntasks-per-node": 1,
             "cpus-per-task": self.cpus_per_node,
             "gpus-per-node": self.gpus_per_node or None,
-            "time": self.time,
+            "time": self.time_limit,
             "partition": self.partition,
             "account": self.account,
             "output": job.log.absolute(),
@@ -86,7 +87,7 @@ class Slurm(Launcher):
         job = self._job(search.name)
         if job.ticket.exists() and not self.status(search.name).ended:
             raise LaunchError(f"{search.name} is with Slurm already; see `mptune launch status`")
-        job.begin(search.spec, script)
+        job.begin(script)
         answer = _slurm("sbatch", "--parsable", str(job.script.absolute()))
         job.record({"job": answer.split(";")[0].strip()})
 
@@ -105,7 +106,15 @@ class Slurm(Launcher):
 
     def stop(self, name: str) -> None:
         job = self._job(name)
-        _slurm("scancel", job.job()["job"])
+        number = job.job()["job"]
+        if _in_words(number) == "running":
+            # To the script alone, which lets the trials write their checkpoints.
+            _slurm("scancel", "--batch", "--signal=TERM", number)
+            deadline = time.monotonic() + self.grace_s
+            while _in_words(number) is not None and time.monotonic() < deadline:
+                time.sleep(LOOK_S)
+        if _in_words(number) is not None:
+            _slurm("scancel", number)
         job.forget()
 
     def _job(self, name: str) -> Launched:
@@ -160,29 +169,31 @@ set -u
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 export RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | cut -d ' ' -f 1)
 port=$((20000 + SLURM_JOB_ID % 10000))
 folder=/tmp/ray-$SLURM_JOB_ID
 srun --nodes=1 --ntasks=1 --nodelist="$head" \\
-  ray start --head --block --port=$port --temp-dir=$folder --include-dashboard=false \\
+  ray start --head --block --node-ip-address="$address" --port=$port \\
+    --temp-dir=$folder --include-dashboard=false \\
     --ray-client-server-port=$((port + 10000)) --dashboard-agent-listen-port=0 \\
     --num-cpus={cpus} --num-gpus={gpus} > /dev/null &
 services=$!
 for attempt in $(seq 60); do
-  ray health-check --address "$head:$port" > /dev/null 2>&1 && break
+  ray health-check --address "$address:$port" > /dev/null 2>&1 && break
   sleep 1
 done
 if [ {others} -gt 0 ]; then
   srun --nodes={others} --ntasks={others} --exclude="$head" \\
-    ray start --block --address="$head:$port" --dashboard-agent-listen-port=0 \\
+    ray start --block --address="$address:$port" --dashboard-agent-listen-port=0 \\
       --num-cpus={cpus} --num-gpus={gpus} > /dev/null &
   services="$services $!"
 fi
 
 # Before the time is up: the trials' checkpoints, then the queue again.
 again=
-trap 'again=yes; kill -INT $driver' USR1
-trap 'kill -INT $driver' TERM
-{command} --address "$head:$port" &
+trap 'again=yes; kill -TERM $driver' USR1
+trap 'kill -TERM $driver' TERM
+{command} --address "$address:$port" &
 driver=$!
 wait $driver
 code=$?

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -35,18 +37,16 @@ BY_NAME = {p.stem: p for p in PROFILES}
 
 @cache
 def dry_run(profile: str) -> str:
-    import contextlib
-    import io
+    sets = SETS.get(profile, []) + (GPU if profile != "kubernetes" else [])
+    return rendered(BY_NAME[profile], sets)
 
-    sets = [
-        s
-        for o in SETS.get(profile, []) + (GPU if profile != "kubernetes" else [])
-        for s in ("--set", o)
-    ]
-    out = io.StringIO()
-    spec = str(ROOT / "search_spaces" / "quickstart.yaml")
+
+def rendered(profile: Path, sets: list[str]) -> str:
+    """What `mptune launch --dry-run` prints."""
+    spec, out = str(ROOT / "search_spaces" / "quickstart.yaml"), io.StringIO()
+    changes = [word for change in sets for word in ("--set", change)]
     with contextlib.redirect_stdout(out):
-        assert main(["launch", spec, "--on", str(BY_NAME[profile]), "--dry-run", *sets]) == 0
+        assert main(["launch", spec, "--on", str(profile), "--dry-run", *changes]) == 0
     return out.getvalue()
 
 
@@ -260,6 +260,19 @@ def test_a_password_in_an_entrypoint_is_a_secret_in_clear() -> None:
     manifests = whole("kubernetes")
     job(manifests)["spec"]["entrypoint"] += " --set storage.url=postgresql://me:word@host/db"
     assert [v for v in violations(manifests) if v.startswith("secret in clear: RayJob")]
+
+
+def test_a_pool_that_may_grow_brings_the_autoscaler(schemas: Schemas, tmp_path: Path) -> None:
+    text = (ROOT / "launchers" / "kubernetes-kueue.yaml").read_text()
+    path = tmp_path / "kubernetes-kueue.yaml"
+    path.write_text(text.replace("    gpus: 4\n", "    gpus: 4\n    max_gangs: 3\n"))
+    manifests = [*overlay(ROOT / "k8s" / "overlays" / "kueue"), *documents(rendered(path, GPU))]
+    schemas.check(manifests)
+    assert mistakes(manifests) == violations(manifests) == []
+    found = job(manifests)
+    assert found["metadata"]["annotations"] == {"kueue.x-k8s.io/elastic-job": "true"}
+    assert found["spec"]["rayClusterSpec"]["enableInTreeAutoscaling"] is True
+    assert workers(manifests)["maxReplicas"] == 3
 
 
 def test_source_files_give_no_key_twice() -> None:
