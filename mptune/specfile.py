@@ -394,8 +394,10 @@ class SpecFile:
         arms = owner.value.get("arms") if owner and isinstance(owner.value, dict) else None
         return dict(arms.value) if arms and isinstance(arms.value, dict) else {}
 
-    def validate(self) -> SearchSpec:
+    def validate(self, *, data_is_here: bool = True) -> SearchSpec:
         """Check everything that can be checked without torch, ray or the data's contents.
+
+        Unless `data_is_here`, nor that the data's files exist: a launched search has its own.
 
         Returns the spec with every dimension at its first value.
 
@@ -406,11 +408,11 @@ class SpecFile:
         problems: dict[str, None] = {}
         first: SearchSpec | None = None
         for probe in self.probes():
-            spec, found = check(probe, self.path)
+            spec, found = check(probe, self.path, data_is_here)
             problems.update(dict.fromkeys(found))
             first = first or spec
         for probe, name in self._arm_probes() if not problems else ():
-            found = check(probe, self.path)[1]
+            found = check(probe, self.path, data_is_here)[1]
             problems.update(dict.fromkeys(f"{p} (arm {name!r})" for p in found))
         if problems or first is None:
             raise InputError(problems)
@@ -512,13 +514,16 @@ def _merged(base: Any, change: Any, at: Location, origins: dict[Location, str], 
     }
 
 
-def check(concrete: Concrete, path: Path) -> tuple[SearchSpec | None, list[str]]:
+def check(
+    concrete: Concrete, path: Path, data_is_here: bool = True
+) -> tuple[SearchSpec | None, list[str]]:
     """Validate one concrete spec: (the spec, or None; one line per problem)."""
     try:
         spec = SearchSpec.model_validate(concrete.tree)
     except ValidationError as error:
         return None, list(_problems(error, SearchSpec, (), concrete))
-    problems = [p for section in PLUGIN_SECTIONS for p in _check_plugin(section, concrete, path)]
+    folder = path.absolute().parent if data_is_here else None
+    problems = [p for section in PLUGIN_SECTIONS for p in _check_plugin(section, concrete, folder)]
     if spec.training.batch_size % spec.resources.workers:
         at: Location = ("training", "batch_size")
         problems.append(
@@ -556,12 +561,12 @@ def read_plugin(path: Path, group: str, key: str) -> Any:
         raise InputError(_problems(error, plugin, (), concrete)) from None
 
 
-def _check_plugin(section: str, concrete: Concrete, path: Path) -> Iterator[str]:
+def _check_plugin(section: str, concrete: Concrete, folder: Path | None) -> Iterator[str]:
     values = concrete.tree[section]
     try:
         plugin = build(section, values)
-        if section == "data":
-            plugin.resolved(path.absolute().parent).check()
+        if section == "data" and folder is not None:
+            plugin.resolved(folder).check()
     except ValidationError as error:
         group, key = PLUGIN_SECTIONS[section]
         model = plugins.load(group, values[key])

@@ -21,6 +21,7 @@ COMMANDS = {
     "data": "inspect what a spec's data will teach, before anything trains",
     "search": "search policies and sizes; the same command again resumes",
     "compare": "compare named arms over several seeds",
+    "launch": "run a search on Ray, Kubernetes or Slurm, and follow it",
     "score": "score masked-LM checkpoints on text, or compare two",
     "status": "where a search stands",
     "report": "write the report and print the ranking",

@@ -1,0 +1,415 @@
+"""`mptune launch` against a loopback API server that plays what a real cluster was seen to do."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mptune.cli import main
+from mptune.launch import _follow, _rayjob
+from mptune.paths import RunDirectory
+from tests.k8s.apiserver import ApiServer
+from tests.k8s.render import overlay
+from tests.k8s.schemas import ROOT, Schemas
+
+PATIENCE_S, LOOK_S = _follow.PATIENCE_S, _follow.LOOK_S
+SPEC = ROOT / "search_spaces" / "quickstart.yaml"
+PROFILE = ROOT / "launchers" / "kubernetes.yaml"
+LOG = [
+    "quickstart: search: 64 trials, 0 of them done",
+    "trial 10 (uniform): complete (11 of 64 done)",
+    "trial 11 (fixed 15 %): 40%, loss 2.1 at mask rate 0.15, 90 k tokens/s",
+]
+
+
+@pytest.fixture
+def server(schemas: Schemas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("kubernetes")
+    api = ApiServer(schemas, tmp_path / "artifacts", log=list(LOG))
+    api.start()
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "test",
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+        "clusters": [{"name": "test", "cluster": {"server": f"http://127.0.0.1:{api.port}"}}],
+        "users": [{"name": "test", "user": {"token": "a-token"}}],
+    }
+    path = tmp_path / "kubeconfig"
+    path.write_text(yaml.safe_dump(config))
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_follow, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(_follow, "LOOK_S", 1)
+    yield api
+    api.stop()
+
+
+def launch(name: str, *more: str, profile: Path = PROFILE) -> int:
+    return main(["launch", str(SPEC), "--on", str(profile), "--set", f"name={name}", *more])
+
+
+def again(verb: str, name: str, *more: str) -> int:
+    return main(["launch", verb, name, "--on", str(PROFILE), *more])
+
+
+def report_of(api: ApiServer, name: str) -> None:
+    """What the driver leaves on the volume."""
+    report = RunDirectory(api.artifacts / "runs" / name).report_html
+    report.parent.mkdir(parents=True)
+    report.write_text("<p>uniform wins</p>")
+
+
+def wait_for(truth: Any) -> None:
+    deadline = time.monotonic() + 20
+    while not truth():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+# --- the way to a report -----------------------------------------------------------------------
+
+
+def test_a_search_is_submitted_followed_and_its_report_comes_back(
+    server: ApiServer, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    report_of(server, "succeeds")
+    assert launch("succeeds") == 0
+    out = capsys.readouterr().out
+    assert [line for line in LOG if line in out] == LOG
+    assert out.index("succeeds: waiting: ") < out.index(LOG[0]) < out.index("succeeds: finished")
+    assert (tmp_path / "runs" / "succeeds" / "report" / "report.html").read_text() == (
+        "<p>uniform wins</p>"
+    )
+    assert server.objects["configmaps"]["succeeds-spec"]["data"]["spec.yaml"] == SPEC.read_text()
+    assert "succeeds-report" not in server.objects["pods"]
+
+
+def test_every_write_asks_the_server_to_be_strict(server: ApiServer) -> None:
+    report_of(server, "succeeds")
+    assert launch("succeeds") == 0
+    assert {r for r, _ in server.writes} == {"rayjobs", "configmaps", "pods"}
+    assert all(q.get("fieldValidation") == "Strict" for _, q in server.writes)
+
+
+def test_the_states_are_told_in_words(
+    server: ApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.step_s = 0.1
+    report_of(server, "succeeds")
+    assert launch("succeeds") == 0
+    told = re.findall(r"^succeeds: (.*)", capsys.readouterr().out, flags=re.MULTILINE)
+    assert told[0] == "submitted"
+    assert "waiting: pulling the image, starting containers" in told
+    assert told[-1] == "finished"
+
+
+def test_a_running_search_says_which_trial_it_is_at(
+    server: ApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.pause_at = _first_running("deleted-while-running")
+    assert launch("deleted-while-running", "--detach") == 0
+    wait_for(lambda: _job_status(server, "deleted-while-running") == "RUNNING")
+    capsys.readouterr()
+    assert again("status", "deleted-while-running") == 0
+    assert capsys.readouterr().out == "deleted-while-running: running: trial 12 of 64\n"
+
+
+def _job_status(api: ApiServer, name: str) -> str | None:
+    return api.objects["rayjobs"][name].get("status", {}).get("jobStatus")
+
+
+def _first_running(scenario: str) -> int:
+    from tests.k8s.apiserver import recorded
+
+    steps = recorded(scenario)
+    return 1 + next(
+        i
+        for i, (_, s) in enumerate(steps)
+        if s["object"].get("status", {}).get("jobStatus") == "RUNNING"
+    )
+
+
+def test_kueue_admits_one_at_a_time(
+    server: ApiServer, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    profile = tmp_path / "kueue.yaml"
+    profile.write_text(PROFILE.read_text() + "queue: searches\n")
+    for name in ("kueue-first", "kueue-second"):
+        report_of(server, name)
+    assert launch("kueue-second", profile=profile) == 0
+    out = capsys.readouterr().out
+    assert "kueue-second: waiting: queued by Kueue in searches" in out
+    assert out.index("queued by Kueue") < out.index("kueue-second: finished")
+
+
+def test_ctrl_c_detaches_and_logs_follows_again(
+    server: ApiServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report_of(server, "succeeds")
+    with monkeypatch.context() as patched:
+        patched.setattr(_follow._Follower, "look", _interrupt)
+        assert launch("succeeds") == 0
+    out = capsys.readouterr().out
+    assert "detached; succeeds runs on" in out
+    assert f"mptune launch logs succeeds --on {PROFILE}" in out
+    assert again("logs", "succeeds") == 0
+    assert LOG[-1] in capsys.readouterr().out
+
+
+def _interrupt(_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_stop_leaves_nothing_but_study_and_artifacts(server: ApiServer) -> None:
+    report_of(server, "succeeds")
+    assert launch("succeeds", "--detach") == 0
+    assert again("stop", "succeeds") == 0
+    assert server.objects["rayjobs"] == server.objects["configmaps"] == {}
+    assert (server.artifacts / "runs" / "succeeds").is_dir()
+
+
+def test_asking_the_server_makes_nothing(
+    server: ApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch("succeeds", "--dry-run=server") == 0
+    assert "RayJob succeeds: the API server takes it" in capsys.readouterr().err
+    assert not any(server.objects.values())
+    assert all(q["dryRun"] == "All" for _, q in server.writes)
+
+
+def test_the_role_has_exactly_the_verbs_that_were_used(server: ApiServer) -> None:
+    report_of(server, "succeeds")
+    assert launch("succeeds") == 0
+    assert again("status", "succeds") == 3
+    assert again("stop", "succeeds") == 0
+    base = overlay(ROOT / "k8s" / "overlays" / "cpu-demo")
+    (role,) = [
+        m for m in base if m["kind"] == "Role" and m["metadata"]["name"] == "mptune-launcher"
+    ]
+    granted = {
+        (group, resource, verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert granted == server.calls
+
+
+# --- what goes wrong ---------------------------------------------------------------------------
+
+
+def failure(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that the user is left with."""
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Traceback" not in line
+    return line
+
+
+def test_a_driver_that_fails_is_a_failure_with_its_reason(
+    server: ApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch("fails-exit-3") == 3
+    assert (
+        "fails-exit-3: failed (AppFailed: Job entrypoint command failed with exit code 3); its "
+        "log says why" in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("bad-image", "the image cannot be pulled: failed to pull and unpack image"),
+        ("bad-image", "correct `image` in the profile"),
+        ("quota-exceeded", "exceeded quota: q, requested: pods=1, used: pods=3, limited: pods=1"),
+        ("quota-exceeded", "ask for less in the profile"),
+    ],
+)
+def test_what_never_starts_says_why(
+    server: ApiServer, capsys: pytest.CaptureFixture[str], name: str, words: str
+) -> None:
+    began = time.monotonic()
+    assert launch(name) == 3
+    line = failure(capsys)
+    assert line.startswith(f"mptune: {name} cannot start: ")
+    assert words in line
+    assert time.monotonic() - began < 20
+
+
+def test_the_user_waits_for_that_line_less_than_a_minute() -> None:
+    assert PATIENCE_S + 2 * LOOK_S < 60
+
+
+def test_no_node_with_a_gpu_is_told_while_a_node_may_still_come(
+    server: ApiServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = _follow._Follower.look
+
+    def look(follower: Any) -> Any:
+        if "no node takes" in follower.said:
+            raise KeyboardInterrupt
+        return looked(follower)
+
+    monkeypatch.setattr(_follow._Follower, "look", look)
+    assert launch("no-gpu-node") == 0
+    out = capsys.readouterr().out
+    assert (
+        "no-gpu-node: waiting: no node takes a pod: 0/1 nodes are available: 1 Insufficient "
+        "nvidia.com/gpu; add such nodes, or change gpus" in out
+    )
+    assert out.count("no node takes") == 1
+
+
+def test_a_search_deleted_by_somebody_is_told(
+    server: ApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch("deleted-while-running") == 3
+    assert "deleted while it ran; its study and artifacts are kept" in failure(capsys)
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("expired or wrong token", "does not accept your credentials (401 Unauthorized)"),
+        ("role without list", "have the Role mptune-launcher bound to your account"),
+        ("list with an impossible resourceVersion", "the API server cannot answer now (504)"),
+        ("namespace missing", "`kubectl apply -k k8s/overlays/...` makes it"),
+        ("create again: conflict", "launch again after `mptune launch stop`"),
+        ("wrong type", "cannot unmarshal string"),
+        ("bad name", "a lowercase RFC 1123 subdomain"),
+    ],
+)
+def test_each_refusal_is_one_line_that_says_what_to_do(
+    server: ApiServer, capsys: pytest.CaptureFixture[str], case: str, words: str
+) -> None:
+    server.refuse[("*", "*")] = case
+    assert launch("succeeds", "--detach") == 3
+    assert words in failure(capsys)
+    assert server.objects["rayjobs"] == {}
+
+
+def test_a_name_that_is_there_is_left_alone(
+    server: ApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch("succeeds", "--detach") == 0
+    assert launch("succeeds", "--detach") == 3
+    assert "RayJob succeeds is in namespace mptune already" in failure(capsys)
+    assert list(server.objects["configmaps"]) == ["succeeds-spec"]
+
+
+def test_a_name_that_is_not_there_gets_the_nearest(
+    server: ApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch("succeeds", "--detach") == 0
+    assert again("status", "suceeds") == 3
+    assert failure(capsys).endswith(
+        "no RayJob suceeds in namespace mptune; did you mean 'succeeds'?"
+    )
+
+
+def test_nobody_at_home(server: ApiServer, capsys: pytest.CaptureFixture[str]) -> None:
+    with server.gone():
+        assert again("status", "succeeds") == 3
+    line = failure(capsys)
+    assert f"http://127.0.0.1:{server.port} does not answer (" in line
+    assert "Connection refused" in line
+
+
+def test_a_field_that_the_server_does_not_know_is_not_dropped_in_silence(
+    server: ApiServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = _rayjob._pod
+    monkeypatch.setattr(_rayjob, "_pod", lambda *a: {**made(*a), "nodeSelectr": {}})
+    assert launch("succeeds", "--detach") == 3
+    assert "nodeSelectr" in failure(capsys)
+
+
+def test_a_search_made_by_half_is_removed(
+    server: ApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.refuse[("configmaps", "create")] = "role without list"
+    assert launch("succeeds", "--detach") == 3
+    assert "you may not create ConfigMaps" in failure(capsys)
+    assert server.objects["rayjobs"] == {}
+
+
+def test_a_watch_that_is_gone_is_begun_again(
+    server: ApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.lost_watches = 3
+    report_of(server, "succeeds")
+    assert launch("succeeds") == 0
+    assert server.lost_watches == 0
+
+
+def test_an_api_server_that_goes_away_in_the_middle_is_waited_for(
+    server: ApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report_of(server, "succeeds")
+    server.pause_at = 20
+
+    def outage() -> None:
+        wait_for(lambda: "succeeds" in server.objects["rayjobs"])
+        time.sleep(0.5)
+        with server.gone():
+            time.sleep(3)
+        server.go_on.set()
+
+    thread = threading.Thread(target=outage)
+    thread.start()
+    assert launch("succeeds") == 0
+    thread.join()
+    out = capsys.readouterr().out
+    assert out.count("does not answer") == 1
+    assert out.index("does not answer") < out.index("the API server answers again")
+    assert [out.count(line) for line in LOG] == [1, 1, 1]
+
+
+def test_a_report_cut_short_on_its_way_is_not_taken(
+    server: ApiServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report_of(server, "succeeds")
+    run = server._run
+
+    def cut(pod: Any) -> None:
+        run(pod)
+        del server.log[1]
+
+    monkeypatch.setattr(server, "_run", cut)
+    assert again("fetch", "succeeds") == 3
+    assert "did not arrive whole" in failure(capsys)
+
+
+def test_no_report_yet(server: ApiServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert again("fetch", "succeeds") == 3
+    assert "there is no report yet" in failure(capsys)
+
+
+# --- a real one --------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(
+    "MPTUNE_TEST_KUBECONFIG" not in os.environ,
+    reason="MPTUNE_TEST_KUBECONFIG is not set: not run on a real cluster",
+)
+def test_a_real_cluster_takes_shows_and_removes_a_search(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", os.environ["MPTUNE_TEST_KUBECONFIG"])
+    assert launch("mptune-test", "--dry-run=server") == 0
+    assert launch("mptune-test", "--detach") == 0
+    try:
+        assert launch("mptune-test", "--detach") == 3
+        assert again("status", "mptune-test") == 0
+        assert "mptune-test: waiting" in capsys.readouterr().out
+    finally:
+        assert again("stop", "mptune-test") == 0
+    assert again("status", "mptune-test") == 3

@@ -1,0 +1,287 @@
+"""Every overlay and every dry run is taken by the real schemas, hangs together, and is safe."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mptune.cli import main
+from tests.k8s.manifests import mistakes, violations
+from tests.k8s.render import OVERLAYS, PROFILES, overlay
+from tests.k8s.schemas import ROOT, Refused, Schemas, documents
+
+Manifest = dict[str, Any]
+
+PAIRS = {
+    "kubernetes": "cpu-demo",
+    "kubernetes-gpu": "gpu",
+    "kubernetes-gpu-spot": "gpu-spot",
+    "kubernetes-kueue": "kueue",
+    "kubernetes-gangs": "gangs",
+}
+SETS = {
+    "kubernetes": [],
+    "kubernetes-gangs": ["resources.workers=16", "training.batch_size=16"],
+}
+GPU = ["resources.gpus_per_worker=1"]
+BY_NAME = {p.stem: p for p in PROFILES}
+
+
+@cache
+def dry_run(profile: str) -> str:
+    sets = SETS.get(profile, []) + (GPU if profile != "kubernetes" else [])
+    return rendered(BY_NAME[profile], sets)
+
+
+def rendered(profile: Path, sets: list[str]) -> str:
+    """What `mptune launch --dry-run` prints."""
+    spec, out = str(ROOT / "search_spaces" / "quickstart.yaml"), io.StringIO()
+    changes = [word for change in sets for word in ("--set", change)]
+    with contextlib.redirect_stdout(out):
+        assert main(["launch", spec, "--on", str(profile), "--dry-run", *changes]) == 0
+    return out.getvalue()
+
+
+def whole(profile: str) -> list[Manifest]:
+    """What stands in the namespace once a search has been launched."""
+    return copy.deepcopy(
+        [*overlay(ROOT / "k8s" / "overlays" / PAIRS[profile]), *documents(dry_run(profile))]
+    )
+
+
+def test_every_overlay_has_a_profile_and_every_profile_an_overlay() -> None:
+    assert {p.name for p in OVERLAYS} == set(PAIRS.values())
+    assert set(BY_NAME) == set(PAIRS)
+
+
+@pytest.mark.parametrize("folder", OVERLAYS, ids=lambda p: p.name)
+def test_an_api_server_takes_every_overlay(schemas: Schemas, folder: Path) -> None:
+    manifests = overlay(folder)
+    schemas.check(manifests)
+    assert {"Namespace", "StatefulSet", "NetworkPolicy"} <= {m["kind"] for m in manifests}
+
+
+@pytest.mark.parametrize("profile", PAIRS)
+def test_an_api_server_takes_every_dry_run(schemas: Schemas, profile: str) -> None:
+    manifests = documents(dry_run(profile))
+    schemas.check(manifests)
+    assert [m["kind"] for m in manifests] == ["ConfigMap", "RayJob"]
+
+
+@pytest.mark.parametrize("profile", PAIRS)
+def test_what_is_rendered_hangs_together(profile: str) -> None:
+    assert mistakes(whole(profile)) == []
+
+
+@pytest.mark.parametrize("profile", PAIRS)
+def test_what_is_rendered_keeps_the_rules(profile: str) -> None:
+    assert violations(whole(profile)) == []
+
+
+@pytest.mark.parametrize("component", ["managed-postgres", "object-store", "optuna-dashboard"])
+def test_every_component_fits_the_base(schemas: Schemas, tmp_path: Path, component: str) -> None:
+    from tests.k8s.render import kustomize
+
+    # kubectl takes no absolute path, and none outside the folder but by a relative one.
+    relative = Path(*[".."] * (len(tmp_path.resolve().parts) - 1), *ROOT.parts[1:], "k8s")
+    text = {"resources": [f"{relative}/base"], "components": [f"{relative}/components/{component}"]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(text))
+    manifests = documents(kustomize(tmp_path))
+    schemas.check(manifests)
+    assert violations(manifests) == []
+
+
+# --- the validator can fail --------------------------------------------------------------------
+
+
+def job(manifests: list[Manifest]) -> Manifest:
+    return next(m for m in manifests if m["kind"] == "RayJob")
+
+
+def kind(manifests: list[Manifest], wanted: str) -> Manifest:
+    return next(m for m in manifests if m["kind"] == wanted)
+
+
+def workers(manifests: list[Manifest]) -> Manifest:
+    return job(manifests)["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
+
+
+def pod(manifests: list[Manifest]) -> Manifest:
+    return workers(manifests)["template"]["spec"]
+
+
+def container(manifests: list[Manifest]) -> Manifest:
+    return pod(manifests)["containers"][0]
+
+
+def drop(mapping: Manifest, key: str) -> None:
+    del mapping[key]
+
+
+SCHEMA_BREAKERS: dict[str, Callable[[list[Manifest]], Any]] = {
+    "unknown field of a RayJob": lambda m: job(m)["spec"].update(entryPoint="x"),
+    "unknown field of a pod": lambda m: pod(m).update(nodeSelectors={}),
+    "unknown field of a container": lambda m: container(m).update(volumeMount=[]),
+    "unknown field of metadata": lambda m: job(m)["metadata"].update(label={}),
+    "unknown field of a template's metadata": lambda m: workers(m)["template"]["metadata"].update(
+        lables={}
+    ),
+    "unknown field of a StatefulSet": lambda m: kind(m, "StatefulSet")["spec"].update(replica=1),
+    "unknown field of a NetworkPolicy": lambda m: kind(m, "NetworkPolicy")["spec"].update(port=1),
+    "unknown kind": lambda m: job(m).update(kind="RayJobs"),
+    "unknown version": lambda m: job(m).update(apiVersion="ray.io/v2"),
+    "text for a number": lambda m: workers(m).update(replicas="one"),
+    "number for text": lambda m: job(m)["spec"].update(entrypoint=3),
+    "a mode that is none": lambda m: job(m)["spec"]["rayClusterSpec"].update(
+        authOptions={"mode": "tokens"}
+    ),
+    "list for a mapping": lambda m: pod(m).update(securityContext=[]),
+    "a container without a name": lambda m: drop(container(m), "name"),
+    "a StatefulSet without a selector": lambda m: drop(kind(m, "StatefulSet")["spec"], "selector"),
+    "unknown field of a ClusterQueue": lambda m: kind(m, "ClusterQueue")["spec"].update(quota=1),
+}
+
+MISTAKES: dict[str, Callable[[list[Manifest]], Any]] = {
+    "KubeRay starts it and never submits": lambda m: job(m)["spec"].update(submissionMode="Bogus"),
+    "SidecarMode forbids": lambda m: job(m)["spec"].update(submissionMode="SidecarMode"),
+    "need shutdownAfterJobFinishes": lambda m: job(m)["spec"].update(
+        shutdownAfterJobFinishes=False
+    ),
+    "deletionRules exclude": lambda m: job(m)["spec"].update(
+        deletionStrategy={"deletionRules": [{"policy": "DeleteCluster"}]}
+    ),
+    "token authentication needs": lambda m: job(m)["spec"]["rayClusterSpec"].update(
+        rayVersion="2.51.0"
+    ),
+    "17 worker groups": lambda m: job(m)["spec"]["rayClusterSpec"].update(
+        workerGroupSpecs=[workers(m)] * 18
+    ),
+    "no clusterSelector": lambda m: job(m)["spec"].update(clusterSelector={"a": "b"}),
+    "elastic-job": lambda m: job(m)["spec"]["rayClusterSpec"].update(enableInTreeAutoscaling=True),
+    "replicas outside": lambda m: workers(m).update(replicas=9),
+    "requests more than its limit": lambda m: container(m)["resources"]["requests"].update(
+        memory="999Gi"
+    ),
+    "must request its limit": lambda m: container(m)["resources"]["requests"].update(
+        {"nvidia.com/gpu": "1"}
+    ),
+    "comes whole": lambda m: container(m)["resources"].update(
+        {"limits": {"nvidia.com/gpu": "0.5"}, "requests": {"nvidia.com/gpu": "0.5"}}
+    ),
+    "containerPort 65536": lambda m: container(m).update(ports=[{"containerPort": 65536}]),
+    "bad name": lambda m: job(m)["metadata"].update(name="Bad_Name"),
+    "longer than KubeRay's": lambda m: job(m)["metadata"].update(name="a" * 48),
+    "bad label": lambda m: job(m)["metadata"]["labels"].update(study="a b"),
+    "selects no pod": lambda m: kind(m, "Service")["spec"]["selector"].update(x="y"),
+    "NetworkPolicy/ray-internal: selects no pod": lambda m: next(
+        p for p in m if p["metadata"]["name"] == "ray-internal"
+    )["spec"]["podSelector"].update(matchLabels={"ray.io/is-ray-node": "true"}),
+    "StatefulSet/mptune-postgres: selects no pod": lambda m: kind(m, "StatefulSet")["spec"][
+        "selector"
+    ].update(matchLabels={"app.kubernetes.io/name": "postgres"}),
+    "no container has a port named": lambda m: kind(m, "Service")["spec"]["ports"][0].update(
+        targetPort="pg"
+    ),
+    "there is no Secret": lambda m: container(m).update(
+        env=[{"name": "X", "valueFrom": {"secretKeyRef": {"name": "nope", "key": "x"}}}]
+    ),
+    "there is no ConfigMap": lambda m: m.remove(kind(m, "ConfigMap")),
+    "there is no PersistentVolumeClaim": lambda m: m.remove(kind(m, "PersistentVolumeClaim")),
+    "there is no ServiceAccount": lambda m: pod(m).update(serviceAccountName="root"),
+    "there is no PriorityClass": lambda m: m.remove(kind(m, "PriorityClass")),
+    "there is no LocalQueue": lambda m: m.remove(kind(m, "LocalQueue")),
+    "there is no ClusterQueue": lambda m: m.remove(kind(m, "ClusterQueue")),
+    "there is no volume": lambda m: container(m)["volumeMounts"][0].update(name="x"),
+    "a star": lambda m: kind(m, "Role")["rules"][0].update(verbs=["*"]),
+    "made twice": lambda m: m.append(copy.deepcopy(job(m))),
+}
+
+POLICY_BREAKERS: dict[str, Callable[[list[Manifest]], Any]] = {
+    "root": lambda m: pod(m)["securityContext"].update(runAsUser=0),
+    "no seccomp profile": lambda m: drop(pod(m)["securityContext"], "seccompProfile"),
+    "host namespace": lambda m: pod(m).update(hostNetwork=True),
+    "host path": lambda m: pod(m)["volumes"].append({"name": "h", "hostPath": {"path": "/"}}),
+    "API token by default": lambda m: drop(pod(m), "automountServiceAccountToken"),
+    "privilege": lambda m: container(m).update(securityContext={"privileged": True}),
+    "capabilities": lambda m: container(m)["securityContext"].update(
+        capabilities={"drop": ["ALL"], "add": ["NET_ADMIN"]}
+    ),
+    "writable root": lambda m: container(m)["securityContext"].update(readOnlyRootFilesystem=False),
+    "image without a version": lambda m: container(m).update(image="mptune:latest"),
+    "no requests": lambda m: drop(container(m)["resources"]["requests"], "cpu"),
+    "no memory limit": lambda m: drop(container(m)["resources"], "limits"),
+    "secret in clear": lambda m: container(m)["env"].append({"name": "PGPASSWORD", "value": "x"}),
+    "pod security": lambda m: kind(m, "Namespace")["metadata"].update(labels={}),
+    "no default deny": lambda m: m.remove(
+        next(p for p in m if p["metadata"]["name"] == "default-deny")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEMA_BREAKERS)
+def test_a_manifest_with_one_thing_wrong_is_refused(schemas: Schemas, name: str) -> None:
+    manifests = whole("kubernetes-kueue")
+    schemas.check(manifests)
+    SCHEMA_BREAKERS[name](manifests)
+    with pytest.raises(Refused) as refused:
+        schemas.check(manifests)
+    assert len(refused.value.problems) == 1
+
+
+@pytest.mark.parametrize("text", ["", "---\n---\n", "a: 1\na: 2\n", "x: {b: 1, b: 2}", "- a\n"])
+def test_nothing_and_a_key_given_twice_are_refused(text: str) -> None:
+    with pytest.raises(Refused):
+        documents(text)
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_each_mistake_is_seen(line: str) -> None:
+    manifests = whole("kubernetes-kueue")
+    MISTAKES[line](manifests)
+    assert [m for m in mistakes(manifests) if line in m], mistakes(manifests)
+
+
+@pytest.mark.parametrize("rule", POLICY_BREAKERS)
+def test_each_rule_is_broken_by_a_manifest_that_breaks_it(rule: str) -> None:
+    manifests = whole("kubernetes-kueue")
+    POLICY_BREAKERS[rule](manifests)
+    assert [v for v in violations(manifests) if v.startswith(f"{rule}: ")]
+
+
+def test_a_password_in_an_entrypoint_is_a_secret_in_clear() -> None:
+    manifests = whole("kubernetes")
+    job(manifests)["spec"]["entrypoint"] += " --set storage.url=postgresql://me:word@host/db"
+    assert [v for v in violations(manifests) if v.startswith("secret in clear: RayJob")]
+
+
+def test_a_pool_that_may_grow_brings_the_autoscaler(schemas: Schemas, tmp_path: Path) -> None:
+    text = (ROOT / "launchers" / "kubernetes-kueue.yaml").read_text()
+    path = tmp_path / "kubernetes-kueue.yaml"
+    path.write_text(text.replace("    gpus: 4\n", "    gpus: 4\n    max_gangs: 3\n"))
+    manifests = [*overlay(ROOT / "k8s" / "overlays" / "kueue"), *documents(rendered(path, GPU))]
+    schemas.check(manifests)
+    assert mistakes(manifests) == violations(manifests) == []
+    found = job(manifests)
+    assert found["metadata"]["annotations"] == {"kueue.x-k8s.io/elastic-job": "true"}
+    assert found["spec"]["rayClusterSpec"]["enableInTreeAutoscaling"] is True
+    assert workers(manifests)["maxReplicas"] == 3
+
+
+def test_source_files_give_no_key_twice() -> None:
+    for path in (ROOT / "k8s").rglob("*.yaml"):
+        documents(path.read_text())
+
+
+def test_the_image_has_the_ray_that_the_profiles_name() -> None:
+    pinned = (ROOT / "constraints.txt").read_text()
+    for profile in BY_NAME:
+        version = job(documents(dry_run(profile)))["spec"]["rayClusterSpec"]["rayVersion"]
+        assert f"\nray=={version}\n" in pinned

@@ -1,0 +1,138 @@
+"""`launchers/slurm.yaml`: its sbatch script is run, by a sbatch and a srun of our own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from tests.launch.helpers import ROOT, SPEC, environment
+from tests.launch.helpers import launch as launch_in
+
+FAKE = Path(__file__).parent / "fake_slurm"
+
+
+class Site:
+    """A folder with a spec and a profile, and a Slurm of its own."""
+
+    def __init__(self, folder: Path, **profile: object) -> None:
+        self.folder = folder
+        (folder / "slurm").mkdir()
+        (folder / "spec.yaml").write_text(SPEC)
+        given = {**yaml.safe_load((ROOT / "launchers" / "slurm.yaml").read_text()), **profile}
+        (folder / "profile.yaml").write_text(yaml.safe_dump(given))
+        env = environment(folder, FAKE_SLURM=str(folder / "slurm"))
+        self.env = {**env, "PATH": f"{FAKE}:{env['PATH']}"}
+
+    def launch(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return launch_in(self.folder, *arguments, "--on", "profile.yaml", env=self.env)
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "runs" / "long" / "logs" / "launch" / "log.txt"
+
+    def start_long(self) -> int:
+        """A search that goes on until it is stopped; the process of its script."""
+        more = ("--set", "name=long", "--set", "training.budget_tokens=4e7", "--detach")
+        done = self.launch("spec.yaml", *more)
+        assert done.returncode == 0, done.stderr
+        self.wait_for("started on gang")
+        ticket = self.log.parent / "job.json"
+        number = json.loads(ticket.read_text())["job"]
+        return int((self.folder / "slurm" / number).read_text())
+
+    def wait_for(self, words: str) -> None:
+        deadline = time.monotonic() + 150
+        while words not in (text := self.log.read_text() if self.log.exists() else ""):
+            assert time.monotonic() < deadline, text
+            time.sleep(0.2)
+
+
+def left_over(folder: Path) -> list[str]:
+    """Command lines of processes that still belong to jobs of this site."""
+    found = []
+    for process in psutil.process_iter(["environ", "cmdline", "status"]):
+        environ = process.info["environ"] or {}
+        if environ.get("FAKE_SLURM") == str(folder / "slurm"):
+            found.append(" ".join(process.info["cmdline"] or ()))
+    return found
+
+
+def wait_until_gone(folder: Path) -> None:
+    deadline = time.monotonic() + 40
+    while left := left_over(folder):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_two_nodes_from_a_spec_to_a_report(tmp_path: Path) -> None:
+    site = Site(tmp_path, nodes=2, cpus_per_node=1)
+    done = site.launch("spec.yaml", "--set", "resources.workers=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "tiny: submitted"
+    assert "tiny: search: 2 of 2 trials done" in lines
+    assert lines[-1] == "report: runs/tiny/report/report.html"
+    assert site.launch("status", "tiny").stdout == "tiny: finished\n"
+    wait_until_gone(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_job_whose_time_is_up_writes_checkpoints_and_queues_again(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    script = site.start_long()
+    assert site.launch("status", "long").stdout.startswith("long: running")
+    os.kill(script, signal.SIGUSR1)
+    site.wait_for("nothing that finished is lost")
+    wait_until_gone(tmp_path)
+    assert (tmp_path / "slurm" / "requeued").exists()
+    assert not (site.log.parent / "exit-code").exists()
+    assert list((tmp_path / "runs" / "long" / "trials").glob("*/checkpoint"))
+
+
+@pytest.mark.slow
+def test_stop_lets_the_trials_write_and_leaves_no_process(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.start_long()
+    stopped = site.launch("stop", "long")
+    assert stopped.returncode == 0, stopped.stderr
+    wait_until_gone(tmp_path)
+    assert list((tmp_path / "runs" / "long" / "trials").glob("*/checkpoint"))
+    gone = site.launch("status", "long")
+    assert gone.returncode == 3
+    assert "there is no launched search long" in gone.stderr
+
+
+def test_a_refusal_of_sbatch_is_one_line(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    (tmp_path / "slurm" / "closed").touch()
+    done = site.launch("spec.yaml")
+    assert done.returncode == 3
+    assert done.stderr == (
+        "mptune: sbatch refuses: sbatch: error: Batch job submission failed: Invalid partition "
+        "name specified\n"
+    )
+
+
+def test_the_script_is_valid_and_asks_for_what_the_profile_says(tmp_path: Path) -> None:
+    site = Site(tmp_path, nodes=3, gpus_per_node=8, partition="gpu", options=["--constraint=a100"])
+    script = site.launch("spec.yaml", "--dry-run").stdout
+    asked = {line for line in script.splitlines() if line.startswith("#SBATCH")}
+    assert {
+        "#SBATCH --nodes=3",
+        "#SBATCH --gpus-per-node=8",
+        "#SBATCH --partition=gpu",
+        "#SBATCH --constraint=a100",
+        "#SBATCH --signal=B:USR1@300",
+        "#SBATCH --requeue",
+    } <= asked
+    checked = subprocess.run(["bash", "-n"], input=script, text=True, check=False)
+    assert checked.returncode == 0
