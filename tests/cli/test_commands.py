@@ -174,8 +174,9 @@ def test_a_launcher_profile_says_where_trials_run(
     (tmp_path / "ray.yaml").write_text("kind: ray\nadress: x\n")
     capsys.readouterr()
     assert main(["search", "spec.yaml", "--on", "ray.yaml"]) == 2
-    assert "ray.yaml:2: adress: unknown key; allowed: kind, address; did you mean 'address'?" in (
-        capsys.readouterr().err
+    assert (
+        "ray.yaml:2: adress: unknown key; allowed: kind, address, dashboard, runs; did you mean 'address'?"
+        in (capsys.readouterr().err)
     )
 
 
