@@ -130,10 +130,11 @@ def _containers(pods: list[Object]) -> Iterator[dict[str, Any]]:
 def _pod_trouble(pods: list[Object]) -> Trouble | None:
     for state in _containers(pods):
         waiting = state.get("waiting", {})
-        reason, message = waiting.get("reason"), _one_line(waiting.get("message", ""))
+        reason = waiting.get("reason")
+        message = _one_line(waiting.get("message", "").split("ErrImagePull: ")[-1])
         if reason in IMAGE:
             return Trouble(
-                f"the image cannot be pulled: {message.split('ErrImagePull: ')[-1] or reason}; "
+                f"the image cannot be pulled: {message or reason}; "
                 "correct `image` in the profile, or name a secret in image_pull_secrets",
                 short="the image cannot be pulled",
             )

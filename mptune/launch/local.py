@@ -74,7 +74,9 @@ class Local(Launcher):
         job.job()
         process = _process(job)
         if process is not None:
-            os.killpg(process.pid, signal.SIGINT)
+            # To the driver alone: its shell waits for it, and so the end of one is that of both.
+            for driver in process.children():
+                driver.terminate()
             _, left = psutil.wait_procs([process], timeout=STOP_S)
             if left:
                 os.killpg(process.pid, signal.SIGKILL)

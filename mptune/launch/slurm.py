@@ -79,6 +79,7 @@ class Slurm(Launcher):
             others=self.nodes - 1,
             command=command,
             exit_code=exit_code,
+            services=shlex.quote(str((job.folder / "ray.txt").absolute())),
         )
         return text.splitlines()
 
@@ -176,8 +177,9 @@ srun --nodes=1 --ntasks=1 --nodelist="$head" \\
   ray start --head --block --node-ip-address="$address" --port=$port \\
     --temp-dir=$folder --include-dashboard=false \\
     --ray-client-server-port=$((port + 10000)) --dashboard-agent-listen-port=0 \\
-    --num-cpus={cpus} --num-gpus={gpus} > /dev/null &
-services=$!
+    --num-cpus={cpus} --num-gpus={gpus} >> {services} 2>&1 &
+ray_head=$!
+ray_others=
 for attempt in $(seq 60); do
   ray health-check --address "$address:$port" > /dev/null 2>&1 && break
   sleep 1
@@ -185,9 +187,19 @@ done
 if [ {others} -gt 0 ]; then
   srun --nodes={others} --ntasks={others} --exclude="$head" \\
     ray start --block --address="$address:$port" --dashboard-agent-listen-port=0 \\
-      --num-cpus={cpus} --num-gpus={gpus} > /dev/null &
-  services="$services $!"
+      --num-cpus={cpus} --num-gpus={gpus} >> {services} 2>&1 &
+  ray_others=$!
 fi
+# A trial that needs all nodes would be refused while one is still starting.
+python - "$address:$port" $(({others} + 1)) << 'END' || exit 1
+import sys, time, ray
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+deadline = time.monotonic() + 300
+while sum(node["Alive"] for node in ray.nodes()) < int(sys.argv[2]):
+    if time.monotonic() > deadline:
+        sys.exit("Ray did not start on every node within 5 minutes")
+    time.sleep(0.5)
+END
 
 # Before the time is up: the trials' checkpoints, then the queue again.
 again=
@@ -199,8 +211,8 @@ wait $driver
 code=$?
 # A trap ends the first wait; the driver is then still writing.
 while kill -0 $driver 2> /dev/null; do wait $driver; code=$?; done
-kill -TERM $services 2> /dev/null
-wait $services 2> /dev/null
+# The head last: the others take their leave of it.
+for service in $ray_others $ray_head; do kill -TERM $service; wait $service; done 2> /dev/null
 rm -rf "$folder"
 if [ -n "$again" ]; then scontrol requeue "$SLURM_JOB_ID" && exit 0; fi
 echo $code > {exit_code}

@@ -15,7 +15,7 @@ import yaml
 
 from mptune.cli import main
 from tests.k8s.manifests import mistakes, violations
-from tests.k8s.render import OVERLAYS, PROFILES, overlay
+from tests.k8s.render import OVERLAYS, PROFILES, kustomize, overlay
 from tests.k8s.schemas import ROOT, Refused, Schemas, documents
 
 Manifest = dict[str, Any]
@@ -70,9 +70,12 @@ def test_an_api_server_takes_every_overlay(schemas: Schemas, folder: Path) -> No
 
 
 @pytest.mark.parametrize("profile", PAIRS)
-def test_an_api_server_takes_every_dry_run(schemas: Schemas, profile: str) -> None:
+def test_an_api_server_takes_every_dry_run(schemas: Schemas, tmp_path: Path, profile: str) -> None:
+    (tmp_path / "search.yaml").write_text(dry_run(profile))
+    (tmp_path / "kustomization.yaml").write_text("resources: [search.yaml]\n")
     manifests = documents(dry_run(profile))
     schemas.check(manifests)
+    assert documents(kustomize(tmp_path)) == manifests
     assert [m["kind"] for m in manifests] == ["ConfigMap", "RayJob"]
 
 
@@ -88,8 +91,6 @@ def test_what_is_rendered_keeps_the_rules(profile: str) -> None:
 
 @pytest.mark.parametrize("component", ["managed-postgres", "object-store", "optuna-dashboard"])
 def test_every_component_fits_the_base(schemas: Schemas, tmp_path: Path, component: str) -> None:
-    from tests.k8s.render import kustomize
-
     # kubectl takes no absolute path, and none outside the folder but by a relative one.
     relative = Path(*[".."] * (len(tmp_path.resolve().parts) - 1), *ROOT.parts[1:], "k8s")
     text = {"resources": [f"{relative}/base"], "components": [f"{relative}/components/{component}"]}
