@@ -18,12 +18,12 @@ from mptune.errors import InputError, MptuneError, did_you_mean
 COMMANDS = {
     "init": "write a commented spec for your own data",
     "validate": "check a spec fully, in under a second",
-    "data": "inspect what a spec's data will teach, before anything trains",
     "search": "search policies and sizes; the same command again resumes",
     "compare": "compare named arms over several seeds",
     "status": "where a search stands",
     "report": "write the report and print the ranking",
     "best": "print the recommended policy, or export it",
+    "data": "inspect what a spec's data will teach, before anything trains",
     "impute": "fill a table's missing values with a trained model",
     "list": "policies, model families, data modalities, launchers",
 }
