@@ -138,6 +138,7 @@ def test_no_import_cycle_between_rooms() -> None:
         ["-m", "mptune", "validate", "search_spaces/quickstart.yaml"],
         ["-m", "mptune", "list", "policies"],
         ["-m", "mptune", "list", "families"],
+        ["-m", "mptune", "verify", "--help"],
     ],
 )
 def test_light_commands_import_neither_torch_nor_ray(command: list[str]) -> None:

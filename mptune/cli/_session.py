@@ -107,9 +107,22 @@ class Session:
             cache=str(cache_directory() / "tables"),
             plan=str(self.run.plan.absolute()),
         )
+        if self.address is None:
+            self._prepare_here(Path(request.cache))
         prepared = self.dispatcher().prepare(request)
         write_text(self.run.prepared, prepared.model_dump_json(indent=2) + "\n")
         return prepared
+
+    def _prepare_here(self, cache: Path) -> None:
+        """Make the table before any worker starts, with its progress on the user's terminal.
+
+        Raises:
+            InputError: the data are missing or broken; one line names the place.
+        """
+        try:
+            build("data", self.data()).prepare(cache)
+        except (ValueError, OSError) as error:
+            raise InputError(f"{self.file.origin_of('data')}: data: {error}") from None
 
     # --- searching -----------------------------------------------------------------------------
 

@@ -86,9 +86,11 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
         yield ""
         yield from _channel_lines(report["channels"])
     yield ""
-    common = ", ".join(f"{word!r} {share:.1%}" for word, share in vocabulary["most_common"][:8])
-    yield f"most common: {common}"
-    yield ""
+    # A channel's symbols mean something in that channel alone.
+    if not report["channels"]:
+        common = ", ".join(f"{word!r} {share:.1%}" for word, share in vocabulary["most_common"][:8])
+        yield f"most common: {common}"
+        yield ""
     yield "a held-out sequence, 30 % masked (▒ masked, · not observed):"
     yield from (f"  {line}" for line in report["example"].splitlines())
     yield ""

@@ -1,7 +1,7 @@
 """Text and sequences: bytes, characters or subwords of documents.
 
-A corpus is read as a stream, twice: once for the names and hashes that decide what is held out,
-once to be tokenized. In memory are 24 bytes per document and a few batches.
+A corpus is read as a stream: once for the names and hashes that decide what is held out,
+once for each split to be tokenized. In memory are about 30 bytes per document and some batches.
 
 Shape suffixes: _N rows of a split, _ND rows x positions, _U documents of the source.
 """
@@ -245,7 +245,7 @@ def _tokenizer_digest(name: str) -> str:
 
 @dataclass
 class _Corpus:
-    """The documents of one source: 24 bytes of each, and a way to read them again."""
+    """The documents of one source: about 30 bytes of each, and a way to read them again."""
 
     name: str
     shown: str
