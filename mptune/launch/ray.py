@@ -157,12 +157,13 @@ class _Follower:
         if self._silent_since is not None:
             self._say("the Ray cluster answers again")
             self._silent_since = None
-        if not state.words.startswith("running") and state.words != self._said:
-            self._said = state.words
-            self._say(f"{self._name}: {state.words}")
+        # What the driver said comes before the word that it has ended.
         for line in lines[self._shown :]:
             self._say(line)
         self._shown = len(lines)
+        if not state.words.startswith("running") and state.words != self._said:
+            self._said = state.words
+            self._say(f"{self._name}: {state.words}")
         return state if state.ended else None
 
     def _silence(self, error: Silent) -> None:
