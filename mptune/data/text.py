@@ -1,7 +1,7 @@
 """Text and sequences: bytes, characters or subwords of documents.
 
 A corpus is read as a stream: once for the names and hashes that decide what is held out,
-once for each split to be tokenized. In memory are about 30 bytes per document and some batches.
+once for each split to be tokenized. In memory are some batches and a few bytes per document.
 
 Shape suffixes: _N rows of a split, _ND rows x positions, _U documents of the source.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from mptune.data import _sources
+from mptune.data._index import DocumentIndex
 from mptune.data._progress import progress
 from mptune.data._records import OnError, Reader, Record, Unit
 from mptune.data._sources import STDLIB, File, Source
@@ -57,8 +57,6 @@ BATCH_BYTES = 2**21
 """Text that is tokenized at once."""
 
 NOISE = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz", np.uint8)
-
-UIntArray = NDArray[np.uint64]
 
 
 class TextDomain(Section):
@@ -245,7 +243,11 @@ def _tokenizer_digest(name: str) -> str:
 
 @dataclass
 class _Corpus:
-    """The documents of one source: about 30 bytes of each, and a way to read them again."""
+    """The documents of one source: an index of them on disk, and a way to read them again.
+
+    Documents are held out in the order of a rank: a hash of the seed and the name or group; or
+    the time, the latest first.
+    """
 
     name: str
     shown: str
@@ -253,11 +255,8 @@ class _Corpus:
     reader: Callable[[], Reader]
     utf8: bool
     seed: int
+    index: DocumentIndex
     by_key: Literal["group", "time"] | None = None
-    rank_U: UIntArray = field(default_factory=lambda: np.zeros(0, np.uint64))
-    """Order in which documents are held out: a hash of the seed and the name or group; or time."""
-    digest_U: UIntArray = field(default_factory=lambda: np.zeros(0, np.uint64))
-    """Of the content; 0 where there is nothing, or nothing usable."""
     skipped: Counter[str] = field(default_factory=Counter)
 
     def scan(self) -> None:
@@ -266,15 +265,13 @@ class _Corpus:
         Raises:
             ValueError: a document is broken, or there is no text at all.
         """
-        ranks, digests = array("Q"), array("Q")
         reader = self.reader()
-        for record in self._records(reader, f"reading {self.name}"):
-            ranks.append(self._rank(record))
-            digests.append(self._digest(record, reader))
-        self.rank_U = np.frombuffer(ranks, np.uint64) if ranks else self.rank_U
-        self.digest_U = np.frombuffer(digests, np.uint64) if digests else self.digest_U
+        self.index.fill(
+            (self._rank(record), self._digest(record, reader))
+            for record in self._records(reader, f"reading {self.name}")
+        )
         self.skipped = reader.skipped
-        if not self.digest_U.any():
+        if not self.index.distinct:
             raise ValueError(f"{self.name}: {self.shown} holds no text")
 
     def _records(self, reader: Reader, what: str) -> Iterator[Record]:
@@ -292,6 +289,7 @@ class _Corpus:
         return int.from_bytes(digest[:8], "big")
 
     def _digest(self, record: Record, reader: Reader) -> int:
+        """Of the content; 0 where there is nothing, or nothing usable."""
         if not record.content or record.content.isspace():
             return 0
         if self.utf8:
@@ -301,13 +299,6 @@ class _Corpus:
                 reader.broken(record.place, not_utf8(error))
                 return 0
         return int.from_bytes(hashlib.sha256(record.content).digest()[:8], "big") or 1
-
-    def distinct(self) -> NDArray[np.bool_]:
-        """The first document of each content."""
-        first = np.zeros(len(self.digest_U), bool)
-        first[np.unique(self.digest_U, return_index=True)[1]] = True
-        first &= self.digest_U != 0
-        return first
 
     def read(self, chosen_U: NDArray[np.bool_], what: str) -> Iterator[Record]:
         """The chosen documents again, in order."""
@@ -332,24 +323,16 @@ def _time_rank(record: Record) -> int:
 
 def _held_out(corpus: _Corpus, share: float) -> NDArray[np.bool_]:
     """The documents or groups with the smallest ranks, at least one, and never all of them."""
-    distinct_U = corpus.distinct()
-    rank = corpus.rank_U[distinct_U]
-    units = np.unique(rank) if corpus.by_key else np.sort(rank)
-    if len(units) < 2:
+    index = corpus.index
+    units = index.ranks() if corpus.by_key else index.distinct
+    if units < 2:
         what = "group" if corpus.by_key else "document"
         raise ValueError(
             f"source: {corpus.shown} is one {what}, of which none can be held out; "
             "give more files, heldout_source, or documents: line or paragraph"
         )
-    count = min(max(1, round(share * len(units))), len(units) - 1)
-    if corpus.by_key:
-        distinct_U &= corpus.rank_U <= units[count - 1]
-        return distinct_U
-    # The content decides between documents of one name.
-    order = np.lexsort((corpus.digest_U, corpus.rank_U, ~distinct_U))[:count]
-    out_U = np.zeros(len(distinct_U), bool)
-    out_U[order] = True
-    return out_U
+    count = min(max(1, round(share * units)), units - 1)
+    return index.of_lowest_ranks(count) if corpus.by_key else index.lowest(count)
 
 
 # --- preparing ---------------------------------------------------------------------------------
@@ -380,10 +363,13 @@ class _Preparation:
 
     def __init__(self, data: Text, files: Mapping[str, list[File]], folder: Path) -> None:
         self._data, self._files, self._folder = data, files, folder
+        self._indexes: list[DocumentIndex] = []
 
     def run(self) -> None:
         """Write everything; the caller moves it into place."""
         parts = self._parts()
+        for index in self._indexes:
+            index.close()
         codec = self._codec(parts[0])
         for part in parts:
             self._write(part, codec)
@@ -398,6 +384,7 @@ class _Preparation:
         extra = (key,) if key and name == "source" else ()
         column = (domain and domain.column) or data.column
         unit = (domain and domain.documents) or data.documents
+        self._indexes.append(DocumentIndex(self._folder / f"documents-{len(self._indexes)}.db"))
         corpus = _Corpus(
             name=name,
             shown=_sources.shown(dict(data._sources())[name]),
@@ -405,6 +392,7 @@ class _Preparation:
             reader=lambda: Reader(column, extra, unit, data.errors),
             utf8=data.tokenizer != "bytes",
             seed=data.seed,
+            index=self._indexes[-1],
             by_key=None if not extra else "group" if data.group else "time",
         )
         corpus.scan()
@@ -417,10 +405,11 @@ class _Preparation:
             held = _Part("heldout", source, _held_out(source, data.heldout))
         else:
             other = self._corpus("heldout_source")
-            held = _Part("heldout", other, other.distinct())
+            held = _Part("heldout", other, other.index.all())
         domains = [self._domain(name, domain, held) for name, domain in data.domains.items()]
-        scored = np.concatenate([p.corpus.digest_U[p.chosen_U] for p in (held, *domains)])
-        train_U = source.distinct() & ~np.isin(source.digest_U, scored)
+        for part in (held, *domains):
+            source.index.exclude(part.corpus.index, part.chosen_U)
+        train_U = source.index.rest()
         if not train_U.any():
             raise ValueError("source: nothing is left to train on beside the held-out documents")
         held.most = data.max_heldout_sequences
@@ -431,7 +420,7 @@ class _Preparation:
         corpus, chosen_U = held.corpus, held.chosen_U
         if domain.source is not None:
             corpus = self._corpus(f"domains.{name}.source", domain)
-            chosen_U = corpus.distinct()
+            chosen_U = corpus.index.all()
         file = domain_file(name)
         return _Part(file, corpus, chosen_U, domain.max_sequences, noise=domain.noise)
 
