@@ -172,6 +172,12 @@ class Search(Section):
     sampler: Sampler = Sampler()
     pruner: Pruner = Pruner()
     budget_seconds: float | None = Field(None, gt=0, description="no trial starts after this")
+    budget_worker_seconds: float | None = Field(
+        None, gt=0, description="workers x seconds of all trials; none starts that would pass it"
+    )
+    budget_gpu_hours: float | None = Field(
+        None, gt=0, description="GPUs x hours of all trials; none starts that would pass it"
+    )
     arms: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="named points of the space that always run, first"
     )

@@ -28,6 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mptune.dispatch.base import Dispatcher
 from mptune.errors import InputError, InterruptedSearch, NoResultError
+from mptune.ledger import Ledger
 from mptune.paths import RunDirectory, TrialDirectory, write_aside, write_text
 from mptune.spec import Pruner, Search, SearchSpec, build
 from mptune.specfile import Concrete
@@ -38,6 +39,7 @@ from mptune.trial import (
     GangChanged,
     Prepared,
     Rung,
+    Started,
     Stopped,
     TrialResult,
     TrialSpec,
@@ -150,6 +152,14 @@ def spent_s(run: RunDirectory, url: str | None, name: str) -> float:
         return 0.0
     study = optuna.load_study(study_name=name, storage=open_storage(run, url))
     return float(study.user_attrs.get("spent_s", 0.0))
+
+
+def ledger(run: RunDirectory, url: str | None, name: str) -> Ledger:
+    """What the trials of this study have used, over all resumes."""
+    if not has_study(run, url, name):
+        return Ledger()
+    study = optuna.load_study(study_name=name, storage=open_storage(run, url))
+    return Ledger.from_json(study.user_attrs.get("ledger"))
 
 
 def _record(trial: FrozenTrial) -> TrialRecord:
@@ -352,12 +362,15 @@ class StudyDriver:
     concurrency: int | None = None
     ordered: bool = True
     budget_seconds: float | None = None
+    budget_worker_seconds: float | None = None
+    budget_gpu_hours: float | None = None
     log: Path | None = None
     interrupted: threading.Event = field(default_factory=threading.Event)
     _flight: dict[int, _InFlight] = field(default_factory=dict)
     _order: deque[int] = field(default_factory=deque)
     _spent_before: float = 0.0
     _started: float = 0.0
+    _ledger: Ledger = field(default_factory=Ledger)
 
     def run(self) -> None:
         """Run until every trial has ended.
@@ -368,6 +381,7 @@ class StudyDriver:
         """
         self._started = time.monotonic()
         self._spent_before = float(self.study.user_attrs.get("spent_s", 0.0))
+        self._ledger = Ledger.from_json(self.study.user_attrs.get("ledger"))
         requeue_running(self.study)
         with _interrupts(self.interrupted):
             self._fill()
@@ -388,6 +402,10 @@ class StudyDriver:
     def _may_ask(self) -> bool:
         if self.interrupted.is_set() or self._over_budget():
             return False
+        if not self._ledger.allows(
+            time.monotonic(), len(self._flight), self.budget_worker_seconds, self.budget_gpu_hours
+        ):
+            return False
         found = self.study.get_trials(deepcopy=False, states=ENDED)
         self._refuse_hopeless(found)
         return len(found) + len(self._flight) < self.trials
@@ -400,6 +418,7 @@ class StudyDriver:
 
     def _save_spend(self) -> None:
         self.study.set_user_attr("spent_s", round(self._spent(), 3))
+        self.study.set_user_attr("ledger", self._ledger.as_json())
 
     def _refuse_hopeless(self, ended: Sequence[FrozenTrial]) -> None:
         failed = [t for t in ended if t.state == TrialState.FAIL]
@@ -428,9 +447,10 @@ class StudyDriver:
     def _take_over_twin(self, trial: optuna.Trial, spec: TrialSpec) -> None:
         """A trial is a pure function of its spec: one that has been run is not run again."""
         done = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        fingerprint = spec.fingerprint()
         for twin in done:
             attrs = twin.user_attrs
-            if attrs.get("fingerprint") == spec.fingerprint() and "same_as" not in attrs:
+            if attrs.get("fingerprint") == fingerprint and "same_as" not in attrs:
                 ran = TrialSpec.model_validate_json(attrs["trial_spec"])
                 own = TrialDirectory.of(spec.directory)
                 write_text(own.spec, spec.model_dump_json(indent=2))
@@ -453,9 +473,12 @@ class StudyDriver:
         flight = self._flight.get(event.number)
         if flight is None:
             return
+        if isinstance(event, Started):
+            self._ledger.begin(event.number, time.monotonic(), flight.spec.resources)
         if isinstance(event, Rung):
             self._decide(flight, event)
         elif isinstance(event, Finished | Stopped | Failed):
+            self._ledger.end(event.number, time.monotonic())
             flight.ending = event
 
     def _decide(self, flight: _InFlight, rung: Rung) -> None:
@@ -626,7 +649,16 @@ def claim_spec(study: optuna.Study, resolved: Mapping[str, Any]) -> None:
         )
 
 
-_FREE = {"search": ("trials", "budget_seconds", "concurrency"), "resources": ("trials_per_gang",)}
+_FREE = {
+    "search": (
+        "trials",
+        "budget_seconds",
+        "budget_worker_seconds",
+        "budget_gpu_hours",
+        "concurrency",
+    ),
+    "resources": ("trials_per_gang",),
+}
 """What may change between a search and its resume."""
 
 

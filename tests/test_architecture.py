@@ -18,7 +18,8 @@ HEAVY = {"torch", "deepspeed", "transformers", "ray", "optuna"}
 ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     **{room: (set(), set()) for room in WAIST},
     "space": (set(), {"optuna"}),
-    "study": ({"space", "dispatch.base"}, {"optuna"}),
+    "ledger": (set(), set()),
+    "study": ({"space", "dispatch.base", "ledger"}, {"optuna"}),
     "dispatch": (set(), {"ray"}),
     "compare": (set(), set()),
     "report": ({"compare"}, set()),

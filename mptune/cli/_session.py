@@ -170,6 +170,8 @@ class Session:
                 concurrency=search.concurrency,
                 ordered=search.ordered,
                 budget_seconds=search.budget_seconds if what == "search" else None,
+                budget_worker_seconds=search.budget_worker_seconds if what == "search" else None,
+                budget_gpu_hours=search.budget_gpu_hours if what == "search" else None,
                 log=self.run.events,
             ).run()
 

@@ -36,6 +36,10 @@ def run(arguments: argparse.Namespace) -> int:
             f"  best so far: trial {best['number']}, {best['label']}, "
             f"{best['nats_per_token']:.4f} nats/token"
         )
+    spent = status["spent"]
+    print(
+        f"  spent: {spent['worker_seconds']:.0f} worker-seconds, {spent['gpu_hours']:.3g} GPU-hours"
+    )
     return 0
 
 
@@ -54,6 +58,7 @@ def _status(arguments: argparse.Namespace) -> dict[str, Any]:
         "search": _by_state(search, spec.search.trials),
         "comparison": _by_state(compared, runs) if runs else None,
         "best": _best(search),
+        "spent": study.ledger(run, spec.storage.url, spec.name).spent(),
     }
 
 

@@ -1,0 +1,72 @@
+"""What a search has used: workers and GPUs times time, of every trial that ran on them.
+
+Pure: times are seconds from any origin, given by the caller. A trial counts from its start on a
+gang to its end, scoring and failed attempts included; starting a gang does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mptune.spec import Resources
+
+
+@dataclass
+class Ledger:
+    """Worker-seconds and GPU-seconds so far, and the most that one trial took."""
+
+    worker_s: float = 0.0
+    gpu_s: float = 0.0
+    most_worker_s: float = 0.0
+    most_gpu_s: float = 0.0
+    _running: dict[int, tuple[float, Resources]] = field(default_factory=dict)
+
+    def begin(self, number: int, now: float, resources: Resources) -> None:
+        """A trial occupies its gang from now on; one that begins again keeps what it used."""
+        self.end(number, now)
+        self._running[number] = now, resources
+
+    def end(self, number: int, now: float) -> None:
+        """It occupies it no longer; one that never began counts nothing."""
+        if number not in self._running:
+            return
+        workers, gpus = self._used(number, now)
+        del self._running[number]
+        self.worker_s += workers
+        self.gpu_s += gpus
+        self.most_worker_s = max(self.most_worker_s, workers)
+        self.most_gpu_s = max(self.most_gpu_s, gpus)
+
+    def allows(
+        self, now: float, flying: int, worker_s: float | None, gpu_hours: float | None
+    ) -> bool:
+        """Whether one more trial is forecast to stay within the budgets, beside `flying` ones.
+
+        Every trial is forecast to take what the longest one took; with none ended, nothing.
+        """
+        used = [self._used(number, now) for number in self._running]
+        workers = self.worker_s + sum(max(w, self.most_worker_s) for w, _ in used)
+        gpus = self.gpu_s + sum(max(g, self.most_gpu_s) for _, g in used)
+        more = 1 + max(0, flying - len(used))
+        fits = worker_s is None or workers + more * self.most_worker_s <= worker_s
+        return fits and (gpu_hours is None or gpus + more * self.most_gpu_s <= 3600 * gpu_hours)
+
+    def spent(self) -> dict[str, float]:
+        """In words for people: worker-seconds and GPU-hours of ended trials."""
+        return {"worker_seconds": round(self.worker_s, 1), "gpu_hours": round(self.gpu_s / 3600, 4)}
+
+    def as_json(self) -> dict[str, float]:
+        """What the study keeps. Running trials are not in it."""
+        return {k: v for k, v in vars(self).items() if k != "_running"}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any] | None) -> Ledger:
+        """Inverse of `as_json`; empty for a study that has none."""
+        return cls(**(stored or {}))
+
+    def _used(self, number: int, now: float) -> tuple[float, float]:
+        began, resources = self._running[number]
+        worker_s = (now - began) * resources.workers
+        return worker_s, worker_s * resources.gpus_per_worker
