@@ -24,6 +24,8 @@ COMMANDS = {
     "launch": "run a search on Ray, Kubernetes or Slurm, and follow it",
     "score": "score masked-LM checkpoints on text, or compare two",
     "status": "where a search stands",
+    "stop": "stop a running search; it can go on later",
+    "logs": "what one trial has told",
     "report": "write the report and print the ranking",
     "best": "print the recommended policy, or export it",
     "verify": "check the estimator where the answer is known",

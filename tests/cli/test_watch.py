@@ -1,0 +1,97 @@
+"""`mptune stop`, `logs` and the spend in `status`, on a search in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mptune import study
+from mptune.cli import main
+from mptune.paths import RunDirectory
+from tests.cli.test_commands import SPEC
+
+ROOT = Path(__file__).parents[2]
+
+SEARCH = """
+import sys
+from dataclasses import replace
+from mptune import dispatch
+from mptune.cli import main
+from mptune.dispatch.local import LocalDispatcher
+from tests import fakes
+of = fakes.Policy.of
+fakes.Policy.of = lambda trial: replace(of(trial), step_s=0.05)
+dispatch.make = lambda *a, **k: LocalDispatcher(fakes.FAKE_WORKER)
+sys.exit(main(["search", "spec.yaml", "--set", "search.trials=1000"]))
+"""
+
+
+@pytest.fixture
+def searching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]]:
+    """A search that runs and has begun its second trial."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "spec.yaml").write_text(SPEC, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SEARCH], env=environment, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    events = tmp_path / "runs" / "demo" / "events.jsonl"
+    while process.poll() is None:
+        if events.exists() and '"type":"started","number":1' in events.read_text():
+            break
+        time.sleep(0.1)  # polling another process's file
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("arguments", [[], ["--now"]])
+def test_stop_ends_the_search_and_keeps_what_finished(
+    searching: subprocess.Popen[str], arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDirectory(Path("runs/demo"))
+    assert main(["status", "runs/demo", "--json"]) == 0
+    status = json.loads(capsys.readouterr().out)
+    assert status["running"]
+    assert status["spent"]["worker_seconds"] > 0
+    assert main(["stop", "runs/demo", *arguments]) == 0
+    assert "stopped" in capsys.readouterr().out
+    assert searching.wait(60) == 130
+    assert "Traceback" not in searching.stderr.read()  # type: ignore[union-attr]
+    assert study.records(run, None, "demo")[0].state == "COMPLETE"
+    assert main(["stop", "runs/demo"]) == 0
+    assert "not running" in capsys.readouterr().out
+
+
+def test_a_search_on_another_machine_is_stopped_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDirectory(tmp_path)
+    with study.driver_lock(run):
+        run.resolved.write_text("name: demo\n")
+        run.lock.write_text("process 1 on elsewhere")
+        assert main(["stop", str(tmp_path)]) == 2
+    assert "is being searched by process 1 on elsewhere; stop it there" in capsys.readouterr().err
+
+
+def test_logs_show_events_and_the_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDirectory(tmp_path)
+    run.resolved.write_text("name: demo\n")
+    trial = run.trial(3)
+    trial.root.mkdir(parents=True)
+    trial.events.write_text('{"type": "started"}\n{"half')
+    trial.traceback.write_text("ValueError: why\n")
+    assert main(["logs", str(tmp_path), "3", "--follow"]) == 0
+    assert capsys.readouterr().out == '{"type": "started"}\nValueError: why\n'
+    assert main(["logs", str(tmp_path), "4"]) == 2
+    assert "trial 4 has not started" in capsys.readouterr().err
