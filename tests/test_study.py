@@ -237,6 +237,20 @@ def test_budget_stops_asking(run: RunDirectory) -> None:
     assert 1 <= len(found(run)) < 8
 
 
+def test_a_budget_of_worker_seconds_holds_over_a_resume(run: RunDirectory) -> None:
+    slow = {n: {"step_s": 0.01} for n in range(8)}  # 0.2 s or a little more each
+    driver(run, behaviours=slow, budget_worker_seconds=0.7).run()
+    ended, spent = len(found(run)), study.ledger(run, None, "demo")
+    assert 1 <= ended <= 3
+    assert 0.2 * ended <= spent.worker_s
+    assert spent.gpu_s == 0
+    driver(run, behaviours=slow, budget_worker_seconds=0.7).run()
+    assert len(found(run)) == ended
+    assert study.ledger(run, None, "demo") == spent
+    driver(run, behaviours=slow, budget_worker_seconds=1e6).run()
+    assert len(found(run)) == 8
+
+
 def test_a_second_driver_is_refused_and_names_the_first(run: RunDirectory) -> None:
     with study.driver_lock(run):
         assert study.is_driven(run)

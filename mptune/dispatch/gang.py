@@ -26,7 +26,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskErr
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from mptune import plugins
+from mptune import __version__, plugins
 from mptune.dispatch.admission import Held, Placement, Shape
 from mptune.dispatch.runtime import (
     End,
@@ -73,6 +73,8 @@ class Hello:
     address: str
     port: int
     log: str
+    version: str = ""
+    """Of mptune, as installed there."""
 
 
 @dataclass(eq=False)
@@ -109,6 +111,7 @@ class Member:
             address=ray.util.get_node_ip_address(),  # type: ignore[no-untyped-call]
             port=free_port(),
             log=os.readlink("/proc/self/fd/2"),
+            version=__version__,
         )
 
     def join(self, address: str, port: int) -> None:
@@ -330,6 +333,12 @@ class Gang:
         self._overdue = time.monotonic() + seconds, GangOverdue("worker_died", detail)
 
     def _on_hello(self, rank: int, hello: Hello) -> list[Event]:
+        if hello.version != __version__:
+            raise GangLost(
+                "wrong_input",
+                f"rank {rank} of {self.name} has mptune {hello.version} on {hello.address}, "
+                f"the driver has {__version__}: install the same version on every node",
+            )
         self._hellos[rank] = hello
         if len(self._hellos) == len(self._members):
             self.placement = tuple(self._hellos[r].node for r in range(len(self._members)))

@@ -183,6 +183,14 @@ def test_a_worker_that_cannot_start_fails_the_trial(dispatcher, tmp_path, monkey
     assert changes(events)[-1] == "gone"
 
 
+def test_another_version_of_mptune_on_a_worker_is_named(dispatcher, tmp_path, monkeypatch):
+    monkeypatch.setattr(gang_module, "__version__", "99.0")  # the driver's; workers have their own
+    dispatcher.submit(trial(0, tmp_path, resources=Resources(workers=2, cpus_per_worker=0.4)))
+    end = ends(until_ended(dispatcher, 0))[0]
+    assert end.reason == "wrong_input"
+    assert "the driver has 99.0: install the same version on every node" in end.detail
+
+
 def test_an_idle_gang_that_dies_costs_no_trial(dispatcher, tmp_path):
     dispatcher.submit(trial(0, tmp_path))
     pids = started(until_ended(dispatcher, 0))[0].pids
