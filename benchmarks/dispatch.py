@@ -1,6 +1,6 @@
 """What dispatch and the study cost beside the training itself.
 
-    python benchmarks/dispatch.py [--quick] [--trials N] [--json FILE] [--only PART ...]
+    python benchmarks/dispatch.py [--quick] [--trials N] [--only PART ...] [--json FILE]
 
 - control: ask + report + tell with N finished trials in a real PostgreSQL, by TPE
 - memory: growth of the driver's resident memory over many instant trials
@@ -216,13 +216,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tenth of everything")
     parser.add_argument("--trials", type=int, default=10_000, help="finished trials, of control")
+    parser.add_argument("--instant", type=int, default=2000, help="instant trials, of memory")
     parser.add_argument("--only", nargs="+", choices=["control", "memory", "turnaround"])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     given = parser.parse_args()
     share = 10 if given.quick else 1
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "control": lambda: control(given.trials // share),
-        "memory": lambda: memory(2000 // share),
+        "memory": lambda: memory(given.instant // share),
         "turnaround": lambda: turnaround(20 if share == 1 else 5),
     }
     found: dict[str, Any] = {"machine": machine()}
