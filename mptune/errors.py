@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -48,6 +49,25 @@ class NonFiniteLoss(MptuneError):
 
 class DoesNotFit(MptuneError):
     """A model cannot be trained in the memory that there is; recorded as out of memory."""
+
+
+class DamagedCheckpoint(MptuneError):
+    """A checkpoint cannot be read; it is removed, so that the trial begins anew."""
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that no space is left on the device."""
+    while error is not None:
+        number = getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the host's memory is spent; torch's CPU allocator says so in words only."""
+    return isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
 
 
 def did_you_mean(name: object, known: Iterable[object]) -> str:

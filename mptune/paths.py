@@ -145,6 +145,11 @@ class TrialDirectory:
     def traceback(self) -> Path:
         return self.root / "traceback.txt"
 
+    @property
+    def stacks(self) -> Path:
+        """Where every rank stood when the gang did nothing any more."""
+        return self.root / "stacks.txt"
+
 
 @contextmanager
 def write_aside(path: Path) -> Iterator[Path]:

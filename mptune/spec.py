@@ -205,13 +205,24 @@ class Resources(Section):
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float = Field(0, ge=0)
     trials_per_gang: int = Field(100, gt=0, description="a gang is remade after this many trials")
+    stall_timeout_s: float = Field(
+        600.0, gt=0, description="a gang that does nothing for so long is ended; stacks are kept"
+    )
+    retries: int = Field(
+        2, ge=0, description="times a trial is run again after its gang died, hung or was lost"
+    )
 
 
 class Storage(Section):
     """Where the study lives."""
 
     url: str | None = Field(
-        None, description="an SQLAlchemy URL for Optuna; default SQLite in the run directory"
+        None,
+        description="an SQLAlchemy URL for Optuna, or journal:///path/of/a/file for its journal; "
+        "default SQLite in the run directory",
+    )
+    lease_timeout_s: float = Field(
+        30.0, gt=0, description="PostgreSQL: when a driver whose machine vanished loses the study"
     )
 
 

@@ -20,11 +20,15 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import event as sqlalchemy_event
+from sqlalchemy.exc import OperationalError
 
 from mptune.dispatch.base import Dispatcher
 from mptune.errors import InputError, InterruptedSearch, NoResultError
@@ -33,6 +37,7 @@ from mptune.paths import RunDirectory, TrialDirectory, write_aside, write_text
 from mptune.spec import Pruner, Search, SearchSpec, build
 from mptune.specfile import Concrete
 from mptune.trial import (
+    RETRIED,
     Event,
     Failed,
     Finished,
@@ -49,6 +54,30 @@ MAX_FAILURES_IN_A_ROW = 5
 """With nothing finished yet, this many failures mean that the spec or the machine is broken."""
 
 STORAGE_ATTEMPTS = 10
+
+JOURNAL = "journal://"
+
+RECONNECT_S = 120.0
+"""How long a search waits for a database server that went away."""
+
+REPEATABLE = (
+    "get_all_trials",
+    "get_n_trials",
+    "get_study_directions",
+    "get_study_name_from_id",
+    "get_study_system_attrs",
+    "get_study_user_attrs",
+    "get_trial",
+    "set_study_system_attr",
+    "set_study_user_attr",
+    "set_trial_intermediate_value",
+    "set_trial_param",
+    "set_trial_state_values",
+    "set_trial_system_attr",
+    "set_trial_user_attr",
+)
+
+_Errors = type[Exception] | tuple[type[Exception], ...]
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
@@ -114,8 +143,53 @@ def open_storage(run: RunDirectory, url: str | None) -> optuna.storages.BaseStor
 
 
 def _storage(address: str) -> optuna.storages.BaseStorage:
+    if address.startswith(JOURNAL):
+        return _journal(address)
     wait = {"connect_args": {"timeout": 60}} if address.startswith("sqlite") else {}
-    return optuna.storages.RDBStorage(address, engine_kwargs={"pool_pre_ping": True, **wait})
+    storage = optuna.storages.RDBStorage(address, engine_kwargs={"pool_pre_ping": True, **wait})
+    if storage.engine.dialect.name != "sqlite":
+        _outlive_restarts(storage)
+    return storage
+
+
+def _outlive_restarts(storage: optuna.storages.RDBStorage) -> None:
+    """Wait for a server that went away after the storage was opened, and repeat what it cut off.
+
+    What is repeated changes nothing the second time. Asking for a trial does; that one is not
+    repeated, but it connects patiently as well.
+    """
+
+    def connect(dialect: Any, record: Any, args: Any, options: Any) -> Any:
+        return _patiently(lambda: dialect.connect(*args, **options), dialect.dbapi.OperationalError)
+
+    sqlalchemy_event.listen(storage.engine, "do_connect", connect)
+    cut_off = (optuna.exceptions.StorageInternalError, OperationalError)
+    for name in REPEATABLE:
+        method = getattr(storage, name)
+        setattr(storage, name, partial(_call, method, cut_off))
+
+
+def _call(method: Callable[..., Any], cut_off: _Errors, *args: Any, **options: Any) -> Any:
+    return _patiently(lambda: method(*args, **options), cut_off)
+
+
+def _patiently(attempt: Callable[[], Any], errors: _Errors) -> Any:
+    give_up = time.monotonic() + RECONNECT_S
+    while True:
+        try:
+            return attempt()
+        except errors:
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(0.5)
+
+
+def _journal(address: str) -> optuna.storages.BaseStorage:
+    """`journal:///a/file` is absolute, `journal://a/file` from the current folder."""
+    file = Path(address.removeprefix(JOURNAL))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    backend = JournalFileBackend(str(file))
+    return optuna.storages.JournalStorage(backend)
 
 
 def has_study(run: RunDirectory, url: str | None, name: str) -> bool:
@@ -341,6 +415,7 @@ def _percent(progress: float) -> int:
 class _InFlight:
     trial: optuna.Trial
     spec: TrialSpec
+    retries: int = 0
     ending: Finished | Stopped | Failed | None = None
 
 
@@ -434,7 +509,7 @@ class StudyDriver:
         trial = self.study.ask()
         spec = self.propose(trial)
         _describe(trial, spec)
-        self._flight[spec.number] = _InFlight(trial, spec)
+        self._flight[spec.number] = _InFlight(trial, spec, trial.user_attrs.get("retries", 0))
         self._order.append(spec.number)
         self.observer.trial(spec.number, *spec.label.split(" · ", 1))
         self._take_over_twin(trial, spec)
@@ -479,7 +554,21 @@ class StudyDriver:
             self._decide(flight, event)
         elif isinstance(event, Finished | Stopped | Failed):
             self._ledger.end(event.number, time.monotonic())
-            flight.ending = event
+            self._end(flight, event)
+
+    def _end(self, flight: _InFlight, ending: Finished | Stopped | Failed) -> None:
+        """A trial that its machine failed is run again, from its checkpoint if it has one."""
+        preempted = isinstance(ending, Stopped) and ending.reason == "preempted"
+        broken = isinstance(ending, Failed) and ending.reason in RETRIED
+        again = preempted or (broken and flight.retries < flight.spec.resources.retries)
+        if not again:
+            flight.ending = ending
+        elif self.interrupted.is_set():
+            flight.ending = Stopped(number=flight.spec.number, reason="interrupted", step=0)
+        else:
+            flight.retries += broken
+            _set(flight.trial, retries=flight.retries)
+            self.dispatcher.submit(flight.spec)
 
     def _decide(self, flight: _InFlight, rung: Rung) -> None:
         _report(flight.trial, rung.nats_per_token, rung.progress)
@@ -541,6 +630,11 @@ def requeue_running(study: optuna.Study) -> list[int]:
     for trial in running:
         _requeue(study, trial._trial_id)
     return [t.number for t in running]
+
+
+def requeue(run: RunDirectory, url: str | None, name: str) -> list[int]:
+    """`requeue_running` of a study by its name, for `mptune fsck`."""
+    return requeue_running(optuna.load_study(study_name=name, storage=open_storage(run, url)))
 
 
 def _requeue(study: optuna.Study, trial_id: int) -> None:
@@ -657,7 +751,7 @@ _FREE = {
         "budget_gpu_hours",
         "concurrency",
     ),
-    "resources": ("trials_per_gang",),
+    "resources": ("trials_per_gang", "stall_timeout_s", "retries"),
 }
 """What may change between a search and its resume."""
 

@@ -82,6 +82,8 @@ _LATER: tuple[tuple[tuple[str, ...], Any], ...] = (
 
 def _drop_later(what: dict[str, Any]) -> None:
     del what["training"]["keep_weights"]  # changes no number of a result
+    for key in ("stall_timeout_s", "retries"):  # nor do these
+        what["resources"].pop(key, None)
     for (*path, key), default in _LATER:
         section = what
         for part in path:
@@ -166,11 +168,23 @@ class TrialResult(Message):
     versions: dict[str, str]
 
 
-StopReason = Literal["pruned", "interrupted"]
+StopReason = Literal["pruned", "interrupted", "preempted"]
+"""Preempted: a worker was asked to leave (SIGTERM), as on a node that is taken away."""
 
 FaultReason = Literal[
-    "non_finite_loss", "non_finite_score", "out_of_memory", "worker_died", "wrong_input", "error"
+    "non_finite_loss",
+    "non_finite_score",
+    "out_of_memory",
+    "worker_died",
+    "stalled",
+    "disk_full",
+    "damaged_checkpoint",
+    "wrong_input",
+    "error",
 ]
+
+RETRIED: frozenset[FaultReason] = frozenset({"worker_died", "stalled", "damaged_checkpoint"})
+"""Faults of the machine, not of the trial: it is run again, from its checkpoint if it has one."""
 
 
 class Started(Message):
@@ -235,7 +249,7 @@ class Finished(Message):
 
 
 class Stopped(Message):
-    """Stopped between steps because someone asked: pruned, or interrupted with a checkpoint."""
+    """Stopped between steps because someone asked: pruned, or, with a checkpoint, the others."""
 
     type: Literal["stopped"] = "stopped"
     number: int

@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -134,7 +134,7 @@ class Worker:
         """The trial's events on this rank."""
         began = time.monotonic()
         with ExitStack() as stack:
-            inputs, loop, scorer = self._set_up(trial, stack)
+            inputs, loop, scorer = self._set_up(trial, stack, control)
             yield self._started(inputs, loop)
             yield from loop.run(control)
             if loop.stopped is not None:
@@ -168,7 +168,9 @@ class Worker:
                 shutil.rmtree(folder, ignore_errors=True)
                 aside.rename(folder)
 
-    def _set_up(self, trial: TrialSpec, stack: ExitStack) -> tuple[Inputs, Loop, Scorer]:
+    def _set_up(
+        self, trial: TrialSpec, stack: ExitStack, control: Control
+    ) -> tuple[Inputs, Loop, Scorer]:
         """Everything a trial runs with; what goes wrong before the first collective is shared."""
         from mptune.training import engine
         from mptune.training.checkpoint import Checkpoints
@@ -186,7 +188,7 @@ class Worker:
         inputs, heldout, module = ready
         width = inputs.family.width
         made = stack.enter_context(engine.engine(module, trial.training, ranks, width))
-        scorer = Scorer(made, heldout, ranks)
+        scorer = Scorer(made, heldout, ranks, control.stop_requested)
         directory = TrialDirectory(Path(trial.directory))
         checkpoints = Checkpoints(directory.checkpoint, trial.fingerprint(), ranks)
         return inputs, Loop(inputs, made, ranks, checkpoints, scorer.rung), scorer
@@ -273,7 +275,7 @@ class Worker:
         assert self._opened is not None
         found: dict[str, LMLScore] = {}
         for name, heldout in self._opened[2].items():
-            scored = Scorer(scorer.engine, heldout, scorer.ranks).lml()
+            scored = Scorer(scorer.engine, heldout, scorer.ranks, scorer.beat).lml()
             if scored is not None:
                 found[name] = scored[0]
         return found
@@ -355,11 +357,19 @@ class _Journal:
     def note(self, event: Event) -> Iterator[Event]:
         """Keep and pass on the events of rank 0; the other ranks have none."""
         if self._rank == 0:
-            with self._files.events.open("a", encoding="utf-8") as lines:
-                lines.write(event.model_dump_json() + "\n")
+            self._keep(event)
             if isinstance(event, Progress):
                 self._draw(event)
             yield event
+
+    def _keep(self, event: Event) -> None:
+        """A failure is told even where there is no room to write it down."""
+        try:
+            with self._files.events.open("a", encoding="utf-8") as lines:
+                lines.write(event.model_dump_json() + "\n")
+        except OSError:
+            if not isinstance(event, Failed):
+                raise
 
     def close(self) -> None:
         """The trial is over."""
@@ -378,7 +388,8 @@ class _Journal:
 
         if self._rank and not is_agreed(error):
             raise error
-        write_text(self._files.traceback, "".join(traceback.format_exception(error)))
+        with suppress(OSError):
+            write_text(self._files.traceback, "".join(traceback.format_exception(error)))
         return Failed(number=self._trial.number, reason=reason_of(error), detail=one_line(error))
 
 

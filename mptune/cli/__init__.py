@@ -26,6 +26,7 @@ COMMANDS = {
     "status": "where a search stands",
     "stop": "stop a running search; it can go on later",
     "logs": "what one trial has told",
+    "fsck": "check a run directory against its storage, and repair it",
     "report": "write the report and print the ranking",
     "best": "print the recommended policy, or export it",
     "verify": "check the estimator where the answer is known",

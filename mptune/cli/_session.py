@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from mptune import dispatch, study
 from mptune.cli._evidence import collect
 from mptune.dispatch.base import Dispatcher
 from mptune.errors import InputError
+from mptune.lease import held
 from mptune.paths import RunDirectory, cache_directory, write_text
 from mptune.report.live import LiveView
 from mptune.report.model import ReportInput
@@ -38,6 +40,7 @@ class Session:
     local: bool = False
     address: str | None = None
     _dispatcher: Dispatcher | None = field(default=None, init=False)
+    _interrupted: threading.Event = field(default_factory=threading.Event, init=False)
 
     @property
     def url(self) -> str | None:
@@ -50,7 +53,9 @@ class Session:
         Raises:
             InputError: another driver holds it, or `fresh` would delete without `yes`.
         """
-        with study.driver_lock(self.run):
+        storage = self.spec.storage
+        lease = held(storage.url, self.spec.name, storage.lease_timeout_s, self._interrupted)
+        with study.driver_lock(self.run), lease:
             if fresh:
                 self._clear(yes)
             self._write_spec()
@@ -173,6 +178,7 @@ class Session:
                 budget_worker_seconds=search.budget_worker_seconds if what == "search" else None,
                 budget_gpu_hours=search.budget_gpu_hours if what == "search" else None,
                 log=self.run.events,
+                interrupted=self._interrupted,
             ).run()
 
     # --- comparing -----------------------------------------------------------------------------

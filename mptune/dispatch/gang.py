@@ -7,14 +7,17 @@ hands the ready ones to `collect`, which returns the trial's events or raises `G
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import re
+import signal
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,6 +40,7 @@ from mptune.dispatch.runtime import (
     one_line,
     reason_of,
 )
+from mptune.paths import TrialDirectory, write_text
 from mptune.trial import (
     Event,
     FaultReason,
@@ -57,6 +61,9 @@ STOP_TIMEOUT_S = 120.0
 
 AGREE_TIMEOUT_S = 10.0
 """From the first rank that ended a trial to the last one."""
+
+ANSWER_TIMEOUT_S = 5.0
+"""For a rank that seems to hang to say so, and to show its stacks."""
 
 LOG_TAIL_BYTES = 8000
 
@@ -103,6 +110,15 @@ class Member:
         self._worker: Runtime | None = None
         self._controls: dict[int, TrialControl] = {}
         self._events: SimpleQueue[str] = SimpleQueue()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda *_: self._leave())
+
+    def _leave(self) -> None:
+        """A node that is taken away: stop with a checkpoint, or go at once if nothing runs."""
+        if not self._controls:
+            os._exit(128 + signal.SIGTERM)
+        for control in list(self._controls.values()):
+            control.stop("preempted")
 
     def hello(self) -> Hello:
         return Hello(
@@ -153,6 +169,19 @@ class Member:
     @ray.method(concurrency_group="control")
     def stop(self, ticket: int, reason: StopReason) -> None:
         self._control(ticket).stop(reason)
+
+    @ray.method(concurrency_group="control")
+    def idle_s(self, ticket: int) -> float:
+        """Seconds since the trial last took a step or scored a batch."""
+        return self._control(ticket).idle_s()
+
+    @ray.method(concurrency_group="control")
+    def stacks(self) -> str:
+        """Where every thread of this process is."""
+        with tempfile.TemporaryFile("w+") as file:
+            faulthandler.dump_traceback(file)
+            file.seek(0)
+            return file.read()
 
     @ray.method(concurrency_group="control")
     def resident_bytes(self) -> int:
@@ -207,6 +236,7 @@ class Flight:
     trial: TrialSpec
     ticket: int = 0
     returned: int = 0
+    started: bool = False
     ended: End | None = None
 
 
@@ -233,6 +263,8 @@ class Gang:
     _members: list[Any] = field(default_factory=list)
     _hellos: dict[int, Hello] = field(default_factory=dict)
     _overdue: tuple[float, GangOverdue] | None = None
+    _heard_at: float = 0.0
+    _asked: bool = False
 
     def __post_init__(self) -> None:
         bundle = {"CPU": self.shape.cpus, "GPU": self.shape.gpus}
@@ -283,6 +315,7 @@ class Gang:
             self._run(self.flight)
 
     def decide(self, go_on: bool) -> None:
+        self._heard()
         for member in self._members:
             member.decide.remote(self._ticket, go_on)
 
@@ -312,6 +345,50 @@ class Gang:
         """
         if self._overdue and time.monotonic() > self._overdue[0]:
             raise self._overdue[1]
+        if self.ready and self.flight and not self.flight.ended:
+            self._check_stall(self.flight)
+
+    def _check_stall(self, flight: Flight) -> None:
+        """Ask rank 0 when nothing was heard for long: a long step, or scoring, is no stall."""
+        limit_s = flight.trial.resources.stall_timeout_s
+        if not flight.started:  # setting up may have to compile
+            limit_s = max(limit_s, START_TIMEOUT_S)
+        silent_s = time.monotonic() - self._heard_at
+        if silent_s > limit_s + ANSWER_TIMEOUT_S:
+            raise self._stalled(flight, limit_s)
+        if silent_s > limit_s and not self._asked:
+            self._asked = True
+            ref = self._members[0].idle_s.remote(flight.ticket)
+            self._expect(ref, 0, partial(self._on_idle, flight, limit_s))
+
+    def _on_idle(self, flight: Flight, limit_s: float, idle_s: float) -> list[Event]:
+        if flight is self.flight and not flight.ended:
+            if idle_s > limit_s:
+                raise self._stalled(flight, limit_s)
+            self._heard(idle_s)
+        return []
+
+    def _heard(self, ago_s: float = 0.0) -> None:
+        self._heard_at, self._asked = time.monotonic() - ago_s, False
+
+    def _stalled(self, flight: Flight, limit_s: float) -> GangLost:
+        file = TrialDirectory.of(flight.trial.directory).stacks
+        with suppress(OSError):
+            write_text(file, self._all_stacks())
+        detail = f"{self.name} did nothing for {limit_s:g} s; its stacks are in {file.name}"
+        return GangLost("stalled", detail)
+
+    def _all_stacks(self) -> str:
+        refs = [m.stacks.remote() for m in self._members]
+        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=ANSWER_TIMEOUT_S)
+        parts = []
+        for rank, ref in enumerate(refs):
+            try:
+                text = ray.get(ref) if ref in ready else _from_outside(self._hellos[rank].pid)
+            except RayError as error:
+                text = f"{error}\n"
+            parts.append(f"--- rank {rank} (pid {self._hellos[rank].pid})\n{text}\n")
+        return "".join(parts)
 
     def kill(self) -> None:
         """Leave no process and no reservation behind: a dead process lets go of everything."""
@@ -369,6 +446,7 @@ class Gang:
     def _run(self, flight: Flight) -> None:
         self.trials += 1
         flight.ticket = self.trials
+        self._heard()
         trial = flight.trial.model_dump_json()
         for rank, member in enumerate(self._members):
             self._expect(member.run.remote(flight.ticket, trial), rank, self._on_return)
@@ -378,7 +456,9 @@ class Gang:
         self._expect(self._members[0].next_events.remote(), 0, self._on_events)
 
     def _on_events(self, batch: list[str]) -> list[Event]:
+        self._heard()
         events = [event_from_json(text) for text in batch]
+        self._flight.started |= any(isinstance(e, Started) for e in events)
         last = events[-1]
         if isinstance(last, End):
             self._flight.ended = last
@@ -411,6 +491,9 @@ class Gang:
         """What Ray's error about one rank means."""
         who, story = f"rank {rank} of {self.name}", COLOURS.sub("", str(error))
         if isinstance(error, RayTaskError):
+            died = self._death() if "onnection" in str(error.cause) else None
+            if died is not None:
+                return died
             return GangLost(reason_of(error.cause), f"{who}: {one_line(error.cause)}", story)
         story += f"\n{self._log_tails(rank)}"
         if isinstance(error, OutOfMemoryError):
@@ -421,6 +504,17 @@ class Gang:
             return GangLost("worker_died", f"{who} could not start: {_last_line(error)}", story)
         pid = f" (pid {self._hellos[rank].pid})" if rank in self._hellos else ""
         return GangLost("worker_died", f"{who}{pid} died: killed, or crashed", story)
+
+    def _death(self) -> GangLost | None:
+        """The death that a broken connection to a rank is a symptom of, if there is one."""
+        lives = [ref for ref, (_, handler) in self.pending.items() if handler is _nothing]
+        ended, _ = ray.wait(lives, num_returns=1, timeout=ANSWER_TIMEOUT_S)
+        for ref in ended:
+            try:
+                ray.get(ref)
+            except RayError as error:
+                return self._lost(self.pending[ref][0], error)
+        return None
 
     def _log_tails(self, rank: int) -> str:
         """The last lines that a rank wrote, where its files can be read from here."""
@@ -438,6 +532,16 @@ class Gang:
     @property
     def _ticket(self) -> int:
         return self._flight.ticket
+
+
+def _from_outside(pid: int) -> str:
+    """What the kernel says of a process that does not answer, if it runs on this machine."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return "does not answer\n"
+    state = next(line for line in status.splitlines() if line.startswith("State"))
+    return f"does not answer; {state.replace(chr(9), ' ')}\n"
 
 
 def _nothing(_: Any) -> list[Event]:

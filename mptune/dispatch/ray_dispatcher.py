@@ -215,7 +215,7 @@ class RayDispatcher:
         for gang in list(self._gangs.values()):
             try:
                 gang.check_time()
-            except GangOverdue as overdue:
+            except GangLost as overdue:
                 self._lose(gang, overdue)
 
     def _hear(self, gang: Gang, ref: object) -> None:
@@ -232,6 +232,8 @@ class RayDispatcher:
     def _keep_or_drop(self, gang: Gang, trial: TrialSpec, end: End) -> None:
         if isinstance(end, Failed) and end.reason not in HARMLESS:
             self._drop(gang, end.detail, trial.number)
+        elif isinstance(end, Stopped) and end.reason == "preempted":
+            self._drop(gang, "one of its nodes is taken away", trial.number)
         elif gang.trials >= trial.resources.trials_per_gang:
             self._drop(gang, f"remade after {gang.trials} trials")
 

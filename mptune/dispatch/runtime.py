@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from textwrap import shorten
 from typing import Protocol
 
-from mptune.errors import InputError, NonFiniteLoss
+from mptune.errors import (
+    DamagedCheckpoint,
+    InputError,
+    NonFiniteLoss,
+    is_disk_full,
+    is_out_of_memory,
+)
 from mptune.paths import TrialDirectory, write_text
 from mptune.trial import (
     Control,
@@ -65,9 +73,15 @@ class TrialControl:
         self._changed = threading.Condition()
         self._decisions: deque[bool] = deque()
         self._reason: StopReason | None = None
+        self._asked_at = time.monotonic()
 
     def stop_requested(self) -> StopReason | None:
+        self._asked_at = time.monotonic()
         return self._reason
+
+    def idle_s(self) -> float:
+        """Seconds since the trial last asked, as it does in every step and scoring batch."""
+        return time.monotonic() - self._asked_at
 
     def go_on(self, rung: Rung) -> bool:
         """Block until the driver decides; a stop request counts as going on to the next step."""
@@ -106,8 +120,12 @@ def reason_of(error: BaseException) -> FaultReason:
         return "wrong_input"
     if isinstance(error, NonFiniteLoss):
         return "non_finite_loss"
+    if isinstance(error, DamagedCheckpoint):
+        return "damaged_checkpoint"
+    if is_disk_full(error):
+        return "disk_full"
     # torch.OutOfMemoryError by name: this plane does not import torch.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if type(error).__name__ == "OutOfMemoryError" or is_out_of_memory(error):
         return "out_of_memory"
     return "error"
 
@@ -118,8 +136,9 @@ def one_line(error: BaseException) -> str:
 
 
 def write_traceback(trial: TrialSpec, text: str) -> None:
-    """Leave the long story of a failure in the trial's directory."""
-    write_text(TrialDirectory(Path(trial.directory)).traceback, text)
+    """Leave the long story of a failure in the trial's directory, if there is room for it."""
+    with suppress(OSError):
+        write_text(TrialDirectory(Path(trial.directory)).traceback, text)
 
 
 def free_port() -> int:

@@ -48,8 +48,8 @@ PROGRESS_EVERY_S = 0.5
 MEMORY = 0.5
 """Share of what a policy has seen that it keeps when it chooses its law again: losses fall."""
 
-STOPS: tuple[StopReason | None, ...] = (None, "pruned", "interrupted")
-"""A stop reason travels between the ranks as its index."""
+STOPS: tuple[StopReason | None, ...] = (None, "pruned", "interrupted", "preempted")
+"""Rank 0's stop reason travels between the ranks as its index; any rank may be preempted."""
 
 RungScore = Callable[[], tuple[float, float]]
 """Scores the model as it is, on all ranks: nats per token and its standard error."""
@@ -390,15 +390,18 @@ class Loop:
         self, sums: Tensor, error: Exception | None, control: Control, seconds: float
     ) -> Agreed:
         """The one reduction of a step: sums of all ranks, decisions of rank 0."""
-        says = [float(error is not None), 0.0, 0.0, 0.0]
+        asked = control.stop_requested()
+        says = [float(error is not None), float(asked == "preempted"), 0.0, 0.0, 0.0]
         if self.ranks.first:
             due = time.monotonic() - self._saved_at > self.inputs.training.checkpoint_every_s
-            says[1:] = [float(STOPS.index(control.stop_requested())), float(due), seconds]
+            stop = 0 if asked == "preempted" else STOPS.index(asked)
+            says[2:] = [float(stop), float(due), seconds]
         said = torch.tensor(says, dtype=torch.float64, device=sums.device)
         total = self.ranks.total(torch.cat([said, sums])).cpu().numpy()
-        failures, stop, due_, seconds, objective, loss_sum = total[:6].tolist()
-        by_rate_3R, code = total[6:-1].reshape(3, RATE_BUCKETS), float(total[-1])
-        said_stop, checkpoint = STOPS[int(stop)], bool(due_)
+        failures, leave, stop_, due_, seconds, objective, loss_sum = total[:7].tolist()
+        by_rate_3R, code = total[7:-1].reshape(3, RATE_BUCKETS), float(total[-1])
+        said_stop = STOPS[int(stop_)] or ("preempted" if leave else None)
+        checkpoint = bool(due_)
         return Agreed(
             objective, loss_sum, int(failures), said_stop, checkpoint, seconds, by_rate_3R, code
         )
@@ -421,7 +424,7 @@ class Loop:
     def _act_on(self, agreed: Agreed) -> None:
         """Stop after this step, and keep what an interrupted or long training has reached."""
         self.stopped = agreed.stop
-        if agreed.checkpoint or agreed.stop == "interrupted":
+        if agreed.checkpoint or agreed.stop in ("interrupted", "preempted"):
             self.checkpoints.save(self.engine, self.spent)
             self._saved_at = time.monotonic()
 

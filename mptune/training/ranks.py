@@ -9,7 +9,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mptune.errors import DoesNotFit, InputError, MptuneError, NonFiniteLoss
+from mptune.errors import (
+    DamagedCheckpoint,
+    DoesNotFit,
+    InputError,
+    MptuneError,
+    NonFiniteLoss,
+    is_disk_full,
+    is_out_of_memory,
+)
 from mptune.lml import NonFiniteLogProb
 from mptune.trial import FaultReason
 
@@ -87,10 +95,15 @@ def reason_of(error: Exception) -> FaultReason:
     """What an error means for the trial."""
     if isinstance(error, AgreedFailure):
         return error.reason
+    if is_disk_full(error):
+        return "disk_full"
+    if is_out_of_memory(error):
+        return "out_of_memory"
     kinds: tuple[tuple[tuple[type[Exception], ...], FaultReason], ...] = (
         ((NonFiniteLoss,), "non_finite_loss"),
         ((NonFiniteLogProb,), "non_finite_score"),
-        ((MemoryError, torch.OutOfMemoryError, DoesNotFit), "out_of_memory"),
+        ((torch.OutOfMemoryError, DoesNotFit), "out_of_memory"),
+        ((DamagedCheckpoint,), "damaged_checkpoint"),
         ((InputError,), "wrong_input"),
     )
     return next((reason for types, reason in kinds if isinstance(error, types)), "error")

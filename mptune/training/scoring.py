@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -170,8 +170,15 @@ def _check_plan(plan: LMLPlan, observed_ND: BoolArray, score: Score) -> None:
 class Scorer:
     """Scores one model on all ranks; every method is to be called on every rank."""
 
-    def __init__(self, engine: Any, heldout: HeldOut, ranks: Ranks) -> None:
-        self.engine, self.heldout, self.ranks = engine, heldout, ranks
+    def __init__(
+        self,
+        engine: Any,
+        heldout: HeldOut,
+        ranks: Ranks,
+        beat: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`beat` is called before every forward: scoring is no stall."""
+        self.engine, self.heldout, self.ranks, self.beat = engine, heldout, ranks, beat
 
     def lml(self) -> tuple[LMLScore, FloatArray, IntArray] | None:
         """The score, nats per sequence [n] and the held-out rows [n]; None but on rank 0.
@@ -222,6 +229,7 @@ class Scorer:
         self.engine.eval()
         with torch.inference_mode():
             for rows, bands, counted in self._batches(plan):
+                self.beat()
                 sums_2B = self._batch(plan, rows, bands)
                 if counted:
                     table_2Nk[:, rows, bands] = sums_2B

@@ -1,0 +1,202 @@
+"""What may happen to a gang: the real fault, its reason in the trial, and how the trial ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mptune.trial import Event, Failed, Finished, Progress, Scoring, Started, Stopped
+from tests.faults.conftest import PAIR, SCORE, Search_, gone, once
+
+pytestmark = pytest.mark.slow
+
+LONG = {"training": {"budget_tokens": 40 * 8 * 16, "checkpoint_every_s": 1e-6}}
+"""Many steps, each followed by a checkpoint."""
+
+
+def survived(search: Search_, reason: str) -> None:
+    """The trial was run again and finished; no process of the lost gang is left."""
+    assert [e.reason for e in search.ends(Failed)] == [reason]
+    assert search.record.state == "COMPLETE"
+    assert search.attrs["retries"] == 1
+    assert len(search.started) == 2
+    assert gone(search.started[0].pids)
+
+
+def named_tag(search: Search_) -> str | None:
+    try:
+        return str(json.loads((search.files.checkpoint / "latest.json").read_text())["tag"])
+    except (OSError, ValueError):
+        return None
+
+
+def test_a_rank_killed_in_a_step_costs_nothing_but_time(ground, undisturbed, tmp_path):
+    def strike(event: Event, search: Search_) -> bool:
+        if isinstance(event, Started):
+            os.kill(event.pids[1], signal.SIGKILL)
+        return isinstance(event, Started)
+
+    search = ground.search(tmp_path, once(strike))
+    survived(search, "worker_died")
+    assert "died: killed, or crashed" in search.ends(Failed)[0].detail
+    assert search.ends(Finished)[0].result.lml == undisturbed.result.lml
+
+
+def test_a_rank_killed_in_a_checkpoint_write_leaves_the_one_before(ground, tmp_path):
+    def wait_and_kill(search: Search_, pid: int) -> None:
+        while True:
+            named = named_tag(search)
+            tags = {p.name for p in search.files.checkpoint.glob("step*")}
+            if named and any(tag > named for tag in tags):
+                os.kill(pid, signal.SIGKILL)
+                return
+            time.sleep(0.0005)
+
+    def strike(event: Event, search: Search_) -> bool:
+        if isinstance(event, Started):
+            threading.Thread(target=wait_and_kill, args=(search, event.pids[0])).start()
+        return isinstance(event, Started)
+
+    search = ground.search(tmp_path, once(strike), **LONG)
+    survived(search, "worker_died")
+    assert search.started[1].resumed_at > 0
+    again = ground.search(tmp_path / "undisturbed", **LONG)
+    assert search.ends(Finished)[0].result.lml == again.ends(Finished)[0].result.lml
+
+
+def test_a_rank_killed_in_scoring(ground, tmp_path):
+    def strike(event: Event, search: Search_) -> bool:
+        if isinstance(event, Scoring):
+            os.kill(search.pids[1], signal.SIGKILL)
+        return isinstance(event, Scoring)
+
+    # More forwards than can be done before the signal arrives.
+    rates = {"rates": tuple(round(0.001 * k, 3) for k in range(1, 120))}
+    score = SCORE.model_copy(update=rates)
+    search = ground.search(tmp_path, once(strike), score=score)
+    survived(search, "worker_died")
+
+
+def test_a_rank_that_hangs_is_seen_and_all_stacks_are_kept(ground, undisturbed, tmp_path):
+    def strike(event: Event, search: Search_) -> bool:
+        if isinstance(event, Started):
+            os.kill(event.pids[1], signal.SIGSTOP)
+        return isinstance(event, Started)
+
+    quick = PAIR.model_copy(update={"stall_timeout_s": 3.0})
+    search = ground.search(tmp_path, once(strike), resources=quick)
+    survived(search, "stalled")
+    assert search.ends(Failed)[0].detail.endswith(
+        "did nothing for 3 s; its stacks are in stacks.txt"
+    )
+    stacks = search.files.stacks.read_text()
+    assert "all_reduce" in stacks
+    assert "does not answer; State: T (stopped)" in stacks
+    assert search.ends(Finished)[0].result.lml == undisturbed.result.lml
+
+
+def test_sigterm_leaves_a_checkpoint_just_in_time(ground, tmp_path):
+    def strike(event: Event, search: Search_) -> bool:
+        if isinstance(event, Progress) and event.step > 1:
+            os.kill(search.pids[1], signal.SIGTERM)
+            return True
+        return False
+
+    rare = {"training": {"budget_tokens": 500 * 8 * 16, "checkpoint_every_s": 1e6}}
+    search = ground.search(tmp_path, once(strike), **rare)
+    (stopped,) = search.ends(Stopped)
+    assert stopped.reason == "preempted"
+    assert search.started[1].resumed_at == stopped.step > 0
+    assert search.record.state == "COMPLETE"
+    assert search.attrs.get("retries", 0) == 0
+    assert gone(search.started[0].pids)
+
+
+def test_a_loss_that_is_not_finite_fails_the_trial_and_keeps_the_gang(ground, tmp_path):
+    bad = {"training": {"optimizer": {"learning_rate": 1e30}, "gradient_clipping": 0}}
+    search = ground.search(tmp_path, **bad)
+    assert search.record.state == "FAIL"
+    assert search.record.reason == "non_finite_loss"
+    assert len(search.started) == 1
+    assert not gone_now(search.pids)
+
+
+def gone_now(pids: tuple[int, ...]) -> bool:
+    return not all(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_an_allocation_that_does_not_fit_fails_the_trial_alone(ground, undisturbed, tmp_path):
+    """The allocator refuses for real: the ranks' address space is limited from outside."""
+    import resource
+
+    def strike(event: Event, search: Search_) -> bool:
+        if isinstance(event, Started):
+            for pid in event.pids:
+                used = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * 4096
+                limit = used + 2**20
+                resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit))
+        return isinstance(event, Started)
+
+    wide = {"family": "bert", "width": 512, "depth": 2, "heads": 2}
+    training = {"batch_size": 512, "budget_tokens": 60 * 512 * 16}
+    search = ground.search(tmp_path, once(strike), model=wide, training=training)
+    assert search.record.reason == "out_of_memory", search.record.detail
+    after = ground.search(tmp_path / "after")
+    assert after.ends(Finished)[0].result.lml == undisturbed.result.lml
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not permitted here")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_fails_the_trial_with_that_reason(ground, tmp_path, small_disk):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "trials").symlink_to(small_disk)
+    wide = {"family": "bert", "width": 128, "depth": 2, "heads": 2}
+    search = ground.search(tmp_path / "run", model=wide, training={"checkpoint_every_s": 1e-6})
+    assert search.record.state == "FAIL"
+    assert search.record.reason == "disk_full", search.record.detail
+    assert "No space left on device" in (search.record.detail or "")
+    assert list(search.files.checkpoint.glob("step*")) == []  # gives its room back
+
+
+def test_a_damaged_checkpoint_is_removed_and_the_trial_begins_anew(ground, undisturbed, tmp_path):
+    def strike(event: Event, search: Search_) -> bool:
+        tag = named_tag(search)
+        if isinstance(event, Started | Progress) and tag is not None:
+            os.kill(search.pids[1], signal.SIGKILL)
+            for file in (search.files.checkpoint / tag).glob("*.pt"):
+                file.write_bytes(b"not a checkpoint")
+            return True
+        return False
+
+    search = ground.search(tmp_path, once(strike), **LONG)
+    assert [e.reason for e in search.ends(Failed)] == ["worker_died", "damaged_checkpoint"]
+    assert search.started[-1].resumed_at == 0
+    assert search.record.state == "COMPLETE"
+
+
+def test_retries_have_an_end(ground, tmp_path):
+    def strike(event: Event, search: Search_) -> None:
+        if isinstance(event, Started):
+            os.kill(event.pids[0], signal.SIGKILL)
+
+    once_more = PAIR.model_copy(update={"retries": 1})
+    search = ground.search(tmp_path, strike, resources=once_more)
+    assert len(search.started) == 2
+    assert (search.record.state, search.record.reason) == ("FAIL", "worker_died")
