@@ -188,7 +188,7 @@ class Worker:
         inputs, heldout, module = ready
         width = inputs.family.width
         made = stack.enter_context(engine.engine(module, trial.training, ranks, width))
-        scorer = Scorer(made, heldout, ranks, control.stop_requested)
+        scorer = Scorer(made, heldout, ranks, getattr(control, "beat", lambda: None))
         directory = TrialDirectory(Path(trial.directory))
         checkpoints = Checkpoints(directory.checkpoint, trial.fingerprint(), ranks)
         return inputs, Loop(inputs, made, ranks, checkpoints, scorer.rung), scorer
