@@ -1,23 +1,8 @@
 """Paired comparison of arms over paired seeds, with the noise of training and of evaluation.
 
-Notation, for two arms scored on the same plan:
-
-    d[s, i]   difference in nats per sequence, seed s in 1..S, held-out sequence i in 1..n
-    d[s, i] = delta + seed_s + sequence_i + residual_si         (crossed random effects)
-    MS_seed, MS_seq, MS_res                                     ANOVA mean squares
-    Var(mean d) = (MS_seed + MS_seq - MS_res) / (S n)           in expectation
-
-The interval is mean d +- c·se with se² = v_seed + v_seq, and c the average of Student quantiles
-weighted by variance (Cochran & Cox, Experimental Designs, 2nd ed. 1957, section 4.14):
-
-    v_seed = MS_seed / (S n)                    S - 1 degrees of freedom
-    v_seq  = max(0, MS_seq - MS_res) / (S n)    n - 1 degrees of freedom
-    c      = (v_seed·t[S-1] + v_seq·t[n-1]) / (v_seed + v_seq)
-
-Satterthwaite's single t with estimated degrees of freedom is narrower and does not hold for few
-seeds: simulated coverage of 95 % intervals at 200 sequences, over ratios of seed to evaluation
-variance of 0 to 20, is 88-98 % at S = 2 and 92-98 % at S = 3, against 93-98 % and 95-98 % for the
-weighted quantile. It is conservative where both noises are alike.
+The difference of two arms on the same plan is d[seed, sequence]; its interval and its p-value carry
+both noises (`mptune.crossed`). Verdicts come from p-values, corrected by Holm over challengers and,
+where seeds are added until decided, for every look taken (`mptune.sequential`).
 """
 
 from __future__ import annotations
@@ -28,9 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array: TypeAlias = NDArray[np.float64]
+from mptune.crossed import Array, Estimate, estimate, forecast, mean_squares
+from mptune.sequential import nominal_levels, sequential_p
+
 Verdict: TypeAlias = Literal["better", "worse", "undecided", "equivalent"]
 
 
@@ -87,6 +73,12 @@ class Difference:
         bits_per_byte: difference in code length (negative: the arm is better), or None.
         challengers: arms that were held against this baseline, for Holm's correction.
         margin: differences below it do not matter (nats per sequence), or None.
+        look: how many times it was looked at, where seeds are added until decided; the interval
+            and the p-value are then corrected for all looks.
+        looks: how many looks there may be.
+        more_seeds: paired seeds that would probably decide it (in four of five cases, were the
+            difference what it seems); None if it is decided, or if no number would.
+        sequences_needed: held-out sequences in all that would, with the seeds that there are.
     """
 
     arm: str
@@ -106,6 +98,10 @@ class Difference:
     bits_per_byte: float | None
     challengers: int = 1
     margin: float | None = None
+    look: int = 1
+    looks: int = 1
+    more_seeds: int | None = None
+    sequences_needed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -122,64 +118,6 @@ class Selection:
     expected_regret: float
 
 
-@dataclass(frozen=True)
-class _Estimate:
-    """A mean with independent variance parts and the degrees of freedom of each."""
-
-    mean: float
-    parts: tuple[tuple[float, int], ...]
-
-    @property
-    def se(self) -> float:
-        return math.sqrt(sum(variance for variance, _ in self.parts))
-
-    def half_width(self, p: float) -> float:
-        """Distance from the mean that has two-sided tail probability `p`."""
-        from scipy.special import stdtrit
-
-        if self.se == 0:
-            return 0.0
-        quantiles = (variance * -float(stdtrit(df, p / 2)) for variance, df in self.parts)
-        return sum(quantiles) / self.se
-
-    def p_value(self, null: float = 0.0) -> float:
-        """Two-sided tail probability of `null`: the inverse of `half_width`."""
-        from scipy.optimize import brentq
-
-        distance, smallest = abs(self.mean - null), -100.0
-        if self.se == 0:
-            return float(distance == 0)
-
-        def excess(log10_p: float) -> float:
-            return self.half_width(10.0**log10_p) - distance
-
-        if excess(smallest) < 0:
-            return 0.0
-        return float(10.0 ** brentq(excess, smallest, 0.0)) if distance else 1.0
-
-
-def _mean_squares(z_ASN: Array) -> tuple[Array, Array, Array]:
-    """MS_seed, MS_seq, MS_res of a crossed design, as A x A matrices of cross products."""
-    _, S, n = z_ASN.shape
-    seed_AS, sequence_AN = z_ASN.mean(2), z_ASN.mean(1)
-    grand_A1 = z_ASN.mean((1, 2))[:, None]
-    residual = z_ASN - seed_AS[:, :, None] - sequence_AN[:, None, :] + grand_A1[:, :, None]
-    a, b = seed_AS - grand_A1, sequence_AN - grand_A1
-    flat = residual.reshape(len(z_ASN), -1)
-    return n * a @ a.T / (S - 1), S * b @ b.T / (n - 1), flat @ flat.T / ((S - 1) * (n - 1))
-
-
-def _estimate(d_SN: Array) -> _Estimate:
-    """Mean difference with its variance parts: seeds first, sequences last."""
-    S, n = d_SN.shape
-    mean = float(d_SN.mean())
-    if S == 1:
-        return _Estimate(mean, ((float(d_SN.var(ddof=1)) / n, n - 1),))
-    seed, sequence, residual = (float(ms[0, 0]) for ms in _mean_squares(d_SN[None]))
-    parts = (seed / (S * n), S - 1), (max(0.0, sequence - residual) / (S * n), n - 1)
-    return _Estimate(mean, parts)
-
-
 def _holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment (Scandinavian Journal of Statistics 6, 1979), in given order."""
     adjusted, running = [0.0] * len(p_values), 0.0
@@ -190,18 +128,18 @@ def _holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _equivalence_p(estimate: _Estimate, margin: float) -> float:
+def _equivalence_p(found: Estimate, margin: float) -> float:
     """Two one-sided tests against -margin and +margin (Schuirmann 1987), doubled.
 
-    Doubled, so that it falls below 1 - level when the shown interval lies inside the margin.
+    Doubled, so that it is as strict as a two-sided interval that lies inside the margin.
     """
-    if abs(estimate.mean) >= margin:
+    if abs(found.mean) >= margin:
         return 1.0
-    return max(estimate.p_value(-margin), estimate.p_value(margin))
+    return max(found.p_value(-margin), found.p_value(margin))
 
 
 def _paired_seeds(arms: Sequence[ArmScores]) -> list[int]:
-    """Seeds that every arm has; a seed that failed in one arm is left out of all."""
+    """Seeds that every one of these arms has; a seed that failed in one is left out of all."""
     common = sorted(set.intersection(*(set(arm.seeds) for arm in arms)))
     if not common:
         raise ValueError("the arms have no training seed in common: " + _list(arms, "seeds"))
@@ -223,33 +161,73 @@ def _verdict(difference: Difference, equivalence_p: float) -> Verdict:
     return "better" if difference.nats_per_sequence > 0 else "worse"
 
 
-def _difference(
-    arm: ArmScores, baseline: ArmScores, seeds: Sequence[int], level: float
-) -> tuple[Difference, _Estimate]:
-    """The pair alone: no correction for other challengers, no verdict yet."""
-    d_SN = arm.at(seeds) - baseline.at(seeds)
-    estimate = _estimate(d_SN)
-    half_width = estimate.half_width(1 - level)
-    per_token = estimate.mean / arm.tokens_per_sequence
-    bytes_per_token = arm.bytes_per_token
-    difference = Difference(
-        arm=arm.name,
-        baseline=baseline.name,
-        nats_per_sequence=estimate.mean,
-        half_width=half_width,
-        low=estimate.mean - half_width,
-        high=estimate.mean + half_width,
-        level=level,
-        seeds=d_SN.shape[0],
-        sequences=d_SN.shape[1],
-        se_seed=math.sqrt(estimate.parts[0][0]) if len(seeds) > 1 else None,
-        se_sequences=math.sqrt(estimate.parts[-1][0]),
-        p_value=estimate.p_value(),
-        verdict="undecided",
-        nats_per_token=per_token,
-        bits_per_byte=-per_token / math.log(2) / bytes_per_token if bytes_per_token else None,
-    )
-    return difference, estimate
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """A challenger and the baseline at every look so far.
+
+    Attributes:
+        reached_LSN: their differences at each look, more seeds each time.
+        looks: seeds at all looks that may come.
+    """
+
+    arm: ArmScores
+    baseline: ArmScores
+    reached_LSN: tuple[Array, ...]
+    looks: tuple[int, ...]
+
+    @classmethod
+    def of(cls, arm: ArmScores, baseline: ArmScores, looks: Sequence[int]) -> _Pair:
+        seeds = _paired_seeds([arm, baseline])
+        d_SN = arm.at(seeds) - baseline.at(seeds)
+        counts = [look for look in looks if look <= len(seeds)] or [len(seeds)]
+        counts[-1] = len(seeds) if len(counts) == len(looks) else counts[-1]
+        reached = tuple(d_SN[:count] for count in counts)
+        return cls(arm, baseline, reached, tuple(looks) or (len(seeds),))
+
+    @property
+    def latest(self) -> Array:
+        return self.reached_LSN[-1]
+
+    def nominal(self, alpha: float) -> float:
+        """Level of the present look under which all looks together err at most `alpha`."""
+        return nominal_levels(self.looks, alpha)[len(self.reached_LSN) - 1]
+
+    def p_value(self) -> float:
+        """Of no difference, over all looks so far."""
+        return sequential_p([estimate(d).p_value() for d in self.reached_LSN], self.looks)
+
+    def equivalence_p(self, margin: float | None) -> float:
+        """Of a difference as large as the margin, over all looks so far."""
+        if not margin:
+            return 1.0
+        p_values = [_equivalence_p(estimate(d), margin) for d in self.reached_LSN]
+        return sequential_p(p_values, self.looks)
+
+    def difference(self, level: float) -> Difference:
+        """The pair alone: no correction for other challengers, no verdict yet."""
+        found, (S, n) = estimate(self.latest), self.latest.shape
+        half_width = found.half_width(self.nominal(1 - level))
+        per_token = found.mean / self.arm.tokens_per_sequence
+        bytes_per_token = self.arm.bytes_per_token
+        return Difference(
+            arm=self.arm.name,
+            baseline=self.baseline.name,
+            nats_per_sequence=found.mean,
+            half_width=half_width,
+            low=found.mean - half_width,
+            high=found.mean + half_width,
+            level=level,
+            seeds=S,
+            sequences=n,
+            se_seed=math.sqrt(found.parts[0][0]) if S > 1 else None,
+            se_sequences=math.sqrt(found.parts[-1][0]),
+            p_value=1.0,
+            verdict="undecided",
+            nats_per_token=per_token,
+            bits_per_byte=-per_token / math.log(2) / bytes_per_token if bytes_per_token else None,
+            look=len(self.reached_LSN),
+            looks=len(self.looks),
+        )
 
 
 def compare(
@@ -257,13 +235,17 @@ def compare(
     baseline: str,
     level: float = 0.95,
     margin: float | None = None,
+    looks: Sequence[int] = (),
+    forecasts: bool = True,
 ) -> list[Difference]:
     """Hold every other arm against the baseline, in the order of `arms`.
 
-    Only seeds that all arms have are used. Intervals are at `level` for each pair alone; p-values
-    and verdicts are corrected by Holm over the challengers, so that all verdicts together are
-    wrong at most 1 - level of the time. `margin` (nats per sequence) adds the verdict
-    "equivalent", for differences that are shown to lie within it.
+    Only seeds that both arms of a pair have are used. Intervals are at `level` for each pair alone;
+    p-values and verdicts are corrected by Holm over the challengers, so that all verdicts together
+    are wrong at most 1 - level of the time. `margin` (nats per sequence) adds the verdict
+    "equivalent", for differences that are shown to lie within it. `looks` are the seeds at which
+    the comparison may stop, where it goes on until decided: everything is then corrected for them.
+    `forecasts` says of undecided pairs how much more would probably decide them.
 
     Raises:
         ValueError: no such baseline, no challenger, no common seed, or different sequences.
@@ -274,16 +256,26 @@ def compare(
             f"needs at least two arms of different names, one of them the baseline {baseline!r}; "
             f"got {[arm.name for arm in arms]}"
         )
-    seeds = _paired_seeds(arms)
     challengers = [arm for arm in arms if arm.name != baseline]
-    pairs = [_difference(arm, by_name[baseline], seeds, level) for arm in challengers]
-    p_values = _holm([difference.p_value for difference, _ in pairs])
-    same = _holm([_equivalence_p(e, margin) if margin else 1.0 for _, e in pairs])
-    corrected = [
-        replace(difference, p_value=p, challengers=len(pairs), margin=margin)
-        for (difference, _), p in zip(pairs, p_values, strict=True)
+    pairs = [_Pair.of(arm, by_name[baseline], looks) for arm in challengers]
+    p_values = _holm([pair.p_value() for pair in pairs])
+    same = _holm([pair.equivalence_p(margin) for pair in pairs])
+    differences = [
+        replace(pair.difference(level), p_value=p, challengers=len(pairs), margin=margin)
+        for pair, p in zip(pairs, p_values, strict=True)
     ]
-    return [replace(d, verdict=_verdict(d, p)) for d, p in zip(corrected, same, strict=True)]
+    judged = [replace(d, verdict=_verdict(d, p)) for d, p in zip(differences, same, strict=True)]
+    if not forecasts:
+        return judged
+    return [_with_forecast(d, pair) for d, pair in zip(judged, pairs, strict=True)]
+
+
+def _with_forecast(difference: Difference, pair: _Pair) -> Difference:
+    if difference.verdict != "undecided":
+        return difference
+    p = pair.nominal(1 - difference.level) / difference.challengers
+    found = forecast(pair.latest, p, difference.margin)
+    return replace(difference, more_seeds=found.seeds, sequences_needed=found.sequences)
 
 
 def selection_probabilities(
@@ -315,7 +307,7 @@ def _noise(z_ASN: Array, draws: int, rng: np.random.Generator) -> Array:
     normal = rng.standard_normal
     if S == 1:
         return normal((draws, A)) @ _root(np.atleast_2d(np.cov(z_ASN[:, 0])) / n)
-    seed_AA, sequence_AA, residual_AA = (ms / (S * n) for ms in _mean_squares(z_ASN))
+    seed_AA, sequence_AA, residual_AA = (ms / (S * n) for ms in mean_squares(z_ASN))
     t_scale = np.sqrt((S - 1) / rng.chisquare(S - 1, (draws, 1)))
     noise_RA: Array = normal((draws, A)) @ _root(seed_AA) * t_scale
     noise_RA += normal((draws, A)) @ _root(sequence_AA - residual_AA)
@@ -369,11 +361,31 @@ def _measure(difference: Difference, sign: int) -> str:
 
 
 def _holm_words(difference: Difference) -> str:
-    if difference.challengers == 1:
+    apart = difference.low * difference.high > 0
+    hidden = apart and difference.verdict == "undecided"
+    if difference.challengers == 1 and not hidden:
         return ""
     p = difference.p_value
     shown = "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
-    return f"; {shown} over {difference.challengers} challengers"
+    over = f" over {difference.challengers} challengers" if difference.challengers > 1 else ""
+    return f"; {shown}{over}"
+
+
+def what_would_decide(difference: Difference) -> str:
+    """For an undecided pair, how much more would probably decide it, in one sentence."""
+    if difference.seeds < 2:
+        return "More training seeds are needed before anything can be said."
+    more = []
+    if difference.more_seeds is not None:
+        seeds = "seed" if difference.more_seeds == 1 else "seeds"
+        more.append(f"{difference.more_seeds} more {seeds} for each arm")
+    wanted = difference.sequences_needed
+    if wanted is not None:
+        times = wanted / difference.sequences
+        more.append(f"{wanted} held-out sequences ({times:.2g} times the forwards)")
+    if not more:
+        return "No affordable number of seeds or forwards would probably decide it."
+    return f"{' or '.join(more)} would probably decide it."
 
 
 _WORDS: dict[Verdict, Callable[[Difference], str]] = {

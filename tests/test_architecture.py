@@ -22,7 +22,9 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "study": ({"space", "dispatch.base", "ledger"}, {"optuna"}),
     "lease": (set(), set()),
     "dispatch": (set(), {"ray"}),
-    "compare": (set(), set()),
+    "crossed": (set(), set()),
+    "sequential": (set(), set()),
+    "compare": ({"crossed", "sequential"}, set()),
     "report": ({"compare"}, set()),
     "launch": (set(), set()),
     "cli": (
