@@ -189,12 +189,20 @@ class Comparison(Section):
     arms: dict[str, dict[str, Any]] = Field(min_length=2)
     baseline: str | None = Field(None, description="arm the others are held against; default first")
     seeds: int = Field(3, gt=1, description="paired training seeds per arm")
+    max_seeds: int | None = Field(
+        None, gt=1, description="add seeds to undecided arms, up to so many each; default: none"
+    )
+    margin: float | None = Field(
+        None, gt=0, description="nats per sequence below which a difference does not matter"
+    )
     level: float = Field(0.95, gt=0.5, lt=1, description="confidence level of the intervals")
 
     @model_validator(mode="after")
     def _baseline_is_an_arm(self) -> Comparison:
         if self.baseline is not None and self.baseline not in self.arms:
             raise ValueError(f"baseline {self.baseline!r} is none of the arms {list(self.arms)}")
+        if self.max_seeds is not None and self.max_seeds < self.seeds:
+            raise ValueError(f"max_seeds {self.max_seeds} is less than seeds {self.seeds}")
         return self
 
 

@@ -790,6 +790,18 @@ def enqueue_arms(study: optuna.Study, arms: Sequence[tuple[str, Mapping[str, Any
         study.enqueue_trial(dict(params), user_attrs={"arm": name})
 
 
+def enqueue_runs(study: optuna.Study, runs: Sequence[tuple[str, Mapping[str, Any]]]) -> int:
+    """Queue the runs (arm, parameters) that are not there yet; returns the study's trials."""
+    known = [
+        (t.user_attrs.get("arm"), t.system_attrs.get("fixed_params"))
+        for t in study.get_trials(deepcopy=False)
+    ]
+    new = [run for run in runs if (run[0], dict(run[1])) not in known]
+    for arm, params in new:
+        study.enqueue_trial(dict(params), user_attrs={"arm": arm})
+    return len(known) + len(new)
+
+
 def best(found: Sequence[TrialRecord]) -> TrialRecord:
     """The finished trial with the highest LML; the earlier one of equals.
 

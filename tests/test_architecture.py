@@ -28,7 +28,8 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "report": ({"compare"}, set()),
     "launch": (set(), set()),
     "cli": (
-        {"space", "study", "lease", "dispatch", "compare", "report", "launch", "score", "verify"},
+        {"space", "study", "lease", "dispatch", "compare", "sequential", "report", "launch"}
+        | {"score", "verify"},
         {"optuna"},
     ),
     "policies": (set(), {"torch"}),

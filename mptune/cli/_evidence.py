@@ -15,6 +15,7 @@ from mptune.compare import ArmScores, compare, selection_probabilities
 from mptune.errors import InputError
 from mptune.paths import RunDirectory, TrialDirectory
 from mptune.report.model import ArmRow, ArmRun, ComparisonReport, ReportInput, TrialRow, spend
+from mptune.sequential import schedule
 from mptune.spec import Comparison, SearchSpec, build
 from mptune.specfile import SpecFile
 from mptune.study import TrialRecord
@@ -52,7 +53,7 @@ def collect(run: RunDirectory, spec: SearchSpec, command: str) -> ReportInput:
         data=prepared.description if prepared else build("data", spec.data).words(),
         prepared=prepared,
         trials=tuple(_row(r) for r in searched if r.state != "WAITING"),
-        comparison=_comparison(spec.compare, compared, prepared),
+        comparison=comparison_report(spec.compare, compared, prepared),
         spend=spend(results, trials=len(tried), wall_s=_wall_s(run, spec)),
         plan_hash=prepared.plan_hash if prepared else "",
         versions=_versions(results[0].versions if results else {}),
@@ -92,9 +93,10 @@ def _row(record: TrialRecord) -> TrialRow:
     )
 
 
-def _comparison(
+def comparison_report(
     comparison: Comparison | None, found: Sequence[TrialRecord], prepared: Prepared | None
 ) -> ComparisonReport | None:
+    """What comparing these runs of the arms says; None if there is nothing to compare."""
     if comparison is None or not found or prepared is None:
         return None
     by_arm = {name: [r for r in found if r.arm == name] for name in comparison.arms}
@@ -105,9 +107,20 @@ def _comparison(
         baseline=baseline,
         level=comparison.level,
         arms=tuple(_arm(name, records) for name, records in by_arm.items()),
-        differences=tuple(compare(paired, baseline, comparison.level)) if paired else (),
+        differences=tuple(
+            compare(paired, baseline, comparison.level, comparison.margin, _looks(comparison))
+        )
+        if paired
+        else (),
         selection=tuple(selection_probabilities(paired)) if paired else (),
     )
+
+
+def _looks(comparison: Comparison) -> tuple[int, ...]:
+    """Seeds at which a comparison that adds seeds may stop; empty if it does not add any."""
+    if comparison.max_seeds is None:
+        return ()
+    return schedule(comparison.seeds, comparison.max_seeds)
 
 
 def _paired(scores: Sequence[ArmScores], baseline: str) -> list[ArmScores]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +15,14 @@ import yaml
 from rich.console import Console
 
 from mptune import dispatch, study
-from mptune.cli._evidence import collect
+from mptune.cli._evidence import collect, comparison_report
 from mptune.dispatch.base import Dispatcher
 from mptune.errors import InputError
 from mptune.lease import held
 from mptune.paths import RunDirectory, cache_directory, write_text
 from mptune.report.live import LiveView
 from mptune.report.model import ReportInput
+from mptune.sequential import schedule
 from mptune.space import Space
 from mptune.spec import Comparison, SearchSpec, build
 from mptune.specfile import Concrete, SpecFile, merge_arm, plain
@@ -184,7 +185,7 @@ class Session:
     # --- comparing -----------------------------------------------------------------------------
 
     def compare(self) -> None:
-        """Run the spec's comparison: every arm on every paired seed.
+        """Run the spec's comparison: every arm on every paired seed, and more until decided.
 
         Raises:
             InputError: the spec has no `compare`, or a dimension is left open.
@@ -196,10 +197,6 @@ class Session:
         pruner = optuna.pruners.NopPruner()
         opened = study.open_study(self.run, self.url, name, pruner=pruner)
         arms = self._arms(opened, comparison)
-        study.enqueue_arms(opened, _paired_runs(comparison))
-        runs = len(comparison.arms) * comparison.seeds
-        if study.ended(opened) >= runs:
-            return
         factory = self._factory(name, "compare", ())
 
         def propose(trial: optuna.Trial) -> TrialSpec:
@@ -207,7 +204,28 @@ class Session:
             seed = trial.suggest_int("seed", 0, 10_000)
             return factory.make(arms[arm], trial.number, study.COMPARE_SEED + seed)
 
-        self._drive(opened, runs, propose, "comparison")
+        wanted: list[tuple[str, dict[str, Any]]] = []
+        names, seeds = list(arms), 0
+        for look in schedule(comparison.seeds, comparison.max_seeds):
+            wanted += _paired_runs(names, range(seeds, look))
+            seeds, runs = look, study.enqueue_runs(opened, wanted)
+            if study.ended(opened) < runs:
+                self._drive(opened, runs, propose, "comparison")
+            names = self._undecided(comparison, name, wanted)
+            if not names:
+                return
+
+    def _undecided(
+        self, comparison: Comparison, name: str, ran: Sequence[tuple[str, dict[str, Any]]]
+    ) -> list[str]:
+        """Arms that need more seeds, the baseline among them; none if all is decided."""
+        kept = {(arm, params["seed"]) for arm, params in ran}
+        found = study.records(self.run, self.url, name)
+        seen = [r for r in found if (r.arm, r.params.get("seed")) in kept]
+        said = comparison_report(comparison, seen, self.prepared())
+        open_pairs = [d for d in said.differences if d.verdict == "undecided"] if said else []
+        names = {name for d in open_pairs for name in (d.arm, d.baseline)}
+        return [arm for arm in comparison.arms if arm in names]
 
     def _arms(self, opened: optuna.Study, comparison: Comparison) -> dict[str, Concrete]:
         """Each arm's spec: the base with the arm's changes. The base never moves once chosen."""
@@ -250,10 +268,6 @@ class Session:
         return collect(self.run, self.spec, self.command)
 
 
-def _paired_runs(comparison: Comparison) -> list[tuple[str, dict[str, Any]]]:
+def _paired_runs(arms: Sequence[str], seeds: Iterable[int]) -> list[tuple[str, dict[str, Any]]]:
     """Seed by seed, so that an interrupted comparison is still paired."""
-    return [
-        (arm, {"arm": arm, "seed": seed})
-        for seed in range(comparison.seeds)
-        for arm in comparison.arms
-    ]
+    return [(arm, {"arm": arm, "seed": seed}) for seed in seeds for arm in arms]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from mptune.compare import Difference, Selection, sentence
+from mptune.compare import Difference, Selection, sentence, what_would_decide
 from mptune.report.model import (
     ArmRow,
     ComparisonReport,
@@ -235,8 +235,15 @@ def _verdict_of(comparison: ComparisonReport) -> _Verdict:
     main = _main_difference(comparison)
     rest = [d for d in comparison.differences if d is not main]
     title = f"{main.arm} against {main.baseline}"
-    sentences = tuple(_capital(sentence(d)) + "." for d in [main, *rest])
+    sentences = tuple(_said(d) for d in [main, *rest])
     return _capital(title), main.verdict, _verdict_label(main), sentences
+
+
+def _said(difference: Difference) -> str:
+    said = _capital(sentence(difference)) + "."
+    if difference.verdict == "undecided":
+        said += f" {what_would_decide(difference)}"
+    return said
 
 
 def _verdict_label(difference: Difference) -> str:
