@@ -7,9 +7,9 @@ A axes of the grid that positions lie on.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +30,31 @@ def _first_rows(layer: nn.Linear, rows: int, inputs: Tensor) -> Tensor:
     return linear(inputs, layer.weight[:rows], layer.bias[:rows])
 
 
+Choose: TypeAlias = Callable[[Tensor], Tensor]
+"""Hidden states [B, D, W] to those of the masked positions [K, W]."""
+
+Narrow: TypeAlias = Callable[[Any, Choose], None]
+"""Makes a block choose as soon as its attention is done."""
+
+
+def _narrow_output(block: Any, choose: Choose) -> None:
+    def choose_both(module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(choose(hidden_BDW) for hidden_BDW in given)
+
+    block.attention.output.register_forward_pre_hook(choose_both)
+
+
 class MaskedPredictor(nn.Module):
     """An encoder, and a head that runs on masked positions only.
 
+    So does what the last block does after attention: it mixes no positions, and nobody reads the
+    others.
+
     Args:
         encoder, head: the parts of a Hugging Face model.
+        last: the encoder's last block. Its module `attention.output` is called with what
+            attention gives and with the residual stream; a family whose blocks are made otherwise
+            has `narrow`.
         predictable: V.
         pretrained: the model that they are parts of, for `save_pretrained`.
         window: positions that local blocks attend over, if the family has such blocks.
@@ -56,6 +76,9 @@ class MaskedPredictor(nn.Module):
         window: int | None = None,
         embeds_first: bool = False,
         decoder: nn.Linear | None = None,
+        *,
+        last: nn.Module,
+        narrow: Narrow | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.head = encoder, head
@@ -64,8 +87,10 @@ class MaskedPredictor(nn.Module):
             decoder.forward = partial(  # type: ignore[method-assign]
                 _first_rows, decoder, predictable
             )
-        # In a tuple it is no submodule: its parameters are those of encoder and head.
-        self._pretrained = (pretrained,)
+        # In tuples they are no submodules: their parameters are those of encoder and head.
+        self._pretrained, self._last = (pretrained,), (last,)
+        self._chosen_K: Tensor | None = None
+        (narrow or _narrow_output)(last, self._choose)
         self.axes = nn.ModuleList()
         self.register_buffer("place_AD", None)
         self.register_buffer("banned_DV", None)
@@ -116,20 +141,25 @@ class MaskedPredictor(nn.Module):
         if document_BD is not None and self.embeds_first:
             embed: Any = self.encoder.embeddings
             given = {"inputs_embeds": embed(input_ids=tokens_BD, position_ids=place_BD)}
-        hidden_BDW = self.encoder(**given, attention_mask=attention, position_ids=place_BD)[0]
-        chosen_KW = (
-            hidden_BDW[mask]
-            if mask.dtype == torch.bool
-            else hidden_BDW.flatten(0, 1).index_select(0, mask)
-        )
+        flat_K = mask.flatten().nonzero()[:, 0] if mask.dtype == torch.bool else mask
+        self._chosen_K = flat_K
+        try:
+            chosen_KW = self.encoder(**given, attention_mask=attention, position_ids=place_BD)[0]
+        finally:
+            self._chosen_K = None
         logits_KV: Tensor = self.head(chosen_KW)
         if logits_KV.shape[1] != self.predictable:
             logits_KV = logits_KV[:, : self.predictable]
         if self.banned_DV is not None:
-            flat_K = mask.flatten().nonzero()[:, 0] if mask.dtype == torch.bool else mask
             banned_KV = self.banned_DV[flat_K % tokens_BD.shape[1]]
             logits_KV = logits_KV.masked_fill(banned_KV, -math.inf)
         return logits_KV
+
+    def _choose(self, hidden_BDW: Tensor) -> Tensor:
+        """The masked positions' rows [K, W]; all of them where the encoder is called by others."""
+        if self._chosen_K is None:
+            return hidden_BDW
+        return hidden_BDW.flatten(0, 1).index_select(0, self._chosen_K)
 
     def _inputs(self, tokens_BD: Tensor) -> dict[str, Tensor]:
         if self.place_AD is None:
@@ -144,9 +174,14 @@ class MaskedPredictor(nn.Module):
         self._pretrained[0].save_pretrained(folder)
 
     def checkpoint_activations(self) -> None:
-        """Compute each block's activations again when going backward instead of keeping them."""
+        """Compute each block's activations again when going backward instead of keeping them.
+
+        The last block keeps them: they are the first that going backward needs.
+        """
         model: Any = self._pretrained[0]
         model.gradient_checkpointing_enable({"use_reentrant": False})
+        last: Any = self._last[0]
+        last.gradient_checkpointing = False
 
     def _within(self, document_BD: Tensor) -> Tensor | dict[str, Tensor]:
         """Who attends to whom, bool [B, 1, D, D]; by kind of block where there are local ones."""

@@ -193,6 +193,10 @@ class ModelFamily(Section):
         projections = 4 * self.width**2 + 2 * self.width * self.mlp_width
         return projections + 2 * length * self.width
 
+    def after_attention_multiplications(self) -> float:
+        """Those of them that follow attention and mix no positions: a projection and the MLP."""
+        return self.width**2 + 2 * self.width * self.mlp_width
+
     def head_multiplications(self, vocabulary: int) -> float:
         """Multiply-adds of the head per masked position: one dense layer, then the decoder.
 
@@ -203,14 +207,16 @@ class ModelFamily(Section):
     def flops(self, vocabulary: int, length: int, batch: int, masked: int) -> float:
         """FLOPs of one training step on `batch` sequences of which `masked` positions are masked.
 
-            3 · 2 · (batch · length · depth · block + masked · head)
+            3 · 2 · (batch · length · (depth · block - after) + masked · (after + head))
 
-        3 is forward and backward, 2 is multiply and add. Matrix products only: normalisation,
-        activations, biases, look-ups and the optimizer are left out, as is usual.
+        `after` is what the last block does after attention, of masked positions only; 3 is forward
+        and backward, 2 is multiply and add. Matrix products only: normalisation, activations,
+        biases, look-ups and the optimizer are left out, as is usual.
         """
-        blocks = batch * length * self.depth * self.block_multiplications(length)
-        head = masked * self.head_multiplications(vocabulary)
-        return (1 + BACKWARD) * 2.0 * (blocks + head)
+        after = self.after_attention_multiplications()
+        blocks = batch * length * (self.depth * self.block_multiplications(length) - after)
+        chosen = masked * (after + self.head_multiplications(vocabulary))
+        return (1 + BACKWARD) * 2.0 * (blocks + chosen)
 
 
 class RotaryFamily(ModelFamily):

@@ -34,7 +34,10 @@ class Bert(ModelFamily):
         )
         model = BertForMaskedLM(sdpa(config))
         decoder = model.cls.predictions.decoder
-        return MaskedPredictor(model.bert, model.cls, predictable, model, decoder=decoder)
+        last = model.bert.encoder.layer[-1]
+        return MaskedPredictor(
+            model.bert, model.cls, predictable, model, decoder=decoder, last=last
+        )
 
     def parameters(self, vocabulary: int, length: int) -> int:
         embeddings = (vocabulary + length + 1) * self.width + 2 * self.width

@@ -39,7 +39,10 @@ class Esm(RotaryFamily):
         model = EsmForMaskedLM(sdpa(config))
         # It has parameters of its own that masked prediction never uses.
         model.esm.register_module("contact_head", nn.Identity())
-        return MaskedPredictor(model.esm, model.lm_head, predictable, model, embeds_first=True)
+        last = model.esm.encoder.layer[-1]
+        return MaskedPredictor(
+            model.esm, model.lm_head, predictable, model, embeds_first=True, last=last
+        )
 
     def parameters(self, vocabulary: int, length: int) -> int:
         blocks = self.depth * self.classic_block_parameters()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from mptune.models.base import RotaryFamily
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 class ModernBert(RotaryFamily):
@@ -45,7 +46,14 @@ class ModernBert(RotaryFamily):
         model = ModernBertForMaskedLM(sdpa(config))
         head = nn.Sequential(model.head, model.decoder)
         return MaskedPredictor(
-            model.model, head, predictable, model, self.window, decoder=model.decoder
+            model.model,
+            head,
+            predictable,
+            model,
+            self.window,
+            decoder=model.decoder,
+            last=model.model.layers[-1],
+            narrow=_narrow,
         )
 
     def parameters(self, vocabulary: int, length: int) -> int:
@@ -61,3 +69,23 @@ class ModernBert(RotaryFamily):
         local_keys = min(length, self.window)
         keys = (global_blocks * length + (self.depth - global_blocks) * local_keys) / self.depth
         return 4 * self.width**2 + 3 * self.width * self.mlp_width + 2 * keys * self.width
+
+    def after_attention_multiplications(self) -> float:
+        return self.width**2 + 3 * self.width * self.mlp_width
+
+
+def _narrow(block: Any, choose: Callable[[Tensor], Tensor]) -> None:
+    """Its blocks add attention's output themselves, so the last one is run here.
+
+    Raises:
+        AttributeError: this version of transformers names the parts of a block differently.
+    """
+
+    def forward(hidden_BDW: Tensor, **given: Any) -> Tensor:
+        attended_KW = block.attn(block.attn_norm(hidden_BDW), **given)[0]
+        hidden_KW = choose(hidden_BDW) + attended_KW
+        mixed_KW: Tensor = hidden_KW + block.mlp(block.mlp_norm(hidden_KW))
+        return mixed_KW
+
+    block.attn.Wo.register_forward_pre_hook(lambda module, given: (choose(given[0]),))
+    block.forward = forward

@@ -36,8 +36,10 @@ class Roberta(ModelFamily):
             eos_token_id=None,
         )
         model = RobertaForMaskedLM(sdpa(config))
-        head = model.lm_head
-        return MaskedPredictor(model.roberta, head, predictable, model, decoder=head.decoder)
+        head, last = model.lm_head, model.roberta.encoder.layer[-1]
+        return MaskedPredictor(
+            model.roberta, head, predictable, model, decoder=head.decoder, last=last
+        )
 
     def parameters(self, vocabulary: int, length: int) -> int:
         embeddings = (vocabulary + length + 1) * self.width + 2 * self.width

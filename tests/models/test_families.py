@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from pydantic import ValidationError
+from transformers import AutoModelForMaskedLM
 
 from mptune import plugins
 from mptune.spec import build
@@ -54,6 +55,33 @@ def test_logits_are_those_of_the_masked_positions(family):
     torch.testing.assert_close(
         module(tokens_BD, mask_BD), everywhere_BDV[mask_BD], atol=1e-5, rtol=1e-4
     )
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_logits_are_those_of_the_library_s_own_model(family, tmp_path):
+    """Which computes all of every block for all positions."""
+    module, (tokens_BD, mask_BD) = made(family), batch()
+    module.save_pretrained(str(tmp_path))
+    plain = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
+    place_BD = torch.arange(LENGTH)[None]
+    logits_BDV = plain(tokens_BD, position_ids=place_BD).logits[:, :, :SYMBOLS]
+    torch.testing.assert_close(
+        module(tokens_BD, mask_BD), logits_BDV[mask_BD], atol=1e-5, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_checkpointed_activations_give_the_same_gradients(family):
+    tokens_BD, mask_BD = batch()
+    gradients = []
+    for checkpointed in (False, True):
+        module = made(family).train()
+        if checkpointed:
+            module.checkpoint_activations()
+        module(tokens_BD, mask_BD).logsumexp(-1).sum().backward()
+        gradients.append([p.grad for p in module.parameters()])
+    for kept, computed_again in zip(*gradients, strict=True):
+        torch.testing.assert_close(kept, computed_again)
 
 
 @pytest.mark.parametrize("family", CASES)
