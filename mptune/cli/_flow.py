@@ -95,8 +95,11 @@ def _dry_run(console: Console, file: SpecFile, spec: SearchSpec, searching: bool
             f"({spec.search.sampler.kind}, pruner {spec.search.pruner.kind}); named arms: {arms}"
         )
     if spec.compare is not None:
-        runs = len(spec.compare.arms) * spec.compare.seeds
-        console.print(f"  comparison: {runs} runs, {', '.join(spec.compare.arms)}")
+        arms, most = len(spec.compare.arms), spec.compare.max_seeds
+        more = f", up to {arms * most} while undecided" if most else ""
+        console.print(
+            f"  comparison: {arms * spec.compare.seeds} runs{more}: {', '.join(spec.compare.arms)}"
+        )
     console.print(
         f"  each trial: {resources.workers} workers x {resources.cpus_per_worker:g} CPUs, "
         f"{resources.gpus_per_worker:g} GPUs"

@@ -133,6 +133,40 @@ def test_compare_alone_needs_fixed_dimensions(
     assert "accumulated" in capsys.readouterr().out
 
 
+CLOSE = (
+    "--set",
+    "model={family: bert, width: 32, depth: 1}",
+    "--set",
+    "compare={seeds: 2, max_seeds: 4, arms: {below: {policy: {kind: fixed, rate: 0.39}}, "
+    "above: {policy: {kind: fixed, rate: 0.41}}}}",
+)
+
+
+def test_a_comparison_adds_seeds_until_it_may_have_no_more(
+    spec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", "spec.yaml", *CLOSE, "--dry-run"]) == 0
+    assert "4 runs, up to 8 while undecided: below, above" in capsys.readouterr().out
+    assert main(["compare", "spec.yaml", *CLOSE]) == 0
+    assert "4 seeds each" in capsys.readouterr().out
+    assert main(["status", "runs/demo", "--json"]) == 0
+    assert json_of(capsys)["comparison"]["complete"] == 8
+    before = (tmp_path / "runs" / "demo" / "events.jsonl").read_text()
+    assert main(["compare", "spec.yaml", *CLOSE]) == 0
+    assert (tmp_path / "runs" / "demo" / "events.jsonl").read_text() == before
+
+
+def test_a_comparison_that_is_decided_adds_none(
+    spec: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clear = [word.replace("0.41", "0.9") for word in CLOSE]
+    assert main(["compare", "spec.yaml", *clear]) == 0
+    capsys.readouterr()
+    assert main(["status", "runs/demo", "--json"]) == 0
+    found = json_of(capsys)["comparison"]
+    assert found["complete"] < 8
+
+
 def test_dry_run_touches_nothing(
     spec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
