@@ -207,6 +207,15 @@ def delete_studies(run: RunDirectory, url: str | None, names: Sequence[str]) -> 
             optuna.delete_study(study_name=name, storage=storage)
 
 
+def copy_studies(run: RunDirectory, url: str | None, name: str, database: Path) -> None:
+    """Copy a search and its comparison, trials and attributes, to an SQLite file of their own."""
+    there = open_storage(run, url)
+    here = f"sqlite:///{database.absolute()}"
+    for study_name in (name, compare_name(name)):
+        if has_study(run, url, study_name):
+            optuna.copy_study(from_study_name=study_name, from_storage=there, to_storage=here)
+
+
 def compare_name(name: str) -> str:
     """The study that holds a search's comparison."""
     return f"{name}/compare"

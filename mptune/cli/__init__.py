@@ -28,6 +28,8 @@ COMMANDS = {
     "logs": "what one trial has told",
     "fsck": "check a run directory against its storage, and repair it",
     "report": "write the report and print the ranking",
+    "bundle": "pack the evidence behind a report into one file",
+    "replay": "derive every number of a bundled report again",
     "best": "print the recommended policy, or export it",
     "verify": "check the estimator where the answer is known",
     "impute": "fill a table's missing values with a trained model",

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def collect(run: RunDirectory, spec: SearchSpec, command: str) -> ReportInput:
         data=prepared.description if prepared else build("data", spec.data).words(),
         prepared=prepared,
         trials=tuple(_row(r) for r in searched if r.state != "WAITING"),
-        comparison=comparison_report(spec.compare, compared, prepared),
+        comparison=comparison_report(spec.compare, compared, prepared, run),
         spend=spend(results, trials=len(tried), wall_s=_wall_s(run, spec)),
         plan_hash=prepared.plan_hash if prepared else "",
         versions=_versions(results[0].versions if results else {}),
@@ -94,14 +95,17 @@ def _row(record: TrialRecord) -> TrialRow:
 
 
 def comparison_report(
-    comparison: Comparison | None, found: Sequence[TrialRecord], prepared: Prepared | None
+    comparison: Comparison | None,
+    found: Sequence[TrialRecord],
+    prepared: Prepared | None,
+    run: RunDirectory,
 ) -> ComparisonReport | None:
     """What comparing these runs of the arms says; None if there is nothing to compare."""
     if comparison is None or not found or prepared is None:
         return None
     by_arm = {name: [r for r in found if r.arm == name] for name in comparison.arms}
     baseline = comparison.baseline or next(iter(comparison.arms))
-    scores = [s for n, rs in by_arm.items() if (s := _scores(n, rs, prepared)) is not None]
+    scores = [s for n, rs in by_arm.items() if (s := _scores(n, rs, prepared, run)) is not None]
     paired = _paired(scores, baseline)
     return ComparisonReport(
         baseline=baseline,
@@ -135,9 +139,11 @@ def _finished(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     return [r for r in records if r.result is not None and r.spec is not None]
 
 
-def _scores(name: str, records: Sequence[TrialRecord], prepared: Prepared) -> ArmScores | None:
+def _scores(
+    name: str, records: Sequence[TrialRecord], prepared: Prepared, run: RunDirectory
+) -> ArmScores | None:
     done = _finished(records)
-    rows = [_per_sequence(r.spec) for r in done if r.spec is not None]
+    rows = [_per_sequence(run, r.spec) for r in done if r.spec is not None]
     if not rows:
         return None
     return ArmScores(
@@ -149,8 +155,10 @@ def _scores(name: str, records: Sequence[TrialRecord], prepared: Prepared) -> Ar
     )
 
 
-def _per_sequence(spec: TrialSpec) -> np.ndarray[Any, np.dtype[np.float64]]:
-    with np.load(TrialDirectory.of(spec.directory).scores) as stored:
+def _per_sequence(run: RunDirectory, spec: TrialSpec) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Its scores, wherever the run directory is now."""
+    folder, number = Path(spec.directory).parts[-2:]
+    with np.load(TrialDirectory(run.root / folder / number).scores) as stored:
         found: np.ndarray[Any, np.dtype[np.float64]] = stored["nats_per_sequence"]
         return found
 

@@ -95,10 +95,10 @@ def _dry_run(console: Console, file: SpecFile, spec: SearchSpec, searching: bool
             f"({spec.search.sampler.kind}, pruner {spec.search.pruner.kind}); named arms: {arms}"
         )
     if spec.compare is not None:
-        arms, most = len(spec.compare.arms), spec.compare.max_seeds
-        more = f", up to {arms * most} while undecided" if most else ""
+        count, most = len(spec.compare.arms), spec.compare.max_seeds
+        more = f", up to {count * most} while undecided" if most else ""
         console.print(
-            f"  comparison: {arms * spec.compare.seeds} runs{more}: {', '.join(spec.compare.arms)}"
+            f"  comparison: {count * spec.compare.seeds} runs{more}: {', '.join(spec.compare.arms)}"
         )
     console.print(
         f"  each trial: {resources.workers} workers x {resources.cpus_per_worker:g} CPUs, "

@@ -222,7 +222,7 @@ class Session:
         kept = {(arm, params["seed"]) for arm, params in ran}
         found = study.records(self.run, self.url, name)
         seen = [r for r in found if (r.arm, r.params.get("seed")) in kept]
-        said = comparison_report(comparison, seen, self.prepared())
+        said = comparison_report(comparison, seen, self.prepared(), self.run)
         open_pairs = [d for d in said.differences if d.verdict == "undecided"] if said else []
         names = {name for d in open_pairs for name in (d.arm, d.baseline)}
         return [arm for arm in comparison.arms if arm in names]

@@ -1,0 +1,100 @@
+"""The evidence of a search in one file: a zip of small files, and a list of their SHA-256 sums.
+
+MANIFEST.json                  format, and the sum of every other file
+spec.yaml, resolved.yaml       as given, and with every default written out
+prepared.json, plan.npz        the data's table and hashes; the frozen scoring plan
+study.db                       both Optuna studies, whatever storage held them (SQLite)
+trials/0007/, compare/0001/    trial.json, result.json and scores.npz of every trial
+report/report.json             what was reported, with versions, time and command
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mptune.errors import InputError
+from mptune.paths import RunDirectory, write_aside
+from mptune.study import copy_studies
+
+FORMAT = 1
+MANIFEST = "MANIFEST.json"
+OF_TRIALS = ("trial.json", "result.json", "scores.npz")
+
+
+def pack(run: RunDirectory, url: str | None, name: str, target: Path) -> int:
+    """Write the bundle of a run; returns its number of files.
+
+    Raises:
+        InputError: the run has no report yet.
+    """
+    if not run.report_json.exists():
+        raise InputError(f"{run.root} has no report yet; run `mptune report {run.root}` first")
+    with tempfile.TemporaryDirectory() as folder, write_aside(target) as aside:
+        database = RunDirectory(Path(folder)).database
+        copy_studies(run, url, name, database)
+        files = {**dict(_files(run)), database.name: database}
+        sums = {inside: _sum(path.read_bytes()) for inside, path in sorted(files.items())}
+        with zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED) as archive:
+            manifest = {"format": FORMAT, "sha256": sums}
+            archive.writestr(MANIFEST, json.dumps(manifest, indent=2) + "\n")
+            for inside in sums:
+                archive.write(files[inside], inside)
+    return len(sums)
+
+
+def _files(run: RunDirectory) -> Iterator[tuple[str, Path]]:
+    for path in (run.spec, run.resolved, run.prepared, run.plan, run.report_json):
+        if path.exists():
+            yield path.relative_to(run.root).as_posix(), path
+    for folder in ("trials", "compare"):
+        for name in OF_TRIALS:
+            for path in (run.root / folder).glob(f"*/{name}"):
+                yield path.relative_to(run.root).as_posix(), path
+
+
+def unpack(bundle: Path, folder: Path) -> RunDirectory:
+    """Check every file of a bundle and lay it out as a run directory.
+
+    Raises:
+        InputError: there is no bundle, it is cut off, or a file in it is not what was packed.
+    """
+    try:
+        with zipfile.ZipFile(bundle) as archive:
+            sums = _manifest(bundle, archive)
+            for inside, expected in sums.items():
+                content = archive.read(inside)
+                if _sum(content) != expected:
+                    raise InputError(f"{bundle}: {inside} was changed after it was packed")
+                path = folder / inside
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+    except FileNotFoundError:
+        raise InputError(f"{bundle}: there is no such file") from None
+    except (zipfile.BadZipFile, KeyError, OSError, ValueError) as error:
+        raise InputError(f"{bundle} is no whole bundle: {error}") from None
+    return RunDirectory(folder)
+
+
+def _manifest(bundle: Path, archive: zipfile.ZipFile) -> Mapping[str, str]:
+    manifest: dict[str, Any] = json.loads(archive.read(MANIFEST))
+    if manifest.get("format") != FORMAT:
+        raise InputError(
+            f"{bundle}: format {manifest.get('format')}; this version of mptune reads {FORMAT}"
+        )
+    sums: dict[str, str] = manifest["sha256"]
+    outside = [name for name in sums if Path(name).is_absolute() or ".." in Path(name).parts]
+    added = sorted(set(archive.namelist()) - set(sums) - {MANIFEST})
+    for names, what in ((outside, "lies outside"), (added, "is not in its list")):
+        if names:
+            raise InputError(f"{bundle}: {names[0]} {what}")
+    return sums
+
+
+def _sum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

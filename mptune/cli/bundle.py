@@ -1,0 +1,35 @@
+"""Pack the evidence behind a report into one file that `mptune replay` can check anywhere.
+
+It holds the spec, the study, the frozen plan, every sequence's score and the report, each with its
+SHA-256 sum; no data and no weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mptune.cli import _arguments
+
+EXAMPLES = """\
+examples:
+  mptune bundle runs/quickstart                          # runs/quickstart.bundle.zip
+  mptune bundle runs/quickstart --out evidence.zip
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    _arguments.add_run_dir(parser)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default RUN_DIR.bundle.zip")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from mptune.cli._bundle import pack
+    from mptune.cli._evidence import stored_spec
+
+    found = _arguments.existing_run(arguments.run_dir)
+    spec = stored_spec(found)
+    target = arguments.out or found.root.with_name(f"{found.root.resolve().name}.bundle.zip")
+    count = pack(found, spec.storage.url, spec.name, target)
+    print(f"{target}: {count} files, {target.stat().st_size / 1e6:.1f} MB")
+    return 0

@@ -1,0 +1,106 @@
+"""Derive every number of a bundled report again, from its scores, without data or training.
+
+Exit code 3 if any number comes out differently.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mptune.paths import RunDirectory
+
+EXAMPLES = """\
+examples:
+  mptune replay quickstart.bundle.zip
+  mptune replay quickstart.bundle.zip --into checked     # keep the run directory and its report
+  mptune replay quickstart.bundle.zip --json             # the report's numbers, derived again
+"""
+
+SHOWN = 10
+"""Differences that are told."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from mptune.cli import _arguments
+
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="written by `mptune bundle`")
+    parser.add_argument("--into", type=Path, metavar="DIR", help="a new folder to unpack it in")
+    _arguments.add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from mptune.errors import InputError
+
+    if arguments.into is None:
+        with tempfile.TemporaryDirectory() as folder:
+            return _replay(arguments, Path(folder))
+    if arguments.into.exists():
+        raise InputError(f"{arguments.into} exists; name a new folder")
+    return _replay(arguments, arguments.into)
+
+
+def _replay(arguments: argparse.Namespace, folder: Path) -> int:
+    from mptune import report
+    from mptune.cli._bundle import unpack
+    from mptune.errors import NoResultError
+    from mptune.report.files import as_json
+
+    found = unpack(arguments.bundle, folder)
+    said = json.loads(found.report_json.read_text(encoding="utf-8"))
+    evidence = _evidence(found, said["input"])
+    text = as_json(evidence)
+    wrong = [*_wrong_scores(found), *_differences(said, json.loads(text))]
+    if arguments.into is not None:
+        report.write(evidence, found)
+    if wrong:
+        shown = "\n  ".join(wrong[:SHOWN])
+        raise NoResultError(f"{arguments.bundle}: {len(wrong)} numbers differ:\n  {shown}")
+    if arguments.json:
+        print(text, end="")
+    else:
+        print(f"{arguments.bundle}: all numbers of its report come out the same")
+        print(said["findings"]["recommendation"])
+    return 0
+
+
+def _evidence(run: RunDirectory, said: dict[str, Any]) -> Any:
+    """What the report is made from; when, where and by which command is taken from the bundle."""
+    from mptune.cli._evidence import collect, stored_spec
+    from mptune.spec import Storage
+
+    spec = stored_spec(run).model_copy(update={"storage": Storage()})
+    made = {"created": said["created"], "versions": said["versions"]}
+    found = collect(run, spec, said["commands"][0])
+    return found.model_copy(update={**made, "commands": tuple(said["commands"])})
+
+
+def _wrong_scores(run: RunDirectory) -> Iterator[str]:
+    """Trials whose score is not the mean of their sequences' scores."""
+    import numpy as np
+
+    for path in sorted(run.root.glob("*/*/scores.npz")):
+        result = json.loads((path.parent / "result.json").read_text(encoding="utf-8"))
+        stated = float(result["lml"]["nats_per_sequence"])
+        with np.load(path) as stored:
+            mean = float(stored["nats_per_sequence"].mean())
+        if not math.isclose(mean, stated, rel_tol=1e-9, abs_tol=1e-9):
+            where = path.parent.relative_to(run.root)
+            yield f"{where}: nats per sequence {stated} is not the mean of its scores, {mean}"
+
+
+def _differences(said: Any, found: Any, where: str = "report") -> Iterator[str]:
+    """Where two JSON values differ."""
+    if isinstance(said, dict) and isinstance(found, dict) and said.keys() == found.keys():
+        for key in said:
+            yield from _differences(said[key], found[key], f"{where}.{key}")
+    elif isinstance(said, list) and isinstance(found, list) and len(said) == len(found):
+        for number, pair in enumerate(zip(said, found, strict=True)):
+            yield from _differences(*pair, f"{where}[{number}]")
+    elif said != found:
+        yield f"{where}: was {str(said)[:80]}, is {str(found)[:80]}"
