@@ -65,7 +65,7 @@ def _replay(arguments: argparse.Namespace, folder: Path) -> int:
         print(text, end="")
     else:
         print(f"{arguments.bundle}: all numbers of its report come out the same")
-        print(said["findings"]["recommendation"])
+        print("\n".join(said["findings"]["recommendation"]))
     return 0
 
 
