@@ -425,6 +425,12 @@ class SpecFile:
     def _refuse_misplaced_dimensions(self) -> None:
         for name in self.dimensions:
             section, _, key = name.partition(".")
+            known = tuple(SearchSpec.model_fields)
+            if section not in known:
+                raise InputError(
+                    f"{self.origin_of(section)}: {section}: unknown key; allowed: "
+                    f"{', '.join(known)}{did_you_mean(section, known)}"
+                )
             if section not in SEARCHABLE or key.startswith("budget_"):
                 raise InputError(
                     f"{self.origin_of(name)}: {name}: must be the same for every trial of a study, "

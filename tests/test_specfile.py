@@ -161,3 +161,10 @@ def test_options_that_look_the_same_are_numbered(tmp_path: Path) -> None:
     text = GOOD.replace("- {kind: uniform}", "- {kind: uniform}\n    - {kind: uniform}")
     labels = read(tmp_path, text).dimensions["policy"].labels  # type: ignore[union-attr]
     assert labels == ("fixed", "uniform", "uniform#2", "beta")
+
+
+def test_a_misspelt_section_with_a_dimension_is_unknown_not_misplaced(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        read(tmp_path, GOOD.replace("policy:", "polcy:", 1)).validate()
+    assert "spec.yaml:9: polcy: unknown key" in str(caught.value)
+    assert "did you mean 'policy'?" in str(caught.value)

@@ -92,12 +92,9 @@ def _complete(files: TrialDirectory, record: TrialRecord) -> Iterator[Finding]:
     try:
         with np.load(files.scores) as stored:
             stored["nats_per_sequence"]
-    except (OSError, ValueError, KeyError, EOFError):
-        again = f"python -m mptune.worker {files.spec} --out {files.root}"
-        yield Finding(str(files.scores), "missing or damaged", again)
     except Exception:  # a broken zip file raises what it likes
         again = f"python -m mptune.worker {files.spec} --out {files.root}"
-        yield Finding(str(files.scores), "damaged", again)
+        yield Finding(str(files.scores), "missing or damaged", again)
 
 
 def _strangers(run: RunDirectory, folder: str, known: set[int]) -> Iterator[Finding]:
