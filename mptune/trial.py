@@ -125,6 +125,25 @@ class RateScore(Message):
     accuracy_se: float
 
 
+class MissingScore(Message):
+    """The score with some observed values removed from what is seen and from what is scored."""
+
+    fraction: float = Field(description="of the observed values that were removed")
+    kind: Literal["random", "block"]
+    lml: LMLScore
+
+
+class LearningPoint(Message):
+    """One point of a learning curve: the score on the plan of the rungs, and the cost so far."""
+
+    progress: float
+    tokens: int
+    flops: float
+    seconds: float = Field(description="of training steps")
+    nats_per_token: float
+    se: float = Field(description="nats per token")
+
+
 class Cost(Message):
     """What a trial took."""
 
@@ -151,6 +170,12 @@ class TrialResult(Message):
     cost: Cost
     rungs: tuple[tuple[float, float], ...] = Field(
         (), description="(progress, LML nats per token) at each rung"
+    )
+    learning: tuple[LearningPoint, ...] = Field(
+        (), description="the score at each rung with what it had cost; the same plan at all"
+    )
+    lml_missing: tuple[MissingScore, ...] = Field(
+        (), description="the same estimate with values removed as score.missing says"
     )
     loss_curve: tuple[tuple[float, float], ...] = Field(
         (), description="(progress, training loss in nats per masked position)"

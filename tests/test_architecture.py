@@ -25,11 +25,16 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "crossed": (set(), set()),
     "sequential": (set(), set()),
     "compare": ({"crossed", "sequential"}, set()),
-    "report": ({"compare"}, set()),
+    "compute": ({"compare", "crossed"}, set()),
+    "selection": ({"compare", "crossed"}, set()),
+    "sizes": (set(), set()),
+    "robustness": (set(), set()),
+    "kpi": (set(), set()),
+    "report": ({"compare", "compute", "selection", "sizes", "robustness", "kpi"}, set()),
     "launch": (set(), set()),
     "cli": (
         {"space", "study", "lease", "dispatch", "compare", "sequential", "report", "launch"}
-        | {"score", "verify"},
+        | {"compute", "selection", "sizes", "robustness", "kpi", "score", "verify"},
         {"optuna"},
     ),
     "policies": (set(), {"torch"}),

@@ -14,7 +14,12 @@ from typing import Any
 from pydantic import Field
 
 from mptune.compare import Difference, Selection
-from mptune.trial import LMLScore, Message, Prepared, TrialResult
+from mptune.compute import EquivalentCompute
+from mptune.kpi import KpiReport, KpiValue
+from mptune.robustness import Robustness
+from mptune.selection import SearchSelection
+from mptune.sizes import BySize
+from mptune.trial import LearningPoint, LMLScore, Message, Prepared, TrialResult
 
 SCHEMA_VERSION = 1
 """Of report.json; raised when a key changes its meaning or goes away."""
@@ -38,6 +43,10 @@ class TrialRow(Message):
     rungs: tuple[tuple[float, float], ...] = Field(
         (), description="(progress, LML nats per token) at each rung that it reached"
     )
+    learning: tuple[LearningPoint, ...] = Field(
+        (), description="the same with cost and standard error; the final score is not among them"
+    )
+    kpi: KpiValue | None = Field(None, description="what score.kpi said of it")
 
     @property
     def finished(self) -> bool:
@@ -65,6 +74,9 @@ class ArmRow(Message):
     model_words: str = ""
     runs: tuple[ArmRun, ...] = ()
     failures: int = Field(0, description="runs that ended without a result")
+    learning: tuple[LearningPoint, ...] = Field(
+        (), description="mean over seeds, the end included; its se carries both noises"
+    )
 
 
 class ComparisonReport(Message):
@@ -77,6 +89,9 @@ class ComparisonReport(Message):
         (), description="each other arm against the baseline; empty while a pair is missing"
     )
     selection: tuple[Selection, ...] = ()
+    compute: tuple[EquivalentCompute, ...] = Field(
+        (), description="baseline and challengers, both ways, in every unit; empty without rungs"
+    )
 
 
 class Spend(Message):
@@ -97,6 +112,12 @@ class ReportInput(Message):
     prepared: Prepared | None = None
     trials: tuple[TrialRow, ...] = ()
     comparison: ComparisonReport | None = None
+    selection: SearchSelection | None = Field(None, description="the choice of the whole search")
+    by_size: BySize | None = Field(None, description="None with fewer than two sizes")
+    robustness: Robustness | None = Field(
+        None, description="None without domains and without score.missing"
+    )
+    kpi: KpiReport | None = Field(None, description="None without score.kpi")
     spend: Spend = Spend()
     plan_hash: str = ""
     versions: dict[str, str] = Field(default_factory=dict)
