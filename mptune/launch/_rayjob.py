@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
+from mptune.launch._profile import Place, Pool, Profile
 from mptune.launch.base import Search, pack_command
-
-if TYPE_CHECKING:
-    from mptune.launch.kubernetes import Kubernetes, Place, Pool
 
 Manifest = dict[str, Any]
 
@@ -67,7 +65,7 @@ def labels(name: str, component: str) -> dict[str, str]:
     }
 
 
-def config_map(profile: Kubernetes, search: Search, owner: str | None = None) -> Manifest:
+def config_map(profile: Profile, search: Search, owner: str | None = None) -> Manifest:
     """The spec as written; removed with the RayJob that owns it."""
     meta: Manifest = {
         "name": f"{search.name}-spec",
@@ -85,7 +83,7 @@ def config_map(profile: Kubernetes, search: Search, owner: str | None = None) ->
     }
 
 
-def ray_job(profile: Kubernetes, search: Search) -> Manifest:
+def ray_job(profile: Profile, search: Search) -> Manifest:
     """The RayJob. A driver that is lost starts again on a new cluster and resumes the study."""
     return {
         "apiVersion": "ray.io/v1",
@@ -106,7 +104,7 @@ def ray_job(profile: Kubernetes, search: Search) -> Manifest:
     }
 
 
-def _job_meta(profile: Kubernetes, name: str) -> Manifest:
+def _job_meta(profile: Profile, name: str) -> Manifest:
     meta: Manifest = {
         "name": name,
         "namespace": profile.namespace,
@@ -121,16 +119,16 @@ def _job_meta(profile: Kubernetes, name: str) -> Manifest:
     return meta
 
 
-def _entrypoint(profile: Kubernetes, search: Search) -> str:
+def _entrypoint(profile: Profile, search: Search) -> str:
     url = f"storage.url={profile.database.url}"
     return shlex.join(search.arguments(SPEC, RUN, "--address", "auto", "--set", url))
 
 
-def _autoscales(profile: Kubernetes) -> bool:
+def _autoscales(profile: Profile) -> bool:
     return any(p.most_gangs > p.min_gangs for p in profile.pools)
 
 
-def _cluster(profile: Kubernetes, name: str) -> Manifest:
+def _cluster(profile: Profile, name: str) -> Manifest:
     autoscaler = {
         "enableInTreeAutoscaling": True,
         "autoscalerOptions": {
@@ -149,7 +147,7 @@ def _cluster(profile: Kubernetes, name: str) -> Manifest:
     }
 
 
-def _head(profile: Kubernetes, name: str) -> Manifest:
+def _head(profile: Profile, name: str) -> Manifest:
     # The head drives; a trial that filled its memory would take the driver with it.
     parameters = {"num-cpus": "0", "num-gpus": "0", "dashboard-host": "0.0.0.0"}
     sized = {"cpu": str(profile.head.cpus), "memory": profile.head.memory}
@@ -178,7 +176,7 @@ def _head(profile: Kubernetes, name: str) -> Manifest:
     }
 
 
-def _workers(profile: Kubernetes, name: str, pool: Pool) -> Manifest:
+def _workers(profile: Profile, name: str, pool: Pool) -> Manifest:
     sized = {"cpu": str(pool.cpus), "memory": pool.memory}
     if pool.gpus:
         sized["nvidia.com/gpu"] = str(pool.gpus)
@@ -207,7 +205,7 @@ def _workers(profile: Kubernetes, name: str, pool: Pool) -> Manifest:
     }
 
 
-def _pod(profile: Kubernetes, place: Place) -> Manifest:
+def _pod(profile: Profile, place: Place) -> Manifest:
     pod: Manifest = {
         "serviceAccountName": profile.service_account,
         "automountServiceAccountToken": False,
@@ -225,7 +223,7 @@ def _pod(profile: Kubernetes, place: Place) -> Manifest:
     return pod
 
 
-def _container(profile: Kubernetes, name: str, sized: Mapping[str, str]) -> Manifest:
+def _container(profile: Profile, name: str, sized: Mapping[str, str]) -> Manifest:
     """KubeRay adds the probes of a Ray node. Requests equal limits: a pod that is promised all
     of its memory is the last to be evicted."""
     return {
@@ -242,7 +240,7 @@ def _common_environment() -> dict[str, str]:
     return {"HOME": "/tmp", "MPTUNE_CACHE": CACHE, "RAY_USAGE_STATS_ENABLED": "0"}
 
 
-def _head_environment(profile: Kubernetes) -> list[Manifest]:
+def _head_environment(profile: Profile) -> list[Manifest]:
     password = _from_secret("PGPASSWORD", profile.database.secret, profile.database.key)
     return [*_plain(_common_environment()), password, *_secrets(profile)]
 
@@ -251,7 +249,7 @@ def _plain(values: Mapping[str, str]) -> list[Manifest]:
     return [{"name": k, "value": v} for k, v in values.items()]
 
 
-def _secrets(profile: Kubernetes) -> list[Manifest]:
+def _secrets(profile: Profile) -> list[Manifest]:
     return [_from_secret(k, secret, k) for k, secret in profile.secrets.items()]
 
 
@@ -274,7 +272,7 @@ def _mounts(name: str) -> list[Manifest]:
     ]
 
 
-def _volumes(profile: Kubernetes, shared_memory: str) -> list[Manifest]:
+def _volumes(profile: Profile, shared_memory: str) -> list[Manifest]:
     shared = {"medium": "Memory", "sizeLimit": shared_memory}
     return [
         {"name": "artifacts", "persistentVolumeClaim": {"claimName": profile.artifacts}},
@@ -287,14 +285,14 @@ def _spec_volume(name: str) -> Manifest:
     return {"name": "spec", "configMap": {"name": f"{name}-spec"}}
 
 
-def _small_pod(profile: Kubernetes, container: Manifest) -> Manifest:
+def _small_pod(profile: Profile, container: Manifest) -> Manifest:
     """A pod beside the cluster: it computes nothing, so it is not sized by the profile."""
     pod = {k: v for k, v in _pod(profile, profile.head).items() if k != "serviceAccountName"}
     pod["terminationGracePeriodSeconds"] = 30
     return {**pod, "restartPolicy": "Never", "containers": [container]}
 
 
-def _submitter(profile: Kubernetes, name: str) -> Manifest:
+def _submitter(profile: Profile, name: str) -> Manifest:
     container = {
         **_container(profile, "submitter", SUBMITTER),
         "env": _plain({"HOME": "/tmp", "PYTHONUNBUFFERED": "1"}),
@@ -305,7 +303,7 @@ def _submitter(profile: Kubernetes, name: str) -> Manifest:
     return {"metadata": {"labels": labels(name, "submitter")}, "spec": {**pod, "volumes": [tmp]}}
 
 
-def reader_pod(profile: Kubernetes, name: str) -> Manifest:
+def reader_pod(profile: Profile, name: str) -> Manifest:
     """Prints the report: when a search has ended, its pods are gone and its volume is not."""
     artifacts = {"claimName": profile.artifacts, "readOnly": True}
     container = {
