@@ -19,6 +19,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -80,6 +81,9 @@ REPEATABLE = (
 _Errors = type[Exception] | tuple[type[Exception], ...]
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+MEMORY = "memory"
+"""Optuna's constraint of a trial that did not fit in memory; it is met where the value is <= 0."""
 
 COMPARE_SEED = 1_000_000
 """First training seed of a comparison: apart from the search's, so that nothing is chosen twice."""
@@ -250,7 +254,7 @@ def _record(trial: FrozenTrial) -> TrialRecord:
     spec, result = attrs.get("trial_spec"), attrs.get("result")
     return TrialRecord(
         number=trial.number,
-        state=trial.state.name,
+        state="FAIL" if _failed(trial) else trial.state.name,
         params=trial.params,
         arm=attrs.get("arm"),
         label=attrs.get("label", ""),
@@ -376,9 +380,7 @@ def make_sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
                 seed=seed, n_startup_trials=search.sampler.startup_trials
             )
         case "gp":
-            return optuna.samplers.GPSampler(
-                seed=seed, n_startup_trials=search.sampler.startup_trials
-            )
+            return _gp(seed, search.sampler.startup_trials)
         case "tpe":
             return _tpe(seed, search.sampler.startup_trials)
 
@@ -394,6 +396,37 @@ def _tpe(seed: int, startup_trials: int) -> optuna.samplers.TPESampler:
             group=True,
             constant_liar=True,
         )
+
+
+def _gp(seed: int, startup_trials: int) -> optuna.samplers.BaseSampler:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return _GPSampler(seed=seed, n_startup_trials=startup_trials)
+
+
+class _GPSampler(optuna.samplers.GPSampler):
+    """Optuna's, which reads constraints of complete trials only, with those that did not fit."""
+
+    def _sample_relative_impl(
+        self,
+        study: optuna.Study,
+        completed_trials: list[FrozenTrial],
+        running_trials: list[FrozenTrial],
+        search_space: dict[str, Any],
+    ) -> dict[str, Any]:
+        pruned = study.get_trials(deepcopy=True, states=(TrialState.PRUNED,))
+        unfit = [t for t in pruned if _failed(t) and search_space.keys() <= t.params.keys()]
+        if unfit:
+            completed_trials = [deepcopy(t) for t in completed_trials]
+            worst = min(float(t.value or 0.0) for t in completed_trials)
+            for trial in completed_trials:
+                trial.set_constraint(MEMORY, -1.0)
+            for trial in unfit:
+                trial.state, trial.value = TrialState.COMPLETE, worst
+        found: dict[str, Any] = super()._sample_relative_impl(
+            study, completed_trials + unfit, running_trials, search_space
+        )
+        return found
 
 
 def make_pruner(pruner: Pruner) -> optuna.pruners.BasePruner:
@@ -505,7 +538,7 @@ class StudyDriver:
         self.study.set_user_attr("ledger", self._ledger.as_json())
 
     def _refuse_hopeless(self, ended: Sequence[FrozenTrial]) -> None:
-        failed = [t for t in ended if t.state == TrialState.FAIL]
+        failed = [t for t in ended if _failed(t)]
         if len(failed) == len(ended) and len(failed) >= MAX_FAILURES_IN_A_ROW and not self._flight:
             last = failed[-1].user_attrs
             raise NoResultError(
@@ -609,8 +642,7 @@ class StudyDriver:
             self.study.tell(number, state=TrialState.PRUNED)
             self.observer.finish_trial(number, "pruned")
         elif isinstance(ending, Failed):
-            _set(trial, reason=ending.reason, detail=ending.detail)
-            self.study.tell(number, state=TrialState.FAIL)
+            _tell_failure(self.study, trial, ending)
             self.observer.finish_trial(number, f"failed: {ending.reason}")
         self._save_spend()
 
@@ -624,6 +656,25 @@ class StudyDriver:
         if self.log is not None:
             with self.log.open("a", encoding="utf-8") as handle:
                 handle.write(f'{{"time": {time.time():.3f}, "event": {event.model_dump_json()}}}\n')
+
+
+def _tell_failure(study: optuna.Study, trial: optuna.Trial, failure: Failed) -> None:
+    """A failure, in the state from which samplers learn what can be learned.
+
+    They leave failed trials out. Of one that did not fit in memory they are to learn where there
+    is no room: Optuna has that as a violated constraint, of trials that are not failed.
+    """
+    _set(trial, reason=failure.reason, detail=failure.detail)
+    state = TrialState.FAIL
+    if failure.reason == "out_of_memory":
+        trial.set_constraint(MEMORY, 1.0)
+        state = TrialState.PRUNED
+    study.tell(trial.number, state=state)
+
+
+def _failed(trial: FrozenTrial) -> bool:
+    """Whether it failed, also if Optuna's state says otherwise; see `_tell_failure`."""
+    return trial.state == TrialState.FAIL or trial.constraints.get(MEMORY, 0.0) > 0
 
 
 def _next_number(study: optuna.Study) -> int:

@@ -143,6 +143,8 @@ class FakeWorker:
             yield from _Run(trial, policy, self.rank, control).events()
         except FloatingPointError as error:
             yield Failed(number=trial.number, reason="non_finite_loss", detail=str(error))
+        except MemoryError as error:
+            yield Failed(number=trial.number, reason="out_of_memory", detail=str(error))
         except InputError as error:
             yield Failed(number=trial.number, reason="wrong_input", detail=str(error))
 
@@ -209,6 +211,8 @@ class _Run:
             raise FloatingPointError(f"training loss is nan at step {step}")
         if policy.behaviour == "wrong_input":
             raise InputError("policy.rate: no such rate")
+        if policy.behaviour == "memory":
+            raise MemoryError(f"no memory at step {step}")
         if self.rank == policy.only_rank:
             _fault(policy.behaviour, step)
 

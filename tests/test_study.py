@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from mptune.dispatch.local import LocalDispatcher
 from mptune.errors import InputError, InterruptedSearch, NoResultError
 from mptune.paths import RunDirectory
 from mptune.spec import Pruner, Sampler, Search
-from mptune.trial import Event, TrialSpec
+from mptune.trial import Event, Failed, TrialSpec
 from tests import fakes
 
 SEARCH = Search(trials=8, seed=3, sampler=Sampler(startup_trials=2))
@@ -104,6 +105,49 @@ def test_failures_are_told_with_their_reason_and_the_search_goes_on(run: RunDire
     assert records[1].reason == "non_finite_loss"
     assert records[2].reason == "error"
     assert records[2].detail
+
+
+def _beyond(kind: Any, trials: int, tell: Callable[..., None]) -> int:
+    """How many of the last half do not fit in memory: wider is better, and above .5 is too wide."""
+    search, beyond = Search(sampler=Sampler(kind=kind, startup_trials=6)), []
+    opened = optuna.create_study(direction="maximize")
+    for number in range(trials):
+        opened.sampler = study.make_sampler(search, number)
+        trial = opened.ask()
+        width, rate = trial.suggest_float("width", 0, 1), trial.suggest_float("rate", 0, 1)
+        beyond.append(width > 0.5)
+        if beyond[-1]:
+            failure = Failed(number=number, reason="out_of_memory", detail="no room")
+            tell(opened, trial, failure)
+        else:
+            opened.tell(number, width - (rate - 0.3) ** 2)
+    return sum(beyond[trials // 2 :])
+
+
+def _as_failed(opened: optuna.Study, trial: optuna.Trial, failure: Failed) -> None:
+    opened.tell(trial.number, state=TrialState.FAIL)
+
+
+@pytest.mark.parametrize(
+    ("kind", "trials"), [("tpe", 40), pytest.param("gp", 16, marks=pytest.mark.slow)]
+)
+def test_samplers_learn_what_does_not_fit_in_memory(kind: str, trials: int) -> None:
+    """What is told as failed they leave out, and ask for widths without end that do not fit."""
+    assert _beyond(kind, trials, study._tell_failure) <= trials // 4
+    assert _beyond("tpe", 40, _as_failed) == 20
+
+
+def test_want_of_memory_is_a_failure_everywhere(run: RunDirectory) -> None:
+    driver(run, trials=4, behaviours={1: {"behaviour": "memory"}}).run()
+    records = found(run)
+    assert [r.state for r in records] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    assert (records[1].reason, records[1].detail) == ("out_of_memory", "no memory at step 10")
+
+
+def test_searches_that_never_fit_stop_early(run: RunDirectory) -> None:
+    every = {n: {"behaviour": "memory"} for n in range(8)}
+    with pytest.raises(NoResultError, match=r"the first 5 trials all failed.*out_of_memory"):
+        driver(run, behaviours=every).run()
 
 
 def test_pruned_trials_are_pruned_with_their_rung(run: RunDirectory) -> None:
