@@ -116,7 +116,8 @@ class TrialDirectory:
 
     @property
     def scores(self) -> Path:
-        """Per-sequence scores (npz: `nats_per_sequence` [n], `rows` [n])."""
+        """Per-sequence scores (npz): `nats_per_sequence` [n] and `rows` [n] of the whole plan, and
+        `at_rungs` [rungs, m], nats of each sequence of the rung plan."""
         return self.root / "scores.npz"
 
     @property

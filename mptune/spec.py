@@ -196,6 +196,11 @@ class Comparison(Section):
         None, gt=0, description="nats per sequence below which a difference does not matter"
     )
     level: float = Field(0.95, gt=0.5, lt=1, description="confidence level of the intervals")
+    rungs: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.2, 0.4, 0.6, 0.8),
+        description="training progress at which runs are scored for their learning curves, from "
+        "which equivalent compute is read; [] saves the forwards",
+    )
 
     @model_validator(mode="after")
     def _baseline_is_an_arm(self) -> Comparison:
@@ -203,6 +208,8 @@ class Comparison(Section):
             raise ValueError(f"baseline {self.baseline!r} is none of the arms {list(self.arms)}")
         if self.max_seeds is not None and self.max_seeds < self.seeds:
             raise ValueError(f"max_seeds {self.max_seeds} is less than seeds {self.seeds}")
+        if list(self.rungs) != sorted(set(self.rungs)):
+            raise ValueError(f"rungs must grow: {list(self.rungs)}")
         return self
 
 

@@ -617,8 +617,8 @@ def _with_origin(node: Node, origin: str) -> Node:
 def _replaced(node: Node, keys: Sequence[str], value: Node, override: str) -> Node:
     if not keys:
         return value
-    children = node.value if isinstance(node.value, dict) else None
-    if children is None:
+    children = {} if node.value is None else node.value
+    if not isinstance(children, dict):
         raise InputError(f"--set {override}: {keys[0]!r} is not inside a mapping")
     child = children.get(keys[0], Node({}, value.origin))
     return Node({**children, keys[0]: _replaced(child, keys[1:], value, override)}, node.origin)

@@ -850,16 +850,54 @@ def enqueue_arms(study: optuna.Study, arms: Sequence[tuple[str, Mapping[str, Any
         study.enqueue_trial(dict(params), user_attrs={"arm": name})
 
 
-def enqueue_runs(study: optuna.Study, runs: Sequence[tuple[str, Mapping[str, Any]]]) -> int:
-    """Queue the runs (arm, parameters) that are not there yet; returns the study's trials."""
-    known = [
-        (t.user_attrs.get("arm"), t.system_attrs.get("fixed_params"))
-        for t in study.get_trials(deepcopy=False)
-    ]
-    new = [run for run in runs if (run[0], dict(run[1])) not in known]
-    for arm, params in new:
-        study.enqueue_trial(dict(params), user_attrs={"arm": arm})
+@dataclass(frozen=True)
+class Run:
+    """One run to be made: what of, with which seed, and the tree of its concrete spec.
+
+    It is queued with its tree, so that whoever resumes need not know the arms it was queued for.
+    """
+
+    arm: str
+    key: str
+    seed: int
+    tree: Mapping[str, Any]
+
+
+def run_key(spec: TrialSpec) -> str:
+    """What all seeds of an arm have in common, whatever the arm is called."""
+    return spec.model_copy(update={"seed": 0, "rungs": ()}).fingerprint()
+
+
+def enqueue_runs(study: optuna.Study, runs: Sequence[Run]) -> int:
+    """Queue the runs that are not there yet; returns the study's trials."""
+    known = [_run_of(t) for t in study.get_trials(deepcopy=False)]
+    new = [run for run in runs if (run.key, run.seed) not in known]
+    for run in new:
+        attrs = {"arm": run.arm, "run_key": run.key, "tree": dict(run.tree)}
+        study.enqueue_trial({"seed": run.seed}, user_attrs=attrs)
     return len(known) + len(new)
+
+
+def _run_of(trial: FrozenTrial) -> tuple[str | None, int | None]:
+    """(run key, number of the seed) of a trial, ended, running or waiting."""
+    attrs, spec = trial.user_attrs, trial.user_attrs.get("trial_spec")
+    key = run_key(TrialSpec.model_validate_json(spec)) if spec else attrs.get("run_key")
+    fixed = trial.system_attrs.get("fixed_params", {})
+    return key, trial.params.get("seed", fixed.get("seed"))
+
+
+def ask_comparison(study: optuna.Study, asked: Mapping[str, Any]) -> None:
+    """Remember what was compared last, as JSON: it is what the report shows."""
+    study.set_user_attr("comparison", dict(asked))
+
+
+def asked_comparison(run: RunDirectory, url: str | None, name: str) -> dict[str, Any] | None:
+    """What `ask_comparison` remembered of the comparison of a search, or None."""
+    if not has_study(run, url, compare_name(name)):
+        return None
+    study = optuna.load_study(study_name=compare_name(name), storage=open_storage(run, url))
+    found: dict[str, Any] | None = study.user_attrs.get("comparison")
+    return found
 
 
 def best(found: Sequence[TrialRecord]) -> TrialRecord:

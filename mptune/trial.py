@@ -258,6 +258,9 @@ class Rung(Message):
     progress: float
     nats_per_token: float
     se: float
+    tokens: int = Field(0, description="positions processed so far")
+    flops: float = 0.0
+    seconds: float = Field(0.0, description="of training steps so far")
 
 
 class Scoring(Message):

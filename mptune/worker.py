@@ -35,6 +35,7 @@ from mptune.trial import (
     Event,
     Failed,
     Finished,
+    LearningPoint,
     LMLScore,
     Prepared,
     PrepareRequest,
@@ -309,7 +310,8 @@ class Worker:
         lml, nats_per_sequence, rows = scored
         directory, now, spent = TrialDirectory(Path(trial.directory)), time.monotonic(), loop.spent
         with write_aside(directory.scores) as aside:
-            np.savez(aside, nats_per_sequence=nats_per_sequence, rows=rows)
+            at_rungs = np.asarray(spent.rung_scores, np.float64)
+            np.savez(aside, nats_per_sequence=nats_per_sequence, rows=rows, at_rungs=at_rungs)
         result = TrialResult(
             fingerprint=trial.fingerprint(),
             lml=lml,
@@ -327,6 +329,7 @@ class Worker:
                 tokens_per_s=spent.tokens / max(loop.seconds, 1e-9),
             ),
             rungs=tuple(spent.rungs),
+            learning=tuple(LearningPoint(**point) for point in spent.learning),
             loss_curve=tuple(spent.loss_curve),
             mean_mask_rate=spent.masked / max(spent.observed, 1),
             prequential=_prequential(spent, scorer),

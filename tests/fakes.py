@@ -43,6 +43,7 @@ from mptune.trial import (
     Event,
     Failed,
     Finished,
+    LearningPoint,
     LMLScore,
     Prepared,
     PrepareRequest,
@@ -159,7 +160,7 @@ class _Run:
     policy: Policy
     rank: int
     control: Control
-    rungs: list[tuple[float, float]] = field(default_factory=list)
+    rungs: list[LearningPoint] = field(default_factory=list)
 
     def events(self) -> Iterator[Event]:
         number, steps = self.trial.number, self.policy.steps
@@ -197,11 +198,9 @@ class _Run:
         )  # fmt: skip
 
     def _rung(self, index: int, progress: float) -> Rung:
-        value = nats_per_token(self.trial, progress)
-        self.rungs.append((progress, value))
-        return Rung(
-            number=self.trial.number, index=index, progress=progress, nats_per_token=value, se=0.01
-        )
+        point = learning_point(self.trial, progress)
+        self.rungs.append(point)
+        return Rung(number=self.trial.number, index=index, **point.model_dump())
 
     def _misbehave(self, step: int) -> None:
         policy = self.policy
@@ -241,7 +240,10 @@ class _Run:
     def _write_scores(self) -> None:
         scores = sequence_scores(self.trial)
         with write_aside(TrialDirectory(Path(self.trial.directory)).scores) as aside:
-            np.savez(aside, nats_per_sequence=scores, rows=np.arange(len(scores)))
+            at_rungs = [sequence_scores(self.trial, point.progress) for point in self.rungs]
+            np.savez(
+                aside, nats_per_sequence=scores, rows=np.arange(len(scores)), at_rungs=at_rungs
+            )
 
 
 def _fault(behaviour: str, step: int) -> None:
@@ -285,22 +287,42 @@ def nats_per_token(trial: TrialSpec, progress: float = 1.0) -> float:
     return -(2.0 + penalty - size + 1.2 * math.exp(-4 * progress) + seed)
 
 
-def sequence_scores(trial: TrialSpec) -> np.ndarray[Any, np.dtype[np.float64]]:
+def sequence_scores(
+    trial: TrialSpec, progress: float = 1.0
+) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Nats per held-out sequence; sequences are as hard for every trial."""
     count, length = trial.prepared.heldout_sequences, trial.prepared.length
     hardness = np.random.default_rng(0).normal(0, 0.1, count)
     own = np.random.default_rng(trial.seed + 1).normal(0, 0.02, count)
     effects = (hardness - hardness.mean()) + (own - own.mean())
-    return length * (nats_per_token(trial) + effects)
+    return length * (nats_per_token(trial, progress) + effects)
 
 
-def result(trial: TrialSpec, rungs: tuple[tuple[float, float], ...] = ()) -> TrialResult:
+def cost_of(trial: TrialSpec, progress: float = 1.0) -> tuple[int, float, float]:
+    """Tokens, FLOPs and seconds up to there; higher mask rates cost more."""
+    policy = Policy.of(trial)
+    steps = math.ceil(progress * policy.steps)
+    tokens = steps * trial.training.batch_size * trial.prepared.length
+    flops = (6.0 + policy.rate) * parameters(trial) * tokens
+    return tokens, flops, steps * max(policy.step_s, 1e-3)
+
+
+def learning_point(trial: TrialSpec, progress: float) -> LearningPoint:
+    """What the fake tells at a rung."""
+    tokens, flops, seconds = cost_of(trial, progress)
+    return LearningPoint(
+        progress=progress, tokens=tokens, flops=flops, seconds=seconds,
+        nats_per_token=nats_per_token(trial, progress), se=0.01,
+    )  # fmt: skip
+
+
+def result(trial: TrialSpec, learning: tuple[LearningPoint, ...] = ()) -> TrialResult:
     """What the fake finds for this trial."""
     scores, length = sequence_scores(trial), trial.prepared.length
     policy, n = Policy.of(trial), len(scores)
     value = nats_per_token(trial)
     rates = tuple(round(0.1 * k, 1) for k in range(1, 10))
-    tokens = policy.steps * trial.training.batch_size * length
+    tokens, flops, seconds = cost_of(trial)
     return TrialResult(
         fingerprint=trial.fingerprint(),
         lml=LMLScore(
@@ -318,12 +340,13 @@ def result(trial: TrialSpec, rungs: tuple[tuple[float, float], ...] = ()) -> Tri
             for r in trial.score.rates
         ),
         cost=Cost(
-            tokens=tokens, flops=6.0 * parameters(trial) * tokens, steps=policy.steps,
-            training_s=policy.steps * policy.step_s, scoring_s=0.0,
+            tokens=tokens, flops=flops, steps=policy.steps,
+            training_s=seconds, scoring_s=0.0,
             total_s=policy.steps * policy.step_s, workers=trial.resources.workers,
             parameters=parameters(trial), tokens_per_s=1e5,
         ),
-        rungs=rungs,
+        rungs=tuple((point.progress, point.nats_per_token) for point in learning),
+        learning=learning,
         loss_curve=tuple(
             (p, -0.8 * nats_per_token(trial, p)) for p in (0.2, 0.4, 0.6, 0.8, 1.0)
         ),

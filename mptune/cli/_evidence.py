@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -54,7 +55,7 @@ def collect(run: RunDirectory, spec: SearchSpec, command: str) -> ReportInput:
         data=prepared.description if prepared else build("data", spec.data).words(),
         prepared=prepared,
         trials=tuple(_row(r) for r in searched if r.state != "WAITING"),
-        comparison=comparison_report(spec.compare, compared, prepared, run),
+        comparison=comparison_report(Asked.last(run, spec), compared, prepared, run),
         spend=spend(results, trials=len(tried), wall_s=_wall_s(run, spec)),
         plan_hash=prepared.plan_hash if prepared else "",
         versions=_versions(results[0].versions if results else {}),
@@ -94,16 +95,48 @@ def _row(record: TrialRecord) -> TrialRow:
     )
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A comparison, and what each of its arms runs.
+
+    Attributes:
+        keys: arm -> `study.run_key`; without an arm's key its runs are known by its name.
+    """
+
+    comparison: Comparison
+    keys: Mapping[str, str]
+
+    @classmethod
+    def last(cls, run: RunDirectory, spec: SearchSpec) -> Asked | None:
+        """The comparison that was run last; the spec's, if none was."""
+        stored = study.asked_comparison(run, spec.storage.url, spec.name)
+        if stored is None:
+            return cls(spec.compare, {}) if spec.compare else None
+        return cls(Comparison.model_validate(stored["comparison"]), stored["keys"])
+
+    def as_json(self) -> dict[str, Any]:
+        return {"comparison": self.comparison.model_dump(mode="json"), "keys": dict(self.keys)}
+
+    def runs(self, found: Sequence[TrialRecord]) -> dict[str, list[TrialRecord]]:
+        """The runs of each arm, whatever they were called when they were made."""
+        keyed = [(study.run_key(r.spec) if r.spec else None, r) for r in found]
+        return {
+            name: [r for key, r in keyed if (key == wanted if wanted else r.arm == name)]
+            for name in self.comparison.arms
+            for wanted in [self.keys.get(name)]
+        }
+
+
 def comparison_report(
-    comparison: Comparison | None,
+    asked: Asked | None,
     found: Sequence[TrialRecord],
     prepared: Prepared | None,
     run: RunDirectory,
 ) -> ComparisonReport | None:
     """What comparing these runs of the arms says; None if there is nothing to compare."""
-    if comparison is None or not found or prepared is None:
+    if asked is None or not found or prepared is None:
         return None
-    by_arm = {name: [r for r in found if r.arm == name] for name in comparison.arms}
+    comparison, by_arm = asked.comparison, asked.runs(found)
     baseline = comparison.baseline or next(iter(comparison.arms))
     scores = [s for n, rs in by_arm.items() if (s := _scores(n, rs, prepared, run)) is not None]
     paired = _paired(scores, baseline)

@@ -20,10 +20,11 @@ from mptune.spec import SearchSpec, build
 from mptune.specfile import SpecFile, read_plugin
 
 
-def run(arguments: argparse.Namespace, *, searching: bool) -> int:
+def run(arguments: argparse.Namespace, *, searching: bool, file: SpecFile | None = None) -> int:
     """Validate, drive, report; returns the exit code."""
-    file = SpecFile.read(arguments.spec, arguments.overrides)
-    spec = file.validate()
+    file = file or SpecFile.read(arguments.spec, arguments.overrides)
+    # A run directory has a copy of its spec, and knows where its data are.
+    spec = file.validate(data_is_here=not _is_stored(file, arguments.run_dir))
     Space(file).arms()
     # With --json, standard output is for the result alone.
     console = Console(stderr=arguments.json, highlight=False)
@@ -43,6 +44,10 @@ def run(arguments: argparse.Namespace, *, searching: bool) -> int:
     with session.open(fresh=arguments.fresh, yes=arguments.yes):
         _drive(session, searching)
     return answer(console, session.evidence(), session.run, arguments.json)
+
+
+def _is_stored(file: SpecFile, root: Path | None) -> bool:
+    return root is not None and file.path == RunDirectory(root).resolved
 
 
 def _where(arguments: argparse.Namespace) -> tuple[bool, str | None]:

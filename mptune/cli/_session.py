@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ import yaml
 from rich.console import Console
 
 from mptune import dispatch, study
-from mptune.cli._evidence import collect, comparison_report
+from mptune.cli._evidence import Asked, collect, comparison_report
 from mptune.dispatch.base import Dispatcher
 from mptune.errors import InputError
 from mptune.lease import held
@@ -96,10 +96,22 @@ class Session:
     # --- preparing -----------------------------------------------------------------------------
 
     def data(self) -> dict[str, Any]:
-        """The data section with its paths absolute."""
+        """The data section with its paths absolute.
+
+        The copy of a spec in a run directory is not where its relative paths lead from.
+        """
+        if self.file.path == self.run.resolved and (stored := self._stored_data()):
+            return stored
         modality = build("data", self.spec.data).resolved(self.file.path.absolute().parent)
         found: dict[str, Any] = modality.model_dump(mode="json")
         return found
+
+    def _stored_data(self) -> dict[str, Any] | None:
+        for name in (self.spec.name, study.compare_name(self.spec.name)):
+            for record in study.records(self.run, self.url, name):
+                if record.spec is not None:
+                    return record.spec.data
+        return None
 
     def prepared(self) -> Prepared:
         """The token table and the frozen plan, prepared once per run directory."""
@@ -197,35 +209,41 @@ class Session:
         pruner = optuna.pruners.NopPruner()
         opened = study.open_study(self.run, self.url, name, pruner=pruner)
         arms = self._arms(opened, comparison)
-        factory = self._factory(name, "compare", ())
+        rungs = (*comparison.rungs, 1.0) if comparison.rungs else ()
+        factory = self._factory(name, "compare", rungs)
+        keys = _run_keys(arms, factory)
+        asked = Asked(comparison, keys)
+        study.ask_comparison(opened, asked.as_json())
 
         def propose(trial: optuna.Trial) -> TrialSpec:
-            arm = trial.suggest_categorical("arm", list(arms))
+            tree = trial.user_attrs.get("tree") or arms[trial.user_attrs["arm"]].tree
             seed = trial.suggest_int("seed", 0, 10_000)
-            return factory.make(arms[arm], trial.number, study.COMPARE_SEED + seed)
+            return factory.make(Concrete(tree, {}), trial.number, study.COMPARE_SEED + seed)
 
-        wanted: list[tuple[str, dict[str, Any]]] = []
+        wanted: list[study.Run] = []
         names, seeds = list(arms), 0
         for look in schedule(comparison.seeds, comparison.max_seeds):
-            wanted += _paired_runs(names, range(seeds, look))
+            wanted += [
+                study.Run(arm, keys[arm], seed, arms[arm].tree)
+                for seed in range(seeds, look)  # seed by seed: paired, even when interrupted
+                for arm in names
+            ]
             seeds, runs = look, study.enqueue_runs(opened, wanted)
             if study.ended(opened) < runs:
                 self._drive(opened, runs, propose, "comparison")
-            names = self._undecided(comparison, name, wanted)
+            names = self._undecided(asked, name, wanted)
             if not names:
                 return
 
-    def _undecided(
-        self, comparison: Comparison, name: str, ran: Sequence[tuple[str, dict[str, Any]]]
-    ) -> list[str]:
+    def _undecided(self, asked: Asked, name: str, ran: Sequence[study.Run]) -> list[str]:
         """Arms that need more seeds, the baseline among them; none if all is decided."""
-        kept = {(arm, params["seed"]) for arm, params in ran}
+        kept = {(run.key, run.seed) for run in ran}
         found = study.records(self.run, self.url, name)
-        seen = [r for r in found if (r.arm, r.params.get("seed")) in kept]
-        said = comparison_report(comparison, seen, self.prepared(), self.run)
+        seen = [r for r in found if r.spec and (study.run_key(r.spec), r.params["seed"]) in kept]
+        said = comparison_report(asked, seen, self.prepared(), self.run)
         open_pairs = [d for d in said.differences if d.verdict == "undecided"] if said else []
         names = {name for d in open_pairs for name in (d.arm, d.baseline)}
-        return [arm for arm in comparison.arms if arm in names]
+        return [arm for arm in asked.comparison.arms if arm in names]
 
     def _arms(self, opened: optuna.Study, comparison: Comparison) -> dict[str, Concrete]:
         """Each arm's spec: the base with the arm's changes. The base never moves once chosen."""
@@ -268,6 +286,17 @@ class Session:
         return collect(self.run, self.spec, self.command)
 
 
-def _paired_runs(arms: Sequence[str], seeds: Iterable[int]) -> list[tuple[str, dict[str, Any]]]:
-    """Seed by seed, so that an interrupted comparison is still paired."""
-    return [(arm, {"arm": arm, "seed": seed}) for seed in seeds for arm in arms]
+def _run_keys(arms: Mapping[str, Concrete], factory: study.TrialFactory) -> dict[str, str]:
+    """What each arm runs, apart from seeds.
+
+    Raises:
+        InputError: two arms run the same.
+    """
+    keys: dict[str, str] = {}
+    for name, concrete in arms.items():
+        key = study.run_key(factory.make(concrete, 0, 0))
+        twin = next((other for other, known in keys.items() if known == key), None)
+        if twin is not None:
+            raise InputError(f"compare.arms: {twin!r} and {name!r} are the same; leave one out")
+        keys[name] = key
+    return keys

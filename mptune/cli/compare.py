@@ -1,12 +1,15 @@
 """Compare the arms named in a spec over paired seeds, with an interval on every difference.
 
 Per seed, all arms share data order, initialisation and scoring plan. What an arm leaves open is
-taken from the best trial of the search in the run directory, if there is one.
+taken from the best trial of the search in the run directory, if there is one. With `--arms`, the
+arms are named in words, for trials of a finished search: runs that lack are made, those of earlier
+comparisons count.
 """
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from mptune.cli import _arguments
 
@@ -14,16 +17,36 @@ EXAMPLES = """\
 examples:
   mptune compare search_spaces/fixed15-vs-accumulated.yaml
   mptune compare spec.yaml --set compare.seeds=5     # two more seeds for each arm
+  mptune compare runs/quickstart --arms "fixed r=0.15" best
+  mptune compare runs/quickstart --arms "trial 2" "beta a=2 b=1 on width=128"
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    _arguments.add_spec(parser)
+    parser.add_argument(
+        "spec", type=Path, metavar="SPEC|RUN_DIR", help="a search spec, or a finished search"
+    )
+    _arguments.add_overrides(parser)
+    parser.add_argument(
+        "--arms",
+        nargs="+",
+        metavar="ARM",
+        help="best, 'trial 7', a named arm, or a policy such as 'fixed r=0.15', each perhaps with "
+        "'on width=128'; the first is the baseline",
+    )
     _arguments.add_run(parser)
     parser.add_argument("--dry-run", action="store_true", help="print what would run and stop")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from mptune.cli import _flow
+    from mptune.cli import _arms, _flow
+    from mptune.errors import InputError
 
-    return _flow.run(arguments, searching=False)
+    run_directory = None
+    if arguments.spec.is_dir():
+        run_directory = _arguments.existing_run(arguments.spec)
+        if arguments.fresh:
+            raise InputError("--fresh would delete the search; give its SPEC to begin anew")
+        arguments.run_dir, arguments.spec = arguments.spec, run_directory.resolved
+    file = _arms.with_arms(arguments) if arguments.arms else None
+    return _flow.run(arguments, searching=False, file=file)

@@ -41,7 +41,8 @@ from mptune.training.checkpoint import Checkpoints
 from mptune.training.packing import Packing
 from mptune.training.ranks import Ranks
 from mptune.training.schedule import Budget, learning_rate_factor
-from mptune.trial import Control, Progress, Rung, StopReason
+from mptune.training.scoring import AtRung
+from mptune.trial import Control, LearningPoint, Progress, Rung, StopReason
 
 PROGRESS_EVERY_S = 0.5
 
@@ -51,8 +52,8 @@ MEMORY = 0.5
 STOPS: tuple[StopReason | None, ...] = (None, "pruned", "interrupted", "preempted")
 """Rank 0's stop reason travels between the ranks as its index; any rank may be preempted."""
 
-RungScore = Callable[[], tuple[float, float]]
-"""Scores the model as it is, on all ranks: nats per token and its standard error."""
+RungScore = Callable[[], AtRung]
+"""Scores the model as it is, on all ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -458,19 +459,27 @@ class Loop:
         """Report at each rung that this step reached, and wait for the decision."""
         rungs, done = self.inputs.rungs, len(self.spent.rungs)
         while self.stopped is None and done < len(rungs) and self.progress >= rungs[done]:
-            nats, se = self.rung_score()
-            rung = Rung(
-                number=self.inputs.number,
-                index=done,
-                progress=self.progress,
-                nats_per_token=nats,
-                se=se,
-            )
+            found = self.rung_score()
+            point = self._learning_point(found)
+            rung = Rung(number=self.inputs.number, index=done, **point.model_dump())
             yield rung
             go_on = self.ranks.from_first(self.ranks.first and control.go_on(rung))
-            self.spent.rungs.append((self.progress, nats))
+            self.spent.rungs.append((self.progress, found.nats_per_token))
+            self.spent.learning.append(point.model_dump())
+            self.spent.rung_scores.append(found.nats_per_sequence_n.tolist())
             self.stopped = None if go_on else "pruned"
             done += 1
+
+    def _learning_point(self, found: AtRung) -> LearningPoint:
+        """The score as it is, with what it has cost."""
+        return LearningPoint(
+            progress=self.progress,
+            tokens=self.spent.tokens,
+            flops=self.spent.flops,
+            seconds=self.seconds,
+            nats_per_token=found.nats_per_token,
+            se=found.se,
+        )
 
 
 def _by_rate(part: Part, loss_K: Tensor) -> Tensor:

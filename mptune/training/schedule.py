@@ -69,6 +69,10 @@ class Spent:
     seconds: float = 0.0
     loss_curve: list[tuple[float, float]] = field(default_factory=list)
     rungs: list[tuple[float, float]] = field(default_factory=list)
+    learning: list[dict[str, Any]] = field(default_factory=list)
+    """A `LearningPoint` of each rung, as JSON."""
+    rung_scores: list[list[float]] = field(default_factory=list)
+    """Nats of each sequence of the rung plan, by rung."""
     pending: tuple[float, float] = (0.0, 0.0)
     """Loss sum and masked positions since the last point of the curve."""
 

@@ -167,6 +167,20 @@ def _check_plan(plan: LMLPlan, observed_ND: BoolArray, score: Score) -> None:
         )
 
 
+@dataclass(frozen=True)
+class AtRung:
+    """The score on the plan of the rungs: NaN, and no sequences, on other ranks than the first.
+
+    Attributes:
+        nats_per_token: the LML estimate, and `se` its standard error.
+        nats_per_sequence_n: the same of each sequence.
+    """
+
+    nats_per_token: float
+    se: float
+    nats_per_sequence_n: FloatArray
+
+
 class Scorer:
     """Scores one model on all ranks; every method is to be called on every rank."""
 
@@ -196,16 +210,16 @@ class Scorer:
                 break
         return self._summary(parts) if parts else None
 
-    def rung(self) -> tuple[float, float]:
-        """Nats per token and its standard error on the rung plan; NaN on other ranks."""
+    def rung(self) -> AtRung:
+        """The score of the model as it is, on the rung plan."""
         estimate = self._estimate(self.heldout.rung_plan)
         if estimate is None:
-            return math.nan, math.nan
+            return AtRung(math.nan, math.nan, np.zeros(0))
         per_token = estimate.positions.sum() / estimate.n_sequences
-        rows = self.heldout.rung_plan.kept
-        widths = self.heldout.log_width_sums[rows].sum() / estimate.positions.sum()
-        nats = estimate.nats_per_position - float(widths)
-        return nats, estimate.se_population / float(per_token)
+        widths_n = self.heldout.log_width_sums[self.heldout.rung_plan.kept]
+        nats = estimate.nats_per_position - float(widths_n.sum() / estimate.positions.sum())
+        per_sequence_n = estimate.per_sequence - widths_n
+        return AtRung(nats, estimate.se_population / float(per_token), per_sequence_n)
 
     def rates(self) -> tuple[RateScore, ...]:
         """Loss and accuracy at each of the score's rates."""

@@ -32,7 +32,7 @@ def result(events):
 
 def numbers(events):
     """What a trial found, without what it took."""
-    return result(events).model_dump(exclude={"fingerprint", "cost"})
+    return result(events).model_dump(exclude={"fingerprint", "cost", "learning"})
 
 
 def losses(events):
@@ -99,6 +99,19 @@ def test_it_counts(one):
     assert found.mean_mask_rate == pytest.approx(0.3, abs=0.04)
     assert found.rungs[0][0] == 0.5
     assert [found.rungs[0][1]] == [e.nats_per_token for e in one if isinstance(e, Rung)]
+
+
+def test_a_rung_keeps_what_it_had_cost(one, study, alone, tmp_path):
+    half = result(one).learning[0]
+    assert (half.progress, half.tokens) == (0.5, 12 * 32 * LENGTH)
+    assert 0.4 < half.flops / result(one).cost.flops < 0.6
+    assert 0 < half.seconds < result(one).cost.training_s
+    ends = study(tmp_path, rungs=(0.5, 1.0))
+    assert [p.progress for p in result(alone(ends)).learning] == [0.5, 1.0]
+    with np.load(TrialDirectory.of(ends.directory).scores) as scores:
+        means = scores["at_rungs"].mean(1) / LENGTH
+    assert means[0] == pytest.approx(half.nats_per_token, rel=0.1)
+    assert means[1] > means[0]
 
 
 def test_two_workers_train_and_score_alike(one, study, pair, tmp_path):

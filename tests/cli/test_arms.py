@@ -1,0 +1,153 @@
+"""Arms named in words, and the comparison of a finished search's trials."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mptune import dispatch, study
+from mptune.cli import main
+from mptune.cli._arms import Arms
+from mptune.dispatch.local import LocalDispatcher
+from mptune.errors import InputError
+from mptune.paths import RunDirectory
+from mptune.space import Space
+from mptune.specfile import SpecFile
+from tests.cli.test_commands import SPEC
+from tests.fakes import FAKE_WORKER
+
+BEST = {"kind": "fixed", "rate": 0.4}
+
+
+def fake(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Pretend workers, and reports without pictures."""
+    patch.chdir(folder)
+    patch.setattr(dispatch, "make", lambda *a, **k: LocalDispatcher(FAKE_WORKER))
+    patch.setattr("mptune.report.figures.draw", lambda report: [])
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished search without a comparison; its best trial is fixed 40 % at width 64."""
+    root = tmp_path_factory.mktemp("arms")
+    spec = SPEC[: SPEC.index("compare:")].replace("trials: 4", "trials: 12")
+    (root / "spec.yaml").write_text(spec, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        fake(patch, root)
+        assert main(["search", "spec.yaml"]) == 0
+    return root
+
+
+@pytest.fixture
+def run(searched: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
+    fake(monkeypatch, searched)
+    return RunDirectory(Path("runs/demo"))
+
+
+@pytest.fixture
+def arms(run: RunDirectory) -> Arms:
+    found = study.records(run, None, "demo")
+    return Arms(Space(SpecFile.read(run.resolved)), found, study.best(found))
+
+
+def part(tree: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    return {key: tree.get(key) for key in wanted}
+
+
+@pytest.mark.parametrize(
+    ("words", "policy", "model"),
+    [
+        ("best", BEST, {"width": 64}),
+        ("fixed r=0.25", {"kind": "fixed", "rate": 0.25}, {"width": 64}),
+        ("fixed 40 %", BEST, {"width": 64}),
+        ("fixed 15 %", {"kind": "fixed", "rate": 0.15}, {}),
+        ("accumulated", {"kind": "uniform"}, {"width": 64}),
+        ("beta a=2 b=1e0", {"kind": "beta", "a": 2, "b": 1.0}, {}),
+        ("fixed rate=0.3 on width=128 depth=3", {"rate": 0.3}, {"width": 128, "depth": 3}),
+        ("best on bert 32×1", BEST, {"width": 32}),
+        ("best on size=1e6", BEST, {"size": 1e6, "width": None}),
+    ],
+)
+def test_words(arms: Arms, words: str, policy: dict[str, Any], model: dict[str, Any]) -> None:
+    tree = arms.one(words)
+    assert part(tree["policy"], policy) == policy
+    assert part(tree["model"], model) == model
+    assert tree["training"]["budget_tokens"] == 1e5
+
+
+def test_a_trial_by_its_number(arms: Arms) -> None:
+    for record in arms.found:
+        tree = arms.one(f"trial {record.number}")
+        assert record.spec is not None
+        assert record.spec.policy["kind"] == tree["policy"]["kind"]
+        assert record.spec.model["width"] == tree["model"]["width"]
+        assert arms.one(f"best on trial {record.number}")["model"] == tree["model"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("bst", "--arms 'bst': not an arm; give best, trial N, .*; did you mean 'best'"),
+        ("unifrom", "did you mean 'uniform'"),
+        ("fixed rte=0.3", "'rte=0.3' is no KEY=VALUE of .*rate.*; did you mean 'rate'"),
+        ("fixed 0.3", "'0.3' is no KEY=VALUE"),
+        ("trial 99", "no finished trial '99'; there are 0, 1, "),
+        ("best on bert 32x1", "no trial has the size 'bert 32x1'.*did you mean 'bert 32×1'"),
+    ],
+)
+def test_words_that_are_not_understood(arms: Arms, words: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        arms.one(words)
+
+
+def report(run: RunDirectory) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(run.report_json.read_text())["input"]["comparison"]
+    return found
+
+
+def test_trials_of_a_finished_search_are_compared(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["--set", "compare.seeds=2"]
+    assert main(["compare", "runs/demo", "--arms", "fixed r=0.15", "best", *few]) == 0
+    assert "best beats fixed r=0.15" in capsys.readouterr().out
+    found = report(run)
+    assert found["baseline"] == "fixed r=0.15"
+    assert [len(arm["runs"]) for arm in found["arms"]] == [2, 2]
+    assert {r["seed"] for arm in found["arms"] for r in arm["runs"]} == {1_000_000, 1_000_001}
+
+    more = ["--arms", "best", "fixed r=0.15", "best on width=128", *few]
+    assert main(["compare", "runs/demo", *more]) == 0
+    assert [len(arm["runs"]) for arm in report(run)["arms"]] == [2, 2, 2]
+    runs = study.records(run, None, "demo/compare")
+    assert len(runs) == 6, "runs of an earlier comparison count, whatever their arm was called"
+
+    before = run.report_json.read_text()
+    assert main(["report", "runs/demo"]) == 0
+    assert json.loads(before)["input"]["comparison"] == report(run), "the last one is shown"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["runs/demo", "--arms", "best"], "--arms needs at least two different arms; got best"),
+        (["runs/demo", "--arms", "best", "fixed r=0.4"], "'best' and 'fixed r=0.4' are the same"),
+        (["runs/demo", "--arms", "best", "fixed r=7"], "7 is not a mask rate"),
+        (["runs/demo", "--fresh"], "--fresh would delete the search"),
+        (["runs", "--arms", "best", "uniform"], "no search in it"),
+        (
+            ["spec.yaml", "--run-dir", "x", "--arms", "best", "uniform"],
+            "no trial of x has finished",
+        ),
+    ],
+)
+def test_a_comparison_that_cannot_be_made_is_one_line(
+    run: RunDirectory, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert len(err.strip().splitlines()) == 1
