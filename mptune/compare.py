@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from mptune.crossed import Array, Estimate, estimate, forecast, mean_squares
+from mptune.crossed import Array, Estimate, estimate, forecast, joint_noise
 from mptune.sequential import nominal_levels, sequential_p
 
 Verdict: TypeAlias = Literal["better", "worse", "undecided", "equivalent"]
@@ -291,7 +291,7 @@ def selection_probabilities(
     rng = np.random.default_rng(seed)
     seeds = _paired_seeds(arms)
     z_ASN = np.stack([arm.at(seeds) for arm in arms])
-    truth_RA = z_ASN.mean((1, 2)) + _noise(z_ASN, draws, rng)
+    truth_RA = z_ASN.mean((1, 2)) + joint_noise(z_ASN, draws, rng)
     best_R1 = truth_RA.max(1, keepdims=True)
     probability_A = np.bincount(truth_RA.argmax(1), minlength=len(arms)) / draws
     regret_A = (best_R1 - truth_RA).mean(0)
@@ -299,27 +299,6 @@ def selection_probabilities(
         Selection(arm.name, float(probability), float(regret))
         for arm, probability, regret in zip(arms, probability_A, regret_A, strict=True)
     ]
-
-
-def _noise(z_ASN: Array, draws: int, rng: np.random.Generator) -> Array:
-    """Joint errors of the arms' means, draws x arms."""
-    A, S, n = z_ASN.shape
-    normal = rng.standard_normal
-    if S == 1:
-        return normal((draws, A)) @ _root(np.atleast_2d(np.cov(z_ASN[:, 0])) / n)
-    seed_AA, sequence_AA, residual_AA = (ms / (S * n) for ms in mean_squares(z_ASN))
-    t_scale = np.sqrt((S - 1) / rng.chisquare(S - 1, (draws, 1)))
-    noise_RA: Array = normal((draws, A)) @ _root(seed_AA) * t_scale
-    noise_RA += normal((draws, A)) @ _root(sequence_AA - residual_AA)
-    return noise_RA
-
-
-def _root(covariance_AA: Array) -> Array:
-    """Symmetric square root of the nearest positive semidefinite matrix."""
-    values_A, vectors_AA = np.linalg.eigh(covariance_AA)
-    scaled_AA: Array = vectors_AA * np.sqrt(np.maximum(values_A, 0))
-    root_AA: Array = scaled_AA @ vectors_AA.T
-    return root_AA
 
 
 def decimals(half_width: float) -> int:

@@ -102,6 +102,31 @@ def estimate(d_SN: Array) -> Estimate:
     return Estimate(mean, parts)
 
 
+def joint_noise(z_ASN: Array, draws: int, rng: np.random.Generator) -> Array:
+    """Joint errors of the means of A crossed designs with common seeds and sequences, draws x A.
+
+    The seed part is multivariate t with S - 1 degrees of freedom, the sequence part is normal. With
+    one seed there is no seed part.
+    """
+    A, S, n = z_ASN.shape
+    normal = rng.standard_normal
+    if S == 1:
+        return normal((draws, A)) @ root(np.atleast_2d(np.cov(z_ASN[:, 0])) / n)
+    seed_AA, sequence_AA, residual_AA = (ms / (S * n) for ms in mean_squares(z_ASN))
+    t_scale = np.sqrt((S - 1) / rng.chisquare(S - 1, (draws, 1)))
+    noise_RA: Array = normal((draws, A)) @ root(seed_AA) * t_scale
+    noise_RA += normal((draws, A)) @ root(sequence_AA - residual_AA)
+    return noise_RA
+
+
+def root(covariance_AA: Array) -> Array:
+    """Symmetric square root of the nearest positive semidefinite matrix."""
+    values_A, vectors_AA = np.linalg.eigh(covariance_AA)
+    scaled_AA: Array = vectors_AA * np.sqrt(np.maximum(values_A, 0))
+    root_AA: Array = scaled_AA @ vectors_AA.T
+    return root_AA
+
+
 @dataclass(frozen=True)
 class Forecast:
     """What would probably decide: in four of five cases, were the present estimates the truth.

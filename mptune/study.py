@@ -43,6 +43,7 @@ from mptune.trial import (
     Failed,
     Finished,
     GangChanged,
+    LearningPoint,
     Prepared,
     Rung,
     Started,
@@ -120,6 +121,8 @@ class TrialRecord:
     rungs: Mapping[int, float]
     seconds: float | None
     same_as: int | None = None
+    learning: tuple[LearningPoint, ...] = ()
+    """At the rungs that it reached, whatever became of it."""
 
 
 # --- storage -----------------------------------------------------------------------------------
@@ -265,6 +268,7 @@ def _record(trial: FrozenTrial) -> TrialRecord:
         rungs=trial.intermediate_values,
         seconds=attrs.get("cost_total_s"),
         same_as=attrs.get("same_as"),
+        learning=tuple(LearningPoint(**point) for point in attrs.get("learning", ())),
     )
 
 
@@ -614,6 +618,9 @@ class StudyDriver:
 
     def _decide(self, flight: _InFlight, rung: Rung) -> None:
         _report(flight.trial, rung.nats_per_token, rung.progress)
+        before = [p for p in flight.trial.user_attrs.get("learning", ()) if _earlier(p, rung)]
+        point = LearningPoint(**rung.model_dump(include=set(LearningPoint.model_fields)))
+        _set(flight.trial, learning=[*before, point.model_dump()])
         named = "arm" in flight.trial.user_attrs
         prune = not named and not self.interrupted.is_set() and flight.trial.should_prune()
         self.dispatcher.decide(rung.number, not prune)
@@ -706,6 +713,10 @@ def _report(trial: optuna.Trial, value: float, progress: float) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         trial.report(value, _percent(progress))
+
+
+def _earlier(point: Mapping[str, Any], rung: Rung) -> bool:
+    return float(point["progress"]) < rung.progress
 
 
 def _set(trial: optuna.Trial, **attrs: Any) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from mptune import __version__, study
 from mptune.compare import ArmScores, compare, selection_probabilities
+from mptune.compute import UNITS, Curves, equivalent_compute, mean_curve
 from mptune.errors import InputError
 from mptune.paths import RunDirectory, TrialDirectory
 from mptune.report.model import ArmRow, ArmRun, ComparisonReport, ReportInput, TrialRow, spend
@@ -92,6 +93,7 @@ def _row(record: TrialRecord) -> TrialRow:
         seconds=record.seconds,
         result=record.result,
         rungs=tuple((step / 100, value) for step, value in sorted(record.rungs.items())),
+        learning=record.result.learning if record.result else record.learning,
     )
 
 
@@ -140,16 +142,20 @@ def comparison_report(
     baseline = comparison.baseline or next(iter(comparison.arms))
     scores = [s for n, rs in by_arm.items() if (s := _scores(n, rs, prepared, run)) is not None]
     paired = _paired(scores, baseline)
+    curves = {c.name: c for n, rs in by_arm.items() if (c := _curves(n, rs, run)) is not None}
     return ComparisonReport(
         baseline=baseline,
         level=comparison.level,
-        arms=tuple(_arm(name, records) for name, records in by_arm.items()),
+        arms=tuple(_arm(name, records, curves.get(name)) for name, records in by_arm.items()),
         differences=tuple(
             compare(paired, baseline, comparison.level, comparison.margin, _looks(comparison))
         )
         if paired
         else (),
         selection=tuple(selection_probabilities(paired)) if paired else (),
+        compute=tuple(equivalent_compute(list(curves.values()), baseline, comparison.level))
+        if baseline in curves
+        else (),
     )
 
 
@@ -188,15 +194,46 @@ def _scores(
     )
 
 
+def _curves(name: str, records: Sequence[TrialRecord], run: RunDirectory) -> Curves | None:
+    """Learning curves of the runs that were scored at the same rungs; None if there are none."""
+    learned = [
+        (r.spec, r.result.learning, at_rungs_RN)
+        for r in records
+        if r.spec is not None and r.result is not None and r.result.learning
+        if len(at_rungs_RN := _stored(run, r.spec, "at_rungs")) == len(r.result.learning)
+    ]
+    if not learned:
+        return None
+    shape = learned[0][2].shape
+    alike = [(spec, points, z_RN) for spec, points, z_RN in learned if z_RN.shape == shape]
+    z_SRN = np.stack([z_RN for _, _, z_RN in alike])
+    first = alike[0][1]
+    return Curves(
+        name=name,
+        seeds=tuple(spec.seed for spec, _, _ in alike),
+        nats_per_sequence_SRN=z_SRN,
+        cost_SR={
+            unit: np.array([[float(getattr(p, unit)) for p in points] for _, points, _ in alike])
+            for unit in UNITS
+        },
+        progress_R=tuple(point.progress for point in first),
+        tokens_per_sequence=float(z_SRN[0, 0].mean()) / first[0].nats_per_token,
+    )
+
+
 def _per_sequence(run: RunDirectory, spec: TrialSpec) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Its scores, wherever the run directory is now."""
+    return _stored(run, spec, "nats_per_sequence")
+
+
+def _stored(run: RunDirectory, spec: TrialSpec, what: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """An array of its scores, wherever the run directory is now; empty if it was not kept."""
     folder, number = Path(spec.directory).parts[-2:]
     with np.load(TrialDirectory(run.root / folder / number).scores) as stored:
-        found: np.ndarray[Any, np.dtype[np.float64]] = stored["nats_per_sequence"]
+        found: np.ndarray[Any, np.dtype[np.float64]] = stored.get(what, np.zeros(0))
         return found
 
 
-def _arm(name: str, records: Sequence[TrialRecord]) -> ArmRow:
+def _arm(name: str, records: Sequence[TrialRecord], curves: Curves | None) -> ArmRow:
     policy_words, _, model_words = records[0].label.partition(" · ") if records else ("", "", "")
     specs = [r.spec for r in records if r.spec is not None]
     return ArmRow(
@@ -210,6 +247,7 @@ def _arm(name: str, records: Sequence[TrialRecord]) -> ArmRow:
             if r.result is not None and r.spec is not None
         ),
         failures=sum(r.state == "FAIL" for r in records),
+        learning=mean_curve(curves) if curves else (),
     )
 
 

@@ -119,6 +119,11 @@ def test_trials_of_a_finished_search_are_compared(
     assert [len(arm["runs"]) for arm in found["arms"]] == [2, 2]
     assert {r["seed"] for arm in found["arms"] for r in arm["runs"]} == {1_000_000, 1_000_001}
 
+    assert [len(arm["learning"]) for arm in found["arms"]] == [5, 5]
+    flops = next(e for e in found["compute"] if (e["arm"], e["unit"]) == ("best", "flops"))
+    assert flops["reading"] == "reached"
+    assert 0 < flops["low"] < flops["factor"] < flops["high"] < 1
+
     more = ["--arms", "best", "fixed r=0.15", "best on width=128", *few]
     assert main(["compare", "runs/demo", *more]) == 0
     assert [len(arm["runs"]) for arm in report(run)["arms"]] == [2, 2, 2]
