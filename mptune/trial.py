@@ -201,6 +201,7 @@ FaultReason = Literal[
     "non_finite_score",
     "out_of_memory",
     "worker_died",
+    "node_lost",
     "stalled",
     "disk_full",
     "damaged_checkpoint",
@@ -208,7 +209,9 @@ FaultReason = Literal[
     "error",
 ]
 
-RETRIED: frozenset[FaultReason] = frozenset({"worker_died", "stalled", "damaged_checkpoint"})
+RETRIED: frozenset[FaultReason] = frozenset(
+    {"worker_died", "node_lost", "stalled", "damaged_checkpoint"}
+)
 """Faults of the machine, not of the trial: it is run again, from its checkpoint if it has one."""
 
 

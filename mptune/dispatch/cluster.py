@@ -18,9 +18,11 @@ import ray
 from ray._private import ray_constants
 from ray._private import services as ray_services
 from ray._private import worker as ray_worker
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
 from mptune.dispatch import reaper
 from mptune.dispatch.admission import Node
+from mptune.dispatch.head import Head
 from mptune.dispatch.runtime import one_line
 from mptune.errors import DispatchError
 
@@ -46,6 +48,20 @@ class Cluster:
         except Exception as error:
             where = f"reach the Ray cluster at {address}" if address else "start Ray here"
             raise DispatchError(f"cannot {where}: {one_line(error)}") from error
+        gcs = ray.get_runtime_context().gcs_address
+        self._head = Head(gcs, lambda: str(GcsClient(address=gcs).cluster_id))
+
+    def is_there(self) -> bool:
+        """Whether Ray can be asked for something now; false while its head is away.
+
+        Raises:
+            DispatchError: the head is lost for good.
+        """
+        return self._head.is_there()
+
+    def is_away(self) -> bool:
+        """Whether Ray would not answer, now or ever."""
+        return self._head.is_away()
 
     def nodes(self) -> list[Node]:
         """All CPUs and GPUs of the machines that are up.
@@ -61,6 +77,7 @@ class Cluster:
 
     def close(self) -> None:
         """Stop Ray if it was started here, else leave it."""
+        self._head.close()
         ray.shutdown()
         if self._reaper:
             self._reaper.communicate()

@@ -25,7 +25,13 @@ from queue import SimpleQueue
 from typing import Any, cast
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    ActorUnavailableError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -502,8 +508,14 @@ class Gang:
             )
         if isinstance(error, RayActorError) and error.actor_init_failed:
             return GangLost("worker_died", f"{who} could not start: {_last_line(error)}", story)
+        if _is_nodes(error):
+            return GangLost("node_lost", f"{who} is out of reach: {self._node(rank)} died", story)
         pid = f" (pid {self._hellos[rank].pid})" if rank in self._hellos else ""
         return GangLost("worker_died", f"{who}{pid} died: killed, or crashed", story)
+
+    def _node(self, rank: int) -> str:
+        hello = self._hellos.get(rank)
+        return f"its node {hello.address} ({hello.node[:8]})" if hello else "its node"
 
     def _death(self) -> GangLost | None:
         """The death that a broken connection to a rank is a symptom of, if there is one."""
@@ -532,6 +544,11 @@ class Gang:
     @property
     def _ticket(self) -> int:
         return self._flight.ticket
+
+
+def _is_nodes(error: RayError) -> bool:
+    """Whether an actor's node is to blame: as long as it lives, it says how the actor ended."""
+    return isinstance(error, ActorUnavailableError) or "its node has died" in str(error)
 
 
 def _from_outside(pid: int) -> str:

@@ -101,8 +101,12 @@ class RayDispatcher:
     def events(self, timeout_s: float) -> list[Event]:
         until = time.monotonic() + timeout_s
         while True:
-            self._admit()
-            self._collect(0 if self._outbox else until - time.monotonic())
+            if self._cluster.is_there():
+                self._watch_nodes()
+                self._admit()
+                self._collect(0 if self._outbox else until - time.monotonic())
+            else:
+                time.sleep(min(max(until - time.monotonic(), 0.0), SLICE_S))
             if self._outbox or time.monotonic() >= until:
                 out, self._outbox = self._outbox, []
                 return out
@@ -127,8 +131,9 @@ class RayDispatcher:
 
     def close(self) -> None:
         self._queue.clear()
-        for gang in list(self._gangs.values()):
-            self._drop(gang, "closed")
+        if not self._cluster.is_away():
+            for gang in list(self._gangs.values()):
+                self._drop(gang, "closed")
         self._cluster.close()
 
     def _gang_of(self, number: int) -> Gang | None:
@@ -144,9 +149,27 @@ class RayDispatcher:
         return None
 
     def _nodes(self) -> Sequence[Node]:
-        if time.monotonic() - self._nodes_seen[0] >= NODES_EVERY_S:
+        old = time.monotonic() - self._nodes_seen[0] >= NODES_EVERY_S
+        if old and not self._cluster.is_away():
             self._nodes_seen = time.monotonic(), self._cluster.nodes()
         return self._nodes_seen[1]
+
+    def _watch_nodes(self) -> None:
+        """Give up gangs on nodes that are gone: nothing else may tell, as of a lost network."""
+        alive = {node.id for node in self._nodes()} if self._gangs else set()
+        for gang in list(self._gangs.values()):
+            if alive.issuperset(gang.placement):
+                continue
+            if gang.ready:
+                self._lose(gang, GangLost("node_lost", f"a node of {gang.name} has left"))
+            else:
+                self._retract(gang)
+
+    def _retract(self, gang: Gang) -> None:
+        """It did not start before its node left: its trial waits again, first in the queue."""
+        if gang.flight:
+            self._queue.insert(0, _Queued(gang.flight.trial))
+        self._drop(gang, "its node left before it started")
 
     def _admit(self) -> None:
         if not self._queue:

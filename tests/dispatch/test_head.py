@@ -1,0 +1,97 @@
+"""The watch over the cluster's head, with a listening socket in its place."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from mptune.dispatch import head as head_module
+from mptune.dispatch.head import Head
+from mptune.errors import DispatchError
+
+
+class Place:
+    """Where a head may live; `who` lives there."""
+
+    def __init__(self) -> None:
+        self.who = "the first"
+        self.asked = threading.Event()
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+
+    def identity(self) -> str:
+        self.asked.set()
+        return self.who
+
+    def go_away(self, visitor: socket.socket) -> None:
+        self._server.close()
+        visitor.close()
+
+    def visitor(self) -> socket.socket:
+        return self._server.accept()[0]
+
+    def come_back(self, who: str) -> None:
+        self.who = who
+        self.asked.clear()
+        self._server = socket.create_server(("127.0.0.1", self.port))
+
+
+@contextmanager
+def watched(place: Place) -> Iterator[tuple[Head, socket.socket]]:
+    head = Head(f"127.0.0.1:{place.port}", place.identity)
+    try:
+        yield head, place.visitor()
+    finally:
+        head.close()
+
+
+@pytest.fixture
+def place(monkeypatch) -> Place:
+    monkeypatch.setattr(head_module, "LOOK_EVERY_S", 0.01)
+    return Place()
+
+
+def until(condition) -> None:
+    met = threading.Event()
+    for _ in range(1000):
+        if condition():
+            return
+        met.wait(0.01)
+    raise AssertionError("it did not come to that")
+
+
+def test_one_that_stays_is_there(place):
+    with watched(place) as (head, _):
+        assert head.is_there()
+        assert head.lost() is None
+
+
+def test_one_that_comes_back_with_its_memory_is_there_again(place):
+    with watched(place) as (head, visitor):
+        place.go_away(visitor)
+        until(lambda: not head.is_there())
+        place.come_back("the first")
+        until(head.is_there)
+        assert place.asked.is_set()
+
+
+def test_one_that_comes_back_as_another_is_lost(place):
+    with watched(place) as (head, visitor):
+        place.go_away(visitor)
+        place.come_back("the second")
+        until(head.lost)
+        with pytest.raises(DispatchError, match=r"was restarted; .* the same command goes on"):
+            head.is_there()
+
+
+def test_one_that_stays_away_is_lost_in_time(place, monkeypatch):
+    with watched(place) as (head, visitor):
+        place.go_away(visitor)
+        until(lambda: not head.is_there())
+        monkeypatch.setattr(head_module, "AWAY_S", 0.0)
+        with pytest.raises(DispatchError, match="is away for 0 s"):
+            head.is_there()

@@ -1,0 +1,141 @@
+"""A Ray cluster of several nodes on this machine, apart from every driver, to be hurt node by node."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from mptune.dispatch import reaper
+
+RAY = str(Path(sys.executable).parent / "ray")
+OBJECT_STORE = "--object-store-memory=80000000"
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one `ray start` left: every process of its session."""
+
+    session: int
+
+    def pids(self) -> set[int]:
+        return set(reaper.members({self.session}))
+
+    def has(self, pid: int) -> bool:
+        with suppress(OSError):
+            return reaper.session_and_start(pid)[0] == self.session
+        return False
+
+    def service(self, name: str) -> psutil.Process:
+        """`raylet`, or `gcs_server` on the head."""
+        return next(p for p in map(psutil.Process, self.pids()) if p.name() == name)
+
+    def kill(self) -> None:
+        """As if the power went."""
+        for pid in self.pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@dataclass
+class RayCluster:
+    """`head` serves at `address`; drivers need `env`."""
+
+    folder: Path
+    env: dict[str, str]
+    port: int
+    nodes: list[Node] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def head(self) -> Node:
+        return self.nodes[0]
+
+    def start_head(self, cpus: float, *options: str) -> None:
+        where = (f"--port={self.port}", f"--temp-dir={self.folder}", "--include-dashboard=false")
+        self.nodes.insert(0, _started(self._start(cpus, "--head", *where, *options)))
+
+    def add_nodes(self, count: int, cpus: float) -> None:
+        starting = [self._start(cpus, f"--address={self.address}") for _ in range(count)]
+        self.nodes += [_started(process) for process in starting]
+
+    def node_of(self, pid: int) -> Node:
+        return next(n for n in self.nodes if n.has(pid))
+
+    def kill(self, node: Node) -> None:
+        node.kill()
+        self.nodes.remove(node)
+
+    def close(self) -> None:
+        for node in self.nodes:
+            node.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _start(self, cpus: float, *options: str) -> subprocess.Popen[str]:
+        ports = ("--min-worker-port=0", "--max-worker-port=0")
+        return subprocess.Popen(
+            [RAY, "start", "--node-ip-address=127.0.0.1", f"--num-cpus={cpus:g}", "--num-gpus=0",
+             OBJECT_STORE, *ports, *options],
+            env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+
+
+def _started(process: subprocess.Popen[str]) -> Node:
+    """The node, once it is up. Its services keep the output open, so nobody waits for its end."""
+    assert process.stdout is not None
+    code = process.wait(60)
+    if code:
+        raise RuntimeError(process.stdout.read())
+    process.stdout.close()
+    return Node(process.pid)
+
+
+@contextmanager
+def ray_cluster(cpus: float, *options: str, **environment: str) -> Iterator[RayCluster]:
+    """A cluster with its head only, of so many CPUs."""
+    # Ray's sockets are below its folder, and a socket's path has 107 characters at most.
+    folder = Path(tempfile.mkdtemp(prefix="mpt-", dir="/tmp"))
+    env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16),
+           "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", **environment}  # fmt: skip
+    made = RayCluster(folder, env, free_port())
+    try:
+        made.start_head(cpus, *options)
+        yield made
+    finally:
+        made.close()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port: int = holder.getsockname()[1]
+    return port
+
+
+def wait_until_gone(pids: Iterable[int], seconds: float = 30) -> set[int]:
+    """Those of these processes that still run then."""
+    give_up = time.monotonic() + seconds
+    while (alive := {p for p in pids if _runs(p)}) and time.monotonic() < give_up:
+        time.sleep(0.1)
+    return alive
+
+
+def _runs(pid: int) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False

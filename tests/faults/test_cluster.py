@@ -1,0 +1,90 @@
+"""What may happen to the machines of a cluster: a gang that spans two, and their deaths."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.cluster import RayCluster, ray_cluster, wait_until_gone
+from tests.faults.search import Outcome, Searches
+
+pytestmark = pytest.mark.slow
+
+PAIR = ("--set", "resources.workers=2")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RayCluster]:
+    """Three machines of one CPU each, whose deaths are noticed sooner than by default (15 s)."""
+    with ray_cluster(
+        1, RAY_health_check_period_ms="1000", RAY_health_check_failure_threshold="3"
+    ) as made:
+        made.add_nodes(2, 1)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def searches(cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Searches:
+    folder = tmp_path_factory.mktemp("cluster")
+    return Searches(folder, cluster.env, (*PAIR, "--address", cluster.address))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(searches: Searches) -> Outcome:
+    searches.start("undisturbed").end()
+    return searches.outcome("undisturbed")
+
+
+def test_a_gang_spans_two_nodes_and_the_death_of_one_costs_only_time(
+    cluster, searches, undisturbed
+):
+    running = searches.start("killed")
+    running.wait_for("progress", number=1)
+    told = running.wait_for("started", number=1)
+    nodes = [cluster.node_of(pid) for pid in told["pids"]]
+    assert len(set(nodes)) == 2
+    finished = running.run.trial(0).result.stat().st_mtime_ns
+
+    lost = next(n for n in nodes if n != cluster.head)
+    lost.service("raylet").kill()
+    failed = running.wait_for("failed")
+    assert (failed["number"], failed["reason"]) == (1, "node_lost")
+    assert re.search(
+        r"rank \d of gang-1 is out of reach: its node \S+ \(\w+\) died", failed["detail"]
+    )
+    assert wait_until_gone(told["pids"]) == set()
+    cluster.kill(lost)
+
+    # The trial goes on where there is room; then there is none, until a machine is added.
+    again = running.wait_for("started", number=1, count=2)
+    assert {cluster.node_of(pid) for pid in again["pids"]} == set(cluster.nodes)
+    cluster.kill(cluster.nodes[1])
+    running.wait_for("failed", count=2)
+    assert wait_until_gone(again["pids"]) == set()
+    cluster.add_nodes(1, 1)
+    running.end()
+    assert searches.outcome("killed") == undisturbed
+    assert running.run.trial(0).result.stat().st_mtime_ns == finished
+
+
+def test_a_head_that_was_restarted_ends_the_search_clearly_and_the_same_command_goes_on(
+    cluster, searches, undisturbed
+):
+    running = searches.start("headless")
+    running.wait_for("progress", number=1)
+    pids = running.wait_for("started", number=1)["pids"]
+    for node in list(cluster.nodes):
+        cluster.kill(node)
+    cluster.start_head(2)
+    out = running.end(code=3)
+    assert re.search(
+        r"\nmptune: the head of the Ray cluster at \S+ was restarted; "
+        r"nothing that finished is lost: the same command goes on\n$", out
+    )  # fmt: skip
+    assert wait_until_gone(pids) == set()
+    finished = running.run.trial(0).result.stat().st_mtime_ns
+    searches.start("headless").end()
+    assert searches.outcome("headless") == undisturbed
+    assert running.run.trial(0).result.stat().st_mtime_ns == finished
