@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import shutil
 import signal
@@ -88,6 +89,9 @@ MEMORY = "memory"
 
 COMPARE_SEED = 1_000_000
 """First training seed of a comparison: apart from the search's, so that nothing is chosen twice."""
+
+MIN_JUDGED = 4
+"""Finished trials below which the importance of a dimension is not worth a word."""
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -926,3 +930,24 @@ def best(found: Sequence[TrialRecord]) -> TrialRecord:
 def _score(record: TrialRecord) -> float:
     assert record.result is not None
     return record.result.lml.nats_per_token
+
+
+def importances(run: RunDirectory, url: str | None, name: str) -> dict[str, float]:
+    """Share of the score that each dimension decides, largest first; empty with too few trials.
+
+    PED-ANOVA (Watanabe, Bansal and Hutter, IJCAI 2023) over the finished trials. Dimensions that
+    only some trials have, as the rate of one of several policies, are judged among those.
+    """
+    if not has_study(run, url, name):
+        return {}
+    found = optuna.load_study(study_name=name, storage=open_storage(run, url))
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    if sum(t.state == TrialState.COMPLETE for t in found.trials) < MIN_JUDGED:
+        return {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            shares = optuna.importance.get_param_importances(found, evaluator=evaluator)
+        except (ValueError, RuntimeError):  # no dimension took two values
+            return {}
+    return {name: float(share) for name, share in shares.items() if math.isfinite(share)}

@@ -17,12 +17,23 @@ from mptune.compare import ArmScores, compare, selection_probabilities
 from mptune.compute import UNITS, Curves, equivalent_compute, mean_curve
 from mptune.errors import InputError
 from mptune.paths import RunDirectory, TrialDirectory
-from mptune.report.model import ArmRow, ArmRun, ComparisonReport, ReportInput, TrialRow, spend
+from mptune.report.model import (
+    ArmRow,
+    ArmRun,
+    ComparisonReport,
+    Importance,
+    ReportInput,
+    TrialRow,
+    spend,
+)
 from mptune.sequential import schedule
 from mptune.spec import Comparison, SearchSpec, build
 from mptune.specfile import SpecFile
 from mptune.study import TrialRecord
 from mptune.trial import Prepared, TrialSpec
+
+PROFILE_STEPS, PROFILE_LENGTH = 16, 512
+"""Steps of progress, and the most positions, by which a policy's law is drawn."""
 
 PACKAGES = ("torch", "deepspeed", "ray", "optuna", "transformers", "numpy")
 
@@ -43,6 +54,7 @@ def stored_spec(run: RunDirectory) -> SearchSpec:
 def collect(run: RunDirectory, spec: SearchSpec, command: str) -> ReportInput:
     """Everything that the report of this run directory shows."""
     searched = study.records(run, spec.storage.url, spec.name)
+    shares = study.importances(run, spec.storage.url, spec.name)
     compared = study.records(run, spec.storage.url, study.compare_name(spec.name))
     prepared = _prepared(run)
     tried = [
@@ -58,6 +70,7 @@ def collect(run: RunDirectory, spec: SearchSpec, command: str) -> ReportInput:
         trials=tuple(_row(r) for r in searched if r.state != "WAITING"),
         comparison=comparison_report(Asked.last(run, spec), compared, prepared, run),
         spend=spend(results, trials=len(tried), wall_s=_wall_s(run, spec)),
+        importance=importance_rows(searched, shares),
         plan_hash=prepared.plan_hash if prepared else "",
         versions=_versions(results[0].versions if results else {}),
         commands=(command,),
@@ -77,6 +90,36 @@ def _wall_s(run: RunDirectory, spec: SearchSpec) -> float:
     return sum(study.spent_s(run, spec.storage.url, name) for name in names)
 
 
+def importance_rows(
+    searched: Sequence[TrialRecord], shares: Mapping[str, float]
+) -> tuple[Importance, ...]:
+    """Each dimension's share, with the finished trials that took a value of it."""
+    done = [r.params for r in searched if r.state == "COMPLETE"]
+    return tuple(
+        Importance(name=name, share=share, trials=sum(name in params for params in done))
+        for name, share in shares.items()
+    )
+
+
+def mask_rates(spec: TrialSpec) -> tuple[tuple[float, float, float], ...]:
+    """Quantile 0.05, mean and quantile 0.95 of the trial's mask rate at steps of progress.
+
+    Empty where the policy is a plugin that is not installed here.
+    """
+    length = min(spec.prepared.length, PROFILE_LENGTH)
+    try:
+        policy = build("policy", spec.policy)
+    except InputError:
+        return ()
+    rates_M = np.arange(1, length + 1) / length
+    found = []
+    for step in range(PROFILE_STEPS):
+        q_M = policy.pmf(length, (step + 0.5) / PROFILE_STEPS)
+        below, above = np.searchsorted(q_M.cumsum(), (0.05, 0.95)).clip(0, length - 1)
+        found.append((float(rates_M[below]), float(rates_M @ q_M), float(rates_M[above])))
+    return tuple(found)
+
+
 def _row(record: TrialRecord) -> TrialRow:
     policy_words, _, model_words = record.label.partition(" · ")
     return TrialRow(
@@ -90,6 +133,8 @@ def _row(record: TrialRecord) -> TrialRow:
         reason=record.reason,
         detail=record.detail,
         arm=record.arm,
+        params=dict(record.params),
+        mask_rates=mask_rates(record.spec) if record.spec else (),
         seconds=record.seconds,
         result=record.result,
         rungs=tuple((step / 100, value) for step, value in sorted(record.rungs.items())),

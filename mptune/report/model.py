@@ -47,6 +47,14 @@ class TrialRow(Message):
         (), description="the same with cost and standard error; the final score is not among them"
     )
     kpi: KpiValue | None = Field(None, description="what score.kpi said of it")
+    params: dict[str, float | str] = Field(
+        default_factory=dict, description="what the sampler chose: dimension -> value"
+    )
+    mask_rates: tuple[tuple[float, float, float], ...] = Field(
+        (),
+        description="its law over training, at equal steps of progress: the mask rate below which "
+        "1 in 20 draws lie, the mean, and the rate above which 1 in 20 lie",
+    )
 
     @property
     def finished(self) -> bool:
@@ -104,6 +112,14 @@ class Spend(Message):
     wall_s: float | None = Field(None, description="seconds from first start to last end")
 
 
+class Importance(Message):
+    """How much of the score one dimension of the search decides."""
+
+    name: str = Field(description="the dimension, e.g. `policy.0.rate`")
+    share: float = Field(description="of all dimensions that were judged; they sum to 1")
+    trials: int = Field(description="finished trials that it rests on")
+
+
 class ReportInput(Message):
     """Everything that a report shows."""
 
@@ -118,6 +134,9 @@ class ReportInput(Message):
         None, description="None without domains and without score.missing"
     )
     kpi: KpiReport | None = Field(None, description="None without score.kpi")
+    importance: tuple[Importance, ...] = Field(
+        (), description="by share, largest first; empty with too few trials"
+    )
     spend: Spend = Spend()
     plan_hash: str = ""
     versions: dict[str, str] = Field(default_factory=dict)

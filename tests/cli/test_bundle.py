@@ -19,8 +19,11 @@ from tests.fakes import FAKE_WORKER
 
 BLOCKED = """\
 import sys
-for name in ("torch", "ray", "deepspeed", "transformers"):
-    sys.modules[name] = None
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "ray", "deepspeed", "transformers"):
+            raise ImportError(f"{name} is not installed")
+sys.meta_path.insert(0, Absent())
 from mptune.cli import main
 sys.exit(main(["replay", sys.argv[1], "--json"]))
 """
