@@ -34,7 +34,8 @@ class RunDirectory:
         events.jsonl          everything that happened, one JSON object a line
         plan.npz              the frozen scoring plan
         trials/0007/          one trial, see TrialDirectory
-        compare/a-0001/       one run of a comparison, likewise
+        compare/0001/         one run of a comparison, likewise
+        confirm/0001/         one run of a confirmation, scored on confirm-plan.npz
         report/               report.html, report.md, report.json, figures
     """
 
@@ -68,6 +69,15 @@ class RunDirectory:
     def prepared(self) -> Path:
         """What preparing the data said: table, vocabulary, hashes."""
         return self.root / "prepared.json"
+
+    @property
+    def confirm_plan(self) -> Path:
+        """The fresh plan of a confirmation, and what preparing it said."""
+        return self.root / "confirm-plan.npz"
+
+    @property
+    def confirm_prepared(self) -> Path:
+        return self.root / "confirm-prepared.json"
 
     @property
     def logs(self) -> Path:

@@ -158,6 +158,22 @@ class Pruner(Section):
     startup_trials: int = Field(4, ge=0, description="finished trials before anything is pruned")
 
 
+class Confirm(Section):
+    """The best trials, trained again with fresh seeds and scored on a fresh plan.
+
+    The best of many scores is partly the luckiest; what is recommended is then the best of these.
+    """
+
+    top: int = Field(0, ge=0, description="trials that are confirmed, at least 2; 0 is off")
+    seeds: int = Field(2, gt=0, description="fresh training seeds of each")
+
+    @model_validator(mode="after")
+    def _at_least_two(self) -> Confirm:
+        if self.top == 1:
+            raise ValueError("top 1 leaves nothing to choose from; give 2 or more, or 0 for none")
+        return self
+
+
 class Search(Section):
     """What is searched, and how long."""
 
@@ -178,6 +194,7 @@ class Search(Section):
     budget_gpu_hours: float | None = Field(
         None, gt=0, description="GPUs x hours of all trials; none starts that would pass it"
     )
+    confirm: Confirm = Confirm()
     arms: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="named points of the space that always run, first"
     )

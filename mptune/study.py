@@ -87,8 +87,9 @@ ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 MEMORY = "memory"
 """Optuna's constraint of a trial that did not fit in memory; it is met where the value is <= 0."""
 
-COMPARE_SEED = 1_000_000
-"""First training seed of a comparison: apart from the search's, so that nothing is chosen twice."""
+COMPARE_SEED, CONFIRM_SEED = 1_000_000, 2_000_000
+"""First training seed of a comparison and of a confirmation: apart from the search's, so that
+nothing is chosen twice."""
 
 MIN_JUDGED = 4
 """Finished trials below which the importance of a dimension is not worth a word."""
@@ -219,10 +220,10 @@ def delete_studies(run: RunDirectory, url: str | None, names: Sequence[str]) -> 
 
 
 def copy_studies(run: RunDirectory, url: str | None, name: str, database: Path) -> None:
-    """Copy a search and its comparison, trials and attributes, to an SQLite file of their own."""
+    """Copy all studies of a search, trials and attributes, to an SQLite file of their own."""
     there = open_storage(run, url)
     here = f"sqlite:///{database.absolute()}"
-    for study_name in (name, compare_name(name)):
+    for study_name in names(name):
         if has_study(run, url, study_name):
             optuna.copy_study(from_study_name=study_name, from_storage=there, to_storage=here)
 
@@ -230,6 +231,16 @@ def copy_studies(run: RunDirectory, url: str | None, name: str, database: Path) 
 def compare_name(name: str) -> str:
     """The study that holds a search's comparison."""
     return f"{name}/compare"
+
+
+def confirm_name(name: str) -> str:
+    """The study that holds a search's confirmation."""
+    return f"{name}/confirm"
+
+
+def names(name: str) -> tuple[str, str, str]:
+    """All studies of a search: itself, its confirmation, its comparison."""
+    return name, confirm_name(name), compare_name(name)
 
 
 def records(run: RunDirectory, url: str | None, name: str) -> list[TrialRecord]:
@@ -825,6 +836,7 @@ _FREE = {
         "budget_worker_seconds",
         "budget_gpu_hours",
         "concurrency",
+        "confirm",
     ),
     "resources": ("trials_per_gang", "stall_timeout_s", "retries"),
 }
@@ -843,7 +855,8 @@ def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
             inner = f"{path}.{key}" if path else key
-            yield from _differences(old.get(key), new.get(key), inner)
+            if key in old or new[key]:  # a key that came later changes nothing while it is off
+                yield from _differences(old.get(key), new.get(key), inner)
     elif old != new:
         yield f"{path} was {json.dumps(old)}, is {json.dumps(new)}"
 
@@ -924,12 +937,13 @@ def best(found: Sequence[TrialRecord]) -> TrialRecord:
     finished = [r for r in found if r.result is not None and r.state == "COMPLETE"]
     if not finished:
         raise NoResultError("no trial has finished, so there is nothing to recommend")
-    return max(finished, key=lambda r: (_score(r), -r.number))
+    return min(finished, key=by_score)
 
 
-def _score(record: TrialRecord) -> float:
+def by_score(record: TrialRecord) -> tuple[float, int]:
+    """Sorts finished trials, best first; the earlier one of equals."""
     assert record.result is not None
-    return record.result.lml.nats_per_token
+    return -record.result.lml.nats_per_token, record.number
 
 
 def importances(run: RunDirectory, url: str | None, name: str) -> dict[str, float]:

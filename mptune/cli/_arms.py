@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mptune import plugins, study
+from mptune.cli._evidence import recommended
 from mptune.errors import InputError, did_you_mean
 from mptune.paths import RunDirectory
 from mptune.space import Space
@@ -52,7 +53,7 @@ def with_arms(arguments: argparse.Namespace) -> SpecFile:
     found = study.records(run, spec.storage.url, spec.name)
     if not any(r.result for r in found):
         raise InputError(f"--arms: no trial of {run.root} has finished; run `mptune search` first")
-    arms = Arms(Space(file), found, study.best(found)).read(arguments.arms)
+    arms = Arms(Space(file), found, recommended(run, spec)).read(arguments.arms)
     kept = spec.compare.model_dump(mode="json") if spec.compare else {}
     section = {**kept, "arms": arms, "baseline": next(iter(arms))}
     return SpecFile.read(arguments.spec, [f"compare={json.dumps(section)}", *arguments.overrides])

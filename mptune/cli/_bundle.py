@@ -3,8 +3,10 @@
 MANIFEST.json                  format, and the sum of every other file
 spec.yaml, resolved.yaml       as given, and with every default written out
 prepared.json, plan.npz        the data's table and hashes; the frozen scoring plan
-study.db                       both Optuna studies, whatever storage held them (SQLite)
-trials/0007/, compare/0001/    trial.json, result.json and scores.npz of every trial
+confirm-prepared.json, -plan   the same of a confirmation, if there is one
+study.db                       all Optuna studies, whatever storage held them (SQLite)
+trials/0007/, compare/0001/,   trial.json, result.json and scores.npz of every trial
+confirm/0001/
 report/report.json             what was reported, with versions, time and command
 """
 
@@ -49,10 +51,11 @@ def pack(run: RunDirectory, url: str | None, name: str, target: Path) -> int:
 
 
 def _files(run: RunDirectory) -> Iterator[tuple[str, Path]]:
-    for path in (run.spec, run.resolved, run.prepared, run.plan, run.report_json):
+    plans = (run.prepared, run.plan, run.confirm_prepared, run.confirm_plan)
+    for path in (run.spec, run.resolved, *plans, run.report_json):
         if path.exists():
             yield path.relative_to(run.root).as_posix(), path
-    for folder in ("trials", "compare"):
+    for folder in ("trials", "compare", "confirm"):
         for name in OF_TRIALS:
             for path in (run.root / folder).glob(f"*/{name}"):
                 yield path.relative_to(run.root).as_posix(), path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from mptune.report.model import (
     TrialRow,
     spend,
 )
+from mptune.selection import Scored, SearchSelection, search_selection, seed_noise
 from mptune.sequential import schedule
 from mptune.spec import Comparison, SearchSpec, build
 from mptune.specfile import SpecFile
@@ -56,10 +58,11 @@ def collect(run: RunDirectory, spec: SearchSpec, command: str) -> ReportInput:
     searched = study.records(run, spec.storage.url, spec.name)
     shares = study.importances(run, spec.storage.url, spec.name)
     compared = study.records(run, spec.storage.url, study.compare_name(spec.name))
+    confirmed = study.records(run, spec.storage.url, study.confirm_name(spec.name))
     prepared = _prepared(run)
     tried = [
         r
-        for r in (*searched, *compared)
+        for r in (*searched, *confirmed, *compared)
         if r.state not in ("WAITING", "RUNNING") and r.same_as is None
     ]
     results = [r.result for r in tried if r.result is not None]
@@ -69,6 +72,7 @@ def collect(run: RunDirectory, spec: SearchSpec, command: str) -> ReportInput:
         prepared=prepared,
         trials=tuple(_row(r) for r in searched if r.state != "WAITING"),
         comparison=comparison_report(Asked.last(run, spec), compared, prepared, run),
+        selection=selection_report(run, spec),
         spend=spend(results, trials=len(tried), wall_s=_wall_s(run, spec)),
         importance=importance_rows(searched, shares),
         plan_hash=prepared.plan_hash if prepared else "",
@@ -86,8 +90,7 @@ def _prepared(run: RunDirectory) -> Prepared | None:
 
 
 def _wall_s(run: RunDirectory, spec: SearchSpec) -> float:
-    names = (spec.name, study.compare_name(spec.name))
-    return sum(study.spent_s(run, spec.storage.url, name) for name in names)
+    return sum(study.spent_s(run, spec.storage.url, name) for name in study.names(spec.name))
 
 
 def importance_rows(
@@ -204,6 +207,63 @@ def comparison_report(
     )
 
 
+def finalists(found: Sequence[TrialRecord], most: int) -> list[TrialRecord]:
+    """The best finished trials of a search, best first; the same point counts once."""
+    unique: dict[str, TrialRecord] = {}
+    for record in found:
+        result = record.result
+        if record.state == "COMPLETE" and result and math.isfinite(result.lml.nats_per_token):
+            unique.setdefault(result.fingerprint, record)
+    return sorted(unique.values(), key=study.by_score)[:most]
+
+
+def selection_report(run: RunDirectory, spec: SearchSpec) -> SearchSelection | None:
+    """The choice among the search's trials; None if none is scored."""
+    url, prepared = spec.storage.url, _prepared(run)
+    found = study.records(run, url, spec.name)
+    ranked = finalists(found, len(found))
+    if not ranked or prepared is None:
+        return None
+    scored = [
+        Scored(r.number, r.label, _per_sequence(run, r.spec))
+        for r in ranked
+        if r.spec is not None and _trial_directory(run, r.spec).scores.exists()
+    ]
+    if not scored:
+        return None
+    confirmed = _arm_scores(study.records(run, url, study.confirm_name(spec.name)), prepared, run)
+    compared = study.records(run, url, study.compare_name(spec.name))
+    asked = Asked.last(run, spec)
+    arms = [
+        s
+        for name, records in (asked.runs(compared) if asked else {}).items()
+        if (s := _scores(name, records, prepared, run)) is not None
+    ]
+    tokens = prepared.heldout_tokens / prepared.heldout_sequences
+    return search_selection(scored, tokens, seed_noise([confirmed, arms]), confirmed)
+
+
+def _arm_scores(
+    found: Sequence[TrialRecord], prepared: Prepared, run: RunDirectory
+) -> list[ArmScores]:
+    """The scores of every arm by its name."""
+    names = dict.fromkeys(r.arm for r in found if r.arm is not None)
+    scores = (_scores(n, [r for r in found if r.arm == n], prepared, run) for n in names)
+    return [s for s in scores if s is not None]
+
+
+def recommended(run: RunDirectory, spec: SearchSpec) -> TrialRecord:
+    """The trial to adopt: of the confirmed ones if there are any, else of all.
+
+    Raises:
+        NoResultError: no trial has finished.
+    """
+    found = study.records(run, spec.storage.url, spec.name)
+    selection = selection_report(run, spec)
+    chosen = [r for r in found if selection is not None and r.number == selection.recommended]
+    return chosen[0] if chosen else study.best(found)
+
+
 def _looks(comparison: Comparison) -> tuple[int, ...]:
     """Seeds at which a comparison that adds seeds may stop; empty if it does not add any."""
     if comparison.max_seeds is None:
@@ -270,10 +330,15 @@ def _per_sequence(run: RunDirectory, spec: TrialSpec) -> np.ndarray[Any, np.dtyp
     return _stored(run, spec, "nats_per_sequence")
 
 
+def _trial_directory(run: RunDirectory, spec: TrialSpec) -> TrialDirectory:
+    """Where it is now; its spec says where it was made."""
+    folder, number = Path(spec.directory).parts[-2:]
+    return TrialDirectory(run.root / folder / number)
+
+
 def _stored(run: RunDirectory, spec: TrialSpec, what: str) -> np.ndarray[Any, np.dtype[np.float64]]:
     """An array of its scores, wherever the run directory is now; empty if it was not kept."""
-    folder, number = Path(spec.directory).parts[-2:]
-    with np.load(TrialDirectory(run.root / folder / number).scores) as stored:
+    with np.load(_trial_directory(run, spec).scores) as stored:
         found: np.ndarray[Any, np.dtype[np.float64]] = stored.get(what, np.zeros(0))
         return found
 

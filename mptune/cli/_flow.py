@@ -62,6 +62,7 @@ def _drive(session: Session, searching: bool) -> None:
     try:
         if searching:
             session.search()
+            session.confirm()
         if session.spec.compare is not None or not searching:
             session.compare()
     except InterruptedSearch:
@@ -99,6 +100,9 @@ def _dry_run(console: Console, file: SpecFile, spec: SearchSpec, searching: bool
             f"  search: {spec.search.trials} trials over {len(file.dimensions)} dimensions "
             f"({spec.search.sampler.kind}, pruner {spec.search.pruner.kind}); named arms: {arms}"
         )
+        confirm = spec.search.confirm
+        if confirm.top:
+            console.print(f"  confirmation: {confirm.top} trials x {confirm.seeds} fresh seeds")
     if spec.compare is not None:
         count, most = len(spec.compare.arms), spec.compare.max_seeds
         more = f", up to {count * most} while undecided" if most else ""

@@ -34,7 +34,8 @@ def findings(run: RunDirectory, spec: SearchSpec, driven: bool) -> list[Finding]
     """Everything that is wrong, in the order in which it is to be repaired."""
     url = spec.storage.url
     found = list(_top(run))
-    for name, folder in ((spec.name, "search"), (study.compare_name(spec.name), "compare")):
+    folders = ("search", "confirm", "compare")
+    for name, folder in zip(study.names(spec.name), folders, strict=True):
         records = study.records(run, url, name)
         running = [r.number for r in records if r.state == "RUNNING"]
         if running and not driven:

@@ -15,7 +15,7 @@ import yaml
 from rich.console import Console
 
 from mptune import dispatch, study
-from mptune.cli._evidence import Asked, collect, comparison_report
+from mptune.cli._evidence import Asked, collect, comparison_report, finalists, recommended
 from mptune.dispatch.base import Dispatcher
 from mptune.errors import InputError
 from mptune.lease import held
@@ -24,9 +24,12 @@ from mptune.report.live import LiveView
 from mptune.report.model import ReportInput
 from mptune.sequential import schedule
 from mptune.space import Space
-from mptune.spec import Comparison, SearchSpec, build
+from mptune.spec import Comparison, Score, SearchSpec, build
 from mptune.specfile import Concrete, SpecFile, merge_arm, plain
 from mptune.trial import Prepared, PrepareRequest, TrialSpec
+
+FRESH_PLAN = 1_000_003
+"""Added to the score's seed: sequences, counts and masks of a confirmation are drawn anew."""
 
 
 @dataclass
@@ -67,7 +70,7 @@ class Session:
                     self._dispatcher.close()
 
     def _clear(self, yes: bool) -> None:
-        names = [self.spec.name, study.compare_name(self.spec.name)]
+        names = study.names(self.spec.name)
         held = sum(len(study.records(self.run, self.url, n)) for n in names)
         if held and not yes:
             raise InputError(
@@ -107,7 +110,7 @@ class Session:
         return found
 
     def _stored_data(self) -> dict[str, Any] | None:
-        for name in (self.spec.name, study.compare_name(self.spec.name)):
+        for name in study.names(self.spec.name):
             for record in study.records(self.run, self.url, name):
                 if record.spec is not None:
                     return record.spec.data
@@ -115,20 +118,24 @@ class Session:
 
     def prepared(self) -> Prepared:
         """The token table and the frozen plan, prepared once per run directory."""
-        if self.run.prepared.exists():
-            known = Prepared.model_validate_json(self.run.prepared.read_text(encoding="utf-8"))
+        return self._prepared(self.run.prepared, self.run.plan, self.spec.score)
+
+    def _prepared(self, said: Path, plan: Path, score: Score) -> Prepared:
+        """What preparing said, from its file if that still holds."""
+        if said.exists():
+            known = Prepared.model_validate_json(said.read_text(encoding="utf-8"))
             if Path(known.table).is_dir() and Path(known.plan).is_file():
                 return known
         request = PrepareRequest(
             data=self.data(),
-            score=self.spec.score,
+            score=score,
             cache=str(cache_directory() / "tables"),
-            plan=str(self.run.plan.absolute()),
+            plan=str(plan.absolute()),
         )
         if self.address is None:
             self._prepare_here(Path(request.cache))
         prepared = self.dispatcher().prepare(request)
-        write_text(self.run.prepared, prepared.model_dump_json(indent=2) + "\n")
+        write_text(said, prepared.model_dump_json(indent=2) + "\n")
         return prepared
 
     def _prepare_here(self, cache: Path) -> None:
@@ -187,12 +194,60 @@ class Session:
                 sampler=lambda number: study.make_sampler(search, number),
                 concurrency=search.concurrency,
                 ordered=search.ordered,
-                budget_seconds=search.budget_seconds if what == "search" else None,
-                budget_worker_seconds=search.budget_worker_seconds if what == "search" else None,
-                budget_gpu_hours=search.budget_gpu_hours if what == "search" else None,
+                **self._budgets(what),
                 log=self.run.events,
                 interrupted=self._interrupted,
             ).run()
+
+    def _budgets(self, what: str) -> dict[str, Any]:
+        """The search's; its confirmation has what the search left of them, a comparison none."""
+        search, name = self.spec.search, self.spec.name
+        budgets = {
+            "budget_seconds": search.budget_seconds,
+            "budget_worker_seconds": search.budget_worker_seconds,
+            "budget_gpu_hours": search.budget_gpu_hours,
+        }
+        given = {key: budget for key, budget in budgets.items() if budget is not None}
+        if what == "comparison":
+            return {}
+        if what == "search":
+            return given
+        ledger = study.ledger(self.run, self.url, name).spent()
+        spent = {
+            "budget_seconds": study.spent_s(self.run, self.url, name),
+            "budget_worker_seconds": ledger["worker_seconds"],
+            "budget_gpu_hours": ledger["gpu_hours"],
+        }
+        return {key: max(0.0, budget - spent[key]) for key, budget in given.items()}
+
+    # --- confirming ----------------------------------------------------------------------------
+
+    def confirm(self) -> None:
+        """Train the best trials anew, seed by seed, and score them on a plan of its own."""
+        wanted, name = self.spec.search.confirm, study.confirm_name(self.spec.name)
+        top = finalists(study.records(self.run, self.url, self.spec.name), wanted.top)
+        if len(top) < 2 or 0 in self._budgets("confirmation").values():
+            return
+        pruner = optuna.pruners.NopPruner()
+        opened = study.open_study(self.run, self.url, name, pruner=pruner)
+        score = self.spec.score.model_copy(update={"seed": self.spec.score.seed + FRESH_PLAN})
+        plan = self._prepared(self.run.confirm_prepared, self.run.confirm_plan, score)
+        factory = study.TrialFactory(name, "confirm", self.run, plan, self.data())
+        arms = {f"trial {record.number}": self._scored_anew(record, score) for record in top}
+        keys = {arm: study.run_key(factory.make(at, 0, 0)) for arm, at in arms.items()}
+        runs = [
+            study.Run(arm, keys[arm], seed, arms[arm].tree)
+            for seed in range(wanted.seeds)
+            for arm in arms
+        ]
+        total = study.enqueue_runs(opened, runs)
+        if study.ended(opened) < total:
+            propose = _proposer(factory, study.CONFIRM_SEED)
+            self._drive(opened, total, propose, "confirmation")
+
+    def _scored_anew(self, record: study.TrialRecord, score: Score) -> Concrete:
+        found = Space(self.file).at(record.params)
+        return Concrete({**found.tree, "score": score.model_dump(mode="json")}, found.origins)
 
     # --- comparing -----------------------------------------------------------------------------
 
@@ -215,11 +270,7 @@ class Session:
         asked = Asked(comparison, keys)
         study.ask_comparison(opened, asked.as_json())
 
-        def propose(trial: optuna.Trial) -> TrialSpec:
-            tree = trial.user_attrs.get("tree") or arms[trial.user_attrs["arm"]].tree
-            seed = trial.suggest_int("seed", 0, 10_000)
-            return factory.make(Concrete(tree, {}), trial.number, study.COMPARE_SEED + seed)
-
+        propose = _proposer(factory, study.COMPARE_SEED, arms)
         wanted: list[study.Run] = []
         names, seeds = list(arms), 0
         for look in schedule(comparison.seeds, comparison.max_seeds):
@@ -260,10 +311,9 @@ class Session:
         return params
 
     def _best_params(self) -> Mapping[str, Any]:
-        """Parameters of the search's best trial; the spec's first values if it has no search."""
-        found = study.records(self.run, self.url, self.spec.name)
-        if found:
-            return study.best(found).params
+        """Parameters of the recommended trial; the spec's first values if it has no search."""
+        if study.records(self.run, self.url, self.spec.name):
+            return recommended(self.run, self.spec).params
         return self._first_values()
 
     def _first_values(self) -> Mapping[str, Any]:
@@ -284,6 +334,19 @@ class Session:
     def evidence(self) -> ReportInput:
         """What the report is made from."""
         return collect(self.run, self.spec, self.command)
+
+
+def _proposer(
+    factory: study.TrialFactory, first_seed: int, arms: Mapping[str, Concrete] | None = None
+) -> Callable[[optuna.Trial], TrialSpec]:
+    """Turns a queued run into its trial; `arms` serve runs that were queued without their tree."""
+
+    def propose(trial: optuna.Trial) -> TrialSpec:
+        tree = trial.user_attrs.get("tree") or (arms or {})[trial.user_attrs["arm"]].tree
+        seed = trial.suggest_int("seed", 0, 10_000)
+        return factory.make(Concrete(tree, {}), trial.number, first_seed + seed)
+
+    return propose
 
 
 def _run_keys(arms: Mapping[str, Concrete], factory: study.TrialFactory) -> dict[str, str]:

@@ -24,13 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     import yaml
 
-    from mptune import study
-    from mptune.cli._evidence import stored_spec
+    from mptune.cli._evidence import recommended, stored_spec
     from mptune.paths import write_text
 
     run_directory = _arguments.existing_run(arguments.run_dir)
     spec = stored_spec(run_directory)
-    best = study.best(study.records(run_directory, spec.storage.url, spec.name))
+    best = recommended(run_directory, spec)
     assert best.spec is not None
     assert best.result is not None
     policy = best.result.learned_policy or best.spec.policy

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from mptune import dispatch
+from mptune import dispatch, study
 from mptune.cli import COMMANDS, main
 from mptune.dispatch.local import LocalDispatcher
+from mptune.paths import RunDirectory
 from mptune.policies.base import MaskPolicy
 from mptune.spec import build
 from tests.fakes import FAKE_WORKER
@@ -259,3 +260,29 @@ def test_validate_says_when_size_and_learning_rate_are_confounded(
     ):
         assert main(["validate", str(spec), "--set", override]) == 0
         assert ("confounded" in capsys.readouterr().out) == noted, override
+
+
+def test_the_best_trials_are_confirmed_before_one_is_recommended(
+    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mptune.report.figures.draw", lambda report: [])
+    alone = ["--set", "compare=null", "--set", "search.confirm={top: 2, seeds: 2}"]
+    assert main(["search", "spec.yaml", *alone, "--dry-run"]) == 0
+    assert "confirmation: 2 trials x 2 fresh seeds" in capsys.readouterr().out
+    assert main(["search", "spec.yaml", *alone]) == 0
+    run = tmp_path / "runs" / "demo"
+    said = json.loads((run / "report" / "report.json").read_text())["input"]["selection"]
+    confirmed = [c for c in said["candidates"] if c["confirmation"]]
+    assert [c["confirmation"]["seeds"] for c in confirmed] == [2, 2]
+    assert said["chosen_by"] == "confirmation"
+    made = [r.spec for r in study.records(RunDirectory(run), None, "demo/confirm") if r.spec]
+    assert [s.seed for s in made] == [2_000_000, 2_000_000, 2_000_001, 2_000_001]
+    assert {s.score.seed for s in made} == {1_000_003}, "a plan of its own"
+    before = (run / "events.jsonl").read_text()
+    assert main(["search", "spec.yaml", *alone]) == 0
+    assert (run / "events.jsonl").read_text() == before
+    capsys.readouterr()
+    assert main(["best", "runs/demo", "--json"]) == 0
+    assert json_of(capsys)["trial"] == said["recommended"]
+    assert main(["search", "spec.yaml", "--set", "search.confirm.top=1"]) == 2
+    assert "top 1 leaves nothing to choose from" in capsys.readouterr().err
