@@ -7,10 +7,11 @@ a YAML file, with line numbers and search dimensions, is `mptune.specfile`'s par
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from mptune import plugins
 
@@ -230,12 +231,42 @@ class Comparison(Section):
         return self
 
 
+SIZE_SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9}
+
+
+def parameter_count(value: object) -> object:
+    """`110M` as 110e6; numbers stay.
+
+    Raises:
+        ValueError: a word that is no size.
+    """
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)\s*([KMB]?)", value, flags=re.IGNORECASE)
+    if found is None:
+        raise ValueError("is no size; give parameters, e.g. 110M or 1.1e8")
+    return float(found[1]) * SIZE_SUFFIXES[found[2].upper()]
+
+
+class GangOfSize(Section):
+    """What a trial of some size runs on instead."""
+
+    workers: int | None = Field(None, gt=0)
+    cpus_per_worker: float | None = Field(None, gt=0)
+    gpus_per_worker: float | None = Field(None, ge=0)
+
+
 class Resources(Section):
     """What one trial runs on."""
 
     workers: int = Field(1, gt=0, description="worker processes (ranks) per trial, one per GPU")
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float = Field(0, ge=0)
+    by_size: dict[str, GangOfSize] = Field(
+        default_factory=dict,
+        description="other gangs for larger models: from so many parameters on, e.g. "
+        "{100M: {workers: 4}}",
+    )
     trials_per_gang: int = Field(100, gt=0, description="a gang is remade after this many trials")
     stall_timeout_s: float = Field(
         600.0, gt=0, description="a gang that does nothing for so long is ended; stacks are kept"
@@ -243,6 +274,34 @@ class Resources(Section):
     retries: int = Field(
         2, ge=0, description="times a trial is run again after its gang died, hung or was lost"
     )
+
+    @field_validator("by_size")
+    @classmethod
+    def _sizes(cls, value: dict[str, GangOfSize]) -> dict[str, GangOfSize]:
+        for size in value:
+            try:
+                parameter_count(size)
+            except ValueError as error:
+                raise ValueError(f"{size!r} {error}") from None
+        return value
+
+    def for_model(self, parameters: float) -> Resources:
+        """What a model with so many parameters runs on: one gang, `by_size` decided."""
+        fitting = [s for s in self.by_size if _count(s) <= parameters]
+        chosen = self.by_size[max(fitting, key=_count)] if fitting else GangOfSize()
+        update = {**chosen.model_dump(exclude_none=True), "by_size": {}}
+        return self.model_copy(update=update)
+
+    def gangs(self) -> list[Resources]:
+        """Every gang that trials of some size run on, the smallest models' first."""
+        sizes = sorted(self.by_size, key=_count)
+        return [self.for_model(0), *(self.for_model(_count(size)) for size in sizes)]
+
+
+def _count(size: str) -> float:
+    count = parameter_count(size)
+    assert isinstance(count, float)
+    return count
 
 
 class Storage(Section):

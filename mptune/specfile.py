@@ -293,13 +293,19 @@ def _dotted(at: Location) -> str:
 
 
 def _model_at(model: type[BaseModel] | None, at: Location) -> type[BaseModel] | None:
+    of_entries: type[BaseModel] | None = None
     for part in at:
+        if of_entries is not None:  # a mapping's keys are the user's
+            model, of_entries = of_entries, None
+            continue
         field = model.model_fields.get(str(part)) if model else None
         annotation = field.annotation if field else None
         candidates = [annotation, *getattr(annotation, "__args__", ())]
         model = next(
             (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None
         )
+        if getattr(annotation, "__origin__", None) is dict:
+            model, of_entries = None, model
     return model
 
 
@@ -530,16 +536,11 @@ def check(
         return None, list(_problems(error, SearchSpec, (), concrete))
     folder = path.absolute().parent if data_is_here else None
     problems = [p for section in PLUGIN_SECTIONS for p in _check_plugin(section, concrete, folder)]
-    if spec.training.batch_size % spec.resources.workers:
+    workers = {gang.workers for gang in spec.resources.gangs()}
+    for uneven in sorted(n for n in workers if spec.training.batch_size % n):
+        rule = f"{spec.training.batch_size} sequences cannot be shared by {uneven} workers"
         at: Location = ("training", "batch_size")
-        problems.append(
-            _line(
-                concrete,
-                at,
-                f"{spec.training.batch_size} sequences cannot be shared by "
-                f"{spec.resources.workers} workers; give a multiple",
-            )
-        )
+        problems.append(_line(concrete, at, f"{rule}; give a multiple"))
     return spec, problems
 
 

@@ -34,6 +34,7 @@ from sqlalchemy.exc import OperationalError
 
 from mptune.dispatch.base import Dispatcher
 from mptune.errors import InputError, InterruptedSearch, NoResultError
+from mptune.forecast import Predictor
 from mptune.ledger import Ledger
 from mptune.paths import RunDirectory, TrialDirectory, write_aside, write_text
 from mptune.spec import Pruner, Search, SearchSpec, build
@@ -57,6 +58,9 @@ MAX_FAILURES_IN_A_ROW = 5
 """With nothing finished yet, this many failures mean that the spec or the machine is broken."""
 
 STORAGE_ATTEMPTS = 10
+
+TAUGHT = 50
+"""Finished trials of earlier drivers that predictions are made from."""
 
 JOURNAL = "journal://"
 
@@ -364,6 +368,7 @@ class TrialFactory:
         """The TrialSpec of trial `number`."""
         spec = SearchSpec.model_validate(concrete.tree)
         policy, model = build("policy", spec.policy), self._sized(build("model", spec.model))
+        parameters = model.parameters(self.prepared.vocabulary_size + 2, self.prepared.length)
         return TrialSpec(
             study=self.study,
             number=number,
@@ -375,7 +380,7 @@ class TrialFactory:
             training=spec.training,
             score=spec.score,
             rungs=self.rungs,
-            resources=spec.resources,
+            resources=spec.resources.for_model(parameters),
             prepared=self.prepared,
             directory=str(self.run.trial(number, self.folder).root.absolute()),
         )
@@ -502,6 +507,7 @@ class StudyDriver:
     budget_gpu_hours: float | None = None
     log: Path | None = None
     interrupted: threading.Event = field(default_factory=threading.Event)
+    predictor: Predictor = field(default_factory=Predictor)
     _flight: dict[int, _InFlight] = field(default_factory=dict)
     _order: deque[int] = field(default_factory=deque)
     _spent_before: float = 0.0
@@ -518,6 +524,7 @@ class StudyDriver:
         self._started = time.monotonic()
         self._spent_before = float(self.study.user_attrs.get("spent_s", 0.0))
         self._ledger = Ledger.from_json(self.study.user_attrs.get("ledger"))
+        teach(self.predictor, self.study)
         requeue_running(self.study)
         with _interrupts(self.interrupted):
             self._fill()
@@ -531,9 +538,13 @@ class StudyDriver:
             raise InterruptedSearch("interrupted")
 
     def _fill(self) -> None:
-        limit = self.concurrency or max(1, self.dispatcher.capacity())
-        while len(self._flight) < limit and self._may_ask():
+        while len(self._flight) < self._limit() and self._may_ask():
             self._ask()
+
+    def _limit(self) -> int:
+        if self.concurrency is not None:
+            return self.concurrency
+        return self.dispatcher.capacity([f.spec.resources for f in self._flight.values()])
 
     def _may_ask(self) -> bool:
         if self.interrupted.is_set() or self._over_budget():
@@ -609,6 +620,7 @@ class StudyDriver:
         flight = self._flight.get(event.number)
         if flight is None:
             return
+        self.predictor.observe(flight.spec, event, time.monotonic())
         if isinstance(event, Started):
             self._ledger.begin(event.number, time.monotonic(), flight.spec.resources)
         if isinstance(event, Rung):
@@ -697,6 +709,15 @@ def _tell_failure(study: optuna.Study, trial: optuna.Trial, failure: Failed) -> 
 def _failed(trial: FrozenTrial) -> bool:
     """Whether it failed, also if Optuna's state says otherwise; see `_tell_failure`."""
     return trial.state == TrialState.FAIL or trial.constraints.get(MEMORY, 0.0) > 0
+
+
+def teach(predictor: Predictor, study: optuna.Study) -> None:
+    """Tell how long the last trials of a study took that has run before."""
+    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    ran = [t for t in finished if "result" in t.user_attrs and "same_as" not in t.user_attrs]
+    for trial in ran[-TAUGHT:]:
+        spec = TrialSpec.model_validate_json(trial.user_attrs["trial_spec"])
+        predictor.learn(spec, TrialResult.model_validate_json(trial.user_attrs["result"]))
 
 
 def _next_number(study: optuna.Study) -> int:

@@ -76,6 +76,7 @@ _LATER: tuple[tuple[tuple[str, ...], Any], ...] = (
     (("training", "pack"), False),
     (("policy", "structure"), {"kind": "token"}),
     (("model", "size"), None),
+    (("resources", "by_size"), {}),
 )
 """Keys that came after the format's first version: at their defaults they do not count."""
 

@@ -19,9 +19,10 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     **{room: (set(), set()) for room in WAIST},
     "space": (set(), {"optuna"}),
     "ledger": (set(), set()),
-    "study": ({"space", "dispatch.base", "ledger"}, {"optuna"}),
+    "forecast": (set(), set()),
+    "study": ({"space", "dispatch.base", "ledger", "forecast"}, {"optuna"}),
     "lease": (set(), set()),
-    "dispatch": (set(), {"ray"}),
+    "dispatch": ({"forecast"}, {"ray"}),
     "crossed": (set(), set()),
     "sequential": (set(), set()),
     "compare": ({"crossed", "sequential"}, set()),
@@ -33,8 +34,8 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "report": ({"compare", "compute", "selection", "sizes", "robustness", "kpi"}, set()),
     "launch": (set(), set()),
     "cli": (
-        {"space", "study", "lease", "dispatch", "compare", "sequential", "report", "launch"}
-        | {"compute", "selection", "sizes", "robustness", "kpi", "score", "verify"},
+        {"space", "study", "lease", "dispatch", "forecast", "compare", "sequential", "report"}
+        | {"launch", "compute", "selection", "sizes", "robustness", "kpi", "score", "verify"},
         {"optuna"},
     ),
     "policies": (set(), {"torch"}),

@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 
 from mptune.errors import InputError, did_you_mean
+from mptune.launch.base import Launcher
 from mptune.paths import RunDirectory
+from mptune.specfile import read_plugin
 
 
 def add_spec(parser: argparse.ArgumentParser) -> None:
@@ -29,18 +31,34 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run-dir", type=Path, metavar="DIR", help="where everything goes; default runs/NAME"
     )
-    parser.add_argument(
-        "--on", type=Path, metavar="PROFILE", help="a launcher profile, e.g. launchers/ray.yaml"
-    )
+    add_where(parser)
     parser.add_argument(
         "--local", action="store_true", help="run trials in this process, without Ray"
-    )
-    parser.add_argument(
-        "--address", metavar="HOST:PORT", help="an existing Ray cluster; default: start one here"
     )
     parser.add_argument("--fresh", action="store_true", help="begin anew instead of resuming")
     parser.add_argument("--yes", action="store_true", help="with --fresh: delete what is there")
     add_json(parser)
+
+
+def add_where(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--on", type=Path, metavar="PROFILE", help="a launcher profile, e.g. launchers/ray.yaml"
+    )
+    parser.add_argument(
+        "--address", metavar="HOST:PORT", help="an existing Ray cluster; default: start one here"
+    )
+
+
+def address(arguments: argparse.Namespace) -> str | None:
+    """The Ray cluster that is meant, if one is.
+
+    Raises:
+        InputError: the profile is wrong.
+    """
+    if arguments.address or arguments.on is None:
+        return arguments.address  # type: ignore[no-any-return]
+    launcher: Launcher = read_plugin(arguments.on, "launchers", "kind")
+    return launcher.ray_address()
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -10,14 +10,14 @@ from pathlib import Path
 from rich.console import Console
 
 from mptune import report
+from mptune.cli import _arguments
 from mptune.cli._session import Session
 from mptune.errors import InterruptedSearch, NoResultError
-from mptune.launch.base import Launcher
 from mptune.paths import RunDirectory
 from mptune.report.model import ReportInput
 from mptune.space import Space
 from mptune.spec import SearchSpec, build
-from mptune.specfile import SpecFile, read_plugin
+from mptune.specfile import SpecFile
 
 
 def run(arguments: argparse.Namespace, *, searching: bool, file: SpecFile | None = None) -> int:
@@ -30,7 +30,6 @@ def run(arguments: argparse.Namespace, *, searching: bool, file: SpecFile | None
     console = Console(stderr=arguments.json, highlight=False)
     if arguments.dry_run:
         return _dry_run(console, file, spec, searching)
-    local, address = _where(arguments)
     root = arguments.run_dir or Path("runs") / spec.name
     session = Session(
         file=file,
@@ -38,8 +37,8 @@ def run(arguments: argparse.Namespace, *, searching: bool, file: SpecFile | None
         run=RunDirectory(root),
         console=console,
         command=_command_again(),
-        local=local,
-        address=address,
+        local=arguments.local,
+        address=_arguments.address(arguments),
     )
     with session.open(fresh=arguments.fresh, yes=arguments.yes):
         _drive(session, searching)
@@ -48,14 +47,6 @@ def run(arguments: argparse.Namespace, *, searching: bool, file: SpecFile | None
 
 def _is_stored(file: SpecFile, root: Path | None) -> bool:
     return root is not None and file.path == RunDirectory(root).resolved
-
-
-def _where(arguments: argparse.Namespace) -> tuple[bool, str | None]:
-    """Where trials run: (in this process, address of a Ray cluster)."""
-    if arguments.on is None:
-        return arguments.local, arguments.address
-    launcher: Launcher = read_plugin(arguments.on, "launchers", "kind")
-    return arguments.local, arguments.address or launcher.ray_address()
 
 
 def _drive(session: Session, searching: bool) -> None:

@@ -18,6 +18,7 @@ from mptune import dispatch, study
 from mptune.cli._evidence import Asked, collect, comparison_report, finalists, recommended
 from mptune.dispatch.base import Dispatcher
 from mptune.errors import InputError
+from mptune.forecast import Predictor
 from mptune.lease import held
 from mptune.paths import RunDirectory, cache_directory, write_text
 from mptune.report.live import LiveView
@@ -44,6 +45,7 @@ class Session:
     local: bool = False
     address: str | None = None
     _dispatcher: Dispatcher | None = field(default=None, init=False)
+    _predictor: Predictor = field(default_factory=Predictor, init=False)
     _interrupted: threading.Event = field(default_factory=threading.Event, init=False)
 
     @property
@@ -92,7 +94,10 @@ class Session:
         """Started when first needed: a finished search is reported without Ray."""
         if self._dispatcher is None:
             self._dispatcher = dispatch.make(
-                self.spec.resources, local=self.local, address=self.address
+                self.spec.resources,
+                local=self.local,
+                address=self.address,
+                predictor=self._predictor,
             )
         return self._dispatcher
 
@@ -197,6 +202,7 @@ class Session:
                 **self._budgets(what),
                 log=self.run.events,
                 interrupted=self._interrupted,
+                predictor=self._predictor,
             ).run()
 
     def _budgets(self, what: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 
 from mptune.cli import _arguments
+from mptune.errors import InputError
 from mptune.space import Space
 from mptune.spec import SearchSpec
 from mptune.specfile import Choice, SpecFile
@@ -16,11 +17,13 @@ EXAMPLES = """\
 examples:
   mptune validate search_spaces/quickstart.yaml
   mptune validate spec.yaml --set training.budget_tokens=2e6
+  mptune validate spec.yaml --address 10.0.0.5:6379    # also whether its gangs fit there
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     _arguments.add_spec(parser)
+    _arguments.add_where(parser)
     _arguments.add_json(parser)
 
 
@@ -28,6 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     file = SpecFile.read(arguments.spec, arguments.overrides)
     spec = file.validate()
     Space(file).arms()
+    _refuse_what_never_fits(file, spec, _arguments.address(arguments))
     found = {name: _words(dimension) for name, dimension in file.dimensions.items()}
     notes = _notes(found, spec)
     if arguments.json:
@@ -40,6 +44,23 @@ def run(arguments: argparse.Namespace) -> int:
     for note in notes:
         print(f"note: {note}")
     return 0
+
+
+def _refuse_what_never_fits(file: SpecFile, spec: SearchSpec, address: str | None) -> None:
+    """Where the cluster is known: every gang of the search has room in it.
+
+    Raises:
+        InputError: one line per gang that has none.
+        DispatchError: the cluster cannot be reached.
+    """
+    if address is None:
+        return
+    from mptune.dispatch import misfits
+
+    at = f"{file.origin_of('resources')}: resources"
+    problems = [f"{at}: {why}" for why in misfits(spec.resources, address)]
+    if problems:
+        raise InputError(problems)
 
 
 def _notes(dimensions: Mapping[str, str], spec: SearchSpec) -> list[str]:

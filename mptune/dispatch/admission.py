@@ -1,74 +1,53 @@
-"""Who starts next: first come, first served, with a reservation for the oldest that must wait.
+"""Who starts next: first come, first served, with a reservation for the first that must wait.
 
-Pure: from what the cluster holds and what waits, decide. Nothing here knows of Ray or of time.
+Pure: from what the cluster holds, what waits and the time, decide. Nothing here knows of Ray.
+
+A trial counts as older the more GPUs it takes and the longer it is predicted to run: large gangs
+are hard to find room for, and long ones keep a search waiting at its end. That head start is
+bounded, so that nobody waits for ever. The first one that does not fit reserves the place that will
+be free for it first, at the time when the gangs there are predicted to end. Others start
+beside that reservation, or in it if they are predicted to end before its time (EASY backfilling,
+Lifka 1995, https://doi.org/10.1007/3-540-60153-8_35). No gang is asked for before it is admitted.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from math import floor
+from dataclasses import dataclass, field, replace
+from math import inf, log2
+from statistics import fmean
 
-from mptune.spec import Resources
+from mptune.dispatch.room import Node, Placement, Room, Shape
 
-EPSILON = 1e-4
-"""Ray counts resources in steps of this size."""
+FOR_LARGE = 1 / 8
+"""Head start for each doubling of a gang's GPUs, as a share of a typical trial's time."""
 
-
-@dataclass(frozen=True)
-class Shape:
-    """What a gang takes: gangs are reused by trials of the same shape."""
-
-    workers: int
-    cpus: float
-    gpus: float
-
-    @classmethod
-    def of(cls, resources: Resources) -> Shape:
-        return cls(resources.workers, resources.cpus_per_worker, resources.gpus_per_worker)
-
-    def __str__(self) -> str:
-        many = "s" if self.workers > 1 else ""
-        gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
-        return f"{self.workers} worker{many} of {self.cpus:g} CPU{gpus}"
+FOR_LONG = 1 / 2
+"""Head start as a share of a trial's own predicted time."""
 
 
 @dataclass(frozen=True)
-class Node:
-    """CPUs and GPUs of one machine: all of them, or those that are free."""
+class Waiting:
+    """A trial in the queue. Times are in seconds from any origin."""
 
-    id: str
-    cpus: float
-    gpus: float = 0
-
-    def slots(self, shape: Shape) -> int:
-        """How many workers of this shape it takes."""
-        by_cpu = floor((self.cpus + EPSILON) / shape.cpus)
-        by_gpu = floor((self.gpus + EPSILON) / shape.gpus) if shape.gpus else by_cpu
-        return max(0, min(by_cpu, by_gpu))
-
-    def less(self, shape: Shape, workers: int) -> Node:
-        """What is left beside so many workers; never below nothing."""
-        return replace(
-            self,
-            cpus=max(0.0, self.cpus - workers * shape.cpus),
-            gpus=max(0.0, self.gpus - workers * shape.gpus),
-        )
-
-
-Placement = tuple[str, ...]
-"""One node id per worker."""
+    number: int
+    shape: Shape
+    since: float = 0.0
+    seconds: float | None = None
+    """How long it is predicted to run; None is not known."""
 
 
 @dataclass(frozen=True)
 class Held:
-    """A gang that stands: where it is, and whether it waits for a trial."""
+    """A gang that stands: where it is, whether it waits for a trial, and when its trial ends."""
 
     gang: str
     shape: Shape
     placement: Placement
     idle: bool
+    ends: float | None = None
+    """When its trial is predicted to end; None is not known, or idle."""
 
 
 @dataclass(frozen=True)
@@ -98,121 +77,226 @@ class Refuse:
 Decision = Start | Retire | Refuse
 
 
-def place(nodes: Iterable[Node], shape: Shape) -> Placement | None:
-    """One node if one takes the whole gang, else as few as possible; None if it does not fit."""
-    roomiest = sorted(nodes, key=lambda n: -n.slots(shape))
-    spread = [n.id for n in roomiest for _ in range(n.slots(shape))]
-    return tuple(spread[: shape.workers]) if len(spread) >= shape.workers else None
+def in_turn(queue: Iterable[Waiting]) -> list[Waiting]:
+    """The queue, whose turn it is first: the oldest, each with its head start."""
+    waiting = list(queue)
+    known = [w.seconds for w in waiting if w.seconds is not None]
+    typical_s = fmean(known) if known else 0.0
+    return sorted(waiting, key=lambda w: (w.since - _head_start_s(w, typical_s), w.number))
 
 
-def without(nodes: Iterable[Node], shape: Shape, placement: Placement) -> list[Node]:
-    """What is left beside a gang at this place."""
-    taken = Counter(placement)
-    return [n.less(shape, taken[n.id]) for n in nodes]
+def _head_start_s(waiting: Waiting, typical_s: float) -> float:
+    doublings = log2(max(1.0, waiting.shape.weight))
+    return FOR_LARGE * typical_s * doublings + FOR_LONG * (waiting.seconds or 0.0)
 
 
-def free(total: Sequence[Node], held: Iterable[Held]) -> list[Node]:
+def in_flight(nodes: Iterable[Node], flying: Sequence[Shape], smallest: Shape) -> int:
+    """How many trials can be in flight: those that are, and more where these leave room.
+
+    It depends on nothing else, so that a search that is run again asks for the same trials.
+    """
+    room = Room.of(nodes)
+    for shape in flying:
+        placement = room.place(shape)
+        if placement is None:
+            return len(flying)
+        room.take(shape, placement)
+    return len(flying) + room.slots(smallest) // smallest.workers
+
+
+def free(total: Iterable[Node], held: Iterable[Held]) -> Room:
     """What the gangs leave of the cluster."""
-    left = list(total)
+    room = Room.of(total)
     for gang in held:
-        left = without(left, gang.shape, gang.placement)
-    return left
-
-
-def how_many(nodes: Sequence[Node], shape: Shape) -> int:
-    """How many gangs of this shape fit at once."""
-    count = 0
-    while placement := place(nodes, shape):
-        nodes = without(nodes, shape, placement)
-        count += 1
-    return count
+        room.take(gang.shape, gang.placement)
+    return room
 
 
 def admit(
-    queue: Sequence[tuple[int, Shape]], held: Sequence[Held], total: Sequence[Node]
+    queue: Iterable[Waiting], held: Sequence[Held], total: Sequence[Node], now: float = 0.0
 ) -> list[Decision]:
-    """What to do now, in this order; `queue` is oldest first, `held` longest idle first.
-
-    The oldest trial that does not fit reserves the place that will be free for it first; younger
-    ones start beside that reservation or wait. So a large trial is never starved by small ones.
-    """
+    """What to do now, in this order; `held` is longest idle first."""
     decisions: list[Decision] = []
-    held = list(held)
-    reserved: tuple[Shape, Placement] | None = None
-    for number, shape in queue:
-        if place(total, shape) is None:
-            decisions.append(Refuse(number, _refusal(shape, total)))
-            continue
-        plan = _plan(number, shape, held, total, reserved)
-        if plan is None:
-            reserved = reserved or (shape, _reservation(shape, held, total))
-            continue
-        decisions += plan
-        held = _after(plan, shape, held)
+    empty, turn = Room.of(total), _Turn.of(held, total, now)
+    for waiting in in_turn(queue):
+        if not empty.fits(waiting.shape):
+            decisions.append(Refuse(waiting.number, refusal(waiting.shape, total)))
+        else:
+            decisions += turn.serve(waiting)
     return decisions
 
 
-def _plan(
-    number: int,
-    shape: Shape,
-    held: Sequence[Held],
-    total: Sequence[Node],
-    reserved: tuple[Shape, Placement] | None,
-) -> list[Decision] | None:
-    """How this trial starts now: on an idle gang, in free room, or in place of idle gangs.
-
-    The gang that worked last goes on, so that its caches are warm and others can be given up.
-    """
-    idle = [h for h in held if h.idle]
-    for gang in reversed(idle):
-        if gang.shape == shape and _is_beside(gang, held, total, reserved):
-            return [Start(number, gang=gang.gang)]
-    for give_up in range(len(idle) + 1):
-        retired = idle[:give_up]
-        room = free(total, [h for h in held if h not in retired])
-        if reserved:
-            room = without(room, *reserved)
-        if placement := place(room, shape):
-            in_the_way = [r for r in retired if set(r.placement) & set(placement)]
-            return [*(Retire(r.gang) for r in in_the_way), Start(number, placement=placement)]
-    return None
-
-
-def _is_beside(
-    gang: Held,
-    held: Sequence[Held],
-    total: Sequence[Node],
-    reserved: tuple[Shape, Placement] | None,
-) -> bool:
-    """Whether an idle gang can go on without taking from the reservation."""
-    if reserved is None:
-        return True
-    room = without(free(total, [h for h in held if h != gang]), *reserved)
-    wanted = Counter(gang.placement)
-    return all(n.slots(gang.shape) >= wanted[n.id] for n in room)
-
-
-def _reservation(shape: Shape, held: Sequence[Held], total: Sequence[Node]) -> Placement:
-    """Where the waiting trial will go: where most is free already, by what fits when all end."""
-    room = {n.id: n.slots(shape) for n in free(total, [h for h in held if not h.idle])}
-    spread = [
-        n.id
-        for n in sorted(total, key=lambda n: (n.slots(shape) < shape.workers, -room[n.id]))
-        for _ in range(n.slots(shape))
-    ]
-    return tuple(spread[: shape.workers])
-
-
-def _after(plan: Sequence[Decision], shape: Shape, held: Sequence[Held]) -> list[Held]:
-    """The gangs once the plan is carried out."""
-    gone = {d.gang for d in plan if isinstance(d, Retire)}
-    start = next(d for d in plan if isinstance(d, Start))
-    kept = [replace(h, idle=h.idle and h.gang != start.gang) for h in held if h.gang not in gone]
-    if start.gang is None:
-        kept.append(Held(f"for trial {start.number}", shape, start.placement, idle=False))
-    return kept
-
-
-def _refusal(shape: Shape, total: Sequence[Node]) -> str:
-    there = ", ".join(f"{n.cpus:g} CPU and {n.gpus:g} GPU" for n in total) or "no node"
+def refusal(shape: Shape, total: Iterable[Node]) -> str:
+    """Why a gang of this shape can never be."""
+    kinds = Counter((node.cpus, node.gpus) for node in total)
+    there = ", ".join(_nodes(n, cpus, gpus) for (cpus, gpus), n in kinds.items()) or "no node"
     return f"the trial needs {shape}; the cluster holds {there}: lower resources or add nodes"
+
+
+def _nodes(count: int, cpus: float, gpus: float) -> str:
+    return f"{f'{count} nodes of ' if count > 1 else ''}{cpus:g} CPU and {gpus:g} GPU"
+
+
+@dataclass
+class _Turn:
+    """One round of decisions: what stands, what is free beside it, and what is promised.
+
+    `room` is free now, `emptied` would be if all idle gangs were given up.
+    """
+
+    now: float
+    busy: list[Held]
+    idle: list[Held]
+    room: Room
+    emptied: Room
+    promise: _Promise | None = None
+    _beside: dict[int, Room] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, held: Sequence[Held], total: Sequence[Node], now: float) -> _Turn:
+        busy, idle = [h for h in held if not h.idle], [h for h in held if h.idle]
+        return cls(now, busy, idle, free(total, held), free(total, busy))
+
+    def serve(self, waiting: Waiting) -> list[Decision]:
+        """How this trial starts now: on an idle gang, in free room, or in place of idle gangs."""
+        if not self.emptied.fits(waiting.shape):
+            self._reserve(waiting)
+            return []
+        beside = self.promise is not None and not self.promise.is_over_before(waiting, self.now)
+        plan = self._on_idle(waiting, beside) or self._on_new(waiting, beside)
+        if not plan:
+            self._reserve(waiting)
+        return plan
+
+    def _reserve(self, waiting: Waiting) -> None:
+        if self.promise is None:
+            self.promise = _promise(waiting.shape, self.busy, self.emptied)
+
+    def _on_idle(self, waiting: Waiting, beside: bool) -> list[Decision]:
+        """The gang that worked last goes on, so that its caches are warm and others can go."""
+        for gang in reversed(self.idle):
+            if gang.shape == waiting.shape and self._may_be_at(gang.shape, gang.placement, beside):
+                self.idle.remove(gang)
+                self._occupy(waiting, gang.placement, beside)
+                return [Start(waiting.number, gang=gang.gang)]
+        return []
+
+    def _may_be_at(self, shape: Shape, placement: Placement, beside: bool) -> bool:
+        return self.promise is None or not beside or self.promise.later.holds(shape, placement)
+
+    def _on_new(self, waiting: Waiting, beside: bool) -> list[Decision]:
+        """In free room, else in that of idle gangs."""
+        for room in (self.room, self.emptied):
+            placement = self._allowed(room, beside).place(waiting.shape)
+            if placement is not None:
+                retired = self._retire_for(waiting.shape, placement)
+                self.room.take(waiting.shape, placement)
+                self._occupy(waiting, placement, beside)
+                return [*retired, Start(waiting.number, placement=placement)]
+        return []
+
+    def _allowed(self, room: Room, beside: bool) -> Room:
+        """The part of this room that breaks no promise."""
+        if self.promise is None or not beside:
+            return room
+        if id(room) not in self._beside:
+            self._beside[id(room)] = room.common(self.promise.later)
+        return self._beside[id(room)]
+
+    def _retire_for(self, shape: Shape, placement: Placement) -> list[Retire]:
+        """Give up what is in the way there, the longest idle first, until the gang fits."""
+        in_the_way = [gang for gang in self.idle if set(gang.placement) & set(placement)]
+        retired: list[Retire] = []
+        for gang in in_the_way:
+            if self.room.holds(shape, placement):
+                break
+            self.idle.remove(gang)
+            self.room.give(gang.shape, gang.placement)
+            self._refresh(gang.placement)
+            retired.append(Retire(gang.gang))
+        return retired
+
+    def _occupy(self, waiting: Waiting, placement: Placement, beside: bool) -> None:
+        """A trial is there from now on; `room` knows already."""
+        ends = None if waiting.seconds is None else self.now + waiting.seconds
+        self.busy.append(Held("", waiting.shape, placement, idle=False, ends=ends))
+        self.emptied.take(waiting.shape, placement)
+        if beside and self.promise:
+            self.promise.later.take(waiting.shape, placement)
+        self._refresh(placement)
+
+    def _refresh(self, placement: Placement) -> None:
+        for room in (self.room, self.emptied):
+            if self.promise and id(room) in self._beside:
+                self._beside[id(room)].meet(room, self.promise.later, placement)
+
+
+@dataclass(frozen=True)
+class _Promise:
+    """A reservation: from when on, and what is then free beside it."""
+
+    start: float | None
+    later: Room
+
+    def is_over_before(self, waiting: Waiting, now: float) -> bool:
+        """Whether a trial that starts now is predicted to be out of the way in time."""
+        if self.start is None or waiting.seconds is None:
+            return False
+        return now + waiting.seconds <= self.start
+
+
+def _promise(shape: Shape, busy: Iterable[Held], emptied: Room) -> _Promise:
+    """The first time at which the gang fits, as running trials end; those of unknown end last."""
+    later, start = emptied.copy(), None
+    for gang in sorted(busy, key=lambda h: inf if h.ends is None else h.ends):
+        if later.fits(shape):
+            break
+        later.give(gang.shape, gang.placement)
+        start = gang.ends
+    placement = later.place(shape)
+    assert placement is not None, "it fits in the empty cluster"
+    later.take(shape, placement)
+    return _Promise(start, later)
+
+
+def carry_out(
+    decisions: Iterable[Decision], queue: Iterable[Waiting], held: Iterable[Held], now: float
+) -> list[Held]:
+    """The gangs once these decisions are carried out."""
+    waiting = {w.number: w for w in queue}
+    gangs = {h.gang: h for h in held}
+    for decision in decisions:
+        if isinstance(decision, Retire):
+            del gangs[decision.gang]
+        elif isinstance(decision, Start):
+            trial = waiting[decision.number]
+            ends = None if trial.seconds is None else now + trial.seconds
+            name = decision.gang or f"for trial {trial.number}"
+            placement = decision.placement or gangs.pop(name).placement
+            gangs[name] = Held(name, trial.shape, placement, idle=False, ends=ends)
+    return list(gangs.values())
+
+
+def expected_starts(
+    queue: Iterable[Waiting], held: Iterable[Held], total: Sequence[Node], now: float
+) -> dict[int, float]:
+    """When each waiting trial will start if all end as predicted; those not known are left out.
+
+    Plays admission forward: every running trial ends when predicted, one after the other.
+    """
+    left, gangs, starts = list(queue), list(held), dict[int, float]()
+    while left:
+        decisions = admit(left, gangs, total, now)
+        gangs = carry_out(decisions, left, gangs, now)
+        starts |= {d.number: now for d in decisions if isinstance(d, Start)}
+        gone = {d.number for d in decisions if not isinstance(d, Retire)}
+        left = [w for w in left if w.number not in gone]
+        ends = [h.ends for h in gangs if h.ends is not None]
+        if not ends:
+            break
+        now = max(now, min(ends))
+        gangs = [
+            replace(h, idle=True, ends=None) if h.ends is not None and h.ends <= now else h
+            for h in gangs
+        ]
+    return starts

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
+from mptune.spec import Resources
 from mptune.trial import Event, Prepared, PrepareRequest, StopReason, TrialSpec
 
 
@@ -18,8 +20,12 @@ class Dispatcher(Protocol):
             DispatchError: no worker could be started.
         """
 
-    def capacity(self) -> int:
-        """How many trials can run at once with what the cluster holds now (at least 1)."""
+    def capacity(self, flying: Sequence[Resources] = ()) -> int:
+        """How many trials can be in flight with what the cluster holds now (at least 1).
+
+        `flying` is what those need that are; more of them fit only where these leave room for the
+        smallest gang.
+        """
 
     def submit(self, trial: TrialSpec) -> None:
         """Queue a trial; it starts when admitted."""

@@ -21,8 +21,8 @@ from ray._private import worker as ray_worker
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
 from mptune.dispatch import reaper
-from mptune.dispatch.admission import Node
 from mptune.dispatch.head import Head
+from mptune.dispatch.room import Node
 from mptune.dispatch.runtime import one_line
 from mptune.errors import DispatchError
 

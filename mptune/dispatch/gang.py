@@ -36,7 +36,8 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from mptune import __version__, plugins
-from mptune.dispatch.admission import Held, Placement, Shape
+from mptune.dispatch.admission import Held
+from mptune.dispatch.room import Placement, Shape
 from mptune.dispatch.runtime import (
     End,
     Runtime,

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mptune import plugins
@@ -21,6 +21,7 @@ from mptune.dispatch.runtime import (
     one_line,
 )
 from mptune.errors import DispatchError, MptuneError
+from mptune.spec import Resources
 from mptune.trial import (
     Event,
     Failed,
@@ -79,7 +80,7 @@ class LocalDispatcher:
         except Exception as error:
             raise DispatchError(f"preparing the data failed: {one_line(error)}") from error
 
-    def capacity(self) -> int:
+    def capacity(self, flying: Sequence[Resources] = ()) -> int:
         return 1
 
     def submit(self, trial: TrialSpec) -> None:

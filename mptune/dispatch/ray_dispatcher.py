@@ -5,27 +5,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 
 import ray
 
-from mptune.dispatch.admission import (
-    Node,
-    Placement,
-    Refuse,
-    Retire,
-    Shape,
-    Start,
-    admit,
-    how_many,
-    place,
-)
+from mptune.dispatch.admission import Held, Refuse, Retire, Start, Waiting, admit, in_flight
 from mptune.dispatch.cluster import Cluster
 from mptune.dispatch.gang import Flight, Gang, GangLost, GangOverdue
+from mptune.dispatch.room import Node, Placement, Room, Shape
 from mptune.dispatch.runtime import HARMLESS, WORKER, End, one_line, write_traceback
 from mptune.errors import DispatchError, MptuneError
+from mptune.forecast import Predictor
 from mptune.spec import Resources
 from mptune.trial import (
     Event,
@@ -65,13 +57,19 @@ class RayDispatcher:
     """
 
     def __init__(
-        self, resources: Resources, *, runtime: str = WORKER, address: str | None = None
+        self,
+        resources: Resources,
+        *,
+        runtime: str = WORKER,
+        address: str | None = None,
+        predictor: Predictor | None = None,
     ) -> None:
         address = address or os.environ.get("RAY_ADDRESS")
         address = None if address == "local" else address
         self._cluster = Cluster(address)
-        self._shape = Shape.of(resources)
+        self._shape = min(map(Shape.of, resources.gangs()), key=lambda shape: shape.weight)
         self._runtime = runtime
+        self._predictor = predictor or Predictor()
         self._patience_s = JOINING_S if address else 0.0
         self._queue: list[_Queued] = []
         self._gangs: dict[str, Gang] = {}
@@ -92,8 +90,9 @@ class RayDispatcher:
         except Exception as error:
             raise DispatchError(f"preparing the data failed: {one_line(error)}") from error
 
-    def capacity(self) -> int:
-        return max(1, how_many(self._nodes(), self._shape))
+    def capacity(self, flying: Sequence[Resources] = ()) -> int:
+        shapes = [Shape.of(resources) for resources in flying]
+        return max(1, in_flight(self._nodes(), shapes, self._shape))
 
     def submit(self, trial: TrialSpec) -> None:
         self._queue.append(_Queued(trial))
@@ -174,9 +173,8 @@ class RayDispatcher:
     def _admit(self) -> None:
         if not self._queue:
             return
-        waiting = [(q.trial.number, q.shape) for q in self._queue]
-        longest_idle = sorted(self._gangs.values(), key=lambda g: g.last_end or g.started_at)
-        for decision in admit(waiting, [g.held() for g in longest_idle], self._nodes()):
+        now = time.monotonic()
+        for decision in admit(self._waiting(), self._held(now), self._nodes(), now):
             match decision:
                 case Retire(gang):
                     self._drop(self._gangs[gang], "its place was wanted")
@@ -184,6 +182,25 @@ class RayDispatcher:
                     self._start(number, gang, placement)
                 case Refuse(number, detail):
                     self._refuse(number, detail)
+
+    def _waiting(self) -> list[Waiting]:
+        return [
+            Waiting(q.trial.number, q.shape, q.since, self._predictor.seconds(q.trial))
+            for q in self._queue
+        ]
+
+    def _held(self, now: float) -> list[Held]:
+        """The gangs, the longest idle first, and when their trials are predicted to end."""
+        longest_idle = sorted(self._gangs.values(), key=lambda g: g.last_end or g.started_at)
+        return [replace(gang.held(), ends=self._ends(gang, now)) for gang in longest_idle]
+
+    def _ends(self, gang: Gang, now: float) -> float | None:
+        if gang.flight is None:
+            return None
+        trial = gang.flight.trial
+        left_s = self._predictor.remaining(trial.number, now)
+        left_s = self._predictor.seconds(trial) if left_s is None else left_s
+        return None if left_s is None else now + left_s
 
     def _start(self, number: int, name: str | None, placement: Placement) -> None:
         trial = self._take(number)
@@ -213,7 +230,7 @@ class RayDispatcher:
     def _gang_for_preparing(self) -> Gang:
         gang = next((g for g in self._gangs.values() if g.idle), None)
         if gang is None:
-            placement = place(self._nodes(), self._shape)
+            placement = Room.of(self._nodes()).place(self._shape)
             if placement is None:
                 raise DispatchError(f"no room in the cluster for {self._shape}")
             gang = self._new_gang(self._shape, placement)

@@ -10,14 +10,13 @@ inside functions only.
 from __future__ import annotations
 
 import math
-import re
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
-from mptune.spec import Section
+from mptune.spec import SIZE_SUFFIXES, Section, parameter_count
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,24 +29,12 @@ ASPECT = 64
 
 MOST_BLOCKS = 96
 
-_SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9}
-
 BACKWARD = 2
 """A backward pass multiplies every matrix twice: for the inputs' gradients and for the weights'."""
 
 
-def _parameter_count(value: object) -> object:
-    """`110M` as 110e6; numbers stay."""
-    if not isinstance(value, str):
-        return value
-    found = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)\s*([KMB]?)", value, flags=re.IGNORECASE)
-    if found is None:
-        raise ValueError("is no size; give parameters, e.g. 110M or 1.1e8")
-    return float(found[1]) * _SUFFIXES[found[2].upper()]
-
-
 Size = Annotated[
-    float, BeforeValidator(_parameter_count), WithJsonSchema({"type": "parameters, e.g. 110M"})
+    float, BeforeValidator(parameter_count), WithJsonSchema({"type": "parameters, e.g. 110M"})
 ]
 
 
@@ -234,8 +221,8 @@ class RotaryFamily(ModelFamily):
 
 
 def _size_words(parameters: float) -> str:
-    suffix = next(s for s in ("B", "M", "K", "") if parameters >= _SUFFIXES[s])
-    return f"{parameters / _SUFFIXES[suffix]:.4g}{suffix}"
+    suffix = next(s for s in ("B", "M", "K", "") if parameters >= SIZE_SUFFIXES[s])
+    return f"{parameters / SIZE_SUFFIXES[suffix]:.4g}{suffix}"
 
 
 def _default_heads(width: int) -> int:

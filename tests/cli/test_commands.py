@@ -68,6 +68,31 @@ def test_search_compares_reports_and_does_nothing_twice(
     assert (run / "events.jsonl").read_text() == before
 
 
+def test_larger_models_have_larger_gangs(spec: Path) -> None:
+    sizes = "resources.by_size={30K: {workers: 2}, 1B: {gpus_per_worker: 1}}"
+    assert main(["search", "spec.yaml", "--set", sizes]) == 0
+    trials = [json.loads(p.read_text()) for p in Path("runs/demo").glob("trials/*/trial.json")]
+    workers = {t["model"]["width"]: t["resources"]["workers"] for t in trials}
+    assert workers.items() <= {32: 1, 64: 2}.items()
+    assert 2 in workers.values()
+    assert all(t["resources"]["by_size"] == {} for t in trials)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ("{many: {workers: 2}}", "resources.by_size: 'many' is no size; give parameters, e.g."),
+        ("{1M: {workers: 3}}", "training.batch_size: 8 sequences cannot be shared by 3 workers"),
+        ("{1M: {worker: 3}}", "resources.by_size.1M.worker: unknown key; allowed: workers, cpus_"),
+    ],
+)
+def test_what_is_wrong_with_sizes_is_said(
+    spec: Path, capsys: pytest.CaptureFixture[str], sizes: str, said: str
+) -> None:
+    assert main(["validate", "spec.yaml", "--set", f"resources.by_size={sizes}"]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_status_best_and_report_speak_json(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["search", "spec.yaml"])
     capsys.readouterr()
@@ -209,7 +234,7 @@ def test_a_launcher_profile_says_where_trials_run(
     monkeypatch.setattr(dispatch, "make", make)
     (tmp_path / "ray.yaml").write_text("kind: ray\naddress: 10.0.0.1:6379\n")
     assert main(["search", "spec.yaml", "--on", "ray.yaml"]) == 0
-    assert asked == [{"local": False, "address": "10.0.0.1:6379"}]
+    assert [(a["local"], a["address"]) for a in asked] == [(False, "10.0.0.1:6379")]
     (tmp_path / "ray.yaml").write_text("kind: ray\nadress: x\n")
     capsys.readouterr()
     assert main(["search", "spec.yaml", "--on", "ray.yaml"]) == 2

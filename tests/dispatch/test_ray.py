@@ -18,8 +18,8 @@ import ray
 
 from mptune.dispatch import gang as gang_module
 from mptune.dispatch import make
-from mptune.dispatch.admission import Shape
 from mptune.dispatch.ray_dispatcher import RayDispatcher
+from mptune.dispatch.room import Shape
 from mptune.errors import DispatchError, InputError
 from mptune.paths import TrialDirectory
 from mptune.spec import Resources

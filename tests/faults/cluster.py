@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, apart from every driver, to be hurt node by node."""
+"""A Ray cluster of several nodes on this machine, apart from drivers, to be hurt node by node."""
 
 from __future__ import annotations
 

@@ -1,0 +1,274 @@
+"""Admission at scale, under simulated time, by the code that runs in production.
+
+    python benchmarks/scale.py [--quick] [--seeds N] [--load X] [--json FILE]
+
+1,000 trials on gangs of 1, 2, 4, ..., 64 GPUs (one worker each, sizes equally frequent) on 512
+nodes of 8 GPUs. They arrive at random (exponential gaps) so fast that the work that arrives in an
+hour would fill the cluster `load` hours. Durations are log-normal around a time of the gang's size,
+which the predictor has to learn from the trials that end; single trials differ from it by 20 %.
+
+- mptune: `mptune.dispatch.admission.admit` with `mptune.forecast.Predictor`
+- fcfs: plain first come, first served: nobody passes the oldest that does not fit
+- greedy: no admission: whatever fits starts, oldest first
+
+Utilisation is GPU-seconds of work over GPUs x time from the first arrival to the last end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from mptune.dispatch.admission import Decision, Held, Retire, Start, Waiting, admit, free
+from mptune.dispatch.room import Node, Shape
+from mptune.forecast import Predictor
+from mptune.spec import Resources
+from mptune.trial import Finished, TrialSpec
+from tests import fakes
+
+NODES = [Node(f"node-{n:03d}", 64, 8) for n in range(512)]
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+LARGEST = SIZES[-1]
+GPUS = sum(node.gpus for node in NODES)
+HOUR_S = 3600.0
+
+Policy = Callable[[Sequence[Waiting], Sequence[Held], Sequence[Node], float], list[Decision]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One trial as it really is: when it arrives, what it needs, how long it takes."""
+
+    trial: TrialSpec
+    arrives: float
+    lasts: float
+
+    @property
+    def gpus(self) -> int:
+        return self.trial.resources.workers
+
+
+def jobs(seed: int, count: int, load: float) -> list[Job]:
+    """The load of one seed."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.choice(SIZES, count)
+    typical = dict(zip(SIZES, HOUR_S * rng.lognormal(0, 0.5, len(SIZES)), strict=True))
+    lasts = np.array([typical[s] for s in sizes]) * rng.lognormal(0, 0.2, count)
+    every = float((sizes * lasts).mean()) / (load * GPUS)
+    arrives = np.cumsum(rng.exponential(every, count))
+    return [Job(trial(n, int(sizes[n])), float(arrives[n]), float(lasts[n])) for n in range(count)]
+
+
+def trial(number: int, gpus: int) -> TrialSpec:
+    """A trial on so many workers of one GPU each; its model is as large as its gang."""
+    return fakes.trial(
+        number, Path("nowhere"), model={"family": "fake", "width": 64 * gpus},
+        resources=Resources(workers=gpus, cpus_per_worker=1, gpus_per_worker=1),
+    )  # fmt: skip
+
+
+def fcfs(
+    queue: Sequence[Waiting], held: Sequence[Held], total: Sequence[Node], now: float
+) -> list[Decision]:
+    """Nobody passes the oldest that does not fit."""
+    return _oldest_first(queue, held, total, stop=True)
+
+
+def greedy(
+    queue: Sequence[Waiting], held: Sequence[Held], total: Sequence[Node], now: float
+) -> list[Decision]:
+    """Whatever fits starts."""
+    return _oldest_first(queue, held, total, stop=False)
+
+
+def _oldest_first(
+    queue: Sequence[Waiting], held: Sequence[Held], total: Sequence[Node], stop: bool
+) -> list[Decision]:
+    room, started = free(total, held), list[Decision]()
+    for waiting in queue:
+        placement = room.place(waiting.shape)
+        if placement:
+            room.take(waiting.shape, placement)
+            started.append(Start(waiting.number, placement=placement))
+        elif stop:
+            break
+    return started
+
+
+@dataclass
+class Simulation:
+    """The cluster, event by event; carries out what a policy decides."""
+
+    jobs: Sequence[Job]
+    policy: Policy
+    now: float = 0.0
+    predictor: Predictor = field(default_factory=Predictor)
+    queue: dict[int, Waiting] = field(default_factory=dict)
+    held: dict[str, Held] = field(default_factory=dict)
+    started: dict[int, float] = field(default_factory=dict)
+    events: list[tuple[float, str, int]] = field(default_factory=list)
+
+    def run(self) -> Simulation:
+        self.events = [(job.arrives, "", n) for n, job in enumerate(self.jobs)]
+        heapq.heapify(self.events)
+        while self.events:
+            self.now, gang, number = heapq.heappop(self.events)
+            self._end(gang, number) if gang else self._arrive(number)
+            self._decide()
+        assert len(self.started) == len(self.jobs), "everything ran"
+        return self
+
+    def _arrive(self, number: int) -> None:
+        shape = Shape.of(self.jobs[number].trial.resources)
+        self.queue[number] = Waiting(number, shape, since=self.now)
+
+    def _end(self, gang: str, number: int) -> None:
+        job = self.jobs[number]
+        result = fakes.result(job.trial)
+        took = {"training_s": job.lasts, "total_s": job.lasts}
+        cost = result.cost.model_copy(update=took)
+        told = Finished(number=number, result=result.model_copy(update={"cost": cost}))
+        self.predictor.observe(job.trial, told, self.now)
+        ended = self.held.pop(gang)
+        if self.policy is admit:  # the others know no warm gangs
+            self.held[gang] = replace(ended, idle=True, ends=None)
+
+    def _decide(self) -> None:
+        queue = [
+            replace(w, seconds=self.predictor.seconds(self.jobs[w.number].trial))
+            for w in self.queue.values()
+        ]
+        held = [replace(h, ends=self._ends(h)) for h in self.held.values()]
+        for decision in self.policy(queue, held, NODES, self.now):
+            if isinstance(decision, Retire):
+                del self.held[decision.gang]
+            elif isinstance(decision, Start):
+                self._start(decision)
+
+    def _ends(self, held: Held) -> float | None:
+        """As predicted at its start; the overdue end in a tenth of the time they have run."""
+        if held.ends is None or held.ends > self.now:
+            return held.ends
+        return self.now + 0.1 * (self.now - held.ends)
+
+    def _start(self, decision: Start) -> None:
+        waiting, job = self.queue.pop(decision.number), self.jobs[decision.number]
+        name = decision.gang or f"gang-{decision.number}"
+        placement = decision.placement or self.held.pop(name).placement
+        seconds = self.predictor.seconds(job.trial)
+        ends = None if seconds is None else self.now + seconds
+        self.held[name] = Held(name, waiting.shape, placement, idle=False, ends=ends)
+        self.started[decision.number] = self.now
+        heapq.heappush(self.events, (self.now + job.lasts, name, decision.number))
+
+    def figures(self) -> dict[str, float]:
+        """Utilisation, waits in hours."""
+        ends = [self.started[n] + job.lasts for n, job in enumerate(self.jobs)]
+        waits = [self.started[n] - job.arrives for n, job in enumerate(self.jobs)]
+        of_large = [w for w, job in zip(waits, self.jobs, strict=True) if job.gpus == LARGEST]
+        work = sum(job.gpus * job.lasts for job in self.jobs)
+        return {
+            "busy_while_queued": self._busy_while_queued(),
+            "utilisation": work / (GPUS * (max(ends) - self.jobs[0].arrives)),
+            "longest_wait_64_h": max(of_large) / HOUR_S,
+            "longest_wait_any_h": max(waits) / HOUR_S,
+            "mean_wait_h": statistics.fmean(waits) / HOUR_S,
+        }
+
+    def _busy_while_queued(self) -> float:
+        """Share of the GPUs that work, over all the time in which a trial waits."""
+        changes: list[tuple[float, int, int]] = []  # (time, more in the queue, more GPUs at work)
+        for n, job in enumerate(self.jobs):
+            start = self.started[n]
+            changes += [
+                (job.arrives, 1, 0),
+                (start, -1, job.gpus),
+                (start + job.lasts, 0, -job.gpus),
+            ]
+        changes.sort()
+        waiting = busy = 0
+        queued_s = busy_s = 0.0
+        for (now, more, gpus), (then, _, _) in itertools.pairwise(changes):
+            waiting, busy = waiting + more, busy + gpus
+            if waiting:
+                queued_s += then - now
+                busy_s += busy * (then - now)
+        return busy_s / (GPUS * queued_s)
+
+
+POLICIES: dict[str, Policy] = {"mptune": admit, "fcfs": fcfs, "greedy": greedy}
+
+
+def measure(seeds: int, count: int, load: float) -> dict[str, Any]:
+    """Figures of every policy over the seeds: lists, in order of the seeds."""
+    found: dict[str, Any] = {"trials": count, "gpus": GPUS, "load": load, "seeds": seeds}
+    for name, policy in POLICIES.items():
+        began = time.monotonic()
+        runs = [
+            Simulation(jobs(seed, count, load), policy).run().figures() for seed in range(seeds)
+        ]
+        found[name] = {key: [run[key] for run in runs] for key in runs[0]}
+        found[name]["simulated_in_s"] = (time.monotonic() - began) / seeds
+    found["against_the_best"] = compare(found)
+    return found
+
+
+def compare(found: dict[str, Any]) -> dict[str, float]:
+    """Ours over the better of the two others, seed by seed; the median."""
+
+    def ratios(key: str, best: Callable[[float, float], float]) -> float:
+        ours, one, other = (found[name][key] for name in POLICIES)
+        each = [a / best(b, c) for a, b, c in zip(ours, one, other, strict=True) if best(b, c) > 0]
+        return statistics.median(each)
+
+    return {
+        "utilisation_ratio": ratios("utilisation", max),
+        "longest_wait_64_ratio": ratios("longest_wait_64_h", min),
+    }
+
+
+def show(found: dict[str, Any]) -> None:
+    print(f"{found['trials']} trials, {found['gpus']:.0f} GPUs, load {found['load']:g}, "
+          f"{found['seeds']} seeds: median (least to most)")  # fmt: skip
+    for name in POLICIES:
+        parts = [f"{key} {_spread(values)}" for key, values in found[name].items()
+                 if isinstance(values, list)]  # fmt: skip
+        print(f"  {name}: {', '.join(parts)}; {found[name]['simulated_in_s']:.1f} s each")
+    for key, value in found["against_the_best"].items():
+        print(f"  {key}: {value:.3f}")
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="2 seeds")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--load", type=float, nargs="+", default=[1.2])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    given = parser.parse_args()
+    found = [measure(2 if given.quick else given.seeds, given.trials, x) for x in given.load]
+    for one in found:
+        show(one)
+    if given.json:
+        given.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

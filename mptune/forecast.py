@@ -1,0 +1,140 @@
+"""How long trials take, predicted from their budget and from the speed of those that ran.
+
+Pure: times are seconds from any origin, given by the caller. Speed is measured by model and gang:
+both decide it, and a policy hardly does. A trial that no measurement fits is predicted to take as
+long as the slowest that was measured, so that nothing is promised too early.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+from mptune.spec import Training
+from mptune.trial import (
+    Event,
+    Failed,
+    Finished,
+    Progress,
+    Scoring,
+    Started,
+    Stopped,
+    TrialResult,
+    TrialSpec,
+)
+
+OVERDUE = 0.1
+"""A trial that should have ended goes on for this share of the time since it was last heard of."""
+
+
+@dataclass
+class Pace:
+    """Totals of finished trials of one kind; until one has finished, the speed of one that runs."""
+
+    trials: int = 0
+    training_s: float = 0.0
+    beside_s: float = 0.0
+    """Time of those trials beside training: setting up and scoring."""
+    tokens: float = 0.0
+    flops: float = 0.0
+
+    def finish(self, result: TrialResult) -> None:
+        """A trial of this kind has finished."""
+        cost = result.cost
+        if self.trials == 0:
+            self.training_s = self.tokens = self.flops = 0.0
+        self.trials += 1
+        self.training_s += cost.training_s
+        self.beside_s += max(0.0, cost.total_s - cost.training_s)
+        self.tokens += cost.tokens
+        self.flops += cost.flops
+
+    def go_on(self, progress: Progress) -> None:
+        """One runs at this speed."""
+        if self.trials == 0:
+            self.training_s = 1.0
+            self.tokens, self.flops = progress.tokens_per_s, progress.flops_per_s
+
+    def seconds(self, training: Training) -> tuple[float, float] | None:
+        """(Training, beside it) of a whole trial; None if its speed is not known."""
+        beside_s = self.beside_s / max(1, self.trials)
+        if training.budget_seconds is not None:
+            return training.budget_seconds, beside_s
+        done = self.tokens if training.budget_tokens is not None else self.flops
+        budget = training.budget_tokens or training.budget_flops or 0.0
+        return (budget * self.training_s / done, beside_s) if done else None
+
+
+@dataclass
+class _Run:
+    """A trial that runs: how far it was, and when that was heard."""
+
+    trial: TrialSpec
+    at: float
+    progress: float = 0.0
+
+
+@dataclass
+class Predictor:
+    """Learns from the events of trials how long others will take."""
+
+    _paces: dict[str, Pace] = field(default_factory=dict)
+    _runs: dict[int, _Run] = field(default_factory=dict)
+
+    def observe(self, trial: TrialSpec, event: Event, now: float) -> None:
+        """Take in what a trial told."""
+        match event:
+            case Started():
+                share = event.resumed_at / max(1, event.total_steps)
+                self._runs[trial.number] = _Run(trial, now, share)
+            case Progress():
+                self._pace(trial).go_on(event)
+                self._runs[trial.number] = _Run(trial, now, event.progress)
+            case Scoring():
+                self._runs[trial.number] = _Run(trial, now, 1.0)
+            case Finished():
+                self._runs.pop(trial.number, None)
+                self.learn(trial, event.result)
+            case Stopped() | Failed():
+                self._runs.pop(trial.number, None)
+
+    def learn(self, trial: TrialSpec, result: TrialResult) -> None:
+        """Take in a trial that has finished, perhaps long ago."""
+        self._pace(trial).finish(result)
+
+    def seconds(self, trial: TrialSpec) -> float | None:
+        """How long the whole trial takes on its gang; None as long as nothing was measured."""
+        parts = self._parts(trial)
+        return None if parts is None else sum(parts)
+
+    def remaining(self, number: int, now: float) -> float | None:
+        """Seconds to the end of a trial that runs; None if that is not known."""
+        run = self._runs.get(number)
+        parts = self._parts(run.trial) if run else None
+        if run is None or parts is None:
+            return None
+        training_s, beside_s = parts
+        silent_s = now - run.at
+        left_s = training_s * max(0.0, 1 - run.progress) + beside_s - silent_s
+        return max(left_s, OVERDUE * silent_s)
+
+    def _parts(self, trial: TrialSpec) -> tuple[float, float] | None:
+        own = self._paces.get(_kind(trial))
+        measured = own.seconds(trial.training) if own else None
+        if measured is not None:
+            return measured
+        others = [parts for p in self._paces.values() if (parts := p.seconds(trial.training))]
+        if not others and trial.training.budget_seconds is not None:
+            return trial.training.budget_seconds, 0.0
+        return max(others, key=sum) if others else None
+
+    def _pace(self, trial: TrialSpec) -> Pace:
+        return self._paces.setdefault(_kind(trial), Pace())
+
+
+def _kind(trial: TrialSpec) -> str:
+    """What decides the speed: the model, and the gang."""
+    r = trial.resources
+    return json.dumps(
+        [trial.model, r.workers, r.cpus_per_worker, r.gpus_per_worker], sort_keys=True
+    )

@@ -1,0 +1,103 @@
+"""How long trials take, under simulated time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mptune.forecast import Predictor
+from mptune.spec import Resources, Training
+from mptune.trial import Failed, Finished, Progress, Scoring, Started, TrialSpec
+from tests import fakes
+
+TOKENS = 1e6
+NOWHERE = Path("nowhere")
+
+
+def trial(number: int = 0, width: int = 64, **changes: object) -> TrialSpec:
+    fields = {"training": Training(budget_tokens=TOKENS), **changes}
+    return fakes.trial(number, NOWHERE, model={"family": "fake", "width": width}, **fields)
+
+
+def finished(of: TrialSpec, training_s: float, total_s: float, **cost: float) -> Finished:
+    result = fakes.result(of)
+    took = {"tokens": int(TOKENS), "training_s": training_s, "total_s": total_s, **cost}
+    return Finished(
+        number=of.number,
+        result=result.model_copy(update={"cost": result.cost.model_copy(update=took)}),
+    )
+
+
+def progress(number: int, share: float, tokens_per_s: float, flops_per_s: float = 0) -> Progress:
+    return Progress(
+        number=number, step=1, total_steps=10, progress=share, loss=1, mask_rate=0.5,
+        learning_rate=1e-3, tokens_per_s=tokens_per_s, flops_per_s=flops_per_s,
+    )  # fmt: skip
+
+
+def started(number: int, resumed_at: int = 0) -> Started:
+    return Started(
+        number=number, gang="g", pids=(), total_steps=10, parameters=1, resumed_at=resumed_at
+    )
+
+
+def test_nothing_is_known_before_anything_was_measured():
+    assert Predictor().seconds(trial()) is None
+    assert Predictor().remaining(0, now=5) is None
+
+
+def test_finished_trials_tell_training_and_what_comes_beside_it():
+    predictor = Predictor()
+    predictor.observe(trial(0), finished(trial(0), 100, 130), now=0)
+    predictor.observe(trial(1), finished(trial(1), 140, 170), now=0)
+    assert predictor.seconds(trial(2)) == pytest.approx(120 + 30)
+
+
+def test_one_that_runs_tells_its_speed_until_one_has_finished():
+    predictor = Predictor()
+    predictor.observe(trial(0), progress(0, 0.1, tokens_per_s=TOKENS / 200), now=0)
+    assert predictor.seconds(trial(1)) == pytest.approx(200)
+    predictor.observe(trial(0), finished(trial(0), 100, 110), now=0)
+    predictor.observe(trial(1), progress(1, 0.1, tokens_per_s=1), now=0)
+    assert predictor.seconds(trial(1)) == pytest.approx(110)
+
+
+@pytest.mark.parametrize(
+    "other", [trial(1, width=128), trial(1, resources=Resources(workers=2))], ids=["model", "gang"]
+)
+def test_another_model_or_gang_is_another_speed_and_the_slowest_until_it_is_known(other):
+    predictor = Predictor()
+    predictor.observe(trial(0), finished(trial(0), 100, 100), now=0)
+    assert predictor.seconds(other) == 100
+    predictor.observe(other, finished(other, 300, 300), now=0)
+    assert (predictor.seconds(trial(2)), predictor.seconds(other)) == (100, 300)
+    assert predictor.seconds(trial(3, width=999)) == 300
+
+
+def test_every_kind_of_budget():
+    flops, seconds = Training(budget_flops=6e9), Training(budget_seconds=50)
+    assert Predictor().seconds(trial(training=seconds)) == 50
+    predictor = Predictor()
+    predictor.observe(trial(0), finished(trial(0), 10, 15, flops=3e9), now=0)
+    assert predictor.seconds(trial(1, training=flops)) == pytest.approx(25)
+    assert predictor.seconds(trial(1, training=seconds)) == pytest.approx(55)
+
+
+def test_what_remains_shrinks_with_time_and_grows_when_overdue():
+    predictor = Predictor()
+    predictor.observe(trial(9), finished(trial(9), 100, 120), now=0)
+    predictor.observe(trial(0), started(0, resumed_at=5), now=1000)
+    assert predictor.remaining(0, now=1000) == pytest.approx(50 + 20)
+    predictor.observe(trial(0), progress(0, 0.75, tokens_per_s=1), now=1020)
+    assert predictor.remaining(0, now=1025) == pytest.approx(25 + 20 - 5)
+    predictor.observe(trial(0), Scoring(number=0), now=1050)
+    assert predictor.remaining(0, now=1050) == pytest.approx(20)
+    assert predictor.remaining(0, now=2050) == pytest.approx(100)
+
+
+def test_a_trial_that_ended_is_forgotten():
+    predictor = Predictor()
+    predictor.observe(trial(0), started(0), now=0)
+    predictor.observe(trial(0), Failed(number=0, reason="error", detail=""), now=1)
+    assert predictor.remaining(0, now=1) is None
