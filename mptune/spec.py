@@ -11,7 +11,16 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from mptune import plugins
 
@@ -32,6 +41,28 @@ MaskRate = Annotated[float, AfterValidator(_mask_rate)]
 """A fraction of the observed positions, in (0, 1]."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+SIZE_SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9}
+
+
+def parameter_count(value: object) -> object:
+    """`110M` as 110e6; numbers stay.
+
+    Raises:
+        ValueError: a word that is no size.
+    """
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)\s*([KMB]?)", value, flags=re.IGNORECASE)
+    if found is None:
+        raise ValueError("is no size; give parameters, e.g. 110M or 1.1e8")
+    return float(found[1]) * SIZE_SUFFIXES[found[2].upper()]
+
+
+Size = Annotated[
+    float, BeforeValidator(parameter_count), WithJsonSchema({"type": "parameters, e.g. 110M"})
+]
+"""Parameters of a model: a number, or one with a suffix."""
 
 PLUGIN_SECTIONS = {
     "data": ("modalities", "kind"),
@@ -196,6 +227,9 @@ class Search(Section):
         None, gt=0, description="GPUs x hours of all trials; none starts that would pass it"
     )
     confirm: Confirm = Confirm()
+    extrapolate_to: tuple[Annotated[Size, Field(ge=1e3)], ...] = Field(
+        (), description="sizes for which the report states the laws over size, e.g. [110M]"
+    )
     arms: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="named points of the space that always run, first"
     )
@@ -229,23 +263,6 @@ class Comparison(Section):
         if list(self.rungs) != sorted(set(self.rungs)):
             raise ValueError(f"rungs must grow: {list(self.rungs)}")
         return self
-
-
-SIZE_SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9}
-
-
-def parameter_count(value: object) -> object:
-    """`110M` as 110e6; numbers stay.
-
-    Raises:
-        ValueError: a word that is no size.
-    """
-    if not isinstance(value, str):
-        return value
-    found = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)\s*([KMB]?)", value, flags=re.IGNORECASE)
-    if found is None:
-        raise ValueError("is no size; give parameters, e.g. 110M or 1.1e8")
-    return float(found[1]) * SIZE_SUFFIXES[found[2].upper()]
 
 
 class GangOfSize(Section):

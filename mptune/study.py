@@ -858,6 +858,7 @@ _FREE = {
         "budget_gpu_hours",
         "concurrency",
         "confirm",
+        "extrapolate_to",
     ),
     "resources": ("trials_per_gang", "stall_timeout_s", "retries"),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -25,10 +25,13 @@ from mptune.report.model import (
     Importance,
     ReportInput,
     TrialRow,
+    is_accumulated,
+    is_fixed_15,
     spend,
 )
 from mptune.selection import Scored, SearchSelection, search_selection, seed_noise
 from mptune.sequential import schedule
+from mptune.sizes import ACCUMULATED, BASELINE, Measured, by_size
 from mptune.spec import Comparison, SearchSpec, build
 from mptune.specfile import SpecFile
 from mptune.study import TrialRecord
@@ -53,8 +56,15 @@ def stored_spec(run: RunDirectory) -> SearchSpec:
         raise InputError(f"{run.resolved}: {str(error).splitlines()[0]}") from None
 
 
-def collect(run: RunDirectory, spec: SearchSpec, command: str) -> ReportInput:
-    """Everything that the report of this run directory shows."""
+def collect(
+    run: RunDirectory, spec: SearchSpec, command: str, extrapolate_to: Sequence[float] | None = None
+) -> ReportInput:
+    """Everything that the report of this run directory shows.
+
+    `extrapolate_to` takes the place of the spec's sizes at which laws over size are stated.
+    """
+    if extrapolate_to is None:
+        extrapolate_to = spec.search.extrapolate_to
     searched = study.records(run, spec.storage.url, spec.name)
     shares = study.importances(run, spec.storage.url, spec.name)
     compared = study.records(run, spec.storage.url, study.compare_name(spec.name))
@@ -73,6 +83,7 @@ def collect(run: RunDirectory, spec: SearchSpec, command: str) -> ReportInput:
         trials=tuple(_row(r) for r in searched if r.state != "WAITING"),
         comparison=comparison_report(Asked.last(run, spec), compared, prepared, run),
         selection=selection_report(run, spec),
+        by_size=by_size(list(_measured((*searched, *compared))), extrapolate_to),
         spend=spend(results, trials=len(tried), wall_s=_wall_s(run, spec)),
         importance=importance_rows(searched, shares),
         plan_hash=prepared.plan_hash if prepared else "",
@@ -80,6 +91,39 @@ def collect(run: RunDirectory, spec: SearchSpec, command: str) -> ReportInput:
         commands=(command,),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _measured(found: Sequence[TrialRecord]) -> Iterator[Measured]:
+    """Every score of every finished run: at the end, and at the rungs before."""
+    for r in found:
+        if r.result is None or r.spec is None or r.state != "COMPLETE" or r.same_as is not None:
+            continue
+        kind = str(r.spec.policy.get("kind"))
+        rate = r.spec.policy["rate"] if kind == "fixed" else r.result.mean_mask_rate
+        scores = [
+            (round(p.progress, 2), float(p.tokens), p.nats_per_token)
+            for p in r.result.learning
+            if p.progress < 1
+        ]
+        end = (1.0, float(r.result.cost.tokens), r.result.lml.nats_per_token)
+        for level, tokens, nats in [*scores, end]:
+            yield Measured(
+                run=f"{r.spec.study}/{r.number}",
+                policy=_side(r.spec.policy) or kind,
+                kind=kind,
+                rate=float(rate),
+                parameters=r.result.cost.parameters,
+                seed=r.spec.seed,
+                level=level,
+                tokens=tokens,
+                nats_per_token=nats,
+            )
+
+
+def _side(policy: dict[str, Any]) -> str | None:
+    if is_fixed_15(policy):
+        return BASELINE
+    return ACCUMULATED if is_accumulated(policy) else None
 
 
 def _prepared(run: RunDirectory) -> Prepared | None:

@@ -75,9 +75,15 @@ def _evidence(run: RunDirectory, said: dict[str, Any]) -> Any:
     from mptune.spec import Storage
 
     spec = stored_spec(run).model_copy(update={"storage": Storage()})
+    sizes = [e["at"]["parameters"] for law in _laws(said) for e in law["extrapolation"]]
     made = {"created": said["created"], "versions": said["versions"]}
-    found = collect(run, spec, said["commands"][0])
+    found = collect(run, spec, said["commands"][0], list(dict.fromkeys(sizes)) or None)
     return found.model_copy(update={**made, "commands": tuple(said["commands"])})
+
+
+def _laws(said: dict[str, Any]) -> list[dict[str, Any]]:
+    by_size = said.get("by_size") or {}
+    return [law for law in (by_size.get("best_rate"), by_size.get("gap")) if law]
 
 
 def _wrong_scores(run: RunDirectory) -> Iterator[str]:

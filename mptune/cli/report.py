@@ -10,11 +10,18 @@ EXAMPLES = """\
 examples:
   mptune report runs/quickstart
   mptune report runs/quickstart --json
+  mptune report runs/quickstart --size 110M    # best rate and gap, extrapolated
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     _arguments.add_run_dir(parser)
+    parser.add_argument(
+        "--size",
+        action="append",
+        metavar="N",
+        help="state the laws over model size at this size too, e.g. 110M (repeatable)",
+    )
     _arguments.add_json(parser)
 
 
@@ -27,5 +34,24 @@ def run(arguments: argparse.Namespace) -> int:
     run_directory = _arguments.existing_run(arguments.run_dir)
     spec = stored_spec(run_directory)
     command = f"mptune search {run_directory.spec} --run-dir {run_directory.root}"
-    evidence = collect(run_directory, spec, command)
+    sizes = _sizes(arguments.size) if arguments.size else None
+    evidence = collect(run_directory, spec, command, sizes)
     return _flow.answer(Console(highlight=False), evidence, run_directory, arguments.json)
+
+
+def _sizes(words: list[str]) -> list[float]:
+    """`110M` as 110e6.
+
+    Raises:
+        InputError: it is no size.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    from mptune.errors import InputError
+    from mptune.spec import Size
+
+    try:
+        return TypeAdapter(list[Size]).validate_python(words)
+    except ValidationError as error:
+        wrong = error.errors()[0]["input"]
+        raise InputError(f"--size {wrong}: is no size; give parameters, e.g. 110M") from None

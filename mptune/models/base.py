@@ -12,11 +12,11 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import Field, model_validator
 
-from mptune.spec import SIZE_SUFFIXES, Section, parameter_count
+from mptune.spec import SIZE_SUFFIXES, Section, Size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,11 +31,6 @@ MOST_BLOCKS = 96
 
 BACKWARD = 2
 """A backward pass multiplies every matrix twice: for the inputs' gradients and for the weights'."""
-
-
-Size = Annotated[
-    float, BeforeValidator(parameter_count), WithJsonSchema({"type": "parameters, e.g. 110M"})
-]
 
 
 class ModelFamily(Section):

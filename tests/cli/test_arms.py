@@ -156,3 +156,21 @@ def test_a_comparison_that_cannot_be_made_is_one_line(
     err = capsys.readouterr().err
     assert said in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_laws_over_size_are_stated_at_a_named_size(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arms = ["fixed 15 %", "accumulated", "fixed 15 % on width=32", "accumulated on width=32"]
+    few = ["--set", "compare.seeds=2"]
+    assert main(["compare", "runs/demo", "--arms", *arms, *few]) == 0
+    assert main(["report", "runs/demo", "--size", "110M"]) == 0
+    laws = json.loads(run.report_json.read_text())["input"]["by_size"]
+    far = laws["gap"]["extrapolation"][0]
+    assert far["at"]["parameters"] == 1.1e8
+    assert far["beyond"] > 100
+    assert far["at"]["low"] <= far["at"]["value"] <= far["at"]["high"]
+    assert "three rates or more" in laws["best_rate_missing"]
+    capsys.readouterr()
+    assert main(["report", "runs/demo", "--size", "big"]) == 2
+    assert capsys.readouterr().err == "--size big: is no size; give parameters, e.g. 110M\n"
