@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mptune.artifacts import artifacts_of
 from mptune.data import _sources
 from mptune.data._bins import Bins, Categories, column
 from mptune.data._frames import Frame
@@ -73,10 +74,8 @@ class Imputer:
             InputError: the directory holds no trial with weights, or of other data.
         """
         files = TrialDirectory(directory)
-        if not files.module.exists() or not files.spec.exists():
-            raise InputError(
-                f"{directory}: no trained weights in it; train with training.keep_weights: true"
-            )
+        if not files.spec.exists():
+            raise InputError(f"{directory}: no trained weights in it; it is no trial's directory")
         self.trial = TrialSpec.model_validate_json(files.spec.read_text(encoding="utf-8"))
         self.modality = build("data", self.trial.data)
         if not isinstance(self.modality, RowModality):
@@ -94,7 +93,13 @@ class Imputer:
         self.columns: dict[str, Column] = {
             name: column(dict(stored)) for name, stored in codec_columns(self.table).items()
         }
-        self._module = self._load(files.module)
+        weights = files.module.relative_to(files.root).as_posix()
+        with artifacts_of(files.root, self.trial.artifacts).fetched([weights]) as folder:
+            if not (folder / weights).exists():
+                raise InputError(
+                    f"{directory}: no trained weights in it; train with training.keep_weights: true"
+                )
+            self._module = self._load(folder / weights)
 
     def _load(self, weights: Path) -> nn.Module:
         import torch

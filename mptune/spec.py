@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from mptune import plugins
+from mptune.artifacts import check_url
 
 
 class Section(BaseModel):
@@ -328,6 +329,11 @@ class Storage(Section):
         None,
         description="an SQLAlchemy URL for Optuna, or journal:///path/of/a/file for its journal; "
         "default SQLite in the run directory",
+    )
+    artifacts: Annotated[str, AfterValidator(check_url)] | None = Field(
+        None,
+        description="any fsspec URL (s3://, gs://, abfs://, file://) for checkpoints and kept "
+        "weights; default the run directory, which all workers must then share",
     )
     lease_timeout_s: float = Field(
         30.0, gt=0, description="PostgreSQL: when a driver whose machine vanished loses the study"

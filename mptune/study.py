@@ -363,12 +363,15 @@ class TrialFactory:
     prepared: Prepared
     data: Mapping[str, Any]
     rungs: tuple[float, ...] = ()
+    artifacts: str | None = None
+    """URL of the search's artifacts, if they are not in the run directory."""
 
     def make(self, concrete: Concrete, number: int, seed: int) -> TrialSpec:
         """The TrialSpec of trial `number`."""
         spec = SearchSpec.model_validate(concrete.tree)
         policy, model = build("policy", spec.policy), self._sized(build("model", spec.model))
         parameters = model.parameters(self.prepared.vocabulary_size + 2, self.prepared.length)
+        directory = self.run.trial(number, self.folder).root
         return TrialSpec(
             study=self.study,
             number=number,
@@ -382,7 +385,9 @@ class TrialFactory:
             rungs=self.rungs,
             resources=spec.resources.for_model(parameters),
             prepared=self.prepared,
-            directory=str(self.run.trial(number, self.folder).root.absolute()),
+            directory=str(directory.absolute()),
+            artifacts=self.artifacts
+            and f"{self.artifacts}/{directory.relative_to(self.run.root).as_posix()}",
         )
 
     def _sized(self, model: Any) -> Any:
@@ -860,9 +865,16 @@ _FREE = {
         "confirm",
         "extrapolate_to",
     ),
-    "resources": ("trials_per_gang", "stall_timeout_s", "retries"),
+    "resources": (
+        "workers",
+        "cpus_per_worker",
+        "gpus_per_worker",
+        "trials_per_gang",
+        "stall_timeout_s",
+        "retries",
+    ),
 }
-"""What may change between a search and its resume."""
+"""What may change between a search and its resume; the global batch stays on any workers."""
 
 
 def _binding(resolved: Mapping[str, Any]) -> dict[str, Any]:
@@ -915,7 +927,7 @@ class Run:
 
 def run_key(spec: TrialSpec) -> str:
     """What all seeds of an arm have in common, whatever the arm is called."""
-    return spec.model_copy(update={"seed": 0, "rungs": ()}).fingerprint()
+    return spec.model_copy(update={"seed": 0, "rungs": ()}).course()
 
 
 def enqueue_runs(study: optuna.Study, runs: Sequence[Run]) -> int:

@@ -58,11 +58,24 @@ class TrialSpec(Message):
     resources: Resources
     prepared: Prepared
     directory: str = Field(description="the trial's directory, see paths.TrialDirectory")
+    artifacts: str | None = Field(
+        None, description="URL of a folder for checkpoints and kept weights; default `directory`"
+    )
+
+    def course(self) -> str:
+        """Hash of what determines the numbers up to rounding.
+
+        The global batch is the same on any number of workers, cut into micro-batches anyhow; so a
+        checkpoint of one can be gone on from by another.
+        """
+        training = self.training.model_copy(update={"micro_batch_size": None})
+        anyhow = {"training": training, "resources": Resources()}
+        return self.model_copy(update=anyhow).fingerprint()
 
     def fingerprint(self) -> str:
         """Hash of what determines the numbers: two trials with the same one have equal results."""
         what = self.model_dump(
-            mode="json", exclude={"study", "number", "label", "directory", "prepared"}
+            mode="json", exclude={"study", "number", "label", "directory", "prepared", "artifacts"}
         )
         _drop_later(what)
         what["table_hash"] = self.prepared.table_hash

@@ -27,6 +27,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from mptune import spec
+from mptune.artifacts import artifacts_of
 from mptune.errors import InputError, NoResultError
 from mptune.paths import TrialDirectory, write_aside, write_text
 from mptune.trial import (
@@ -159,15 +160,14 @@ class Worker:
         from mptune.training import engine
 
         files = TrialDirectory(Path(trial.directory))
-        folder = files.weights
-        aside = folder.with_name(f".{folder.name}")
+        store, name = artifacts_of(files.root, trial.artifacts), files.weights.name
+        aside = files.root / f".{name}"
         with engine.whole_weights(loop.engine):
             if self.rank == 0:
                 shutil.rmtree(aside, ignore_errors=True)
                 loop.engine.module.save_pretrained(str(aside))
                 torch.save(loop.engine.module.state_dict(), aside / files.module.name)
-                shutil.rmtree(folder, ignore_errors=True)
-                aside.rename(folder)
+                store.take(aside, name, last="config.json")
 
     def _set_up(
         self, trial: TrialSpec, stack: ExitStack, control: Control
@@ -187,11 +187,16 @@ class Worker:
         ranks.raise_together(error)
         assert ready is not None
         inputs, heldout, module = ready
+        files = TrialDirectory(Path(trial.directory))
+        store = artifacts_of(files.root, trial.artifacts)
+        checkpoints = Checkpoints(store.inside(files.checkpoint.name), trial.course(), ranks)
+        found = checkpoints.find()
+        universal = found is not None and found.universal
         width = inputs.family.width
-        made = stack.enter_context(engine.engine(module, trial.training, ranks, width))
+        made = stack.enter_context(
+            engine.engine(module, trial.training, ranks, width, universal=universal)
+        )
         scorer = Scorer(made, heldout, ranks, getattr(control, "beat", lambda: None))
-        directory = TrialDirectory(Path(trial.directory))
-        checkpoints = Checkpoints(directory.checkpoint, trial.fingerprint(), ranks)
         return inputs, Loop(inputs, made, ranks, checkpoints, scorer.rung), scorer
 
     def _build(self, trial: TrialSpec) -> tuple[Inputs, HeldOut, nn.Module]:
@@ -479,7 +484,9 @@ def _replayed(path: Path, workers: int | None, out: Path) -> TrialSpec:
     trial = TrialSpec.model_validate_json(path.read_text(encoding="utf-8"))
     workers = workers or trial.resources.workers
     resources = trial.resources.model_copy(update={"workers": workers})
-    return trial.model_copy(update={"resources": resources, "directory": str(out.resolve())})
+    return trial.model_copy(
+        update={"resources": resources, "directory": str(out.resolve()), "artifacts": None}
+    )
 
 
 def _restore(trial: TrialSpec) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
 
+from mptune.artifacts import Remote
 from mptune.cli import main
 from mptune.trial import Finished, PrepareRequest
 from mptune.worker import Worker
+from tests.objects import bucket
 from tests.training import trials
 
 HOURS = 400
@@ -93,6 +96,17 @@ def test_a_check_against_the_truth_and_baselines(model, capsys):
     assert 0.75 < found["coverage"] <= 1
     assert main(["impute", str(model[0]), source, "--check", "0.3", "--on", "seven"]) == 0
     assert "interval holds" in capsys.readouterr().out
+
+
+def test_weights_in_an_object_store_are_found(model, tmp_path, capsys):
+    moved = f"{bucket(tmp_path / 'bucket')}/trial"
+    shutil.copytree(model[0], tmp_path / "trial")
+    Remote(moved).take(tmp_path / "trial" / "model", "model", last="config.json")
+    spec = json.loads((tmp_path / "trial" / "trial.json").read_text())
+    (tmp_path / "trial" / "trial.json").write_text(json.dumps({**spec, "artifacts": moved}))
+    source = str(model[0].parent / "s.csv")
+    assert main(["impute", str(tmp_path / "trial"), source, "--out", str(tmp_path / "o.csv")]) == 0
+    assert "filled of" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

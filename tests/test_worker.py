@@ -19,7 +19,7 @@ from tests.training import trials
 
 
 def as_numbers(result):
-    return result.model_dump(exclude={"cost"})
+    return result.model_dump(exclude={"cost", "learning"})
 
 
 def test_prepare_freezes_the_plan(tmp_path):
@@ -136,3 +136,12 @@ def test_a_replay_from_the_file_alone_is_the_same_bit_for_bit(pair, tmp_path):
     replayed = np.load(TrialDirectory(tmp_path / "trial" / "replay").scores)
     original = np.load(TrialDirectory(tmp_path / "trial").scores)
     assert (replayed["nats_per_sequence"] == original["nats_per_sequence"]).all()
+
+
+def test_a_course_is_that_of_any_number_of_workers(study, tmp_path):
+    one = study(tmp_path, training={"micro_batch_size": 8})
+    two = study(tmp_path / "elsewhere", workers=2, artifacts="file:///kept")
+    assert one.course() == two.course()
+    assert one.fingerprint() != two.fingerprint()
+    other = study(tmp_path, training={"batch_size": 64})
+    assert other.course() != one.course()

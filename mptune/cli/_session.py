@@ -15,6 +15,7 @@ import yaml
 from rich.console import Console
 
 from mptune import dispatch, study
+from mptune.artifacts import Remote
 from mptune.cli._evidence import Asked, collect, comparison_report, finalists, recommended
 from mptune.dispatch.base import Dispatcher
 from mptune.errors import InputError
@@ -79,6 +80,8 @@ class Session:
                 f"{self.run.root} holds {held} trials; --fresh deletes them, add --yes to do so"
             )
         study.delete_studies(self.run, self.url, names)
+        if self._artifacts is not None:
+            Remote(self._artifacts).remove()
         for entry in self.run.root.iterdir():
             if entry != self.run.lock:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
@@ -178,7 +181,15 @@ class Session:
         self._drive(opened, self.spec.search.trials, propose, "search")
 
     def _factory(self, name: str, folder: str, rungs: tuple[float, ...]) -> study.TrialFactory:
-        return study.TrialFactory(name, folder, self.run, self.prepared(), self.data(), rungs)
+        return study.TrialFactory(
+            name, folder, self.run, self.prepared(), self.data(), rungs, self._artifacts
+        )
+
+    @property
+    def _artifacts(self) -> str | None:
+        """Of this search, as its name is in a storage that searches share."""
+        root = self.spec.storage.artifacts
+        return None if root is None else f"{root.rstrip('/')}/{self.spec.name}"
 
     def _drive(
         self,
@@ -238,7 +249,9 @@ class Session:
         opened = study.open_study(self.run, self.url, name, pruner=pruner)
         score = self.spec.score.model_copy(update={"seed": self.spec.score.seed + FRESH_PLAN})
         plan = self._prepared(self.run.confirm_prepared, self.run.confirm_plan, score)
-        factory = study.TrialFactory(name, "confirm", self.run, plan, self.data())
+        factory = study.TrialFactory(
+            name, "confirm", self.run, plan, self.data(), artifacts=self._artifacts
+        )
         arms = {f"trial {record.number}": self._scored_anew(record, score) for record in top}
         keys = {arm: study.run_key(factory.make(at, 0, 0)) for arm, at in arms.items()}
         runs = [

@@ -8,7 +8,8 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,15 @@ COLLECTIVE_TIMEOUT = timedelta(hours=12)
 """Ranks wait for rank 0 at a rung as long as the driver takes; lost peers are noticed at once."""
 
 
-def configuration(training: Training, world_size: int) -> dict[str, Any]:
+def configuration(
+    training: Training, world_size: int, *, universal: bool = False
+) -> dict[str, Any]:
     """DeepSpeed's configuration: ours, and the user's `deepspeed` section over it.
+
+    Args:
+        training: the spec's section.
+        world_size: ranks of the gang.
+        universal: the checkpoint to be loaded is in the universal format.
 
     Raises:
         InputError: the batch cannot be dealt out to the workers.
@@ -41,6 +49,8 @@ def configuration(training: Training, world_size: int) -> dict[str, Any]:
         # The loop reports progress; DeepSpeed's own report would go to the user's terminal.
         "steps_per_print": sys.maxsize,
     }
+    if universal:
+        ours["checkpoint"] = {"load_universal": True}
     merged = _merged(ours, training.deepspeed)
     zero = merged["zero_optimization"]
     if "offload_optimizer" in zero or "offload_param" in zero:
@@ -98,7 +108,12 @@ def leave() -> None:
 
 @contextlib.contextmanager
 def engine(
-    module: nn.Module, training: Training, ranks: Ranks, width: int | None = None
+    module: nn.Module,
+    training: Training,
+    ranks: Ranks,
+    width: int | None = None,
+    *,
+    universal: bool = False,
 ) -> Iterator[Any]:
     """A DeepSpeed engine that trains `module`; its memory is free again afterwards.
 
@@ -108,10 +123,11 @@ def engine(
         training: the spec's section.
         ranks: this process's place.
         width: channels of the model, for the optimizer's width rule.
+        universal: it will load a checkpoint in the universal format.
     """
     import deepspeed
 
-    config = configuration(training, ranks.world_size)
+    config = configuration(training, ranks.world_size, universal=universal)
     if "activation_checkpointing" in config:
         module.checkpoint_activations()  # type: ignore[operator]
     with _quiet():
@@ -213,6 +229,49 @@ def whole_weights(made: Any) -> Iterator[None]:
 def zero_stage(made: Any) -> int:
     """The ZeRO stage that the engine runs with, the user's section included."""
     return int(made.zero_optimization_stage())
+
+
+def load(made: Any, folder: Path, tag: str) -> dict[str, Any]:
+    """Load a checkpoint; returns the state that was saved with it."""
+    asked = [{k: v for k, v in g.items() if k != "params"} for g in made.optimizer.param_groups]
+    with _quiet():
+        _, client = made.load_checkpoint(str(folder), tag=tag)
+    if made.load_universal_checkpoint():
+        _set_apart(made, asked)
+    state: dict[str, Any] = client
+    return state
+
+
+def _set_apart(made: Any, asked: Sequence[Mapping[str, Any]]) -> None:
+    """Part what DeepSpeed gives to all parameter groups from the first one of a universal format.
+
+    Those are the hyperparameters, which stay those of the spec, and the count of steps: shared, it
+    would be raised once for each group.
+    """
+    optimizer = made.optimizer
+    if made.lr_scheduler is None:
+        for group, values in zip(optimizer.param_groups, asked, strict=True):
+            group.update(values, peak_lr=values["lr"])
+    for state in getattr(optimizer, "optimizer", optimizer).state.values():
+        if isinstance(state.get("step"), torch.Tensor):
+            state["step"] = state["step"].clone()
+
+
+def to_universal(folder: Path, target: Path) -> None:
+    """Convert a checkpoint of ZeRO shards so that any number of ranks can load it."""
+    from deepspeed.checkpoint import ds_to_universal
+
+    how = Namespace(
+        input_folder=str(folder),
+        output_folder=str(target),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,
+    )
+    with _quiet(), contextlib.redirect_stderr(io.StringIO()):
+        ds_to_universal.main(how)
 
 
 def set_learning_rate(made: Any, factor: float) -> None:

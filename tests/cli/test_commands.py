@@ -135,6 +135,29 @@ def test_fresh_asks_for_yes(spec: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert main(["search", "spec.yaml", "--fresh", "--yes", "--set", "search.seed=5"]) == 0
 
 
+def test_fresh_deletes_the_artifacts_of_this_search_alone(
+    spec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = f"storage.artifacts=file://{tmp_path}/kept"
+    for name in ("demo/trials/0000", "other/trials/0000"):
+        (tmp_path / "kept" / name).mkdir(parents=True)
+    assert main(["search", "spec.yaml", "--set", kept]) == 0
+    trial = study.records(RunDirectory(tmp_path / "runs" / "demo"), None, "demo")[1].spec
+    assert trial is not None
+    assert trial.artifacts == f"file://{tmp_path}/kept/demo/trials/0001"
+    assert main(["search", "spec.yaml", "--set", kept, "--fresh", "--yes"]) == 0
+    assert [p.name for p in (tmp_path / "kept").iterdir()] == ["other"]
+
+
+def test_a_store_that_cannot_be_opened_is_an_error_of_the_spec(
+    spec: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["validate", "spec.yaml", "--set", "storage.artifacts=nowhere://x"]) == 2
+    said = capsys.readouterr().err
+    assert "storage.artifacts: 'nowhere://x' cannot be opened: Protocol not known: nowhere" in said
+    assert said.count("\n") == 1
+
+
 def test_a_changed_spec_is_refused(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["search", "spec.yaml"])
     assert main(["search", "spec.yaml", "--set", "training.budget_tokens=2e5"]) == 2

@@ -175,15 +175,15 @@ def test_a_full_disk_fails_the_trial_with_that_reason(ground, tmp_path, small_di
     assert list(search.files.checkpoint.glob("step*")) == []  # gives its room back
 
 
-def test_a_damaged_checkpoint_is_removed_and_the_trial_begins_anew(ground, undisturbed, tmp_path):
+def test_damaged_checkpoints_are_removed_and_the_trial_begins_anew(ground, tmp_path):
     def strike(event: Event, search: Search_) -> bool:
-        tag = named_tag(search)
-        if isinstance(event, Started | Progress) and tag is not None:
-            os.kill(search.pids[1], signal.SIGKILL)
-            for file in (search.files.checkpoint / tag).glob("*.pt"):
-                file.write_bytes(b"not a checkpoint")
-            return True
-        return False
+        if not isinstance(event, Started | Progress) or named_tag(search) is None:
+            return False
+        for pid in search.pids:
+            os.kill(pid, signal.SIGKILL)
+        for file in search.files.checkpoint.glob("step*/*.pt"):
+            file.write_bytes(b"not a checkpoint")
+        return True
 
     search = ground.search(tmp_path, once(strike), **LONG)
     assert [e.reason for e in search.ends(Failed)] == ["worker_died", "damaged_checkpoint"]

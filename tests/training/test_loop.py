@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import multiprocessing
 import os
@@ -12,16 +13,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mptune.artifacts import Folder, Remote
 from mptune.data.table import TokenTable
 from mptune.errors import NonFiniteLoss
-from mptune.paths import TrialDirectory, write_json
+from mptune.paths import TrialDirectory
 from mptune.spec import build
-from mptune.training import checkpoint
 from mptune.training.loop import Inputs, Loop, code_weights
 from mptune.training.ranks import AgreedFailure, Ranks
 from mptune.training.schedule import Spent
 from mptune.trial import Failed, Finished, Progress, Rung, Scoring, Started, Stopped
 from mptune.worker import Worker
+from tests.objects import bucket
 from tests.training.trials import LENGTH, Script, free_port
 
 
@@ -268,38 +270,44 @@ def test_a_resumed_trial_is_the_same_bit_for_bit(study, alone, pair, tmp_path, w
     assert not TrialDirectory(tmp_path / "halves").checkpoint.exists()
 
 
-def test_killed_during_a_checkpoint_it_goes_on_from_the_last_good_one(study, alone, tmp_path):
+@pytest.mark.parametrize("kind", ["folder", "objects"])
+def test_killed_during_a_checkpoint_it_goes_on_from_the_last_good_one(study, alone, tmp_path, kind):
     """The weights at the end are those of a run that was never disturbed, bit for bit."""
     changes = {"training": {"keep_weights": True, "checkpoint_every_s": 1e-9}}
     alone(study(tmp_path / "whole", **changes))
-    spec = study(tmp_path / "killed", **changes)
+    artifacts = None if kind == "folder" else f"{bucket(tmp_path / 'bucket')}/0007"
+    spec = study(tmp_path / "killed", artifacts=artifacts, **changes)
+    kept = Folder(tmp_path / "killed") if artifacts is None else Remote(artifacts)
     child = multiprocessing.get_context("spawn").Process(target=_killed_while_saving, args=(spec,))
     child.start()
     child.join(60)
     assert child.exitcode == -signal.SIGKILL
-    tags = sorted(p.name for p in TrialDirectory(tmp_path / "killed").checkpoint.glob("step*"))
-    assert tags == ["step00000001", "step00000002"]
+    with kept.fetched(["checkpoint/latest.json"]) as folder:
+        marker = json.loads((folder / "checkpoint" / "latest.json").read_text())
+    assert marker["tag"] == "step00000001"
     resumed = alone(spec)
     assert resumed[0].resumed_at == 1
-    weights = [
-        load_file(TrialDirectory(tmp_path / name).weights / "model.safetensors")
-        for name in ("whole", "killed")
-    ]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    whole = load_file(TrialDirectory(tmp_path / "whole").weights / "model.safetensors")
+    with kept.fetched(["model/model.safetensors"]) as folder:
+        killed = load_file(folder / "model" / "model.safetensors")
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    assert "checkpoint" not in kept.children()
 
 
 def _killed_while_saving(spec):
-    """Die when the second checkpoint's files are there, and its marker is not."""
+    """Die when the second checkpoint's files are there, and the marker does not name it yet."""
     worker = Worker(0, 1)
     worker.join("127.0.0.1", free_port())
-    moments = iter((False, True))
+    moments, store = iter((False, True)), Folder if spec.artifacts is None else Remote
+    write = store.write
 
-    def dying(path, value):
+    def dying(self, name, text):
         if next(moments):
+            assert "step00000002" in self.children()
             os.kill(os.getpid(), signal.SIGKILL)
-        write_json(path, value)
+        write(self, name, text)
 
-    checkpoint.write_json = dying
+    store.write = dying
     list(worker.run(spec, Script()))
 
 

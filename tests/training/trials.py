@@ -13,6 +13,7 @@ import numpy as np
 from mptune.spec import Resources, Score, Training
 from mptune.trial import Event, Prepared, PrepareRequest, Rung, StopReason, TrialSpec
 from mptune.worker import Worker
+from tests import objects as objects
 
 LENGTH, SYMBOLS = 16, 11
 SCORE = Score(sequences=40, forwards=2, rates=(0.25, 0.5), rung_sequences=16, batch_size=16)

@@ -1,0 +1,227 @@
+"""Where checkpoints and kept weights are: a folder that all ranks share, or any fsspec URL.
+
+An object store renames nothing, but each object appears whole; so what consists of several files
+counts from the moment that its last one, which names the others, is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mptune.paths import write_text
+
+
+def check_url(url: str) -> str:
+    """The URL, if its kind of store can be opened here.
+
+    Raises:
+        ValueError: fsspec knows no such store, or its package is missing; the message says which.
+    """
+    import fsspec
+
+    kind = fsspec.utils.get_protocol(url)
+    try:
+        fsspec.get_filesystem_class(kind)
+    except (ValueError, ImportError) as error:
+        raise ValueError(f"cannot be opened: {error}") from None
+    return url
+
+
+def sha256(path: Path) -> str:
+    """The file's checksum in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def artifacts_of(directory: Path, url: str | None) -> Store:
+    """Where a trial keeps its checkpoints and weights: its directory, unless it names a URL."""
+    return Folder(directory) if url is None else Remote(url)
+
+
+class Store(ABC):
+    """A tree of files under one root; names are relative to it, with slashes."""
+
+    shared: bool
+    """Whether `staged` and `fetched` are the same folder on all ranks."""
+
+    @abstractmethod
+    def staged(self) -> Any:
+        """Context of a local folder in which files are written before `keep`."""
+
+    @abstractmethod
+    def keep(self, folder: Path, names: Iterable[str]) -> None:
+        """Put files of the staged folder into the store, in this order."""
+
+    @abstractmethod
+    def fetched(self, names: Iterable[str]) -> Any:
+        """Context of a local folder that has these files, as far as the store has them."""
+
+    @abstractmethod
+    def take(self, folder: Path, name: str, last: str) -> None:
+        """Move a finished local folder of files into the store, in place of what has the name.
+
+        Where it cannot appear at once, the file `last` comes last, without which none reads it.
+        """
+
+    @abstractmethod
+    def inside(self, name: str) -> Store:
+        """The store whose root is a folder of this one."""
+
+    @abstractmethod
+    def read(self, name: str) -> str | None:
+        """A file's text; None if it is not there."""
+
+    @abstractmethod
+    def write(self, name: str, text: str) -> None:
+        """Replace a file's text; readers see the old one or the new one."""
+
+    @abstractmethod
+    def children(self) -> list[str]:
+        """Names of the files and folders directly under the root."""
+
+    @abstractmethod
+    def remove(self, name: str = "") -> None:
+        """Delete a file or folder, or all of the store; what is not there is no error."""
+
+
+@dataclass(frozen=True)
+class Folder(Store):
+    """A folder on a file system that all ranks share; nothing is copied."""
+
+    root: Path
+    shared = True
+
+    @contextmanager
+    def staged(self) -> Iterator[Path]:
+        self.root.mkdir(parents=True, exist_ok=True)
+        yield self.root
+
+    def keep(self, folder: Path, names: Iterable[str]) -> None:
+        """They are there."""
+
+    @contextmanager
+    def fetched(self, names: Iterable[str]) -> Iterator[Path]:
+        yield self.root
+
+    def take(self, folder: Path, name: str, last: str) -> None:
+        self.remove(name)
+        folder.rename(self.root / name)
+
+    def inside(self, name: str) -> Folder:
+        return Folder(self.root / name)
+
+    def read(self, name: str) -> str | None:
+        try:
+            return (self.root / name).read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return None
+
+    def write(self, name: str, text: str) -> None:
+        write_text(self.root / name, text)
+
+    def children(self) -> list[str]:
+        return sorted(p.name for p in self.root.iterdir()) if self.root.exists() else []
+
+    def remove(self, name: str = "") -> None:
+        shutil.rmtree(self.root / name, ignore_errors=True)
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+
+@dataclass(frozen=True)
+class Remote(Store):
+    """Whatever fsspec opens by a URL: s3://, gs://, abfs://, file:// and more."""
+
+    url: str
+    shared = False
+
+    @contextmanager
+    def staged(self) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(prefix="mptune-") as folder:
+            yield Path(folder)
+
+    def keep(self, folder: Path, names: Iterable[str]) -> None:
+        """Raises OSError if the store has not as many bytes afterwards."""
+        for name in names:
+            target = self._at(name)
+            self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
+            self._files.put_file(str(folder / name), target)
+            written, size = self._files.size(target), (folder / name).stat().st_size
+            if written != size:
+                raise OSError(f"{self.url}/{name} has {written} of {size} bytes")
+
+    @contextmanager
+    def fetched(self, names: Iterable[str]) -> Iterator[Path]:
+        with self.staged() as folder:
+            for name in names:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                if self._files.exists(self._at(name)):
+                    self._files.get_file(self._at(name), str(folder / name))
+            yield folder
+
+    def take(self, folder: Path, name: str, last: str) -> None:
+        self.remove(name)
+        names = sorted(path.name for path in folder.iterdir())
+        self.inside(name).keep(folder, sorted(names, key=lambda each: each == last))
+        shutil.rmtree(folder)
+
+    def inside(self, name: str) -> Remote:
+        return Remote(f"{self.url}/{name}")
+
+    def read(self, name: str) -> str | None:
+        self._files.invalidate_cache()
+        try:
+            return str(self._files.cat_file(self._at(name)).decode())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def write(self, name: str, text: str) -> None:
+        target = self._at(name)
+        self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
+        self._files.pipe_file(target, text.encode())
+
+    def children(self) -> list[str]:
+        self._files.invalidate_cache()
+        try:
+            found = self._files.ls(self._root, detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(str(path).rstrip("/").rpartition("/")[2] for path in found)
+
+    def remove(self, name: str = "") -> None:
+        self._files.invalidate_cache()
+        try:
+            self._files.rm(self._at(name), recursive=True)
+        except FileNotFoundError:
+            return
+
+    def _at(self, name: str) -> str:
+        return f"{self._root}/{name}" if name else self._root
+
+    @cached_property
+    def _opened(self) -> tuple[Any, str]:
+        import fsspec
+
+        files, root = fsspec.core.url_to_fs(self.url)
+        return files, str(root).rstrip("/")
+
+    @property
+    def _files(self) -> Any:
+        return self._opened[0]
+
+    @property
+    def _root(self) -> str:
+        return self._opened[1]
+
+    def __str__(self) -> str:
+        return self.url

@@ -1,0 +1,85 @@
+"""Trainings that go on elsewhere: on another number of workers, and from an object store."""
+
+from __future__ import annotations
+
+import pytest
+
+from mptune.artifacts import Remote
+from mptune.paths import TrialDirectory
+from mptune.trial import Finished, Stopped
+from tests.objects import bucket
+from tests.training.trials import Script
+
+
+def curve(events):
+    assert isinstance(events[-1], Finished), events[-1]
+    return [loss for _, loss in events[-1].result.loss_curve]
+
+
+# Groups of their own learning rate and weight decay, which a conversion could mix up.
+CHANGES = {
+    "training": {
+        "optimizer": {
+            "learning_rate": 1e-2,
+            "weight_decay": 0.3,
+            "width_rule": "mup",
+            "base_width": 8,
+        }
+    }
+}
+
+
+def changes(stage, precision):
+    training = {**CHANGES["training"], "zero_stage": stage, "precision": precision}
+    return {"training": training}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(study, alone, tmp_path_factory):
+    """The loss curve of the training on one worker, by precision."""
+
+    def of(precision):
+        if precision not in curves:
+            folder = tmp_path_factory.mktemp(precision)
+            curves[precision] = curve(alone(study(folder, **changes(0, precision))))
+        return curves[precision]
+
+    curves = {}
+    return of
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("workers", [(2, 1), (1, 2)], ids=["2to1", "1to2"])
+def test_a_training_goes_on_with_another_number_of_workers(
+    study, alone, pair, undisturbed, tmp_path, stage, workers, precision
+):
+    before, after = workers
+    run = {1: alone, 2: pair}
+    first = run[before](study(tmp_path, before, **changes(stage, precision)), Script(stop_at=10))
+    assert first[-1] == Stopped(number=7, reason="interrupted", step=10)
+    events = run[after](study(tmp_path, after, **changes(stage, precision)))
+    assert events[0].resumed_at == 10, events
+    near = {"fp32": 1e-4, "bf16": 0.02}[precision]
+    assert curve(events) == pytest.approx(undisturbed(precision), rel=near)
+
+
+@pytest.mark.parametrize("after", [2, 1])
+@pytest.mark.parametrize("stage", [0, 3])
+def test_all_of_it_is_in_an_object_store(study, alone, pair, undisturbed, tmp_path, stage, after):
+    from transformers import AutoModelForMaskedLM
+
+    artifacts = f"{bucket(tmp_path / 'bucket')}/search/trials/0007"
+    asked = changes(stage, "fp32")
+    asked["training"] |= {"keep_weights": True}
+    pair(study(tmp_path, 2, artifacts=artifacts, **asked), Script(stop_at=10))
+    assert not TrialDirectory(tmp_path).checkpoint.exists()
+    run = {1: alone, 2: pair}[after]
+    events = run(study(tmp_path, after, artifacts=artifacts, **asked))
+    assert events[0].resumed_at == 10, events
+    assert curve(events) == pytest.approx(undisturbed("fp32"), rel=1e-4)
+    assert Remote(artifacts).children() == ["model"]
+    model = Remote(f"{artifacts}/model")
+    with model.fetched(model.children()) as folder:
+        assert AutoModelForMaskedLM.from_pretrained(folder).config.vocab_size == 13
+    assert not TrialDirectory(tmp_path).weights.exists()
