@@ -869,6 +869,7 @@ _FREE = {
         "workers",
         "cpus_per_worker",
         "gpus_per_worker",
+        "by_size",
         "trials_per_gang",
         "stall_timeout_s",
         "retries",
