@@ -124,7 +124,12 @@ class Training(Section):
     )
     optimizer: Optimizer = Optimizer()
     schedule: LearningRateSchedule = LearningRateSchedule()
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "auto"] = Field(
+        "fp32", description="auto: what trains faster on the workers, measured once per search"
+    )
+    compile: bool = Field(
+        False, description="torch.compile the model: a wait at first, then faster steps"
+    )
     gradient_clipping: float = Field(1.0, ge=0, description="global norm; 0 is off")
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
     pack: bool = Field(
@@ -140,6 +145,12 @@ class Training(Section):
     deepspeed: dict[str, Any] = Field(
         default_factory=dict, description="passed through to DeepSpeed verbatim, wins over the rest"
     )
+
+    @model_validator(mode="after")
+    def _compiles(self) -> Training:
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile does not go with zero_stage 3; use stage 2 or compile: false")
+        return self
 
     @model_validator(mode="after")
     def _one_budget(self) -> Training:

@@ -37,7 +37,7 @@ from mptune.errors import InputError, InterruptedSearch, NoResultError
 from mptune.forecast import Predictor
 from mptune.ledger import Ledger
 from mptune.paths import RunDirectory, TrialDirectory, write_aside, write_text
-from mptune.spec import Pruner, Search, SearchSpec, build
+from mptune.spec import Pruner, Search, SearchSpec, Training, build
 from mptune.specfile import Concrete
 from mptune.trial import (
     RETRIED,
@@ -380,7 +380,7 @@ class TrialFactory:
             data=dict(self.data),
             model=model.model_dump(mode="json"),
             policy=policy.model_dump(mode="json"),
-            training=spec.training,
+            training=self._training(spec.training),
             score=spec.score,
             rungs=self.rungs,
             resources=spec.resources.for_model(parameters),
@@ -389,6 +389,12 @@ class TrialFactory:
             artifacts=self.artifacts
             and f"{self.artifacts}/{directory.relative_to(self.run.root).as_posix()}",
         )
+
+    def _training(self, training: Training) -> Training:
+        """With the precision that `auto` means: a trial is a pure function of its spec."""
+        if training.precision != "auto":
+            return training
+        return training.model_copy(update={"precision": self.prepared.precision})
 
     def _sized(self, model: Any) -> Any:
         """The model with its width and depth, if the spec gives a parameter count."""

@@ -31,6 +31,9 @@ class Prepared(Message):
     heldout_tokens: int = Field(description="observed positions of those")
     bytes_per_token: float | None = Field(description="text bytes per observed position, or None")
     description: str = Field(description="the data in one line of words")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="what `training.precision: auto` means on the workers"
+    )
 
 
 class PrepareRequest(Message):
@@ -40,6 +43,7 @@ class PrepareRequest(Message):
     score: Score
     cache: str = Field(description="directory that holds prepared tables by content hash")
     plan: str = Field(description="where the frozen plan is written, or already stands")
+    measure_precision: bool = Field(False, description="find out which precision trains faster")
 
 
 class TrialSpec(Message):
@@ -87,6 +91,7 @@ _LATER: tuple[tuple[tuple[str, ...], Any], ...] = (
     (("training", "optimizer", "width_rule"), "none"),
     (("training", "optimizer", "base_width"), 64),
     (("training", "pack"), False),
+    (("training", "compile"), False),
     (("policy", "structure"), {"kind": "token"}),
     (("model", "size"), None),
     (("resources", "by_size"), {}),

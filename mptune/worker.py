@@ -101,7 +101,18 @@ class Worker:
         if plan is None:
             path.parent.mkdir(parents=True, exist_ok=True)
             heldout.plan.save(path)
-        return _prepared(heldout, path)
+        prepared = _prepared(heldout, path)
+        if not request.measure_precision:
+            return prepared
+        return prepared.model_copy(update={"precision": self._faster_precision(prepared)})
+
+    def _faster_precision(self, prepared: Prepared) -> str:
+        import torch
+
+        from mptune.training import precision
+
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return precision.faster(prepared.vocabulary_size + 2, prepared.length, device)
 
     def run(self, trial: TrialSpec, control: Control) -> Iterator[Event]:
         """Run one trial, on all ranks at once. Rank 0 yields its events, the others none.

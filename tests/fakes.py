@@ -136,7 +136,9 @@ class FakeWorker:
         if request.data.get("behaviour") == "wrong_input":
             raise InputError(f"data.path: {request.data.get('path')} does not exist")
         write_text(Path(request.plan), "a pretend plan\n")
-        return prepared(plan=request.plan, sequences=request.score.sequences)
+        made = prepared(plan=request.plan, sequences=request.score.sequences)
+        found = "bf16" if request.measure_precision else "fp32"
+        return made.model_copy(update={"precision": found})
 
     def run(self, trial: TrialSpec, control: Control) -> Iterator[Event]:
         policy = Policy.of(trial)

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mptune.errors import InputError
 from mptune.paths import TrialDirectory
+from mptune.spec import Resources
 from mptune.trial import Failed, Finished, TrialResult, event_from_json
 from mptune.worker import Worker, main
 from tests.training import trials
@@ -31,6 +33,14 @@ def test_prepare_freezes_the_plan(tmp_path):
     assert (first.vocabulary_size, first.length) == (trials.SYMBOLS, trials.LENGTH)
     assert first.heldout_sequences == trials.SCORE.sequences
     assert first.heldout_tokens < trials.SCORE.sequences * trials.LENGTH
+
+
+def test_prepare_measures_precision_if_it_is_asked_to(tmp_path, monkeypatch):
+    asked = trials.request(tmp_path)
+    monkeypatch.setattr("mptune.training.precision.faster", lambda *sizes: "bf16")
+    assert Worker(0, 1).prepare(asked).precision == "fp32"
+    asked = asked.model_copy(update={"measure_precision": True})
+    assert Worker(0, 1).prepare(asked).precision == "bf16"
 
 
 def test_prepare_refuses_a_plan_of_another_score(tmp_path):
@@ -145,3 +155,11 @@ def test_a_course_is_that_of_any_number_of_workers(study, tmp_path):
     assert one.fingerprint() != two.fingerprint()
     other = study(tmp_path, training={"batch_size": 64})
     assert other.course() != one.course()
+
+
+@pytest.mark.parametrize("cpus", [2.0, 1.0])
+def test_a_worker_computes_on_as_many_threads_as_it_has_cores(study, alone, tmp_path, cpus):
+    resources = Resources(cpus_per_worker=cpus)
+    spec = study(tmp_path).model_copy(update={"resources": resources})
+    alone(spec, trials.Script(stop_at=1))
+    assert torch.get_num_threads() == cpus

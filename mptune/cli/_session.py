@@ -139,12 +139,20 @@ class Session:
             score=score,
             cache=str(cache_directory() / "tables"),
             plan=str(plan.absolute()),
+            measure_precision=said == self.run.prepared and self._has_auto_precision(),
         )
         if self.address is None:
             self._prepare_here(Path(request.cache))
         prepared = self.dispatcher().prepare(request)
+        if said != self.run.prepared:
+            # Measured again it might be another one.
+            prepared = prepared.model_copy(update={"precision": self.prepared().precision})
         write_text(said, prepared.model_dump_json(indent=2) + "\n")
         return prepared
+
+    def _has_auto_precision(self) -> bool:
+        sections = (probe.tree.get("training", {}) for probe in self.file.probes())
+        return any(section.get("precision") == "auto" for section in sections)
 
     def _prepare_here(self, cache: Path) -> None:
         """Make the table before any worker starts, with its progress on the user's terminal.

@@ -130,6 +130,9 @@ def engine(
     config = configuration(training, ranks.world_size, universal=universal)
     if "activation_checkpointing" in config:
         module.checkpoint_activations()  # type: ignore[operator]
+    if training.compile:
+        # The number of masked positions differs from step to step.
+        module.compile(dynamic=True)
     with _quiet():
         made = deepspeed.initialize(
             model=module.to(ranks.device),
@@ -142,6 +145,9 @@ def engine(
     finally:
         made.destroy()
         del made
+        if training.compile:
+            # What is compiled is kept by the place in the code, and only so much of it.
+            torch.compiler.reset()
         if ranks.device.type == "cuda":
             gc.collect()
             torch.cuda.empty_cache()

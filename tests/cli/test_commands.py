@@ -149,6 +149,15 @@ def test_fresh_deletes_the_artifacts_of_this_search_alone(
     assert [p.name for p in (tmp_path / "kept").iterdir()] == ["other"]
 
 
+def test_the_precision_that_is_faster_is_found_once_and_written_into_the_trials(
+    spec: Path, tmp_path: Path
+) -> None:
+    flags = ["--set", "search.trials=2", "--set", "compare=null"]
+    assert main(["search", "spec.yaml", "--set", "training.precision=auto", *flags]) == 0
+    records = study.records(RunDirectory(tmp_path / "runs" / "demo"), None, "demo")
+    assert {r.spec.training.precision for r in records if r.spec} == {"bf16"}
+
+
 def test_a_store_that_cannot_be_opened_is_an_error_of_the_spec(
     spec: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -62,3 +62,8 @@ def test_width_rules():
     assert groups("mup") == pytest.approx([2.5e-4, 1e-3, 1e-3])
     assert groups("inverse_sqrt") == pytest.approx([5e-4, 5e-4, 5e-4])
     assert groups("mup", width=64) == pytest.approx([1e-3, 1e-3, 1e-3])
+
+
+def test_what_cannot_be_compiled_is_refused():
+    with pytest.raises(ValueError, match="compile does not go with zero_stage 3; use stage 2"):
+        Training(budget_tokens=1, compile=True, zero_stage=3)

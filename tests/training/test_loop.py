@@ -157,6 +157,15 @@ def test_bf16(one, study, alone, tmp_path):
     assert losses(events) != losses(one)
 
 
+@pytest.mark.slow
+def test_a_compiled_model_trains_alike(one, study, alone, tmp_path):
+    compiled = alone(study(tmp_path, training={"compile": True}))
+    assert losses(compiled) == pytest.approx(losses(one), rel=1e-4)
+    assert result(compiled).lml.nats_per_token == pytest.approx(
+        result(one).lml.nats_per_token, rel=1e-4
+    )
+
+
 def test_offloading_and_activation_checkpoints_train_alike(one, study, pair, tmp_path):
     section = {
         "zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}},
