@@ -262,6 +262,7 @@ class Worker:
             vocabulary=inputs.vocabulary_size + 2,
             length=inputs.length,
             masked_share=inputs.policy.mean_rate(inputs.length),
+            device=self._joined().device.type,
         )
         available = self._joined().memory_bytes()
         memory.check(sizes, inputs.training, self.world_size, available)

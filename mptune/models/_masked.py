@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from mptune.models import _attention
+
 Config = TypeVar("Config", bound=PreTrainedConfig)
 
 
-def sdpa(config: Config) -> Config:
-    """The same, with torch's scaled dot product attention."""
-    config._attn_implementation = "sdpa"
+def with_attention(config: Config) -> Config:
+    """The same, with the attention of `_attention`."""
+    config._attn_implementation = _attention.NAME
     return config
 
 

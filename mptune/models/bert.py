@@ -18,7 +18,7 @@ class Bert(ModelFamily):
     def build(self, vocabulary: int, predictable: int, length: int) -> nn.Module:
         from transformers import BertConfig, BertForMaskedLM
 
-        from mptune.models._masked import MaskedPredictor, sdpa
+        from mptune.models._masked import MaskedPredictor, with_attention
 
         config = BertConfig(
             vocab_size=vocabulary,
@@ -32,7 +32,7 @@ class Bert(ModelFamily):
             attention_probs_dropout_prob=self.dropout,
             pad_token_id=None,
         )
-        model = BertForMaskedLM(sdpa(config))
+        model = BertForMaskedLM(with_attention(config))
         decoder = model.cls.predictions.decoder
         last = model.bert.encoder.layer[-1]
         return MaskedPredictor(

@@ -19,7 +19,7 @@ class Esm(RotaryFamily):
         from torch import nn
         from transformers import EsmConfig, EsmForMaskedLM
 
-        from mptune.models._masked import MaskedPredictor, sdpa
+        from mptune.models._masked import MaskedPredictor, with_attention
 
         config = EsmConfig(
             vocab_size=vocabulary,
@@ -36,7 +36,7 @@ class Esm(RotaryFamily):
             pad_token_id=None,
             eos_token_id=None,
         )
-        model = EsmForMaskedLM(sdpa(config))
+        model = EsmForMaskedLM(with_attention(config))
         # It has parameters of its own that masked prediction never uses.
         model.esm.register_module("contact_head", nn.Identity())
         last = model.esm.encoder.layer[-1]

@@ -24,7 +24,7 @@ class ModernBert(RotaryFamily):
         from torch import nn
         from transformers import ModernBertConfig, ModernBertForMaskedLM
 
-        from mptune.models._masked import MaskedPredictor, sdpa
+        from mptune.models._masked import MaskedPredictor, with_attention
 
         config = ModernBertConfig(
             vocab_size=vocabulary,
@@ -43,7 +43,7 @@ class ModernBert(RotaryFamily):
             cls_token_id=None,
             sep_token_id=None,
         )
-        model = ModernBertForMaskedLM(sdpa(config))
+        model = ModernBertForMaskedLM(with_attention(config))
         head = nn.Sequential(model.head, model.decoder)
         return MaskedPredictor(
             model.model,

@@ -18,7 +18,7 @@ class Roberta(ModelFamily):
     def build(self, vocabulary: int, predictable: int, length: int) -> nn.Module:
         from transformers import RobertaConfig, RobertaForMaskedLM
 
-        from mptune.models._masked import MaskedPredictor, sdpa
+        from mptune.models._masked import MaskedPredictor, with_attention
 
         config = RobertaConfig(
             vocab_size=vocabulary,
@@ -35,7 +35,7 @@ class Roberta(ModelFamily):
             bos_token_id=None,
             eos_token_id=None,
         )
-        model = RobertaForMaskedLM(sdpa(config))
+        model = RobertaForMaskedLM(with_attention(config))
         head, last = model.lm_head, model.roberta.encoder.layer[-1]
         return MaskedPredictor(
             model.roberta, head, predictable, model, decoder=head.decoder, last=last

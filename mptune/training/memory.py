@@ -3,7 +3,8 @@
 Notation: P parameters, n ranks, bytes per parameter p + g + o for weights, gradients and optimizer.
 The states are those of ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054, section 3): stage 1 shares
 o among the ranks, stage 2 also g, stage 3 also p. The activations are those of a transformer block
-(Korthikanti et al. 2022, arXiv 2205.05198, section 4.1) with attention that keeps no scores.
+(Korthikanti et al. 2022, arXiv 2205.05198, section 4.1) with attention that keeps no scores, unless
+it is computed by plain products; those keep scores and weights of each head.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mptune.errors import DoesNotFit
+from mptune.models._attention import LONGEST
 from mptune.models.base import ModelFamily
 from mptune.spec import Training
 from mptune.training.engine import configuration
@@ -52,6 +54,11 @@ class Sizes:
     vocabulary: int
     length: int
     masked_share: float = 1.0
+    device: str = "cuda"
+
+    def keeps_scores(self, half: bool) -> bool:
+        """Whether attention keeps its scores for the backward pass, see `models._attention`."""
+        return self.device == "cpu" and half and self.length <= LONGEST
 
 
 def demand(sizes: Sizes, training: Training, world_size: int) -> Demand:
@@ -91,6 +98,8 @@ def _activations(sizes: Sizes, config: dict[str, Any], half: bool, micro: int) -
     family, value = sizes.family, 2 if half else 4
     positions = micro * sizes.length
     per_block = VALUES_PER_CHANNEL * family.width * value
+    if sizes.keeps_scores(half):
+        per_block += 2 * family.attention_heads * sizes.length * value
     if "activation_checkpointing" in config:
         # Each block keeps its input; one block at a time has the rest.
         blocks = family.depth * family.width * value + per_block

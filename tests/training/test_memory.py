@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
@@ -52,6 +54,14 @@ def test_offloading_and_activation_checkpoints_save_memory():
     saved = demand(SIZES, training(zero_stage=2, deepspeed=section), 2)
     assert saved.states == plain.states - 4 * P
     assert saved.activations < 0.6 * plain.activations
+
+
+def test_plain_attention_keeps_its_scores():
+    kernel = demand(SIZES, training(precision="bf16"), 64)
+    plain = demand(replace(SIZES, device="cpu"), training(precision="bf16"), 64)
+    heads = BERT.attention_heads
+    assert plain.activations - kernel.activations == 12 * 512 * 2 * heads * 512 * 2
+    assert demand(replace(SIZES, device="cpu"), training(), 64) == demand(SIZES, training(), 64)
 
 
 def test_what_fits_is_let_through():
