@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from mptune.spec import Training
+from mptune.training import allocator
 from mptune.training.batches import micro_batch_size
 from mptune.training.ranks import Ranks
 
@@ -85,6 +86,7 @@ def join(rank: int, world_size: int, local_rank: int, master_addr: str, master_p
     if not gpus:
         # Named, it is taken without a warning that there is no GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        allocator.keep_freed_memory()
     with _quiet():
         import deepspeed
 
@@ -151,6 +153,8 @@ def engine(
         if ranks.device.type == "cuda":
             gc.collect()
             torch.cuda.empty_cache()
+        else:
+            allocator.give_back_freed_memory()
 
 
 def _adamw(module: nn.Module, training: Training, width: int | None) -> torch.optim.Optimizer:
