@@ -35,6 +35,10 @@ class InterruptedSearch(MptuneError):
     exit_code = 130
 
 
+class LeaseLost(MptuneError):
+    """Another driver has taken the study over; this one must not write to it any more."""
+
+
 class DispatchError(MptuneError):
     """The machinery that runs trials (Ray, a gang) cannot be started or was lost for good."""
 

@@ -33,8 +33,9 @@ from sqlalchemy import event as sqlalchemy_event
 from sqlalchemy.exc import OperationalError
 
 from mptune.dispatch.base import Dispatcher
-from mptune.errors import InputError, InterruptedSearch, NoResultError
+from mptune.errors import InputError, InterruptedSearch, LeaseLost, NoResultError
 from mptune.forecast import Predictor
+from mptune.lease import Lease, Unneeded
 from mptune.ledger import Ledger
 from mptune.paths import RunDirectory, TrialDirectory, write_aside, write_text
 from mptune.spec import Pruner, Search, SearchSpec, Training, build
@@ -517,6 +518,7 @@ class StudyDriver:
     budget_worker_seconds: float | None = None
     budget_gpu_hours: float | None = None
     log: Path | None = None
+    lease: Lease = field(default_factory=Unneeded)
     interrupted: threading.Event = field(default_factory=threading.Event)
     predictor: Predictor = field(default_factory=Predictor)
     _flight: dict[int, _InFlight] = field(default_factory=dict)
@@ -531,6 +533,7 @@ class StudyDriver:
         Raises:
             InterruptedSearch: Ctrl-C or SIGTERM; what ran is queued again under its number.
             NoResultError: the first trials all failed.
+            LeaseLost: another driver has taken the study over.
         """
         self._started = time.monotonic()
         self._spent_before = float(self.study.user_attrs.get("spent_s", 0.0))
@@ -541,12 +544,22 @@ class StudyDriver:
             self._fill()
             while self._flight:
                 self._stop_if_interrupted()
-                for event in self.dispatcher.events(timeout_s=0.5):
+                events = self.dispatcher.events(timeout_s=0.5)
+                self._check_lease()
+                for event in events:
                     self._handle(event)
                 self._settle()
         self._save_spend()
         if self.interrupted.is_set():
             raise InterruptedSearch("interrupted")
+
+    def _check_lease(self) -> None:
+        """Nothing is written to the storage without it: the trials are another driver's now."""
+        if not self.lease.is_held():
+            raise LeaseLost(
+                f"another driver has taken study {self.study.study_name!r} over while this one was "
+                "out of reach; it goes on there"
+            )
 
     def _fill(self) -> None:
         while len(self._flight) < self._limit() and self._may_ask():

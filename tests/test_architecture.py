@@ -20,7 +20,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "space": (set(), {"optuna"}),
     "ledger": (set(), set()),
     "forecast": (set(), set()),
-    "study": ({"space", "dispatch.base", "ledger", "forecast"}, {"optuna"}),
+    "study": ({"space", "dispatch.base", "ledger", "lease", "forecast"}, {"optuna"}),
     "lease": (set(), set()),
     "dispatch": ({"forecast"}, {"ray"}),
     "crossed": (set(), set()),

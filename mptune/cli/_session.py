@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from mptune.cli._evidence import Asked, collect, comparison_report, finalists, r
 from mptune.dispatch.base import Dispatcher
 from mptune.errors import InputError
 from mptune.forecast import Predictor
-from mptune.lease import held
+from mptune.lease import Lease, Unneeded, held
 from mptune.paths import RunDirectory, cache_directory, write_text
 from mptune.report.live import LiveView
 from mptune.report.model import ReportInput
@@ -47,7 +46,7 @@ class Session:
     address: str | None = None
     _dispatcher: Dispatcher | None = field(default=None, init=False)
     _predictor: Predictor = field(default_factory=Predictor, init=False)
-    _interrupted: threading.Event = field(default_factory=threading.Event, init=False)
+    _lease: Lease = field(default_factory=Unneeded, init=False)
 
     @property
     def url(self) -> str | None:
@@ -61,8 +60,8 @@ class Session:
             InputError: another driver holds it, or `fresh` would delete without `yes`.
         """
         storage = self.spec.storage
-        lease = held(storage.url, self.spec.name, storage.lease_timeout_s, self._interrupted)
-        with study.driver_lock(self.run), lease:
+        lease = held(storage.url, self.spec.name, storage.lease_timeout_s)
+        with study.driver_lock(self.run), lease as self._lease:
             if fresh:
                 self._clear(yes)
             self._write_spec()
@@ -220,8 +219,8 @@ class Session:
                 ordered=search.ordered,
                 **self._budgets(what),
                 log=self.run.events,
-                interrupted=self._interrupted,
                 predictor=self._predictor,
+                lease=self._lease,
             ).run()
 
     def _budgets(self, what: str) -> dict[str, Any]:

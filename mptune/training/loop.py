@@ -253,6 +253,8 @@ class Loop:
     def run(self, control: Control) -> Iterator[Progress | Rung]:
         """Train until the budget is spent or someone asks to stop; then `stopped` says why."""
         self._told = (time.monotonic(), self.spent.tokens, self.seconds, self.spent.flops)
+        # A checkpoint is written before the rung of its step is scored.
+        yield from self._rungs_reached(control)
         while self.progress < 1.0 and self.stopped is None:
             event = self._step(control)
             if event is not None:

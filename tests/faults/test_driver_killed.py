@@ -1,0 +1,103 @@
+"""A driver killed (-9) at random moments, many times in a row, on a cluster that outlives it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psutil
+import pytest
+
+from mptune import study
+from mptune.paths import RunDirectory
+from tests.faults.cluster import RayCluster, ray_cluster, wait_until_gone
+from tests.faults.doomed import MOMENTS
+from tests.faults.search import Outcome, Searches
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+TRIALS = 24
+SMALL = (
+    "--set", "training.budget_tokens=30000", "--set", f"search.trials={TRIALS}",
+    "--set", "search.pruner={kind: median, rungs: [0.5], startup_trials: 2}",
+    "--set", "search.concurrency=1",
+)  # fmt: skip
+LONG_S = {"gang": 3.0, "started": 0.3, "scoring": 0.05}
+"""Moments that last; the others are over in milliseconds."""
+
+
+def deaths(count: int, seed: int) -> list[tuple[str, float]]:
+    """(moment, seconds into it): every moment, then random ones, in random order."""
+    draw = random.Random(seed)
+    names = list(MOMENTS) + draw.choices(list(MOMENTS), k=count - len(MOMENTS))
+    draw.shuffle(names)
+    return [(name, draw.uniform(0, LONG_S.get(name, 0.01))) for name in names]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RayCluster]:
+    with ray_cluster(2) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def searches(cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Searches:
+    folder = tmp_path_factory.mktemp("doomed")
+    return Searches(folder, cluster.env, (*SMALL, "--address", cluster.address))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(searches: Searches) -> Outcome:
+    searches.start("undisturbed").end()
+    return searches.outcome("undisturbed")
+
+
+def members(cluster: RayCluster) -> set[int]:
+    """Processes of gangs, whoever started them."""
+    return {p for p in cluster.head.pids() if "Member" in psutil.Process(p).name()}
+
+
+def finished(run: RunDirectory, url: str | None) -> dict[int, tuple[float, int]]:
+    """Trial -> its score in the storage, and when its result was written."""
+    return {
+        r.number: (r.result.lml.nats_per_token, run.trial(r.number).result.stat().st_mtime_ns)
+        for r in study.records(run, url, "faults")
+        if r.state == "COMPLETE" and r.result
+    }
+
+
+@dataclass(frozen=True)
+class Killer:
+    """Kills the driver of one search again and again, and looks at what is left each time."""
+
+    cluster: RayCluster
+    searches: Searches
+    url: str | None = None
+
+    def kill(self, name: str, dying: list[tuple[str, float]], *arguments: str) -> Outcome:
+        before: dict[int, tuple[float, int]] = {}
+        for moment, delay_s in dying:
+            program = ("tests.faults.doomed", moment, f"{delay_s}")
+            doomed = self.searches.start(name, *arguments, program=program)
+            doomed.end(code=-9)
+            assert wait_until_gone(members(self.cluster)) == set()
+            now = finished(doomed.run, self.url)
+            assert before.items() <= now.items(), f"killed in {moment}"
+            before = now
+        self.searches.start(name, *arguments).end()
+        assert self.cluster.leftovers() == []
+        return self.searches.outcome(name, self.url)
+
+
+def test_a_driver_killed_20_times_in_a_row_changes_nothing(cluster, searches, undisturbed):
+    found = Killer(cluster, searches).kill("doomed", deaths(20, seed=5))
+    assert found == undisturbed
+    assert {state for _, state, *_ in undisturbed} == {"COMPLETE", "PRUNED"}
+
+
+def test_a_driver_killed_on_postgresql_changes_nothing(cluster, searches, undisturbed, server):
+    storage = ("--set", f"storage.url={server.url}")
+    dying = [(moment, 0.003) for moment in ("ask", "rung", "record", "tell")]
+    found = Killer(cluster, searches, server.url).kill("postgres", dying, *storage)
+    assert found == undisturbed
