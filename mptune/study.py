@@ -1003,19 +1003,24 @@ def by_score(record: TrialRecord) -> tuple[float, int]:
 def importances(run: RunDirectory, url: str | None, name: str) -> dict[str, float]:
     """Share of the score that each dimension decides, largest first; empty with too few trials.
 
-    PED-ANOVA (Watanabe, Bansal and Hutter, IJCAI 2023) over the finished trials. Dimensions that
-    only some trials have, as the rate of one of several policies, are judged among those.
+    PED-ANOVA (Watanabe, Bansal and Hutter, IJCAI 2023) over the finished trials, of the dimensions
+    that all of them have: what only some have, as the rate of one of several policies, would be
+    judged on a handful.
     """
     if not has_study(run, url, name):
         return {}
     found = optuna.load_study(study_name=name, storage=open_storage(run, url))
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-    if sum(t.state == TrialState.COMPLETE for t in found.trials) < MIN_JUDGED:
+    done = [t for t in found.trials if t.state == TrialState.COMPLETE]
+    if len(done) < MIN_JUDGED:
         return {}
+    params = sorted(set.intersection(*(set(t.params) for t in done)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            shares = optuna.importance.get_param_importances(found, evaluator=evaluator)
+            shares = optuna.importance.get_param_importances(
+                found, evaluator=evaluator, params=params
+            )
         except (ValueError, RuntimeError):  # no dimension took two values
             return {}
     return {name: float(share) for name, share in shares.items() if math.isfinite(share)}

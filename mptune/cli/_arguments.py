@@ -38,6 +38,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fresh", action="store_true", help="begin anew instead of resuming")
     parser.add_argument("--yes", action="store_true", help="with --fresh: delete what is there")
     add_json(parser)
+    add_lang(parser)
 
 
 def add_where(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +64,23 @@ def address(arguments: argparse.Namespace) -> str | None:
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def add_lang(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--lang",
+        default="en",
+        type=_language,
+        metavar="CODE",
+        help="language of the report: en (default), ja",
+    )
+
+
+def _language(code: str) -> str:
+    """The code, if there is such a language: a search of hours must not end with a misspelt one."""
+    from mptune.report.language import language
+
+    return language(code).code
 
 
 def add_run_dir(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from mptune.cli import _arguments
 from mptune.cli._session import Session
 from mptune.errors import InterruptedSearch, NoResultError
 from mptune.paths import RunDirectory
+from mptune.report.language import language
 from mptune.report.model import ReportInput
 from mptune.space import Space
 from mptune.spec import SearchSpec, build
@@ -42,7 +44,7 @@ def run(arguments: argparse.Namespace, *, searching: bool, file: SpecFile | None
     )
     with session.open(fresh=arguments.fresh, yes=arguments.yes):
         _drive(session, searching)
-    return answer(console, session.evidence(), session.run, arguments.json)
+    return answer(console, session.evidence(), session.run, arguments.json, arguments.lang)
 
 
 def _is_stored(file: SpecFile, root: Path | None) -> bool:
@@ -62,24 +64,33 @@ def _drive(session: Session, searching: bool) -> None:
         ) from None
 
 
-def answer(console: Console, evidence: ReportInput, run: RunDirectory, as_json: bool) -> int:
+def answer(
+    console: Console, evidence: ReportInput, run: RunDirectory, as_json: bool, lang: str
+) -> int:
     """Write the report and print what it says.
 
     Raises:
         NoResultError: no trial has finished.
     """
-    written = report.write(evidence, run)
+    say = language(lang)
+    written = report.write(evidence, run, say)
     if as_json:
         print(run.report_json.read_text(encoding="utf-8"), end="")
     else:
-        report.show(console, evidence)
-        console.print("Written:")
-        for path in written:
+        report.show(console, evidence, say)
+        console.print(say("terminal.written"))
+        for path in shown(written):
             console.print(f"  {path}", soft_wrap=True)
     runs = [r for arm in evidence.comparison.arms for r in arm.runs] if evidence.comparison else []
     if not runs and not any(t.finished for t in evidence.trials):
         raise NoResultError("no trial finished; see the reasons above")
     return 0
+
+
+def shown(written: Sequence[Path]) -> list[Path]:
+    """The report's files, with the folder of figures for all of them."""
+    folders = dict.fromkeys(p.parent for p in written if p.parent.name == "figures")
+    return [*(p for p in written if p.parent not in folders), *folders]
 
 
 def _dry_run(console: Console, file: SpecFile, spec: SearchSpec, searching: bool) -> int:

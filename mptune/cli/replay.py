@@ -19,6 +19,7 @@ EXAMPLES = """\
 examples:
   mptune replay quickstart.bundle.zip
   mptune replay quickstart.bundle.zip --into checked     # keep the run directory and its report
+  mptune replay quickstart.bundle.zip --lang ja
   mptune replay quickstart.bundle.zip --json             # the report's numbers, derived again
 """
 
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="written by `mptune bundle`")
     parser.add_argument("--into", type=Path, metavar="DIR", help="a new folder to unpack it in")
     _arguments.add_json(parser)
+    _arguments.add_lang(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -49,23 +51,26 @@ def _replay(arguments: argparse.Namespace, folder: Path) -> int:
     from mptune import report
     from mptune.cli._bundle import unpack
     from mptune.errors import NoResultError
-    from mptune.report.files import as_json
+    from mptune.report.document import as_json
+    from mptune.report.findings import findings
+    from mptune.report.language import language
 
+    say = language(arguments.lang)
     found = unpack(arguments.bundle, folder)
     said = json.loads(found.report_json.read_text(encoding="utf-8"))
     evidence = _evidence(found, said["input"])
     text = as_json(evidence)
     wrong = [*_wrong_scores(found), *_differences(said, json.loads(text))]
     if arguments.into is not None:
-        report.write(evidence, found)
+        report.write(evidence, found, say)
     if wrong:
         shown = "\n  ".join(wrong[:SHOWN])
         raise NoResultError(f"{arguments.bundle}: {len(wrong)} numbers differ:\n  {shown}")
     if arguments.json:
         print(text, end="")
     else:
-        print(f"{arguments.bundle}: all numbers of its report come out the same")
-        print("\n".join(said["findings"]["recommendation"]))
+        print(say("terminal.replayed", bundle=arguments.bundle))
+        print("\n".join(findings(evidence, say).recommendation))
     return 0
 
 

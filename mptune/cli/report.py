@@ -9,6 +9,7 @@ from mptune.cli import _arguments
 EXAMPLES = """\
 examples:
   mptune report runs/quickstart
+  mptune report runs/quickstart --lang ja      # in Japanese
   mptune report runs/quickstart --json
   mptune report runs/quickstart --size 110M    # best rate and gap, extrapolated
 """
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="state the laws over model size at this size too, e.g. 110M (repeatable)",
     )
     _arguments.add_json(parser)
+    _arguments.add_lang(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -36,7 +38,9 @@ def run(arguments: argparse.Namespace) -> int:
     command = f"mptune search {run_directory.spec} --run-dir {run_directory.root}"
     sizes = _sizes(arguments.size) if arguments.size else None
     evidence = collect(run_directory, spec, command, sizes)
-    return _flow.answer(Console(highlight=False), evidence, run_directory, arguments.json)
+    return _flow.answer(
+        Console(highlight=False), evidence, run_directory, arguments.json, arguments.lang
+    )
 
 
 def _sizes(words: list[str]) -> list[float]:

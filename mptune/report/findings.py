@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from mptune.compare import Difference, Selection, sentence, what_would_decide
+from mptune.compare import Difference, Selection
+from mptune.report.checks import Check, checklist
+from mptune.report.language import Language, language
 from mptune.report.model import (
     ArmRow,
     ComparisonReport,
@@ -22,25 +24,12 @@ from mptune.report.model import (
     loss_at,
     ranking,
 )
-from mptune.report.words import count, duration, minus, per_token, plural, power, probability
+from mptune.report.verdicts import compute_words, others_first, said, sentence
+from mptune.report.words import interval, minus, per_token, power
+from mptune.selection import Candidate, SearchSelection
 from mptune.trial import TrialResult
 
-MIN_FORWARDS = 100
-"""Below this many forwards an interval is not to be trusted (racing experiments)."""
-
-MIN_SEEDS = 3
-
-NO_CHOICE = "No recommendation yet"
-
 Side: TypeAlias = Literal["fixed 15 %", "accumulated"]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of the checklist: what holds, or what is missing and how to get it."""
-
-    ok: bool
-    words: str
 
 
 @dataclass(frozen=True)
@@ -68,9 +57,11 @@ class Findings:
 
     Attributes:
         ranked: finished trials, best first.
-        recommended: the finished trial with the highest LML, or None.
-        choice: the trial or arm whose policy is recommended: the best trial, unless an arm
-            beat its policy on paired seeds; None when nothing finished.
+        recommended: the finished trial that the search recommends, or None.
+        choice: the trial or arm whose policy is recommended: the recommended trial, unless an
+            arm beat its policy on paired seeds; None when nothing finished.
+        score: LML of the recommended trial and the half-width of its 95 % interval, nats per
+            token: confirmed where it was confirmed; not a number when nothing finished.
         headline: the recommended policy and size, short.
         recommendation: two sentences at most.
         verdict_title: what was held against what.
@@ -78,47 +69,74 @@ class Findings:
         verdict_label: the same as a person would say it.
         verdict: the comparison's own sentences, or what single runs show.
         certainty: how sure the choice is, and of which noises.
+        chances: how probably each is the best: name and probability, highest first.
         cost: what the study took.
     """
 
     ranked: tuple[Ranked, ...]
     recommended: Ranked | None
     choice: TrialRow | ArmRow | None
+    score: tuple[float, float]
     headline: str
     recommendation: tuple[str, ...]
     verdict_title: str
     verdict_word: str
     verdict_label: str
     verdict: tuple[str, ...]
-    certainty: str
+    certainty: tuple[str, ...]
+    chances: tuple[tuple[str, float], ...]
     cost: str
     flips: tuple[Flip, ...]
     checks: tuple[Check, ...]
     failures: tuple[tuple[str, tuple[TrialRow, ...]], ...]
 
 
-def findings(report: ReportInput) -> Findings:
-    """Draw the conclusions of a report."""
+def findings(report: ReportInput, say: Language | None = None) -> Findings:
+    """Draw the conclusions of a report, in English unless another language is given."""
+    say = say or language()
     ranked = tuple(ranking(report.trials))
-    best = ranked[0] if ranked else None
+    best = recommended(report.selection, ranked)
     choice = _choice(report.comparison, best)
-    title, word, label, verdict = _verdict(report)
+    title, word, label, verdict = _verdict(report, say)
     return Findings(
         ranked=ranked,
         recommended=best,
         choice=choice,
-        headline=f"{choice.policy_words} on {choice.model_words}" if choice else NO_CHOICE,
-        recommendation=tuple(_recommendation(report, ranked)),
+        score=_score(report.selection, best),
+        headline=_headline(choice, say),
+        recommendation=tuple(_recommendation(report, ranked, best, say)),
         verdict_title=title,
         verdict_word=word,
         verdict_label=label,
         verdict=verdict,
-        certainty=_certainty(report.comparison, ranked),
-        cost=_cost(report),
-        flips=tuple(flips(report)),
-        checks=tuple(_checks(report, ranked)),
+        certainty=tuple(_certainty(report, ranked, say)),
+        chances=tuple(_chances(report)),
+        cost=_cost(report, say),
+        flips=tuple(flips(report, say)),
+        checks=tuple(checklist(report, best, ranked, say)),
         failures=tuple(_failures(report.trials)),
     )
+
+
+def recommended(selection: SearchSelection | None, ranked: Sequence[Ranked]) -> Ranked | None:
+    """The search's choice, which confirming may have changed; else the highest LML."""
+    wanted = selection.recommended if selection else None
+    first = ranked[0] if ranked else None
+    return next((row for row in ranked if row.trial.number == wanted), first)
+
+
+def _score(selection: SearchSelection | None, best: Ranked | None) -> tuple[float, float]:
+    if best is None:
+        return math.nan, math.nan
+    candidate = candidate_of(selection, best.trial.number)
+    found = candidate.confirmation if candidate else None
+    return (found or best).nats_per_token, (found or best).half_width
+
+
+def _headline(choice: TrialRow | ArmRow | None, say: Language) -> str:
+    if choice is None:
+        return say("recommendation.none_yet")
+    return say("recommendation.headline", policy=choice.policy_words, size=choice.model_words)
 
 
 # --- recommendation ----------------------------------------------------------------------------
@@ -130,33 +148,61 @@ def _choice(comparison: ComparisonReport | None, best: Ranked | None) -> TrialRo
     return _winner_over(best, comparison) or best.trial
 
 
-def _recommendation(report: ReportInput, ranked: Sequence[Ranked]) -> Iterator[str]:
-    if not ranked:
-        yield from _without_search(report)
+def _recommendation(
+    report: ReportInput, ranked: Sequence[Ranked], best: Ranked | None, say: Language
+) -> Iterator[str]:
+    if best is None:
+        yield _without_search(report, say)
         return
-    best = ranked[0]
-    score = per_token(best.nats_per_token, best.half_width)
-    bits = f" ({best.bits_per_byte:.3f} bits per byte)" if best.bits_per_byte else ""
     winner = _winner_over(best, report.comparison)
-    if winner is not None:
-        yield (
-            f"Pre-train {winner.model_words} with {winner.policy_words}: the search's best single "
-            f"run was {best.trial.policy_words}, {score} nats per token, but it lost on paired "
-            "seeds."
+    yield _overruled(winner, best, say) if winner else _chosen(report.selection, ranked, best, say)
+    yield _compared(report.comparison, best, say) or _runner_up(ranked, best, say)
+
+
+def _overruled(winner: ArmRow, best: Ranked, say: Language) -> str:
+    return say(
+        "recommendation.overruled",
+        size=winner.model_words,
+        policy=winner.policy_words,
+        other=best.trial.policy_words,
+        score=per_token(best.nats_per_token, best.half_width),
+    )
+
+
+def _chosen(
+    selection: SearchSelection | None, ranked: Sequence[Ranked], best: Ranked, say: Language
+) -> str:
+    """Why this trial: confirmed, or best in its worst domain, or simply the highest LML."""
+    candidate = candidate_of(selection, best.trial.number)
+    confirmed = candidate.confirmation if candidate else None
+    values = {"size": best.trial.model_words, "policy": best.trial.policy_words}
+    if confirmed is not None:
+        return say(
+            "recommendation.confirmed",
+            **values,
+            n=confirmed.seeds,
+            score=interval(confirmed.nats_per_token, confirmed.half_width, 3),
         )
-    else:
-        yield (
-            f"Pre-train {best.trial.model_words} with {best.trial.policy_words}: of "
-            f"{plural(len(ranked), 'finished candidate')} it has the highest accumulated LML "
-            f"estimate, {score} nats per token{bits}."
-        )
-    yield _compared(report.comparison, best) or _runner_up(ranked)
+    key = "worst_domain" if selection and selection.chosen_by == "worst_domain" else "best"
+    bits = say("recommendation.bits", bits=f"{b:.3f}") if (b := best.bits_per_byte) else ""
+    return say(
+        f"recommendation.{key}",
+        **values,
+        n=len(ranked),
+        score=per_token(best.nats_per_token, best.half_width),
+        bits=bits,
+    )
+
+
+def candidate_of(selection: SearchSelection | None, trial: int) -> Candidate | None:
+    """A trial as something to choose, if the search was judged."""
+    return next((c for c in selection.candidates if c.trial == trial), None) if selection else None
 
 
 def _winner_over(best: Ranked, comparison: ComparisonReport | None) -> ArmRow | None:
     """The arm that beat the best trial's policy on paired seeds: more evidence than one run."""
+    arms = {arm.name: arm for arm in comparison.arms} if comparison else {}
     for difference in comparison.differences if comparison else ():
-        arms = {arm.name: arm for arm in _arms(comparison)}
         ahead, behind = arms.get(difference.arm), arms.get(difference.baseline)
         if difference.verdict == "worse":
             ahead, behind = behind, ahead
@@ -166,16 +212,12 @@ def _winner_over(best: Ranked, comparison: ComparisonReport | None) -> ArmRow | 
     return None
 
 
-def _without_search(report: ReportInput) -> Iterator[str]:
+def _without_search(report: ReportInput, say: Language) -> str:
     leader = _leading_arm(report.comparison)
     if leader is None:
-        yield "No trial has finished, so there is nothing to recommend."
-        return
+        return say("recommendation.nothing")
     mean = _mean([run.result.lml.nats_per_token for run in leader.runs])
-    yield (
-        f"Of the arms compared, {leader.name} has the highest accumulated LML estimate, "
-        f"{minus(mean, 3)} nats per token over {plural(len(leader.runs), 'seed')}."
-    )
+    return say("recommendation.arm", arm=leader.name, score=minus(mean, 3), n=len(leader.runs))
 
 
 def _leading_arm(comparison: ComparisonReport | None) -> ArmRow | None:
@@ -189,26 +231,27 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else math.nan
 
 
-def _compared(comparison: ComparisonReport | None, best: Ranked) -> str | None:
+def _compared(comparison: ComparisonReport | None, best: Ranked, say: Language) -> str | None:
     """What the comparison says about the recommended policy, if it was one of the arms."""
     if comparison is None:
         return None
     own = {a.name for a in comparison.arms if a.policy_words == best.trial.policy_words}
-    said = [d for d in comparison.differences if d.arm in own or d.baseline in own]
-    if said:
-        return f"On paired seeds, {sentence(said[0])}."
+    found = [d for d in comparison.differences if d.arm in own or d.baseline in own]
+    if found:
+        return say("recommendation.paired", words=sentence(found[0], say))
     return None
 
 
-def _runner_up(ranked: Sequence[Ranked]) -> str:
-    best = ranked[0]
+def _runner_up(ranked: Sequence[Ranked], best: Ranked, say: Language) -> str:
     other = next((r for r in ranked if r.trial.policy_words != best.trial.policy_words), None)
     if other is None:
-        return "No other policy finished, so there is nothing to hold it against."
-    behind = best.nats_per_token - other.nats_per_token
-    return (
-        f"The next policy, {other.trial.policy_words} on {other.trial.model_words}, is "
-        f"{behind:.3g} nats per token behind, from one training run each."
+        return say("recommendation.alone")
+    return say(
+        "recommendation.next",
+        policy=other.trial.policy_words,
+        size=other.trial.model_words,
+        behind=f"{abs(best.nats_per_token - other.nats_per_token):.3g}",
+        side=say("recommendation.behind" if other.place > best.place else "recommendation.ahead"),
     )
 
 
@@ -218,41 +261,34 @@ _Verdict: TypeAlias = tuple[str, str, str, tuple[str, ...]]
 """Title, word, label, sentences."""
 
 
-def _verdict(report: ReportInput) -> _Verdict:
+def _verdict(report: ReportInput, say: Language) -> _Verdict:
     comparison = report.comparison
     if comparison is not None and comparison.differences:
-        return _verdict_of(comparison)
-    why = (
-        "Single runs of both, without paired seeds, decide nothing."
-        if flips(report)
-        else "No finished runs of both at the same size to hold together."
-    )
-    return "Accumulated against fixed 15 %", "open", "not compared yet", (why,)
+        return _verdict_of(comparison, say)
+    why = say("verdict.single_runs" if flips(report, say) else "verdict.no_runs")
+    return say("verdict.usual_title"), "open", say("verdict.label.open"), (why,)
 
 
-def _verdict_of(comparison: ComparisonReport) -> _Verdict:
+def _verdict_of(comparison: ComparisonReport, say: Language) -> _Verdict:
     """The pair that the study is about comes first, then every other challenger."""
-    main = _main_difference(comparison)
-    rest = [d for d in comparison.differences if d is not main]
-    title = f"{main.arm} against {main.baseline}"
-    sentences = tuple(_said(d) for d in [main, *rest])
-    return _capital(title), main.verdict, _verdict_label(main), sentences
+    main = main_difference(comparison)
+    title = say("verdict.title", arm=main.arm, baseline=main.baseline)
+    sentences = [said(d, say) for d in others_first(main, comparison.differences)]
+    saving = compute_words(main, comparison.compute, say)
+    sentences[1:1] = [saving] if saving else []
+    return say.capital(title), main.verdict, _verdict_label(main, say), tuple(sentences)
 
 
-def _said(difference: Difference) -> str:
-    said = _capital(sentence(difference)) + "."
-    if difference.verdict == "undecided":
-        said += f" {what_would_decide(difference)}"
-    return said
-
-
-def _verdict_label(difference: Difference) -> str:
+def _verdict_label(difference: Difference, say: Language) -> str:
     ahead = {"better": difference.arm, "worse": difference.baseline}.get(difference.verdict)
-    return f"{ahead} is better" if ahead else difference.verdict
+    if ahead:
+        return say("verdict.label.ahead", arm=ahead)
+    return say(f"verdict.label.{difference.verdict}")
 
 
-def _main_difference(comparison: ComparisonReport) -> Difference:
-    sides = {arm.name: _side(arm) for arm in comparison.arms}
+def main_difference(comparison: ComparisonReport) -> Difference:
+    """Accumulated against fixed 15 %, if both are there; else the first pair."""
+    sides = {arm.name: side(arm) for arm in comparison.arms}
     for difference in comparison.differences:
         if {sides.get(difference.arm), sides.get(difference.baseline)} == {
             "fixed 15 %",
@@ -262,11 +298,8 @@ def _main_difference(comparison: ComparisonReport) -> Difference:
     return comparison.differences[0]
 
 
-def _capital(words: str) -> str:
-    return words[:1].upper() + words[1:]
-
-
-def _side(row: ArmRow | TrialRow) -> Side | None:
+def side(row: ArmRow | TrialRow) -> Side | None:
+    """Which of the two that the study is about, if it is one of them."""
     if is_fixed_15(row.policy):
         return "fixed 15 %"
     return "accumulated" if is_accumulated(row.policy) else None
@@ -283,14 +316,14 @@ class _Candidate:
     loss: float
 
 
-def flips(report: ReportInput) -> list[Flip]:
+def flips(report: ReportInput, say: Language) -> list[Flip]:
     """Fixed 15 % and accumulated at each size that has both: arms over their seeds if there are
     any, else the best trial of each."""
     found: dict[str, dict[Side, _Candidate]] = {}
     for candidate in [*_from_arms(report.comparison), *_from_trials(report.trials)]:
         found.setdefault(candidate.model_words, {}).setdefault(candidate.side, candidate)
     return [
-        _flip(sides["fixed 15 %"], sides["accumulated"])
+        _flip(sides["fixed 15 %"], sides["accumulated"], say)
         for sides in found.values()
         if len(sides) == 2
     ]
@@ -307,27 +340,27 @@ def _from_trials(trials: Sequence[TrialRow]) -> Iterator[_Candidate]:
 
 
 def _candidate(row: ArmRow | TrialRow, results: Sequence[TrialResult]) -> Iterator[_Candidate]:
-    side = _side(row)
+    found = side(row)
     losses = [loss for result in results if (loss := loss_at(result, 0.15)) is not None]
-    if side and losses:
+    if found and losses:
         score = _mean([result.lml.nats_per_token for result in results])
-        yield _Candidate(side, row.model_words, score, _mean(losses))
+        yield _Candidate(found, row.model_words, score, _mean(losses))
 
 
-def _flip(fixed: _Candidate, accumulated: _Candidate) -> Flip:
+def _flip(fixed: _Candidate, accumulated: _Candidate, say: Language) -> Flip:
     pair = (fixed, accumulated)
     by_loss = min(pair, key=lambda c: c.loss)
     by_lml = max(pair, key=lambda c: c.nats_per_token)
-    loss = (
-        f"{by_loss.side} ({by_loss.loss:.3f} against {_other(pair, by_loss).loss:.3f} nats per "
-        "masked position)"
+    words = say(
+        "flip.agree" if by_loss is by_lml else "flip.disagree",
+        size=fixed.model_words,
+        by_loss=by_loss.side,
+        loss=f"{by_loss.loss:.3f}",
+        other_loss=f"{_other(pair, by_loss).loss:.3f}",
+        by_lml=by_lml.side,
+        lml=minus(by_lml.nats_per_token, 3),
+        other_lml=minus(_other(pair, by_lml).nats_per_token, 3),
     )
-    lml = (
-        f"{by_lml.side} ({minus(by_lml.nats_per_token, 3)} against "
-        f"{minus(_other(pair, by_lml).nats_per_token, 3)} nats per token)"
-    )
-    verb = "the LML also picks" if by_loss is by_lml else "but the LML picks"
-    words = f"At {fixed.model_words}, loss at 15 % masking picks {loss}, {verb} {lml}."
     return Flip(fixed.model_words, by_loss.side, by_lml.side, words)
 
 
@@ -338,116 +371,79 @@ def _other(pair: tuple[_Candidate, _Candidate], one: _Candidate) -> _Candidate:
 # --- certainty and cost ------------------------------------------------------------------------
 
 
-def _certainty(comparison: ComparisonReport | None, ranked: Sequence[Ranked]) -> str:
+def _certainty(report: ReportInput, ranked: Sequence[Ranked], say: Language) -> Iterator[str]:
+    comparison, selection = report.comparison, report.selection
     if comparison is not None and comparison.selection:
-        return _selection_words(comparison.selection, comparison)
-    if not ranked:
-        return "Nothing has been measured yet."
-    return (
-        "One training run per configuration: intervals carry the noise of held-out sequences and "
-        "masks, not of training seeds. A comparison on paired seeds carries both."
-    )
+        yield _selection_words(comparison.selection, comparison, say)
+    if selection is not None and ranked:
+        yield from _search_words(selection, say)
+    elif not ranked and comparison is None:
+        yield say("certainty.nothing")
+    elif comparison is None or not comparison.selection:
+        yield say("certainty.one_run")
 
 
-def _selection_words(selection: Sequence[Selection], comparison: ComparisonReport) -> str:
+def _selection_words(
+    selection: Sequence[Selection], comparison: ComparisonReport, say: Language
+) -> str:
     first = max(selection, key=lambda s: s.probability)
     seeds = comparison.differences[0].seeds if comparison.differences else 0
-    noises = "training-seed and evaluation noise" if seeds > 1 else "evaluation noise only"
-    return (
-        f"{_capital(first.arm)} is the best of {len(selection)} arms with probability "
-        f"{probability(first.probability)} under {noises}; choosing it costs "
-        f"{first.expected_regret:.2g} nats per sequence on average."
+    words = say(
+        "certainty.arms",
+        arm=first.arm,
+        n=len(selection),
+        probability=say.probability(first.probability),
+        noises=say("certainty.both_noises" if seeds > 1 else "certainty.one_noise"),
+        regret=f"{first.expected_regret:.2g}",
     )
+    return say.capital(words)
 
 
-def _cost(report: ReportInput) -> str:
+def _search_words(selection: SearchSelection, say: Language) -> Iterator[str]:
+    chosen = candidate_of(selection, selection.recommended)
+    if chosen is None:
+        return
+    known = selection.seed_sd is not None
+    yield say(
+        "certainty.search",
+        trial=chosen.trial,
+        n=len(selection.candidates),
+        probability=say.probability(chosen.probability),
+        noises=say("certainty.both_noises" if known else "certainty.one_noise"),
+        regret=f"{chosen.expected_regret:.2g}",
+    )
+    confirmed = chosen.confirmation
+    if confirmed is None:
+        yield say("certainty.curse", expected=per_token(chosen.shrunken, chosen.half_width),
+                  score=minus(chosen.nats_per_token, 3))  # fmt: skip
+    else:
+        yield say("certainty.confirmed", n=confirmed.seeds,
+                  score=per_token(confirmed.nats_per_token, confirmed.half_width),
+                  optimism=minus(confirmed.optimism, 3))  # fmt: skip
+
+
+def _chances(report: ReportInput) -> list[tuple[str, float]]:
+    """Of the arms if there was a comparison, else of the search's first candidates."""
+    comparison, selection = report.comparison, report.selection
+    if comparison is not None and comparison.selection:
+        found = [(s.arm, s.probability) for s in comparison.selection]
+    else:
+        candidates = selection.candidates if selection else ()
+        found = [(c.label, c.probability) for c in candidates]
+    return sorted(found, key=lambda pair: -pair[1])[:5]
+
+
+def _cost(report: ReportInput, say: Language) -> str:
     spend = report.spend
-    wall = f"; {duration(spend.wall_s)} on the clock" if spend.wall_s is not None else ""
-    return (
-        f"{plural(spend.trials, 'training run')}, {count(spend.tokens)} positions, "
-        f"{power(spend.flops)} FLOPs, {duration(spend.worker_s)} of worker time{wall}."
+    wall = spend.wall_s
+    return say(
+        "cost.sentence",
+        n=spend.trials,
+        tokens=say.count(spend.tokens),
+        flops=power(spend.flops),
+        worker=say.duration(spend.worker_s),
+        wall=say("cost.wall", wall=say.duration(wall)) if wall is not None else "",
     )
-
-
-# --- checklist ---------------------------------------------------------------------------------
-
-
-def _checks(report: ReportInput, ranked: Sequence[Ranked]) -> Iterator[Check]:
-    yield _check_finished(report.trials)
-    if not ranked:
-        return
-    yield _check_plan(report)
-    yield _check_forwards(ranked)
-    yield _check_budget(ranked)
-    yield _check_versions(ranked)
-    yield from _check_comparison(report.comparison)
-
-
-def _check_finished(trials: Sequence[TrialRow]) -> Check:
-    states = [t.state for t in trials]
-    failed, pruned = states.count("FAIL"), states.count("PRUNED")
-    finished = sum(t.finished for t in trials)
-    words = f"{finished} of {plural(len(trials), 'trial')} finished, {pruned} stopped early"
-    if failed:
-        return Check(False, f"{words}, {failed} failed: see failures below")
-    return Check(finished > 0, f"{words}, none failed")
-
-
-def _check_plan(report: ReportInput) -> Check:
-    results = [t.result for t in report.trials if t.result is not None]
-    results += [r.result for a in _arms(report.comparison) for r in a.runs]
-    hashes = {result.lml.plan_hash for result in results} | {report.plan_hash}
-    if len(hashes) == 1:
-        return Check(True, "every score is on the same held-out sequences and masks")
-    return Check(False, "scores are on different scoring plans and cannot be compared: start anew")
-
-
-def _arms(comparison: ComparisonReport | None) -> Sequence[ArmRow]:
-    return comparison.arms if comparison else ()
-
-
-def _check_forwards(ranked: Sequence[Ranked]) -> Check:
-    least = min(row.result.lml.forwards for row in ranked)
-    if least >= MIN_FORWARDS:
-        return Check(True, f"at least {least} forwards behind every score")
-    return Check(False, f"only {least} forwards behind a score: raise score.sequences")
-
-
-def _check_budget(ranked: Sequence[Ranked]) -> Check:
-    costs = [row.result.cost for row in ranked]
-    budgets = {
-        "positions": [float(cost.tokens) for cost in costs],
-        "FLOPs": [cost.flops for cost in costs],
-        "training time": [cost.training_s for cost in costs],
-    }
-    equal = [what for what, values in budgets.items() if max(values) <= 1.05 * min(values)]
-    if equal:
-        return Check(True, f"every finished trial had the same budget of {equal[0]}")
-    return Check(False, "finished trials had different budgets: read the ranking with care")
-
-
-def _check_versions(ranked: Sequence[Ranked]) -> Check:
-    versions = {tuple(sorted(row.result.versions.items())) for row in ranked}
-    if len(versions) == 1:
-        return Check(True, "every trial ran on the same versions of the libraries")
-    return Check(False, "trials ran on different versions of the libraries")
-
-
-def _check_comparison(comparison: ComparisonReport | None) -> Iterator[Check]:
-    if comparison is None or not comparison.differences:
-        yield Check(False, "no comparison on paired seeds yet: run mptune compare")
-        return
-    seeds = min(d.seeds for d in comparison.differences)
-    if seeds >= MIN_SEEDS:
-        yield Check(True, f"compared over {seeds} paired training seeds")
-    else:
-        yield Check(False, f"compared over only {plural(seeds, 'seed')}: raise compare.seeds")
-    open_pairs = [d.arm for d in comparison.differences if d.verdict == "undecided"]
-    if open_pairs:
-        names = ", ".join(open_pairs)
-        yield Check(False, f"undecided against {comparison.baseline}: {names}; more seeds may tell")
-    else:
-        yield Check(True, f"every comparison is decided at {100 * comparison.level:g} %")
 
 
 def _failures(trials: Sequence[TrialRow]) -> Iterator[tuple[str, tuple[TrialRow, ...]]]:

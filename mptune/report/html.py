@@ -1,106 +1,122 @@
 """report.html: one file that needs nothing else, in light and dark, on a phone and on a desk.
 
-First screen: what to train with, the verdict, how certain, what it cost, the checklist. Below:
-figures, ranking, every trial, failures, method, versions, how to replay.
+First screen: what to train with, the verdict, how certain, what it cost, what to check. Below: the
+sections, rendered block by block.
 """
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator, Sequence
+from functools import singledispatch
 from importlib.resources import files
 
-from mptune.report.figures import Figure
-from mptune.report.findings import Findings, findings
+from mptune.report import svg
+from mptune.report.blocks import (
+    Cell,
+    Code,
+    Details,
+    Figures,
+    Listing,
+    Pairs,
+    Section,
+    Table,
+    Text,
+)
+from mptune.report.charts import Chart
+from mptune.report.findings import Findings
+from mptune.report.language import Language, language
+from mptune.report.layout import lay_out
 from mptune.report.markup import Html, element, join
-from mptune.report.model import Ranked, ReportInput, TrialRow, accuracy_at, loss_at, shifts
-from mptune.report.text import METHOD, accuracy_words, loss_words, plan_words, rung_words
-from mptune.report.words import count, duration, minus, per_token, plural, power, probability
+from mptune.report.model import ReportInput
+from mptune.report.sections import Context, sections
+from mptune.report.words import per_token, power
 
 _TONES = {"better": "good", "worse": "good", "equivalent": "calm"}
 """Colour of the verdict: decided, for whichever side, or equivalent; else open."""
 
 
-def page(report: ReportInput, figures: Sequence[Figure]) -> str:
+def page(report: ReportInput, say: Language | None = None) -> str:
     """The whole page; no request leaves it, and every string in it is escaped."""
-    found = findings(report)
+    context = Context(report, say or language())
+    made = sections(context)
     body = element(
-        "main",
-        _header(report),
-        _hero(report, found),
-        _cards(report, found),
-        _section("Figures", *(_figure(figure) for figure in figures)) if figures else None,
-        _section("Ranking", _ranking(found.ranked)),
-        _shifted(found.ranked),
-        _section("Every trial", _trials(report.trials)),
-        _section("Failures", *_failures(found)) if found.failures else None,
-        _section("Method", _method(report)),
-        _section("Replay", _replay(report)),
-        _footer(report),
+        "body",
+        element("a", context.say("page.skip"), href="#evidence", class_="skip"),
+        element(
+            "main",
+            _header(report, context.say),
+            _hero(report, context.found, context.say),
+            _cards(report, context.found, context.say),
+            _contents(made, context.say),
+            *(_section(section, context.say) for section in made),
+            _footer(report, context.say),
+        ),
+        element("div", class_="tip", role="status", aria_live="polite", hidden=""),
     )
-    return "<!doctype html>\n" + element("html", _head(report), element("body", body), lang="en")
+    return "<!doctype html>\n" + element(
+        "html", _head(report, context.say), body, lang=context.say.code
+    )
 
 
 def _asset(name: str) -> Html:
     return Html(files("mptune.report").joinpath("assets", name).read_text(encoding="utf-8"))
 
 
-def _head(report: ReportInput) -> Html:
+def _head(report: ReportInput, say: Language) -> Html:
     return element(
         "head",
         element("meta", charset="utf-8"),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
-        element("title", f"{report.study} · mptune report"),
-        element("style", _asset("report.css")),
+        element("link", rel="icon", href="data:,"),
+        element("title", say("page.title", study=report.study)),
+        element("style", Html(svg.palette_css()), _asset("report.css")),
         element("script", _asset("report.js")),
     )
-
-
-def _section(title: str, *children: Html | None) -> Html:
-    return element("section", element("h2", title), *children)
 
 
 # --- first screen ------------------------------------------------------------------------------
 
 
-def _header(report: ReportInput) -> Html:
+def _header(report: ReportInput, say: Language) -> Html:
     return element(
         "header",
-        element("p", "mptune report", class_="eyebrow"),
+        element("p", say("page.eyebrow"), class_="eyebrow"),
         element("h1", report.study),
         element("p", report.data, class_="lead"),
     )
 
 
-def _hero(report: ReportInput, found: Findings) -> Html:
+def _hero(report: ReportInput, found: Findings, say: Language) -> Html:
     return element(
         "section",
-        element("p", "Recommendation", class_="eyebrow"),
-        _headline(found),
+        element("p", say("page.recommendation"), class_="eyebrow"),
+        _headline(found, say),
         *(element("p", words) for words in found.recommendation),
-        element("dl", *_facts(report, found), class_="facts"),
+        element("dl", *_facts(report, found, say), class_="facts"),
         class_="hero",
     )
 
 
-def _headline(found: Findings) -> Html:
+def _headline(found: Findings, say: Language) -> Html:
     if found.choice is None:
         return element("p", found.headline, class_="headline")
-    size = element("span", f"on {found.choice.model_words}", class_="size")
-    return element("p", found.choice.policy_words, " ", size, class_="headline")
+    size = element("span", found.headline.removeprefix(found.choice.policy_words), class_="size")
+    return element("p", found.choice.policy_words, size, class_="headline")
 
 
-def _facts(report: ReportInput, found: Findings) -> Iterator[Html]:
+def _facts(report: ReportInput, found: Findings, say: Language) -> Iterator[Html]:
     best = found.recommended
     if best is not None:
-        yield _fact("LML of the best trial", per_token(best.nats_per_token, best.half_width),
-                    "nats per token, 95 %")  # fmt: skip
+        score = per_token(*found.score)
+        yield _fact(say("fact.lml"), score, say("fact.lml_unit"))
         if best.bits_per_byte is not None:
-            yield _fact("Code length", f"{best.bits_per_byte:.3f}", "bits per byte")
-        yield _fact("Size", count(best.parameters), "parameters")
-    finished = f"{sum(t.finished for t in report.trials)} of {len(report.trials)}"
-    yield _fact("Trials", finished, "finished")
+            bits = f"{best.bits_per_byte:.3f}"
+            yield _fact(say("fact.code_length"), bits, say("unit.bits_per_byte"))
+        yield _fact(say("fact.size"), say.count(best.parameters), say("unit.parameters"))
+    finished, all_ = sum(t.finished for t in report.trials), len(report.trials)
+    words = say("fact.trials_of", finished=finished, all=all_)
+    yield _fact(say("fact.trials"), words, say("fact.finished"))
 
 
 def _fact(term: str, value: str, unit: str) -> Html:
@@ -111,13 +127,15 @@ def _fact(term: str, value: str, unit: str) -> Html:
     )
 
 
-def _cards(report: ReportInput, found: Findings) -> Html:
+def _cards(report: ReportInput, found: Findings, say: Language) -> Html:
     return element(
         "section",
-        _verdict_card(found),
-        _certainty_card(report, found),
-        _card("What it cost", _cost(report)),
-        _card("Checklist", _checklist(found)),
+        element("div", _verdict_card(found), _card(say("page.checklist"), _checklist(found, say))),
+        element(
+            "div",
+            _certainty_card(found, say),
+            _card(say("page.cost"), _pairs(cost_pairs(report, say))),
+        ),
         class_="cards",
     )
 
@@ -138,33 +156,33 @@ def _verdict_card(found: Findings) -> Html:
     )  # fmt: skip
 
 
-def _certainty_card(report: ReportInput, found: Findings) -> Html:
-    selection = report.comparison.selection if report.comparison else ()
+def _certainty_card(found: Findings, say: Language) -> Html:
     bars = [
         element(
             "li",
-            element("span", s.arm),
-            element("span", probability(s.probability), class_="num"),
-            element("progress", value=f"{s.probability:.4f}", max=1),
+            element("span", name),
+            element("span", say.probability(probability), class_="num"),
+            element("progress", value=f"{probability:.4f}", max=1, aria_label=name),
         )
-        for s in sorted(selection, key=lambda s: -s.probability)
+        for name, probability in found.chances
     ]
-    label = element("p", "Probability of being the best", class_="label") if bars else None
+    label = element("p", say("page.chances"), class_="label") if bars else None
     listed = element("ul", *bars, class_="bars") if bars else None
-    return _card("How certain", element("p", found.certainty), label, listed)
+    words = (element("p", sentence) for sentence in found.certainty)
+    return _card(say("page.certainty"), *words, label, listed)
 
 
-def _cost(report: ReportInput) -> Html:
+def cost_pairs(report: ReportInput, say: Language) -> list[tuple[str, str]]:
+    """What the study took: term and figure."""
     spend = report.spend
-    rows = [
-        ("training runs", str(spend.trials)),
-        ("positions", count(spend.tokens)),
-        ("FLOPs", power(spend.flops)),
-        ("worker time", duration(spend.worker_s)),
+    pairs = [
+        (say("cost.runs"), str(spend.trials)),
+        (say("cost.tokens"), say.count(spend.tokens)),
+        (say("cost.flops"), power(spend.flops)),
+        (say("cost.worker"), say.duration(spend.worker_s)),
     ]
-    if spend.wall_s is not None:
-        rows.append(("on the clock", duration(spend.wall_s)))
-    return _pairs(rows)
+    clock = [] if spend.wall_s is None else [(say("cost.clock"), say.duration(spend.wall_s))]
+    return pairs + clock
 
 
 def _pairs(rows: Sequence[tuple[str, str]]) -> Html:
@@ -175,172 +193,176 @@ def _pairs(rows: Sequence[tuple[str, str]]) -> Html:
     return element("dl", *cells, class_="pairs")
 
 
-def _checklist(found: Findings) -> Html:
+def _checklist(found: Findings, say: Language) -> Html:
     items = (
         element(
             "li",
             element("span", "✓" if check.ok else "!", class_="mark", aria_hidden="true"),
-            element("span", "holds: " if check.ok else "missing: ", class_="unseen"),
-            element("span", check.words),
+            element("span", say("page.holds" if check.ok else "page.missing"), class_="unseen"),
+            element("span", *_with_code(check.words)),
             class_="ok" if check.ok else "missing",
         )
-        for check in found.checks
+        for check in sorted(found.checks, key=lambda check: check.ok)
     )
     return element("ul", *items, class_="checks")
+
+
+def _with_code(words: str) -> Iterator[Html | str]:
+    """What stands between backticks is code."""
+    for number, part in enumerate(words.split("`")):
+        yield element("code", part) if number % 2 else part
 
 
 # --- below -------------------------------------------------------------------------------------
 
 
-def _figure(figure: Figure) -> Html:
-    download = "data:image/png;base64," + base64.b64encode(figure.png).decode()
+def _contents(made: Sequence[Section], say: Language) -> Html:
+    links = (element("a", section.title, href=f"#{section.name}") for section in made)
+    return element("nav", *links, id="evidence", aria_label=say("page.contents"))
+
+
+def _section(section: Section, say: Language) -> Html:
+    blocks = (block_element(block, say) for block in section.blocks)
+    return element("section", element("h2", section.title), *blocks, id=section.name)
+
+
+@singledispatch
+def block_element(block: object, say: Language) -> Html:
+    """The element of a block."""
+    raise TypeError(f"no HTML for a {type(block).__name__}")
+
+
+@block_element.register
+def _(block: Text, say: Language) -> Html:
+    return element("p", block.words, class_="soft" if block.soft else None)
+
+
+@block_element.register
+def _(block: Listing, say: Language) -> Html:
+    return element("ol", *(element("li", line) for line in block.lines))
+
+
+@block_element.register
+def _(block: Pairs, say: Language) -> Html:
+    return _pairs(block.pairs)
+
+
+@block_element.register
+def _(block: Code, say: Language) -> Html:
+    return element("pre", element("code", "\n".join(block.lines)), tabindex=0)
+
+
+@block_element.register
+def _(block: Details, say: Language) -> Html:
+    lines = (element("li", line) for line in block.lines)
+    return element("details", element("summary", block.title), element("ul", *lines), open="")
+
+
+@block_element.register
+def _(block: Figures, say: Language) -> Html:
+    figures = [_figure(chart, say) for chart in block.charts]
+    if block.choices:
+        return element("div", _choices(block), *figures, class_="switch")
+    beside = all(chart.short for chart in block.charts) and len(figures) > 1
+    return element("div", *figures, class_="beside" if beside else None)
+
+
+def _choices(block: Figures) -> Html:
+    buttons = (
+        element("button", name, type="button", aria_pressed="false") for name in block.choices
+    )
+    return element(
+        "div", element("span", block.choose, class_="label"), *buttons,
+        class_="choices", role="group", aria_label=block.choose,
+    )  # fmt: skip
+
+
+def _figure(chart: Chart, say: Language) -> Html:
+    drawings = [
+        element("div", svg.inline(lay_out(chart, narrow), f"{chart.title}. {chart.caption}"),
+                class_=class_)
+        for class_, narrow in (("wide", False), ("narrow", True))
+    ]  # fmt: skip
+    save = element("button", "SVG", type="button", class_="save", title=say("page.save"),
+                   aria_label=f"{say('page.save')}: {chart.title}")  # fmt: skip
     return element(
         "figure",
-        element("h3", figure.title),
-        element("div", Html(figure.wide), class_="wide", role="img", aria_label=figure.caption),
-        element("div", Html(figure.narrow), class_="narrow", role="img", aria_label=figure.caption),
+        element("div", element("h3", chart.title), save, class_="bar"),
+        *drawings,
+        element("figcaption", chart.caption),
+        id=f"figure-{chart.name}",
+    )
+
+
+@block_element.register
+def _(block: Table, say: Language) -> Html:
+    """A table whose rows are sorted by a click on a header."""
+    head = (
+        element("th", element("button", column.title, type="button", title=say("page.sort")),
+                class_="num" if column.numeric else None, scope="col")
+        for column in block.head
+    )  # fmt: skip
+    body = [
         element(
-            "figcaption",
-            figure.caption,
-            " ",
-            element("a", "PNG", href=download, download=f"{figure.name}.png"),
-        ),
-    )
-
-
-def _table(head: Sequence[tuple[str, str]], rows: Sequence[Html], label: str) -> Html:
-    """A table whose rows are sorted by a click on a header; `head` is (title, class)."""
-    cells = (
-        element("th", element("button", title, type="button"), class_=class_ or None, scope="col")
-        for title, class_ in head
-    )
+            "tr",
+            *(_cell(cell, column.numeric) for cell, column in zip(row, block.head, strict=True)),
+            class_="first" if number == block.first else None,
+        )
+        for number, row in enumerate(block.rows)
+    ]
     table = element(
         "table",
-        element("thead", element("tr", *cells)),
-        element("tbody", *rows),
+        element("thead", element("tr", *head)),
+        element("tbody", *body),
         class_="sortable",
     )
-    return element("div", table, class_="scroll", tabindex=0, role="region", aria_label=label)
+    scroll = element("div", table, class_="scroll", tabindex=0, role="region",
+                     aria_label=block.label)  # fmt: skip
+    title = element("h3", block.label, class_="label") if block.headed else None
+    return element("div", title, _filter(block, say), scroll, class_="table")
 
 
-def _number(words: str, value: float | None) -> Html:
-    """A right-aligned cell that is sorted by its value, not by its words."""
-    return element("td", words, class_="num", data_sort=_sortable(value))
-
-
-def _sortable(value: float | None) -> str | None:
-    return None if value is None else repr(float(value))
-
-
-def _ranking(ranked: Sequence[Ranked]) -> Html:
-    if not ranked:
-        return element("p", "No trial has finished.")
-    head = [
-        ("#", "num"), ("Policy and size", ""), ("LML, nats/token", "num"),
-        ("Bits/byte", "num"), ("Loss at 15 %", "num"), ("Accuracy at 15 %", "num"),
-        ("Parameters", "num"), ("FLOPs", "num"),
-        ("Time", "num"), ("Trial", "num"),
-    ]  # fmt: skip
-    return _table(head, [_ranked_row(row) for row in ranked], "Ranking of finished trials")
-
-
-def _ranked_row(row: Ranked) -> Html:
-    cost, bits = row.result.cost, row.bits_per_byte
+def _cell(cell: Cell, numeric: bool) -> Html:
+    words: Html | str = cell.words
+    if cell.tone:
+        words = element("span", cell.words, class_=f"tone {cell.tone}")
+    tag = element("span", cell.tag, class_="arm") if cell.tag else None
+    below = element("span", cell.below, class_="size") if cell.below else None
+    value = cell.value
     return element(
-        "tr",
-        _number(str(row.place), row.place),
-        _label(row.trial),
-        _number(per_token(row.nats_per_token, row.half_width), row.nats_per_token),
-        _number(f"{bits:.3f}" if bits is not None else "–", bits),
-        _number(loss_words(row), loss_at(row.result, 0.15)),
-        _number(accuracy_words(row), accuracy_at(row.result, 0.15)),
-        _number(count(row.parameters), row.parameters),
-        _number(power(cost.flops), cost.flops),
-        _number(duration(cost.total_s), cost.total_s),
-        _number(str(row.trial.number), row.trial.number),
-        class_="first" if row.place == 1 else None,
+        "td",
+        cell.picture,
+        words,
+        " " if tag else None,
+        tag,
+        " " if below else None,
+        below,
+        class_="num" if numeric else "policy" if cell.below else None,
+        title=cell.title or None,
+        data_sort=None if value is None else repr(float(value)),
     )
 
 
-def _shifted(ranked: Sequence[Ranked]) -> Html | None:
-    """Scores on the held-out distributions beside home, if the data have any."""
-    domains = [s.domain for s in shifts(ranked[0])] if ranked else []
-    if not domains:
+def _filter(block: Table, say: Language) -> Html | None:
+    """A field and menus that leave out rows."""
+    if not block.searchable:
         return None
-    head = [("#", "num"), ("Policy and size", ""), *((d, "num") for d in ("home", *domains))]
-    table = _table(head, [_shift_row(row) for row in ranked], "Scores on shifted domains")
-    note = element("p", "LML in nats per token with 95 % intervals, at home and elsewhere.")
-    return _section("Shifted domains", note, table)
-
-
-def _shift_row(row: Ranked) -> Html:
-    cells = (
-        _number(per_token(s.nats_per_token, s.half_width), s.nats_per_token) for s in shifts(row)
-    )
-    return element(
-        "tr",
-        _number(str(row.place), row.place),
-        _label(row.trial),
-        _number(per_token(row.nats_per_token, row.half_width), row.nats_per_token),
-        *cells,
-        class_="first" if row.place == 1 else None,
-    )
-
-
-def _label(trial: TrialRow) -> Html:
-    arm = element("span", trial.arm, class_="arm") if trial.arm else None
-    size = element("span", trial.model_words, class_="size")
-    return element("td", trial.policy_words, " ", arm, " ", size, class_="policy")
-
-
-def _trials(trials: Sequence[TrialRow]) -> Html:
-    if not trials:
-        return element("p", "No trial was started.")
-    head = [
-        ("Trial", "num"), ("Policy and size", ""), ("State", ""), ("LML, nats/token", "num"),
-        ("At rungs, nats/token", ""), ("Time", "num"),
-    ]  # fmt: skip
-    return _table(head, [_trial_row(trial) for trial in trials], "Every trial")
-
-
-def _trial_row(trial: TrialRow) -> Html:
-    lml = trial.result.lml.nats_per_token if trial.result else None
-    state = element("span", trial.state.lower(), class_=f"state {trial.state.lower()}")
-    return element(
-        "tr",
-        _number(str(trial.number), trial.number),
-        _label(trial),
-        element("td", state, title=trial.detail),
-        _number("–" if lml is None else minus(lml, 3), lml),
-        element("td", rung_words(trial)),
-        _number(duration(trial.seconds) if trial.seconds else "–", trial.seconds),
-    )
-
-
-def _failures(found: Findings) -> Iterator[Html]:
-    for reason, trials in found.failures:
-        lines = (element("li", f"Trial {t.number}, {t.label}: {t.detail or 'no detail'}")
-                 for t in trials)  # fmt: skip
-        yield element(
-            "details",
-            element("summary", element("code", reason), f" · {plural(len(trials), 'trial')}"),
-            element("ul", *lines),
-            open="",
+    menus = []
+    for column in block.filters:
+        words = list(dict.fromkeys(row[column].words for row in block.rows))
+        options = (element("option", w, value=w) for w in words)
+        every = element("option", say("page.all"), value="")
+        title = block.head[column].title
+        menus.append(
+            element("label", title, " ", element("select", every, *options, data_column=column))
         )
+    field = element("input", type="search", placeholder=say("page.search"),
+                    aria_label=say("page.search"))  # fmt: skip
+    template = say("page.rows", shown="{shown}", all="{all}")
+    shown = element("output", class_="rows", data_words=template)
+    return element("div", field, *menus, shown, class_="filter")
 
 
-def _method(report: ReportInput) -> Html:
-    return element("ol", *(element("li", line) for line in (*METHOD, plan_words(report))))
-
-
-def _replay(report: ReportInput) -> Html:
-    return join(
-        element("pre", element("code", "\n".join(report.commands)), tabindex=0),
-        _pairs(sorted(report.versions.items())),
-    )
-
-
-def _footer(report: ReportInput) -> Html:
-    return element(
-        "footer", f"Written {report.created} · scoring plan ", element("code", report.plan_hash)
-    )
+def _footer(report: ReportInput, say: Language) -> Html:
+    written = say("page.written", created=report.created)
+    return element("footer", join(written, " "), element("code", report.plan_hash))

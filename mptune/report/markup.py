@@ -14,7 +14,7 @@ class Html(str):
 
 Child: TypeAlias = "Html | str | int | None"
 
-VOID = frozenset({"meta", "br", "img"})
+VOID = frozenset({"meta", "br", "img", "link", "input"})
 
 
 def element(tag: str, /, *children: Child, **attributes: str | int | None) -> Html:

@@ -242,7 +242,7 @@ def shifts(row: Ranked) -> list[Shift]:
     return found
 
 
-def policy_kind(trial: TrialRow) -> str:
+def policy_kind(trial: TrialRow | ArmRow) -> str:
     """What trials are grouped by: the kind of policy, with fixed 15 % a kind of its own."""
     if is_fixed_15(trial.policy):
         return "fixed 15 %"

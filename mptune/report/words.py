@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from mptune.compare import decimals, signed
 
-_COUNT_SUFFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+SCALES = ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"))
+UNITS = ("s", "min", "h", "d")
 
 
 def minus(value: float, digits: int) -> str:
@@ -14,15 +16,15 @@ def minus(value: float, digits: int) -> str:
     return signed(value, digits) if math.isfinite(value) else "–"
 
 
-def count(value: float) -> str:
-    """Three significant digits with a suffix.
+def count(value: float, scales: Sequence[tuple[float, str]] = SCALES) -> str:
+    """Three significant digits with the name of a power of ten.
 
     >>> count(1_234_567), count(999), count(45_600)
     ('1.23 M', '999', '45.6 k')
     """
-    for size, suffix in _COUNT_SUFFIXES:
+    for size, suffix in scales:
         if value >= 0.9995 * size:
-            return f"{_three(value / size)} {suffix}"
+            return f"{_three(value / size)}{suffix}"
     return _three(value)
 
 
@@ -44,20 +46,21 @@ def power(value: float) -> str:
     return f"{digits} × 10{raised}"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float, units: Sequence[str] = UNITS) -> str:
     """The two largest units.
 
     >>> duration(42), duration(200), duration(4000), duration(200_000)
     ('42 s', '3 min 20 s', '1 h 06 min', '2 d 07 h')
     """
     s = round(seconds)
+    second, minute, hour, day = units
     if s < 60:
-        return f"{s} s"
+        return f"{s} {second}"
     if s < 3600:
-        return f"{s // 60} min {s % 60:02d} s"
+        return f"{s // 60} {minute} {s % 60:02d} {second}"
     if s < 86400:
-        return f"{s // 3600} h {s % 3600 // 60:02d} min"
-    return f"{s // 86400} d {s % 86400 // 3600:02d} h"
+        return f"{s // 3600} {hour} {s % 3600 // 60:02d} {minute}"
+    return f"{s // 86400} {day} {s % 86400 // 3600:02d} {hour}"
 
 
 def interval(value: float, half_width: float, digits: int = 0) -> str:
@@ -75,11 +78,6 @@ def interval(value: float, half_width: float, digits: int = 0) -> str:
 def per_token(value: float, half_width: float) -> str:
     """A score in nats per token: three digits, as trials of one study are close together."""
     return interval(value, half_width, 3)
-
-
-def plural(number: int, noun: str) -> str:
-    """`1 trial`, `2 trials`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def probability(value: float) -> str:

@@ -179,6 +179,14 @@ def make(
 
 
 @pytest.fixture(scope="session")
+def everything() -> ReportInput:
+    """A study with all there is: domains, missing values, sizes, KPI, confirmation."""
+    from tests.report.everything import study
+
+    return study()
+
+
+@pytest.fixture(scope="session")
 def compared() -> ReportInput:
     """A search and its comparison."""
     return make(compared=comparison())

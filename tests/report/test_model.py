@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from mptune.report.files import as_json
+from mptune.report.document import as_json
 from mptune.report.findings import findings
 from mptune.report.model import (
     Ranked,
@@ -88,14 +88,14 @@ def test_recommendation_without_a_comparison(searched: ReportInput) -> None:
     assert "of 10 finished candidates it has the highest accumulated LML" in found.recommendation[0]
     assert "The next policy, beta(2.1, 1.7)" in found.recommendation[1]
     assert found.verdict_word == "open"
-    assert "not of training seeds" in found.certainty
+    assert "not of training seeds" in found.certainty[0]
 
 
 def test_recommendation_with_a_comparison(compared: ReportInput) -> None:
     found = findings(compared)
     assert found.recommendation[1].startswith("On paired seeds, accumulated beats fixed 15 % by ")
     assert found.verdict_label == "accumulated is better"
-    assert "with probability" in found.certainty
+    assert "with probability" in found.certainty[0]
     assert found.cost.startswith("19 training runs, ")
 
 
@@ -138,9 +138,53 @@ def missing(report: ReportInput) -> str:
 
 def test_checklist_names_what_is_missing(searched: ReportInput, compared: ReportInput) -> None:
     assert "no comparison on paired seeds yet" in missing(searched)
-    assert missing(compared) == (
+    assert missing(compared).splitlines() == [
+        "10 of 13 trials finished, 1 stopped early, 2 failed: see failures below",
+        "scored at home only: name other held-out data in data.domains",
+        "not held against what you are measured on: name your own function in score.kpi",
+    ]
+
+
+def test_checklist_of_a_study_with_everything(everything: ReportInput) -> None:
+    assert missing(everything).splitlines() == [
         "10 of 13 trials finished, 1 stopped early, 2 failed: see failures below"
+    ]
+    words = "\n".join(check.words for check in findings(everything).checks)
+    assert "scored on 2 other domains, the worst of which is e-mail <lists>" in words
+    assert "the LML predicts your KPI mypackage.kpi:downstream: Spearman 0.88" in words
+    assert "trained again with 3 fresh seeds" in words
+
+
+def test_a_kpi_whose_interval_holds_zero_is_open(everything: ReportInput) -> None:
+    kpi = everything.kpi
+    assert kpi is not None
+    weak = kpi.correlations[0].model_copy(update={"value": 0.1, "low": -0.4, "high": 0.6})
+    changed = kpi.model_copy(update={"correlations": (weak,)})
+    assert "is open: Spearman 0.10 (95 % interval −0.40 to 0.60)" in missing(
+        everything.model_copy(update={"kpi": changed})
     )
+
+
+def test_confirmed_trial_is_recommended_with_its_confirmed_score(everything: ReportInput) -> None:
+    found = findings(everything)
+    assert found.score == pytest.approx((-1.668, 0.018), abs=1e-3)
+    assert "trained again with 3 fresh seeds" in found.recommendation[0]
+    assert "accumulated reaches fixed 15 %'s LML with 0.62 times its FLOPs" in (
+        found.verdict[1][0].lower() + found.verdict[1][1:]
+    )
+
+
+def test_confirming_may_overturn_the_search(everything: ReportInput) -> None:
+    selection = everything.selection
+    assert selection is not None
+    other = selection.candidates[1]
+    changed = selection.model_copy(update={"recommended": other.trial, "overturned": True})
+    alone = everything.model_copy(update={"selection": changed, "comparison": None})
+    found = findings(alone)
+    assert found.recommended is not None
+    assert found.recommended.trial.number == other.trial
+    assert found.recommended.place == 2
+    assert "ahead in the search" in found.recommendation[1]
 
 
 def test_checklist_sees_another_plan_and_other_budgets() -> None:

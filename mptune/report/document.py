@@ -1,0 +1,178 @@
+"""report.json: what it holds, and the schema that says so.
+
+`python -m mptune.report.schema` writes the schema again, after a change of the model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
+
+from mptune.report.findings import Findings, findings
+from mptune.report.model import SCHEMA_VERSION, ReportInput
+from mptune.trial import Message
+
+
+class Recommended(Message):
+    """What to pre-train with."""
+
+    policy: dict[str, Any] = Field(description="as in a spec")
+    policy_words: str
+    model_words: str
+    best_trial: int | None = Field(
+        description="number of the trial that the search recommends; None without a search"
+    )
+
+
+class Place(Message):
+    """A finished trial in its place."""
+
+    place: int = Field(description="1 is the best")
+    trial: int = Field(description="its number")
+    label: str = Field(description="policy and size in words")
+    nats_per_token: float = Field(description="accumulated LML estimate; higher is better")
+    half_width: float = Field(
+        description="of its 95 % interval over new held-out sequences, nats per token"
+    )
+    bits_per_byte: float | None = Field(description="code length of text; lower is better")
+
+
+class FlipRow(Message):
+    """Which of fixed 15 % and accumulated each criterion prefers, at one model size."""
+
+    model_words: str
+    by_loss: str = Field(description="preferred by the loss at 15 % masking")
+    by_lml: str = Field(description="preferred by the accumulated LML estimate")
+    words: str
+    disagree: bool
+
+
+class CheckRow(Message):
+    """One line of the checklist."""
+
+    ok: bool
+    words: str
+
+
+class FindingsRow(Message):
+    """What the report says in words; in English, whatever language the page has."""
+
+    headline: str
+    recommendation: tuple[str, ...] = Field(description="two sentences at most")
+    verdict_title: str
+    verdict: str = Field(description="better, worse, undecided, equivalent or open (not compared)")
+    verdict_label: str
+    verdict_words: tuple[str, ...]
+    certainty: tuple[str, ...]
+    cost: str
+    flips: tuple[FlipRow, ...]
+    checks: tuple[CheckRow, ...]
+
+
+class Document(Message):
+    """The whole of report.json. A number that is not finite is null."""
+
+    schema_version: int
+    study: str
+    recommended: Recommended | None = Field(description="null when nothing has finished")
+    ranking: tuple[Place, ...] = Field(description="finished trials, best first")
+    findings: FindingsRow
+    input: ReportInput = Field(description="everything that the report is made from")
+
+
+def document(report: ReportInput) -> Document:
+    """The report's figures and findings as one value."""
+    found = findings(report)
+    return Document(
+        schema_version=SCHEMA_VERSION,
+        study=report.study,
+        recommended=_recommended(found),
+        ranking=tuple(
+            Place(
+                place=row.place,
+                trial=row.trial.number,
+                label=row.trial.label,
+                nats_per_token=row.nats_per_token,
+                half_width=row.half_width,
+                bits_per_byte=row.bits_per_byte,
+            )
+            for row in found.ranked
+        ),
+        findings=_findings(found),
+        input=report,
+    )
+
+
+def _findings(found: Findings) -> FindingsRow:
+    return FindingsRow(
+        headline=found.headline,
+        recommendation=found.recommendation,
+        verdict_title=found.verdict_title,
+        verdict=found.verdict_word,
+        verdict_label=found.verdict_label,
+        verdict_words=found.verdict,
+        certainty=found.certainty,
+        cost=found.cost,
+        flips=tuple(FlipRow(**asdict(flip), disagree=flip.disagree) for flip in found.flips),
+        checks=tuple(CheckRow(**asdict(check)) for check in found.checks),
+    )
+
+
+def _recommended(found: Findings) -> Recommended | None:
+    if found.choice is None:
+        return None
+    return Recommended(
+        policy=found.choice.policy,
+        policy_words=found.choice.policy_words,
+        model_words=found.choice.model_words,
+        best_trial=found.recommended.trial.number if found.recommended else None,
+    )
+
+
+def as_json(report: ReportInput) -> str:
+    """report.json as strict JSON."""
+    value = _strict(document(report).model_dump(mode="python"))
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _strict(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+# --- schema ------------------------------------------------------------------------------------
+
+
+class _Schema(GenerateJsonSchema):
+    """Numbers may be null, as those that are not finite are."""
+
+    def float_schema(self, schema: core_schema.FloatSchema) -> JsonSchemaValue:
+        return {"type": ["number", "null"]}
+
+
+def schema() -> str:
+    """The JSON schema of report.json (draft 2020-12), from the model."""
+    made = Document.model_json_schema(mode="serialization", schema_generator=_Schema)
+    head = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"report.json of mptune, version {SCHEMA_VERSION}",
+    }
+    return json.dumps({**made, **head}, indent=1, ensure_ascii=False) + "\n"
+
+
+def schema_path() -> Path:
+    """The file that is shipped."""
+    return Path(str(files("mptune.report").joinpath("schema", f"report-{SCHEMA_VERSION}.json")))

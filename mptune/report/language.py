@@ -1,0 +1,127 @@
+"""The report's words in every language: one YAML file of data for each, in `lang/`.
+
+A file has the same keys as the others, and each text the same placeholders; a new language is one
+new file. A text with a count has forms: `one` and `other`, chosen by `n` (a language without a
+plural has `other` alone).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, TypeAlias
+
+from mptune.errors import InputError, did_you_mean
+from mptune.report import words as numbers
+
+DEFAULT = "en"
+
+FORMS = frozenset({"one", "other"})
+
+Entry: TypeAlias = "str | Mapping[str, str]"
+
+
+@dataclass(frozen=True)
+class Language:
+    """One language's words; called with a key, it says the text with its values filled in.
+
+    Attributes:
+        code: of the language (BCP 47), as in `--lang` and in the page's `lang`.
+        entries: key with dots -> text, or its forms by count.
+        scales: powers of ten that have a name, largest first.
+        units: of time: second, minute, hour, day.
+    """
+
+    code: str
+    entries: Mapping[str, Entry]
+    scales: tuple[tuple[float, str], ...]
+    units: tuple[str, str, str, str]
+
+    def __call__(self, key: str, /, **values: Any) -> str:
+        entry = self.entries[key]
+        if not isinstance(entry, str):
+            entry = entry["one" if values.get("n") == 1 and "one" in entry else "other"]
+        return entry.format(**values)
+
+    def optional(self, key: str, otherwise: str) -> str:
+        """The text of a key that need not exist, such as a reason of failure."""
+        entry = self.entries.get(key, otherwise)
+        return entry if isinstance(entry, str) else otherwise
+
+    def count(self, value: float) -> str:
+        """Three significant digits with the language's own scale, as in `1.23 M`."""
+        return numbers.count(value, self.scales)
+
+    def tick(self, value: float) -> str:
+        """A count without digits that say nothing, as in `1.5 M`."""
+        return re.sub(r"\.?0+(?=\D|$)", "", words) if "." in (words := self.count(value)) else words
+
+    def duration(self, seconds: float) -> str:
+        """The two largest units."""
+        return numbers.duration(seconds, self.units)
+
+    def probability(self, value: float) -> str:
+        """A percentage; never 0 or 100: a simulation cannot tell."""
+        if 0.001 <= value <= 0.999:
+            return numbers.probability(value)
+        return self("number.over" if value > 0.5 else "number.under")
+
+    def capital(self, words: str) -> str:
+        """Words as they begin a sentence, where the language has capitals for that."""
+        return words[:1].upper() + words[1:] if self("number.capital") == "yes" else words
+
+    def join(self, parts: list[str]) -> str:
+        """`a, b, c` as the language lists things."""
+        return self("number.comma").join(parts)
+
+    def sentences(self, parts: list[str]) -> str:
+        """Sentences one after the other."""
+        return self("number.space").join(part for part in parts if part)
+
+
+def languages() -> list[str]:
+    """Codes of the languages that there are."""
+    folder = files("mptune.report").joinpath("lang")
+    return sorted(
+        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
+    )
+
+
+@cache
+def language(code: str = DEFAULT) -> Language:
+    """The language of a code.
+
+    Raises:
+        InputError: there is no such language; the message lists those that there are.
+    """
+    if code not in languages():
+        known = languages()
+        hint = did_you_mean(code, known)
+        raise InputError(f"--lang: {code!r} is none of {', '.join(known)}{hint}")
+    tree = _tree(code)
+    number = tree["number"]
+    return Language(
+        code=code,
+        entries=dict(_flat(tree)),
+        scales=tuple((float(size), name) for size, name in number.pop("scales")),
+        units=tuple(number.pop("units")),
+    )
+
+
+def _tree(code: str) -> dict[str, Any]:
+    import yaml
+
+    text = files("mptune.report").joinpath("lang", f"{code}.yaml").read_text(encoding="utf-8")
+    tree: dict[str, Any] = yaml.safe_load(text)
+    return tree
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Entry]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and not set(value) <= FORMS:
+            yield from _flat(value, f"{prefix}{key}.")
+        elif not isinstance(value, list):
+            yield f"{prefix}{key}", value

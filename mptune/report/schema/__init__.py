@@ -1,0 +1,1 @@
+"""The JSON schema of report.json, one file for each version of it."""

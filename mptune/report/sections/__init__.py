@@ -1,0 +1,75 @@
+"""The sections of the report below its first screen: one file each.
+
+A section's file has `ORDER`, its place on the page, and `section`, which makes it from a `Context`
+or returns None where the study has nothing for it. A new section is one new file, and its words in
+`lang/`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Protocol
+
+from mptune.report.blocks import Section
+from mptune.report.findings import Findings, findings
+from mptune.report.language import Language
+from mptune.report.model import ArmRow, Ranked, ReportInput, TrialRow, best_per_policy, policy_kind
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a section is made from."""
+
+    report: ReportInput
+    say: Language
+
+    @cached_property
+    def found(self) -> Findings:
+        return findings(self.report, self.say)
+
+    @property
+    def ranked(self) -> tuple[Ranked, ...]:
+        return self.found.ranked
+
+    @cached_property
+    def _kinds(self) -> dict[str, int]:
+        kinds = [policy_kind(row.trial) for row in best_per_policy(self.ranked)]
+        comparison = self.report.comparison
+        kinds += [policy_kind(arm) for arm in comparison.arms] if comparison else []
+        return {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
+
+    def colour(self, row: TrialRow | ArmRow) -> int:
+        """Number of the colour of its kind of policy, the same in every figure."""
+        return self._kinds.get(policy_kind(row), len(self._kinds))
+
+    @staticmethod
+    def labels(rows: Sequence[Ranked]) -> list[str]:
+        """Policies in words, with the size where these rows have more than one."""
+        one_size = len({row.trial.model_words for row in rows}) < 2
+        return [row.trial.policy_words if one_size else row.trial.label for row in rows]
+
+
+class SectionFile(Protocol):
+    """A module of this folder."""
+
+    ORDER: int
+
+    def section(self, context: Context) -> Section | None: ...
+
+
+@cache
+def section_files() -> Sequence[SectionFile]:
+    """The modules of this folder, in the order of the page."""
+    names = [m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")]
+    modules: list[SectionFile] = [importlib.import_module(f"{__name__}.{n}") for n in names]
+    return sorted(modules, key=lambda module: module.ORDER)
+
+
+def sections(context: Context) -> list[Section]:
+    """Every section that this study has something for."""
+    made = (module.section(context) for module in section_files())
+    return [section for section in made if section is not None]

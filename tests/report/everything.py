@@ -1,0 +1,179 @@
+"""A made-up study with all there is: domains, missing values, sizes, a KPI, confirmation."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mptune.compute import EquivalentCompute
+from mptune.kpi import Correlation, KpiReport, KpiValue
+from mptune.report.model import ComparisonReport, Importance, ReportInput, TrialRow
+from mptune.robustness import Condition, ConditionScore, Robustness, RobustnessRow
+from mptune.selection import Candidate, Confirmation, SearchSelection
+from mptune.sizes import BySize, Extrapolation, LawParameter, LawValue, SizeLaw, SizePoint
+from mptune.trial import LearningPoint
+from tests.report.conftest import SIZES, comparison, make
+
+
+def study() -> ReportInput:
+    report = make(compared=comparison(("fixed 15 %", "fixed 30 %", "accumulated")))
+    assert report.comparison is not None
+    return report.model_copy(
+        update={
+            "trials": tuple(_dressed(row) for row in report.trials),
+            "comparison": _with_compute(report.comparison),
+            "selection": _selection(report.trials),
+            "by_size": _by_size(),
+            "robustness": _robustness(report.trials),
+            "kpi": _kpi(),
+            "importance": (
+                Importance(name="policy", share=0.61, trials=10),
+                Importance(name="training.optimizer.learning_rate", share=0.27, trials=10),
+                Importance(name="model", share=0.12, trials=10),
+            ),
+        }
+    )
+
+
+def _learning(final: float, size: str, speed: float) -> tuple[LearningPoint, ...]:
+    return tuple(
+        LearningPoint(
+            progress=p, tokens=int(1.5e6 * p), flops=6 * SIZES[size] * 1.5e6 * p, seconds=48 * p,
+            nats_per_token=final - 0.9 * float(np.exp(-speed * p)), se=0.012,
+        )
+        for p in (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+    )  # fmt: skip
+
+
+def _dressed(row: TrialRow) -> TrialRow:
+    """With its law over training, what the sampler chose, and a KPI if it finished."""
+    params: dict[str, float | str] = {
+        "policy": str(row.policy["kind"]),
+        "model": row.model_words,
+        "training.optimizer.learning_rate": 1e-3 * 1.4 ** (row.number % 5),
+    }
+    falling, rate = row.policy.get("kind") == "linear", float(row.policy.get("rate", 0.5))
+    spread = 0.0 if "rate" in row.policy or falling else 0.42
+    means = [0.6 - 0.45 * (k + 0.5) / 16 if falling else rate for k in range(16)]
+    laws = tuple((m - spread, m, m + spread) for m in means)
+    kpi = None
+    if row.result is not None:
+        value = 0.9 + 0.05 * row.result.lml.nats_per_token + 0.003 * (row.number % 4)
+        kpi = KpiValue(value=value, se=0.004, seconds=1.5)
+    return row.model_copy(update={"params": params, "mask_rates": laws, "kpi": kpi})
+
+
+def _with_compute(report: ComparisonReport) -> ComparisonReport:
+    arms = tuple(
+        arm.model_copy(update={"learning": _learning(
+            arm.runs[0].result.lml.nats_per_token, list(SIZES)[1], 3.0 + k)})
+        for k, arm in enumerate(report.arms)
+    )  # fmt: skip
+    found = []
+    for unit, factor in (("tokens", 0.58), ("flops", 0.62), ("seconds", 0.6)):
+        found.append(
+            EquivalentCompute(
+                arm="accumulated",
+                reaches="fixed 15 %",
+                unit=unit,
+                level=-1.79,
+                factor=factor,
+                low=factor - 0.1,
+                high=factor + 0.11,
+                reading="reached",
+                spent=1.06,
+                probability_reached=1.0,
+                seeds=3,
+            )
+        )
+        found.append(EquivalentCompute(
+            arm="fixed 15 %", reaches="accumulated", unit=unit, level=-1.65, factor=None, low=1.2,
+            high=None, reading="not reached", spent=0.94, probability_reached=0.02,
+            seeds=3))  # fmt: skip
+    return report.model_copy(update={"arms": arms, "compute": tuple(found)})
+
+
+def _selection(trials: tuple[TrialRow, ...]) -> SearchSelection:
+    scores = sorted(
+        ((t.result.lml.nats_per_token, t.number, t.label) for t in trials if t.result),
+        reverse=True,
+    )
+    shares = [0.71, 0.2, 0.05, 0.02, 0.01] + [0.002] * len(scores)
+    candidates = tuple(
+        Candidate(
+            trial=number, label=label, nats_per_token=score, shrunken=score - 0.012,
+            half_width=0.021, probability=shares[k], expected_regret=0.002 + 0.03 * k,
+            confirmation=Confirmation(
+                nats_per_token=score - 0.014, half_width=0.018, seeds=3, optimism=0.014,
+                probability=0.9 if k == 0 else 0.1, expected_regret=0.001,
+            ) if k < 2 else None,
+        )
+        for k, (score, number, label) in enumerate(scores)
+    )  # fmt: skip
+    return SearchSelection(
+        candidates=candidates, recommended=candidates[0].trial, chosen_by="confirmation",
+        seed_sd=0.009, seed_runs=12,
+    )  # fmt: skip
+
+
+def _law(what: str, of: str, start: float, slope: float) -> SizeLaw:
+    def at(n: float, tokens: float) -> LawValue:
+        value = start + slope * float(np.log10(n / 1e5)) + 0.02 * float(np.log10(tokens / 1e6))
+        return LawValue(parameters=n, tokens=tokens, value=value, low=value - 0.02,
+                        high=value + 0.025)  # fmt: skip
+
+    grid, budgets = np.logspace(5, 7.5, 12), (1.5e6, 6e6)
+    points = tuple(
+        SizePoint(parameters=n, tokens=t, value=at(n, t).value + 0.01, low=at(n, t).low,
+                  high=at(n, t).high, runs=9)
+        for n in (139_328, 860_416, 3_400_000) for t in budgets
+    )  # fmt: skip
+    return SizeLaw(
+        what=what, of=of, form="a + b · log₁₀(N / 10⁵) + c · log₁₀(T / 10⁶)",
+        parameters=(LawParameter(name="b", value=slope, low=slope - 0.02, high=slope + 0.02),),
+        points=points, curves=tuple(tuple(at(float(n), t) for n in grid) for t in budgets),
+        extrapolation=(Extrapolation(at=at(3e7, 6e6), beyond=8.8),), runs=54, size_matters=True,
+    )  # fmt: skip
+
+
+def _by_size() -> BySize:
+    return BySize(
+        best_rate=_law("best rate", "fixed", 0.22, 0.06),
+        gap=_law("gap", "accumulated − fixed 15 %", 0.12, 0.05),
+    )
+
+
+def _robustness(trials: tuple[TrialRow, ...]) -> Robustness:
+    conditions = (
+        Condition(name="home", kind="home"),
+        Condition(name="numpy", kind="domain"),
+        Condition(name="e-mail <lists>", kind="domain"),
+        Condition(name="20 % missing, random", kind="missing", fraction=0.2, pattern="random"),
+        Condition(name="20 % missing, block", kind="missing", fraction=0.2, pattern="block"),
+    )
+    rows = tuple(
+        RobustnessRow(
+            trial=t.number, label=t.label, worst_domain="e-mail <lists>",
+            worst_nats_per_token=t.result.lml.nats_per_token - 0.5,
+            scores=tuple(
+                ConditionScore(name=c.name, nats_per_token=t.result.lml.nats_per_token - drop,
+                               half_width=0.03, se=0.015)
+                for c, drop in zip(conditions, (0, 0.21, 0.5, 0.1, 0.16), strict=True)
+            ),
+        )
+        for t in trials if t.result
+    )  # fmt: skip
+    return Robustness(conditions=conditions, rows=rows, best_at_worst=7)
+
+
+def _kpi() -> KpiReport:
+    def row(predictor: str, statistic: str, value: float) -> Correlation:
+        return Correlation(predictor=predictor, statistic=statistic, value=value,
+                           low=value - 0.2, high=min(1.0, value + 0.1))  # fmt: skip
+
+    return KpiReport(
+        name="mypackage.kpi:downstream", trials=10, failed=1,
+        correlations=(row("lml", "spearman", 0.88), row("lml", "kendall", 0.74),
+                      row("loss", "spearman", 0.31), row("loss", "kendall", 0.22)),
+        difference=0.52, difference_low=0.11, difference_high=0.87, better="lml", certain=True,
+        best_trial=7,
+    )  # fmt: skip
