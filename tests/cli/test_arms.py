@@ -26,7 +26,7 @@ def fake(patch: pytest.MonkeyPatch, folder: Path) -> None:
     """Pretend workers, and reports without pictures."""
     patch.chdir(folder)
     patch.setattr(dispatch, "make", lambda *a, **k: LocalDispatcher(FAKE_WORKER))
-    patch.setattr("mptune.report.figures.draw", lambda report: [])
+    patch.setattr("mptune.report.files._charts", lambda report, say: [])
 
 
 @pytest.fixture(scope="module")

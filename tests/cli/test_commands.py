@@ -322,7 +322,7 @@ def test_validate_says_when_size_and_learning_rate_are_confounded(
 def test_the_best_trials_are_confirmed_before_one_is_recommended(
     spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("mptune.report.figures.draw", lambda report: [])
+    monkeypatch.setattr("mptune.report.files._charts", lambda report, say: [])
     alone = ["--set", "compare=null", "--set", "search.confirm={top: 2, seeds: 2}"]
     assert main(["search", "spec.yaml", *alone, "--dry-run"]) == 0
     assert "confirmation: 2 trials x 2 fresh seeds" in capsys.readouterr().out
