@@ -270,13 +270,20 @@ class Loop:
         sums = torch.zeros(3 + 3 * RATE_BUCKETS, dtype=torch.float64, device=self.ranks.device)
         for part in self._parts[:-1]:
             self._backward(self._forward(batch, part, sums))
+            self.engine.step()
         objective, error = self._attempt(batch, self._parts[-1], sums)
-        agreed = self._agree(sums, error, control, self.seconds + time.monotonic() - began)
+        said = self._say(sums, error, control, self.seconds + time.monotonic() - began)
+        ahead = self.ranks.overlaps and error is None
+        if ahead:
+            self._backward(objective)
+        agreed = self._agree(said())
         if agreed.failures:
             self.ranks.raise_together(error)
         if not (math.isfinite(agreed.objective) and math.isfinite(agreed.loss_sum)):
             raise NonFiniteLoss(self.spent.steps, agreed.objective)
-        self._backward(objective, last=True)
+        if not ahead:
+            self._backward(objective)
+        self._update()
         self.seconds += time.monotonic() - began
         self._account(batch, agreed)
         self._act_on(agreed)
@@ -376,37 +383,42 @@ class Loop:
         except Exception as error:
             return torch.zeros(()), error
 
-    def _backward(self, objective: Tensor, last: bool = False) -> None:
-        """Accumulate gradients; DeepSpeed updates the weights after the last part.
+    def _backward(self, objective: Tensor) -> None:
+        """Accumulate gradients.
 
         DeepSpeed averages over ranks, and the objective is to be summed. It has the normaliser of
         the global batch, so accumulation must not scale it.
         """
         self.engine.backward(objective * self.ranks.world_size, scale_wrt_gas=False)
-        due = last and time.monotonic() - self._told[0] >= PROGRESS_EVERY_S
+
+    def _update(self) -> None:
+        """Update the weights from the gradients of all parts."""
+        due = time.monotonic() - self._told[0] >= PROGRESS_EVERY_S
         before = ds.gradient_norm(self.engine) if due and ds.norm_before_step(self.engine) else None
         self.engine.step()
         if due:
             self._norm = before or ds.gradient_norm(self.engine)
 
-    def _agree(
+    def _say(
         self, sums: Tensor, error: Exception | None, control: Control, seconds: float
-    ) -> Agreed:
-        """The one reduction of a step: sums of all ranks, decisions of rank 0."""
+    ) -> Callable[[], NDArray[np.float64]]:
+        """Begin the one reduction of a step: sums of all ranks, decisions of rank 0."""
         asked = control.stop_requested()
         says = [float(error is not None), float(asked == "preempted"), 0.0, 0.0, 0.0]
         if self.ranks.first:
             due = time.monotonic() - self._saved_at > self.inputs.training.checkpoint_every_s
             stop = 0 if asked == "preempted" else STOPS.index(asked)
             says[2:] = [float(stop), float(due), seconds]
-        said = torch.tensor(says, dtype=torch.float64, device=sums.device)
-        total = self.ranks.total(torch.cat([said, sums])).cpu().numpy()
+        said = torch.tensor(says, dtype=torch.float64).to(sums.device, non_blocking=True)
+        return self.ranks.total_later(torch.cat([said, sums]))
+
+    def _agree(self, total: NDArray[np.float64]) -> Agreed:
+        """What `_say` of all ranks comes to."""
         failures, leave, stop_, due_, seconds, objective, loss_sum = total[:7].tolist()
         by_rate_3R, code = total[7:-1].reshape(3, RATE_BUCKETS), float(total[-1])
-        said_stop = STOPS[int(stop_)] or ("preempted" if leave else None)
-        checkpoint = bool(due_)
+        stop = STOPS[int(stop_)] or ("preempted" if leave else None)
         return Agreed(
-            objective, loss_sum, int(failures), said_stop, checkpoint, seconds, by_rate_3R, code
+            objective, loss_sum, int(failures), stop, bool(due_), seconds, by_rate_3R, code
         )
 
     def _account(self, batch: Batch, agreed: Agreed) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mptune.errors import (
@@ -60,6 +63,30 @@ class Ranks:
         if self.world_size > 1:
             dist.all_reduce(values)
         return values
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether the host goes on while the device works, and no rank waits for another.
+
+        Then the backward pass is under way before the host looks at the loss; the update is not.
+        With several ranks it would wait, in its reductions, for a rank whose forward has failed.
+        """
+        return self.device.type == "cuda" and self.world_size == 1
+
+    def total_later(self, values: Tensor) -> Callable[[], NDArray[np.float64]]:
+        """Sum over the ranks, in place; the function that is returned waits for it."""
+        total = self.total(values).to("cpu", non_blocking=True)
+        if values.device.type != "cuda":
+            return total.numpy
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record()
+
+        def read() -> NDArray[np.float64]:
+            done.synchronize()
+            found: NDArray[np.float64] = total.numpy()
+            return found
+
+        return read
 
     def from_first(self, value: T) -> T:
         """Rank 0's value, on every rank."""

@@ -354,7 +354,7 @@ class Stub:
     lr_scheduler = None
 
     def __init__(self, logit):
-        self.logit, self.updates = logit, 0
+        self.logit, self.updates, self.backwards = logit, 0, 0
         self.optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
 
     def __call__(self, tokens, mask, attend):
@@ -363,9 +363,10 @@ class Stub:
         return torch.full((len(mask), 11), self.logit, requires_grad=True)
 
     def backward(self, loss, scale_wrt_gas):
-        self.updates += 1
+        self.backwards += 1
 
-    step = backward
+    def step(self):
+        self.updates += 1
 
 
 class NoCheckpoints:
@@ -393,7 +394,22 @@ def test_nothing_is_updated_from_a_loss_that_is_not_finite(study, tmp_path, logi
     training = loop(study, tmp_path, logit)
     with pytest.raises(NonFiniteLoss, match="at step 0"):
         list(training.run(Script()))
-    assert training.engine.updates == 0
+    assert (training.engine.updates, training.engine.backwards) == (0, 0)
+
+
+def test_nothing_is_updated_either_where_the_backward_pass_is_ahead(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(Ranks, "overlaps", True)
+    training = loop(study, tmp_path, math.nan)
+    with pytest.raises(NonFiniteLoss, match="at step 0"):
+        list(training.run(Script()))
+    assert (training.engine.updates, training.engine.backwards) == (0, 1)
+
+
+def test_a_backward_pass_ahead_changes_nothing(one, study, alone, tmp_path, monkeypatch):
+    """As on a GPU, where the host reads the loss while the backward pass is under way."""
+    monkeypatch.setattr(Ranks, "overlaps", True)
+    ahead = alone(study(tmp_path, rungs=(0.5,)))
+    assert numbers(ahead) == numbers(one)
 
 
 def test_a_forward_that_fails_is_told_to_all(study, tmp_path):
