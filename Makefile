@@ -1,6 +1,7 @@
 # Everything needs only Python 3.11+ and a C++ compiler.
 #   make demo    set up and run the quickstart search
 #   make test    set up and run all tests
+#   make browser  install Chromium for the tests that open a report (Debian, Ubuntu, as root)
 #   make lint    ruff, ruff format --check, mypy --strict
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-fast lint format clean
+.PHONY: demo test test-fast browser lint format clean
 
 $(READY): pyproject.toml constraints.txt
 	@command -v c++ >/dev/null || command -v g++ >/dev/null || { echo "a C++ compiler is needed (e.g. the package g++)"; exit 1; }
@@ -31,6 +32,9 @@ test: $(READY)
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -m "not slow"
+
+browser:
+	tests/report/install-browser
 
 lint: $(READY)
 	$(BIN)/ruff check .
