@@ -35,7 +35,7 @@ def words_like(observed_BD):
     return np.broadcast_to(np.arange(observed_BD.shape[1]) // 3, observed_BD.shape)
 
 
-def batch(policy, tokens_BD, observed_BD, step=3, progress=0.4, seed=SEED):
+def batch(policy, tokens_BD, observed_BD, step=3, progress=0.4, seed=SEED, words_BD=None):
     return draw_batch(
         policy,
         tokens_BD,
@@ -45,6 +45,7 @@ def batch(policy, tokens_BD, observed_BD, step=3, progress=0.4, seed=SEED):
         step=step,
         mask_id=50,
         vocabulary_size=50,
+        words_BD=words_BD,
     )
 
 
@@ -143,6 +144,24 @@ class TestPolicy:
         else:
             assert 0.6 < (masked == 50).mean() < 0.95
             assert masked.max() == 50
+
+    @pytest.mark.parametrize("corruption", ["mask", "bert", "swap"])
+    @pytest.mark.parametrize("structure", STRUCTURES, ids=str)
+    def test_corruption_and_structure_change_no_count(
+        self, policy: MaskPolicy, corruption, structure
+    ):
+        tokens_BD, observed_BD = ragged()
+        changes = {"corruption": corruption, "structure": structure}
+        changed = build("policy", {**policy.model_dump(), **changes})
+        words_BD = words_like(observed_BD)
+        made = batch(changed, tokens_BD, observed_BD, words_BD=words_BD)
+        counts_B = batch(policy, tokens_BD, observed_BD).mask_BD.sum(1)
+        assert (made.mask_BD.sum(1) == counts_B).all()
+        assert not (made.mask_BD & ~observed_BD).any()
+        assert (made.inputs_BD == tokens_BD)[~made.mask_BD].all()
+        shown = (made.inputs_BD[made.mask_BD] < 50).mean()
+        low, high = {"mask": (0, 0), "bert": (0.05, 0.4), "swap": (1, 1)}[corruption]
+        assert low <= shown <= high
 
     def test_same_seed_and_step_same_batch(self, policy: MaskPolicy):
         tokens_BD, observed_BD = ragged()
