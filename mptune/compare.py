@@ -8,7 +8,7 @@ where seeds are added until decided, for every look taken (`mptune.sequential`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -319,65 +319,3 @@ def signed(value: float, digits: int) -> str:
     text = f"{value:.{digits}f}"
     negative = text.startswith("-") and float(text) != 0
     return ("−" if negative else "") + text.lstrip("-")
-
-
-def _measure(difference: Difference, sign: int) -> str:
-    """`3.2 ± 0.9 nats per sequence (95 % interval 2.3 to 4.1; 3 seeds each)`."""
-    digits = decimals(difference.half_width)
-    mean, low, high = (
-        sign * x for x in (difference.nats_per_sequence, difference.low, difference.high)
-    )
-    seeds = (
-        f"{difference.seeds} seeds each"
-        if difference.seeds > 1
-        else "1 seed each, so evaluation noise only"
-    )
-    return (
-        f"{signed(mean, digits)} ± {difference.half_width:.{digits}f} nats per sequence "
-        f"({100 * difference.level:g} % interval {signed(min(low, high), digits)} to "
-        f"{signed(max(low, high), digits)}; {seeds}{_holm_words(difference)})"
-    )
-
-
-def _holm_words(difference: Difference) -> str:
-    apart = difference.low * difference.high > 0
-    hidden = apart and difference.verdict == "undecided"
-    if difference.challengers == 1 and not hidden:
-        return ""
-    p = difference.p_value
-    shown = "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
-    over = f" over {difference.challengers} challengers" if difference.challengers > 1 else ""
-    return f"; {shown}{over}"
-
-
-def what_would_decide(difference: Difference) -> str:
-    """For an undecided pair, how much more would probably decide it, in one sentence."""
-    if difference.seeds < 2:
-        return "More training seeds are needed before anything can be said."
-    more = []
-    if difference.more_seeds is not None:
-        seeds = "seed" if difference.more_seeds == 1 else "seeds"
-        more.append(f"{difference.more_seeds} more {seeds} for each arm")
-    wanted = difference.sequences_needed
-    if wanted is not None:
-        times = wanted / difference.sequences
-        more.append(f"{wanted} held-out sequences ({times:.2g} times the forwards)")
-    if not more:
-        return "No affordable number of seeds or forwards would probably decide it."
-    return f"{' or '.join(more)} would probably decide it."
-
-
-_WORDS: dict[Verdict, Callable[[Difference], str]] = {
-    "better": lambda d: f"{d.arm} beats {d.baseline} by {_measure(d, 1)}",
-    "worse": lambda d: f"{d.arm} loses to {d.baseline} by {_measure(d, -1)}",
-    "undecided": lambda d: f"undecided: {d.arm} against {d.baseline} differ by {_measure(d, 1)}",
-    "equivalent": lambda d: (
-        f"{d.arm} and {d.baseline} are equivalent within {d.margin:g} nats per sequence: "
-        f"they differ by {_measure(d, 1)}"
-    ),
-}
-
-
-def sentence(difference: Difference) -> str:
-    """The verdict in one sentence with its interval, in nats per sequence."""
-    return _WORDS[difference.verdict](difference)

@@ -22,6 +22,7 @@ from mptune.report.model import (
     is_accumulated,
     is_fixed_15,
     loss_at,
+    policy_kind,
     ranking,
 )
 from mptune.report.verdicts import compute_words, others_first, said, sentence
@@ -243,7 +244,8 @@ def _compared(comparison: ComparisonReport | None, best: Ranked, say: Language) 
 
 
 def _runner_up(ranked: Sequence[Ranked], best: Ranked, say: Language) -> str:
-    other = next((r for r in ranked if r.trial.policy_words != best.trial.policy_words), None)
+    own = policy_kind(best.trial)
+    other = next((r for r in ranked if policy_kind(r.trial) != own), None)
     if other is None:
         return say("recommendation.alone")
     return say(

@@ -1,0 +1,104 @@
+"""What a comparison says, word for word."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from mptune.compare import Difference
+from mptune.compute import EquivalentCompute
+from mptune.report.language import language
+from mptune.report.verdicts import compute_words, said, sentence, what_would_decide
+
+EN = language()
+
+
+def difference(**changes: Any) -> Difference:
+    found: dict[str, Any] = {
+        "arm": "accumulated", "baseline": "fixed 15 %", "nats_per_sequence": 3.21,
+        "half_width": 0.9, "low": 2.31, "high": 4.11, "level": 0.95, "seeds": 3, "sequences": 200,
+        "se_seed": 0.3, "se_sequences": 0.2, "p_value": 0.01234, "verdict": "better",
+        "nats_per_token": 0.05, "bits_per_byte": None,
+    }  # fmt: skip
+    return Difference(**{**found, **changes})
+
+
+def worded(verdict: str, mean: float, half_width: float, challengers: int = 1) -> str:
+    found = difference(
+        verdict=verdict, nats_per_sequence=mean, half_width=half_width, low=mean - half_width,
+        high=mean + half_width, challengers=challengers,
+    )  # fmt: skip
+    return sentence(found, EN)
+
+
+def test_sentences() -> None:
+    assert worded("better", 3.21, 0.9) == (
+        "accumulated beats fixed 15 % by 3.2 ± 0.9 nats per sequence "
+        "(95 % interval 2.3 to 4.1; 3 seeds each)"
+    )
+    assert worded("worse", -3.21, 0.9) == (
+        "accumulated loses to fixed 15 % by 3.2 ± 0.9 nats per sequence "
+        "(95 % interval 2.3 to 4.1; 3 seeds each)"
+    )
+    assert worded("undecided", 0.5, 0.9, challengers=2) == (
+        "undecided: accumulated against fixed 15 % differ by 0.5 ± 0.9 nats per sequence "
+        "(95 % interval −0.4 to 1.4; 3 seeds each; p = 0.012 over 2 challengers)"
+    )
+
+
+def test_one_seed_says_that_it_knows_one_noise() -> None:
+    assert "1 seed each, so evaluation noise only" in sentence(difference(seeds=1), EN)
+
+
+def test_equivalent_names_the_margin() -> None:
+    found = difference(verdict="equivalent", margin=1.0)
+    assert "are equivalent within 1 nats per sequence" in sentence(found, EN)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seeds": 1}, "More training seeds are needed"),
+        ({}, "No affordable number of seeds or forwards"),
+        ({"more_seeds": 1}, "1 more seed for each arm would probably decide it."),
+        (
+            {"more_seeds": 4, "sequences_needed": 500},
+            "4 more seeds for each arm or 500 held-out sequences (2.5 times the forwards) would",
+        ),
+    ],
+)
+def test_what_would_decide(changes: dict[str, Any], words: str) -> None:
+    found = difference(verdict="undecided", **changes)
+    assert words in what_would_decide(found, EN)
+    assert words in said(found, EN)
+
+
+REACHED = EquivalentCompute(
+    arm="accumulated", reaches="fixed 15 %", unit="flops", level=-1.8, factor=0.6, low=0.5,
+    high=0.71, reading="reached", spent=1.0, probability_reached=1.0, seeds=3,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "with 0.60 times its FLOPs (95 % interval 0.50 to 0.71)."),
+        ({"reading": "before the first rung", "low": None}, "with at most 0.60 times its FLOPs"),
+        (
+            {"reading": "not reached", "factor": None, "high": None},
+            "does not reach fixed 15 %'s LML with 1.00 times its FLOPs (95 % interval from 0.50).",
+        ),
+    ],
+)
+def test_equivalent_compute(changes: dict[str, Any], words: str) -> None:
+    compute = [REACHED.model_copy(update=changes)]
+    assert words in compute_words(difference(), compute, EN)
+
+
+def test_equivalent_compute_is_said_of_the_arm_that_is_ahead() -> None:
+    other = REACHED.model_copy(update={"arm": "fixed 15 %", "reaches": "accumulated"})
+    behind = replace(difference(), nats_per_sequence=-3.0, verdict="worse")
+    assert compute_words(behind, [REACHED, other], EN).startswith("Fixed 15 % reaches accumulated")
+    assert compute_words(behind, [REACHED], EN) == ""
