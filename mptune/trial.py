@@ -221,6 +221,7 @@ FaultReason = Literal[
     "out_of_memory",
     "worker_died",
     "node_lost",
+    "host_out_of_memory",
     "stalled",
     "disk_full",
     "damaged_checkpoint",
@@ -229,7 +230,7 @@ FaultReason = Literal[
 ]
 
 RETRIED: frozenset[FaultReason] = frozenset(
-    {"worker_died", "node_lost", "stalled", "damaged_checkpoint"}
+    {"worker_died", "node_lost", "host_out_of_memory", "stalled", "damaged_checkpoint"}
 )
 """Faults of the machine, not of the trial: it is run again, from its checkpoint if it has one."""
 

@@ -46,7 +46,9 @@ def add_where(parser: argparse.ArgumentParser) -> None:
         "--on", type=Path, metavar="PROFILE", help="a launcher profile, e.g. launchers/ray.yaml"
     )
     parser.add_argument(
-        "--address", metavar="HOST:PORT", help="an existing Ray cluster; default: start one here"
+        "--address",
+        metavar="HOST:PORT",
+        help="an existing Ray cluster, or auto; default: start one",
     )
 
 

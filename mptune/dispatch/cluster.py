@@ -24,20 +24,29 @@ from mptune.dispatch import reaper
 from mptune.dispatch.head import Head
 from mptune.dispatch.room import Node
 from mptune.dispatch.runtime import one_line
-from mptune.errors import DispatchError
+from mptune.errors import DispatchError, InputError
 
 OBJECT_STORE_BYTES = 80 * 2**20
 """Near Ray's minimum: nothing large goes through its object store."""
+
+REFUSED = (
+    "--address: {address} is for Ray Client, which keeps a search's workers only as long as its "
+    "connection; on a machine of the cluster give auto or HOST:PORT of its head, from elsewhere "
+    "use `mptune launch SPEC --on launchers/ray.yaml`"
+)
 
 
 class Cluster:
     """A Ray of our own, with all CPUs and GPUs of this machine, on loopback; or one at `address`.
 
     Raises:
+        InputError: the address is one of Ray Client.
         DispatchError: Ray does not start, does not answer, or is already in use in this process.
     """
 
     def __init__(self, address: str | None) -> None:
+        if address and address.startswith("ray://"):
+            raise InputError(REFUSED.format(address=address))
         if ray.is_initialized():
             raise DispatchError("Ray is already in use in this process; close it first")
         # Under `uv run` Ray would otherwise rebuild the environment for every worker process.
@@ -47,7 +56,7 @@ class Cluster:
             _init(address=address) if address else self._start()
         except Exception as error:
             where = f"reach the Ray cluster at {address}" if address else "start Ray here"
-            raise DispatchError(f"cannot {where}: {one_line(error)}") from error
+            raise DispatchError(f"cannot {where}: {_why(error)}") from error
         gcs = ray.get_runtime_context().gcs_address
         self._head = Head(gcs, lambda: str(GcsClient(address=gcs).cluster_id))
 
@@ -89,6 +98,20 @@ class Cluster:
         with _on_loopback(), _in_own_sessions():
             _init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES)
         self._reaper = _start_reaper(_descendants() - before)
+
+
+def _why(error: BaseException | None) -> str:
+    """The error in one line; of a refused token that is said, which Ray hides in the causes."""
+    cause = error
+    while cause is not None:
+        if "AuthenticationError" in f"{type(cause).__name__} {cause}":
+            return (
+                "it does not accept your token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or "
+                "~/.ray/auth_token) to the cluster's"
+            )
+        cause = cause.__cause__
+    assert error is not None
+    return one_line(error)
 
 
 def _init(**options: Any) -> None:

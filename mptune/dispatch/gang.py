@@ -504,9 +504,8 @@ class Gang:
             return GangLost(reason_of(error.cause), f"{who}: {one_line(error.cause)}", story)
         story += f"\n{self._log_tails(rank)}"
         if isinstance(error, OutOfMemoryError):
-            return GangLost(
-                "out_of_memory", f"{who} was killed: its node has no memory left", story
-            )
+            detail = f"{who} was killed: {self._node(rank)} has no memory left"
+            return GangLost("host_out_of_memory", detail, story)
         if isinstance(error, RayActorError) and error.actor_init_failed:
             return GangLost("worker_died", f"{who} could not start: {_last_line(error)}", story)
         if _is_nodes(error):

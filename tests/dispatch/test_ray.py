@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 import ray
+from ray._raylet import AuthenticationMode, get_authentication_mode
 
 from mptune.dispatch import gang as gang_module
 from mptune.dispatch import make
@@ -257,6 +258,17 @@ def test_members_are_out_of_the_terminals_reach_and_their_memory_is_known(dispat
     told = started(until_ended(dispatcher, 0))[0]
     assert all(10e6 < b < 1e9 for b in dispatcher.resident_bytes()[told.gang])
     assert all(os.getpgid(pid) != os.getpgid(0) for pid in told.pids)
+
+
+def test_an_address_of_ray_client_is_refused_with_what_to_use_instead():
+    with pytest.raises(InputError, match=r"ray://head:10001 is for Ray Client.*mptune launch"):
+        make(PAIR, local=False, address="ray://head:10001")
+
+
+def test_ray_here_is_on_loopback_with_a_token_and_without_a_dashboard(dispatcher):
+    assert ray.get_runtime_context().gcs_address.startswith("127.0.0.1:")
+    assert get_authentication_mode() == AuthenticationMode.TOKEN
+    assert not ray._private.worker.global_worker.node.address_info["webui_url"]
 
 
 def test_one_ray_per_process(dispatcher):

@@ -81,8 +81,9 @@ class RayCluster:
         self.nodes.insert(0, _started(self._start(cpus, "--head", *where, *options)))
 
     def add_nodes(self, count: int, cpus: float) -> None:
-        starting = [self._start(cpus, f"--address={self.address}") for _ in range(count)]
-        self.nodes += [_started(process) for process in starting]
+        """One after the other: nodes of one address that start at once take each other's ports."""
+        for _ in range(count):
+            self.nodes.append(_started(self._start(cpus, f"--address={self.address}")))
 
     def node_of(self, pid: int) -> Node:
         return next(n for n in self.nodes if n.has(pid))

@@ -69,6 +69,14 @@ def test_a_gang_spans_two_nodes_and_the_death_of_one_costs_only_time(
     assert running.run.trial(0).result.stat().st_mtime_ns == finished
 
 
+def test_a_wrong_token_is_named(cluster, searches):
+    env = {**cluster.env, "RAY_AUTH_TOKEN": "0" * 32, "RAY_NUM_REDIS_GET_RETRIES": "1"}
+    out = Searches(searches.folder, env, searches.arguments).start("refused").end(code=3)
+    assert (
+        f"cannot reach the Ray cluster at {cluster.address}: it does not accept your token" in out
+    )
+
+
 def test_a_head_that_was_restarted_ends_the_search_clearly_and_the_same_command_goes_on(
     cluster, searches, undisturbed
 ):
