@@ -92,7 +92,7 @@ def _hero(report: ReportInput, found: Findings, say: Language) -> Html:
         "section",
         element("p", say("page.recommendation"), class_="eyebrow"),
         _headline(found, say),
-        *(element("p", words) for words in found.recommendation),
+        *(_paragraph(words) for words in found.recommendation),
         element("dl", *_facts(report, found, say), class_="facts"),
         class_="hero",
     )
@@ -149,9 +149,8 @@ def _verdict_card(found: Findings) -> Html:
     return _card(
         found.verdict_title,
         element("p", found.verdict_label, class_=f"badge {tone}"),
-        *(element("p", words) for words in found.verdict),
-        *(element("p", flip.words, class_="flip" if flip.disagree else None)
-          for flip in found.flips),
+        *(_paragraph(words) for words in found.verdict),
+        *(_paragraph(flip.words, "flip" if flip.disagree else None) for flip in found.flips),
         class_="card verdict",
     )  # fmt: skip
 
@@ -168,7 +167,7 @@ def _certainty_card(found: Findings, say: Language) -> Html:
     ]
     label = element("p", say("page.chances"), class_="label") if bars else None
     listed = element("ul", *bars, class_="bars") if bars else None
-    words = (element("p", sentence) for sentence in found.certainty)
+    words = (_paragraph(sentence) for sentence in found.certainty)
     return _card(say("page.certainty"), *words, label, listed)
 
 
@@ -207,6 +206,11 @@ def _checklist(found: Findings, say: Language) -> Html:
     return element("ul", *items, class_="checks")
 
 
+def _paragraph(words: str, class_: str | None = None) -> Html:
+    """No line ends between a number and its per cent sign."""
+    return element("p", words.replace(" %", "\u00a0%"), class_=class_)
+
+
 def _with_code(words: str) -> Iterator[Html | str]:
     """What stands between backticks is code."""
     for number, part in enumerate(words.split("`")):
@@ -234,7 +238,7 @@ def block_element(block: object, say: Language) -> Html:
 
 @block_element.register
 def _(block: Text, say: Language) -> Html:
-    return element("p", block.words, class_="soft" if block.soft else None)
+    return _paragraph(block.words, "soft" if block.soft else None)
 
 
 @block_element.register

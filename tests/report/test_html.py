@@ -49,7 +49,7 @@ class Reader(HTMLParser):
 
 
 def read(report: ReportInput, code: str = "en") -> tuple[str, Reader]:
-    text, reader = page(report, language(code)), Reader()
+    text, reader = page(report, language(code)).replace("\u00a0", " "), Reader()
     reader.feed(text)
     reader.close()
     assert reader.open == []
