@@ -49,7 +49,7 @@ def undisturbed(study, alone, tmp_path_factory):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [0, 1, 2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("workers", [(2, 1), (1, 2)], ids=["2to1", "1to2"])
 def test_a_training_goes_on_with_another_number_of_workers(
     study, alone, pair, undisturbed, tmp_path, stage, workers, precision
