@@ -18,7 +18,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -84,6 +84,11 @@ REPEATABLE = (
     "set_trial_system_attr",
     "set_trial_user_attr",
 )
+
+CUT_OFF = (optuna.exceptions.StorageInternalError, OperationalError)
+"""What a storage raises whose server went away."""
+
+ASK_ATTEMPTS = 3
 
 _Errors = type[Exception] | tuple[type[Exception], ...]
 
@@ -172,18 +177,17 @@ def _storage(address: str) -> optuna.storages.BaseStorage:
 def _outlive_restarts(storage: optuna.storages.RDBStorage) -> None:
     """Wait for a server that went away after the storage was opened, and repeat what it cut off.
 
-    What is repeated changes nothing the second time. Asking for a trial does; that one is not
-    repeated, but it connects patiently as well.
+    What is repeated changes nothing the second time. Asking for a trial does: see
+    `StudyDriver._asked`.
     """
 
     def connect(dialect: Any, record: Any, args: Any, options: Any) -> Any:
         return _patiently(lambda: dialect.connect(*args, **options), dialect.dbapi.OperationalError)
 
     sqlalchemy_event.listen(storage.engine, "do_connect", connect)
-    cut_off = (optuna.exceptions.StorageInternalError, OperationalError)
     for name in REPEATABLE:
         method = getattr(storage, name)
-        setattr(storage, name, partial(_call, method, cut_off))
+        setattr(storage, name, partial(_call, method, CUT_OFF))
 
 
 def _call(method: Callable[..., Any], cut_off: _Errors, *args: Any, **options: Any) -> Any:
@@ -601,8 +605,7 @@ class StudyDriver:
             )
 
     def _ask(self) -> None:
-        self.study.sampler = self.sampler(_next_number(self.study))
-        trial = self.study.ask()
+        trial = self._asked()
         spec = self.propose(trial)
         _describe(trial, spec)
         self._flight[spec.number] = _InFlight(trial, spec, trial.user_attrs.get("retries", 0))
@@ -614,6 +617,23 @@ class StudyDriver:
             self._replay(spec, result)
         else:
             self.dispatcher.submit(spec)
+
+    def _asked(self) -> optuna.Trial:
+        """The next trial. One whose answer a restarting server cut off is queued and asked again.
+
+        Raises:
+            StorageInternalError, OperationalError: the storage fails every time.
+        """
+        for _ in range(ASK_ATTEMPTS - 1):
+            expected = _next_number(self.study)
+            self.study.sampler = self.sampler(expected)
+            with suppress(*CUT_OFF):
+                trial = self.study.ask()
+                if trial.number == expected:
+                    return trial
+            requeue_running(self.study, besides=self._flight)
+        self.study.sampler = self.sampler(_next_number(self.study))
+        return self.study.ask()
 
     def _take_over_twin(self, trial: optuna.Trial, spec: TrialSpec) -> None:
         """A trial is a pure function of its spec: one that has been run is not run again."""
@@ -751,9 +771,10 @@ def _next_number(study: optuna.Study) -> int:
     return min(waiting, default=len(trials))
 
 
-def requeue_running(study: optuna.Study) -> list[int]:
+def requeue_running(study: optuna.Study, besides: Container[int] = ()) -> list[int]:
     """Put the trials of a dead driver back in the queue, under their numbers and parameters."""
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    found = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    running = [trial for trial in found if trial.number not in besides]
     for trial in running:
         _requeue(study, trial._trial_id)
     return [t.number for t in running]

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,24 @@ def test_the_server_is_stopped_and_started_in_mid_search(server, tmp_path, mode)
     disturbed = search(RunDirectory(tmp_path / "b"), server.url, Striker(2, restart), name=name)
     assert numbers(disturbed) == numbers(undisturbed)
     assert {r.state for r in disturbed} == {"COMPLETE"}
+
+
+def test_a_trial_whose_making_was_cut_off_is_asked_again(tmp_path, monkeypatch):
+    """The server has made it, but its answer is lost: nothing is left to run for ever."""
+    make, calls = optuna.storages.RDBStorage._create_new_trial, count()
+
+    def cut_off(*args: Any, **options: Any) -> Any:
+        made = make(*args, **options)
+        if next(calls) == 1:
+            raise optuna.exceptions.StorageInternalError("the server closed the connection")
+        return made
+
+    undisturbed = search(RunDirectory(tmp_path / "a"), f"sqlite:///{tmp_path}/a.db", Striker(-1, 0))
+    monkeypatch.setattr(optuna.storages.RDBStorage, "_create_new_trial", cut_off)
+    url = f"sqlite:///{tmp_path}/b.db"
+    assert numbers(search(RunDirectory(tmp_path / "b"), url, Striker(-1, 0))) == numbers(
+        undisturbed
+    )
 
 
 HOLDER = """\
