@@ -120,6 +120,7 @@ def _started(process: subprocess.Popen[str]) -> Node:
     assert process.stdout is not None
     code = process.wait(60)
     if code:
+        Node(process.pid).kill()
         raise RuntimeError(process.stdout.read())
     process.stdout.close()
     return Node(process.pid)
