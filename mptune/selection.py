@@ -17,7 +17,8 @@ Shape suffixes: A candidates or arms, B contrasts, N sequences, S seeds, Z draws
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -186,6 +187,7 @@ def search_selection(
     tokens_per_sequence: float,
     noise: SeedNoise | None = None,
     confirmed: Sequence[ArmScores] = (),
+    worst: Mapping[int, float] | None = None,
     draws: int = 6400,
     seed: int = 0,
 ) -> SearchSelection:
@@ -193,7 +195,8 @@ def search_selection(
 
     `confirmed` are the scores of fresh trainings on a fresh plan, each named `trial N`; where there
     are at least two with a seed in common, the best of those is recommended, and else the best of
-    the search.
+    the search. `worst` has the score that decides instead, by number of the trial: that of its
+    worst domain.
 
     Raises:
         ValueError: nothing is scored.
@@ -226,20 +229,27 @@ def search_selection(
         for trial, x, mean, se, probability, regret in rows
     ]
     candidates.sort(key=lambda c: (-c.nats_per_token, c.trial))
-    recommended = _recommended(candidates)
+    recommended = _recommended(candidates, worst)
+    chosen_by: Literal["search", "confirmation"] = "confirmation" if again else "search"
     return SearchSelection(
         candidates=tuple(candidates),
         recommended=recommended.trial,
-        chosen_by="confirmation" if again else "search",
+        chosen_by=chosen_by if worst is None else "worst_domain",
         seed_sd=noise.variance**0.5 / tokens_per_sequence if noise else None,
         seed_runs=noise.runs if noise else 0,
         overturned=recommended is not candidates[0],
     )
 
 
-def _recommended(candidates: Sequence[Candidate]) -> Candidate:
-    confirmed = [(c.confirmation.nats_per_token, c) for c in candidates if c.confirmation]
-    return max(confirmed, key=lambda pair: pair[0])[1] if confirmed else candidates[0]
+def _recommended(candidates: Sequence[Candidate], worst: Mapping[int, float] | None) -> Candidate:
+    """Of the confirmed ones if there are any; the earlier in the ranking of equals."""
+
+    def score(c: Candidate) -> float:
+        if worst is not None:
+            return worst.get(c.trial, -math.inf)
+        return c.confirmation.nats_per_token if c.confirmation else c.nats_per_token
+
+    return max([c for c in candidates if c.confirmation] or candidates, key=score)
 
 
 def _confirmations(

@@ -166,6 +166,15 @@ class Training(Section):
         return self
 
 
+class Missing(Section):
+    """Values of the held-out sequences that are taken away: not seen, and not scored."""
+
+    fraction: float = Field(gt=0, lt=1, description="of each sequence's observed values")
+    kind: Literal["random", "block"] = Field(
+        "random", description="anywhere, or one stretch of consecutive positions"
+    )
+
+
 class Score(Section):
     """The frozen scoring plan: the same held-out sequences, counts and masks for every trial."""
 
@@ -179,6 +188,9 @@ class Score(Section):
         (0.15,),
         min_length=1,
         description="mask rates at which loss and accuracy are recorded beside the LML",
+    )
+    missing: tuple[Missing, ...] = Field(
+        (), description="score again with values missing: the same ones for every trial"
     )
     rung_sequences: int = Field(128, gt=1, description="held-out sequences scored at a rung")
     batch_size: int = Field(128, gt=0, description="sequences per scoring forward and worker")
@@ -239,6 +251,11 @@ class Search(Section):
         None, gt=0, description="GPUs x hours of all trials; none starts that would pass it"
     )
     confirm: Confirm = Confirm()
+    choose_by: Literal["heldout", "worst_domain"] = Field(
+        "heldout",
+        description="recommend the trial with the best score, or with the best score on the one of "
+        "data.domains where it does worst",
+    )
     extrapolate_to: tuple[Annotated[Size, Field(ge=1e3)], ...] = Field(
         (), description="sizes for which the report states the laws over size, e.g. [110M]"
     )

@@ -220,6 +220,15 @@ def has_study(run: RunDirectory, url: str | None, name: str) -> bool:
     return name in optuna.study.get_all_study_names(open_storage(run, url))
 
 
+def _existing(run: RunDirectory, url: str | None, name: str) -> optuna.Study | None:
+    """The study, opened once; None if there is none."""
+    if url is None and not run.database.exists():
+        return None
+    with suppress(KeyError):
+        return optuna.load_study(study_name=name, storage=open_storage(run, url))
+    return None
+
+
 def delete_studies(run: RunDirectory, url: str | None, names: Sequence[str]) -> None:
     """Remove studies from the storage, for `--fresh`."""
     storage = open_storage(run, url)
@@ -254,10 +263,8 @@ def names(name: str) -> tuple[str, str, str]:
 
 def records(run: RunDirectory, url: str | None, name: str) -> list[TrialRecord]:
     """Every trial of a study in order of number; empty if there is no such study."""
-    if not has_study(run, url, name):
-        return []
-    study = optuna.load_study(study_name=name, storage=open_storage(run, url))
-    return [_record(t) for t in study.get_trials(deepcopy=False)]
+    study = _existing(run, url, name)
+    return [_record(t) for t in study.get_trials(deepcopy=False)] if study else []
 
 
 def spent_s(run: RunDirectory, url: str | None, name: str) -> float:
@@ -903,6 +910,7 @@ _FREE = {
         "budget_gpu_hours",
         "concurrency",
         "confirm",
+        "choose_by",
         "extrapolate_to",
     ),
     "resources": (
@@ -996,11 +1004,8 @@ def ask_comparison(study: optuna.Study, asked: Mapping[str, Any]) -> None:
 
 def asked_comparison(run: RunDirectory, url: str | None, name: str) -> dict[str, Any] | None:
     """What `ask_comparison` remembered of the comparison of a search, or None."""
-    if not has_study(run, url, compare_name(name)):
-        return None
-    study = optuna.load_study(study_name=compare_name(name), storage=open_storage(run, url))
-    found: dict[str, Any] | None = study.user_attrs.get("comparison")
-    return found
+    study = _existing(run, url, compare_name(name))
+    return study.user_attrs.get("comparison") if study else None
 
 
 def best(found: Sequence[TrialRecord]) -> TrialRecord:

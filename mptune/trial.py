@@ -94,6 +94,7 @@ _LATER: tuple[tuple[tuple[str, ...], Any], ...] = (
     (("training", "compile"), False),
     (("policy", "structure"), {"kind": "token"}),
     (("model", "size"), None),
+    (("score", "missing"), []),
     (("resources", "by_size"), {}),
 )
 """Keys that came after the format's first version: at their defaults they do not count."""

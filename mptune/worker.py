@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -38,6 +39,7 @@ from mptune.trial import (
     Finished,
     LearningPoint,
     LMLScore,
+    MissingScore,
     Prepared,
     PrepareRequest,
     Progress,
@@ -72,7 +74,7 @@ class Worker:
     def __init__(self, rank: int, world_size: int, local_rank: int = 0) -> None:
         self.rank, self.world_size, self.local_rank = rank, world_size, local_rank
         self._ranks: Ranks | None = None
-        self._opened: tuple[tuple[object, ...], HeldOut, dict[str, HeldOut]] | None = None
+        self._opened: _Opened | None = None
 
     def join(self, master_addr: str, master_port: int) -> None:
         """Meet the other ranks; blocks until all are there."""
@@ -274,7 +276,7 @@ class Worker:
         from mptune.training.scoring import HeldOut
 
         key = (prepared, score)
-        if self._opened is None or self._opened[0] != key:
+        if self._opened is None or self._opened.key != key:
             try:
                 plan = LMLPlan.load(prepared.plan)
                 heldout = HeldOut.select(TokenTable.open(Path(prepared.table)), score, plan)
@@ -283,20 +285,26 @@ class Worker:
             if heldout.hash != prepared.plan_hash:
                 raise InputError(f"{prepared.plan} is not the plan that this trial was made for")
             shifted = {name: heldout.shifted(name) for name in heldout.table.domains}
-            self._opened = key, heldout, shifted
-        return self._opened[1]
+            missing = [heldout.without(number) for number in range(len(score.missing))]
+            self._opened = _Opened(key, heldout, shifted, missing)
+        return self._opened.heldout
 
     def _shifted(self, scorer: Scorer) -> dict[str, LMLScore]:
         """The score of each domain, by the same law; empty on other ranks than the first."""
-        from mptune.training.scoring import Scorer
-
         assert self._opened is not None
-        found: dict[str, LMLScore] = {}
-        for name, heldout in self._opened[2].items():
-            scored = Scorer(scorer.engine, heldout, scorer.ranks, scorer.beat).lml()
-            if scored is not None:
-                found[name] = scored[0]
-        return found
+        found = {name: _lml(scorer, there) for name, there in self._opened.shifted.items()}
+        return {name: lml for name, lml in found.items() if lml is not None}
+
+    def _missing(self, trial: TrialSpec, scorer: Scorer) -> tuple[MissingScore, ...]:
+        """The score with values missing; empty on other ranks than the first."""
+        assert self._opened is not None
+        pairs = zip(trial.score.missing, self._opened.missing, strict=True)
+        found = [(gone, _lml(scorer, there)) for gone, there in pairs]
+        return tuple(
+            MissingScore(fraction=gone.fraction, kind=gone.kind, lml=lml)
+            for gone, lml in found
+            if lml is not None
+        )
 
     def _joined(self) -> Ranks:
         if self._ranks is None:
@@ -321,7 +329,7 @@ class Worker:
 
         scoring = time.monotonic()
         scored, rates = scorer.lml(), scorer.rates()
-        shifted = self._shifted(scorer)
+        shifted, missing = self._shifted(scorer), self._missing(trial, scorer)
         if scored is None:
             return None
         lml, nats_per_sequence, rows = scored
@@ -334,6 +342,7 @@ class Worker:
             lml=lml,
             rates=rates,
             lml_shift=shifted,
+            lml_missing=missing,
             cost=Cost(
                 tokens=spent.tokens,
                 flops=spent.flops,
@@ -355,6 +364,24 @@ class Worker:
         )
         write_text(directory.result, result.model_dump_json(indent=2) + "\n")
         return result
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What a worker keeps open from trial to trial of one study."""
+
+    key: tuple[object, ...]
+    heldout: HeldOut
+    shifted: dict[str, HeldOut]
+    missing: list[HeldOut]
+
+
+def _lml(scorer: Scorer, heldout: HeldOut) -> LMLScore | None:
+    """The same model's score elsewhere; None on other ranks than the first."""
+    from mptune.training.scoring import Scorer
+
+    scored = Scorer(scorer.engine, heldout, scorer.ranks, scorer.beat).lml()
+    return None if scored is None else scored[0]
 
 
 def _prequential(spent: Spent, scorer: Scorer) -> float | None:

@@ -29,6 +29,8 @@ from mptune.report.model import (
     is_fixed_15,
     spend,
 )
+from mptune.robustness import Scored as Everywhere
+from mptune.robustness import robustness, worst_domain
 from mptune.selection import Scored, SearchSelection, search_selection, seed_noise
 from mptune.sequential import schedule
 from mptune.sizes import ACCUMULATED, BASELINE, Measured, by_size
@@ -65,14 +67,11 @@ def collect(
     """
     if extrapolate_to is None:
         extrapolate_to = spec.search.extrapolate_to
-    searched = study.records(run, spec.storage.url, spec.name)
-    shares = study.importances(run, spec.storage.url, spec.name)
-    compared = study.records(run, spec.storage.url, study.compare_name(spec.name))
-    confirmed = study.records(run, spec.storage.url, study.confirm_name(spec.name))
-    prepared = _prepared(run)
+    found = Found.of(run, spec)
+    searched, prepared, arms = found.searched, found.prepared, found.arms()
     tried = [
         r
-        for r in (*searched, *confirmed, *compared)
+        for r in (*searched, *found.confirmed, *found.compared)
         if r.state not in ("WAITING", "RUNNING") and r.same_as is None
     ]
     results = [r.result for r in tried if r.result is not None]
@@ -81,16 +80,55 @@ def collect(
         data=prepared.description if prepared else build("data", spec.data).words(),
         prepared=prepared,
         trials=tuple(_row(r) for r in searched if r.state != "WAITING"),
-        comparison=comparison_report(Asked.last(run, spec), compared, prepared, run),
-        selection=selection_report(run, spec),
-        by_size=by_size(list(_measured((*searched, *compared))), extrapolate_to),
+        comparison=comparison_report(found.asked, found.compared, prepared, run),
+        selection=selection_report(found),
+        by_size=by_size(list(_measured((*searched, *found.compared))), extrapolate_to),
+        robustness=robustness(_everywhere(searched, arms), spec.search.choose_by != "heldout"),
         spend=spend(results, trials=len(tried), wall_s=_wall_s(run, spec)),
-        importance=importance_rows(searched, shares),
+        importance=importance_rows(searched, study.importances(run, spec.storage.url, spec.name)),
         plan_hash=prepared.plan_hash if prepared else "",
         versions=_versions(results[0].versions if results else {}),
         commands=(command,),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+@dataclass(frozen=True)
+class Found:
+    """Everything that a run directory's studies hold."""
+
+    run: RunDirectory
+    spec: SearchSpec
+    prepared: Prepared | None
+    searched: Sequence[TrialRecord]
+    confirmed: Sequence[TrialRecord]
+    compared: Sequence[TrialRecord]
+    asked: Asked | None
+
+    @classmethod
+    def of(cls, run: RunDirectory, spec: SearchSpec) -> Found:
+        searched, confirmed, compared = (
+            study.records(run, spec.storage.url, name) for name in study.names(spec.name)
+        )
+        prepared, asked = _prepared(run), Asked.last(run, spec)
+        return cls(run, spec, prepared, searched, confirmed, compared, asked)
+
+    def arms(self) -> dict[str, list[TrialRecord]]:
+        """The runs of each arm of the comparison that was run last."""
+        return self.asked.runs(self.compared) if self.asked else {}
+
+
+def _everywhere(
+    searched: Sequence[TrialRecord], arms: Mapping[str, Sequence[TrialRecord]]
+) -> list[Everywhere]:
+    """Trials by score, then arms."""
+    trials = [
+        Everywhere(r.label, [r.result], trial=r.number)
+        for r in finalists(searched, len(searched))
+        if r.result is not None
+    ]
+    runs = {name: [r.result for r in rs if r.result is not None] for name, rs in arms.items()}
+    return [*trials, *(Everywhere(name, found, arm=name) for name, found in runs.items())]
 
 
 def _measured(found: Sequence[TrialRecord]) -> Iterator[Measured]:
@@ -251,21 +289,29 @@ def comparison_report(
     )
 
 
-def finalists(found: Sequence[TrialRecord], most: int) -> list[TrialRecord]:
-    """The best finished trials of a search, best first; the same point counts once."""
+def finalists(found: Sequence[TrialRecord], most: int, by_worst: bool = False) -> list[TrialRecord]:
+    """The best finished trials of a search, best first; the same point counts once.
+
+    With `by_worst` they are judged by their worst domain, where there are domains.
+    """
     unique: dict[str, TrialRecord] = {}
     for record in found:
         result = record.result
         if record.state == "COMPLETE" and result and math.isfinite(result.lml.nats_per_token):
             unique.setdefault(result.fingerprint, record)
-    return sorted(unique.values(), key=study.by_score)[:most]
+    key = _by_worst if by_worst else study.by_score
+    return sorted(unique.values(), key=key)[:most]
 
 
-def selection_report(run: RunDirectory, spec: SearchSpec) -> SearchSelection | None:
+def _by_worst(record: TrialRecord) -> tuple[float, int]:
+    worst = worst_domain([record.result]) if record.result else None
+    return (-worst[1], record.number) if worst else study.by_score(record)
+
+
+def selection_report(found: Found) -> SearchSelection | None:
     """The choice among the search's trials; None if none is scored."""
-    url, prepared = spec.storage.url, _prepared(run)
-    found = study.records(run, url, spec.name)
-    ranked = finalists(found, len(found))
+    run, prepared = found.run, found.prepared
+    ranked = finalists(found.searched, len(found.searched))
     if not ranked or prepared is None:
         return None
     scored = [
@@ -275,16 +321,32 @@ def selection_report(run: RunDirectory, spec: SearchSpec) -> SearchSelection | N
     ]
     if not scored:
         return None
-    confirmed = _arm_scores(study.records(run, url, study.confirm_name(spec.name)), prepared, run)
-    compared = study.records(run, url, study.compare_name(spec.name))
-    asked = Asked.last(run, spec)
+    confirmed = _arm_scores(found.confirmed, prepared, run)
     arms = [
         s
-        for name, records in (asked.runs(compared) if asked else {}).items()
+        for name, records in found.arms().items()
         if (s := _scores(name, records, prepared, run)) is not None
     ]
     tokens = prepared.heldout_tokens / prepared.heldout_sequences
-    return search_selection(scored, tokens, seed_noise([confirmed, arms]), confirmed)
+    noise, worst = seed_noise([confirmed, arms]), _worst_scores(found, ranked)
+    return search_selection(scored, tokens, noise, confirmed, worst)
+
+
+def _worst_scores(found: Found, ranked: Sequence[TrialRecord]) -> dict[int, float] | None:
+    """Score of each trial at its worst domain, of its fresh runs where there are any.
+
+    None if that does not decide, or there are no domains.
+    """
+    if found.spec.search.choose_by != "worst_domain":
+        return None
+    scores = {}
+    for record in ranked:
+        own = [r.result for r in found.confirmed if r.arm == f"trial {record.number}"]
+        fresh = [result for result in own if result is not None]
+        worst = worst_domain(fresh or [record.result] if record.result else [])
+        if worst is not None:
+            scores[record.number] = worst[1]
+    return scores or None
 
 
 def _arm_scores(
@@ -302,10 +364,11 @@ def recommended(run: RunDirectory, spec: SearchSpec) -> TrialRecord:
     Raises:
         NoResultError: no trial has finished.
     """
-    found = study.records(run, spec.storage.url, spec.name)
-    selection = selection_report(run, spec)
-    chosen = [r for r in found if selection is not None and r.number == selection.recommended]
-    return chosen[0] if chosen else study.best(found)
+    found = Found.of(run, spec)
+    selection = selection_report(found)
+    number = selection.recommended if selection else None
+    chosen = [r for r in found.searched if r.number == number]
+    return chosen[0] if chosen else study.best(found.searched)
 
 
 def _looks(comparison: Comparison) -> tuple[int, ...]:

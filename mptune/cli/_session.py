@@ -249,7 +249,9 @@ class Session:
     def confirm(self) -> None:
         """Train the best trials anew, seed by seed, and score them on a plan of its own."""
         wanted, name = self.spec.search.confirm, study.confirm_name(self.spec.name)
-        top = finalists(study.records(self.run, self.url, self.spec.name), wanted.top)
+        by_worst = self.spec.search.choose_by == "worst_domain"
+        searched = study.records(self.run, self.url, self.spec.name)
+        top = finalists(searched, wanted.top, by_worst)
         if len(top) < 2 or 0 in self._budgets("confirmation").values():
             return
         pruner = optuna.pruners.NopPruner()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -32,6 +32,7 @@ from mptune.lml import (
 )
 from mptune.spec import Score
 from mptune.training.batches import attended, seeded_order
+from mptune.training.missing import removed
 from mptune.training.ranks import Ranks
 from mptune.trial import CurvePoint, LMLScore, RateScore
 
@@ -114,6 +115,20 @@ class HeldOut:
         """The same for a domain of the table."""
         made = HeldOut.select(self.table, self.score, domain=domain)
         # Counts of the training split serve all domains; a cached property lives in __dict__.
+        made.__dict__["covariates"] = self.covariates
+        return made
+
+    def without(self, number: int) -> HeldOut:
+        """The same with the values of the score's injection `number` missing.
+
+        They look like values that were missing at the source: padding that nothing attends to.
+        """
+        observed_ND, score = self.plan.observed_ND, self.score
+        gone_ND = removed(observed_ND, score.missing[number], score.seed, number)
+        tokens_ND = np.where(gone_ND, self.tokens.dtype.type(self.table.pad_id), self.tokens)
+        widths = None if self.log_widths is None else np.where(gone_ND, 0, self.log_widths)
+        plan = LMLPlan.make(observed_ND & ~gone_ND, forwards=score.forwards, seed=score.seed)
+        made = replace(self, tokens=tokens_ND, plan=plan, log_widths=widths)
         made.__dict__["covariates"] = self.covariates
         return made
 

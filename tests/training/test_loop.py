@@ -17,14 +17,14 @@ from mptune.artifacts import Folder, Remote
 from mptune.data.table import TokenTable
 from mptune.errors import NonFiniteLoss
 from mptune.paths import TrialDirectory
-from mptune.spec import build
+from mptune.spec import Missing, build
 from mptune.training.loop import Inputs, Loop, code_weights
 from mptune.training.ranks import AgreedFailure, Ranks
 from mptune.training.schedule import Spent
 from mptune.trial import Failed, Finished, Progress, Rung, Scoring, Started, Stopped
 from mptune.worker import Worker
 from tests.objects import bucket
-from tests.training.trials import LENGTH, Script, free_port
+from tests.training.trials import LENGTH, SCORE, Script, free_port
 
 
 def result(events):
@@ -108,8 +108,13 @@ def test_a_rung_keeps_what_it_had_cost(one, study, alone, tmp_path):
     assert (half.progress, half.tokens) == (0.5, 12 * 32 * LENGTH)
     assert 0.4 < half.flops / result(one).cost.flops < 0.6
     assert 0 < half.seconds < result(one).cost.training_s
-    ends = study(tmp_path, rungs=(0.5, 1.0))
-    assert [p.progress for p in result(alone(ends)).learning] == [0.5, 1.0]
+    gone = Missing(fraction=0.5)
+    ends = study(tmp_path, rungs=(0.5, 1.0), score=SCORE.model_copy(update={"missing": (gone,)}))
+    found = result(alone(ends))
+    assert [p.progress for p in found.learning] == [0.5, 1.0]
+    assert found.lml_missing[0].fraction == 0.5
+    halved = found.lml_missing[0].lml.nats_per_sequence / found.lml.nats_per_sequence
+    assert halved == pytest.approx(0.5, abs=0.05), "what is gone is not scored"
     with np.load(TrialDirectory.of(ends.directory).scores) as scores:
         means = scores["at_rungs"].mean(1) / LENGTH
     assert means[0] == pytest.approx(half.nats_per_token, rel=0.1)

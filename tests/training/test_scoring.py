@@ -12,7 +12,7 @@ import torch
 from mptune.data.table import Meta, Split, store
 from mptune.errors import InputError
 from mptune.lml import LMLPlan, NonFiniteLogProb
-from mptune.spec import Score
+from mptune.spec import Missing, Score
 from mptune.training.ranks import Ranks
 from mptune.training.scoring import HeldOut, Scorer, bits_per_byte
 
@@ -159,3 +159,21 @@ def test_a_plan_of_other_data_is_refused(table):
 def test_bits_per_byte():
     assert bits_per_byte(-math.log(2), 4.0) == pytest.approx(0.25)
     assert bits_per_byte(-1.0, None) is None
+
+
+@pytest.mark.parametrize("kind", ["random", "block"])
+def test_missing_values_are_neither_seen_nor_scored(table, kind):
+    score = SCORE.model_copy(update={"missing": (Missing(fraction=0.3, kind=kind),)})
+    home = HeldOut.select(table(log_widths=-1.5), score)
+    there = home.without(0)
+    gone = home.plan.observed_ND & ~there.plan.observed_ND
+    lengths = home.plan.observed_ND.sum(1)
+    assert gone.sum(1) == pytest.approx(np.rint(0.3 * lengths))
+    assert (there.tokens[gone] == home.table.pad_id).all()
+    assert (there.tokens[~gone] == home.tokens[~gone]).all()
+    model = Constant([0.0] * SYMBOLS)
+    found, per_sequence, _ = Scorer(model, there, Ranks()).lml()
+    expected = (1.5 - math.log(SYMBOLS)) * there.plan.observed_ND.sum(1)
+    assert per_sequence == pytest.approx(expected, rel=1e-6)
+    assert found.plan_hash != home.hash
+    assert (home.without(0).plan.observed_ND == there.plan.observed_ND).all(), "frozen"
