@@ -1,0 +1,144 @@
+"""The stack of today beside mptune: Ray Tune + OptunaSearch + TorchTrainer, on the same spec.
+
+    python benchmarks/peer.py SPEC FOLDER [--trials N]
+
+Every trial is a TorchTrainer of its own, as its documentation has it; its training function is
+mptune's own worker, so that both do the same steps and the same scoring. Prints, as JSON, when each
+trial took its first step and when it ended (seconds since the epoch, by the clock of rank 0).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from mptune import study
+from mptune.paths import RunDirectory, cache_directory
+from mptune.space import Space
+from mptune.spec import SearchSpec, build
+from mptune.specfile import SpecFile
+from mptune.trial import Finished, PrepareRequest, Rung, Started, StopReason, TrialSpec
+from mptune.worker import Worker
+
+
+class GoesOn:
+    """Nobody prunes, nobody stops."""
+
+    def stop_requested(self) -> StopReason | None:
+        return None
+
+    def go_on(self, rung: Rung) -> bool:
+        return True
+
+
+def train(config: dict[str, Any]) -> None:
+    """TorchTrainer's training function: one rank of one trial."""
+    import ray.train
+
+    context = ray.train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    trial = TrialSpec.model_validate_json(config["trial"])
+    worker = Worker(rank, size, context.get_local_rank())
+    worker.join(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    score = 0.0
+    for event in worker.run(trial, GoesOn()):
+        if isinstance(event, Started):
+            stamp(trial, "started")
+        if isinstance(event, Finished):
+            stamp(trial, "ended")
+            score = event.result.lml.nats_per_token
+    ray.train.report({"lml": score})
+
+
+def stamp(trial: TrialSpec, what: str) -> None:
+    with (Path(trial.directory).parent / "stamps.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"what": what, "number": trial.number, "time": time.time()}) + "\n")
+
+
+class Trials:
+    """Tune's trainable: proposes nothing, runs one TorchTrainer."""
+
+    def __init__(self, spec: Path, folder: Path) -> None:
+        self.file = SpecFile.read(spec)
+        self.spec: SearchSpec = self.file.validate()
+        self.run = RunDirectory(folder)
+        data = build("data", self.spec.data).resolved(spec.absolute().parent)
+        self.data = data.model_dump(mode="json")
+        self.factory = study.TrialFactory("peer", "search", self.run, self._prepared(), self.data)
+
+    def _prepared(self) -> Any:
+        request = PrepareRequest(
+            data=self.data, score=self.spec.score, cache=str(cache_directory() / "tables"),
+            plan=str(self.run.plan.absolute()),
+        )  # fmt: skip
+        return Worker(0, 1).prepare(request)
+
+    def search(self, trials: int) -> None:
+        import ray
+        from ray import tune
+        from ray.tune.search.optuna import OptunaSearch
+
+        r, cpus = self.spec.resources, os.cpu_count() or 1
+        # One CPU more than there are, for the trainables that only wait: without it the trainers'
+        # placement groups never fit beside them.
+        ray.init(
+            num_cpus=cpus + 1, include_dashboard=False, logging_level="error", log_to_driver=False
+        )
+        tuner = tune.Tuner(
+            tune.with_resources(self._trainable(), {"CPU": 0.01}),
+            param_space={"policy.rate": tune.uniform(0.1, 0.6)},
+            tune_config=tune.TuneConfig(
+                metric="lml", mode="max", num_samples=trials, search_alg=OptunaSearch(seed=0),
+                max_concurrent_trials=max(1, int(cpus / (r.workers * r.cpus_per_worker))),
+            ),
+            run_config=tune.RunConfig(storage_path=str(self.run.root.absolute()), verbose=0),
+        )  # fmt: skip
+        tuner.fit()
+
+    def _trainable(self) -> Any:
+        space, factory, r = Space(self.file), self.factory, self.spec.resources
+        root = self.run.root.absolute()
+
+        def trainable(config: dict[str, Any]) -> None:
+            from ray.train import RunConfig, ScalingConfig
+            from ray.train.torch import TorchTrainer
+            from ray.tune import get_context
+            from ray.tune.integration.ray_train import TuneReportCallback
+
+            name = get_context().get_trial_name()
+            number = time.time_ns() // 1_000_000 % 1_000_000  # Tune's own are not numbers
+            trial = factory.make(space.at(config), number, 0)
+            TorchTrainer(
+                train,
+                train_loop_config={"trial": trial.model_dump_json()},
+                scaling_config=ScalingConfig(
+                    num_workers=r.workers, resources_per_worker={"CPU": r.cpus_per_worker}
+                ),
+                run_config=RunConfig(
+                    name=name, storage_path=str(root / "train"), callbacks=[TuneReportCallback()]
+                ),
+            ).fit()
+
+        return trainable
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("spec", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--trials", type=int, default=16)
+    given = parser.parse_args()
+    Trials(given.spec, given.folder).search(given.trials)
+    stamps = (given.folder / "trials" / "stamps.jsonl").read_text(encoding="utf-8").splitlines()
+    print(json.dumps([json.loads(line) for line in stamps]))
+
+
+if __name__ == "__main__":
+    main()
