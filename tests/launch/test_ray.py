@@ -108,6 +108,10 @@ def test_a_search_is_left_stopped_and_gone_on_with(cluster: tuple[Path, str]) ->
     twice = launch(folder, "spec.yaml", "--on", "ray.yaml", *more)
     assert twice.returncode == 3
     assert twice.stderr == "mptune: long runs already; see `mptune launch logs`\n"
+    # A job runs before its driver has imported everything and made the run directory.
+    while not (folder / "shared" / "long").is_dir():
+        assert time.monotonic() < deadline, "no run directory"
+        time.sleep(0.1)
     stopped = launch(folder, "stop", "long", "--on", "ray.yaml")
     assert stopped.returncode == 0, stopped.stderr
     gone = launch(folder, "status", "long", "--on", "ray.yaml")
