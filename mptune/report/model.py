@@ -46,7 +46,9 @@ class TrialRow(Message):
     learning: tuple[LearningPoint, ...] = Field(
         (), description="the same with cost and standard error; the final score is not among them"
     )
-    kpi: KpiValue | None = Field(None, description="what score.kpi said of it")
+    kpi: KpiValue | None = Field(
+        None, description="the user's own downstream figure; not measured yet"
+    )
     params: dict[str, float | str] = Field(
         default_factory=dict, description="what the sampler chose: dimension -> value"
     )
@@ -133,7 +135,7 @@ class ReportInput(Message):
     robustness: Robustness | None = Field(
         None, description="None without domains and without score.missing"
     )
-    kpi: KpiReport | None = Field(None, description="None without score.kpi")
+    kpi: KpiReport | None = Field(None, description="None: no KPI is measured yet")
     importance: tuple[Importance, ...] = Field(
         (), description="by share, largest first; empty with too few trials"
     )
