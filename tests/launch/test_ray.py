@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import Request, urlopen
@@ -72,10 +73,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     parent = psutil.Process(process.pid)
     family = [*parent.children(recursive=True), parent]
     for member in family:
-        member.terminate()
+        with suppress(psutil.NoSuchProcess):
+            member.terminate()
     _, left = psutil.wait_procs(family, timeout=15)
     for member in left:
-        member.kill()
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
 
 
 def test_a_search_goes_from_a_spec_to_a_report(cluster: tuple[Path, str]) -> None:
