@@ -58,4 +58,4 @@ def _sizes(words: list[str]) -> list[float]:
         return TypeAdapter(list[Size]).validate_python(words)
     except ValidationError as error:
         wrong = error.errors()[0]["input"]
-        raise InputError(f"--size {wrong}: is no size; give parameters, e.g. 110M") from None
+        raise InputError(f"--size {wrong}: not a size; give parameters, e.g. 110M") from None
