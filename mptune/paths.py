@@ -149,6 +149,11 @@ class TrialDirectory:
         return self.weights / "module.pt"
 
     @property
+    def kpi(self) -> Path:
+        """What the user's own function said of the trial: its name and a `KpiValue`."""
+        return self.root / "kpi.json"
+
+    @property
     def tensorboard(self) -> Path:
         return self.root / "tensorboard"
 

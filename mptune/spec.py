@@ -192,6 +192,14 @@ class Score(Section):
     missing: tuple[Missing, ...] = Field(
         (), description="score again with values missing: the same ones for every trial"
     )
+    kpi: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+        description="your own figure, `package.module:function` (model folder -> number, or number "
+        "and standard error), measured on every finished trial; needs training.keep_weights",
+    )
+    kpi_higher_is_better: bool = True
+    kpi_timeout_s: float = Field(3600.0, gt=0, description="of one call of it")
     rung_sequences: int = Field(128, gt=1, description="held-out sequences scored at a rung")
     batch_size: int = Field(128, gt=0, description="sequences per scoring forward and worker")
     seed: int = Field(0, ge=0)
@@ -381,3 +389,9 @@ class SearchSpec(Section):
     compare: Comparison | None = None
     resources: Resources = Resources()
     storage: Storage = Storage()
+
+    @model_validator(mode="after")
+    def _kpi_has_weights(self) -> SearchSpec:
+        if self.score.kpi is not None and not self.training.keep_weights:
+            raise ValueError("score.kpi needs training.keep_weights: true")
+        return self

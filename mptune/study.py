@@ -903,6 +903,7 @@ def claim_spec(study: optuna.Study, resolved: Mapping[str, Any]) -> None:
 
 
 _FREE = {
+    "score": ("kpi", "kpi_higher_is_better", "kpi_timeout_s"),
     "search": (
         "trials",
         "budget_seconds",

@@ -104,6 +104,8 @@ def _drop_later(what: dict[str, Any]) -> None:
     del what["training"]["keep_weights"]  # changes no number of a result
     for key in ("stall_timeout_s", "retries"):  # nor do these
         what["resources"].pop(key, None)
+    for key in ("kpi", "kpi_higher_is_better", "kpi_timeout_s"):  # nor these
+        what["score"].pop(key, None)
     for (*path, key), default in _LATER:
         section = what
         for part in path:

@@ -26,7 +26,7 @@ from mptune.study import copy_studies
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
-OF_TRIALS = ("trial.json", "result.json", "scores.npz")
+OF_TRIALS = ("trial.json", "result.json", "scores.npz", "kpi.json")
 
 
 def pack(run: RunDirectory, url: str | None, name: str, target: Path) -> int:

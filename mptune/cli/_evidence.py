@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from mptune import __version__, study
+from mptune.cli import _kpi
 from mptune.compare import ArmScores, compare, selection_probabilities
 from mptune.compute import UNITS, Curves, equivalent_compute, mean_curve
 from mptune.errors import InputError
+from mptune.kpi import KpiValue
 from mptune.paths import RunDirectory, TrialDirectory
 from mptune.report.model import (
     ArmRow,
@@ -79,11 +81,12 @@ def collect(
         study=spec.name,
         data=prepared.description if prepared else build("data", spec.data).words(),
         prepared=prepared,
-        trials=tuple(_row(r) for r in searched if r.state != "WAITING"),
+        trials=tuple(_row(r, _kpi_of(found, r)) for r in searched if r.state != "WAITING"),
         comparison=comparison_report(found.asked, found.compared, prepared, run),
         selection=selection_report(found),
         by_size=by_size(list(_measured((*searched, *found.compared))), extrapolate_to),
         robustness=robustness(_everywhere(searched, arms), spec.search.choose_by != "heldout"),
+        kpi=_kpi.report(run, spec.score, searched),
         spend=spend(results, trials=len(tried), wall_s=_wall_s(run, spec)),
         importance=importance_rows(searched, study.importances(run, spec.storage.url, spec.name)),
         plan_hash=prepared.plan_hash if prepared else "",
@@ -205,7 +208,12 @@ def mask_rates(spec: TrialSpec) -> tuple[tuple[float, float, float], ...]:
     return tuple(found)
 
 
-def _row(record: TrialRecord) -> TrialRow:
+def _kpi_of(found: Found, record: TrialRecord) -> KpiValue | None:
+    name = found.spec.score.kpi
+    return None if name is None else _kpi.stored(found.run, name, record)
+
+
+def _row(record: TrialRecord, kpi: KpiValue | None = None) -> TrialRow:
     policy_words, _, model_words = record.label.partition(" · ")
     return TrialRow(
         number=record.number,
@@ -222,6 +230,7 @@ def _row(record: TrialRecord) -> TrialRow:
         mask_rates=mask_rates(record.spec) if record.spec else (),
         seconds=record.seconds,
         result=record.result,
+        kpi=kpi,
         rungs=tuple((step / 100, value) for step, value in sorted(record.rungs.items())),
         learning=record.result.learning if record.result else record.learning,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mptune import report
-from mptune.cli import _arguments
+from mptune.cli import _arguments, _kpi
 from mptune.cli._session import Session
 from mptune.errors import InterruptedSearch, NoResultError
 from mptune.paths import RunDirectory
@@ -42,8 +42,10 @@ def run(arguments: argparse.Namespace, *, searching: bool, file: SpecFile | None
         local=arguments.local,
         address=_arguments.address(arguments),
     )
+    _kpi.check_importable(spec.score)
     with session.open(fresh=arguments.fresh, yes=arguments.yes):
         _drive(session, searching)
+        session.measure_kpi()
     return answer(console, session.evidence(), session.run, arguments.json, arguments.lang)
 
 

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.console import Console
 
 from mptune import dispatch, study
 from mptune.artifacts import Remote
+from mptune.cli import _kpi
 from mptune.cli._evidence import Asked, collect, comparison_report, finalists, recommended
 from mptune.dispatch.base import Dispatcher
 from mptune.errors import InputError
@@ -85,12 +87,12 @@ class Session:
             if entry != self.run.lock:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
-    def _write_spec(self) -> None:
+    def _write_spec(self, *, accepted: bool = False) -> None:
         """The spec goes in first; a resume keeps the stored one until it is accepted."""
-        resolved = self.file.resolved(self.spec)
-        if not self.run.resolved.exists():
+        resolved = yaml.safe_dump(self.file.resolved(self.spec), sort_keys=False)
+        if accepted or not self.run.resolved.exists():
             write_text(self.run.spec, self.file.text)
-            write_text(self.run.resolved, yaml.safe_dump(resolved, sort_keys=False))
+            write_text(self.run.resolved, resolved)
 
     def dispatcher(self) -> Dispatcher:
         """Started when first needed: a finished search is reported without Ray."""
@@ -175,6 +177,7 @@ class Session:
         pruner = study.make_pruner(self.spec.search.pruner)
         opened = study.open_study(self.run, self.url, self.spec.name, pruner=pruner)
         study.claim_spec(opened, self.file.resolved(self.spec))
+        self._write_spec(accepted=True)
         study.enqueue_arms(opened, Space(self.file).arms())
         if study.ended(opened) >= self.spec.search.trials:
             return
@@ -356,6 +359,14 @@ class Session:
             n: d.labels[0] if hasattr(d, "labels") else d.low
             for n, d in self.file.dimensions.items()
         }
+
+    def measure_kpi(self) -> None:
+        """The user's own function on the finished trials of the search, if the spec names one."""
+        if self.spec.score.kpi is None:
+            return
+        found = study.records(self.run, self.url, self.spec.name)
+        say = partial(self.console.print, soft_wrap=True, markup=False)
+        _kpi.measure_all(self.run, self.spec.score, found, say)
 
     # --- reporting -----------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from mptune.report.language import Language
 from mptune.report.model import ArmRow, ComparisonReport, Ranked, ReportInput
 from mptune.report.words import minus
 from mptune.robustness import RobustnessRow
+from mptune.trial import TrialResult
 
 MIN_FORWARDS = 100
 """Below this many forwards an interval is not to be trusted (racing experiments)."""
@@ -34,11 +35,18 @@ class Check:
 
 @dataclass(frozen=True)
 class Case:
-    """What a check looks at: the report, its finished trials, and the recommended one."""
+    """What a check looks at.
+
+    Attributes:
+        report: all of it.
+        results: of the finished trials, or of the arms' runs where nothing was searched.
+        best: the recommended trial; None where nothing was searched.
+        say: the language.
+    """
 
     report: ReportInput
-    ranked: Sequence[Ranked]
-    best: Ranked
+    results: Sequence[TrialResult]
+    best: Ranked | None
     say: Language
 
 
@@ -50,9 +58,11 @@ def checklist(
 ) -> Iterator[Check]:
     """Every check that applies, in order."""
     yield _finished(report, say)
-    if best is None:
+    runs = [run.result for arm in _arms(report.comparison) for run in arm.runs]
+    results = [row.result for row in ranked] or ([] if report.trials else runs)
+    if not results:
         return
-    case = Case(report, ranked, best, say)
+    case = Case(report, results, best, say)
     for check in CHECKS:
         yield from check(case)
 
@@ -60,9 +70,13 @@ def checklist(
 def _finished(report: ReportInput, say: Language) -> Check:
     states = [t.state for t in report.trials]
     failed, pruned = states.count("FAIL"), states.count("PRUNED")
-    finished = sum(t.finished for t in report.trials)
+    finished, n = sum(t.finished for t in report.trials), len(states)
+    if not states:
+        finished = sum(len(arm.runs) for arm in _arms(report.comparison))
+        failed = sum(arm.failures for arm in _arms(report.comparison))
+        n = finished + failed
     key = "check.some_failed" if failed else "check.none_failed"
-    words = say(key, finished=finished, n=len(states), pruned=pruned, failed=failed)
+    words = say(key, finished=finished, n=n, pruned=pruned, failed=failed)
     return Check(finished > 0 and not failed, words)
 
 
@@ -97,13 +111,13 @@ def _arms(comparison: ComparisonReport | None) -> Sequence[ArmRow]:
 
 
 def _forwards(case: Case) -> Iterator[Check]:
-    least = min(row.result.lml.forwards for row in case.ranked)
+    least = min(result.lml.forwards for result in case.results)
     enough = least >= MIN_FORWARDS
     yield Check(enough, case.say("check.forwards" if enough else "check.few_forwards", least=least))
 
 
 def _budget(case: Case) -> Iterator[Check]:
-    costs = [row.result.cost for row in case.ranked]
+    costs = [result.cost for result in case.results]
     budgets = {
         "tokens": [float(cost.tokens) for cost in costs],
         "flops": [cost.flops for cost in costs],
@@ -117,7 +131,7 @@ def _budget(case: Case) -> Iterator[Check]:
 
 
 def _versions(case: Case) -> Iterator[Check]:
-    one = len({tuple(sorted(row.result.versions.items())) for row in case.ranked}) == 1
+    one = len({tuple(sorted(result.versions.items())) for result in case.results}) == 1
     yield Check(one, case.say("check.one_version" if one else "check.other_versions"))
 
 
@@ -168,11 +182,16 @@ def _domains(case: Case) -> Iterator[Check]:
 
 def _row_of(case: Case) -> RobustnessRow | None:
     rows = case.report.robustness.rows if case.report.robustness else ()
-    return next((r for r in rows if r.trial == case.best.trial.number), None)
+    if case.best is None:
+        return None
+    number = case.best.trial.number
+    return next((r for r in rows if r.trial == number), None)
 
 
 def _kpi(case: Case) -> Iterator[Check]:
     kpi = case.report.kpi
+    if case.best is None:
+        return  # it is measured on the trials of a search
     if kpi is None:
         yield Check(False, case.say("check.no_kpi"))
         return

@@ -46,9 +46,7 @@ class TrialRow(Message):
     learning: tuple[LearningPoint, ...] = Field(
         (), description="the same with cost and standard error; the final score is not among them"
     )
-    kpi: KpiValue | None = Field(
-        None, description="the user's own downstream figure; not measured yet"
-    )
+    kpi: KpiValue | None = Field(None, description="what score.kpi said of it")
     params: dict[str, float | str] = Field(
         default_factory=dict, description="what the sampler chose: dimension -> value"
     )
@@ -135,7 +133,7 @@ class ReportInput(Message):
     robustness: Robustness | None = Field(
         None, description="None without domains and without score.missing"
     )
-    kpi: KpiReport | None = Field(None, description="None: no KPI is measured yet")
+    kpi: KpiReport | None = Field(None, description="None without score.kpi")
     importance: tuple[Importance, ...] = Field(
         (), description="by share, largest first; empty with too few trials"
     )

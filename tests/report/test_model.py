@@ -9,6 +9,7 @@ import pytest
 
 from mptune.report.document import as_json
 from mptune.report.findings import findings
+from mptune.report.markdown import markdown
 from mptune.report.model import (
     Ranked,
     ReportInput,
@@ -141,9 +142,18 @@ def test_checklist_names_what_is_missing(searched: ReportInput, compared: Report
     assert missing(compared).splitlines() == [
         "10 of 13 trials finished, 1 stopped early, 2 failed: see failures below",
         "scored at home only: name other held-out data in data.domains",
-        "not held against what you are measured on: check a downstream number of your own "
-        "before adopting it",
+        "not held against what you are measured on: name your own function in score.kpi",
     ]
+
+
+def test_checklist_of_a_comparison_alone_is_about_its_runs(compared: ReportInput) -> None:
+    alone = compared.model_copy(update={"trials": ()})
+    arms = alone.comparison.arms if alone.comparison else ()
+    runs = sum(len(arm.runs) for arm in arms)
+    words = [check.words for check in findings(alone).checks]
+    assert words[0] == f"{runs} of {runs} trials finished, 0 stopped early, none failed"
+    assert "every score is on the same held-out sequences and masks" in words
+    assert not any("score.kpi" in line for line in words)
 
 
 def test_checklist_of_a_study_with_everything(everything: ReportInput) -> None:
@@ -154,6 +164,14 @@ def test_checklist_of_a_study_with_everything(everything: ReportInput) -> None:
     assert "scored on 2 other domains, the worst of which is e-mail <lists>" in words
     assert "the LML predicts your KPI mypackage.kpi:downstream: Spearman 0.88" in words
     assert "trained again with 3 fresh seeds" in words
+
+
+def test_the_interval_of_the_better_predictor_has_its_sign(everything: ReportInput) -> None:
+    assert everything.kpi is not None
+    ends = {"difference": -0.26, "difference_low": -1.13, "difference_high": 0.6}
+    kpi = everything.kpi.model_copy(update={**ends, "better": "loss", "certain": False})
+    page = markdown(everything.model_copy(update={"kpi": kpi}))
+    assert "τ is higher by 0.26 (95 % interval −0.60 to 1.13, 10 trials)" in page
 
 
 def test_a_kpi_whose_interval_holds_zero_is_open(everything: ReportInput) -> None:

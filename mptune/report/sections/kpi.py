@@ -35,14 +35,20 @@ def _answer(context: Context, kpi: KpiReport) -> str:
     say = context.say
     if kpi.better is None or kpi.difference is None:
         return say("kpi.unknown", n=kpi.trials)
+    ends = (kpi.difference_low, kpi.difference_high)
+    low, high = ends if kpi.difference > 0 else (_negative(ends[1]), _negative(ends[0]))
     return say(
         f"kpi.{'certain' if kpi.certain else 'uncertain'}",
         better=say(f"kpi.by_{kpi.better}"),
         difference=minus(abs(kpi.difference), 2),
-        low=_or_dash(kpi.difference_low),
-        high=_or_dash(kpi.difference_high),
+        low=_or_dash(low),
+        high=_or_dash(high),
         n=kpi.trials,
     )
+
+
+def _negative(value: float | None) -> float | None:
+    return None if value is None else -value
 
 
 def _or_dash(value: float | None) -> str:
