@@ -80,7 +80,7 @@ def collect(
     return ReportInput(
         study=spec.name,
         data=prepared.description if prepared else build("data", spec.data).words(),
-        prepared=prepared,
+        prepared=_without_places(prepared),
         trials=tuple(_row(r, _kpi_of(found, r)) for r in searched if r.state != "WAITING"),
         comparison=comparison_report(found.asked, found.compared, prepared, run),
         selection=selection_report(found),
@@ -172,6 +172,14 @@ def _prepared(run: RunDirectory) -> Prepared | None:
         return Prepared.model_validate_json(run.prepared.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+
+
+def _without_places(prepared: Prepared | None) -> Prepared | None:
+    """A report travels, and is nobody's map of the machine it was made on: names only."""
+    if prepared is None:
+        return None
+    names = {"table": Path(prepared.table).name, "plan": Path(prepared.plan).name}
+    return prepared.model_copy(update=names)
 
 
 def _wall_s(run: RunDirectory, spec: SearchSpec) -> float:

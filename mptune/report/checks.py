@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from mptune.kpi import Correlation, KpiReport
 from mptune.report.language import Language
-from mptune.report.model import ArmRow, ComparisonReport, Ranked, ReportInput
+from mptune.report.model import ArmRow, ComparisonReport, Outcomes, Ranked, ReportInput
 from mptune.report.words import minus
 from mptune.robustness import RobustnessRow
 from mptune.trial import TrialResult
@@ -68,16 +68,15 @@ def checklist(
 
 
 def _finished(report: ReportInput, say: Language) -> Check:
-    states = [t.state for t in report.trials]
-    failed, pruned = states.count("FAIL"), states.count("PRUNED")
-    finished, n = sum(t.finished for t in report.trials), len(states)
-    if not states:
-        finished = sum(len(arm.runs) for arm in _arms(report.comparison))
-        failed = sum(arm.failures for arm in _arms(report.comparison))
-        n = finished + failed
-    key = "check.some_failed" if failed else "check.none_failed"
-    words = say(key, finished=finished, n=n, pruned=pruned, failed=failed)
-    return Check(finished > 0 and not failed, words)
+    ended = Outcomes.of(report)
+    words = say(
+        "check.some_failed" if ended.failed else "check.none_failed",
+        finished=ended.finished,
+        n=ended.all,
+        pruned=ended.pruned,
+        failed=ended.failed,
+    )
+    return Check(ended.finished > 0 and not ended.failed, words)
 
 
 def _data(case: Case) -> Iterator[Check]:

@@ -27,7 +27,7 @@ from mptune.report.findings import Findings
 from mptune.report.language import Language, language
 from mptune.report.layout import lay_out
 from mptune.report.markup import Html, element, join
-from mptune.report.model import ReportInput
+from mptune.report.model import Outcomes, ReportInput
 from mptune.report.sections import Context, sections
 from mptune.report.words import per_token, power
 
@@ -114,8 +114,8 @@ def _facts(report: ReportInput, found: Findings, say: Language) -> Iterator[Html
             bits = f"{best.bits_per_byte:.3f}"
             yield _fact(say("fact.code_length"), bits, say("unit.bits_per_byte"))
         yield _fact(say("fact.size"), say.count(best.parameters), say("unit.parameters"))
-    finished, all_ = sum(t.finished for t in report.trials), len(report.trials)
-    words = say("fact.trials_of", finished=finished, all=all_)
+    ended = Outcomes.of(report)
+    words = say("fact.trials_of", finished=ended.finished, all=ended.all)
     yield _fact(say("fact.trials"), words, say("fact.finished"))
 
 

@@ -144,6 +144,27 @@ class ReportInput(Message):
     created: str = Field("", description="time of the report, ISO 8601")
 
 
+@dataclass(frozen=True)
+class Outcomes:
+    """How the trials of the search ended, or the runs of the arms where nothing was searched."""
+
+    all: int
+    finished: int
+    failed: int
+    pruned: int
+
+    @classmethod
+    def of(cls, report: ReportInput) -> Outcomes:
+        """Counted from the report."""
+        if report.trials:
+            states = [t.state for t in report.trials]
+            finished = sum(t.finished for t in report.trials)
+            return cls(len(states), finished, states.count("FAIL"), states.count("PRUNED"))
+        arms = report.comparison.arms if report.comparison else ()
+        finished, failed = sum(len(arm.runs) for arm in arms), sum(arm.failures for arm in arms)
+        return cls(finished + failed, finished, failed, 0)
+
+
 def spend(
     results: Iterable[TrialResult], *, trials: int | None = None, wall_s: float | None = None
 ) -> Spend:

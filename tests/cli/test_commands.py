@@ -63,6 +63,7 @@ def test_search_compares_reports_and_does_nothing_twice(
     for name in ("report.html", "report.md", "report.json"):
         assert (run / "report" / name).stat().st_size > 500
         assert name in out
+        assert str(tmp_path) not in (run / "report" / name).read_text()  # it travels
     before = (run / "events.jsonl").read_text()
     assert main(["search", "spec.yaml"]) == 0
     assert (run / "events.jsonl").read_text() == before
