@@ -2,7 +2,11 @@
 
     python benchmarks/comparison.py            # 500 replications of every cell; minutes
     python benchmarks/comparison.py --quick    # 60, to see that it runs
-    python benchmarks/comparison.py --json
+    python benchmarks/comparison.py --json comparison.json
+    python benchmarks/comparison.py --cell 3,0.25,4 --cell 8,4,4 --replications 4000
+
+A cell is seeds, noise ratio, arms; with --cell only those are measured, on random numbers of their
+own, so that a cell that looked odd is not measured on what made it look so.
 
 Score of arm a, seed s, sequence i (nats): delta_a + seed_s + train_as + sequence_i + taste_ai +
 residual_asi. `ratio` is the variance that training seeds give to a difference over the variance
@@ -17,6 +21,8 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -81,8 +87,8 @@ def wrong(difference: Difference, delta: float) -> bool:
     return {"better": delta <= 0, "worse": delta >= 0}.get(verdict, False)
 
 
-def cell(seeds: int, ratio: float, arms: int, replications: int) -> Cell:
-    rng = np.random.default_rng([seeds, round(100 * ratio), arms])
+def cell(seeds: int, ratio: float, arms: int, replications: int, stream: int = 0) -> Cell:
+    rng = np.random.default_rng([seeds, round(100 * ratio), arms, *([stream] if stream else [])])
     mixed = np.array([0.0] + [3.0 * (k % 2) * (-1) ** (k // 2) for k in range(1, arms)])
     mixed *= se(seeds, ratio)
     covered, null, wrongs, power = [], [], [], []
@@ -140,9 +146,8 @@ def _stopped(made: list[ArmScores], look: int, looks: tuple[int, ...]) -> bool:
     return any(d.verdict != "undecided" for d in compare(seen, "0", looks=looks, forecasts=False))
 
 
-def tables(replications: int) -> Iterator[str]:
-    """The results as Markdown."""
-    cells = [cell(*at, replications) for at in itertools.product(SEEDS, RATIOS, ARMS)]
+def cell_table(cells: list[Cell], replications: int) -> Iterator[str]:
+    """Cells as a table in Markdown."""
     yield f"{replications} replications a cell, {SEQUENCES} sequences; percent."
     yield ""
     yield (
@@ -155,6 +160,12 @@ def tables(replications: int) -> Iterator[str]:
             f"| {c.seeds} | {c.ratio:g} | {c.arms} | {c.coverage:.1f} | {c.null:.1f} | "
             f"{c.mixed:.1f} | {c.power:.0f} |"
         )
+
+
+def tables(replications: int) -> Iterator[str]:
+    """The results as Markdown."""
+    cells = [cell(*at, replications) for at in itertools.product(SEEDS, RATIOS, ARMS)]
+    yield from cell_table(cells, replications)
     yield ""
     yield "| stated probability of being best | share that were | arms |"
     yield "|---|---|---|"
@@ -168,23 +179,41 @@ def tables(replications: int) -> Iterator[str]:
         yield f"| {arms} | {ratio:g} | {g['corrected']:.1f} | {g['uncorrected']:.1f} |"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--quick", action="store_true", help="60 replications instead of 500")
-    parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
-    replications = 60 if given.quick else 500
-    if not given.json:
-        for line in tables(replications):
-            print(line, flush=True)
-        return
-    found = {
+def everything(replications: int) -> dict[str, Any]:
+    """All results."""
+    return {
         "replications": replications,
         "cells": [asdict(cell(*at, replications)) for at in itertools.product(SEEDS, RATIOS, ARMS)],
         "reliability": reliability(max(10, replications // 10)),
         "growing": [growing(*at, replications) for at in itertools.product((2, 4), RATIOS)],
     }
-    print(json.dumps(found, indent=2))
+
+
+def cell_named(words: str) -> tuple[int, float, int]:
+    """`3,0.25,4` as seeds, noise ratio and arms."""
+    seeds, ratio, arms = words.split(",")
+    return int(seeds), float(ratio), int(arms)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--quick", action="store_true", help="60 replications instead of 500")
+    parser.add_argument("--replications", type=int, metavar="N", help="of every cell")
+    parser.add_argument("--cell", type=cell_named, action="append", metavar="SEEDS,RATIO,ARMS")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
+    given = parser.parse_args()
+    replications = given.replications or (60 if given.quick else 500)
+    if given.cell:
+        cells = [cell(*at, replications, stream=1) for at in given.cell]
+        lines, found = cell_table(cells, replications), {"cells": [asdict(c) for c in cells]}
+    elif given.json:
+        lines, found = iter(()), everything(replications)
+    else:
+        lines, found = tables(replications), {}
+    for line in lines:
+        print(line, flush=True)
+    if given.json:
+        given.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from mptune.report.model import ReportInput
 from tests.report.chromium import Tab, chromium, executable, file_url
 
 NEEDED = "MPTUNE_BROWSER_TESTS"
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
 pytestmark = pytest.mark.skipif(
     executable() is None and NEEDED not in os.environ,
@@ -78,6 +81,26 @@ def test_it_opens_without_a_complaint_or_a_request(
     assert tab.run("document.documentElement.scrollWidth") <= width
     background = tab.run("getComputedStyle(document.body).backgroundColor")
     assert (background == "rgb(17, 21, 27)") is dark
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("code", ["en", "ja"])
+@pytest.mark.parametrize("name", ["quickstart", "text", "watch"])
+def test_real_runs_open_sort_and_filter(
+    tab: Tab, tmp_path: Path, name: str, code: str, width: int
+) -> None:
+    """What the quickstart and the two comparisons found, on today's page."""
+    said = json.loads((EXAMPLES / name / "report.json").read_text(encoding="utf-8"))
+    written = page(ReportInput.model_validate(said["input"]), language(code))
+    (tmp_path / "page.html").write_text(written, encoding="utf-8")
+    tab.open(file_url(tmp_path / "page.html"), width=width)
+    assert (tab.complaints, tab.requests) == ([], [])
+    assert tab.run("document.documentElement.scrollWidth") <= width
+    if name == "quickstart":
+        numbers = column(tab, "trials", 0)
+        click(tab, "document.querySelector('#trials th button')")
+        click(tab, "document.querySelector('#trials th button')")
+        assert column(tab, "trials", 0) == numbers[::-1] == ["5", "4", "3", "2", "1", "0"]
 
 
 def test_a_complaint_and_a_request_would_be_seen(tab: Tab, tmp_path: Path) -> None:
