@@ -14,7 +14,7 @@ from typing import Any
 from mptune import study
 from mptune.paths import RunDirectory
 
-PATIENCE_S = 120.0
+PATIENCE_S = 240.0
 
 SPEC = """\
 name: faults

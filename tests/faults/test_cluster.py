@@ -10,9 +10,10 @@ import pytest
 from tests.faults.cluster import RayCluster, ray_cluster, wait_until_gone
 from tests.faults.search import Outcome, Searches
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-PAIR = ("--set", "resources.workers=2")
+PAIR = ("--set", "resources.workers=2", "--set", "training.budget_tokens=600000")
+"""On a fast machine, too, a trial outlives the seconds in which a death is seen."""
 
 
 @pytest.fixture(scope="module")
