@@ -1,6 +1,6 @@
 """`mptune` with a death to come: killed (-9) some time after a moment of its search.
 
-python -m tests.faults.doomed MOMENT DELAY_S ARGUMENTS_OF_MPTUNE...
+python -P tests/faults/doomed.py MOMENT DELAY_S ARGUMENTS_OF_MPTUNE...
 """
 
 from __future__ import annotations

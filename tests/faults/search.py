@@ -15,6 +15,7 @@ from mptune import study
 from mptune.paths import RunDirectory
 
 PATIENCE_S = 240.0
+MPTUNE = ("-m", "mptune")
 
 SPEC = """\
 name: faults
@@ -76,12 +77,12 @@ class Searches:
     env: Mapping[str, str]
     arguments: tuple[str, ...] = ()
 
-    def start(self, name: str, *more: str, program: Sequence[str] = ("mptune",)) -> Running:
+    def start(self, name: str, *more: str, program: Sequence[str] = MPTUNE) -> Running:
         spec = self.folder / "spec.yaml"
         if not spec.exists():
             spec.write_text(SPEC, encoding="utf-8")
         process = subprocess.Popen(
-            [sys.executable, "-m", *program, "search", spec.name, "--run-dir", name,
+            [sys.executable, *program, "search", spec.name, "--run-dir", name,
              *self.arguments, *more],
             cwd=self.folder, env={**self.env, "MPTUNE_CACHE": str(self.folder / "cache")},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import pytest
@@ -23,6 +24,8 @@ SMALL = (
     "--set", "search.pruner={kind: median, rungs: [0.5], startup_trials: 2}",
     "--set", "search.concurrency=1",
 )  # fmt: skip
+DOOMED = ("-P", str(Path(__file__).with_name("doomed.py")))
+"""By its path: other packages are called `tests`, too."""
 LONG_S = {"gang": 3.0, "started": 0.3, "scoring": 0.05}
 """Moments that last; the others are over in milliseconds."""
 
@@ -78,7 +81,7 @@ class Killer:
     def kill(self, name: str, dying: list[tuple[str, float]], *arguments: str) -> Outcome:
         before: dict[int, tuple[float, int]] = {}
         for moment, delay_s in dying:
-            program = ("tests.faults.doomed", moment, f"{delay_s}")
+            program = (*DOOMED, moment, f"{delay_s}")
             doomed = self.searches.start(name, *arguments, program=program)
             doomed.end(code=-9)
             assert wait_until_gone(members(self.cluster)) == set()
