@@ -34,6 +34,9 @@ class Prepared(Message):
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="what `training.precision: auto` means on the workers"
     )
+    warnings: tuple[str, ...] | None = Field(
+        None, description="what in the data would spoil the score; None if nobody looked"
+    )
 
 
 class PrepareRequest(Message):

@@ -95,15 +95,17 @@ class Worker:
 
         path = Path(request.plan)
         try:
-            table = spec.build("data", request.data).prepare(Path(request.cache))
+            modality = spec.build("data", request.data)
+            table = modality.prepare(Path(request.cache))
             plan = LMLPlan.load(path) if path.exists() else None
             heldout = HeldOut.select(table, request.score, plan)
+            warnings = modality.warnings(table)
         except (ValueError, OSError) as error:
             raise InputError(str(error)) from error
         if plan is None:
             path.parent.mkdir(parents=True, exist_ok=True)
             heldout.plan.save(path)
-        prepared = _prepared(heldout, path)
+        prepared = _prepared(heldout, path, warnings)
         if not request.measure_precision:
             return prepared
         return prepared.model_copy(update={"precision": self._faster_precision(prepared)})
@@ -440,7 +442,7 @@ class _Journal:
         return Failed(number=self._trial.number, reason=reason_of(error), detail=one_line(error))
 
 
-def _prepared(heldout: HeldOut, plan: Path) -> Prepared:
+def _prepared(heldout: HeldOut, plan: Path, warnings: tuple[str, ...]) -> Prepared:
     table = heldout.table
     return Prepared(
         table=str(table.path),
@@ -454,6 +456,7 @@ def _prepared(heldout: HeldOut, plan: Path) -> Prepared:
         heldout_tokens=heldout.positions,
         bytes_per_token=table.bytes_per_token,
         description=table.description,
+        warnings=warnings,
     )
 
 

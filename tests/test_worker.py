@@ -35,6 +35,15 @@ def test_prepare_freezes_the_plan(tmp_path):
     assert first.heldout_tokens < trials.SCORE.sequences * trials.LENGTH
 
 
+def test_prepare_inspects_the_data_once(tmp_path, monkeypatch):
+    looks = []
+    monkeypatch.setattr(
+        "mptune.data._inspect.inspect", lambda table: looks.append(table) or {"warnings": ["leak"]}
+    )
+    found = [Worker(0, 1).prepare(trials.request(tmp_path)).warnings for _ in range(2)]
+    assert (found, len(looks)) == ([("leak",)] * 2, 1)
+
+
 def test_prepare_measures_precision_if_it_is_asked_to(tmp_path, monkeypatch):
     asked = trials.request(tmp_path)
     monkeypatch.setattr("mptune.training.precision.faster", lambda *sizes: "bf16")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Self
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from mptune.data.table import TokenTable
+from mptune.paths import write_json
 from mptune.spec import Section
 
 
@@ -52,6 +54,13 @@ class Modality(Section):
         from mptune.data._inspect import inspect
 
         return inspect(table)
+
+    def warnings(self, table: TokenTable) -> tuple[str, ...]:
+        """What in the prepared table would spoil the score; found once, then kept beside it."""
+        kept = table.path / "warnings.json"
+        if not kept.exists():
+            write_json(kept, self.inspect(table)["warnings"])
+        return tuple(json.loads(kept.read_text(encoding="utf-8")))
 
     def word_joins(self, ids: int) -> NDArray[np.bool_] | None:
         """For whole-word masks, bool [2, ids]: an id goes on with the word to its left, its right.

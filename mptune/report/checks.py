@@ -84,11 +84,16 @@ def _data(case: Case) -> Iterator[Check]:
     if prepared is None:
         yield Check(False, case.say("check.no_data"))
         return
+    yield from (
+        Check(False, case.say("check.data_warning", warning=warning))
+        for warning in prepared.warnings or ()
+    )
     enough = prepared.heldout_sequences >= MIN_HELDOUT
+    inspected = "check.data" if prepared.warnings is None else "check.inspected_data"
     yield Check(
         enough,
         case.say(
-            "check.data" if enough else "check.few_heldout",
+            inspected if enough else "check.few_heldout",
             hash=prepared.table_hash[:12],
             train=f"{prepared.train_sequences:,}",
             heldout=f"{prepared.heldout_sequences:,}",

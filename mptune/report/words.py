@@ -46,6 +46,15 @@ def power(value: float) -> str:
     return f"{digits} × 10{raised}"
 
 
+def rate(value: float) -> str:
+    """A mask rate in percent; what a law says far outside its data may be next to nothing.
+
+    >>> rate(0.15), rate(0.2534), rate(3e-22)
+    ('15 %', '25.3 %', '< 0.1 %')
+    """
+    return f"{100 * value:.3g} %" if value >= 0.001 else "< 0.1 %"
+
+
 def duration(seconds: float, units: Sequence[str] = UNITS) -> str:
     """The two largest units.
 

@@ -146,6 +146,20 @@ def test_checklist_names_what_is_missing(searched: ReportInput, compared: Report
     ]
 
 
+def with_warnings(report: ReportInput, *warnings: str) -> ReportInput:
+    assert report.prepared is not None
+    prepared = report.prepared.model_copy(update={"warnings": warnings})
+    return report.model_copy(update={"prepared": prepared})
+
+
+def test_checklist_repeats_what_the_inspection_of_the_data_found(searched: ReportInput) -> None:
+    clean, leaking = with_warnings(searched), with_warnings(searched, "leakage: 9 of 384 sequences")
+    assert "the data: leakage: 9 of 384 sequences" in missing(leaking)
+    assert "leakage" not in missing(clean)
+    words = [check.words for check in findings(clean).checks]
+    assert any(line.startswith("data inspected and frozen as table ab12cd34") for line in words)
+
+
 def test_checklist_of_a_comparison_alone_is_about_its_runs(compared: ReportInput) -> None:
     alone = compared.model_copy(update={"trials": ()})
     arms = alone.comparison.arms if alone.comparison else ()

@@ -8,7 +8,7 @@ from mptune.report.blocks import Block, Cell, Column, Figures, Section, Table, T
 from mptune.report.charts import Axis, Chart, Point, Series, percent_tick
 from mptune.report.language import Language
 from mptune.report.sections import Context
-from mptune.report.words import minus
+from mptune.report.words import minus, rate
 from mptune.sizes import LawValue, SizeLaw
 
 ORDER = 70
@@ -40,7 +40,7 @@ def _law(law: SizeLaw, say: Language) -> Iterator[Block]:
 
 
 def _words(law: SizeLaw, value: float) -> str:
-    return percent_tick(value) if law.what == "best rate" else minus(value, 3)
+    return rate(value) if law.what == "best rate" else minus(value, 3)
 
 
 def _chart(law: SizeLaw, say: Language) -> Chart:
