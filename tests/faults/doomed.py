@@ -19,6 +19,7 @@ import optuna
 
 from mptune import study
 from mptune.cli import main
+from mptune.study import attributes
 
 Die = Callable[[], None]
 
@@ -71,7 +72,7 @@ MOMENTS: dict[str, Callable[[Die], None]] = {
     "ask": partial(within, optuna.Study, "ask"),
     "tell": partial(within, optuna.Study, "tell"),
     "rung": partial(within, study.StudyDriver, "_decide"),
-    "record": partial(within, study, "_record_result"),
+    "record": partial(within, attributes, "record_result"),
     "gang": partial(after_event, "gang"),
     "started": partial(after_event, "started"),
     "scoring": partial(after_event, "scoring"),

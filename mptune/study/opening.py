@@ -1,0 +1,93 @@
+"""Opening a study, bound to the spec that it was begun with."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import optuna
+
+from mptune.errors import InputError
+from mptune.paths import RunDirectory
+from mptune.study.storage import open_storage
+
+
+def open_study(
+    run: RunDirectory, url: str | None, name: str, *, pruner: optuna.pruners.BasePruner
+) -> optuna.Study:
+    """Create or load the study, with the metric named for whoever opens a dashboard."""
+    study = optuna.create_study(
+        study_name=name,
+        storage=open_storage(run, url),
+        direction="maximize",
+        load_if_exists=True,
+        pruner=pruner,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names(["LML (nats per token)"])
+    return study
+
+
+def claim_spec(study: optuna.Study, resolved: Mapping[str, Any]) -> None:
+    """Bind the study to its spec; a resume with another one is refused.
+
+    Raises:
+        InputError: the stored spec differs in something that changes results.
+    """
+    wanted = _binding(resolved)
+    stored = study.user_attrs.get("spec")
+    if stored is None:
+        study.set_user_attr("spec", json.dumps(wanted, sort_keys=True))
+        return
+    differences = list(_differences(json.loads(stored), json.loads(json.dumps(wanted)), ""))
+    if differences:
+        raise InputError(
+            f"study {study.study_name!r} was begun with another spec: {differences[0]}; "
+            "use --fresh to start anew, or another --run-dir"
+        )
+
+
+_FREE = {
+    "score": ("kpi", "kpi_higher_is_better", "kpi_timeout_s"),
+    "search": (
+        "trials",
+        "budget_seconds",
+        "budget_worker_seconds",
+        "budget_gpu_hours",
+        "concurrency",
+        "confirm",
+        "choose_by",
+        "extrapolate_to",
+    ),
+    "resources": (
+        "workers",
+        "cpus_per_worker",
+        "gpus_per_worker",
+        "by_size",
+        "trials_per_gang",
+        "stall_timeout_s",
+        "retries",
+    ),
+}
+"""What may change between a search and its resume; the global batch stays on any workers."""
+
+
+def _binding(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    bound = {k: v for k, v in resolved.items() if k not in ("compare", "storage")}
+    for section, keys in _FREE.items():
+        if isinstance(bound.get(section), Mapping):
+            bound[section] = {k: v for k, v in bound[section].items() if k not in keys}
+    return bound
+
+
+def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            inner = f"{path}.{key}" if path else key
+            if key in old or new[key]:  # a key that came later changes nothing while it is off
+                yield from _differences(old.get(key), new.get(key), inner)
+    elif old != new:
+        yield f"{path} was {json.dumps(old)}, is {json.dumps(new)}"

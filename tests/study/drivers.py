@@ -1,0 +1,70 @@
+"""A driver whose workers are fake, who watches it, and what it leaves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optuna
+
+from mptune import study
+from mptune.dispatch.local import LocalDispatcher
+from mptune.paths import RunDirectory
+from mptune.spec import Pruner, Sampler, Search
+from mptune.trial import Event, TrialSpec
+from tests import fakes
+
+SEARCH = Search(trials=8, seed=3, sampler=Sampler(startup_trials=2))
+
+
+class Watcher:
+    """An observer that keeps what it saw."""
+
+    def __init__(self) -> None:
+        self.states: dict[int, str] = {}
+        self.events: list[Event] = []
+
+    def trial(self, number: int, label: str, size: str) -> None:
+        self.states[number] = "asked"
+
+    def on_event(self, event: Event) -> None:
+        self.events.append(event)
+
+    def finish_trial(self, number: int, state: str) -> None:
+        self.states[number] = state
+
+
+def driver(
+    run: RunDirectory, *, trials: int = 8, behaviours: dict[int, dict[str, Any]] | None = None,
+    rungs: tuple[float, ...] = (0.5,), pruner: Pruner | None = None, **changes: Any,
+) -> study.StudyDriver:  # fmt: skip
+    opened = study.open_study(
+        run, None, "demo", pruner=study.make_pruner(pruner or Pruner(kind="none"))
+    )
+    known = behaviours or {}
+
+    def propose(trial: optuna.Trial) -> TrialSpec:
+        policy = {"kind": "fake", "rate": trial.suggest_float("rate", 0.05, 0.95)}
+        policy |= known.get(trial.number, {})
+        return fakes.trial(
+            trial.number, run.root / "trials", policy=policy, rungs=rungs,
+            label=f"fake {policy['rate']:.3f} · tiny",
+        )  # fmt: skip
+
+    defaults: dict[str, Any] = {
+        "dispatcher": LocalDispatcher(fakes.FAKE_WORKER),
+        "observer": Watcher(),
+        "sampler": lambda number: study.make_sampler(SEARCH, number),
+        "concurrency": 1,
+    }
+    return study.StudyDriver(
+        study=opened, trials=trials, propose=propose, **{**defaults, **changes}
+    )
+
+
+def found(run: RunDirectory) -> list[study.TrialRecord]:
+    return study.records(run, None, "demo")
+
+
+def ranking(run: RunDirectory) -> list[tuple[int, dict[str, Any], float | None]]:
+    return [(r.number, dict(r.params), r.result and r.result.lml.nats_per_token)
+            for r in found(run)]  # fmt: skip

@@ -1,0 +1,45 @@
+"""Samplers learn what does not fit in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from mptune import study
+from mptune.spec import Sampler, Search
+from mptune.study.attributes import tell_failure
+from mptune.trial import Failed
+
+
+def _beyond(kind: Any, trials: int, tell: Callable[..., None]) -> int:
+    """How many of the last half do not fit in memory: wider is better, and above .5 is too wide."""
+    search, beyond = Search(sampler=Sampler(kind=kind, startup_trials=6)), []
+    opened = optuna.create_study(direction="maximize")
+    for number in range(trials):
+        opened.sampler = study.make_sampler(search, number)
+        trial = opened.ask()
+        width, rate = trial.suggest_float("width", 0, 1), trial.suggest_float("rate", 0, 1)
+        beyond.append(width > 0.5)
+        if beyond[-1]:
+            failure = Failed(number=number, reason="out_of_memory", detail="no room")
+            tell(opened, trial, failure)
+        else:
+            opened.tell(number, width - (rate - 0.3) ** 2)
+    return sum(beyond[trials // 2 :])
+
+
+def _as_failed(opened: optuna.Study, trial: optuna.Trial, failure: Failed) -> None:
+    opened.tell(trial.number, state=TrialState.FAIL)
+
+
+@pytest.mark.parametrize(
+    ("kind", "trials"), [("tpe", 40), pytest.param("gp", 16, marks=pytest.mark.slow)]
+)
+def test_samplers_learn_what_does_not_fit_in_memory(kind: str, trials: int) -> None:
+    """What is told as failed they leave out, and ask for widths without end that do not fit."""
+    assert _beyond(kind, trials, tell_failure) <= trials // 4
+    assert _beyond("tpe", 40, _as_failed) == 20
