@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mptune import report
-from mptune.cli import _arguments, _kpi
+from mptune.cli import _arguments, _kpi, _notes
 from mptune.cli._session import Session
 from mptune.errors import InterruptedSearch, NoResultError
 from mptune.paths import RunDirectory
@@ -30,6 +30,8 @@ def run(arguments: argparse.Namespace, *, searching: bool, file: SpecFile | None
     Space(file).arms()
     # With --json, standard output is for the result alone.
     console = Console(stderr=arguments.json, highlight=False)
+    for note in _notes.notes(file, spec) if searching else ():
+        console.print(f"note: {note}", soft_wrap=True)
     if arguments.dry_run:
         return _dry_run(console, file, spec, searching)
     root = arguments.run_dir or Path("runs") / spec.name

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Mapping
 
-from mptune.cli import _arguments
+from mptune.cli import _arguments, _notes
 from mptune.errors import InputError
 from mptune.space import Space
 from mptune.spec import SearchSpec
@@ -33,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     Space(file).arms()
     _refuse_what_never_fits(file, spec, _arguments.address(arguments))
     found = {name: _words(dimension) for name, dimension in file.dimensions.items()}
-    notes = _notes(found, spec)
+    notes = _notes.notes(file, spec)
     if arguments.json:
         said = {"valid": True, "name": spec.name, "dimensions": found, "notes": notes}
         print(json.dumps(said, indent=2))
@@ -61,21 +60,6 @@ def _refuse_what_never_fits(file: SpecFile, spec: SearchSpec, address: str | Non
     problems = [f"{at}: {why}" for why in misfits(spec.resources, address)]
     if problems:
         raise InputError(problems)
-
-
-def _notes(dimensions: Mapping[str, str], spec: SearchSpec) -> list[str]:
-    """What is allowed, and should be meant."""
-    sizes = [name for name in dimensions if name.split(".")[0] == "model"]
-    rate = "training.optimizer.learning_rate"
-    scaled = spec.training.optimizer.width_rule != "none"
-    chosen = [rate, f"{rate.rpartition('.')[0]}.width_rule", "training.optimizer", "training"]
-    if not sizes or scaled or any(name in dimensions for name in chosen):
-        return []
-    return [
-        f"{rate} {spec.training.optimizer.learning_rate:g} is the same for every size, so size and "
-        "learning rate are confounded; make it a dimension, or set "
-        "training.optimizer.width_rule: mup"
-    ]
 
 
 def _words(dimension: object) -> str:

@@ -318,6 +318,8 @@ def test_validate_says_when_size_and_learning_rate_are_confounded(
     ):
         assert main(["validate", str(spec), "--set", override]) == 0
         assert ("confounded" in capsys.readouterr().out) == noted, override
+        assert main(["search", str(spec), "--dry-run", "--set", override]) == 0
+        assert ("confounded" in capsys.readouterr().out) == noted, override
 
 
 def test_the_best_trials_are_confirmed_before_one_is_recommended(
