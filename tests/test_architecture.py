@@ -23,19 +23,12 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "study": ({"space", "dispatch.base", "ledger", "lease", "forecast"}, {"optuna"}),
     "lease": (set(), set()),
     "dispatch": ({"forecast"}, {"ray"}),
-    "crossed": (set(), set()),
-    "sequential": (set(), set()),
-    "compare": ({"crossed", "sequential"}, set()),
-    "compute": ({"compare", "crossed"}, set()),
-    "selection": ({"compare", "crossed"}, set()),
-    "sizes": (set(), set()),
-    "robustness": (set(), set()),
-    "kpi": (set(), set()),
-    "report": ({"compare", "compute", "selection", "sizes", "robustness", "kpi"}, set()),
+    "compare": (set(), set()),
+    "report": ({"compare"}, set()),
     "launch": (set(), set()),
     "cli": (
-        {"space", "study", "lease", "dispatch", "forecast", "compare", "sequential", "report"}
-        | {"launch", "compute", "selection", "sizes", "robustness", "kpi", "score", "verify"},
+        {"space", "study", "lease", "dispatch", "forecast", "compare", "report", "launch"}
+        | {"score", "verify"},
         {"optuna"},
     ),
     "policies": (set(), {"torch"}),

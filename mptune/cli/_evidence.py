@@ -16,9 +16,14 @@ import numpy as np
 from mptune import __version__, study
 from mptune.cli import _kpi
 from mptune.compare import ArmScores, compare, selection_probabilities
-from mptune.compute import UNITS, Curves, equivalent_compute, mean_curve
+from mptune.compare.compute import UNITS, Curves, equivalent_compute, mean_curve
+from mptune.compare.kpi import KpiValue
+from mptune.compare.robustness import Scored as Everywhere
+from mptune.compare.robustness import robustness, worst_domain
+from mptune.compare.selection import Scored, SearchSelection, search_selection, seed_noise
+from mptune.compare.sequential import schedule
+from mptune.compare.sizes import ACCUMULATED, BASELINE, Measured, by_size
 from mptune.errors import InputError
-from mptune.kpi import KpiValue
 from mptune.paths import RunDirectory, TrialDirectory
 from mptune.report.model import (
     ArmRow,
@@ -31,11 +36,6 @@ from mptune.report.model import (
     is_fixed_15,
     spend,
 )
-from mptune.robustness import Scored as Everywhere
-from mptune.robustness import robustness, worst_domain
-from mptune.selection import Scored, SearchSelection, search_selection, seed_noise
-from mptune.sequential import schedule
-from mptune.sizes import ACCUMULATED, BASELINE, Measured, by_size
 from mptune.spec import Comparison, SearchSpec, build
 from mptune.specfile import SpecFile
 from mptune.study import TrialRecord

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mptune.artifacts import artifacts_of
+from mptune.compare.kpi import Judged, KpiReport, KpiValue, kpi_report, measure
 from mptune.errors import InputError
-from mptune.kpi import Judged, KpiReport, KpiValue, kpi_report, measure
 from mptune.paths import RunDirectory, TrialDirectory, write_json
 from mptune.report.model import loss_at
 from mptune.spec import Score

@@ -18,6 +18,7 @@ from mptune import dispatch, study
 from mptune.artifacts import Remote
 from mptune.cli import _kpi
 from mptune.cli._evidence import Asked, collect, comparison_report, finalists, recommended
+from mptune.compare.sequential import schedule
 from mptune.dispatch.base import Dispatcher
 from mptune.errors import InputError
 from mptune.forecast import Predictor
@@ -25,7 +26,6 @@ from mptune.lease import Lease, Unneeded, held
 from mptune.paths import RunDirectory, cache_directory, write_text
 from mptune.report.live import LiveView
 from mptune.report.model import ReportInput
-from mptune.sequential import schedule
 from mptune.space import Space
 from mptune.spec import Comparison, Score, SearchSpec, build
 from mptune.specfile import Concrete, SpecFile, merge_arm, plain

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from mptune.kpi import Correlation, KpiReport
+from mptune.compare.kpi import Correlation, KpiReport
+from mptune.compare.robustness import RobustnessRow
 from mptune.report.language import Language
 from mptune.report.model import ArmRow, ComparisonReport, Outcomes, Ranked, ReportInput
 from mptune.report.words import minus
-from mptune.robustness import RobustnessRow
 from mptune.trial import TrialResult
 
 MIN_FORWARDS = 100

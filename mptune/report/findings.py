@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from mptune.compare import Difference, Selection
+from mptune.compare.selection import Candidate, SearchSelection
 from mptune.report.checks import Check, checklist
 from mptune.report.language import Language, language
 from mptune.report.model import (
@@ -27,7 +28,6 @@ from mptune.report.model import (
 )
 from mptune.report.verdicts import compute_words, others_first, said, sentence
 from mptune.report.words import interval, minus, per_token, power
-from mptune.selection import Candidate, SearchSelection
 from mptune.trial import TrialResult
 
 Side: TypeAlias = Literal["fixed 15 %", "accumulated"]

@@ -14,11 +14,11 @@ from typing import Any
 from pydantic import Field
 
 from mptune.compare import Difference, Selection
-from mptune.compute import EquivalentCompute
-from mptune.kpi import KpiReport, KpiValue
-from mptune.robustness import Robustness
-from mptune.selection import SearchSelection
-from mptune.sizes import BySize
+from mptune.compare.compute import EquivalentCompute
+from mptune.compare.kpi import KpiReport, KpiValue
+from mptune.compare.robustness import Robustness
+from mptune.compare.selection import SearchSelection
+from mptune.compare.sizes import BySize
 from mptune.trial import LearningPoint, LMLScore, Message, Prepared, TrialResult
 
 SCHEMA_VERSION = 1

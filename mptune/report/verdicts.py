@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from mptune.compare import Difference, decimals, signed
-from mptune.compute import EquivalentCompute
+from mptune.compare.compute import EquivalentCompute
 from mptune.report.language import Language
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from mptune.compute import EquivalentCompute
-from mptune.kpi import Correlation, KpiReport, KpiValue
+from mptune.compare.compute import EquivalentCompute
+from mptune.compare.kpi import Correlation, KpiReport, KpiValue
+from mptune.compare.robustness import Condition, ConditionScore, Robustness, RobustnessRow
+from mptune.compare.selection import Candidate, Confirmation, SearchSelection
+from mptune.compare.sizes import BySize, Extrapolation, LawParameter, LawValue, SizeLaw, SizePoint
 from mptune.report.model import ComparisonReport, Importance, ReportInput, TrialRow
-from mptune.robustness import Condition, ConditionScore, Robustness, RobustnessRow
-from mptune.selection import Candidate, Confirmation, SearchSelection
-from mptune.sizes import BySize, Extrapolation, LawParameter, LawValue, SizeLaw, SizePoint
 from mptune.trial import LearningPoint
 from tests.report.conftest import SIZES, comparison, make
 

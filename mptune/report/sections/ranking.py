@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from mptune.compare.selection import Candidate, SearchSelection
 from mptune.report.blocks import Block, Cell, Column, Figures, Section, Table, Text
 from mptune.report.charts import Axis, Chart, Point, Series
 from mptune.report.model import Ranked, accuracy_at, loss_at
 from mptune.report.sections import Context
 from mptune.report.words import interval, minus, per_token, power
-from mptune.selection import Candidate, SearchSelection
 
 ORDER = 40
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mptune.compare.robustness import Condition, ConditionScore, Robustness, RobustnessRow
 from mptune.report.blocks import Block, Cell, Column, Figures, Section, Table, Text
 from mptune.report.charts import Axis, Chart, Point, Series
 from mptune.report.language import Language
@@ -11,7 +12,6 @@ from mptune.report.layout import SERIES
 from mptune.report.model import ArmRow, Ranked, TrialRow, best_per_policy, shifts
 from mptune.report.sections import Context
 from mptune.report.words import per_token
-from mptune.robustness import Condition, ConditionScore, Robustness, RobustnessRow
 
 ORDER = 80
 

@@ -25,8 +25,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from mptune.compare import ArmScores, selection_probabilities
-from mptune.crossed import Array, estimate
+from mptune.compare.arms import ArmScores, selection_probabilities
+from mptune.compare.crossed import Array, estimate
 from mptune.trial import Message
 
 

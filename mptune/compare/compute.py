@@ -2,8 +2,8 @@
 
 Read off the learning curves, which all are scores of the one plan of the rungs, linear in the
 logarithm of the cost between rungs. The interval carries both noises: whole curves are drawn around
-the mean ones with the crossed model's joint covariance (`mptune.crossed.joint_noise`), and each
-draw is read in turn.
+the mean ones with the crossed model's joint covariance (`mptune.compare.crossed.joint_noise`), and
+each draw is read in turn.
 
 A learning rate that falls to the end of the budget holds the curve down before that end, so an arm
 that had planned for less would have got there sooner: factors below 1 are cautious ones.
@@ -22,7 +22,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from pydantic import Field
 
-from mptune.crossed import Array, estimate, joint_noise
+from mptune.compare.crossed import Array, estimate, joint_noise
 from mptune.trial import LearningPoint, Message
 
 Unit: TypeAlias = Literal["tokens", "flops", "seconds"]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mptune.compute import UNITS, Curves, EquivalentCompute, equivalent_compute, mean_curve
-from mptune.crossed import Array
+from mptune.compare.compute import UNITS, Curves, EquivalentCompute, equivalent_compute, mean_curve
+from mptune.compare.crossed import Array
 
 PROGRESS = (0.2, 0.4, 0.6, 0.8, 1.0)
 TOKENS = 32.0

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from mptune.sizes import Measured, SizeLaw, by_size
+from mptune.compare.sizes import Measured, SizeLaw, by_size
 
 SIZES, RATES = (1e5, 4e5, 1.6e6), (0.1, 0.15, 0.3, 0.5, 0.7)
 N0 = math.exp(np.mean([math.log(N) for N in SIZES]))

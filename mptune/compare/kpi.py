@@ -1,8 +1,8 @@
 """A team's own figure of merit (KPI) against the scores: which predicts it, and is that certain.
 
 The user's function takes the folder of a trained model and gives a number, or a number and its
-standard error. It runs in a process of its own, `python -m mptune.kpi FUNCTION FOLDER FILE`: what
-it imports, prints, breaks or never ends is no danger to the search.
+standard error. It runs in a process of its own, `python -m mptune.compare.kpi FUNCTION FOLDER
+FILE`: what it imports, prints, breaks or never ends is no danger to the search.
 
 Notation: n trials, r Spearman's or Kendall's rank correlation of a score with the KPI. Intervals of
 one correlation are Fisher's, tanh(atanh(r) +- z s), with s^2 = (1 + r^2 / 2) / (n - 3) for
@@ -99,7 +99,14 @@ def measure(function: str, model: Path, timeout_s: float) -> KpiValue:
     began = time.monotonic()
     with TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
-        command = [sys.executable, "-m", "mptune.kpi", function, str(model.absolute()), str(answer)]
+        command = [
+            sys.executable,
+            "-m",
+            "mptune.compare.kpi",
+            function,
+            str(model.absolute()),
+            str(answer),
+        ]
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=timeout_s, check=False

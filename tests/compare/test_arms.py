@@ -17,8 +17,8 @@ from mptune.compare import (
     selection_probabilities,
     signed,
 )
-from mptune.crossed import Estimate, forecast
-from mptune.sequential import nominal_levels, schedule, sequential_p
+from mptune.compare.crossed import Estimate, forecast
+from mptune.compare.sequential import nominal_levels, schedule, sequential_p
 
 T_2, T_1, T_3 = 4.302653, 12.706205, 3.182446  # Student quantiles at 97.5 %
 

@@ -1,8 +1,9 @@
 """Paired comparison of arms over paired seeds, with the noise of training and of evaluation.
 
 The difference of two arms on the same plan is d[seed, sequence]; its interval and its p-value carry
-both noises (`mptune.crossed`). Verdicts come from p-values, corrected by Holm over challengers and,
-where seeds are added until decided, for every look taken (`mptune.sequential`).
+both noises (`mptune.compare.crossed`). Verdicts come from p-values, corrected by Holm over
+challengers and, where seeds are added until decided, for every look taken
+(`mptune.compare.sequential`).
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from mptune.crossed import Array, Estimate, estimate, forecast, joint_noise
-from mptune.sequential import nominal_levels, sequential_p
+from mptune.compare.crossed import Array, Estimate, estimate, forecast, joint_noise
+from mptune.compare.sequential import nominal_levels, sequential_p
 
 Verdict: TypeAlias = Literal["better", "worse", "undecided", "equivalent"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mptune.kpi import Judged, KpiValue, kpi_report, measure
+from mptune.compare.kpi import Judged, KpiValue, kpi_report, measure
 from mptune.spec import Score
 
 FUNCTIONS = """

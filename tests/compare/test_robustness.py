@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mptune.robustness import Robustness, Scored, robustness, worst_domain
-from mptune.selection import Scored as Candidate
-from mptune.selection import search_selection
+from mptune.compare.robustness import Robustness, Scored, robustness, worst_domain
+from mptune.compare.selection import Scored as Candidate
+from mptune.compare.selection import search_selection
 from mptune.trial import LMLScore, MissingScore, TrialResult
 from tests.fakes import result, trial
 

@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 
 from mptune.compare import ArmScores
-from mptune.crossed import Array
-from mptune.selection import Scored, SearchSelection, SeedNoise, search_selection, seed_noise
+from mptune.compare.crossed import Array
+from mptune.compare.selection import (
+    Scored,
+    SearchSelection,
+    SeedNoise,
+    search_selection,
+    seed_noise,
+)
 
 TOKENS, SEQUENCES = 16.0, 48
 
