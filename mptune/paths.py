@@ -32,6 +32,7 @@ class RunDirectory:
         study.db              Optuna's storage (unless the spec names another)
         driver.lock           held by the running driver; holds its host and pid
         events.jsonl          everything that happened, one JSON object a line
+        status.json           where the running driver stands, at most a second old
         plan.npz              the frozen scoring plan
         trials/0007/          one trial, see TrialDirectory
         compare/0001/         one run of a comparison, likewise
@@ -60,6 +61,10 @@ class RunDirectory:
     @property
     def events(self) -> Path:
         return self.root / "events.jsonl"
+
+    @property
+    def status(self) -> Path:
+        return self.root / "status.json"
 
     @property
     def plan(self) -> Path:
@@ -160,6 +165,18 @@ class TrialDirectory:
     @property
     def traceback(self) -> Path:
         return self.root / "traceback.txt"
+
+    @property
+    def logs(self) -> Path:
+        """What each rank printed."""
+        return self.root / "logs"
+
+    def log(self, rank: int) -> Path:
+        return self.logs / f"rank-{rank}.log"
+
+    def ranks(self) -> list[int]:
+        """Those that have printed somewhere here."""
+        return sorted(int(p.stem.removeprefix("rank-")) for p in self.logs.glob("rank-*.log"))
 
     @property
     def stacks(self) -> Path:

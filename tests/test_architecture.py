@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "mptune"
 
-WAIST = {"spec", "specfile", "trial", "paths", "artifacts", "plugins", "errors"}
+WAIST = {"spec", "specfile", "trial", "status", "paths", "artifacts", "plugins", "errors"}
 HEAVY = {"torch", "deepspeed", "transformers", "ray", "optuna"}
 
 # Room -> (rooms it may import besides the waist, heavy packages it may import).

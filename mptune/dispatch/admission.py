@@ -17,8 +17,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf, log2
 from statistics import fmean
+from typing import Literal
 
 from mptune.dispatch.room import Node, Placement, Room, Shape
+from mptune.status import Wait
 
 FOR_LARGE = 1 / 8
 """Head start for each doubling of a gang's GPUs, as a share of a typical trial's time."""
@@ -75,6 +77,8 @@ class Refuse:
 
 
 Decision = Start | Retire | Refuse
+
+WaitKind = Literal["next", "reserved", "no_room", "behind", "no_such_node"]
 
 
 def in_turn(queue: Iterable[Waiting]) -> list[Waiting]:
@@ -300,3 +304,32 @@ def expected_starts(
             for h in gangs
         ]
     return starts
+
+
+def waits(
+    queue: Iterable[Waiting], held: Sequence[Held], total: Sequence[Node], now: float
+) -> dict[int, Wait]:
+    """Why each trial of the queue waits, in the order of their turn."""
+    empty, turn = Room.of(total), _Turn.of(held, total, now)
+    first: int | None = None
+    found: dict[int, Wait] = {}
+    for waiting in in_turn(queue):
+        kind: WaitKind = "no_such_node"
+        free = turn.emptied.slots(waiting.shape)
+        if empty.fits(waiting.shape):
+            kind = _wait_kind(turn, waiting, first)
+            first = waiting.number if kind == "reserved" else first
+        behind = first if kind == "behind" else None
+        found[waiting.number] = Wait(
+            kind=kind, needs=waiting.shape.workers, free=max(0, free), behind=behind
+        )
+    return found
+
+
+def _wait_kind(turn: _Turn, waiting: Waiting, first: int | None) -> WaitKind:
+    fits = turn.emptied.fits(waiting.shape)
+    if turn.serve(waiting):
+        return "next"
+    if first is None:
+        return "reserved"
+    return "behind" if fits else "no_room"

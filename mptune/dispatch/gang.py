@@ -36,6 +36,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from mptune import __version__, plugins
+from mptune.dispatch import output
 from mptune.dispatch.admission import Held
 from mptune.dispatch.room import Placement, Shape
 from mptune.dispatch.runtime import (
@@ -151,15 +152,20 @@ class Member:
     def run(self, ticket: int, trial_json: str) -> None:
         """Run one trial; what only another rank than 0 knows to be wrong is raised."""
         trial, control = TrialSpec.model_validate_json(trial_json), self._control(ticket)
+        log = TrialDirectory.of(trial.directory).log(self._rank)
         try:
-            if self._rank == 0:
-                for event in guarded(self._joined, trial, control):
-                    self._events.put(event.model_dump_json())
-            else:
-                with _no_exit():
-                    deque(self._joined.run(trial, control), maxlen=0)
+            with output.kept(log, self._rank):
+                self._fly(trial, control)
         finally:
             del self._controls[ticket]
+
+    def _fly(self, trial: TrialSpec, control: TrialControl) -> None:
+        if self._rank == 0:
+            for event in guarded(self._joined, trial, control):
+                self._events.put(event.model_dump_json())
+        else:
+            with _no_exit():
+                deque(self._joined.run(trial, control), maxlen=0)
 
     @ray.method(concurrency_group="events")
     def next_events(self) -> list[str]:
@@ -533,7 +539,10 @@ class Gang:
         if rank not in self._hellos:
             return ""
         error_log = Path(self._hellos[rank].log)
-        logs = [log for log in (error_log.with_suffix(".out"), error_log) if log.is_file()]
+        logs = [error_log.with_suffix(".out"), error_log]
+        if self.flight:
+            logs.append(TrialDirectory.of(self.flight.trial.directory).log(rank))
+        logs = [log for log in logs if log.is_file()]
         return "".join(f"\n--- the end of {log}\n{_tail(log)}" for log in logs)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -95,3 +96,21 @@ def test_logs_show_events_and_the_traceback(
     assert capsys.readouterr().out == '{"type": "started"}\nValueError: why\n'
     assert main(["logs", str(tmp_path), "4"]) == 2
     assert "trial 4 has not started" in capsys.readouterr().err
+
+
+def test_logs_of_a_rank(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunDirectory(tmp_path)
+    run.resolved.write_text("name: demo\n")
+    trial = run.trial(3)
+    trial.logs.mkdir(parents=True)
+    for rank in (0, 1):
+        trial.log(rank).write_text(f"rank {rank} says\n")
+    assert main(["logs", str(tmp_path), "3", "--rank", "1"]) == 0
+    assert capsys.readouterr().out == "rank 1 says\n"
+    assert main(["logs", str(tmp_path), "3", "--rank", "2"]) == 2
+    assert "no output of rank 2; there is output of ranks 0, 1" in capsys.readouterr().err
+    assert main(["logs", str(tmp_path), "7", "--rank", "0"]) == 2
+    assert "trial 7 has not started; there are trials 3 to 3" in capsys.readouterr().err
+    shutil.rmtree(trial.logs)
+    assert main(["logs", str(tmp_path), "3", "--rank", "0"]) == 2
+    assert "no rank kept its output" in capsys.readouterr().err

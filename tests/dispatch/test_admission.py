@@ -20,8 +20,10 @@ from mptune.dispatch.admission import (
     free,
     in_flight,
     in_turn,
+    waits,
 )
 from mptune.dispatch.room import Node, Room, Shape
+from mptune.status import Wait
 
 ONE, TWO, FOUR = Shape(1, 1, 0), Shape(2, 1, 0), Shape(4, 1, 0)
 WIDE = Shape(1, 2, 0)
@@ -162,6 +164,19 @@ def test_starts_are_expected_when_what_runs_is_predicted_to_end():
     assert expected_starts(waiting, [HALF], [Node("a", 4)], now=10) == {1: 50, 2: 60}
     assert expected_starts(waiting, [replace(HALF, ends=None)], [Node("a", 4)], now=10) == {}
     assert expected_starts([], [HALF], [Node("a", 4)], now=10) == {}
+
+
+def test_why_each_one_waits():
+    held = [Held("busy", TWO, ("a", "a"), idle=False)]
+    eight = Shape(8, 1, 0)
+    waiting = queue((0, eight), (1, FOUR), (2, ONE), (3, Shape(3, 1, 0)))
+    assert waits(waiting, held, [Node("a", 4)], now=0) == {
+        0: Wait(kind="no_such_node", needs=8, free=2),
+        1: Wait(kind="reserved", needs=4, free=2),
+        2: Wait(kind="behind", needs=1, free=2, behind=1),
+        3: Wait(kind="no_room", needs=3, free=2),
+    }
+    assert waits(queue((7, TWO)), held, [Node("a", 4)], now=0)[7].kind == "next"
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,10 @@ def test_a_rank_that_dies_costs_its_trial_and_its_gang_only(dispatcher, tmp_path
         detail=f"rank {rank} of {gang} (pid {pids[rank]}) died: killed, or crashed",
     )
     assert changes(events)[-1] == "gone"
-    assert "exits as asked" in TrialDirectory(Path(dying.directory)).traceback.read_text()
+    files = TrialDirectory(Path(dying.directory))
+    assert "exits as asked" in files.traceback.read_text()
+    assert "exits as asked" in files.log(rank).read_text()
+    assert "exits as asked" not in files.log(1 - rank).read_text()
 
     dispatcher.submit(trial(1, tmp_path))
     events = until_ended(dispatcher, 1)
