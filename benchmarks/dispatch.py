@@ -4,7 +4,12 @@
 
 - control: ask + report + tell with N finished trials in a real PostgreSQL, by TPE
 - memory: growth of the driver's resident memory over many instant trials
-- turnaround: end of a trial to the first step of the next on a warm gang of two workers
+- turnaround: what dispatch alone takes of the way from a trial's end to the next one's first step
+- search: the same 16 trials by mptune and by Ray Tune + OptunaSearch + TorchTrainer, side by side:
+  the way from a trial's end to the next one's first step, and the wall-clock (`against_peer.py`)
+
+--quick takes a tenth of the trials and leaves out turnaround; of the search it runs 4 short trials
+by mptune and 2 by the peer, and extrapolates to 16, as the table then says.
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks import against_peer
 from mptune import study
 from mptune.dispatch.local import LocalDispatcher
 from mptune.dispatch.ray_dispatcher import RayDispatcher
@@ -206,6 +212,16 @@ def turnaround(trials: int) -> dict[str, Any]:
     return {"trials": trials, "median_s": statistics.median(waits), "worst_s": max(waits)}
 
 
+def search(quick: bool) -> dict[str, Any]:
+    """mptune and the peer on the same 16 trials of about 5 s, or a few of 1 s."""
+    if quick:
+        found = against_peer.measure(trials=16, seconds=1.0, ours=4, peers=2)
+    else:
+        found = against_peer.measure(trials=16, seconds=5.0, ours=16, peers=16)
+    print(against_peer.table(found), flush=True)
+    return found
+
+
 def machine() -> str:
     kind = platform.processor() or platform.machine()
     load = os.getloadavg()[0]
@@ -213,11 +229,14 @@ def machine() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a tenth of everything")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="under two minutes")
     parser.add_argument("--trials", type=int, default=10_000, help="finished trials, of control")
     parser.add_argument("--instant", type=int, default=2000, help="instant trials, of memory")
-    parser.add_argument("--only", nargs="+", choices=["control", "memory", "turnaround"])
+    choices = ["control", "memory", "turnaround", "search"]
+    parser.add_argument("--only", nargs="+", choices=choices, help="these parts alone")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     given = parser.parse_args()
     share = 10 if given.quick else 1
@@ -225,14 +244,16 @@ def main() -> None:
         "control": lambda: control(given.trials // share),
         "memory": lambda: memory(given.instant // share),
         "turnaround": lambda: turnaround(20 if share == 1 else 5),
+        "search": lambda: search(given.quick),
     }
+    brief = [name for name in parts if not given.quick or name != "turnaround"]
     found: dict[str, Any] = {"machine": machine()}
     print(found["machine"])
-    for name in given.only or parts:
+    for name in given.only or brief:
         found[name] = parts[name]()
         print(f"{name}: {json.dumps(found[name])}", flush=True)
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        if given.json:  # at once: a later part may be cut off
+            given.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

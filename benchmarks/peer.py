@@ -3,8 +3,9 @@
     python benchmarks/peer.py SPEC FOLDER [--trials N]
 
 Every trial is a TorchTrainer of its own, as its documentation has it; its training function is
-mptune's own worker, so that both do the same steps and the same scoring. Prints, as JSON, when each
-trial took its first step and when it ended (seconds since the epoch, by the clock of rank 0).
+mptune's own worker, so that both do the same steps and the same scoring. The trials are the arms of
+the spec's search, given to OptunaSearch as the points to begin with, so that both run the same.
+`stamps.jsonl` in FOLDER tells when each took its first step and when it ended, see `Stamped`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,40 @@ from mptune.paths import RunDirectory, cache_directory
 from mptune.space import Space
 from mptune.spec import SearchSpec, build
 from mptune.specfile import SpecFile
-from mptune.trial import Finished, PrepareRequest, Rung, Started, StopReason, TrialSpec
+from mptune.trial import (
+    Control,
+    Event,
+    Finished,
+    PrepareRequest,
+    Rung,
+    Started,
+    StopReason,
+    TrialSpec,
+)
 from mptune.worker import Worker
+
+
+class Stamped(Worker):
+    """mptune's worker; rank 0 notes when a trial takes its first step and when it has ended.
+
+    Times are seconds since the epoch. Both sides run their trials by this class.
+    """
+
+    def run(self, trial: TrialSpec, control: Control) -> Iterator[Event]:
+        for event in super().run(trial, control):
+            if isinstance(event, Started):
+                stamp(trial, what="started")
+            if isinstance(event, Finished):
+                cost, score = event.result.cost, event.result.lml.nats_per_token
+                stamp(trial, what="ended", training_s=cost.training_s, lml=score)
+            yield event
+
+
+def stamp(trial: TrialSpec, **said: Any) -> None:
+    """Add a line to the stamps, which lie beside the folder of all trials."""
+    line = {"number": trial.number, "time": time.time(), **said}
+    with (Path(trial.directory).parents[1] / "stamps.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 class GoesOn:
@@ -43,23 +77,12 @@ def train(config: dict[str, Any]) -> None:
     import ray.train
 
     context = ray.train.get_context()
-    rank, size = context.get_world_rank(), context.get_world_size()
     trial = TrialSpec.model_validate_json(config["trial"])
-    worker = Worker(rank, size, context.get_local_rank())
+    worker = Stamped(context.get_world_rank(), context.get_world_size(), context.get_local_rank())
     worker.join(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-    score = 0.0
-    for event in worker.run(trial, GoesOn()):
-        if isinstance(event, Started):
-            stamp(trial, "started")
-        if isinstance(event, Finished):
-            stamp(trial, "ended")
-            score = event.result.lml.nats_per_token
-    ray.train.report({"lml": score})
-
-
-def stamp(trial: TrialSpec, what: str) -> None:
-    with (Path(trial.directory).parent / "stamps.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"what": what, "number": trial.number, "time": time.time()}) + "\n")
+    events = list(worker.run(trial, GoesOn()))
+    scores = [e.result.lml.nats_per_token for e in events if isinstance(e, Finished)]
+    ray.train.report({"lml": scores[0] if scores else 0.0})
 
 
 class Trials:
@@ -71,6 +94,7 @@ class Trials:
         self.run = RunDirectory(folder)
         data = build("data", self.spec.data).resolved(spec.absolute().parent)
         self.data = data.model_dump(mode="json")
+        self.points = [params for _, params in Space(self.file).arms()]
         self.factory = study.TrialFactory("peer", "search", self.run, self._prepared(), self.data)
 
     def _prepared(self) -> Any:
@@ -95,7 +119,8 @@ class Trials:
             tune.with_resources(self._trainable(), {"CPU": 0.01}),
             param_space={"policy.rate": tune.uniform(0.1, 0.6)},
             tune_config=tune.TuneConfig(
-                metric="lml", mode="max", num_samples=trials, search_alg=OptunaSearch(seed=0),
+                metric="lml", mode="max", num_samples=trials,
+                search_alg=OptunaSearch(seed=0, points_to_evaluate=self.points[:trials]),
                 max_concurrent_trials=max(1, int(cpus / (r.workers * r.cpus_per_worker))),
             ),
             run_config=tune.RunConfig(storage_path=str(self.run.root.absolute()), verbose=0),
@@ -104,6 +129,7 @@ class Trials:
 
     def _trainable(self) -> Any:
         space, factory, r = Space(self.file), self.factory, self.spec.resources
+        points = self.points
         root = self.run.root.absolute()
 
         def trainable(config: dict[str, Any]) -> None:
@@ -113,8 +139,7 @@ class Trials:
             from ray.tune.integration.ray_train import TuneReportCallback
 
             name = get_context().get_trial_name()
-            number = time.time_ns() // 1_000_000 % 1_000_000  # Tune's own are not numbers
-            trial = factory.make(space.at(config), number, 0)
+            trial = factory.make(space.at(config), points.index(config), 0)
             TorchTrainer(
                 train,
                 train_loop_config={"trial": trial.model_dump_json()},
@@ -136,8 +161,6 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=16)
     given = parser.parse_args()
     Trials(given.spec, given.folder).search(given.trials)
-    stamps = (given.folder / "trials" / "stamps.jsonl").read_text(encoding="utf-8").splitlines()
-    print(json.dumps([json.loads(line) for line in stamps]))
 
 
 if __name__ == "__main__":
