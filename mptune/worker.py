@@ -222,7 +222,7 @@ class Worker:
         """
         import torch
 
-        from mptune.training.engine import configuration
+        from mptune.configuration import configuration
         from mptune.training.loop import Inputs
 
         torch.set_num_threads(max(1, int(trial.resources.cpus_per_worker)))

@@ -11,7 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "mptune"
 
-WAIST = {"spec", "specfile", "trial", "status", "paths", "artifacts", "plugins", "errors"}
+WAIST = {"spec", "specfile", "trial", "status", "paths", "artifacts", "plugins", "errors"} | {
+    "configuration"
+}
 HEAVY = {"torch", "deepspeed", "transformers", "ray", "optuna"}
 
 # Room -> (rooms it may import besides the waist, heavy packages it may import).

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mptune.errors import InputError
-from mptune.spec import Training
 
 IntArray = NDArray[np.int64]
 
@@ -55,27 +54,6 @@ def rank_slice(batch_size: int, rank: int, world_size: int) -> slice:
     """The rows of the global batch that a rank works on."""
     share = batch_size // world_size
     return slice(rank * share, (rank + 1) * share)
-
-
-def micro_batch_size(training: Training, world_size: int) -> int:
-    """Sequences per worker and forward.
-
-    Raises:
-        InputError: the batch cannot be dealt out evenly; the message says what would work.
-    """
-    share, rest = divmod(training.batch_size, world_size)
-    if rest:
-        raise InputError(
-            f"training.batch_size {training.batch_size} cannot be shared evenly by {world_size} "
-            f"workers; use a multiple of {world_size}, e.g. {max(share, 1) * world_size}"
-        )
-    micro = training.micro_batch_size or share
-    if share % micro:
-        raise InputError(
-            f"training.micro_batch_size {micro} does not divide the {share} sequences of each "
-            f"worker (batch_size {training.batch_size} over {world_size} workers)"
-        )
-    return micro
 
 
 def attended(tokens_BD: NDArray[Any], pad_id: int) -> NDArray[np.bool_] | None:

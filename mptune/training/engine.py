@@ -1,4 +1,4 @@
-"""DeepSpeed: its configuration, its process group, its engine. The only file that imports it."""
+"""DeepSpeed: its process group and its engine. The only file that imports it."""
 
 from __future__ import annotations
 
@@ -17,57 +17,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from mptune.configuration import configuration
 from mptune.spec import Training
 from mptune.training import allocator
-from mptune.training.batches import micro_batch_size
 from mptune.training.ranks import Ranks
 
 COLLECTIVE_TIMEOUT = timedelta(hours=12)
 """Ranks wait for rank 0 at a rung as long as the driver takes; lost peers are noticed at once."""
-
-
-def configuration(
-    training: Training, world_size: int, *, universal: bool = False
-) -> dict[str, Any]:
-    """DeepSpeed's configuration: ours, and the user's `deepspeed` section over it.
-
-    Args:
-        training: the spec's section.
-        world_size: ranks of the gang.
-        universal: the checkpoint to be loaded is in the universal format.
-
-    Raises:
-        InputError: the batch cannot be dealt out to the workers.
-    """
-    micro = micro_batch_size(training, world_size)
-    ours: dict[str, Any] = {
-        "train_batch_size": training.batch_size,
-        "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": training.batch_size // (micro * world_size),
-        "gradient_clipping": training.gradient_clipping,
-        "zero_optimization": {"stage": training.zero_stage},
-        "bf16": {"enabled": training.precision == "bf16"},
-        # The loop reports progress; DeepSpeed's own report would go to the user's terminal.
-        "steps_per_print": sys.maxsize,
-    }
-    if universal:
-        ours["checkpoint"] = {"load_universal": True}
-    merged = _merged(ours, training.deepspeed)
-    zero = merged["zero_optimization"]
-    if "offload_optimizer" in zero or "offload_param" in zero:
-        # The optimizer is ours; DeepSpeed would insist on its own, compiled for the CPU.
-        merged.setdefault("zero_force_ds_cpu_optimizer", False)
-    return merged
-
-
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` wins; where both hold a mapping, key by key."""
-    result = dict(base)
-    for key, value in over.items():
-        mine = result.get(key)
-        both = isinstance(mine, Mapping) and isinstance(value, Mapping)
-        result[key] = _merged(mine, value) if both else value  # type: ignore[arg-type]
-    return result
 
 
 def join(rank: int, world_size: int, local_rank: int, master_addr: str, master_port: int) -> Ranks:

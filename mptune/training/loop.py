@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from mptune.configuration import micro_batch_size
 from mptune.data.table import Split
 from mptune.errors import NonFiniteLoss
 from mptune.models.base import ModelFamily
@@ -36,7 +37,7 @@ from mptune.policies.base import (
 )
 from mptune.spec import Training, build
 from mptune.training import engine as ds
-from mptune.training.batches import DataOrder, attended, micro_batch_size, rank_slice
+from mptune.training.batches import DataOrder, attended, rank_slice
 from mptune.training.checkpoint import Checkpoints
 from mptune.training.packing import Packing
 from mptune.training.ranks import Ranks

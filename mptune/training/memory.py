@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from mptune.configuration import configuration
 from mptune.errors import DoesNotFit
 from mptune.models._attention import LONGEST
 from mptune.models.base import ModelFamily
 from mptune.spec import Training
-from mptune.training.engine import configuration
 
 VALUES_PER_CHANNEL = 17
 """Activations that a block keeps, per position and channel: 34 bytes at 2 bytes each."""

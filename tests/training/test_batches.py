@@ -6,12 +6,7 @@ import numpy as np
 import pytest
 
 from mptune.errors import InputError
-from mptune.spec import Training
-from mptune.training.batches import DataOrder, attended, micro_batch_size, rank_slice, seeded_order
-
-
-def training(**fields):
-    return Training(budget_tokens=1, **fields)
+from mptune.training.batches import DataOrder, attended, rank_slice, seeded_order
 
 
 @pytest.mark.parametrize(("sequences", "batch_size"), [(10, 5), (10, 4), (7, 16), (3, 1)])
@@ -39,24 +34,6 @@ def test_the_order_is_the_same_on_every_machine():
 def test_ranks_share_a_batch(world_size):
     shares = [np.arange(8)[rank_slice(8, rank, world_size)] for rank in range(world_size)]
     assert np.concatenate(shares).tolist() == list(range(8))
-
-
-def test_micro_batch_size():
-    assert micro_batch_size(training(batch_size=8), 2) == 4
-    assert micro_batch_size(training(batch_size=8, micro_batch_size=2), 2) == 2
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"batch_size": 9}, "batch_size 9 cannot be shared evenly by 2 workers; .* e.g. 8"),
-        ({"batch_size": 1}, "batch_size 1 cannot be shared evenly by 2 workers; .* e.g. 2"),
-        ({"batch_size": 8, "micro_batch_size": 8}, "micro_batch_size 8 does not divide the 4 seq"),
-    ],
-)
-def test_a_batch_that_cannot_be_dealt_out(fields, message):
-    with pytest.raises(InputError, match=message):
-        micro_batch_size(training(**fields), 2)
 
 
 def test_no_training_data():
