@@ -11,14 +11,14 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from mptune.dispatch.base import Dispatcher
 from mptune.errors import InterruptedSearch, LeaseLost, NoResultError
@@ -27,9 +27,11 @@ from mptune.lease import Lease, Unneeded
 from mptune.ledger import Ledger
 from mptune.paths import TrialDirectory, write_aside, write_text
 from mptune.study import attributes
-from mptune.study.attributes import ENDED, describe, has_failed, report_rung, set_attributes
+from mptune.study.attributes import describe, report_rung, set_attributes
+from mptune.study.history import History
 from mptune.study.lock import interrupts
 from mptune.study.queued import requeue_running, requeue_trial
+from mptune.study.spend import load_spend, save_spend
 from mptune.study.storage import CUT_OFF
 from mptune.trial import (
     RETRIED,
@@ -104,6 +106,7 @@ class StudyDriver:
     _spent_before: float = 0.0
     _started: float = 0.0
     _ledger: Ledger = field(default_factory=Ledger)
+    _history: History = field(default_factory=History)
 
     def run(self) -> None:
         """Run until every trial has ended.
@@ -114,10 +117,10 @@ class StudyDriver:
             LeaseLost: another driver has taken the study over.
         """
         self._started = time.monotonic()
-        self._spent_before = float(self.study.user_attrs.get("spent_s", 0.0))
-        self._ledger = Ledger.from_json(self.study.user_attrs.get("ledger"))
+        self._spent_before, self._ledger = load_spend(self.study)
         teach(self.predictor, self.study)
         requeue_running(self.study)
+        self._history = History.of(self.study)
         with interrupts(self.interrupted):
             self._fill()
             while self._flight:
@@ -155,9 +158,8 @@ class StudyDriver:
             time.monotonic(), len(self._flight), self.budget_worker_seconds, self.budget_gpu_hours
         ):
             return False
-        found = self.study.get_trials(deepcopy=False, states=ENDED)
-        self._refuse_hopeless(found)
-        return len(found) + len(self._flight) < self.trials
+        self._refuse_hopeless()
+        return self._history.ended + len(self._flight) < self.trials
 
     def _over_budget(self) -> bool:
         return self.budget_seconds is not None and self._spent() >= self.budget_seconds
@@ -166,16 +168,13 @@ class StudyDriver:
         return self._spent_before + time.monotonic() - self._started
 
     def _save_spend(self) -> None:
-        self.study.set_user_attr("spent_s", round(self._spent(), 3))
-        self.study.set_user_attr("ledger", self._ledger.as_json())
+        save_spend(self.study, self._spent(), self._ledger)
 
-    def _refuse_hopeless(self, ended: Sequence[FrozenTrial]) -> None:
-        failed = [t for t in ended if has_failed(t)]
-        if len(failed) == len(ended) and len(failed) >= MAX_FAILURES_IN_A_ROW and not self._flight:
-            last = failed[-1].user_attrs
+    def _refuse_hopeless(self) -> None:
+        failed, ended = self._history.failed, self._history.ended
+        if failed == ended >= MAX_FAILURES_IN_A_ROW and not self._flight:
             raise NoResultError(
-                f"the first {len(failed)} trials all failed; the last one: "
-                f"{last.get('reason')}: {last.get('detail')}"
+                f"the first {failed} trials all failed; the last one: {self._history.last_failure}"
             )
 
     def _ask(self) -> None:
@@ -199,29 +198,32 @@ class StudyDriver:
             StorageInternalError, OperationalError: the storage fails every time.
         """
         for _ in range(ASK_ATTEMPTS - 1):
-            expected = _next_number(self.study)
-            self.study.sampler = self.sampler(expected)
+            expected = self._history.next_number
             with suppress(*CUT_OFF):
-                trial = self.study.ask()
+                trial = self._asked_once()
                 if trial.number == expected:
                     return trial
             requeue_running(self.study, besides=self._flight)
-        self.study.sampler = self.sampler(_next_number(self.study))
-        return self.study.ask()
+            self._history = History.of(self.study)
+        return self._asked_once()
+
+    def _asked_once(self) -> optuna.Trial:
+        self.study.sampler = self.sampler(self._history.next_number)
+        trial = self.study.ask()
+        self._history.ask(trial.number)
+        return trial
 
     def _take_over_twin(self, trial: optuna.Trial, spec: TrialSpec) -> None:
         """A trial is a pure function of its spec: one that has been run is not run again."""
-        done = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        fingerprint = spec.fingerprint()
-        for twin in done:
-            attrs = twin.user_attrs
-            if attrs.get("fingerprint") == fingerprint and "same_as" not in attrs:
-                ran = TrialSpec.model_validate_json(attrs["trial_spec"])
-                own = TrialDirectory.of(spec.directory)
-                write_text(own.spec, spec.model_dump_json(indent=2))
-                _copy_outcome(TrialDirectory.of(ran.directory), own)
-                set_attributes(trial, same_as=twin.number)
-                return
+        twin = self._history.twins.get(spec.fingerprint())
+        if twin is None:
+            return
+        attrs = self.study.get_trials(deepcopy=False)[twin].user_attrs
+        ran = TrialSpec.model_validate_json(attrs["trial_spec"])
+        own = TrialDirectory.of(spec.directory)
+        write_text(own.spec, spec.model_dump_json(indent=2))
+        _copy_outcome(TrialDirectory.of(ran.directory), own)
+        set_attributes(trial, same_as=twin)
 
     def _replay(self, spec: TrialSpec, result: TrialResult) -> None:
         """A result that was written but not told: tell it, do not train it again."""
@@ -285,16 +287,20 @@ class StudyDriver:
         if isinstance(ending, Finished):
             attributes.record_result(trial, ending.result)
             self.study.tell(number, ending.result.lml.nats_per_token)
+            self._history.complete(number, trial.user_attrs)
             self.observer.finish_trial(number, "complete")
         elif isinstance(ending, Stopped) and ending.reason == "interrupted":
             requeue_trial(self.study, trial._trial_id)
+            self._history.wait(number)
             self.observer.finish_trial(number, "interrupted")
         elif isinstance(ending, Stopped):
             set_attributes(trial, reason="pruned", detail=f"pruned at step {ending.step}")
             self.study.tell(number, state=TrialState.PRUNED)
+            self._history.prune()
             self.observer.finish_trial(number, "pruned")
         elif isinstance(ending, Failed):
             attributes.tell_failure(self.study, trial, ending)
+            self._history.fail(ending.reason, ending.detail)
             self.observer.finish_trial(number, f"failed: {ending.reason}")
         self._save_spend()
 
@@ -317,13 +323,6 @@ def teach(predictor: Predictor, study: optuna.Study) -> None:
     for trial in ran[-TAUGHT:]:
         spec = TrialSpec.model_validate_json(trial.user_attrs["trial_spec"])
         predictor.learn(spec, TrialResult.model_validate_json(trial.user_attrs["result"]))
-
-
-def _next_number(study: optuna.Study) -> int:
-    """The number that `ask` will give: the oldest waiting trial, else a new one."""
-    trials = study.get_trials(deepcopy=False)
-    waiting = [t.number for t in trials if t.state == TrialState.WAITING]
-    return min(waiting, default=len(trials))
 
 
 def _earlier(point: Mapping[str, Any], rung: Rung) -> bool:

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import optuna
 from optuna.trial import FrozenTrial
 
 from mptune.errors import NoResultError
 from mptune.ledger import Ledger
 from mptune.paths import RunDirectory
 from mptune.study.attributes import has_failed
-from mptune.study.storage import existing, has_study, open_storage
+from mptune.study.spend import load_spend
+from mptune.study.storage import existing
 from mptune.trial import LearningPoint, TrialResult, TrialSpec
 
 
@@ -46,6 +46,7 @@ def records(run: RunDirectory, url: str | None, name: str) -> list[TrialRecord]:
 def _record(trial: FrozenTrial) -> TrialRecord:
     attrs = trial.user_attrs
     spec, result = attrs.get("trial_spec"), attrs.get("result")
+    cost = attrs.get("cost", {})
     return TrialRecord(
         number=trial.number,
         state="FAIL" if has_failed(trial) else trial.state.name,
@@ -57,7 +58,7 @@ def _record(trial: FrozenTrial) -> TrialRecord:
         reason=attrs.get("reason"),
         detail=attrs.get("detail"),
         rungs=trial.intermediate_values,
-        seconds=attrs.get("cost_total_s"),
+        seconds=cost.get("total_s", attrs.get("cost_total_s")),
         same_as=attrs.get("same_as"),
         learning=tuple(LearningPoint(**point) for point in attrs.get("learning", ())),
     )
@@ -65,18 +66,14 @@ def _record(trial: FrozenTrial) -> TrialRecord:
 
 def spent_s(run: RunDirectory, url: str | None, name: str) -> float:
     """Wall-clock seconds that drivers of this study have run, over all resumes."""
-    if not has_study(run, url, name):
-        return 0.0
-    study = optuna.load_study(study_name=name, storage=open_storage(run, url))
-    return float(study.user_attrs.get("spent_s", 0.0))
+    study = existing(run, url, name)
+    return load_spend(study)[0] if study else 0.0
 
 
 def ledger(run: RunDirectory, url: str | None, name: str) -> Ledger:
     """What the trials of this study have used, over all resumes."""
-    if not has_study(run, url, name):
-        return Ledger()
-    study = optuna.load_study(study_name=name, storage=open_storage(run, url))
-    return Ledger.from_json(study.user_attrs.get("ledger"))
+    study = existing(run, url, name)
+    return load_spend(study)[1] if study else Ledger()
 
 
 def best(found: Sequence[TrialRecord]) -> TrialRecord:

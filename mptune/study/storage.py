@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.storages._rdb import models
+from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.storages.journal import JournalFileBackend
 from sqlalchemy import event as sqlalchemy_event
 from sqlalchemy.exc import OperationalError
@@ -39,12 +42,35 @@ REPEATABLE = (
     "set_trial_state_values",
     "set_trial_system_attr",
     "set_trial_user_attr",
+    "set_trial_user_attrs",
 )
 
 CUT_OFF = (optuna.exceptions.StorageInternalError, OperationalError)
 """What a storage raises whose server went away."""
 
 _Errors = type[Exception] | tuple[type[Exception], ...]
+
+
+class Database(optuna.storages.RDBStorage):
+    """Optuna's, with a way to write several attributes of a trial in one transaction."""
+
+    def set_trial_user_attrs(self, trial_id: int, attrs: Mapping[str, Any]) -> None:
+        """Set user attributes in one transaction, which may be repeated.
+
+        Raises:
+            UpdateFinishedTrialError: the trial has ended.
+            StorageInternalError: the server is out of reach, or will not have them.
+        """
+        table = models.TrialUserAttributeModel
+        with _create_scoped_session(self.scoped_session) as session:
+            trial: Any = models.TrialModel.find_or_raise_by_id(trial_id, session)
+            self.check_trial_is_updatable(trial_id, trial.state)
+            there = session.query(table).filter(table.trial_id == trial_id, table.key.in_(attrs))
+            rows: dict[str, Any] = {str(row.key): row for row in there}
+            for key, value in attrs.items():
+                row = rows.get(key) or table(trial_id=trial_id, key=key)
+                row.value_json = json.dumps(value)
+                session.add(row)
 
 
 def open_storage(run: RunDirectory, url: str | None) -> optuna.storages.BaseStorage:
@@ -72,7 +98,7 @@ def _storage(address: str) -> optuna.storages.BaseStorage:
     if address.startswith(JOURNAL):
         return _journal(address)
     wait = {"connect_args": {"timeout": 60}} if address.startswith("sqlite") else {}
-    storage = optuna.storages.RDBStorage(address, engine_kwargs={"pool_pre_ping": True, **wait})
+    storage = Database(address, engine_kwargs={"pool_pre_ping": True, **wait})
     if storage.engine.dialect.name != "sqlite":
         _outlive_restarts(storage)
     return storage

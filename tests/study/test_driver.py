@@ -26,10 +26,12 @@ def test_every_trial_ends_complete_with_its_numbers(run: RunDirectory) -> None:
     records = found(run)
     assert [r.state for r in records] == ["COMPLETE"] * 8
     trial = study.open_study(run, None, "demo", pruner=optuna.pruners.NopPruner()).trials[0]
-    for key in ("lml_nats_per_token", "lml_se_nats_per_token", "cost_flops", "cost_total_s",
-                "seed", "versions", "policy", "size", "fingerprint"):  # fmt: skip
-        assert key in trial.user_attrs
-    assert trial.value == pytest.approx(trial.user_attrs["lml_nats_per_token"])
+    attrs = trial.user_attrs
+    assert trial.value == pytest.approx(attrs["lml"]["nats_per_token"])
+    assert attrs["lml"]["se_nats_per_token"] > 0
+    assert {"flops", "tokens", "total_s"} <= attrs["cost"].keys()
+    assert {"label", "seed", "versions", "fingerprint", "loss_at_rate"} <= attrs.keys()
+    assert records[0].seconds == attrs["cost"]["total_s"]
 
 
 def test_failures_are_told_with_their_reason_and_the_search_goes_on(run: RunDirectory) -> None:

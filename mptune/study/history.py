@@ -1,0 +1,80 @@
+"""What a driver must know of all trials of its study, kept by counting instead of reading again.
+
+Only the driver that holds the lease writes to a study: what it found at its start and what it has
+asked and told since is all there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from mptune.study.attributes import ENDED, has_failed
+
+
+@dataclass
+class History:
+    """The trials of a study by what has become of them."""
+
+    asked: int = 0
+    """Trials there are, in whatever state; the next new one gets this number."""
+    ended: int = 0
+    failed: int = 0
+    last_failure: str = ""
+    waiting: set[int] = field(default_factory=set)
+    twins: dict[str, int] = field(default_factory=dict)
+    """Fingerprint of each finished trial that was trained: its number."""
+
+    @classmethod
+    def of(cls, study: optuna.Study) -> History:
+        """Reads every trial."""
+        history = cls()
+        for trial in study.get_trials(deepcopy=False):
+            history._add(trial)
+        return history
+
+    @property
+    def next_number(self) -> int:
+        """The number that `ask` will give: the oldest waiting trial, else a new one."""
+        return min(self.waiting, default=self.asked)
+
+    def ask(self, number: int) -> None:
+        """A trial has been asked for: one that waited, or a new one."""
+        self.asked = max(self.asked, number + 1)
+        self.waiting.discard(number)
+
+    def wait(self, number: int) -> None:
+        """A trial that was asked for is back in the queue."""
+        self.waiting.add(number)
+
+    def complete(self, number: int, attrs: Mapping[str, Any]) -> None:
+        """A trial has finished."""
+        self.ended += 1
+        if "fingerprint" in attrs and "same_as" not in attrs:
+            self.twins.setdefault(attrs["fingerprint"], number)
+
+    def prune(self) -> None:
+        """A trial was stopped early."""
+        self.ended += 1
+
+    def fail(self, reason: str | None, detail: str | None) -> None:
+        """A trial has failed."""
+        self.ended += 1
+        self.failed += 1
+        self.last_failure = f"{reason}: {detail}"
+
+    def _add(self, trial: FrozenTrial) -> None:
+        self.asked += 1
+        attrs = trial.user_attrs
+        if trial.state == TrialState.WAITING:
+            self.wait(trial.number)
+        elif trial.state == TrialState.COMPLETE:
+            self.complete(trial.number, attrs)
+        elif has_failed(trial):
+            self.fail(attrs.get("reason"), attrs.get("detail"))
+        elif trial.state in ENDED:
+            self.prune()

@@ -1,0 +1,24 @@
+"""What a study has used, kept in it as one attribute: one write per trial."""
+
+from __future__ import annotations
+
+import optuna
+
+from mptune.ledger import Ledger
+
+ATTRIBUTE = "spend"
+
+
+def load_spend(study: optuna.Study) -> tuple[float, Ledger]:
+    """(Wall-clock seconds that drivers have run, what trials have used), over all resumes."""
+    attrs = study.user_attrs
+    # Studies of earlier versions have two attributes.
+    before = {"wall_s": attrs.get("spent_s", 0.0), "ledger": attrs.get("ledger")}
+    stored = attrs.get(ATTRIBUTE, before)
+    return float(stored["wall_s"]), Ledger.from_json(stored["ledger"])
+
+
+def save_spend(study: optuna.Study, wall_s: float, ledger: Ledger) -> None:
+    """Inverse of `load_spend`; trials that still run are not in it."""
+    stored = {"wall_s": round(wall_s, 3), "ledger": ledger.as_json()}
+    study.set_user_attr(ATTRIBUTE, stored)
