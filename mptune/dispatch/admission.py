@@ -110,7 +110,11 @@ def in_flight(nodes: Iterable[Node], flying: Sequence[Shape], smallest: Shape) -
 
 def free(total: Iterable[Node], held: Iterable[Held]) -> Room:
     """What the gangs leave of the cluster."""
-    room = Room.of(total)
+    return _left(Room.of(total), held)
+
+
+def _left(empty: Room, held: Iterable[Held]) -> Room:
+    room = empty.copy()
     for gang in held:
         room.take(gang.shape, gang.placement)
     return room
@@ -121,7 +125,8 @@ def admit(
 ) -> list[Decision]:
     """What to do now, in this order; `held` is longest idle first."""
     decisions: list[Decision] = []
-    empty, turn = Room.of(total), _Turn.of(held, total, now)
+    empty = Room.of(total)
+    turn = _Turn.of(held, empty, now)
     for waiting in in_turn(queue):
         if not empty.fits(waiting.shape):
             decisions.append(Refuse(waiting.number, refusal(waiting.shape, total)))
@@ -154,23 +159,31 @@ class _Turn:
     room: Room
     emptied: Room
     promise: _Promise | None = None
-    _beside: dict[int, Room] = field(default_factory=dict)
+    _without: set[tuple[Shape, bool]] = field(default_factory=set)
+    """Shapes that found no place, beside the promise or anywhere: room only shrinks in a round."""
 
     @classmethod
-    def of(cls, held: Sequence[Held], total: Sequence[Node], now: float) -> _Turn:
+    def of(cls, held: Sequence[Held], empty: Room, now: float) -> _Turn:
         busy, idle = [h for h in held if not h.idle], [h for h in held if h.idle]
-        return cls(now, busy, idle, free(total, held), free(total, busy))
+        room = _left(empty, held)
+        emptied = room.copy()
+        for gang in idle:
+            emptied.give(gang.shape, gang.placement)
+        return cls(now, busy, idle, room, emptied)
 
     def serve(self, waiting: Waiting) -> list[Decision]:
         """How this trial starts now: on an idle gang, in free room, or in place of idle gangs."""
-        if not self.emptied.fits(waiting.shape):
-            self._reserve(waiting)
-            return []
         beside = self.promise is not None and not self.promise.is_over_before(waiting, self.now)
+        if self._has_no_place(waiting.shape, beside):
+            return []
         plan = self._on_idle(waiting, beside) or self._on_new(waiting, beside)
         if not plan:
+            self._without.add((waiting.shape, beside))
             self._reserve(waiting)
         return plan
+
+    def _has_no_place(self, shape: Shape, beside: bool) -> bool:
+        return (shape, False) in self._without or (beside and (shape, True) in self._without)
 
     def _reserve(self, waiting: Waiting) -> None:
         if self.promise is None:
@@ -203,9 +216,7 @@ class _Turn:
         """The part of this room that breaks no promise."""
         if self.promise is None or not beside:
             return room
-        if id(room) not in self._beside:
-            self._beside[id(room)] = room.common(self.promise.later)
-        return self._beside[id(room)]
+        return room.common(self.promise.later)
 
     def _retire_for(self, shape: Shape, placement: Placement) -> list[Retire]:
         """Give up what is in the way there, the longest idle first, until the gang fits."""
@@ -216,7 +227,6 @@ class _Turn:
                 break
             self.idle.remove(gang)
             self.room.give(gang.shape, gang.placement)
-            self._refresh(gang.placement)
             retired.append(Retire(gang.gang))
         return retired
 
@@ -227,12 +237,6 @@ class _Turn:
         self.emptied.take(waiting.shape, placement)
         if beside and self.promise:
             self.promise.later.take(waiting.shape, placement)
-        self._refresh(placement)
-
-    def _refresh(self, placement: Placement) -> None:
-        for room in (self.room, self.emptied):
-            if self.promise and id(room) in self._beside:
-                self._beside[id(room)].meet(room, self.promise.later, placement)
 
 
 @dataclass(frozen=True)
@@ -310,7 +314,8 @@ def waits(
     queue: Iterable[Waiting], held: Sequence[Held], total: Sequence[Node], now: float
 ) -> dict[int, Wait]:
     """Why each trial of the queue waits, in the order of their turn."""
-    empty, turn = Room.of(total), _Turn.of(held, total, now)
+    empty = Room.of(total)
+    turn = _Turn.of(held, empty, now)
     first: int | None = None
     found: dict[int, Wait] = {}
     for waiting in in_turn(queue):

@@ -1,15 +1,20 @@
 """Room for gangs: what a gang takes, what a node holds, and where a gang goes.
 
 Pure: nothing here knows of Ray or of time.
+
+Shapes: N nodes of the cluster, R resources of each (CPUs, GPUs).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from math import floor
+from functools import lru_cache
 from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mptune.spec import Resources
 
@@ -45,32 +50,18 @@ class Shape:
 
 @dataclass(frozen=True)
 class Node:
-    """CPUs and GPUs of one machine: all of them, or those that are free."""
+    """CPUs and GPUs of one machine, all of them."""
 
     id: str
     cpus: float
     gpus: float = 0
-
-    def slots(self, cpus: float, gpus: float) -> int:
-        """How many workers that take so much each fit."""
-        by_cpu = floor((self.cpus + EPSILON) / cpus)
-        by_gpu = floor((self.gpus + EPSILON) / gpus) if gpus else by_cpu
-        return max(0, min(by_cpu, by_gpu))
-
-    def plus(self, shape: Shape, workers: int) -> Node:
-        """With so many workers' room more; less, and even below nothing, if negative."""
-        return Node(self.id, self.cpus + workers * shape.cpus, self.gpus + workers * shape.gpus)
-
-    def common(self, other: Node) -> Node:
-        """What is free in both."""
-        return Node(self.id, min(self.cpus, other.cpus), min(self.gpus, other.gpus))
 
 
 @dataclass
 class _Slots:
     """Workers of one shape that fit on each node, and on all."""
 
-    of: dict[str, int]
+    of_N: NDArray[np.int64]
     total: int
 
 
@@ -78,27 +69,23 @@ class _Slots:
 class Room:
     """The free room of a cluster as gangs come and go; asking again is cheap."""
 
-    _nodes: dict[str, Node]
+    _rows: Mapping[str, int]
+    _free_NR: NDArray[np.float64]
     _slots: dict[tuple[float, float], _Slots] = field(default_factory=dict)
 
     @classmethod
     def of(cls, nodes: Iterable[Node]) -> Self:
-        return cls({node.id: node for node in nodes})
+        nodes = list(nodes)
+        free_NR = np.array([(node.cpus, node.gpus) for node in nodes], dtype=float)
+        return cls({node.id: row for row, node in enumerate(nodes)}, free_NR.reshape(-1, 2))
 
     def copy(self) -> Room:
-        return Room(
-            dict(self._nodes), {k: _Slots(dict(s.of), s.total) for k, s in self._slots.items()}
-        )
+        slots = {key: _Slots(s.of_N.copy(), s.total) for key, s in self._slots.items()}
+        return Room(self._rows, self._free_NR.copy(), slots)
 
     def common(self, other: Room) -> Room:
         """What is free in both."""
-        return Room({i: node.common(other._nodes[i]) for i, node in self._nodes.items()})
-
-    def meet(self, one: Room, other: Room, nodes: Iterable[str]) -> None:
-        """Follow what changed on these nodes in the two rooms that this one is common to."""
-        for node in set(nodes) & self._nodes.keys():
-            self._nodes[node] = one._nodes[node].common(other._nodes[node])
-            self._recount(node)
+        return Room(self._rows, np.minimum(self._free_NR, other._free_NR))
 
     def slots(self, shape: Shape) -> int:
         """How many workers of this shape fit."""
@@ -111,13 +98,14 @@ class Room:
         """The tightest node that takes the whole gang, else as few as possible; None: no room."""
         if not self.fits(shape):
             return None
-        slots = self._slots_of(shape).of
-        return tuple(_spread(slots, shape.workers))
+        ids = list(self._rows)
+        return tuple(ids[row] for row in _spread(self._slots_of(shape).of_N, shape.workers))
 
     def holds(self, shape: Shape, placement: Placement) -> bool:
         """Whether a gang fits at this very place."""
-        slots = self._slots_of(shape).of
-        return all(slots.get(node, 0) >= n for node, n in Counter(placement).items())
+        slots_N = self._slots_of(shape).of_N
+        there = [(self._rows.get(node), workers) for node, workers in _counted(placement)]
+        return all(row is not None and slots_N[row] >= workers for row, workers in there)
 
     def take(self, shape: Shape, placement: Placement) -> None:
         self._add(shape, placement, -1)
@@ -127,32 +115,49 @@ class Room:
 
     def _add(self, shape: Shape, placement: Placement, sign: int) -> None:
         """A node that has left the cluster has nothing to take or give."""
-        for node, workers in Counter(placement).items():
-            if node in self._nodes:
-                self._nodes[node] = self._nodes[node].plus(shape, sign * workers)
-                self._recount(node)
+        for node, workers in _counted(placement):
+            row = self._rows.get(node)
+            if row is not None:
+                self._free_NR[row, 0] += sign * workers * shape.cpus
+                self._free_NR[row, 1] += sign * workers * shape.gpus
+                self._recount(row)
 
-    def _recount(self, node: str) -> None:
-        for (cpus, gpus), slots in self._slots.items():
-            now = self._nodes[node].slots(cpus, gpus)
-            slots.total += now - slots.of[node]
-            slots.of[node] = now
+    def _recount(self, row: int) -> None:
+        for key, slots in self._slots.items():
+            now = int(_fitting(self._free_NR[row : row + 1], *key)[0])
+            slots.total += now - int(slots.of_N[row])
+            slots.of_N[row] = now
 
     def _slots_of(self, shape: Shape) -> _Slots:
         key = (shape.cpus, shape.gpus)
         if key not in self._slots:
-            of = {i: node.slots(*key) for i, node in self._nodes.items()}
-            self._slots[key] = _Slots(of, sum(of.values()))
+            of_N = _fitting(self._free_NR, *key)
+            self._slots[key] = _Slots(of_N, int(of_N.sum()))
         return self._slots[key]
 
 
-def _spread(slots: dict[str, int], workers: int) -> Iterator[str]:
-    """The roomiest nodes, and for what then fits on one node the tightest."""
-    roomiest = iter(sorted(slots, key=lambda node: -slots[node]))
-    used: set[str] = set()
+@lru_cache(maxsize=4096)
+def _counted(placement: Placement) -> tuple[tuple[str, int], ...]:
+    """How many workers are on each node."""
+    return tuple(Counter(placement).items())
+
+
+def _fitting(free_NR: NDArray[np.float64], cpus: float, gpus: float) -> NDArray[np.int64]:
+    """How many workers that take so much each fit on each node; none where too much is taken."""
+    fit_N = (free_NR[:, 0] + EPSILON) // cpus
+    if gpus:
+        fit_N = np.minimum(fit_N, (free_NR[:, 1] + EPSILON) // gpus)
+    return np.maximum(fit_N, 0).astype(np.int64)
+
+
+def _spread(slots_N: NDArray[np.int64], workers: int) -> Iterator[int]:
+    """The roomiest nodes, and for what then fits on one node the tightest; rows."""
+    left_N = slots_N.copy()
     while workers:
-        enough = [node for node, n in slots.items() if n >= workers and node not in used]
-        node = min(enough, key=slots.__getitem__) if enough else next(roomiest)
-        used.add(node)
-        yield from [node] * min(workers, slots[node])
-        workers -= min(workers, slots[node])
+        enough_N = left_N >= workers
+        tightest = np.where(enough_N, left_N, np.iinfo(np.int64).max).argmin()
+        row = int(tightest if enough_N.any() else left_N.argmax())
+        here = min(workers, int(left_N[row]))
+        left_N[row] = 0
+        yield from [row] * here
+        workers -= here
