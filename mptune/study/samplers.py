@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mptune.spec import Search
 from mptune.study.attributes import MEMORY, has_failed
+from mptune.study.tpe import TPESampler
 
 
 def make_sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
@@ -29,17 +30,11 @@ def make_sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
             return _tpe(seed, search.sampler.startup_trials)
 
 
-def _tpe(seed: int, startup_trials: int) -> optuna.samplers.TPESampler:
+def _tpe(seed: int, startup_trials: int) -> optuna.samplers.BaseSampler:
     """Multivariate, with conditional dimensions grouped; running trials count as poor ones."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(
-            seed=seed,
-            n_startup_trials=startup_trials,
-            multivariate=True,
-            group=True,
-            constant_liar=True,
-        )
+        return TPESampler(seed=seed, n_startup_trials=startup_trials, constant_liar=True)
 
 
 def _gp(seed: int, startup_trials: int) -> optuna.samplers.BaseSampler:

@@ -1,0 +1,65 @@
+"""The faster sampler proposes what Optuna's does."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from mptune.study.attributes import MEMORY
+from mptune.study.tpe import TPESampler
+
+Make = Callable[[int], optuna.samplers.BaseSampler]
+
+
+def ours(seed: int) -> optuna.samplers.BaseSampler:
+    return TPESampler(seed=seed, n_startup_trials=5, constant_liar=True)
+
+
+def optunas(seed: int) -> optuna.samplers.BaseSampler:
+    return optuna.samplers.TPESampler(
+        seed=seed, n_startup_trials=5, constant_liar=True, multivariate=True, group=True
+    )
+
+
+def dimensions(trial: optuna.Trial) -> float:
+    """Conditional ones, of every kind."""
+    value = trial.suggest_float("lr", 1e-5, 1e-1, log=True)
+    if trial.suggest_categorical("policy", ["fixed", "beta", "uniform"]) == "fixed":
+        value -= (trial.suggest_float("rate", 0.05, 0.95) - 0.3) ** 2
+    elif trial.number % 2:
+        value -= abs(trial.suggest_int("a", 1, 9) - 3) + trial.suggest_float("b", 1, 9, step=0.5)
+    return value - trial.suggest_int("width", 16, 256, step=16) / 256
+
+
+def history(make: Make, trials: int) -> list[tuple[dict[str, object], str]]:
+    """What a sampler proposed, beside a running trial, told in every way that there is."""
+    study = optuna.create_study(direction="maximize", sampler=make(1000))
+    running = study.ask()
+    dimensions(running)
+    for number in range(trials):
+        study.sampler = make(number)
+        trial = study.ask()
+        value = dimensions(trial)
+        trial.report(value, 50)
+        if number % 7 == 3:
+            trial.set_constraint(MEMORY, 1.0)
+        state = {3: TrialState.PRUNED, 5: TrialState.FAIL}.get(number % 7)
+        study.tell(trial, None if state else value, state=state)
+    return [(t.params, t.state.name) for t in study.trials[1:]]
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_proposals_are_those_of_optuna() -> None:
+    proposed = history(ours, 40)
+    assert proposed == history(optunas, 40)
+    assert len({tuple(params) for params, _ in proposed}) == 3
+
+
+def test_other_seeds_propose_otherwise() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert history(ours, 12) != history(lambda n: ours(n + 1), 12)
