@@ -322,6 +322,15 @@ class Resources(Section):
         "{100M: {workers: 4}}",
     )
     trials_per_gang: int = Field(100, gt=0, description="a gang is remade after this many trials")
+    memory_growth_mb: float = Field(
+        1000.0,
+        gt=0,
+        description="a gang is remade when a rank has so much more memory of its own between two "
+        "trials than it once had",
+    )
+    gpu_memory_growth_mb: float = Field(
+        500.0, gt=0, description="the same for what a rank keeps of its GPU's memory"
+    )
     stall_timeout_s: float = Field(
         600.0, gt=0, description="a gang that does nothing for so long is ended; stacks are kept"
     )

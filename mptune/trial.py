@@ -103,9 +103,12 @@ _LATER: tuple[tuple[tuple[str, ...], Any], ...] = (
 """Keys that came after the format's first version: at their defaults they do not count."""
 
 
+_NO_MATTER = ("stall_timeout_s", "retries", "memory_growth_mb", "gpu_memory_growth_mb")
+
+
 def _drop_later(what: dict[str, Any]) -> None:
     del what["training"]["keep_weights"]  # changes no number of a result
-    for key in ("stall_timeout_s", "retries"):  # nor do these
+    for key in _NO_MATTER:  # nor do these
         what["resources"].pop(key, None)
     for key in ("kpi", "kpi_higher_is_better", "kpi_timeout_s"):  # nor these
         what["score"].pop(key, None)

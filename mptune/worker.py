@@ -125,6 +125,8 @@ class Worker:
         that only this rank knows of does so on rank 0 and is raised on the others; its peers may
         then wait for it in vain, and the gang is to be ended.
         """
+        from mptune.training import engine
+
         journal = _Journal(trial, self.rank)
         try:
             for event in self._run(trial, control):
@@ -133,12 +135,13 @@ class Worker:
             yield from journal.note(journal.failure(error))
         finally:
             journal.close()
+            engine.reclaim()
 
-    def memory_mb(self) -> float:
-        """Resident memory of this process, MB."""
-        import psutil
+    def device_bytes(self) -> int:
+        """GPU memory that this process holds."""
+        from mptune.training import engine
 
-        return float(psutil.Process().memory_info().rss) / 1e6
+        return engine.device_bytes()
 
     def close(self) -> None:
         """Leave the gang."""

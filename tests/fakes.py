@@ -12,6 +12,8 @@ A trial's `policy` chooses what happens, whatever its `kind`:
 | `step_s` | seconds per step | 0 |
 | `rate` | mask rate; the best one is 0.4 | 0.15 |
 | `schedule` | a decaying schedule is a little better | absent |
+| `leak_mb` | memory that a rank does not give back after the trial | 0 |
+| `gpu_leak_mb` | the same on a pretend GPU | 0 |
 
 The score is a pure function of the spec: best at rate 0.4, better for larger models (`width`,
 `layers`), with a seed effect that paired trials share.
@@ -104,6 +106,8 @@ class Policy:
     step_s: float = 0.0
     rate: float = 0.15
     schedule: str | None = None
+    leak_mb: int = 0
+    gpu_leak_mb: int = 0
 
     @classmethod
     def of(cls, trial: TrialSpec) -> Policy:
@@ -123,6 +127,8 @@ class FakeWorker:
     world_size: int
     local_rank: int = 0
     peers: list[socket.socket] = field(default_factory=list)
+    leaked: list[bytes] = field(default_factory=list)
+    gpu_leaked: int = 0
 
     def join(self, master_addr: str, master_port: int) -> None:
         """Meet the others for real, so that a wrong address is noticed."""
@@ -142,6 +148,8 @@ class FakeWorker:
 
     def run(self, trial: TrialSpec, control: Control) -> Iterator[Event]:
         policy = Policy.of(trial)
+        self.leaked.append(b"x" * (policy.leak_mb * 10**6))
+        self.gpu_leaked += policy.gpu_leak_mb * 10**6
         try:
             yield from _Run(trial, policy, self.rank, control).events()
         except FloatingPointError as error:
@@ -150,6 +158,9 @@ class FakeWorker:
             yield Failed(number=trial.number, reason="out_of_memory", detail=str(error))
         except InputError as error:
             yield Failed(number=trial.number, reason="wrong_input", detail=str(error))
+
+    def device_bytes(self) -> int:
+        return self.gpu_leaked
 
     def close(self) -> None:
         for peer in self.peers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import subprocess
@@ -122,8 +123,14 @@ def test_a_score_that_is_not_finite(study, alone, tmp_path, monkeypatch):
     assert failed.reason == "non_finite_score"
 
 
-def test_memory():
-    assert 10 < Worker(0, 1).memory_mb() < 1e6
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_nothing_of_a_trial_is_left_in_its_worker(study, alone, tmp_path, stage):
+    gc.unfreeze()  # so that all is seen
+    assert isinstance(alone(study(tmp_path, training={"zero_stage": stage}))[-1], Finished)
+    gc.unfreeze()
+    kinds = {type(known).__name__ for known in gc.get_objects()}
+    assert kinds & {"DeepSpeedEngine", "MaskedPredictor"} == set()
+    assert Worker(0, 1).device_bytes() == 0
 
 
 def test_a_worker_runs_nothing_before_it_has_joined(study, tmp_path):

@@ -38,6 +38,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from mptune import __version__, plugins
 from mptune.dispatch import output
 from mptune.dispatch.admission import Held
+from mptune.dispatch.footprint import Footprint, Growth, own_host_bytes
 from mptune.dispatch.room import Placement, Shape
 from mptune.dispatch.runtime import (
     End,
@@ -149,7 +150,7 @@ class Member:
             prepared = self._joined.prepare(PrepareRequest.model_validate_json(request))
         return prepared.model_dump_json()
 
-    def run(self, ticket: int, trial_json: str) -> None:
+    def run(self, ticket: int, trial_json: str) -> Footprint:
         """Run one trial; what only another rank than 0 knows to be wrong is raised."""
         trial, control = TrialSpec.model_validate_json(trial_json), self._control(ticket)
         log = TrialDirectory.of(trial.directory).log(self._rank)
@@ -158,6 +159,7 @@ class Member:
                 self._fly(trial, control)
         finally:
             del self._controls[ticket]
+        return Footprint(own_host_bytes(), self._joined.device_bytes())
 
     def _fly(self, trial: TrialSpec, control: TrialControl) -> None:
         if self._rank == 0:
@@ -272,6 +274,7 @@ class Gang:
     started_at: float = field(default_factory=time.monotonic)
     last_end: float | None = None
     lost: GangLost | None = None
+    growth: Growth = field(default_factory=Growth)
     pending: dict[Ref, tuple[int, Handler]] = field(default_factory=dict)
     _members: list[Any] = field(default_factory=list)
     _hellos: dict[int, Hello] = field(default_factory=dict)
@@ -462,7 +465,8 @@ class Gang:
         self._heard()
         trial = flight.trial.model_dump_json()
         for rank, member in enumerate(self._members):
-            self._expect(member.run.remote(flight.ticket, trial), rank, self._on_return)
+            handler = partial(self._on_return, rank)
+            self._expect(member.run.remote(flight.ticket, trial), rank, handler)
         self._await_events()
 
     def _await_events(self) -> None:
@@ -481,7 +485,8 @@ class Gang:
             self._await_events()
         return [self._completed(e) for e in events] + self._landing()
 
-    def _on_return(self, _: None) -> list[Event]:
+    def _on_return(self, rank: int, footprint: Footprint) -> list[Event]:
+        self.growth.note(rank, footprint)
         self._flight.returned += 1
         return self._landing()
 

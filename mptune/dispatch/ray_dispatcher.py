@@ -276,6 +276,8 @@ class RayDispatcher:
             self._drop(gang, "one of its nodes is taken away", trial.number)
         elif gang.trials >= trial.resources.trials_per_gang:
             self._drop(gang, f"remade after {gang.trials} trials")
+        elif excess := gang.growth.excess(trial.resources):
+            self._drop(gang, f"remade: {excess}")
 
     def _lose(self, gang: Gang, lost: GangLost) -> None:
         """A gang is lost: end its trial, if it has one, and clear it away."""

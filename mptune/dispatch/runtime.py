@@ -62,6 +62,9 @@ class Runtime(Protocol):
         The others raise what only they know to be wrong: rank 0 may be waiting for them in vain.
         """
 
+    def device_bytes(self) -> int:
+        """GPU memory that this process holds, between two trials."""
+
     def close(self) -> None:
         """Leave the gang."""
 

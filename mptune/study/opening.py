@@ -68,6 +68,8 @@ _FREE = {
         "gpus_per_worker",
         "by_size",
         "trials_per_gang",
+        "memory_growth_mb",
+        "gpu_memory_growth_mb",
         "stall_timeout_s",
         "retries",
     ),

@@ -64,4 +64,7 @@ class Silent:
     def run(self, trial: TrialSpec, control: Control) -> Iterator[Event]:
         return iter(())
 
+    def device_bytes(self) -> int:
+        return 0
+
     def close(self) -> None: ...

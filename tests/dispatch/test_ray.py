@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -227,6 +228,25 @@ def test_a_gang_is_remade_after_its_share_of_trials(dispatcher, tmp_path):
         dispatcher.submit(trial(number, tmp_path, resources=whole_machine(trials_per_gang=2)))
     told = started(until_ended(dispatcher, 0, 1, 2))
     assert told[0].pids == told[1].pids != told[2].pids
+
+
+@pytest.mark.parametrize(
+    ("leak", "what"),
+    [
+        ("leak_mb", r"remade: \d+ MB of memory of rank 0 did not come back \(memory_growth_mb\)"),
+        ("gpu_leak_mb", r"remade: 60 MB of GPU memory of rank 0 did not .*gpu_memory_growth_mb"),
+    ],
+)
+def test_a_gang_whose_memory_does_not_come_back_is_remade(dispatcher, tmp_path, leak, what):
+    limits = {"memory_growth_mb": 50, "gpu_memory_growth_mb": 50}
+    shape = whole_machine(**limits)
+    for number, megabytes in enumerate([0, 30, 30, 0]):
+        dispatcher.submit(trial(number, tmp_path, resources=shape, **{leak: megabytes}))
+    events = until_ended(dispatcher, 0, 1, 2, 3)
+    pids = [told.pids for told in started(events).values()]
+    assert pids[0] == pids[1] == pids[2] != pids[3]
+    gone = [e.detail for e in events if isinstance(e, GangChanged) and e.state == "gone"]
+    assert re.search(what, gone[-1])
 
 
 def test_capacity_is_what_the_machine_holds(dispatcher):
