@@ -1,6 +1,7 @@
 """How fast does mptune train, against what one would run instead?
 
     python benchmarks/training.py [--quick] [--threads N] [--clock cpu] [--json FILE]
+    python benchmarks/training.py --quick       # under 2 minutes on 2 idle cores; without, about 6
 
 Against `transformers.Trainer` with `DataCollatorForLanguageModeling`: the same model, batch, data,
 learning rate and precision, on the same threads of the same machine, in turns. Printed: tokens per
@@ -32,7 +33,8 @@ from mptune.data.table import Split
 from mptune.policies.base import draw_batch
 from mptune.spec import Training, build
 from mptune.training import engine as ds
-from mptune.training.loop import Inputs, Loop
+from mptune.training.feed import Inputs
+from mptune.training.loop import Loop
 from mptune.training.schedule import Spent
 
 LENGTH, SEQUENCES = 128, 4096
@@ -45,9 +47,14 @@ class Shape:
     depth: int
     vocabulary: int
     batch: int
+    steps: int
+    """Steps of a turn that are timed in a full run."""
 
 
-SHAPES = (Shape("bert 128×2, V 8192", 128, 2, 8192, 32), Shape("bert 64×2, bytes", 64, 2, 256, 32))
+SHAPES = (
+    Shape("bert 128×2, V 8192", 128, 2, 8192, 32, steps=8),
+    Shape("bert 64×2, bytes", 64, 2, 256, 32, steps=32),
+)
 BARS = {
     ("bert 128×2, V 8192", 0.15): (2.5, 4.0),
     ("bert 128×2, V 8192", 0.5): (1.6, 2.5),
@@ -58,6 +65,27 @@ BARS = {
 
 SPEED_UP, MASKING = (1.6, 1.9), (0.03, 0.01)
 """(bar, aim) of two workers over one, and of masking's share of a step."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long a run measures."""
+
+    turns: int
+    warm: int
+    """Steps of a turn before its clock starts."""
+    share: float
+    """Of each shape's `steps`."""
+
+    def steps(self, shape: Shape) -> int:
+        return round(self.share * shape.steps)
+
+    def words(self) -> str:
+        steps = " or ".join(f"{self.steps(s)} ({s.name})" for s in SHAPES)
+        return f"{self.turns} turns of {steps} steps, after {self.warm} to warm up"
+
+
+FULL, QUICK = Effort(turns=5, warm=3, share=1.0), Effort(turns=2, warm=2, share=0.375)
 
 
 def tokens_of(shape: Shape) -> Any:
@@ -103,10 +131,9 @@ class Case:
     shape: Shape
     rate: float
     precision: str
-    steps: int
+    effort: Effort
     clock: str
     threads: int
-    warm: int = 5
 
 
 def inputs_of(shape: Shape, rate: float, precision: str) -> Inputs:
@@ -138,7 +165,7 @@ def ours(case: Case, ranks: Any) -> float:
     inputs = inputs_of(shape, case.rate, case.precision)
     torch.manual_seed(0)
     module = inputs.family.build(shape.vocabulary + 2, shape.vocabulary, LENGTH)
-    watch = Watch(case.steps, case.warm, case.clock)
+    watch = Watch(case.effort.steps(shape), case.effort.warm, case.clock)
     with ds.engine(module, inputs.training, ranks) as engine:
         loop = Loop(inputs, engine, ranks, NoCheckpoints(), lambda: (0.0, 0.0))  # type: ignore[arg-type]
         for _ in loop.run(watch):
@@ -180,7 +207,8 @@ def theirs(case: Case) -> float:
             times.append(now(case.clock))
 
     torch.set_num_threads(case.threads)
-    shape, precision, steps, warm = case.shape, case.precision, case.steps, case.warm
+    shape, precision, warm = case.shape, case.precision, case.effort.warm
+    steps = case.effort.steps(shape)
     inputs = inputs_of(shape, case.rate, precision)
     torch.manual_seed(0)
     model = BertForMaskedLM(
@@ -245,10 +273,10 @@ def masking_share(case: Case, step_s: float) -> float:
     return statistics.median(spent) / step_s
 
 
-def ratios(case: Case, ranks: Any, other: Any, repeats: int) -> dict[str, Any]:
+def ratios(case: Case, ranks: Any, other: Any) -> dict[str, Any]:
     """Ours over theirs in tokens per second, in turns."""
     shape, pairs = case.shape, []
-    for _ in range(repeats):
+    for _ in range(case.effort.turns):
         their_s = other.apply(theirs, (case,))
         pairs.append((ours(case, ranks), their_s))
         gc.collect()
@@ -274,33 +302,49 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _rank(rank: int, world: int, port: int, steps: int, out: Any) -> None:
+class Gang:
+    """Workers with a thread each, that train when they are told to."""
+
+    def __init__(self, world: int) -> None:
+        context, port = multiprocessing.get_context("spawn"), free_port()
+        self.orders = [context.Queue() for _ in range(world)]
+        self.found = context.Queue()
+        self.processes = [
+            context.Process(target=_rank, args=(r, world, port, self.orders[r], self.found))
+            for r in range(world)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def step_s(self, effort: Effort) -> float:
+        """Seconds per step of the same global batch, whatever the number of workers."""
+        for orders in self.orders:
+            orders.put(Case(SHAPES[0], 0.15, "fp32", effort, "wall", 1))
+        return float(self.found.get(timeout=300))
+
+    def close(self) -> None:
+        for orders in self.orders:
+            orders.put(None)
+        for process in self.processes:
+            process.join(30)
+
+
+def _rank(rank: int, world: int, port: int, orders: Any, found: Any) -> None:
     torch.set_num_threads(1)
     ranks = ds.join(rank, world, rank, "127.0.0.1", port)
-    step_s = ours(Case(SHAPES[0], 0.15, "fp32", steps, "wall", 1), ranks)
-    if rank == 0:
-        out.put(step_s)
+    while (case := orders.get()) is not None:
+        step_s = ours(case, ranks)
+        if rank == 0:
+            found.put(step_s)
     ds.leave()
 
 
-def gang_step_s(world: int, steps: int) -> float:
-    """Seconds per step of the same global batch on `world` workers with a thread each."""
-    context, port = multiprocessing.get_context("spawn"), free_port()
-    out = context.Queue()
-    processes = [
-        context.Process(target=_rank, args=(r, world, port, steps, out)) for r in range(world)
-    ]
-    for process in processes:
-        process.start()
-    step_s = float(out.get(timeout=300))
-    for process in processes:
-        process.join(30)
-    return step_s
-
-
-def speed_up(repeats: int, steps: int) -> dict[str, Any]:
-    """Two workers over one, a thread each, the same global batch."""
-    each = [gang_step_s(1, steps) / gang_step_s(2, steps) for _ in range(repeats)]
+def speed_up(effort: Effort) -> dict[str, Any]:
+    """Two workers over one, a thread each, the same global batch, in turns."""
+    one, two = Gang(1), Gang(2)
+    each = [one.step_s(effort) / two.step_s(effort) for _ in range(effort.turns)]
+    one.close()
+    two.close()
     return {
         "speed_up": statistics.median(each),
         "lowest": min(each),
@@ -309,9 +353,8 @@ def speed_up(repeats: int, steps: int) -> dict[str, Any]:
     }
 
 
-def machine() -> str:
+def machine(threads: int) -> str:
     kind = platform.processor() or platform.machine()
-    threads = torch.get_num_threads()
     return f"{kind}, {os.cpu_count()} cores, {threads} threads, torch {torch.__version__}"
 
 
@@ -336,17 +379,20 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     given = parser.parse_args()
-    repeats, steps = (2, 6) if given.quick else (5, 40)
-    workers = speed_up(repeats, steps)
+    effort = QUICK if given.quick else FULL
+    began = time.monotonic()
+    print(f"{machine(given.threads)}; {given.clock} time; {effort.words()}", flush=True)
+    if given.quick:
+        print("quick: to see that it works and about where it stands; the full run decides")
+    workers = speed_up(effort)
     other = multiprocessing.get_context("spawn").Pool(1)
     torch.set_num_threads(given.threads)
     ranks = ds.join(0, 1, 0, "127.0.0.1", free_port())
-    print(f"{machine()}; {given.clock} time")
     print("tokens/s, ours over transformers.Trainer, median [lowest, highest]")
     rows = []
     for precision, shape, rate in itertools.product(("fp32", "bf16"), SHAPES, (0.15, 0.5)):
-        case = Case(shape, rate, precision, steps, given.clock, given.threads)
-        rows.append(ratios(case, ranks, other, repeats))
+        case = Case(shape, rate, precision, effort, given.clock, given.threads)
+        rows.append(ratios(case, ranks, other))
         print(_line(rows[-1]), flush=True)
     other.terminate()
     print(
@@ -358,8 +404,15 @@ def main() -> None:
     print(
         f"masking, at most {100 * most:.2f} % of a step  bar {MASKING[0]:.0%}, aim {MASKING[1]:.0%}"
     )
+    print(f"{time.monotonic() - began:.0f} s in all")
     if given.json:
-        found = {"machine": machine(), "ratios": rows, "two_workers": workers}
+        found = {
+            "machine": machine(given.threads),
+            "clock": given.clock,
+            "measured": effort.words(),
+            "ratios": rows,
+            "two_workers": workers,
+        }
         given.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     ds.leave()
 

@@ -56,7 +56,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mptune.policies.base import MaskPolicy
-    from mptune.training.loop import Inputs, Loop
+    from mptune.training.feed import Inputs
+    from mptune.training.loop import Loop
     from mptune.training.ranks import Ranks
     from mptune.training.schedule import Spent
     from mptune.training.scoring import HeldOut, Scorer
@@ -226,7 +227,7 @@ class Worker:
         import torch
 
         from mptune.configuration import configuration
-        from mptune.training.loop import Inputs
+        from mptune.training.feed import Inputs
 
         torch.set_num_threads(max(1, int(trial.resources.cpus_per_worker)))
         configuration(trial.training, self.world_size)

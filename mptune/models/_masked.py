@@ -60,8 +60,8 @@ class MaskedPredictor(nn.Module):
         predictable: V.
         pretrained: the model that they are parts of, for `save_pretrained`.
         window: positions that local blocks attend over, if the family has such blocks.
-        embeds_first: the embeddings cannot read an attention mask of packed rows, and are
-            computed before.
+        embeds_first: the embeddings cannot read a mask of who attends to whom, and are computed
+            before.
         decoder: the head's last layer, where nothing is added to its output; it then computes no
             logits of symbols that cannot be predicted. To cut them off later would copy all.
     """
@@ -138,9 +138,9 @@ class MaskedPredictor(nn.Module):
         # position is its own column, padded or not.
         if place_BD is None:
             place_BD = torch.arange(tokens_BD.shape[1], device=tokens_BD.device)[None]
-        attention = attend_BD if document_BD is None else self._within(document_BD)
+        attention = self._attention(attend_BD, document_BD)
         given = self._inputs(tokens_BD)
-        if document_BD is not None and self.embeds_first:
+        if attention is not None and self.embeds_first and self.place_AD is None:
             embed: Any = self.encoder.embeddings
             given = {"inputs_embeds": embed(input_ids=tokens_BD, position_ids=place_BD)}
         flat_K = mask.flatten().nonzero()[:, 0] if mask.dtype == torch.bool else mask
@@ -185,11 +185,22 @@ class MaskedPredictor(nn.Module):
         last: Any = self._last[0]
         last.gradient_checkpointing = False
 
-    def _within(self, document_BD: Tensor) -> Tensor | dict[str, Tensor]:
-        """Who attends to whom, bool [B, 1, D, D]; by kind of block where there are local ones."""
-        same_B1DD = (document_BD[:, None, :, None] == document_BD[:, None, None, :]).contiguous()
+    def _attention(
+        self, attend_BD: Tensor | None, document_BD: Tensor | None
+    ) -> Tensor | dict[str, Tensor] | None:
+        """Who attends to whom, bool [B, 1, D, D]; by kind of block where there are local ones.
+
+        Made here and not by transformers, which would look at the values first: on a GPU the host
+        would wait for them.
+        """
+        if document_BD is not None:
+            may = (document_BD[:, None, :, None] == document_BD[:, None, None, :]).contiguous()
+        elif attend_BD is not None:
+            may = attend_BD[:, None, None, :].expand(-1, 1, attend_BD.shape[1], -1)
+        else:
+            return None
         if self.window is None:
-            return same_B1DD
-        place_D = torch.arange(document_BD.shape[1], device=document_BD.device)
+            return may
+        place_D = torch.arange(may.shape[-1], device=may.device)
         near_DD = (place_D[:, None] - place_D[None]).abs() <= self.window // 2
-        return {"full_attention": same_B1DD, "sliding_attention": same_B1DD & near_DD}
+        return {"full_attention": may, "sliding_attention": may & near_DD}

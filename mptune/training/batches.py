@@ -1,4 +1,4 @@
-"""Which sequences make up which global batch, and which of those a rank works on.
+"""Which sequences make up which global batch.
 
 Shape suffixes: _B sequences of the global batch, _BD sequences x positions.
 """
@@ -48,12 +48,6 @@ class DataOrder:
         if epoch != self._epoch:
             self._epoch, self._order = epoch, seeded_order(self.sequences, self.seed, epoch)
         return self._order
-
-
-def rank_slice(batch_size: int, rank: int, world_size: int) -> slice:
-    """The rows of the global batch that a rank works on."""
-    share = batch_size // world_size
-    return slice(rank * share, (rank + 1) * share)
 
 
 def attended(tokens_BD: NDArray[Any], pad_id: int) -> NDArray[np.bool_] | None:

@@ -90,8 +90,7 @@ def engine(
     if "activation_checkpointing" in config:
         module.checkpoint_activations()  # type: ignore[operator]
     if training.compile:
-        # The number of masked positions differs from step to step.
-        module.compile(dynamic=True)
+        module.compile()
     with _quiet():
         made = deepspeed.initialize(
             model=module.to(ranks.device),
@@ -190,13 +189,13 @@ def norm_before_step(made: Any) -> bool:
     return not (zero_stage(made) or made.bfloat16_enabled())
 
 
-def gradient_norm(made: Any) -> float | None:
+def gradient_norm(made: Any) -> torch.Tensor | None:
     """Global norm of the gradients before clipping; None where DeepSpeed does not keep it."""
     if not norm_before_step(made):
         norm = made.get_global_grad_norm()
-        return None if norm is None else float(norm)
+        return None if norm is None else torch.as_tensor(norm)
     gradients = [p.grad for p in made.module.parameters() if p.grad is not None]
-    return float(torch.nn.utils.get_total_norm(gradients)) if gradients else None
+    return torch.nn.utils.get_total_norm(gradients) if gradients else None
 
 
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "V100": 125e12}

@@ -4,8 +4,7 @@ The batch of a step, its masks and its learning rate are pure functions of the t
 what was spent, so any number of workers trains on the same global batches, and a resumed training
 is the same training.
 
-Shape suffixes: B sequences of the global batch or a part of it, D positions, K masked positions
-of that part in row-major order, V predictable symbols.
+Shape suffixes: K rows of the head, V predictable symbols, R intervals of the mask rate.
 """
 
 from __future__ import annotations
@@ -22,26 +21,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from mptune.configuration import micro_batch_size
-from mptune.data.table import Split
 from mptune.errors import NonFiniteLoss
-from mptune.models.base import ModelFamily
-from mptune.policies._structures import words_of
-from mptune.policies.base import (
-    RATE_BUCKETS,
-    LossByRate,
-    MaskedBatch,
-    MaskPolicy,
-    draw_batch,
-    rate_bucket,
-)
-from mptune.spec import Training, build
+from mptune.policies.base import RATE_BUCKETS, LossByRate, MaskPolicy
+from mptune.spec import build
 from mptune.training import engine as ds
-from mptune.training.batches import DataOrder, attended, rank_slice
 from mptune.training.checkpoint import Checkpoints
-from mptune.training.packing import Packing
+from mptune.training.feed import Batch, Feed, Inputs, Moment, Part
 from mptune.training.ranks import Ranks
-from mptune.training.schedule import Budget, learning_rate_factor
+from mptune.training.schedule import learning_rate_factor
 from mptune.training.scoring import AtRung
 from mptune.trial import Control, LearningPoint, Progress, Rung, StopReason
 
@@ -55,149 +42,6 @@ STOPS: tuple[StopReason | None, ...] = (None, "pruned", "interrupted", "preempte
 
 RungScore = Callable[[], AtRung]
 """Scores the model as it is, on all ranks."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """What a trial trains with; the same on every rank."""
-
-    number: int
-    seed: int
-    training: Training
-    rungs: tuple[float, ...]
-    policy: MaskPolicy
-    family: ModelFamily
-    train: Split
-    vocabulary_size: int
-    axes: tuple[int, ...] = ()
-    """Sizes of the grid that positions lie on, each with an embedding; empty if they are a line."""
-    joins: NDArray[np.bool_] | None = None
-    """Which symbols go on with the word to their left and right, bool [2, ids]; see `words_of`."""
-
-    @property
-    def length(self) -> int:
-        return int(self.train.tokens.shape[1])
-
-    @property
-    def tokens_per_step(self) -> int:
-        return self.training.batch_size * self.length
-
-    def step_flops(self, masked: int, rows: int | None = None) -> float:
-        """FLOPs of one step with that many masked positions in the global batch.
-
-        `rows` are those that the model computes: the batch's sequences, or fewer when packed.
-        """
-        vocabulary = self.vocabulary_size + 2
-        rows = self.training.batch_size if rows is None else rows
-        return self.family.flops(vocabulary, self.length, rows, masked)
-
-    def budget(self) -> Budget:
-        masked = round(self.policy.mean_rate(self.length) * self.tokens_per_step)
-        return Budget.of(self.training, self.tokens_per_step, self.step_flops(masked))
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one forward works on.
-
-    `arguments` are the model's; _K per masked position: the true symbol, the weight, the sequence;
-    _B per sequence: the masked positions, the interval of its mask rate.
-    """
-
-    arguments: tuple[Tensor | None, ...]
-    target_K: Tensor
-    weight_K: Tensor
-    sequence_K: Tensor
-    count_B: Tensor
-    bucket_B: Tensor
-    code_B: Tensor
-    """What a sequence's summed loss counts in the prequential code length."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The global batch of one step."""
-
-    tokens: NDArray[Any]
-    attend: NDArray[np.bool_] | None
-    drawn: MaskedBatch
-    lengths: NDArray[np.int64]
-    pad_id: int
-    code_B: NDArray[np.float64]
-    """See `code_weights`; zeros where the code length is not defined."""
-    pack: bool = False
-
-    @property
-    def masked(self) -> int:
-        return int(self.drawn.mask_BD.sum())
-
-    @property
-    def observed(self) -> int:
-        return int(self.lengths.sum())
-
-    def packing(self, rows: slice) -> Packing | None:
-        """Where some sequences lie, if they are packed; nothing is to gain without padding."""
-        return Packing.of(self.attend[rows]) if self.pack and self.attend is not None else None
-
-    def rows_computed(self, parts: Sequence[slice]) -> int:
-        """Rows that the model computes for these parts."""
-        packed = [self.packing(part) for part in parts]
-        return sum(
-            part.stop - part.start if found is None else found.rows
-            for part, found in zip(parts, packed, strict=True)
-        )
-
-    def on(self, rows: slice, device: torch.device) -> Part:
-        """Some sequences, on the device."""
-        mask_BD = self.drawn.mask_BD[rows]
-        count_B = mask_BD.sum(1)
-        arrays = (
-            *self._arguments(rows),
-            self.tokens[rows][mask_BD].astype(np.int64),
-            np.repeat(self.drawn.weight_B[rows] / self.drawn.normaliser, count_B),
-            np.repeat(np.arange(len(count_B)), count_B),
-            np.maximum(count_B, 1),
-            rate_bucket(count_B, self.lengths[rows]),
-            self.code_B[rows],
-        )
-        *arguments, target, weight, sequence, count, bucket, code = (
-            None if a is None else torch.from_numpy(a).to(device, non_blocking=True) for a in arrays
-        )
-        known = [t for t in (target, weight, sequence, count, bucket, code) if t is not None]
-        return Part(tuple(arguments), *known)
-
-    def _arguments(self, rows: slice) -> tuple[NDArray[Any] | None, ...]:
-        """Input ids, flat masked positions, attention; of packed rows documents and places."""
-        inputs_BD, mask_BD = self.drawn.inputs_BD[rows], self.drawn.mask_BD[rows]
-        packing = self.packing(rows)
-        if packing is None:
-            attend_BD = None if self.attend is None else self.attend[rows]
-            return inputs_BD, np.flatnonzero(mask_BD), attend_BD
-        inputs_RD = packing.moved(inputs_BD, self.pad_id)
-        return inputs_RD, packing.flat(mask_BD), None, packing.documents(), packing.places()
-
-
-def code_weights(
-    law: MaskPolicy,
-    counts_B: NDArray[np.int64],
-    lengths_B: NDArray[np.int64],
-    progress: float,
-) -> NDArray[np.float64] | None:
-    """1 / (M q(M)) [B]: times its summed loss, an unbiased estimate of a sequence's code length.
-
-    The code length of unseen sequences, before the update that they bring about, is the prequential
-    score (Dawid 1984): E over M of (1/q(M)) (1/M) sum of losses = - sum over M of S(M). None where
-    it is not defined: q must give every M a chance, and masks must be uniform and all [MASK].
-    """
-    if law.corruption != "mask" or law.structure.kind != "token":
-        return None
-    weights_B = np.zeros(len(counts_B))
-    for length in np.unique(lengths_B[lengths_B > 0]):
-        q_M, here = law.pmf(int(length), progress), lengths_B == length
-        if not (q_M > 0).all():
-            return None
-        weights_B[here] = 1.0 / (counts_B[here] * q_M[counts_B[here] - 1])
-    return weights_B
 
 
 @dataclass(frozen=True)
@@ -233,15 +77,11 @@ class Loop:
         self.budget = inputs.budget()
         self.spent = checkpoints.load(engine)
         self.stopped: StopReason | None = None
-        training = inputs.training
-        self._order = DataOrder(len(inputs.train.tokens), training.batch_size, inputs.seed)
-        share = rank_slice(training.batch_size, ranks.rank, ranks.world_size)
-        micro = micro_batch_size(training, ranks.world_size)
-        self._parts = [slice(at, at + micro) for at in range(share.start, share.stop, micro)]
-        self._all_parts = [slice(at, at + micro) for at in range(0, training.batch_size, micro)]
+        self._feed = Feed(inputs, ranks)
         self._law = self._current_law()
         self._seen = np.zeros((3, RATE_BUCKETS))
-        self._norm: float | None = None
+        self._largest = 0, 0
+        self._norm: Callable[[], float | None] = lambda: None
         self.seconds = self.spent.seconds
         self._saved_at = time.monotonic()
         self._told = (-math.inf, 0, 0.0, 0.0)
@@ -263,18 +103,21 @@ class Loop:
             yield from self._rungs_reached(control)
 
     def _step(self, control: Control) -> Progress | None:
-        """One optimizer step on the global batch."""
+        """One optimizer step on the global batch.
+
+        On a GPU the host looks at the loss while the backward pass is under way, so that the device
+        has work until it is given more.
+        """
         began = time.monotonic()
-        batch = self._draw()
-        rate = self._set_learning_rate()
+        ready = self._feed.take(self._moment())
+        batch, rate = ready.batch, self._set_learning_rate()
         self._seed_dropout()
         sums = torch.zeros(3 + 3 * RATE_BUCKETS, dtype=torch.float64, device=self.ranks.device)
-        for part in self._parts[:-1]:
-            self._backward(self._forward(batch, part, sums))
-            self.engine.step()
-        objective, error = self._attempt(batch, self._parts[-1], sums)
+        objective, error = self._forwards(ready.parts, sums)
         said = self._say(sums, error, control, self.seconds + time.monotonic() - began)
-        ahead = self.ranks.overlaps and error is None
+        ahead = self._goes_ahead(batch)
+        if ahead and error is not None:
+            raise error
         if ahead:
             self._backward(objective)
         agreed = self._agree(said())
@@ -288,43 +131,32 @@ class Loop:
         self.seconds += time.monotonic() - began
         self._account(batch, agreed)
         self._act_on(agreed)
+        self._fetch_next()
         return self._tell(batch, agreed, rate)
 
-    def _draw(self) -> Batch:
-        """The masked global batch, the same on every rank."""
-        inputs, step = self.inputs, self.spent.steps
-        rows_B = self._order.rows(step)
-        tokens_BD, observed_BD = inputs.train.tokens[rows_B], inputs.train.observed[rows_B]
-        drawn = draw_batch(
-            self._law,
-            tokens_BD,
-            observed_BD,
-            progress=self.progress,
-            seed=inputs.seed,
-            step=step,
-            mask_id=inputs.vocabulary_size,
-            vocabulary_size=inputs.vocabulary_size,
-            words_BD=None if inputs.joins is None else words_of(tokens_BD, inputs.joins),
-        )
-        pad_id = inputs.vocabulary_size + 1
-        attend_BD = attended(tokens_BD, pad_id)
-        lengths_B, pack = observed_BD.sum(1), inputs.training.pack
-        code_B = self._code_weights(drawn.mask_BD.sum(1), lengths_B)
-        return Batch(tokens_BD, attend_BD, drawn, lengths_B, pad_id, code_B, pack)
+    def _goes_ahead(self, batch: Batch) -> bool:
+        """Whether the backward pass begins before all ranks know that each could do its forward.
 
-    def _code_weights(
-        self, counts_B: NDArray[np.int64], lengths_B: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
-        """`code_weights` in the first epoch; no code length where the law does not allow one."""
-        spent, inputs = self.spent, self.inputs
-        after = (spent.steps + 1) * inputs.training.batch_size > len(inputs.train.tokens)
-        if spent.code is None or after:
-            return np.zeros(len(counts_B))
-        weights_B = code_weights(self._law, counts_B, lengths_B, self.progress)
-        if weights_B is None:
-            spent.code = None
-            return np.zeros(len(counts_B))
-        return weights_B
+        Where the device would wait for the host otherwise, and no failure is to be expected: memory
+        was enough for as large a step before. If one fails all the same, its peers wait in their
+        reductions, and the gang is to be ended.
+        """
+        needs = batch.rows_computed, max(batch.head_rows)
+        known = all(now <= before for now, before in zip(needs, self._largest, strict=True))
+        self._largest = max(needs[0], self._largest[0]), max(needs[1], self._largest[1])
+        return self.ranks.overlaps and (known or self.ranks.world_size == 1)
+
+    def _moment(self) -> Moment:
+        """When the next step is, and what its masks are drawn from."""
+        spent = self.spent
+        return Moment(spent.steps, self.progress, self._law, spent.code is not None)
+
+    def _fetch_next(self) -> None:
+        """Have the next batch drawn and sent, if there is to be one; that is training time."""
+        if self.stopped is None and self.progress < 1.0:
+            began = time.monotonic()
+            self._feed.fetch(self._moment())
+            self.seconds += time.monotonic() - began
 
     def _current_law(self) -> MaskPolicy:
         """The policy as it is; of one that learns, what it learned last."""
@@ -365,22 +197,25 @@ class Loop:
             key = [self.inputs.seed, self.spent.steps, self.ranks.rank]
             torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
-    def _forward(self, batch: Batch, rows: slice, sums: Tensor) -> Tensor:
-        """These rows' share of the objective; adds it, and what `Agreed` has of it, to `sums`."""
-        part = batch.on(rows, self.ranks.device)
+    def _forward(self, part: Part, sums: Tensor) -> Tensor:
+        """A part's share of the objective; adds it, and what `Agreed` has of it, to `sums`."""
         logits_KV = self.engine(*part.arguments)
         loss_K = cross_entropy(logits_KV.float(), part.target_K, reduction="none")
-        objective = (loss_K * part.weight_K.float()).sum()
+        objective = (loss_K * part.weight_K).sum()
         with torch.no_grad():
-            sums[:2] += torch.stack([objective.double(), loss_K.double().sum()])
-            sums[2:-1] += _by_rate(part, loss_K.double())
-            sums[-1] += (loss_K.double() * part.code_B[part.sequence_K]).sum()
+            sums += part.sums(objective, loss_K)
         return objective
 
-    def _attempt(self, batch: Batch, rows: slice, sums: Tensor) -> tuple[Tensor, Exception | None]:
-        """`_forward`, with an error (out of memory, say) kept until all ranks know of it."""
+    def _forwards(self, parts: Sequence[Part], sums: Tensor) -> tuple[Tensor, Exception | None]:
+        """Train on all parts, up to the backward pass of the last one.
+
+        Its forward's error (out of memory, say) is kept until all ranks know of it.
+        """
+        for part in parts[:-1]:
+            self._backward(self._forward(part, sums))
+            self.engine.step()
         try:
-            return self._forward(batch, rows, sums), None
+            return self._forward(parts[-1], sums), None
         except Exception as error:
             return torch.zeros(()), error
 
@@ -398,7 +233,8 @@ class Loop:
         before = ds.gradient_norm(self.engine) if due and ds.norm_before_step(self.engine) else None
         self.engine.step()
         if due:
-            self._norm = before or ds.gradient_norm(self.engine)
+            norm = ds.gradient_norm(self.engine) if before is None else before
+            self._norm = self.ranks.later(norm)
 
     def _say(
         self, sums: Tensor, error: Exception | None, control: Control, seconds: float
@@ -423,16 +259,17 @@ class Loop:
         )
 
     def _account(self, batch: Batch, agreed: Agreed) -> None:
-        spent, masked = self.spent, batch.masked
+        spent, masked, rows = self.spent, batch.masked, batch.rows_computed
         spent.steps += 1
-        rows = batch.rows_computed(self._all_parts)
         spent.tokens += rows * self.inputs.length
         spent.observed += batch.observed
         spent.masked += masked
         spent.flops += self.inputs.step_flops(masked, rows)
         spent.seconds = agreed.seconds
         spent.record(self.progress, agreed.loss_sum, masked)
-        if spent.code is not None and batch.code_B.any():
+        if batch.code_B is None:
+            spent.code = None
+        elif spent.code is not None and batch.code_B.any():
             spent.code = (spent.code[0] + agreed.code, spent.code[1] + batch.observed)
         self._seen += agreed.by_rate
         self._learn(agreed)
@@ -466,7 +303,7 @@ class Loop:
             tokens_per_s=(tokens - tokens_then) / passed_s,
             flops_per_s=flops_per_s,
             utilisation=ds.utilisation(flops_per_s, self.ranks),
-            gradient_norm=self._norm,
+            gradient_norm=self._norm(),
             loss_by_rate=by_rate,
         )
 
@@ -495,15 +332,6 @@ class Loop:
             nats_per_token=found.nats_per_token,
             se=found.se,
         )
-
-
-def _by_rate(part: Part, loss_K: Tensor) -> Tensor:
-    """Sums of 1, y and y^2 by interval of the mask rate, y a sequence's mean loss; flat [3 R]."""
-    y_B = torch.zeros(len(part.count_B), dtype=loss_K.dtype, device=loss_K.device)
-    y_B = y_B.index_add_(0, part.sequence_K, loss_K) / part.count_B
-    here_B = torch.zeros_like(y_B).index_fill_(0, part.sequence_K, 1.0)
-    sums_3R = y_B.new_zeros(3, RATE_BUCKETS)
-    return sums_3R.index_add_(1, part.bucket_B, torch.stack([here_B, y_B, y_B**2])).flatten()
 
 
 def _mean_by_rate(sums_3R: NDArray[np.float64]) -> tuple[tuple[float, float], ...]:

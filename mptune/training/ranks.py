@@ -66,25 +66,32 @@ class Ranks:
 
     @property
     def overlaps(self) -> bool:
-        """Whether the host goes on while the device works, and no rank waits for another.
-
-        Then the backward pass is under way before the host looks at the loss; the update is not.
-        With several ranks it would wait, in its reductions, for a rank whose forward has failed.
-        """
-        return self.device.type == "cuda" and self.world_size == 1
+        """Whether the host can go on while the device works."""
+        return self.device.type == "cuda"
 
     def total_later(self, values: Tensor) -> Callable[[], NDArray[np.float64]]:
         """Sum over the ranks, in place; the function that is returned waits for it."""
-        total = self.total(values).to("cpu", non_blocking=True)
+        read = self._read_later(self.total(values))
+        return lambda: read().numpy()
+
+    def later(self, value: Tensor | None) -> Callable[[], float | None]:
+        """A number that the device is still computing; the function returned waits for it."""
+        if value is None:
+            return lambda: None
+        read = self._read_later(value)
+        return lambda: float(read())
+
+    def _read_later(self, values: Tensor) -> Callable[[], Tensor]:
+        """What the host waits for, and no longer than until the device has come to this point."""
+        copy = values.to("cpu", non_blocking=True)
         if values.device.type != "cuda":
-            return total.numpy
+            return lambda: copy
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record()
 
-        def read() -> NDArray[np.float64]:
+        def read() -> Tensor:
             done.synchronize()
-            found: NDArray[np.float64] = total.numpy()
-            return found
+            return copy
 
         return read
 

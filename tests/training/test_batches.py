@@ -1,4 +1,4 @@
-"""Every sequence once per epoch, whatever the batch size; every rank its share of a batch."""
+"""Every sequence once per epoch, whatever the batch size."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mptune.errors import InputError
-from mptune.training.batches import DataOrder, attended, rank_slice, seeded_order
+from mptune.training.batches import DataOrder, attended, seeded_order
 
 
 @pytest.mark.parametrize(("sequences", "batch_size"), [(10, 5), (10, 4), (7, 16), (3, 1)])
@@ -28,12 +28,6 @@ def test_a_step_does_not_depend_on_what_was_asked_before():
 
 def test_the_order_is_the_same_on_every_machine():
     assert seeded_order(8, 0).tolist() == [0, 2, 1, 5, 4, 3, 6, 7]
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_ranks_share_a_batch(world_size):
-    shares = [np.arange(8)[rank_slice(8, rank, world_size)] for rank in range(world_size)]
-    assert np.concatenate(shares).tolist() == list(range(8))
 
 
 def test_no_training_data():

@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,13 +19,14 @@ from mptune.data.table import TokenTable
 from mptune.errors import NonFiniteLoss
 from mptune.paths import TrialDirectory
 from mptune.spec import Missing, build
-from mptune.training.loop import Inputs, Loop, code_weights
+from mptune.training.feed import Inputs, code_weights
+from mptune.training.loop import Loop
 from mptune.training.ranks import AgreedFailure, Ranks
 from mptune.training.schedule import Spent
 from mptune.trial import Failed, Finished, Progress, Rung, Scoring, Started, Stopped
 from mptune.worker import Worker
 from tests.objects import bucket
-from tests.training.trials import LENGTH, SCORE, Script, free_port
+from tests.training.trials import LENGTH, SCORE, Gang, Script, free_port
 
 
 def result(events):
@@ -415,6 +417,32 @@ def test_a_backward_pass_ahead_changes_nothing(one, study, alone, tmp_path, monk
     monkeypatch.setattr(Ranks, "overlaps", True)
     ahead = alone(study(tmp_path, rungs=(0.5,)))
     assert numbers(ahead) == numbers(one)
+
+
+def _overlap():
+    Ranks.overlaps = True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_gang_that_goes_ahead_trains_alike(study, pair, tmp_path, stage):
+    changes = {"training": {"zero_stage": stage}}
+    gang = Gang(2, begin=_overlap)
+    ahead = gang.run(study(tmp_path / "ahead", 2, **changes))
+    gang.close()
+    assert losses(ahead) == losses(pair(study(tmp_path / "plain", 2, **changes)))
+
+
+def test_a_gang_goes_ahead_where_as_much_was_done_before(study, tmp_path, monkeypatch):
+    """In a step that needs more memory than any before, all ranks first hear that it was enough."""
+    monkeypatch.setattr(Ranks, "overlaps", True)
+    training = loop(study, tmp_path, 0.0)
+    training.ranks = Ranks(0, 2)
+    sizes = [(32, 100), (32, 100), (32, 120), (16, 90), (33, 90), (33, 120)]
+    steps = [SimpleNamespace(rows_computed=rows, head_rows=[head]) for rows, head in sizes]
+    assert [training._goes_ahead(s) for s in steps] == [False, True, False, True, False, True]
+    training.ranks = Ranks()
+    assert training._goes_ahead(SimpleNamespace(rows_computed=99, head_rows=[999]))
 
 
 def test_a_forward_that_fails_is_told_to_all(study, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,14 +96,19 @@ def free_port() -> int:
 
 
 class Gang:
-    """Worker processes that stay up for many trials, as a dispatcher keeps them."""
+    """Worker processes that stay up for many trials, as a dispatcher keeps them.
 
-    def __init__(self, workers: int) -> None:
+    `begin` is called in each of them first.
+    """
+
+    def __init__(self, workers: int, begin: Callable[[], None] | None = None) -> None:
         context, port = multiprocessing.get_context("spawn"), free_port()
         self._orders = [context.Queue() for _ in range(workers)]
         self._events = [context.Queue() for _ in range(workers)]
         self._processes = [
-            context.Process(target=_serve, args=(rank, workers, port, orders, events), daemon=True)
+            context.Process(
+                target=_serve, args=(rank, workers, port, orders, events, begin), daemon=True
+            )
             for rank, (orders, events) in enumerate(zip(self._orders, self._events, strict=True))
         ]
         for process in self._processes:
@@ -124,7 +130,11 @@ class Gang:
             process.kill()
 
 
-def _serve(rank: int, workers: int, port: int, orders: Any, events: Any) -> None:
+def _serve(
+    rank: int, workers: int, port: int, orders: Any, events: Any, begin: Callable[[], None] | None
+) -> None:
+    if begin is not None:
+        begin()
     worker = Worker(rank, workers, rank)
     worker.join("127.0.0.1", port)
     while (order := orders.get()) is not None:

@@ -1,0 +1,167 @@
+"""Batches with shapes that stand are the same batches; nothing in a step looks at values."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.functional import cross_entropy
+
+from mptune import plugins
+from mptune.data.table import Split
+from mptune.spec import Training, build
+from mptune.training.feed import Feed, Inputs, Moment
+from mptune.training.ranks import Ranks
+from tests.training.syncs import Syncs
+
+SYMBOLS, LENGTH, BATCH = 11, 16, 8
+FAMILIES = plugins.modules("families")
+REDUCTIONS = ("seq_mean", "token_mean", "elbo")
+
+
+def inputs(family="bert", policy=None, ragged=False, **training):
+    rng = np.random.default_rng(0)
+    tokens_ND = rng.integers(SYMBOLS, size=(64, LENGTH)).astype(np.uint8)
+    observed_ND = np.ones(tokens_ND.shape, bool)
+    if ragged:
+        observed_ND = np.arange(LENGTH) < rng.integers(1, LENGTH, size=(64, 1))
+        tokens_ND[~observed_ND] = SYMBOLS + 1
+    section = {"budget_tokens": 1e6, "batch_size": BATCH, "micro_batch_size": 4, **training}
+    return Inputs(
+        number=0,
+        seed=0,
+        training=Training.model_validate(section),
+        rungs=(),
+        policy=build("policy", policy or {"kind": "uniform"}),
+        family=build("model", {"family": family, "width": 32, "depth": 2}),
+        train=Split(tokens_ND, observed_ND, np.zeros(64, np.int32)),
+        vocabulary_size=SYMBOLS,
+    )
+
+
+def moment(given, step=0):
+    return Moment(step, step / 8, given.policy, True)
+
+
+def ready(given, step=0):
+    return Feed(given, Ranks()).take(moment(given, step))
+
+
+def model(given):
+    torch.manual_seed(0)
+    return given.family.build(SYMBOLS + 2, SYMBOLS, LENGTH)
+
+
+def step_of(module, parts):
+    """Sums of all parts, float64; leaves the gradients."""
+    module.zero_grad()
+    total = 0
+    for part in parts:
+        loss_K = cross_entropy(module(*part.arguments), part.target_K, reduction="none")
+        objective = (loss_K * part.weight_K).sum()
+        objective.backward()
+        total = total + part.sums(objective.detach(), loss_K.detach())
+    return total
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_spare_rows_and_other_parts_change_no_loss_and_no_gradient(reduction, pack, ragged):
+    policy = {"kind": "uniform", "reduction": reduction}
+    plain = inputs(policy=policy, ragged=ragged, pack=pack)
+    static = inputs(policy=policy, ragged=ragged, pack=pack, compile=True)
+    assert sum(ready(static).batch.head_rows) > sum(ready(plain).batch.head_rows)
+    found = []
+    for given in (plain, static):
+        module = model(given)
+        sums = step_of(module, ready(given).parts)
+        found.append((sums, [p.grad for p in module.parameters()]))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-5, atol=1e-6)
+    for padded, exact in zip(found[1][1], found[0][1], strict=True):
+        torch.testing.assert_close(padded, exact, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_shapes_of_full_sequences_stand(family):
+    given = inputs(family, compile=True)
+    shapes = {
+        tuple(tensor.shape for tensor in part.tensors())
+        for step in range(8)
+        for part in Feed(given, Ranks()).take(moment(given, step)).parts
+    }
+    assert len(shapes) == 1
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("how", ["full", "padded", "packed"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_in_a_step_looks_at_values(family, how, reduction):
+    """On a GPU the host would wait there for all that was asked of the device before."""
+    policy = {"kind": "uniform", "reduction": reduction}
+    given = inputs(family, policy, how != "full", pack=how == "packed", compile=True)
+    module, parts = model(given), ready(given).parts
+    with Syncs() as syncs:
+        step_of(module, parts)
+    assert syncs.places == set()
+
+
+def test_what_looks_at_values_is_found():
+    values = torch.arange(4.0)
+    with Syncs() as syncs:
+        assert values[torch.tensor([1, 2])].shape == (2,)
+        assert not syncs.places
+        values[values > 1]
+        values.nonzero()
+        bool(values.sum() > 0)
+    assert len(syncs.places) == 3
+
+
+def test_a_batch_that_was_fetched_is_the_one_that_would_be_drawn(monkeypatch):
+    given = inputs()
+    feed = Feed(given, Ranks())
+    feed.fetch(moment(given, 1))
+    drawn = ready(given, 1)
+    monkeypatch.setattr(feed, "draw", None)
+    taken = feed.take(moment(given, 1))
+    pairs = zip(taken.parts, drawn.parts, strict=True)
+    assert all(torch.equal(a.target_K, b.target_K) for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"step": 2}, {"law": build("policy", {"kind": "fixed", "rate": 0.5})}]
+)
+def test_a_batch_that_was_fetched_for_another_moment_is_not_used(changes):
+    given = inputs()
+    feed, later = Feed(given, Ranks()), replace(moment(given, 1), **changes)
+    feed.fetch(moment(given, 1))
+    assert feed.take(later).moment == later
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_ranks_share_a_batch(static):
+    given = inputs(compile=static)
+    shares = [
+        [part.target_K[part.weight_K > 0] for part in Feed(given, ranks).take(moment(given)).parts]
+        for ranks in (Ranks(0, 2), Ranks(1, 2))
+    ]
+    whole = [part.target_K[part.weight_K > 0] for part in ready(given).parts]
+    assert [t.tolist() for share in shares for t in share] == [t.tolist() for t in whole]
+
+
+@pytest.mark.slow
+def test_a_compiled_model_is_compiled_once():
+    """Whatever is drawn; and once more where sequences have all lengths, for shapes that move."""
+    for ragged, times in ((False, 1), (True, 2)):
+        torch.compiler.reset()
+        given = inputs(ragged=ragged, compile=True)
+        made = CompileCounterWithBackend("aot_eager")
+        module = model(given)
+        module.compile(backend=made)
+        for step in range(12):
+            step_of(module, ready(given, step).parts)
+        assert made.frame_count <= times
+    torch.compiler.reset()
