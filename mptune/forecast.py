@@ -8,9 +8,13 @@ long as the slowest that was measured, so that nothing is promised too early.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import floor
+from typing import Literal
 
-from mptune.spec import Training
+from mptune.spec import Resources, Training
+from mptune.status import Forecast, Spend
 from mptune.trial import (
     Event,
     Failed,
@@ -138,3 +142,116 @@ def _kind(trial: TrialSpec) -> str:
     return json.dumps(
         [trial.model, r.workers, r.cpus_per_worker, r.gpus_per_worker], sort_keys=True
     )
+
+
+# --- a whole study -----------------------------------------------------------------------------
+
+Limit = Literal["budget_seconds", "budget_worker_seconds", "budget_gpu_hours"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Worker-seconds and GPU-seconds."""
+
+    worker_s: float = 0.0
+    gpu_s: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.worker_s + other.worker_s, self.gpu_s + other.gpu_s)
+
+    def times(self, factor: float) -> Work:
+        return Work(self.worker_s * factor, self.gpu_s * factor)
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """A trial in flight: what it has used, on what, and for how many seconds it will go on."""
+
+    used: Work
+    resources: Resources
+    left_s: float | None
+
+    def left(self, mean: Work) -> Work:
+        """What it will use yet; without a prediction, what is left of a mean trial."""
+        if self.left_s is None:
+            more = mean + self.used.times(-1)
+            return Work(max(0.0, more.worker_s), max(0.0, more.gpu_s))
+        worker_s = self.left_s * self.resources.workers
+        return Work(worker_s, worker_s * self.resources.gpus_per_worker)
+
+    def whole(self) -> Work | None:
+        return None if self.left_s is None else self.used + self.left(Work())
+
+
+@dataclass(frozen=True)
+class Course:
+    """A study so far."""
+
+    total: int
+    """Trials that were asked for."""
+    ended: int
+    used: Work
+    """By trials that have ended."""
+    speed: float | None
+    """Worker-seconds per second of wall clock; None is not known yet."""
+
+
+def outlook(course: Course, flying: Sequence[Ahead], spend: Spend) -> Forecast:
+    """What the study will have used, and when, once it ends: by itself or with its budget.
+
+    Trials that are not asked for yet are predicted to be as those that have ended, pruned ones
+    among them.
+    """
+    mean = _mean(course, flying)
+    more = max(0, course.total - course.ended - len(flying))
+    if mean is None:
+        trials = course.ended + len(flying) + more
+        return Forecast(
+            trials=trials, worker_seconds=None, gpu_hours=None, left_s=None, limited_by=None
+        )
+    left = sum((trial.left(mean) for trial in flying), Work())
+    limit, room = min(_rooms(course, mean, left, spend), key=lambda found: found[1])
+    asked = min(more, room)
+    left += mean.times(asked)
+    return Forecast(
+        trials=course.ended + len(flying) + asked,
+        worker_seconds=spend.worker_seconds + left.worker_s,
+        gpu_hours=spend.gpu_hours + left.gpu_s / 3600,
+        left_s=_left_s(course, flying, left),
+        limited_by=limit if room < more else None,
+    )
+
+
+def _mean(course: Course, flying: Iterable[Ahead]) -> Work | None:
+    """What a trial takes; until one has ended, what those in flight are predicted to."""
+    if course.ended:
+        return course.used.times(1 / course.ended)
+    known = [whole for trial in flying if (whole := trial.whole())]
+    return sum(known, Work()).times(1 / len(known)) if known else None
+
+
+def _rooms(
+    course: Course, mean: Work, left: Work, spend: Spend
+) -> Iterator[tuple[Limit | None, int]]:
+    """How many more trials each budget has room for."""
+    yield None, course.total
+    if spend.budget_worker_seconds is not None:
+        free = spend.budget_worker_seconds - spend.worker_seconds - left.worker_s
+        yield "budget_worker_seconds", _fit(free, mean.worker_s)
+    if spend.budget_gpu_hours is not None:
+        free = 3600 * (spend.budget_gpu_hours - spend.gpu_hours) - left.gpu_s
+        yield "budget_gpu_hours", _fit(free, mean.gpu_s)
+    if spend.budget_seconds is not None and course.speed is not None:
+        free = (spend.budget_seconds - spend.seconds) * course.speed
+        yield "budget_seconds", _fit(free, mean.worker_s)
+
+
+def _fit(free: float, each: float) -> int:
+    return floor(max(0.0, free) / each) if each > 0 else 2**31
+
+
+def _left_s(course: Course, flying: Iterable[Ahead], left: Work) -> float | None:
+    if not course.speed:
+        return None
+    longest_s = max((trial.left_s or 0.0 for trial in flying), default=0.0)
+    return max(left.worker_s / course.speed, longest_s)

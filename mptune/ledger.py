@@ -32,7 +32,7 @@ class Ledger:
         """It occupies it no longer; one that never began counts nothing."""
         if number not in self._running:
             return
-        workers, gpus = self._used(number, now)
+        workers, gpus = self.used(number, now)
         del self._running[number]
         self.worker_s += workers
         self.gpu_s += gpus
@@ -46,7 +46,7 @@ class Ledger:
 
         Every trial is forecast to take what the longest one took; with none ended, nothing.
         """
-        used = [self._used(number, now) for number in self._running]
+        used = [self.used(number, now) for number in self._running]
         workers = self.worker_s + sum(max(w, self.most_worker_s) for w, _ in used)
         gpus = self.gpu_s + sum(max(g, self.most_gpu_s) for _, g in used)
         more = 1 + max(0, flying - len(used))
@@ -66,7 +66,15 @@ class Ledger:
         """Inverse of `as_json`; empty for a study that has none."""
         return cls(**(stored or {}))
 
-    def _used(self, number: int, now: float) -> tuple[float, float]:
+    def so_far(self, now: float) -> tuple[float, float]:
+        """Worker-seconds and GPU-seconds, running trials included."""
+        used = [self.used(number, now) for number in self._running]
+        return self.worker_s + sum(w for w, _ in used), self.gpu_s + sum(g for _, g in used)
+
+    def used(self, number: int, now: float) -> tuple[float, float]:
+        """Worker-seconds and GPU-seconds of a running trial since it began; 0 of another."""
+        if number not in self._running:
+            return 0.0, 0.0
         began, resources = self._running[number]
         worker_s = (now - began) * resources.workers
         return worker_s, worker_s * resources.gpus_per_worker

@@ -49,8 +49,8 @@ class QueuedTrial(Message):
     number: int
     label: str = Field(description="policy and size in words")
     workers: int
-    waited_s: float
-    starts_in_s: float | None = Field(description="predicted, if all that run end as predicted")
+    waited_s: float | None = Field(None, description="in the queue so far")
+    starts_in_s: float | None = Field(None, description="if all that run end as predicted")
     wait: Wait
 
 
@@ -126,13 +126,24 @@ class BestTrial(Message):
     nats_per_token: float
 
 
+Stage = Literal["search", "confirmation", "comparison"]
+
+
+class StageEnd(Message):
+    """Where a stage of the search was left that is not driven now."""
+
+    trials: Trials
+    best: BestTrial | None
+    spend: Spend
+
+
 class Status(Message):
     """Where one study of a search stands."""
 
     version: Literal[1] = 1
     time: float = Field(description="when this was so, seconds since 1970")
     study: str = Field(description="its name in the storage")
-    stage: Literal["search", "confirmation", "comparison"]
+    stage: Stage
     driver: str = Field(description="`process PID on HOST`")
     stopping: bool = Field(description="it was asked to stop; trials write their checkpoints")
     trials: Trials
@@ -142,6 +153,14 @@ class Status(Message):
     gangs: tuple[GangStatus, ...]
     spend: Spend
     forecast: Forecast
+    earlier: dict[Stage, StageEnd] = Field(
+        default_factory=dict, description="stages of the same search that were driven before"
+    )
+
+    def stages(self) -> dict[Stage, StageEnd]:
+        """All stages that were driven, this one included."""
+        here = StageEnd(trials=self.trials, best=self.best, spend=self.spend)
+        return {**self.earlier, self.stage: here}
 
     def age_s(self, now: float) -> float:
         """Seconds since this was so; `now` in seconds since 1970."""

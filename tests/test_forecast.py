@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mptune.forecast import Predictor
+from mptune.forecast import Ahead, Course, Predictor, Work, outlook
 from mptune.spec import Resources, Training
+from mptune.status import Spend
 from mptune.trial import Failed, Finished, Progress, Scoring, Started, TrialSpec
 from tests import fakes
 
@@ -101,3 +102,67 @@ def test_a_trial_that_ended_is_forgotten():
     predictor.observe(trial(0), started(0), now=0)
     predictor.observe(trial(0), Failed(number=0, reason="error", detail=""), now=1)
     assert predictor.remaining(0, now=1) is None
+
+
+# --- a whole study -------------------------------------------------------------------------------
+
+PAIR = Resources(workers=2)
+FLYING = Ahead(Work(20, 0), PAIR, left_s=15)
+
+
+def course(**changes: object) -> Course:
+    known = {"total": 10, "ended": 4, "used": Work(200, 0), "speed": 4.0, **changes}
+    return Course(**known)  # type: ignore[arg-type]
+
+
+def spent(worker_s: float = 220, **budgets: float) -> Spend:
+    return Spend(seconds=100, worker_seconds=worker_s, gpu_hours=0, **budgets)
+
+
+def test_the_rest_of_a_study_is_as_what_has_ended():
+    found = outlook(course(), [FLYING], spent())
+    # 30 for the one that runs, and five more of 50.
+    assert found.worker_seconds == pytest.approx(220 + 30 + 5 * 50)
+    assert found.left_s == pytest.approx(280 / 4)
+    assert (found.trials, found.limited_by) == (10, None)
+
+
+def test_before_anything_has_ended_those_that_run_tell():
+    found = outlook(course(ended=0, used=Work()), [FLYING], spent(20))
+    assert found.worker_seconds == pytest.approx(20 + 30 + 9 * 50)
+    unknown = outlook(course(ended=0, used=Work()), [Ahead(Work(), PAIR, None)], spent(0))
+    assert (unknown.worker_seconds, unknown.left_s, unknown.trials) == (None, None, 10)
+
+
+def test_a_trial_without_a_prediction_takes_what_a_mean_one_does():
+    found = outlook(course(), [Ahead(Work(20, 0), PAIR, None)], spent())
+    assert found.worker_seconds == pytest.approx(220 + 30 + 5 * 50)
+
+
+@pytest.mark.parametrize(
+    ("budget", "limit", "more"),
+    [
+        ({"budget_worker_seconds": 360}, "budget_worker_seconds", 2),
+        ({"budget_worker_seconds": 10}, "budget_worker_seconds", 0),
+        ({"budget_worker_seconds": 999}, None, 5),
+        ({"budget_seconds": 140}, "budget_seconds", 3),
+        ({"budget_seconds": 140, "budget_worker_seconds": 300}, "budget_worker_seconds", 1),
+    ],
+)
+def test_a_budget_ends_a_study_early(budget, limit, more):
+    found = outlook(course(), [FLYING], spent(**budget))
+    assert (found.limited_by, found.trials) == (limit, 5 + more)
+    assert found.worker_seconds == pytest.approx(220 + 30 + more * 50)
+
+
+def test_gpu_hours_are_forecast_and_limited():
+    gpus = Resources(workers=2, gpus_per_worker=1)
+    seen = Spend(seconds=100, worker_seconds=220, gpu_hours=220 / 3600, budget_gpu_hours=0.1)
+    found = outlook(course(used=Work(200, 200)), [Ahead(Work(20, 20), gpus, 15)], seen)
+    assert (found.limited_by, found.trials) == ("budget_gpu_hours", 7)
+    assert found.gpu_hours == pytest.approx((220 + 30 + 2 * 50) / 3600)
+
+
+def test_a_study_does_not_end_before_its_longest_trial():
+    assert outlook(course(total=5), [Ahead(Work(), PAIR, 60)], spent()).left_s == 60
+    assert outlook(course(speed=None), [FLYING], spent()).left_s is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ import optuna
 import yaml
 from rich.console import Console
 
-from mptune import dispatch, study
+from mptune import dispatch, status, study
 from mptune.artifacts import Remote
 from mptune.cli import _kpi
 from mptune.cli._evidence import Asked, collect, comparison_report, finalists, recommended
@@ -29,6 +29,7 @@ from mptune.report.model import ReportInput
 from mptune.space import Space
 from mptune.spec import Comparison, Score, SearchSpec, build
 from mptune.specfile import Concrete, SpecFile, merge_arm, plain
+from mptune.status import Stage, StageEnd, Status
 from mptune.trial import Prepared, PrepareRequest, TrialSpec
 
 FRESH_PLAN = 1_000_003
@@ -49,6 +50,7 @@ class Session:
     _dispatcher: Dispatcher | None = field(default=None, init=False)
     _predictor: Predictor = field(default_factory=Predictor, init=False)
     _lease: Lease = field(default_factory=Unneeded, init=False)
+    _stages: dict[Stage, StageEnd] = field(default_factory=dict, init=False)
 
     @property
     def url(self) -> str | None:
@@ -67,6 +69,8 @@ class Session:
             if fresh:
                 self._clear(yes)
             self._write_spec()
+            left = status.read(self.run)
+            self._stages = left.stages() if left else {}
             try:
                 yield
             finally:
@@ -224,7 +228,16 @@ class Session:
                 log=self.run.events,
                 predictor=self._predictor,
                 lease=self._lease,
+                watchers=(live.look, self._write_status, self.dispatcher().publish),
             ).run()
+
+    def _write_status(self, now: Status) -> None:
+        """A search does not fail because there is no room to say where it stands."""
+        known = {**self._stages, **now.stages()}
+        self._stages = known
+        earlier = {stage: end for stage, end in known.items() if stage != now.stage}
+        with suppress(OSError):
+            status.write(self.run, now.model_copy(update={"earlier": earlier}))
 
     def _budgets(self, what: str) -> dict[str, Any]:
         """The search's; its confirmation has what the search left of them, a comparison none."""

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from mptune.spec import Resources
+from mptune.status import GangStatus, QueuedTrial, Status
 from mptune.trial import Event, Prepared, PrepareRequest, StopReason, TrialSpec
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The gangs, and what waits for room in the order of its turn."""
+
+    gangs: tuple[GangStatus, ...] = ()
+    queue: tuple[QueuedTrial, ...] = ()
 
 
 class Dispatcher(Protocol):
@@ -41,6 +51,12 @@ class Dispatcher(Protocol):
 
     def stop(self, number: int, reason: StopReason) -> None:
         """Ask a running trial to stop between steps, or drop a queued one; ends in Stopped."""
+
+    def standing(self) -> Standing:
+        """Where gangs and queue stand now; does not block."""
+
+    def publish(self, status: Status) -> None:
+        """Let the metrics of the cluster, if it has any, say this."""
 
     def close(self) -> None:
         """Stop everything that was started here and leave no process behind."""

@@ -48,8 +48,10 @@ from mptune.dispatch.runtime import (
     guarded,
     one_line,
     reason_of,
+    resident_bytes,
 )
 from mptune.paths import TrialDirectory, write_text
+from mptune.status import GangStatus
 from mptune.trial import (
     Event,
     FaultReason,
@@ -73,6 +75,9 @@ AGREE_TIMEOUT_S = 10.0
 
 ANSWER_TIMEOUT_S = 5.0
 """For a rank that seems to hang to say so, and to show its stacks."""
+
+MEMORY_EVERY_S = 5.0
+"""Between two questions how much memory a gang has."""
 
 LOG_TAIL_BYTES = 8000
 
@@ -200,8 +205,7 @@ class Member:
 
     @ray.method(concurrency_group="control")
     def resident_bytes(self) -> int:
-        pages = Path("/proc/self/statm").read_text().split()[1]
-        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+        return resident_bytes()
 
     @ray.method(concurrency_group="life")
     def live(self) -> None:
@@ -281,6 +285,9 @@ class Gang:
     _overdue: tuple[float, GangOverdue] | None = None
     _heard_at: float = 0.0
     _asked: bool = False
+    _resident: dict[int, int] = field(default_factory=dict)
+    _memory_due: float = 0.0
+    _silent: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         bundle = {"CPU": self.shape.cpus, "GPU": self.shape.gpus}
@@ -300,6 +307,37 @@ class Gang:
     @property
     def idle(self) -> bool:
         return self.ready and self.flight is None
+
+    def status(self) -> GangStatus:
+        """What others see of it."""
+        state: Any = "idle" if self.idle else "busy" if self.ready else "starting"
+        known = len(self._resident) == self.shape.workers
+        return GangStatus(
+            name=self.name,
+            workers=self.shape.workers,
+            cpus_per_worker=self.shape.cpus,
+            gpus_per_worker=self.shape.gpus,
+            nodes=tuple(dict.fromkeys(self.placement)),
+            state=state,
+            trial=self.flight.trial.number if self.flight else None,
+            trials=self.trials,
+            resident_bytes=sum(self._resident.values()) if known else None,
+        )
+
+    def ask_memory(self) -> None:
+        """Have every rank say now and then how much memory it has; does not block."""
+        if not self.ready or time.monotonic() < self._memory_due:
+            return
+        self._memory_due = time.monotonic() + MEMORY_EVERY_S
+        for rank in set(range(self.shape.workers)) - self._silent:
+            self._silent.add(rank)
+            ref = self._members[rank].resident_bytes.remote()
+            self._expect(ref, rank, partial(self._on_memory, rank))
+
+    def _on_memory(self, rank: int, resident: int) -> list[Event]:
+        self._silent.discard(rank)
+        self._resident[rank] = resident
+        return []
 
     @property
     def pids(self) -> tuple[int, ...]:

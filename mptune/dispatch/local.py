@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections import deque
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mptune import plugins
+from mptune.dispatch.base import Standing
 from mptune.dispatch.runtime import (
     HARMLESS,
     WORKER,
@@ -19,9 +21,11 @@ from mptune.dispatch.runtime import (
     free_port,
     guarded,
     one_line,
+    resident_bytes,
 )
 from mptune.errors import DispatchError, MptuneError
 from mptune.spec import Resources
+from mptune.status import GangStatus, QueuedTrial, Status, Wait
 from mptune.trial import (
     Event,
     Failed,
@@ -111,10 +115,35 @@ class LocalDispatcher:
             self._outbox.append(Stopped(number=number, reason=reason, step=0))
         self._something_to_do.set()
 
+    def standing(self) -> Standing:
+        """One gang, and a queue that only it serves."""
+        wait = Wait(kind="no_room", needs=1, free=0)
+        queue = (
+            QueuedTrial(number=t.number, label=t.label, workers=1, wait=wait) for t in self._queue
+        )
+        return Standing((self._gang_status(),) if self._gang else (), tuple(queue))
+
+    def publish(self, status: Status) -> None:
+        """Nobody collects metrics here."""
+
     def close(self) -> None:
         self._queue.clear()
         self._running = None
         self._drop_gang("closed")
+
+    def _gang_status(self) -> GangStatus:
+        assert self._gang is not None
+        return GangStatus(
+            name=GANG,
+            workers=1,
+            cpus_per_worker=1,
+            gpus_per_worker=0,
+            nodes=(socket.gethostname(),),
+            state="busy" if self._running else "idle",
+            trial=self._running.trial.number if self._running else None,
+            trials=self._gang.trials,
+            resident_bytes=resident_bytes(),
+        )
 
     def _can_advance(self) -> bool:
         return not self._running.undecided if self._running else bool(self._queue)

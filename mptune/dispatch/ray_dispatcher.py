@@ -11,7 +11,19 @@ from pathlib import Path
 
 import ray
 
-from mptune.dispatch.admission import Held, Refuse, Retire, Start, Waiting, admit, in_flight
+from mptune.dispatch.admission import (
+    Held,
+    Refuse,
+    Retire,
+    Start,
+    Waiting,
+    admit,
+    expected_starts,
+    in_flight,
+    in_turn,
+    waits,
+)
+from mptune.dispatch.base import Standing
 from mptune.dispatch.cluster import Cluster
 from mptune.dispatch.gang import Flight, Gang, GangLost, GangOverdue
 from mptune.dispatch.room import Node, Placement, Room, Shape
@@ -19,6 +31,7 @@ from mptune.dispatch.runtime import HARMLESS, WORKER, End, one_line, write_trace
 from mptune.errors import DispatchError, MptuneError
 from mptune.forecast import Predictor
 from mptune.spec import Resources
+from mptune.status import QueuedTrial, Status, Wait
 from mptune.trial import (
     Event,
     Failed,
@@ -35,6 +48,9 @@ SLICE_S = 0.25
 
 NODES_EVERY_S = 1.0
 
+PREDICTED = 20
+"""Queued trials whose start is predicted."""
+
 JOINING_S = 30.0
 """How long a trial that fits nowhere waits for nodes that may still join a given cluster."""
 
@@ -47,6 +63,17 @@ class _Queued:
     @property
     def shape(self) -> Shape:
         return Shape.of(self.trial.resources)
+
+    def status(self, now: float, starts: float | None, wait: Wait) -> QueuedTrial:
+        """What others see of it; times are monotonic seconds."""
+        return QueuedTrial(
+            number=self.trial.number,
+            label=self.trial.label,
+            workers=self.shape.workers,
+            waited_s=now - self.since,
+            starts_in_s=None if starts is None else max(0.0, starts - now),
+            wait=wait,
+        )
 
 
 class RayDispatcher:
@@ -127,6 +154,24 @@ class RayDispatcher:
     def resident_bytes(self) -> dict[str, tuple[int, ...]]:
         """Gang -> resident memory of every rank."""
         return {gang.name: gang.resident_bytes() for gang in self._gangs.values() if gang.ready}
+
+    def standing(self) -> Standing:
+        if not self._cluster.is_away():
+            for gang in self._gangs.values():
+                gang.ask_memory()
+        gangs = tuple(gang.status() for gang in self._gangs.values())
+        return Standing(gangs, self._queue_status(time.monotonic()))
+
+    def _queue_status(self, now: float) -> tuple[QueuedTrial, ...]:
+        """Only the first ones have a prediction: playing admission forward takes long."""
+        waiting, held, nodes = self._waiting(), self._held(now), self._nodes()
+        starts = expected_starts(in_turn(waiting)[:PREDICTED], held, nodes, now)
+        queued = {q.trial.number: q for q in self._queue}
+        found = waits(waiting, held, nodes, now)
+        return tuple(queued[n].status(now, starts.get(n), wait) for n, wait in found.items())
+
+    def publish(self, status: Status) -> None:
+        """Nothing yet."""
 
     def close(self) -> None:
         self._queue.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -146,6 +147,12 @@ def write_traceback(trial: TrialSpec, text: str) -> None:
     """Leave the long story of a failure in the trial's directory, if there is room for it."""
     with suppress(OSError):
         write_text(TrialDirectory(Path(trial.directory)).traceback, text)
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process."""
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def free_port() -> int:

@@ -15,7 +15,16 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
-from mptune.report.words import count, duration, minus
+from mptune.report.standing import (
+    end_words,
+    gangs_table,
+    limit_words,
+    queue_table,
+    spend_words,
+    summary,
+)
+from mptune.report.words import about, count, duration, minus
+from mptune.status import Status
 from mptune.trial import (
     Event,
     Failed,
@@ -34,11 +43,18 @@ FINISHED_SHOWN = 12
 PLAIN_PROGRESS_S = 10.0
 """Without a terminal, seconds between two progress lines of one trial."""
 
+PLAIN_STANDING_S = 60.0
+"""Without a terminal, seconds between two lines about the whole search."""
+
 LINES_AROUND = 8
-"""Terminal lines that are not trials: title, header, rules, the search's bar, the prompt."""
+"""Terminal lines that no table has: title, header, spend, the search's bar, the prompt."""
+
+LEAST_ROWS = 3
+"""Trials that are shown however low the terminal is."""
 
 _STYLES = {
     "waiting": "dim",
+    "starting": "dim",
     "complete": "green",
     "pruned": "yellow",
     "failed": "red",
@@ -57,6 +73,7 @@ class _Row:
     size: str
     state: str = "waiting"
     progress: float = 0.0
+    loss: float | None = None
     tokens_per_s: float = 0.0
     score: str = ""
     ended: bool = False
@@ -91,7 +108,8 @@ class LiveView:
         self._started_at = clock()
         self._rows: dict[int, _Row] = {}
         self._ended: list[int] = []
-        self._gangs: dict[str, str] = {}
+        self._status: Status | None = None
+        self._standing_said_at = self._started_at
         self._lock = RLock()  # rich refreshes from a thread of its own
         self._live: Live | None = None
 
@@ -138,6 +156,19 @@ class LiveView:
                 self._ended.append(number)
         self._plain(f"{self._name(number)}: {state} ({self._done} of {self._total} done)")
 
+    def look(self, status: Status) -> None:
+        """Where the study stands now."""
+        with self._lock:
+            self._status = status
+            for trial in status.queue:
+                self._row(trial.number).state = "waiting"
+            for running in status.running:
+                if running.state == "starting":
+                    self._row(running.number).state = "starting"
+        if self._clock() - self._standing_said_at >= PLAIN_STANDING_S:
+            self._standing_said_at = self._clock()
+            self._plain(f"{self._title}: {summary(status)}")
+
     def note(self, line: str) -> None:
         """One line above the table, or among the plain lines."""
         self._print(line)
@@ -157,7 +188,7 @@ class LiveView:
                 return f"{self._name(row.number)}: {_started_words(event)}"
             case Progress():
                 row.state, row.progress = "training", event.progress
-                row.tokens_per_s = event.tokens_per_s
+                row.tokens_per_s, row.loss = event.tokens_per_s, event.loss
                 return self._progress_line(row, event)
             case Rung():
                 row.score = f"{minus(event.nats_per_token, 3)} ± {event.se:.3f}"
@@ -178,10 +209,6 @@ class LiveView:
                 return f"{self._name(row.number)}: failed, {event.reason}: {event.detail}"
 
     def _gang(self, event: GangChanged) -> str:
-        if event.state == "gone":
-            self._gangs.pop(event.gang, None)
-        else:
-            self._gangs[event.gang] = event.state
         return f"gang {event.gang} {event.state}" + (f": {event.detail}" if event.detail else "")
 
     def _progress_line(self, row: _Row, event: Progress) -> str | None:
@@ -214,7 +241,7 @@ class LiveView:
 
     def __rich__(self) -> RenderableType:
         with self._lock:
-            return Group(self._table(), self._bar())
+            return Group(self._table(), *self._standing(), self._bar())
 
     def _table(self) -> Table:
         narrow = self._console.width < 100
@@ -222,10 +249,12 @@ class LiveView:
             Column("#", justify="right", no_wrap=True),
             Column("policy", ratio=3, no_wrap=True, overflow="ellipsis"),
             *([] if narrow else [Column("size", ratio=2, no_wrap=True, overflow="ellipsis")]),
-            Column("progress", width=8 if narrow else 14),
+            Column("progress", width=8 if narrow else 10),
+            Column("loss", justify="right", no_wrap=True),
             Column("tokens/s", justify="right", no_wrap=True),
+            Column("left", justify="right", no_wrap=True),
             Column("LML, nats/token", justify="right", no_wrap=True, min_width=15),
-            Column("state", no_wrap=True, overflow="ellipsis", max_width=12 if narrow else 24),
+            Column("state", no_wrap=True, overflow="ellipsis", max_width=10 if narrow else 24),
             title=Text(self._title, style="bold"),
             title_justify="left",
             box=None,
@@ -234,17 +263,50 @@ class LiveView:
             header_style="dim",
         )
         for row in self._shown():
-            cells = _cells(row)
+            cells = _cells(row, self._left(row.number))
             table.add_row(*(cells[:2] + cells[3:] if narrow else cells), style=_dim(row))
         return table
 
+    def _left(self, number: int) -> str:
+        """Predicted time to the end of a trial."""
+        running = self._status.running if self._status else ()
+        known = (t.left_s for t in running if t.number == number and t.left_s is not None)
+        return next((about(left_s) for left_s in known), "")
+
+    @property
+    def _room(self) -> int:
+        """Lines for trials, gangs and queue together."""
+        return max(LEAST_ROWS, self._console.height - LINES_AROUND)
+
+    def _standing(self) -> list[RenderableType]:
+        """Gangs and queue, each on a fourth of the room at most, and the spend."""
+        if self._status is None:
+            return []
+        lines = self._room // 4
+        found: list[RenderableType] = []
+        if lines >= 2 and self._status.gangs:
+            found.append(gangs_table(self._status.gangs, lines))
+        if lines >= 2 and self._status.queue:
+            found.append(queue_table(self._status.queue, lines))
+        words = (spend_words(self._status.spend, self._status.forecast), limit_words(self._status))
+        line = f" {' · '.join(filter(None, words))}"
+        return [*found, Text(line)]
+
     def _shown(self) -> list[_Row]:
         """Running trials, and as many of the last ended ones as fit; in order of number."""
-        room = max(3, self._console.height - LINES_AROUND)
-        running = [row for row in self._rows.values() if not row.ended][:room]
-        left = min(FINISHED_SHOWN, room - len(running))
+        room = max(LEAST_ROWS, self._room - self._lines_of_tables())
+        queued = {trial.number for trial in self._status.queue} if self._status else set()
+        running = [r for r in self._rows.values() if not r.ended and r.number not in queued]
+        left = min(FINISHED_SHOWN, room - len(running[:room]))
         ended = [self._rows[n] for n in self._ended[-left:]] if left > 0 else []
-        return sorted([*ended, *running], key=lambda row: row.number)
+        return sorted([*ended, *running[:room]], key=lambda row: row.number)
+
+    def _lines_of_tables(self) -> int:
+        if self._status is None:
+            return 0
+        fourth = self._room // 4
+        tables = (self._status.gangs, self._status.queue)
+        return sum(min(len(table) + 1, fourth) for table in tables if table)
 
     def _bar(self) -> Table:
         share = self._share()
@@ -261,14 +323,14 @@ class LiveView:
 
     def _time_words(self, share: float) -> str:
         elapsed = self._clock() - self._started_at
-        ready = sum(state == "ready" for state in self._gangs.values())
-        gangs = f" · {ready} gang{'s' * (ready != 1)}" if self._gangs else ""
+        end = end_words(self._status) if self._status else ""
         here = share - self._done_before / max(1, self._total)
-        left = f" · {duration(elapsed * (1 - share) / here)} left" if here > 0.01 else ""
-        return f"{duration(elapsed)}{left}{gangs} "
+        if not end and here > 0.01:
+            end = f"{duration(elapsed * (1 - share) / here)} left"
+        return f"{duration(elapsed)}{' · ' * bool(end)}{end} "
 
 
-def _cells(row: _Row) -> list[RenderableType]:
+def _cells(row: _Row, left: str) -> list[RenderableType]:
     """One cell per column, labels taken literally whatever they contain."""
     bar: RenderableType = (
         ProgressBar(total=1.0, completed=row.progress, complete_style="cyan")
@@ -276,8 +338,10 @@ def _cells(row: _Row) -> list[RenderableType]:
         else Text("")
     )
     speed = count(row.tokens_per_s) if row.tokens_per_s and not row.ended else ""
+    loss = f"{row.loss:.3f}" if row.loss is not None and not row.ended else ""
     state = Text(row.state, style=_STYLES.get(row.state.split(":")[0], ""))
-    return [str(row.number), Text(row.label), Text(row.size), bar, speed, Text(row.score), state]
+    label, size, score = Text(row.label), Text(row.size), Text(row.score)
+    return [str(row.number), label, size, bar, loss, speed, left, score, state]
 
 
 def _dim(row: _Row) -> str:

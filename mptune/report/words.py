@@ -72,6 +72,17 @@ def duration(seconds: float, units: Sequence[str] = UNITS) -> str:
     return f"{s // 86400} {day} {s % 86400 // 3600:02d} {hour}"
 
 
+def about(seconds: float) -> str:
+    """A duration that is known roughly: its largest unit, below an hour.
+
+    >>> about(42.3), about(200), about(4000)
+    ('42 s', '3 min', '1 h 06 min')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else duration(seconds)
+
+
 def interval(value: float, half_width: float, digits: int = 0) -> str:
     """Value and half-width, to the digits that the half-width supports, or at least `digits`.
 

@@ -11,7 +11,7 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,12 +26,15 @@ from mptune.forecast import Predictor
 from mptune.lease import Lease, Unneeded
 from mptune.ledger import Ledger
 from mptune.paths import TrialDirectory, write_aside, write_text
+from mptune.status import Status
 from mptune.study import attributes
 from mptune.study.attributes import describe, report_rung, set_attributes
+from mptune.study.flight import Heard, InFlight
 from mptune.study.history import History
 from mptune.study.lock import interrupts
 from mptune.study.queued import requeue_running, requeue_trial
 from mptune.study.spend import load_spend, save_spend
+from mptune.study.standing import Moment, Watched
 from mptune.study.storage import CUT_OFF
 from mptune.trial import (
     RETRIED,
@@ -70,14 +73,6 @@ class Observer(Protocol):
 
 
 @dataclass
-class _InFlight:
-    trial: optuna.Trial
-    spec: TrialSpec
-    retries: int = 0
-    ending: Finished | Stopped | Failed | None = None
-
-
-@dataclass
 class StudyDriver:
     """Drives one Optuna study to its number of trials.
 
@@ -101,12 +96,14 @@ class StudyDriver:
     lease: Lease = field(default_factory=Unneeded)
     interrupted: threading.Event = field(default_factory=threading.Event)
     predictor: Predictor = field(default_factory=Predictor)
-    _flight: dict[int, _InFlight] = field(default_factory=dict)
+    watchers: Sequence[Callable[[Status], None]] = ()
+    _flight: dict[int, InFlight] = field(default_factory=dict)
     _order: deque[int] = field(default_factory=deque)
     _spent_before: float = 0.0
     _started: float = 0.0
     _ledger: Ledger = field(default_factory=Ledger)
     _history: History = field(default_factory=History)
+    _watched: Watched = field(init=False)
 
     def run(self) -> None:
         """Run until every trial has ended.
@@ -118,6 +115,7 @@ class StudyDriver:
         """
         self._started = time.monotonic()
         self._spent_before, self._ledger = load_spend(self.study)
+        self._watched = self._made_watched()
         teach(self.predictor, self.study)
         requeue_running(self.study)
         self._history = History.of(self.study)
@@ -130,7 +128,10 @@ class StudyDriver:
                 for event in events:
                     self._handle(event)
                 self._settle()
+                if self._watched.is_time():
+                    self._show()
         self._save_spend()
+        self._show()
         if self.interrupted.is_set():
             raise InterruptedSearch("interrupted")
 
@@ -181,7 +182,7 @@ class StudyDriver:
         trial = self._asked()
         spec = self.propose(trial)
         describe(trial, spec)
-        self._flight[spec.number] = _InFlight(trial, spec, trial.user_attrs.get("retries", 0))
+        self._flight[spec.number] = InFlight(trial, spec, trial.user_attrs.get("retries", 0))
         self._order.append(spec.number)
         self.observer.trial(spec.number, *spec.label.split(" · ", 1))
         self._take_over_twin(trial, spec)
@@ -240,8 +241,10 @@ class StudyDriver:
         flight = self._flight.get(event.number)
         if flight is None:
             return
+        flight.heard.take(event)
         self.predictor.observe(flight.spec, event, time.monotonic())
         if isinstance(event, Started):
+            self._watched.first_start = self._watched.first_start or time.monotonic()
             self._ledger.begin(event.number, time.monotonic(), flight.spec.resources)
         if isinstance(event, Rung):
             self._decide(flight, event)
@@ -249,7 +252,7 @@ class StudyDriver:
             self._ledger.end(event.number, time.monotonic())
             self._end(flight, event)
 
-    def _end(self, flight: _InFlight, ending: Finished | Stopped | Failed) -> None:
+    def _end(self, flight: InFlight, ending: Finished | Stopped | Failed) -> None:
         """A trial that its machine failed is run again, from its checkpoint if it has one."""
         preempted = isinstance(ending, Stopped) and ending.reason == "preempted"
         broken = isinstance(ending, Failed) and ending.reason in RETRIED
@@ -260,10 +263,11 @@ class StudyDriver:
             flight.ending = Stopped(number=flight.spec.number, reason="interrupted", step=0)
         else:
             flight.retries += broken
+            flight.heard = Heard()
             set_attributes(flight.trial, retries=flight.retries)
             self.dispatcher.submit(flight.spec)
 
-    def _decide(self, flight: _InFlight, rung: Rung) -> None:
+    def _decide(self, flight: InFlight, rung: Rung) -> None:
         report_rung(flight.trial, rung.nats_per_token, rung.progress)
         before = [p for p in flight.trial.user_attrs.get("learning", ()) if _earlier(p, rung)]
         point = LearningPoint(**rung.model_dump(include=set(LearningPoint.model_fields)))
@@ -282,12 +286,12 @@ class StudyDriver:
             self._tell(self._flight.pop(ready[0]))
             self._fill()
 
-    def _tell(self, flight: _InFlight) -> None:
+    def _tell(self, flight: InFlight) -> None:
         number, trial, ending = flight.spec.number, flight.trial, flight.ending
         if isinstance(ending, Finished):
             attributes.record_result(trial, ending.result)
             self.study.tell(number, ending.result.lml.nats_per_token)
-            self._history.complete(number, trial.user_attrs)
+            self._history.complete(number, trial.user_attrs, ending.result.lml.nats_per_token)
             self.observer.finish_trial(number, "complete")
         elif isinstance(ending, Stopped) and ending.reason == "interrupted":
             requeue_trial(self.study, trial._trial_id)
@@ -309,6 +313,27 @@ class StudyDriver:
             for number, flight in self._flight.items():
                 if flight.ending is None:
                     self.dispatcher.stop(number, "interrupted")
+
+    def _made_watched(self) -> Watched:
+        budgets = {
+            "budget_seconds": self.budget_seconds,
+            "budget_worker_seconds": self.budget_worker_seconds,
+            "budget_gpu_hours": self.budget_gpu_hours,
+        }
+        return Watched(
+            study=self.study.study_name,
+            total=self.trials,
+            dispatcher=self.dispatcher,
+            predictor=self.predictor,
+            ledger=self._ledger,
+            budgets=budgets,
+            watchers=self.watchers,
+        )
+
+    def _show(self) -> None:
+        """Tell whoever watches where the study stands."""
+        flights, stopping = list(self._flight.values()), self.interrupted.is_set()
+        self._watched.show(Moment(self._history, flights, self._spent(), stopping))
 
     def _log(self, event: Event) -> None:
         if self.log is not None:

@@ -13,6 +13,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from mptune.status import BestTrial, Trials
 from mptune.study.attributes import ENDED, has_failed
 
 
@@ -23,11 +24,13 @@ class History:
     asked: int = 0
     """Trials there are, in whatever state; the next new one gets this number."""
     ended: int = 0
+    pruned: int = 0
     failed: int = 0
     last_failure: str = ""
     waiting: set[int] = field(default_factory=set)
     twins: dict[str, int] = field(default_factory=dict)
     """Fingerprint of each finished trial that was trained: its number."""
+    best: BestTrial | None = None
 
     @classmethod
     def of(cls, study: optuna.Study) -> History:
@@ -51,15 +54,19 @@ class History:
         """A trial that was asked for is back in the queue."""
         self.waiting.add(number)
 
-    def complete(self, number: int, attrs: Mapping[str, Any]) -> None:
-        """A trial has finished."""
+    def complete(self, number: int, attrs: Mapping[str, Any], value: float) -> None:
+        """A trial has finished, with this score in nats per token."""
         self.ended += 1
+        if self.best is None or value > self.best.nats_per_token:
+            label = attrs.get("label", "")
+            self.best = BestTrial(number=number, label=label, nats_per_token=value)
         if "fingerprint" in attrs and "same_as" not in attrs:
             self.twins.setdefault(attrs["fingerprint"], number)
 
     def prune(self) -> None:
         """A trial was stopped early."""
         self.ended += 1
+        self.pruned += 1
 
     def fail(self, reason: str | None, detail: str | None) -> None:
         """A trial has failed."""
@@ -67,13 +74,18 @@ class History:
         self.failed += 1
         self.last_failure = f"{reason}: {detail}"
 
+    def trials(self, total: int) -> Trials:
+        """By state, of so many that were asked for."""
+        complete = self.ended - self.pruned - self.failed
+        return Trials(total=total, complete=complete, pruned=self.pruned, fail=self.failed)
+
     def _add(self, trial: FrozenTrial) -> None:
         self.asked += 1
         attrs = trial.user_attrs
         if trial.state == TrialState.WAITING:
             self.wait(trial.number)
         elif trial.state == TrialState.COMPLETE:
-            self.complete(trial.number, attrs)
+            self.complete(trial.number, attrs, float(trial.value or 0.0))
         elif has_failed(trial):
             self.fail(attrs.get("reason"), attrs.get("detail"))
         elif trial.state in ENDED:

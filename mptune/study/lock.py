@@ -15,6 +15,11 @@ from mptune.errors import InputError
 from mptune.paths import RunDirectory
 
 
+def this_process() -> str:
+    """Who drives, in words for others."""
+    return f"process {os.getpid()} on {socket.gethostname()}"
+
+
 @contextmanager
 def driver_lock(run: RunDirectory) -> Iterator[None]:
     """Hold the run directory; the kernel lets go of it when the driver dies, however it dies.
@@ -33,7 +38,7 @@ def driver_lock(run: RunDirectory) -> Iterator[None]:
                 "wait for it, stop it, or give another --run-dir"
             ) from None
         handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {socket.gethostname()}")
+        handle.write(this_process())
         handle.flush()
         yield
 

@@ -8,14 +8,15 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from mptune import study
+from mptune import status, study
 from mptune.cli import main
 from mptune.paths import RunDirectory
+from mptune.status import Status
 from tests.cli.test_commands import SPEC
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +71,55 @@ def test_stop_ends_the_search_and_keeps_what_finished(
     assert study.records(run, None, "demo")[0].state == "COMPLETE"
     assert main(["stop", "runs/demo"]) == 0
     assert "not running" in capsys.readouterr().out
+
+
+def test_a_search_that_runs_tells_where_it_stands_and_its_storage_is_left_alone(
+    searching: subprocess.Popen[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run, records = RunDirectory(Path("runs/demo")), study.records
+    monkeypatch.setattr(study, "records", lambda *_: pytest.fail("the storage was read"))
+    found = until_known(run, lambda now: now.trials.complete > 0 and now.running)
+    assert main(["status", "runs/demo", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["running"], told["stale"]) == (True, False)
+    assert told["search"]["total"] == 1000
+    assert told["search"]["complete"] >= found.trials.complete
+    now = Status.model_validate(told["now"])
+    assert now.driver.startswith(f"process {searching.pid} on ")
+    assert now.gangs[0].name == "local"
+    assert main(["status", "runs/demo"]) == 0
+    text = capsys.readouterr().out
+    assert "best so far: trial" in text
+    assert "forecast" in text
+    number = until_known(run, lambda now: now.running).running[0].number
+    assert main(["logs", "runs/demo", str(number), "--follow"]) == 0
+    assert run.trial(number).result.exists(), "following ends with the trial"
+    assert searching.poll() is None
+    searching.kill()
+    searching.wait()
+    monkeypatch.setattr(study, "records", records)
+    assert main(["status", "runs/demo"]) == 0
+    assert f"stale: process {searching.pid} on " in capsys.readouterr().out
+    assert main(["status", "runs/demo", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["running"], told["stale"]) == (False, True)
+
+
+def until_known(run: RunDirectory, enough: Callable[[Status], object]) -> Status:
+    """The first picture of another process like this."""
+    give_up = time.monotonic() + 60
+    while (now := status.read(run)) is None or not enough(now):
+        assert time.monotonic() < give_up
+        time.sleep(0.05)  # polling another process's file
+    return now
+
+
+def test_the_shape_of_the_picture_is_documented() -> None:
+    page = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
+    for name in Status.model_fields:
+        assert f"`{name}`" in page
 
 
 def test_a_search_on_another_machine_is_stopped_there(

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
+import pytest
 from rich.console import Console
 
 from mptune.report.live import LiveView
+from mptune.status import (
+    Forecast,
+    GangStatus,
+    QueuedTrial,
+    RunningTrial,
+    Spend,
+    Status,
+    Trials,
+    Wait,
+)
 from mptune.trial import (
     Failed,
     Finished,
@@ -161,6 +173,93 @@ def test_table_leaves_the_size_out_where_it_is_narrow() -> None:
     assert "uniform" in text
     assert SMALL not in text
     assert max(len(line) for line in text.splitlines()) <= 70
+
+
+def running(number: int) -> RunningTrial:
+    return RunningTrial(number=number, label=f"uniform · {SMALL}", state="training", workers=2,
+                        progress=0.5, loss=2.345, tokens_per_s=31_234.0, left_s=125)  # fmt: skip
+
+
+def waiting(number: int, kind: str = "reserved", starts_in_s: float | None = 185) -> QueuedTrial:
+    behind = 3 if kind == "behind" else None
+    wait = Wait(kind=kind, needs=4, free=2, behind=behind)  # type: ignore[arg-type]
+    return QueuedTrial(number=number, label=f"uniform · {SMALL}", workers=4, waited_s=50,
+                       starts_in_s=starts_in_s, wait=wait)  # fmt: skip
+
+
+def gang(number: int, state: str = "busy") -> GangStatus:
+    return GangStatus(
+        name=f"gang-{number}", workers=2, cpus_per_worker=0.5, gpus_per_worker=1,
+        nodes=("a", "b"), state=state,  # type: ignore[arg-type]
+        trial=number if state == "busy" else None, trials=7, resident_bytes=1_234_000_000,
+    )  # fmt: skip
+
+
+def standing(gangs: int = 2, queued: int = 2, **changes: Any) -> Status:
+    fields: dict[str, Any] = {
+        "time": 1e9, "study": "quickstart", "stage": "search", "driver": "process 1 on here",
+        "stopping": False, "trials": Trials(total=16, complete=1), "best": None,
+        "running": (running(1),),
+        "queue": (waiting(3), *(waiting(4 + n, "behind", None) for n in range(queued - 1))),
+        "gangs": (*(gang(n) for n in range(gangs - 1)), gang(99, "idle")),
+        "spend": Spend(seconds=60, worker_seconds=1234, gpu_hours=0.5,
+                       budget_worker_seconds=5000),
+        "forecast": Forecast(trials=12, worker_seconds=4900, gpu_hours=2, left_s=600,
+                             limited_by="budget_worker_seconds"),
+    }  # fmt: skip
+    return Status(**{**fields, **changes})
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_gangs_queue_spend_and_forecast_fit_the_terminal(width: int) -> None:
+    view = terminal(16, width=width, height=40)
+    for number in range(1, 5):
+        view.trial(number, "uniform (accumulated) at all rates", SMALL)
+    view.on_event(started(1))
+    view.on_event(progress(1, 0.5))
+    view.look(standing())
+    lines = [line.rstrip() for line in rendered(view, width, height=40).splitlines()]
+    assert max(map(len, lines)) <= width
+    for known in (
+        ["1", "2.345", "31.2 k", "2 min", "training"],
+        ["gang-0", "2 x 0.5 CPU, 1 GPU", "2", "0", "7", "1.23 GB", "busy"],
+        ["gang-99", "idle"],
+        ["3", "4", "50 s", "3 min", "reserved: needs 4, 2 free"],
+        ["4", "4", "50 s", "–", "fits, but would delay trial 3"],
+        ["spent 1.23 k of 5 k worker-s (forecast 4.90 k), 0.5"],
+        ["0/16 trials", "about 10 min left"],
+    ):
+        assert any(all(word in line for word in known) for line in lines), (known, lines)
+    assert sum(line.strip().startswith("3 ") for line in lines) == 1, "it waits: not among trials"
+
+
+@pytest.mark.parametrize("height", [12, 16, 24])
+def test_many_gangs_and_a_long_queue_leave_room_for_trials(height: int) -> None:
+    view = terminal(100, height=height)
+    for number in range(50):
+        view.trial(number, "uniform", SMALL)
+    view.look(standing(gangs=30, queued=40))
+    text = rendered(view, height=height)
+    assert len(text.splitlines()) <= height - 1
+    assert " 1  uniform" in text
+    if height == 24:
+        assert "+28" in text
+        assert "+38" in text
+
+
+def test_a_log_has_a_line_about_the_whole_now_and_then() -> None:
+    view, out, clock = plain()
+    with view:
+        for second in range(0, 130, 10):
+            clock.now = 100.0 + second
+            view.look(standing())
+    lines = [line for line in out.getvalue().splitlines() if "worker-s" in line]
+    assert len(lines) == 2
+    assert lines[0].startswith(
+        "quickstart: 1 of 16 trials ended, 1 running on 1 of 2 gangs; 2 queued (trial 3 "
+        "reserved: needs 4, 2 free, about 3 min); spent 1.23 k of 5 k worker-s (forecast 4.90 k), "
+        "0.50 GPU-hours (forecast 2); about 10 min left; its worker-seconds end it at "
+    )
 
 
 def test_a_terminal_gets_no_plain_lines_but_notes() -> None:

@@ -1,0 +1,157 @@
+"""Where a running search stands, in words and tables: the live view and `mptune status`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from rich.table import Column, Table
+from rich.text import Text
+
+from mptune.report.words import about, count
+from mptune.status import Forecast, GangStatus, QueuedTrial, RunningTrial, Spend, Status
+
+LIMITS = {
+    "budget_seconds": "its seconds",
+    "budget_worker_seconds": "its worker-seconds",
+    "budget_gpu_hours": "its GPU-hours",
+}
+
+
+def running_table(running: Sequence[RunningTrial]) -> Table:
+    """Trials on their gangs."""
+    table = _table(
+        ">running", "policy and size", ">progress", ">loss", ">tokens/s", ">left", "state"
+    )
+    for trial in running:
+        table.add_row(
+            str(trial.number),
+            Text(trial.label),
+            f"{trial.progress:.0%}",
+            "" if trial.loss is None else f"{trial.loss:.3f}",
+            "" if trial.tokens_per_s is None else count(trial.tokens_per_s),
+            "" if trial.left_s is None else about(trial.left_s),
+            trial.state,
+        )
+    return table
+
+
+def gangs_table(gangs: Sequence[GangStatus], lines: int) -> Table:
+    """The gangs, those that do something first; no more than so many lines, the header included."""
+    table = _table("gang", "workers", ">nodes", ">trial", ">trials run", ">memory", "state")
+    shown = sorted(gangs, key=lambda gang: gang.state == "idle")
+    for gang in shown[: _fit(len(gangs), lines)]:
+        table.add_row(*_gang_cells(gang))
+    return _with_rest(table, len(gangs), lines)
+
+
+def _gang_cells(gang: GangStatus) -> tuple[str, ...]:
+    gpus = f", {gang.gpus_per_worker:g} GPU" if gang.gpus_per_worker else ""
+    return (
+        gang.name,
+        f"{gang.workers} x {gang.cpus_per_worker:g} CPU{gpus}",
+        str(len(gang.nodes)),
+        "" if gang.trial is None else str(gang.trial),
+        str(gang.trials),
+        "" if gang.resident_bytes is None else f"{count(gang.resident_bytes)}B",
+        gang.state,
+    )
+
+
+def queue_table(queue: Sequence[QueuedTrial], lines: int) -> Table:
+    """What waits, in the order of its turn; no more than so many lines, the header included."""
+    table = _table(">queued", ">workers", ">waits since", ">starts in about", "why it waits")
+    for trial in queue[: _fit(len(queue), lines)]:
+        table.add_row(
+            str(trial.number),
+            str(trial.workers),
+            "" if trial.waited_s is None else about(trial.waited_s),
+            "–" if trial.starts_in_s is None else about(trial.starts_in_s),
+            trial.wait.words(),
+        )
+    return _with_rest(table, len(queue), lines)
+
+
+def _table(*headers: str) -> Table:
+    """Headers that begin with `>` are of numbers."""
+    columns = [
+        Column(
+            header.removeprefix(">"),
+            justify="right" if header.startswith(">") else "left",
+            no_wrap=True,
+            overflow="ellipsis",
+        )
+        for header in headers
+    ]
+    return Table(*columns, box=None, padding=(0, 1), header_style="dim")
+
+
+def _fit(rows: int, lines: int) -> int:
+    """Rows that are shown, when a line is kept for the header and one for the rest."""
+    return rows if rows < lines else max(0, lines - 2)
+
+
+def _with_rest(table: Table, rows: int, lines: int) -> Table:
+    if rows > _fit(rows, lines):
+        table.add_row(f"+{rows - _fit(rows, lines)}", style="dim")
+    return table
+
+
+def spend_words(spend: Spend, forecast: Forecast) -> str:
+    """What was used of what there is, and what it is predicted to come to."""
+    parts = [_used("worker-s", spend.worker_seconds, spend.budget_worker_seconds,
+                   forecast.worker_seconds)]  # fmt: skip
+    if spend.gpu_hours or spend.budget_gpu_hours is not None:
+        parts.append(
+            _used("GPU-hours", spend.gpu_hours, spend.budget_gpu_hours, forecast.gpu_hours)
+        )
+    if spend.budget_seconds is not None:
+        parts.append(f"{about(spend.seconds)} of {about(spend.budget_seconds)}")
+    return "spent " + ", ".join(parts)
+
+
+def _used(unit: str, used: float, budget: float | None, predicted: float | None) -> str:
+    of = "" if budget is None else f" of {count(budget)}"
+    to = "" if predicted is None else f" (forecast {count(predicted)})"
+    return f"{count(used)}{of} {unit}{to}"
+
+
+def end_words(status: Status) -> str:
+    """How far off the predicted end of the study is; empty if not known."""
+    if status.stopping:
+        return "stopping"
+    left_s = status.forecast.left_s
+    return "" if left_s is None else f"about {about(left_s)} left"
+
+
+def limit_words(status: Status) -> str:
+    """When the study is predicted to end, and whether its budget ends it; empty if not known."""
+    forecast = status.forecast
+    if forecast.left_s is None:
+        return ""
+    at = time.strftime("%H:%M", time.localtime(status.time + forecast.left_s))
+    if forecast.limited_by is None:
+        return f"ends at {at}"
+    return f"{LIMITS[forecast.limited_by]} end it at {at}, after {forecast.trials} trials"
+
+
+def summary(status: Status) -> str:
+    """Where it stands on one line, for a log."""
+    busy = sum(gang.state == "busy" for gang in status.gangs)
+    parts = [
+        f"{status.trials.ended} of {status.trials.total} trials ended, "
+        f"{len(status.running)} running on {busy} of {len(status.gangs)} gangs",
+        *_queue_words(status.queue),
+        spend_words(status.spend, status.forecast),
+        end_words(status),
+        limit_words(status),
+    ]
+    return "; ".join(filter(None, parts))
+
+
+def _queue_words(queue: Sequence[QueuedTrial]) -> list[str]:
+    if not queue:
+        return []
+    first = queue[0]
+    when = "" if first.starts_in_s is None else f", about {about(first.starts_in_s)}"
+    return [f"{len(queue)} queued (trial {first.number} {first.wait.words()}{when})"]
