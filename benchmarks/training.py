@@ -2,6 +2,7 @@
 
     python benchmarks/training.py [--quick] [--threads N] [--clock cpu] [--json FILE]
     python benchmarks/training.py --quick       # under 2 minutes on 2 idle cores; without, about 6
+    python benchmarks/training.py --gpu         # model FLOP utilisation of BERT-base on one GPU
 
 Against `transformers.Trainer` with `DataCollatorForLanguageModeling`: the same model, batch, data,
 learning rate and precision, on the same threads of the same machine, in turns. Printed: tokens per
@@ -37,7 +38,7 @@ from mptune.training.feed import Inputs
 from mptune.training.loop import Loop
 from mptune.training.schedule import Spent
 
-LENGTH, SEQUENCES = 128, 4096
+SEQUENCES = 4096
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,14 @@ class Shape:
     batch: int
     steps: int
     """Steps of a turn that are timed in a full run."""
+    length: int = 128
 
 
 SHAPES = (
     Shape("bert 128×2, V 8192", 128, 2, 8192, 32, steps=8),
     Shape("bert 64×2, bytes", 64, 2, 256, 32, steps=32),
 )
+BERT_BASE = Shape("bert 768×12, V 30522", 768, 12, 30522, 64, steps=50, length=512)
 BARS = {
     ("bert 128×2, V 8192", 0.15): (2.5, 4.0),
     ("bert 128×2, V 8192", 0.5): (1.6, 2.5),
@@ -63,8 +66,11 @@ BARS = {
 }
 """(bar, aim) of the ratio in tokens per second, in fp32 and in bf16."""
 
-SPEED_UP, MASKING = (1.6, 1.9), (0.03, 0.01)
-"""(bar, aim) of two workers over one, and of masking's share of a step."""
+SPEED_UP, MASKING, UTILISATION = (1.6, 1.9), (0.03, 0.01), (0.45, 0.6)
+"""(bar, aim) of two workers over one, of masking's share of a step, and of a GPU's peak."""
+
+ON_GPU = {"zero_stage": 1, "deepspeed": {"bf16": {"check_grad_overflow": False}}}
+"""With which DeepSpeed keeps the host waiting least, see docs/training.md."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ FULL, QUICK = Effort(turns=5, warm=3, share=1.0), Effort(turns=2, warm=2, share=
 
 
 def tokens_of(shape: Shape) -> Any:
-    return np.random.default_rng(0).integers(0, shape.vocabulary, (SEQUENCES, LENGTH))
+    return np.random.default_rng(0).integers(0, shape.vocabulary, (SEQUENCES, shape.length))
 
 
 def now(clock: str) -> float:
@@ -136,7 +142,7 @@ class Case:
     threads: int
 
 
-def inputs_of(shape: Shape, rate: float, precision: str) -> Inputs:
+def inputs_of(shape: Shape, rate: float, precision: str, **more: Any) -> Inputs:
     tokens_ND = tokens_of(shape).astype(np.uint16)
     observed_ND = np.ones(tokens_ND.shape, bool)
     training = Training.model_validate(
@@ -145,6 +151,7 @@ def inputs_of(shape: Shape, rate: float, precision: str) -> Inputs:
             "batch_size": shape.batch,
             "precision": precision,
             "checkpoint_every_s": 1e9,
+            **more,
         }
     )
     return Inputs(
@@ -159,12 +166,12 @@ def inputs_of(shape: Shape, rate: float, precision: str) -> Inputs:
     )
 
 
-def ours(case: Case, ranks: Any) -> float:
-    """Seconds per optimizer step."""
+def ours(case: Case, ranks: Any, **more: Any) -> float:
+    """Seconds per optimizer step; `more` of the training section."""
     shape = case.shape
-    inputs = inputs_of(shape, case.rate, case.precision)
+    inputs = inputs_of(shape, case.rate, case.precision, **more)
     torch.manual_seed(0)
-    module = inputs.family.build(shape.vocabulary + 2, shape.vocabulary, LENGTH)
+    module = inputs.family.build(shape.vocabulary + 2, shape.vocabulary, shape.length)
     watch = Watch(case.effort.steps(shape), case.effort.warm, case.clock)
     with ds.engine(module, inputs.training, ranks) as engine:
         loop = Loop(inputs, engine, ranks, NoCheckpoints(), lambda: (0.0, 0.0))  # type: ignore[arg-type]
@@ -218,7 +225,7 @@ def theirs(case: Case) -> float:
             num_hidden_layers=shape.depth,
             num_attention_heads=inputs.family.attention_heads,
             intermediate_size=4 * shape.width,
-            max_position_embeddings=LENGTH,
+            max_position_embeddings=shape.length,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
             attn_implementation="sdpa",
@@ -290,8 +297,8 @@ def ratios(case: Case, ranks: Any, other: Any) -> dict[str, Any]:
         "lowest": min(each),
         "highest": max(each),
         **dict(zip(("bar", "aim"), BARS[shape.name, case.rate], strict=True)),
-        "our_tokens_per_s": shape.batch * LENGTH / our_s,
-        "their_tokens_per_s": shape.batch * LENGTH / statistics.median(t for _, t in pairs),
+        "our_tokens_per_s": shape.batch * shape.length / our_s,
+        "their_tokens_per_s": shape.batch * shape.length / statistics.median(t for _, t in pairs),
         "masking_share": masking_share(case, our_s),
     }
 
@@ -353,6 +360,52 @@ def speed_up(effort: Effort) -> dict[str, Any]:
     }
 
 
+def on_gpu(shape: Shape, ranks: Any) -> list[dict[str, Any]]:
+    """Model FLOP utilisation on one GPU, the model as it is and compiled, in bf16."""
+    rows = []
+    for rate, compiled in itertools.product((0.15, 0.5), (False, True)):
+        case = Case(shape, rate, "bf16", FULL, "wall", 1)
+        step_s = ours(case, ranks, compile=compiled, **ON_GPU)
+        masked = round(rate * shape.length) * shape.batch
+        flops_per_s = inputs_of(shape, rate, "bf16").step_flops(masked) / step_s
+        rows.append(
+            {
+                "model": shape.name,
+                "rate": rate,
+                "compiled": compiled,
+                "tokens_per_s": shape.batch * shape.length / step_s,
+                "flops_per_s": flops_per_s,
+                "utilisation": ds.utilisation(flops_per_s, ranks),
+                **dict(zip(("bar", "aim"), UTILISATION, strict=True)),
+            }
+        )
+        print(_gpu_line(rows[-1]), flush=True)
+    return rows
+
+
+def _gpu_line(row: dict[str, Any]) -> str:
+    how = "compiled" if row["compiled"] else "as it is"
+    share = "unknown" if row["utilisation"] is None else f"{row['utilisation']:.1%}"
+    return (
+        f"{row['model']} bf16 rate {row['rate']:4} {how}: "
+        f"{row['tokens_per_s']:8.0f} tokens/s, {row['flops_per_s'] / 1e12:6.1f} TFLOP/s, "
+        f"{share} of the peak  bar {row['bar']:.0%}, aim {row['aim']:.0%}"
+    )
+
+
+def main_gpu(file: Path | None) -> None:
+    """`--gpu`: its own table, for one GPU has nothing to do with the CPU's."""
+    if not torch.cuda.is_available():
+        raise SystemExit("--gpu: torch finds no GPU here")
+    ranks = ds.join(0, 1, 0, "127.0.0.1", free_port())
+    name = torch.cuda.get_device_name(ranks.device)
+    print(f"{name}, torch {torch.__version__}; {BERT_BASE.steps} steps of {BERT_BASE.batch} × 512")
+    rows = on_gpu(BERT_BASE, ranks)
+    if file:
+        file.write_text(json.dumps({"machine": name, "gpu": rows}, indent=2) + "\n", "utf-8")
+    ds.leave()
+
+
 def machine(threads: int) -> str:
     kind = platform.processor() or platform.machine()
     return f"{kind}, {os.cpu_count()} cores, {threads} threads, torch {torch.__version__}"
@@ -369,6 +422,14 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    given = arguments()
+    if given.gpu:
+        main_gpu(given.json)
+    else:
+        main_cpu(given)
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer steps and turns")
     parser.add_argument(
@@ -378,7 +439,11 @@ def main() -> None:
         "--clock", choices=["wall", "cpu"], default="wall", help="cpu on a machine that is shared"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
-    given = parser.parse_args()
+    parser.add_argument("--gpu", action="store_true", help="BERT-base on one GPU, nothing else")
+    return parser.parse_args()
+
+
+def main_cpu(given: argparse.Namespace) -> None:
     effort = QUICK if given.quick else FULL
     began = time.monotonic()
     print(f"{machine(given.threads)}; {given.clock} time; {effort.words()}", flush=True)
