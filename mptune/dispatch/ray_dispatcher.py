@@ -26,6 +26,7 @@ from mptune.dispatch.admission import (
 from mptune.dispatch.base import Standing
 from mptune.dispatch.cluster import Cluster
 from mptune.dispatch.gang import Flight, Gang, GangLost, GangOverdue
+from mptune.dispatch.metrics import Metrics
 from mptune.dispatch.room import Node, Placement, Room, Shape
 from mptune.dispatch.runtime import HARMLESS, WORKER, End, one_line, write_traceback
 from mptune.errors import DispatchError, MptuneError
@@ -103,6 +104,7 @@ class RayDispatcher:
         self._fitted: set[Shape] = set()
         self._names = (f"gang-{n}" for n in count(1))
         self._outbox: list[Event] = []
+        self._metrics = Metrics()
         self._nodes_seen: tuple[float, Sequence[Node]] = (-NODES_EVERY_S, ())
 
     def prepare(self, request: PrepareRequest) -> Prepared:
@@ -134,8 +136,7 @@ class RayDispatcher:
             else:
                 time.sleep(min(max(until - time.monotonic(), 0.0), SLICE_S))
             if self._outbox or time.monotonic() >= until:
-                out, self._outbox = self._outbox, []
-                return out
+                return self._take_outbox()
 
     def decide(self, number: int, go_on: bool) -> None:
         if gang := self._gang_of(number):
@@ -171,7 +172,7 @@ class RayDispatcher:
         return tuple(queued[n].status(now, starts.get(n), wait) for n, wait in found.items())
 
     def publish(self, status: Status) -> None:
-        """Nothing yet."""
+        self._metrics.say(status)
 
     def close(self) -> None:
         self._queue.clear()
@@ -179,6 +180,12 @@ class RayDispatcher:
             for gang in list(self._gangs.values()):
                 self._drop(gang, "closed")
         self._cluster.close()
+
+    def _take_outbox(self) -> list[Event]:
+        out, self._outbox = self._outbox, []
+        for event in out:
+            self._metrics.hear(event)
+        return out
 
     def _gang_of(self, number: int) -> Gang | None:
         flying = (g for g in self._gangs.values() if g.flight and g.flight.trial.number == number)

@@ -120,6 +120,7 @@ class StudyDriver:
         requeue_running(self.study)
         self._history = History.of(self.study)
         with interrupts(self.interrupted):
+            self._show()
             self._fill()
             while self._flight:
                 self._stop_if_interrupted()
