@@ -77,6 +77,12 @@ class Worker:
         self._ranks: Ranks | None = None
         self._opened: _Opened | None = None
 
+    def load(self) -> None:
+        """Import what every trial needs: takes seconds, and no other rank."""
+        from mptune.training import checkpoint, engine, loop, memory, scoring  # noqa: F401
+
+        engine.import_deepspeed()
+
     def join(self, master_addr: str, master_port: int) -> None:
         """Meet the other ranks; blocks until all are there."""
         from mptune.training import engine

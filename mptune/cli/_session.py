@@ -147,6 +147,7 @@ class Session:
             measure_precision=said == self.run.prepared and self._has_auto_precision(),
         )
         if self.address is None:
+            self.dispatcher().warm_up()
             self._prepare_here(Path(request.cache))
         prepared = self.dispatcher().prepare(request)
         if said != self.run.prepared:
@@ -160,7 +161,7 @@ class Session:
         return any(section.get("precision") == "auto" for section in sections)
 
     def _prepare_here(self, cache: Path) -> None:
-        """Make the table before any worker starts, with its progress on the user's terminal.
+        """Make the table while the workers start, with its progress on the user's terminal.
 
         Raises:
             InputError: the data are missing or broken; one line names the place.

@@ -20,7 +20,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,7 +30,6 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy import stats
 from scipy.special import ndtri, stdtrit
 
 from mptune.trial import Message
@@ -208,18 +207,19 @@ def _correlations(scores: dict[Predictor, FloatArray], kpi_n: FloatArray) -> Ite
             )
 
 
-STATISTICS: dict[Statistic, Callable[[FloatArray, FloatArray], Any]] = {
-    "spearman": stats.spearmanr,
-    "kendall": stats.kendalltau,
-}
+STATISTICS: dict[Statistic, str] = {"spearman": "spearmanr", "kendall": "kendalltau"}
+"""Names in `scipy.stats`, which takes a second to import: every command would wait for it."""
 
 
 def _rank_correlation(statistic: Statistic, score_n: FloatArray, kpi_n: FloatArray) -> float | None:
     """None where there are fewer than two trials, or one side has no two different values."""
     if len(np.unique(score_n)) < 2 or len(np.unique(kpi_n)) < 2:
         return None
+    from scipy import stats
+
+    found = getattr(stats, STATISTICS[statistic])(score_n, kpi_n)
     # Rounding would make a perfect order an almost perfect one.
-    return round(float(STATISTICS[statistic](score_n, kpi_n).statistic), 12)
+    return round(float(found.statistic), 12)
 
 
 def _interval(

@@ -165,12 +165,12 @@ class _Posterior:
 
 def _seed_variances(noise: SeedNoise | None) -> Array:
     """Quantiles of variance * df / chi² with df degrees of freedom."""
-    from scipy.stats import chi2
+    from scipy.special import chdtri
 
     if noise is None:
         return np.zeros(SEED_VARIANCES)
-    levels = (np.arange(SEED_VARIANCES) + 0.5) / SEED_VARIANCES
-    found: Array = noise.variance * noise.degrees / chi2.ppf(levels, noise.degrees)
+    above = 1 - (np.arange(SEED_VARIANCES) + 0.5) / SEED_VARIANCES
+    found: Array = noise.variance * noise.degrees / chdtri(noise.degrees, above)
     return found
 
 

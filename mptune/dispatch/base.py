@@ -22,6 +22,9 @@ class Standing:
 class Dispatcher(Protocol):
     """Runs trials on gangs of workers. One trial number is in flight at most once."""
 
+    def warm_up(self) -> None:
+        """Let workers start while the caller does something else; does not wait for them."""
+
     def prepare(self, request: PrepareRequest) -> Prepared:
         """Prepare the data and freeze the plan on a worker; blocks.
 

@@ -144,10 +144,14 @@ class Member:
             version=__version__,
         )
 
-    def join(self, address: str, port: int) -> None:
+    def load(self) -> None:
         with _no_exit():
             # Ray shows each member only its own GPUs: its device is always the first.
             self._worker = plugins.load_object(self._runtime)(self._rank, self._shape.workers, 0)
+            self._joined.load()
+
+    def join(self, address: str, port: int) -> None:
+        with _no_exit():
             self._joined.join(address, port)
 
     def prepare(self, request: str) -> str:
@@ -214,7 +218,7 @@ class Member:
 
     @property
     def _joined(self) -> Runtime:
-        assert self._worker is not None, "join comes first"
+        assert self._worker is not None, "load comes first"
         return self._worker
 
     def _control(self, ticket: int) -> TrialControl:
@@ -299,6 +303,7 @@ class Gang:
         for rank, member in enumerate(self._members):
             self._expect(member.live.remote(), rank, _nothing)
             self._expect(member.hello.remote(), rank, partial(self._on_hello, rank))
+            self._expect(member.load.remote(), rank, _loaded)
 
     def held(self) -> Held:
         """What admission needs to know."""
@@ -614,6 +619,10 @@ def _from_outside(pid: int) -> str:
 
 
 def _nothing(_: Any) -> list[Event]:
+    return []
+
+
+def _loaded(_: Any) -> list[Event]:
     return []
 
 

@@ -75,6 +75,9 @@ class LocalDispatcher:
         self._outbox: list[Event] = []
         self._something_to_do = threading.Event()
 
+    def warm_up(self) -> None:
+        """The worker is this process: it would only be in the way."""
+
     def prepare(self, request: PrepareRequest) -> Prepared:
         gang = self._ready_gang(-1)
         try:

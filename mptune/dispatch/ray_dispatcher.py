@@ -107,6 +107,9 @@ class RayDispatcher:
         self._metrics = Metrics()
         self._nodes_seen: tuple[float, Sequence[Node]] = (-NODES_EVERY_S, ())
 
+    def warm_up(self) -> None:
+        self._spare_gang()
+
     def prepare(self, request: PrepareRequest) -> Prepared:
         gang = self._gang_for_preparing()
         try:
@@ -280,17 +283,26 @@ class RayDispatcher:
         return gang
 
     def _gang_for_preparing(self) -> Gang:
-        gang = next((g for g in self._gangs.values() if g.idle), None)
-        if gang is None:
-            placement = Room.of(self._nodes()).place(self._shape)
-            if placement is None:
-                raise DispatchError(f"no room in the cluster for {self._shape}")
-            gang = self._new_gang(self._shape, placement)
+        gang = self._spare_gang()
         while not gang.ready:
             self._collect(SLICE_S)
             if gang.lost:
                 raise DispatchError(f"no worker could be started: {gang.lost.detail}")
         return gang
+
+    def _spare_gang(self) -> Gang:
+        """One without a trial, perhaps on its way.
+
+        Raises:
+            DispatchError: there is no room for one.
+        """
+        gang = next((g for g in self._gangs.values() if g.flight is None), None)
+        if gang is not None:
+            return gang
+        placement = Room.of(self._nodes()).place(self._shape)
+        if placement is None:
+            raise DispatchError(f"no room in the cluster for {self._shape}")
+        return self._new_gang(self._shape, placement)
 
     def _collect(self, wait_s: float) -> None:
         """Take in what the gangs say: wait for the first of it, at most a slice."""

@@ -51,6 +51,9 @@ class Runtime(Protocol):
 
     def __init__(self, rank: int, world_size: int, local_rank: int = 0) -> None: ...
 
+    def load(self) -> None:
+        """Import what trials need, while the other ranks are still on their way."""
+
     def join(self, master_addr: str, master_port: int) -> None:
         """Meet the other ranks; blocks until all are there."""
 

@@ -27,6 +27,15 @@ COLLECTIVE_TIMEOUT = timedelta(hours=12)
 """Ranks wait for rank 0 at a rung as long as the driver takes; lost peers are noticed at once."""
 
 
+def import_deepspeed() -> None:
+    """For this kind of device, and without its banner."""
+    if not torch.cuda.device_count():
+        # Named, it is taken without a warning that there is no GPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    with _quiet():
+        import deepspeed  # noqa: F401
+
+
 def join(rank: int, world_size: int, local_rank: int, master_addr: str, master_port: int) -> Ranks:
     """Meet the other ranks; the process group is kept until `leave`."""
     gpus = torch.cuda.device_count()
@@ -40,9 +49,8 @@ def join(rank: int, world_size: int, local_rank: int, master_addr: str, master_p
         # DeepSpeed compiles its shared-memory collectives with the ninja of this environment.
         PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     )
+    import_deepspeed()
     if not gpus:
-        # Named, it is taken without a warning that there is no GPU.
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
         allocator.keep_freed_memory()
     with _quiet():
         import deepspeed
