@@ -310,9 +310,11 @@ class StudyDriver:
         self._save_spend()
 
     def _stop_if_interrupted(self) -> None:
+        """Ask each trial once: how long it may take counts from then."""
         if self.interrupted.is_set():
             for number, flight in self._flight.items():
-                if flight.ending is None:
+                if flight.ending is None and not flight.asked_to_stop:
+                    flight.asked_to_stop = True
                     self.dispatcher.stop(number, "interrupted")
 
     def _made_watched(self) -> Watched:

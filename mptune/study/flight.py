@@ -40,3 +40,4 @@ class InFlight:
     retries: int = 0
     ending: Finished | Stopped | Failed | None = None
     heard: Heard = field(default_factory=Heard)
+    asked_to_stop: bool = False

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from mptune import status, study
@@ -111,7 +112,7 @@ def until_known(run: RunDirectory, enough: Callable[[Status], object]) -> Status
     """The first picture of another process like this."""
     give_up = time.monotonic() + 60
     while (now := status.read(run)) is None or not enough(now):
-        assert time.monotonic() < give_up
+        assert time.monotonic() < give_up, now
         time.sleep(0.05)  # polling another process's file
     return now
 
@@ -120,6 +121,48 @@ def test_the_shape_of_the_picture_is_documented() -> None:
     page = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
     for name in Status.model_fields:
         assert f"`{name}`" in page
+
+
+ON_RAY = """
+import sys
+from mptune import dispatch
+from mptune.cli import main
+from mptune.dispatch.ray_dispatcher import RayDispatcher
+dispatch.make = lambda *a, predictor, **k: RayDispatcher(
+    *a, runtime="tests.dispatch.helpers:Endless", predictor=predictor)
+sizes = "resources={cpus_per_worker: 0.5, by_size: {30k: {workers: 4}}}"
+sys.exit(main(["search", "spec.yaml", "--set", "search.trials=1000",
+               "--set", "search.concurrency=12", "--set", sizes]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [[], ["--now"]])
+def test_stop_while_trials_wait_for_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "spec.yaml").write_text(SPEC, encoding="utf-8")
+    process = subprocess.Popen(
+        [sys.executable, "-c", ON_RAY], env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    run = RunDirectory(tmp_path / "runs" / "demo")
+    try:
+        now = until_known(run, lambda now: any(t.state == "training" for t in now.running))
+        assert len(now.running) + len(now.queue) == 12
+        assert now.queue
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert main(["stop", str(run.root), *arguments]) == 0
+        assert process.wait(60) == 130
+        assert "Traceback" not in process.stderr.read()  # type: ignore[union-attr]
+    finally:
+        process.kill()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert alive == []
+    study.requeue(run, None, "demo")  # as a resume does
+    states = [r.state for r in study.records(run, None, "demo")]
+    assert states == ["WAITING"] * 12
 
 
 def test_a_search_on_another_machine_is_stopped_there(

@@ -11,6 +11,7 @@ from mptune.dispatch import Dispatcher
 from mptune.dispatch.runtime import End
 from mptune.spec import Score
 from mptune.trial import Control, Event, GangChanged, PrepareRequest, Rung, TrialSpec
+from tests import fakes
 
 PATIENCE_S = 60.0
 
@@ -52,6 +53,14 @@ def changes(events: Sequence[Event]) -> list[str]:
 def prepare_request(directory: Path, **fields: Any) -> PrepareRequest:
     defaults: dict[str, Any] = {"data": {}, "score": Score(), "cache": str(directory / "cache")}
     return PrepareRequest(**{**defaults, **fields}, plan=str(directory / "plan.npz"))
+
+
+class Endless(fakes.FakeWorker):
+    """A worker whose trials go on until they are stopped."""
+
+    def run(self, trial: TrialSpec, control: Control) -> Iterator[Event]:
+        policy = {**trial.policy, "steps": 10**9, "step_s": 0.02}
+        yield from super().run(trial.model_copy(update={"policy": policy}), control)
 
 
 class Silent:
