@@ -321,6 +321,12 @@ class Resources(Section):
         description="other gangs for larger models: from so many parameters on, e.g. "
         "{100M: {workers: 4}}",
     )
+    memory_gb: float | None = Field(
+        None,
+        gt=0,
+        description="1e9 bytes of memory that each worker has, its GPU's or its share of the node; "
+        "default what the nodes say",
+    )
     trials_per_gang: int = Field(100, gt=0, description="a gang is remade after this many trials")
     memory_growth_mb: float = Field(
         1000.0,

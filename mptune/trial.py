@@ -49,6 +49,21 @@ class PrepareRequest(Message):
     measure_precision: bool = Field(False, description="find out which precision trains faster")
 
 
+DeviceKind = Literal["cpu", "cuda"]
+
+
+class Device(Message):
+    """What each worker of a gang computes on, as far as is known before there is a gang."""
+
+    kind: DeviceKind
+    bytes: float | None = Field(description="its memory; None is not known")
+    words: str = Field(description="where that is from, e.g. a GPU's name")
+
+    def fits(self, size: float) -> bool:
+        """Whether so many bytes fit; where nobody knows, they may."""
+        return self.bytes is None or size <= self.bytes
+
+
 class TrialSpec(Message):
     """Everything that determines a trial: it is a pure function of this."""
 
@@ -103,7 +118,7 @@ _LATER: tuple[tuple[tuple[str, ...], Any], ...] = (
 """Keys that came after the format's first version: at their defaults they do not count."""
 
 
-_NO_MATTER = ("stall_timeout_s", "retries", "memory_growth_mb", "gpu_memory_growth_mb")
+_NO_MATTER = ("stall_timeout_s", "retries", "memory_gb", "memory_growth_mb", "gpu_memory_growth_mb")
 
 
 def _drop_later(what: dict[str, Any]) -> None:

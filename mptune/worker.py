@@ -27,13 +27,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import ValidationError
 
-from mptune import spec
+from mptune import memory, spec
 from mptune.artifacts import artifacts_of
 from mptune.errors import InputError, NoResultError
 from mptune.paths import TrialDirectory, write_aside, write_text
 from mptune.trial import (
     Control,
     Cost,
+    Device,
+    DeviceKind,
     Event,
     Failed,
     Finished,
@@ -79,7 +81,7 @@ class Worker:
 
     def load(self) -> None:
         """Import what every trial needs: takes seconds, and no other rank."""
-        from mptune.training import checkpoint, engine, loop, memory, scoring  # noqa: F401
+        from mptune.training import checkpoint, engine, loop, scoring  # noqa: F401
 
         engine.import_deepspeed()
 
@@ -257,29 +259,26 @@ class Worker:
             joins=_word_joins(policy, trial.data, table.total_vocabulary),
         )
         _check_structure(inputs)
-        self._check_memory(inputs)
+        self._check_memory(trial)
         torch.manual_seed(trial.seed)
         module = family.build(table.total_vocabulary, table.vocabulary_size, table.length)
         family.lay_out(module, inputs.axes, table.sizes)
         return inputs, heldout, module
 
-    def _check_memory(self, inputs: Inputs) -> None:
+    def _check_memory(self, trial: TrialSpec) -> None:
         """Refuse before anything is allocated what cannot fit this rank's device.
+
+        What is known of the devices before there is a gang has been refused by the driver.
 
         Raises:
             DoesNotFit: one line with the smallest gang and stage that would do.
         """
-        from mptune.training import memory
-
-        sizes = memory.Sizes(
-            family=inputs.family,
-            vocabulary=inputs.vocabulary_size + 2,
-            length=inputs.length,
-            masked_share=inputs.policy.mean_rate(inputs.length),
-            device=self._joined().device.type,
-        )
-        available = self._joined().memory_bytes()
-        memory.check(sizes, inputs.training, self.world_size, available)
+        ranks, stated_gb = self._joined(), trial.resources.memory_gb
+        size = ranks.memory_bytes() if stated_gb is None else 1e9 * stated_gb
+        kind: DeviceKind = "cuda" if ranks.device.type == "cuda" else "cpu"
+        device = Device(kind=kind, bytes=size, words="the device")
+        here = trial.resources.model_copy(update={"workers": self.world_size})
+        memory.check(memory.Sizes.of(trial, kind), trial.training, here, lambda _: device)
 
     def _open(self, prepared: Prepared, score: spec.Score) -> HeldOut:
         """The table and the frozen plan, kept open from trial to trial."""

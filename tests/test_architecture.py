@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parent.parent / "mptune"
 
 WAIST = {"spec", "specfile", "trial", "status", "paths", "artifacts", "plugins", "errors"} | {
-    "configuration"
+    "configuration",
+    "memory",
 }
 HEAVY = {"torch", "deepspeed", "transformers", "ray", "optuna"}
 

@@ -14,7 +14,7 @@ import optuna
 import yaml
 from rich.console import Console
 
-from mptune import dispatch, status, study
+from mptune import dispatch, memory, status, study
 from mptune.artifacts import Remote
 from mptune.cli import _kpi
 from mptune.cli._evidence import Asked, collect, comparison_report, finalists, recommended
@@ -230,6 +230,7 @@ class Session:
                 predictor=self._predictor,
                 lease=self._lease,
                 watchers=(live.look, self._write_status, self.dispatcher().publish),
+                preflight=partial(memory.refusal, holds=self.dispatcher().device),
             ).run()
 
     def _write_status(self, now: Status) -> None:

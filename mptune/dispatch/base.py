@@ -8,7 +8,7 @@ from typing import Protocol
 
 from mptune.spec import Resources
 from mptune.status import GangStatus, QueuedTrial, Status
-from mptune.trial import Event, Prepared, PrepareRequest, StopReason, TrialSpec
+from mptune.trial import Device, Event, Prepared, PrepareRequest, StopReason, TrialSpec
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,12 @@ class Dispatcher(Protocol):
 
         `flying` is what those need that are; more of them fit only where these leave room for the
         smallest gang.
+        """
+
+    def device(self, resources: Resources) -> Device:
+        """What a worker of such a gang would compute on, the smallest that it could get.
+
+        Takes none of it, and asks every node once.
         """
 
     def submit(self, trial: TrialSpec) -> None:

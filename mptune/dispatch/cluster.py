@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,12 +20,18 @@ from ray._private import ray_constants
 from ray._private import services as ray_services
 from ray._private import worker as ray_worker
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from mptune.dispatch import reaper
+from mptune.dispatch import devices, reaper
+from mptune.dispatch.devices import Gpu, Machine
 from mptune.dispatch.head import Head
 from mptune.dispatch.room import Node
 from mptune.dispatch.runtime import one_line
 from mptune.errors import DispatchError, InputError
+
+ANSWER_TIMEOUT_S = 60.0
+"""For a node to say what it has: a worker process starts there and imports this."""
 
 OBJECT_STORE_BYTES = 80 * 2**20
 """Near Ray's minimum: nothing large goes through its object store."""
@@ -52,6 +59,7 @@ class Cluster:
         # Under `uv run` Ray would otherwise rebuild the environment for every worker process.
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         self._reaper: subprocess.Popen[bytes] | None = None
+        self._own = address is None
         try:
             _init(address=address) if address else self._start()
         except Exception as error:
@@ -84,6 +92,20 @@ class Cluster:
         resources = {n["NodeID"]: n["Resources"] for n in alive}
         return [Node(i, r.get("CPU", 0), r.get("GPU", 0)) for i, r in resources.items()]
 
+    def machines(self, nodes: Sequence[str]) -> dict[str, Machine]:
+        """Memory and GPUs of these nodes, asked of them without taking any of it.
+
+        A node that does not answer in time is known by the kind of accelerator that Ray names.
+        """
+        if self._own:
+            return dict.fromkeys(nodes, devices.this_machine())
+        asked = {node: _ask_for_machine(node) for node in nodes}
+        ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_TIMEOUT_S)
+        alive = ray.nodes()  # type: ignore[no-untyped-call]
+        named = {n["NodeID"]: devices.of_accelerator(n["Resources"]) for n in alive}
+        said = {node: _answer(ref) for node, ref in asked.items() if ref in ready}
+        return {node: completed(said.get(node), named.get(node, ())) for node in nodes}
+
     def close(self) -> None:
         """Stop Ray if it was started here, else leave it."""
         self._head.close()
@@ -98,6 +120,29 @@ class Cluster:
         with _on_loopback(), _in_own_sessions():
             _init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES)
         self._reaper = _start_reaper(_descendants() - before)
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _machine() -> str:
+    return devices.this_machine().as_json()
+
+
+def _ask_for_machine(node: str) -> Any:
+    here = NodeAffinitySchedulingStrategy(node, soft=False)
+    return _machine.options(scheduling_strategy=here).remote()
+
+
+def _answer(ref: Any) -> Machine | None:
+    """None from a node that cannot say: it has left, or another version is installed there."""
+    with suppress(RayError):
+        return Machine.from_json(ray.get(ref))
+    return None
+
+
+def completed(said: Machine | None, named: tuple[Gpu, ...]) -> Machine:
+    """What a node has said, with the GPUs that Ray names where it has named none itself."""
+    found = said or Machine()
+    return found if found.gpus else replace(found, gpus=named)
 
 
 def _why(error: BaseException | None) -> str:

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mptune import plugins
+from mptune.dispatch import devices
 from mptune.dispatch.base import Standing
+from mptune.dispatch.room import Node
 from mptune.dispatch.runtime import (
     HARMLESS,
     WORKER,
@@ -27,6 +29,7 @@ from mptune.errors import DispatchError, MptuneError
 from mptune.spec import Resources
 from mptune.status import GangStatus, QueuedTrial, Status, Wait
 from mptune.trial import (
+    Device,
     Event,
     Failed,
     GangChanged,
@@ -89,6 +92,10 @@ class LocalDispatcher:
 
     def capacity(self, flying: Sequence[Resources] = ()) -> int:
         return 1
+
+    def device(self, resources: Resources) -> Device:
+        here = Node("here", resources.cpus_per_worker, resources.gpus_per_worker)
+        return devices.device(resources, [here], {"here": devices.this_machine()})
 
     def submit(self, trial: TrialSpec) -> None:
         self._queue.append(trial)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import ray
 
+from mptune.dispatch import devices
 from mptune.dispatch.admission import (
     Held,
     Refuse,
@@ -25,6 +26,7 @@ from mptune.dispatch.admission import (
 )
 from mptune.dispatch.base import Standing
 from mptune.dispatch.cluster import Cluster
+from mptune.dispatch.devices import Machine
 from mptune.dispatch.gang import Flight, Gang, GangLost, GangOverdue
 from mptune.dispatch.metrics import Metrics
 from mptune.dispatch.room import Node, Placement, Room, Shape
@@ -34,6 +36,7 @@ from mptune.forecast import Predictor
 from mptune.spec import Resources
 from mptune.status import QueuedTrial, Status, Wait
 from mptune.trial import (
+    Device,
     Event,
     Failed,
     GangChanged,
@@ -105,6 +108,7 @@ class RayDispatcher:
         self._names = (f"gang-{n}" for n in count(1))
         self._outbox: list[Event] = []
         self._metrics = Metrics()
+        self._machines: dict[str, Machine] = {}
         self._nodes_seen: tuple[float, Sequence[Node]] = (-NODES_EVERY_S, ())
 
     def warm_up(self) -> None:
@@ -125,6 +129,13 @@ class RayDispatcher:
     def capacity(self, flying: Sequence[Resources] = ()) -> int:
         shapes = [Shape.of(resources) for resources in flying]
         return max(1, in_flight(self._nodes(), shapes, self._shape))
+
+    def device(self, resources: Resources) -> Device:
+        nodes = self._nodes()
+        new = [node.id for node in nodes if node.id not in self._machines]
+        if new and not self._cluster.is_away():
+            self._machines |= self._cluster.machines(new)
+        return devices.device(resources, nodes, self._machines)
 
     def submit(self, trial: TrialSpec) -> None:
         self._queue.append(_Queued(trial))

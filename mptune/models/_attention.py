@@ -18,15 +18,14 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-NAME = "mptune"
+from mptune.models.base import LONGEST_PLAIN
 
-LONGEST = 512
-"""Positions up to which scores are kept for the backward pass: they grow as the square."""
+NAME = "mptune"
 
 
 def plain(device: torch.device, dtype: torch.dtype, length: int) -> bool:
     """Whether attention is computed by plain products, which keep its scores."""
-    return device.type == "cpu" and dtype == torch.bfloat16 and length <= LONGEST
+    return device.type == "cpu" and dtype == torch.bfloat16 and length <= LONGEST_PLAIN
 
 
 def attend(

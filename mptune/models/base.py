@@ -29,6 +29,9 @@ ASPECT = 64
 
 MOST_BLOCKS = 96
 
+LONGEST_PLAIN = 512
+"""Positions up to which attention on a CPU keeps its scores in half precision, see `_attention`."""
+
 BACKWARD = 2
 """A backward pass multiplies every matrix twice: for the inputs' gradients and for the weights'."""
 
@@ -81,6 +84,19 @@ class ModelFamily(Section):
     def mlp_width(self) -> int:
         """Hidden units of a block's MLP."""
         return max(1, round(self.mlp_ratio * self.width))
+
+    @property
+    def kept_per_channel(self) -> float:
+        """Values that a block keeps for its backward pass, per position and channel.
+
+        Korthikanti et al. (2022, arXiv 2205.05198, section 4.1) count 17 where the MLP is four
+        times as wide; of those its two matrices have two for each unit.
+        """
+        return 9 + 2 * self.mlp_ratio
+
+    def keeps_scores(self, device: str, half: bool, length: int) -> bool:
+        """Whether attention keeps its scores for the backward pass; they grow as the square."""
+        return device == "cpu" and half and length <= LONGEST_PLAIN
 
     def words(self) -> str:
         """Family and size in words, e.g. `bert 64×2` or `bert 110M`."""

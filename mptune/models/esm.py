@@ -50,6 +50,11 @@ class Esm(RotaryFamily):
         head = self.classic_head_parameters(vocabulary)
         return vocabulary * self.width + blocks + final_norm + head
 
+    @property
+    def kept_per_channel(self) -> float:
+        """Its GELU is written out, and keeps two values more of each unit."""
+        return 9 + 4 * self.mlp_ratio
+
     def head_multiplications(self, vocabulary: int) -> float:
         """Its head adds a bias of all ids to the decoder's output, so all are decoded."""
         return float(self.width**2 + self.width * vocabulary)

@@ -70,6 +70,11 @@ class ModernBert(RotaryFamily):
         keys = (global_blocks * length + (self.depth - global_blocks) * local_keys) / self.depth
         return 4 * self.width**2 + 3 * self.width * self.mlp_width + 2 * keys * self.width
 
+    @property
+    def kept_per_channel(self) -> float:
+        """Rotated queries and keys, and of each unit of the MLP also the gate and their product."""
+        return 11 + 4 * self.mlp_ratio
+
     def after_attention_multiplications(self) -> float:
         return self.width**2 + 3 * self.width * self.mlp_width
 

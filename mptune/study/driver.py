@@ -93,6 +93,8 @@ class StudyDriver:
     budget_worker_seconds: float | None = None
     budget_gpu_hours: float | None = None
     log: Path | None = None
+    preflight: Callable[[TrialSpec], str | None] = lambda spec: None
+    """Why a trial cannot fit in the memory of any gang it could get; None lets it be submitted."""
     lease: Lease = field(default_factory=Unneeded)
     interrupted: threading.Event = field(default_factory=threading.Event)
     predictor: Predictor = field(default_factory=Predictor)
@@ -122,6 +124,7 @@ class StudyDriver:
         with interrupts(self.interrupted):
             self._show()
             self._fill()
+            self._settle()
             while self._flight:
                 self._stop_if_interrupted()
                 events = self.dispatcher.events(timeout_s=0.5)
@@ -174,7 +177,9 @@ class StudyDriver:
 
     def _refuse_hopeless(self) -> None:
         failed, ended = self._history.failed, self._history.ended
-        if failed == ended >= MAX_FAILURES_IN_A_ROW and not self._flight:
+        # What was refused has cost nothing, and others may fit.
+        ran = failed - self._history.refused
+        if failed == ended and ran >= MAX_FAILURES_IN_A_ROW and not self._flight:
             raise NoResultError(
                 f"the first {failed} trials all failed; the last one: {self._history.last_failure}"
             )
@@ -191,7 +196,17 @@ class StudyDriver:
         if result is not None:
             self._replay(spec, result)
         else:
+            self._submit(spec)
+
+    def _submit(self, spec: TrialSpec) -> None:
+        """Ask for a gang, unless none could hold the trial: that is as if it ran out of memory."""
+        refusal = self.preflight(spec)
+        if refusal is None:
             self.dispatcher.submit(spec)
+        else:
+            self._history.refused += 1
+            set_attributes(self._flight[spec.number].trial, refused=True)
+            self._handle(Failed(number=spec.number, reason="out_of_memory", detail=refusal))
 
     def _asked(self) -> optuna.Trial:
         """The next trial. One whose answer a restarting server cut off is queued and asked again.

@@ -26,6 +26,8 @@ class History:
     ended: int = 0
     pruned: int = 0
     failed: int = 0
+    refused: int = 0
+    """Of those that failed: they were never submitted, since no gang could hold them."""
     last_failure: str = ""
     waiting: set[int] = field(default_factory=set)
     twins: dict[str, int] = field(default_factory=dict)
@@ -87,6 +89,7 @@ class History:
         elif trial.state == TrialState.COMPLETE:
             self.complete(trial.number, attrs, float(trial.value or 0.0))
         elif has_failed(trial):
+            self.refused += bool(attrs.get("refused"))
             self.fail(attrs.get("reason"), attrs.get("detail"))
         elif trial.state in ENDED:
             self.prune()

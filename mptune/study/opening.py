@@ -70,6 +70,7 @@ _FREE = {
         "trials_per_gang",
         "memory_growth_mb",
         "gpu_memory_growth_mb",
+        "memory_gb",
         "stall_timeout_s",
         "retries",
     ),

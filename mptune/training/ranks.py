@@ -22,6 +22,7 @@ from mptune.errors import (
     is_out_of_memory,
 )
 from mptune.lml import NonFiniteLogProb
+from mptune.memory import node_bytes
 from mptune.trial import FaultReason
 
 T = TypeVar("T")
@@ -51,12 +52,10 @@ class Ranks:
         return self.rank == 0
 
     def memory_bytes(self) -> float:
-        """Memory of this rank's GPU; of the whole machine without one."""
+        """Memory of this rank's GPU; of the whole machine or container without one."""
         if self.device.type == "cuda":
             return float(torch.cuda.get_device_properties(self.device).total_memory)
-        import psutil
-
-        return float(psutil.virtual_memory().total)
+        return node_bytes()
 
     def total(self, values: Tensor) -> Tensor:
         """Sum over the ranks, in place."""

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from transformers import AutoModelForMaskedLM
 
 from mptune import plugins
+from mptune.models import _attention
 from mptune.spec import build
 
 SYMBOLS, LENGTH = 18, 16
@@ -46,6 +47,32 @@ def test_every_parameter_is_trained(family):
     module(tokens_BD, mask_BD).logsumexp(-1).sum().backward()
     idle = [name for name, p in module.named_parameters() if p.grad is None]
     assert not idle
+
+
+def kept_bytes(family, half):
+    """Bytes that a forward keeps for the backward pass, weights apart."""
+    module, (tokens_BD, mask_BD) = made(family).train(), batch()
+    module = module.bfloat16() if half else module
+    weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor  # alive, so that no address comes twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        module(tokens_BD, mask_BD)
+    return sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in weights)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", plugins.modules("families"))
+def test_what_a_block_keeps_for_its_backward_pass(name, half, monkeypatch):
+    monkeypatch.setattr(_attention, "LONGEST_PLAIN", 0)
+    two, four = (build("model", {"family": name, "depth": depth}) for depth in (2, 4))
+    each = (kept_bytes(four, half) - kept_bytes(two, half)) / 2
+    expected = two.kept_per_channel * 4 * LENGTH * two.width * (2 if half else 4)
+    assert 0.85 * expected < each < 1.03 * expected
 
 
 @pytest.mark.parametrize("family", CASES)

@@ -55,10 +55,9 @@ def driver(
         "observer": Watcher(),
         "sampler": lambda number: study.make_sampler(SEARCH, number),
         "concurrency": 1,
+        "propose": propose,
     }
-    return study.StudyDriver(
-        study=opened, trials=trials, propose=propose, **{**defaults, **changes}
-    )
+    return study.StudyDriver(study=opened, trials=trials, **{**defaults, **changes})
 
 
 def found(run: RunDirectory) -> list[study.TrialRecord]:

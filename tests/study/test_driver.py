@@ -17,7 +17,7 @@ from mptune import study
 from mptune.errors import InterruptedSearch, NoResultError
 from mptune.paths import RunDirectory
 from mptune.spec import Pruner
-from mptune.trial import Event
+from mptune.trial import Event, TrialSpec
 from tests.study.drivers import Watcher, driver, found, ranking
 
 
@@ -55,6 +55,41 @@ def test_searches_that_never_fit_stop_early(run: RunDirectory) -> None:
     every = {n: {"behaviour": "memory"} for n in range(8)}
     with pytest.raises(NoResultError, match=r"the first 5 trials all failed.*out_of_memory"):
         driver(run, behaviours=every).run()
+
+
+def test_what_cannot_fit_is_refused_before_it_is_submitted(run: RunDirectory) -> None:
+    """The samplers learn it as what ran out of memory; even the first trials may be refused."""
+    watcher = Watcher()
+
+    def preflight(spec: TrialSpec) -> str | None:
+        return "it needs 9 GB" if spec.number < 6 else None
+
+    driver(run, observer=watcher, preflight=preflight).run()
+    records = found(run)
+    assert [r.state for r in records] == ["FAIL"] * 6 + ["COMPLETE"] * 2
+    assert {(r.reason, r.detail) for r in records[:6]} == {("out_of_memory", "it needs 9 GB")}
+    opened = study.open_study(run, None, "demo", pruner=optuna.pruners.NopPruner())
+    assert [t.constraints for t in opened.trials[:6]] == [{"memory": 1.0}] * 6
+    assert {e.number for e in watcher.events if e.type == "started"} == {6, 7}
+
+
+def test_a_resumed_search_refuses_the_same(run: RunDirectory, tmp_path: Path) -> None:
+    def preflight(spec: TrialSpec) -> str | None:
+        return "too large" if spec.policy["rate"] > 0.5 else None
+
+    undisturbed = RunDirectory(tmp_path / "other")
+    driver(undisturbed, preflight=preflight).run()
+    asked = threading.Event()
+    ran = [r.number for r in found(undisturbed) if r.reason is None]
+    observer = _Interrupting(ran[2], asked)
+    first = driver(run, observer=observer, interrupted=asked, preflight=preflight)
+    with pytest.raises(InterruptedSearch):
+        first.run()
+    driver(run, preflight=preflight).run()
+    assert ranking(run) == ranking(undisturbed)
+    reasons = [r.reason for r in found(run)]
+    assert reasons == [r.reason for r in found(undisturbed)]
+    assert 0 < reasons.count("out_of_memory") < len(reasons)
 
 
 def test_pruned_trials_are_pruned_with_their_rung(run: RunDirectory) -> None:

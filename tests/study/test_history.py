@@ -10,15 +10,17 @@ from tests.study.drivers import driver
 
 
 def test_what_was_counted_is_what_is_read(run: RunDirectory) -> None:
-    """Of trials that finished, failed, had no memory, were pruned, or were one another's twins."""
+    """Of trials that finished, failed, had no memory, were pruned, refused, or another's twin."""
     bad = {1: {"behaviour": "nan"}, 2: {"behaviour": "memory"}}
     made = driver(run, trials=12, behaviours=bad, pruner=Pruner(kind="median", startup_trials=2))
+    made.preflight = lambda spec: "too large" if spec.number == 8 else None
     study.enqueue_arms(made.study, [("a", {"rate": 0.9}), *[("b", {"rate": 0.4})] * 4])
     made.run()
     found = History.of(made.study)
     assert made._history == found
-    assert (found.asked, found.ended, found.failed) == (12, 12, 2)
-    assert found.last_failure == "out_of_memory: no memory at step 10"
+    assert (found.asked, found.ended, found.failed) == (12, 12, 3)
+    assert found.last_failure == "out_of_memory: too large"
+    assert found.refused == 1
     assert len(found.twins) < 12 - found.failed
 
 

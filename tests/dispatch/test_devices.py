@@ -1,0 +1,101 @@
+"""What a worker would have, from what nodes say, without taking anything."""
+
+from __future__ import annotations
+
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+
+from mptune.dispatch import devices
+from mptune.dispatch.devices import Gpu, Machine, device, of_accelerator
+from mptune.dispatch.room import Node
+from mptune.spec import Resources
+
+T4, H100 = Gpu("Tesla T4", 15e9), Gpu("NVIDIA H100", 80e9)
+NODES = [Node("cpus", 16), Node("small", 4, 1), Node("large", 64, 8)]
+MACHINES = {
+    "cpus": Machine(64e9),
+    "small": Machine(16e9, (T4,)),
+    "large": Machine(512e9, (H100,) * 8),
+}
+
+
+def gpus(**fields):
+    return device(Resources(gpus_per_worker=1, **fields), NODES, MACHINES)
+
+
+def test_the_smallest_gpu_that_a_gang_could_get():
+    found = gpus()
+    assert (found.kind, found.bytes, found.words) == ("cuda", 15e9, "Tesla T4")
+
+
+def test_nodes_that_cannot_take_a_worker_do_not_count():
+    assert gpus(cpus_per_worker=8).bytes == 80e9
+
+
+def test_a_worker_of_half_a_gpu_has_half_its_memory():
+    half = device(Resources(gpus_per_worker=0.5), NODES, MACHINES)
+    assert (half.bytes, half.words) == (7.5e9, "a 0.5 share of Tesla T4")
+
+
+def test_ranks_share_the_memory_of_their_node():
+    def of(workers):
+        return device(Resources(workers=workers), NODES[:1], MACHINES)
+
+    assert (of(1).bytes, of(1).words) == (64e9, "the node")
+    assert (of(4).bytes, of(4).words) == (16e9, "a worker (one of 4 on a node)")
+    assert of(64).bytes == 64e9 / 16  # sixteen fit on a node
+
+
+def test_what_the_spec_says_is_believed():
+    assert gpus(memory_gb=24).bytes == 24e9
+
+
+def test_what_no_node_tells_is_not_known():
+    bare = dict.fromkeys(MACHINES, Machine())
+    for kind, workers in (("cuda", Resources(gpus_per_worker=1)), ("cpu", Resources())):
+        found = device(workers, NODES, bare)
+        assert (found.kind, found.bytes) == (kind, None)
+        assert found.fits(1e15)
+
+
+def test_a_machine_survives_its_trip():
+    assert Machine.from_json(MACHINES["large"].as_json()) == MACHINES["large"]
+
+
+def test_rays_accelerator_types():
+    assert of_accelerator({"CPU": 4, "accelerator_type:A100": 1}) == (Gpu("A100", 40e9),)
+    assert of_accelerator({"CPU": 4, "accelerator_type:NOVEL": 1}) == ()
+
+
+def nvml(*cards, name=lambda name: name):
+    return SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlShutdown=lambda: None,
+        nvmlDeviceGetCount=lambda: len(cards),
+        nvmlDeviceGetHandleByIndex=lambda index: cards[index],
+        nvmlDeviceGetName=lambda card: name(card.name),
+        nvmlDeviceGetMemoryInfo=lambda card: SimpleNamespace(total=card.bytes),
+    )
+
+
+@pytest.mark.parametrize("name", [str, str.encode])
+def test_gpus_by_nvml(monkeypatch, name):
+    monkeypatch.setattr(devices, "import_module", lambda library: nvml(T4, H100, name=name))
+    assert devices.gpus() == [T4, H100]
+
+
+def test_gpus_by_nvidia_smi(monkeypatch):
+    said = SimpleNamespace(stdout="Tesla T4, 15360\nNVIDIA A100-SXM4-80GB, 81920\n")
+    monkeypatch.setattr(devices, "NVML", ())
+    monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: said)
+    found = devices.gpus()
+    assert [gpu.name for gpu in found] == ["Tesla T4", "NVIDIA A100-SXM4-80GB"]
+    assert found[1].bytes == 81920 * 2**20
+
+
+def test_a_machine_without_gpus(monkeypatch):
+    monkeypatch.setattr(devices, "NVML", ("no_such_library",))
+    monkeypatch.setattr(devices, "SMI", ("no-such-program",))
+    assert devices.gpus() == []

@@ -1,0 +1,124 @@
+"""What cannot fit never comes near Ray's placement groups: real Ray, the fake worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import optuna
+import pytest
+import ray
+from ray.util import placement_group, placement_group_table, remove_placement_group
+
+from mptune import memory, study
+from mptune.dispatch import devices
+from mptune.dispatch.cluster import completed
+from mptune.dispatch.ray_dispatcher import RayDispatcher
+from mptune.paths import RunDirectory
+from mptune.spec import Resources
+from mptune.study import attributes
+from mptune.trial import GangChanged, TrialSpec
+from tests import fakes
+from tests.study.drivers import Watcher, driver, found
+
+SMALL = Resources(cpus_per_worker=0.5, memory_gb=1)
+SIZES = {"fits": (64, 2), "large": (512, 12)}
+
+
+@pytest.fixture(scope="module")
+def dispatcher() -> Iterator[RayDispatcher]:
+    made = RayDispatcher(SMALL, runtime=fakes.FAKE_WORKER)
+    yield made
+    made.close()
+
+
+def searching(
+    dispatcher: RayDispatcher, run: RunDirectory, *sizes: str, trials: int = 5
+) -> Watcher:
+    """Run a search over models of these sizes to its end."""
+
+    def propose(trial: optuna.Trial) -> TrialSpec:
+        width, depth = SIZES[trial.suggest_categorical("size", sizes)]
+        return fakes.trial(
+            trial.number,
+            run.root / "trials",
+            label=f"fixed · bert {width}×{depth}",
+            model={"family": "bert", "width": width, "depth": depth},
+            policy={"kind": "fixed", "rate": 0.15},
+            resources=SMALL,
+        )
+
+    watcher = Watcher()
+    preflight = partial(memory.refusal, holds=dispatcher.device)
+    changes = {"propose": propose, "preflight": preflight, "observer": watcher}
+    driver(run, trials=trials, dispatcher=dispatcher, **changes).run()
+    return watcher
+
+
+def test_no_placement_group_is_ever_asked_for_what_cannot_fit(
+    dispatcher: RayDispatcher, tmp_path: Path
+) -> None:
+    """Ray's table has the removed ones, too."""
+    before, run = set(placement_group_table()), RunDirectory(tmp_path)
+    watcher = searching(dispatcher, run, "large", trials=7)
+    assert set(placement_group_table()) == before
+    assert not any(isinstance(event, GangChanged) for event in watcher.events)
+    details = {record.detail for record in found(run)}
+    assert len(details) == 1
+    detail = details.pop() or ""
+    assert detail.startswith("bert 512×12 needs ")
+    assert "a worker (resources.memory_gb) has 1 GB; " in detail
+    assert (
+        "it fits with resources.workers: 1, training.zero_stage: 0 and training.micro_batch_size: "
+        in detail
+    )
+
+
+def test_the_search_goes_on_with_other_sizes(dispatcher: RayDispatcher, tmp_path: Path) -> None:
+    before, run = set(placement_group_table()), RunDirectory(tmp_path)
+    watcher = searching(dispatcher, run, "large", "fits", trials=8)
+    records = found(run)
+    refused = [r.number for r in records if r.reason == "out_of_memory"]
+    ran = [r.number for r in records if r.state == "COMPLETE"]
+    assert sorted(refused + ran) == list(range(8))
+    assert {r.params["size"] for r in records if r.number in refused} == {"large"}
+    assert len(set(placement_group_table()) - before) == 1
+    assert refused
+    gangs_for = {e.number for e in watcher.events if isinstance(e, GangChanged)}
+    assert not gangs_for & set(refused)
+    opened = study.open_study(run, None, "demo", pruner=optuna.pruners.NopPruner())
+    unmet = [t.number for t in opened.trials if t.constraints.get(attributes.MEMORY, 0) > 0]
+    assert unmet == refused
+
+
+def test_this_machine_is_known_without_asking_for_anything(dispatcher: RayDispatcher) -> None:
+    before = set(placement_group_table())
+    found = dispatcher.device(Resources())
+    assert (found.kind, found.bytes) == ("cpu", memory.node_bytes())
+    assert dispatcher.device(Resources(workers=2, cpus_per_worker=0.25)).bytes == found.bytes / 2
+    assert set(placement_group_table()) == before
+
+
+def test_the_nodes_of_a_cluster_are_asked_by_tasks_that_take_nothing(
+    dispatcher: RayDispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while all that there is, is taken; a node that has left is not waited for."""
+    cluster, before = dispatcher._cluster, set(placement_group_table())
+    (node,) = [node.id for node in cluster.nodes()]
+    monkeypatch.setattr(cluster, "_own", False)
+    taken = placement_group([{"CPU": ray.available_resources()["CPU"]}])
+    ray.get(taken.ready(), timeout=60)
+    try:
+        found = cluster.machines([node, "ab" * 28])
+    finally:
+        remove_placement_group(taken)
+    assert found == {node: devices.this_machine(), "ab" * 28: devices.Machine()}
+    assert len(set(placement_group_table()) - before) == 1
+
+
+def test_a_silent_node_is_known_by_rays_accelerator_type() -> None:
+    named = devices.of_accelerator({"accelerator_type:A100": 1})
+    assert completed(None, named) == devices.Machine(gpus=named)
+    told = devices.Machine(16e9, (devices.Gpu("Tesla T4", 15e9),))
+    assert completed(told, named) == told
