@@ -13,7 +13,7 @@ which the predictor has to learn from the trials that end; single trials differ 
 - misled: mptune, but each prediction is off by a random factor of 1/2 to 2
 
 Utilisation is GPU-seconds of work over GPUs x time from the first arrival to the last end. The rule
-was chosen on seeds 0 to 2; the default seeds are others.
+was chosen on seeds 20 to 25; the default seeds are others.
 """
 
 from __future__ import annotations
@@ -301,8 +301,8 @@ def _spread(values: Sequence[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="2 seeds, one load")
-    parser.add_argument("--first-seed", type=int, default=3)
-    parser.add_argument("--seeds", type=int, default=7, help="how many")
+    parser.add_argument("--first-seed", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=10, help="how many")
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--load", type=float, nargs="+", default=[1.2, 1.5])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")

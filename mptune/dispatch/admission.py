@@ -4,10 +4,11 @@ Pure: from what the cluster holds, what waits and the time, decide. Nothing here
 
 A trial counts as older the more GPUs it takes and the longer it is predicted to run: large gangs
 are hard to find room for, and long ones keep a search waiting at its end. That head start is
-bounded, so that nobody waits for ever. The first one that does not fit reserves the place that will
-be free for it first, at the time when the gangs there are predicted to end. Others start
-beside that reservation, or in it if they are predicted to end before its time (EASY backfilling,
-Lifka 1995, https://doi.org/10.1007/3-540-60153-8_35). No gang is asked for before it is admitted.
+bounded by a few trials' times, so that nobody waits for ever. The first one that does not fit
+reserves the place that will be free for it first, at the time when the gangs there are predicted to
+end. Others start beside that reservation, or in it if they are predicted to end before its time
+(EASY backfilling, Lifka 1995, https://doi.org/10.1007/3-540-60153-8_35). No gang is asked for
+before it is admitted.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf, log2
+from math import inf
 from statistics import fmean
 from typing import Literal
 
 from mptune.dispatch.room import Node, Placement, Room, Shape
 from mptune.status import Wait
 
-FOR_LARGE = 1 / 8
-"""Head start for each doubling of a gang's GPUs, as a share of a typical trial's time."""
+FOR_LARGE = 3.0
+"""Head start of the largest gang that waits, in typical trials' times; a smaller one's by size."""
 
-FOR_LONG = 1 / 2
-"""Head start as a share of a trial's own predicted time."""
+FOR_LONG = 3.0
+"""Head start in a trial's own predicted time."""
 
 
 @dataclass(frozen=True)
@@ -82,16 +83,21 @@ WaitKind = Literal["next", "reserved", "no_room", "behind", "no_such_node"]
 
 
 def in_turn(queue: Iterable[Waiting]) -> list[Waiting]:
-    """The queue, whose turn it is first: the oldest, each with its head start."""
+    """The queue, whose turn it is first: the oldest, each with its head start.
+
+    A trial of unknown time counts as a typical one.
+    """
     waiting = list(queue)
     known = [w.seconds for w in waiting if w.seconds is not None]
     typical_s = fmean(known) if known else 0.0
-    return sorted(waiting, key=lambda w: (w.since - _head_start_s(w, typical_s), w.number))
+    largest = max((w.shape.weight for w in waiting), default=0.0)
 
+    def turn(w: Waiting) -> tuple[float, int]:
+        for_large_s = FOR_LARGE * typical_s * w.shape.weight / largest
+        for_long_s = FOR_LONG * (typical_s if w.seconds is None else w.seconds)
+        return w.since - for_large_s - for_long_s, w.number
 
-def _head_start_s(waiting: Waiting, typical_s: float) -> float:
-    doublings = log2(max(1.0, waiting.shape.weight))
-    return FOR_LARGE * typical_s * doublings + FOR_LONG * (waiting.seconds or 0.0)
+    return sorted(waiting, key=turn)
 
 
 def in_flight(nodes: Iterable[Node], flying: Sequence[Shape], smallest: Shape) -> int:

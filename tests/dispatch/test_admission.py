@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mptune.dispatch.admission import (
+    FOR_LARGE,
+    FOR_LONG,
     Held,
     Refuse,
     Retire,
@@ -110,15 +112,42 @@ def test_an_idle_gang_inside_the_reservation_is_not_used_by_younger_ones():
 
 def test_larger_and_longer_trials_have_a_head_start_that_is_bounded():
     small, large = Waiting(0, ONE, since=0, seconds=80), Waiting(1, FOUR, since=0, seconds=80)
-    assert in_turn([small, replace(large, since=19)])[0].number == 1
-    assert in_turn([small, replace(large, since=21)])[0].number == 0
+    assert in_turn([small, replace(large, since=179)])[0].number == 1
+    assert in_turn([small, replace(large, since=181)])[0].number == 0
     long = Waiting(2, ONE, since=0, seconds=100)
-    assert in_turn([small, replace(long, since=9)])[0].number == 2
-    assert in_turn([small, replace(long, since=11)])[0].number == 0
+    assert in_turn([small, replace(long, since=59)])[0].number == 2
+    assert in_turn([small, replace(long, since=61)])[0].number == 0
 
 
 def test_without_predictions_the_oldest_is_first():
     assert in_turn([Waiting(0, FOUR, since=2), Waiting(1, ONE, since=1)])[0].number == 1
+
+
+def test_a_trial_of_unknown_time_counts_as_a_typical_one():
+    unknown, known = Waiting(0, ONE, since=1), Waiting(1, ONE, since=0, seconds=50)
+    assert in_turn([unknown, known])[0].number == 1
+    assert in_turn([replace(unknown, since=0), known])[0].number == 0
+
+
+times = st.one_of(st.none(), st.floats(0, 1e4))
+trials = st.builds(
+    Waiting,
+    st.integers(0, 99),
+    st.builds(Shape, st.integers(1, 64), st.just(1), st.sampled_from([0, 1])),
+    st.floats(0, 1e6),
+    times,
+)
+
+
+@given(st.lists(trials, min_size=2, max_size=8))
+def test_nobody_is_passed_for_longer_than_the_largest_head_start(queue):
+    """However large and long what comes later is: after so much time it comes behind."""
+    longest = max([w.seconds for w in queue if w.seconds is not None], default=0.0)
+    bound = (FOR_LARGE + FOR_LONG) * longest
+    turn = in_turn(queue)
+    for place, passed in enumerate(turn):
+        for earlier in turn[:place]:
+            assert earlier.since <= passed.since + bound + 1e-3
 
 
 HALF = Held("half", TWO, ("a", "a"), idle=False, ends=50)
@@ -211,11 +240,7 @@ class Simulation:
         self.held = [replace(h, idle=h.idle or h.gang in over) for h in self.held]
 
     def _admit(self) -> None:
-        waiting = [
-            Waiting(number, job.shape, job.arrives, job.lasts if self.known else None)
-            for number, job in enumerate(self.jobs)
-            if job.arrives <= self.now and number not in self.refused | self.started.keys()
-        ]
+        waiting = self._waiting()
         decisions = admit(waiting, self.held, self.total, self.now)
         for decision in decisions:
             match decision:
@@ -227,6 +252,13 @@ class Simulation:
                     self._start(number, gang)
         self.held = carry_out(decisions, waiting, self.held, self.now)
         self._check()
+
+    def _waiting(self) -> list[Waiting]:
+        return [
+            Waiting(number, job.shape, job.arrives, job.lasts if self.known else None)
+            for number, job in enumerate(self.jobs)
+            if job.arrives <= self.now and number not in self.refused | self.started.keys()
+        ]
 
     def _start(self, number: int, gang: str | None) -> None:
         job = self.jobs[number]
@@ -268,6 +300,7 @@ clusters = st.lists(st.integers(1, 4), min_size=1, max_size=3).map(
 )
 
 
+@settings(deadline=None)
 @given(clusters, st.lists(jobs, max_size=12), st.booleans())
 def test_everything_that_fits_runs_and_nothing_is_overcommitted(total, jobs, known):
     jobs.sort(key=lambda job: job.arrives)
@@ -275,6 +308,42 @@ def test_everything_that_fits_runs_and_nothing_is_overcommitted(total, jobs, kno
     unfit = {n for n, job in enumerate(jobs) if not Room.of(total).fits(job.shape)}
     assert simulation.refused == unfit
     assert simulation.started.keys() == set(range(len(jobs))) - unfit
+
+
+@dataclass
+class Promised(Simulation):
+    """Holds admission to what it promises whose turn it is: the time when there is room."""
+
+    promise: tuple[int, float] | None = None
+
+    def _admit(self) -> None:
+        first = next(iter(in_turn(self._waiting())), None)
+        if self.promise and first and first.number != self.promise[0]:
+            self.promise = None  # one with a larger head start has come
+        super()._admit()
+        if self.promise and self.promise[0] in self.started:
+            number, start = self.promise
+            assert self.started[number] <= start, "somebody took its place"
+        first = next(iter(in_turn(self._waiting())), None)
+        if first and (self.promise is None or self.promise[0] != first.number):
+            self.promise = first.number, self._room_at(first.shape)
+
+    def _room_at(self, shape: Shape) -> float:
+        """When enough of what runs has ended."""
+        running = [h for h in self.held if not h.idle]
+        ends = sorted(self.ends[h.gang] for h in running)
+        return next(
+            end
+            for end in ends
+            if free(self.total, [h for h in running if self.ends[h.gang] > end]).fits(shape)
+        )
+
+
+@settings(deadline=None)
+@given(clusters, st.lists(jobs, max_size=12))
+def test_whose_turn_it_is_starts_when_there_is_room_if_predictions_are_exact(total, jobs):
+    """Whatever comes later or goes in between, unless that has a larger head start."""
+    Promised(total, sorted(jobs, key=lambda job: job.arrives)).run(until=200)
 
 
 @given(clusters, shapes)
