@@ -89,7 +89,9 @@ def test_what_is_rendered_keeps_the_rules(profile: str) -> None:
     assert violations(whole(profile)) == []
 
 
-@pytest.mark.parametrize("component", ["managed-postgres", "object-store", "optuna-dashboard"])
+@pytest.mark.parametrize(
+    "component", ["managed-postgres", "object-store", "optuna-dashboard", "prometheus"]
+)
 def test_every_component_fits_the_base(schemas: Schemas, tmp_path: Path, component: str) -> None:
     # kubectl takes no absolute path, and none outside the folder but by a relative one.
     relative = Path(*[".."] * (len(tmp_path.resolve().parts) - 1), *ROOT.parts[1:], "k8s")
