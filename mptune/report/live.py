@@ -103,7 +103,7 @@ class LiveView:
         self._console = console
         self._title = title
         self._total = total_trials
-        self._done_before = done
+        self._done_before = self._done = done
         self._clock = clock
         self._started_at = clock()
         self._rows: dict[int, _Row] = {}
@@ -154,6 +154,7 @@ class LiveView:
             row.state, row.ended = state, True
             if number not in self._ended:
                 self._ended.append(number)
+                self._done += state != "interrupted"
         self._plain(f"{self._name(number)}: {state} ({self._done} of {self._total} done)")
 
     def look(self, status: Status) -> None:
@@ -234,10 +235,6 @@ class LiveView:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     # --- the table -----------------------------------------------------------------------------
-
-    @property
-    def _done(self) -> int:
-        return self._done_before + len(self._ended)
 
     def __rich__(self) -> RenderableType:
         with self._lock:

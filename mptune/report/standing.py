@@ -23,6 +23,7 @@ def running_table(running: Sequence[RunningTrial]) -> Table:
     table = _table(
         ">running", "policy and size", ">progress", ">loss", ">tokens/s", ">left", "state"
     )
+    table.expand, table.columns[1].ratio = True, 1
     for trial in running:
         table.add_row(
             str(trial.number),

@@ -94,6 +94,7 @@ def test_a_search_that_runs_tells_where_it_stands_and_its_storage_is_left_alone(
     text = capsys.readouterr().out
     assert "best so far: trial" in text
     assert "forecast" in text
+    assert " tokens/s " in text, "columns of numbers are not cut at 80"
     number = until_known(run, lambda now: now.running).running[0].number
     assert main(["logs", "runs/demo", str(number), "--follow"]) == 0
     assert run.trial(number).result.exists(), "following ends with the trial"

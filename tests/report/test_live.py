@@ -142,6 +142,14 @@ def test_table_shows_running_and_ended_trials() -> None:
     assert "training" in text
 
 
+def test_what_was_interrupted_is_not_done() -> None:
+    view = terminal(4)
+    view.trial(0, "uniform", SMALL)
+    view.finish_trial(0, "interrupted")
+    assert "0/4 trials" in rendered(view)
+    assert "interrupted" in rendered(view)
+
+
 def test_time_left_from_the_share_that_this_driver_did() -> None:
     clock = Clock()
     console = Console(file=io.StringIO(), force_terminal=True, width=130, height=30)
