@@ -9,12 +9,18 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mptune.dispatch.metrics import SERIES
+from mptune.dispatch.metrics import SERIES, Metrics, Series
+from mptune.status import Trials
+from mptune.trial import Failed, Started
+from tests.standings import standing
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0
@@ -86,6 +92,69 @@ def test_a_search_is_scraped_while_it_runs(tmp_path: Path) -> None:
     assert ("mptune_budget_gpu_hours", "") not in found, "there is none"
     known = {s.name.removesuffix("_total"): s.kind for s in SERIES}
     assert {n.removesuffix("_total"): kind for n, kind in kinds.items()}.items() <= known.items()
+
+
+@dataclass
+class Recorder:
+    """Stands in for Ray's instruments."""
+
+    said: list[tuple[str, float, dict[str, str]]] = field(default_factory=list)
+
+    def making(self, series: Series) -> Any:
+        def note(value: float, tags: dict[str, str]) -> None:
+            self.said.append((series.name, value, tags))
+
+        return SimpleNamespace(set=note, inc=note, observe=note)
+
+    def of(self, name: str) -> list[tuple[float, dict[str, str]]]:
+        return [(value, tags) for known, value, tags in self.said if known == name]
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    made = Recorder()
+    monkeypatch.setattr(Series, "make", lambda series: made.making(series))
+    return made
+
+
+def test_gauges_say_what_the_picture_shows(recorder: Recorder) -> None:
+    Metrics().say(standing(gangs=3, queued=2))
+    study = {"study": "quickstart"}
+    assert recorder.of("mptune_tokens_per_second") == [(31_234.0, study)]
+    assert recorder.of("mptune_queue_longest_wait_seconds") == [(50, study)]
+    assert recorder.of("mptune_gangs") == [
+        (0, {**study, "state": "starting"}),
+        (1, {**study, "state": "idle"}),
+        (2, {**study, "state": "busy"}),
+    ]
+    assert recorder.of("mptune_gangs_resident_bytes") == [(3 * 1_234_000_000, study)]
+    assert recorder.of("mptune_forecast_left_seconds") == [(600, study)]
+    assert recorder.of("mptune_best_nats_per_token") == [], "none has finished"
+
+
+def test_counters_count_what_comes_after_the_first_picture(recorder: Recorder) -> None:
+    metrics = Metrics()
+    metrics.say(standing(trials=Trials(total=16, complete=5)))  # by earlier drivers
+    assert recorder.of("mptune_trials_total") == []
+    metrics.say(standing(trials=Trials(total=16, complete=7, pruned=1)))
+    study = {"study": "quickstart"}
+    counted = [(2, {**study, "state": "complete"}), (1, {**study, "state": "pruned"})]
+    assert recorder.of("mptune_trials_total") == counted
+    metrics.say(standing(study="quickstart/compare", trials=Trials(total=4)))
+    assert recorder.of("mptune_trials_total") == counted
+
+
+def test_what_happened_between_two_pictures_is_told_once(recorder: Recorder) -> None:
+    metrics = Metrics()
+    metrics.hear(Failed(number=1, reason="stalled", detail=""))
+    first = Started(number=1, gang="g", pids=(), total_steps=1, parameters=1)
+    metrics.hear(first)
+    metrics.hear(first.model_copy(update={"turnaround_s": 0.5}))
+    for _ in range(2):
+        metrics.say(standing())
+    study = {"study": "quickstart"}
+    assert recorder.of("mptune_trial_faults_total") == [(1, {**study, "reason": "stalled"})]
+    assert recorder.of("mptune_trial_turnaround_seconds") == [(0.5, study)]
 
 
 def test_the_table_of_metrics_is_what_the_code_says() -> None:
