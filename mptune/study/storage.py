@@ -30,6 +30,8 @@ RECONNECT_S = 120.0
 """How long a search waits for a database server that went away."""
 
 REPEATABLE = (
+    "_get_trials",
+    "_set_trial_param",
     "get_all_trials",
     "get_n_trials",
     "get_study_directions",
@@ -143,11 +145,11 @@ def _storage(address: str, only: Sequence[str]) -> optuna.storages.BaseStorage:
     wait = {"connect_args": {"timeout": 60}} if address.startswith("sqlite") else {}
     storage = Database(address, {"pool_pre_ping": True, **wait}, only)
     if storage.engine.dialect.name != "sqlite":
-        _outlive_restarts(storage)
+        outlive_restarts(storage)
     return storage
 
 
-def _outlive_restarts(storage: optuna.storages.RDBStorage) -> None:
+def outlive_restarts(storage: optuna.storages.RDBStorage) -> None:
     """Wait for a server that went away after the storage was opened, and repeat what it cut off.
 
     What is repeated changes nothing the second time. Asking for a trial does: see

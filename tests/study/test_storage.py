@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import sys
+from itertools import count
+from typing import Any
 
 import optuna
 import pytest
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from sqlalchemy import event
 
 from mptune import study
 from mptune.errors import InputError
 from mptune.paths import RunDirectory
 from mptune.study.attributes import set_attributes
-from mptune.study.storage import attributes_of
-from tests.study.drivers import driver
+from mptune.study.storage import Database, attributes_of, outlive_restarts
+from tests.study.drivers import driver, found
 
 
 def test_an_unreachable_storage_is_the_users_error(run: RunDirectory) -> None:
@@ -81,3 +83,24 @@ def test_a_driver_reads_what_it_needs_and_the_rest_where_it_is_asked_for(run: Ru
         "result": "more",
         "versions": {"torch": "2"},
     }
+
+
+@pytest.mark.parametrize("name", ["_get_trials", "_set_trial_param", "set_trial_user_attrs"])
+def test_what_a_server_cut_off_is_repeated(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """It had been done, but the answer was lost; doing it again changes nothing."""
+    whole, calls = getattr(Database, name), count()
+
+    def cut_off(*args: Any, **options: Any) -> Any:
+        done = whole(*args, **options)
+        if next(calls) == 1:
+            raise StorageInternalError("the server closed the connection")
+        return done
+
+    monkeypatch.setattr(Database, name, cut_off)
+    made = driver(run, trials=2)
+    outlive_restarts(made.study._storage._backend)
+    made.run()
+    assert [r.state for r in found(run)] == ["COMPLETE"] * 2
+    assert next(calls) > 2
