@@ -108,6 +108,7 @@ class RayDispatcher:
         self._names = (f"gang-{n}" for n in count(1))
         self._outbox: list[Event] = []
         self._metrics = Metrics()
+        self._metrics_url = self._cluster.metrics_url()
         self._machines: dict[str, Machine] = {}
         self._nodes_seen: tuple[float, Sequence[Node]] = (-NODES_EVERY_S, ())
 
@@ -190,7 +191,7 @@ class RayDispatcher:
             for gang in self._gangs.values():
                 gang.ask_memory()
         gangs = tuple(gang.status() for gang in self._gangs.values())
-        return Standing(gangs, self._queue_status(time.monotonic()))
+        return Standing(gangs, self._queue_status(time.monotonic()), self._metrics_url)
 
     def _queue_status(self, now: float) -> tuple[QueuedTrial, ...]:
         """Only the first ones have a prediction: playing admission forward takes long."""
