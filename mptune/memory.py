@@ -51,8 +51,8 @@ DeepSpeed copies what it flattens, gathers and sends there, and the allocator ke
 LOGIT_BYTES: dict[tuple[DeviceKind, bool], int] = {
     ("cuda", False): 12,
     ("cuda", True): 14,
-    ("cpu", False): 28,
-    ("cpu", True): 24,
+    ("cpu", False): 36,
+    ("cpu", True): 30,
 }
 """Of each logit in training, by device and half precision: itself, in fp32, its log softmax, and
 both gradients. On a CPU measured, as the allocator keeps blocks that were freed."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
@@ -187,3 +189,26 @@ def test_a_container_has_what_its_limit_says(tmp_path, monkeypatch):
     none.write_text("max\n")
     monkeypatch.setattr("mptune.memory.CGROUP_LIMITS", (str(none), str(limit), "/nowhere"))
     assert node_bytes() == 1e6
+
+
+STATES = {"width": 512, "depth": 4, "vocabulary": 2000, "length": 32, "batch": 2}
+BLOCKS = {"width": 128, "depth": 6, "vocabulary": 200, "length": 128, "batch": 64}
+LOGITS = {"width": 64, "depth": 1, "vocabulary": 8000, "length": 128, "batch": 32, "rate": 0.5}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {**STATES, "precision": "fp32", "stage": 2},
+        {**BLOCKS, "precision": "bf16"},
+        {**LOGITS, "precision": "fp32"},
+    ],
+    ids=["states", "blocks", "logits"],
+)
+def test_a_trial_takes_what_it_was_said_to_need(fields, monkeypatch):
+    """More would be let through and then fail; less than half would refuse what fits."""
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    benchmark = import_module("memory")
+    needed, taken = benchmark.measured(benchmark.Case(**fields))
+    assert taken < needed.total < 2.2 * taken
