@@ -10,6 +10,7 @@ import tarfile
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import ceil, inf
 from pathlib import Path
 from typing import Literal
 
@@ -38,10 +39,32 @@ class Search:
     overrides: tuple[str, ...] = ()
     storage_url: str | None = None
 
+    def gangs(self) -> list[tuple[str, Resources]]:
+        """Every gang that trials of some size run on, with the place of its key in the spec."""
+        base, *larger = self.resources.gangs()
+        where = f"{self.source.name}: resources"
+        return [(where, base), *((f"{where}.by_size", gang) for gang in larger)]
+
     def arguments(self, spec: str, run_directory: str, *more: str) -> list[str]:
         """The command that drives the search where it runs."""
         sets = [part for override in self.overrides for part in ("--set", override)]
         return ["mptune", "search", spec, "--run-dir", run_directory, *sets, *more]
+
+
+def in_words(gang: Resources) -> str:
+    """What a trial takes."""
+    return (
+        f"a trial takes {gang.workers} workers of {gang.cpus_per_worker:g} CPUs and "
+        f"{gang.gpus_per_worker:g} GPUs"
+    )
+
+
+def machines_for(gang: Resources, cpus: float, gpus: float) -> float:
+    """How many machines of so many CPUs and GPUs hold it; infinity if not one worker fits."""
+    fits = int(cpus / gang.cpus_per_worker + 1e-6)
+    if gang.gpus_per_worker:
+        fits = min(fits, int(gpus / gang.gpus_per_worker + 1e-6))
+    return ceil(gang.workers / fits) if fits else inf
 
 
 @dataclass(frozen=True)

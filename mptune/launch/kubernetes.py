@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from math import ceil
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +11,16 @@ from mptune.launch._cluster import Cluster
 from mptune.launch._follow import follow, state_of
 from mptune.launch._profile import Pool, Profile
 from mptune.launch._rayjob import config_map, ray_job, reader_pod, to_yaml
-from mptune.launch.base import Launcher, Say, Search, State, unpack
+from mptune.launch.base import (
+    Launcher,
+    Say,
+    Search,
+    State,
+    in_words,
+    machines_for,
+    unpack,
+)
+from mptune.spec import Resources
 
 LONGEST_NAME = 47
 """KubeRay adds to a RayJob's name and refuses longer ones."""
@@ -82,8 +90,9 @@ class Kubernetes(Profile, Launcher):
                 f"{search.source.name}: storage.url: the study is in the profile's database here; "
                 "leave it out"
             )
-        if not any(_holds(pool, search) for pool in self.pools):
-            raise InputError(_too_small(self.pools, search))
+        for where, gang in search.gangs():
+            if not any(_holds(pool, gang) for pool in self.pools):
+                raise InputError(f"{where}: {_too_small(self.pools, gang)}")
 
 
 def _known(name: str) -> str:
@@ -101,23 +110,17 @@ def _known(name: str) -> str:
     return name
 
 
-def _holds(pool: Pool, search: Search) -> bool:
+def _holds(pool: Pool, gang: Resources) -> bool:
     """Whether the pods that are always there take a trial: the dispatcher refuses it otherwise."""
-    wanted = search.resources
-    fits = int(pool.cpus / wanted.cpus_per_worker + 1e-6)
-    if wanted.gpus_per_worker:
-        fits = min(fits, int(pool.gpus / wanted.gpus_per_worker + 1e-6))
-    return fits > 0 and ceil(wanted.workers / fits) <= pool.hosts * max(1, pool.min_gangs)
+    return machines_for(gang, pool.cpus, pool.gpus) <= pool.hosts * max(1, pool.min_gangs)
 
 
-def _too_small(pools: tuple[Pool, ...], search: Search) -> str:
-    wanted = search.resources
+def _too_small(pools: tuple[Pool, ...], gang: Resources) -> str:
     have = "; ".join(
         f"{p.name}: {p.hosts * max(1, p.min_gangs)} pods of {p.cpus} CPUs and {p.gpus} GPUs"
         for p in pools
     )
     return (
-        f"{search.source.name}: resources: a trial takes {wanted.workers} workers of "
-        f"{wanted.cpus_per_worker:g} CPUs and {wanted.gpus_per_worker:g} GPUs; no pool of the "
-        f"profile holds that ({have}); raise its cpus, gpus, hosts or min_gangs"
+        f"{in_words(gang)}; no pool of the profile holds that ({have}); raise its cpus, gpus, "
+        "hosts or min_gangs"
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import subprocess
 import time
-from math import ceil
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +12,15 @@ from pydantic import Field
 
 from mptune.errors import InputError
 from mptune.launch._files import LOOK_S, Launched
-from mptune.launch.base import Launcher, LaunchError, Say, Search, State
+from mptune.launch.base import (
+    Launcher,
+    LaunchError,
+    Say,
+    Search,
+    State,
+    in_words,
+    machines_for,
+)
 
 WAITING = {
     "PENDING": "queued by Slurm",
@@ -122,17 +129,12 @@ class Slurm(Launcher):
         return Launched(Path(self.runs), name)
 
     def _refuse(self, search: Search) -> None:
-        wanted = search.resources
-        fits = int(self.cpus_per_node / wanted.cpus_per_worker + 1e-6)
-        if wanted.gpus_per_worker:
-            fits = min(fits, int(self.gpus_per_node / wanted.gpus_per_worker + 1e-6))
-        if fits == 0 or ceil(wanted.workers / fits) > self.nodes:
-            raise InputError(
-                f"{search.source.name}: resources: a trial takes {wanted.workers} workers of "
-                f"{wanted.cpus_per_worker:g} CPUs and {wanted.gpus_per_worker:g} GPUs; the "
-                f"profile's {self.nodes} nodes of {self.cpus_per_node} CPUs and "
-                f"{self.gpus_per_node} GPUs do not hold that"
-            )
+        for where, gang in search.gangs():
+            if machines_for(gang, self.cpus_per_node, self.gpus_per_node) > self.nodes:
+                raise InputError(
+                    f"{where}: {in_words(gang)}; the profile's {self.nodes} nodes of "
+                    f"{self.cpus_per_node} CPUs and {self.gpus_per_node} GPUs do not hold that"
+                )
 
 
 def _in_words(number: str) -> str | None:

@@ -117,6 +117,14 @@ SLURM = str(ROOT / "launchers" / "slurm.yaml")
             ["spec.yaml", "--on", SLURM, "--set", "resources.workers=8"],
             "the profile's 1 nodes of 4 CPUs and 0 GPUs do not hold that",
         ),
+        (
+            ["spec.yaml", "--on", SLURM, "--set", "resources.by_size={100M: {workers: 8}}"],
+            "spec.yaml: resources.by_size: a trial takes 8 workers of 1 CPUs and 0 GPUs; the",
+        ),
+        (
+            ["spec.yaml", "--on", KUBERNETES, "--set", "resources.by_size={1B: {workers: 4}}"],
+            "spec.yaml: resources.by_size: a trial takes 4 workers of 1 CPUs and 0 GPUs; no pool",
+        ),
         (["spec.yaml", "--on", SLURM], "there is no sbatch here"),
         (["spec.yaml", "--on", SLURM, "--dry-run=server"], "--dry-run=server needs a Kubernetes"),
         (["status", "x", "--on", SLURM], "there is no launched search x in runs"),
