@@ -31,6 +31,7 @@ class RunDirectory:
         resolved.yaml         the same with every default written out
         study.db              Optuna's storage (unless the spec names another)
         driver.lock           held by the running driver; holds its host and pid
+        cluster.json          the shared Ray cluster of the last driver, and the mark of its gangs
         events.jsonl          everything that happened, one JSON object a line
         status.json           where the running driver stands, at most a second old
         plan.npz              the frozen scoring plan
@@ -57,6 +58,10 @@ class RunDirectory:
     @property
     def lock(self) -> Path:
         return self.root / "driver.lock"
+
+    @property
+    def cluster(self) -> Path:
+        return self.root / "cluster.json"
 
     @property
     def events(self) -> Path:

@@ -337,6 +337,11 @@ class Resources(Section):
     gpu_memory_growth_mb: float = Field(
         500.0, gt=0, description="the same for what a rank keeps of its GPU's memory"
     )
+    ship_code: bool = Field(
+        True,
+        description="workers on a shared Ray cluster get the driver's mptune and plugin packages; "
+        "false: they have the same version installed",
+    )
     stall_timeout_s: float = Field(
         600.0, gt=0, description="a gang that does nothing for so long is ended; stacks are kept"
     )

@@ -118,7 +118,14 @@ _LATER: tuple[tuple[tuple[str, ...], Any], ...] = (
 """Keys that came after the format's first version: at their defaults they do not count."""
 
 
-_NO_MATTER = ("stall_timeout_s", "retries", "memory_gb", "memory_growth_mb", "gpu_memory_growth_mb")
+_NO_MATTER = (
+    "stall_timeout_s",
+    "retries",
+    "memory_growth_mb",
+    "gpu_memory_growth_mb",
+    "memory_gb",
+    "ship_code",
+)
 
 
 def _drop_later(what: dict[str, Any]) -> None:

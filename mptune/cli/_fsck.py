@@ -1,4 +1,4 @@
-"""What does not fit between a run directory and its storage, and how it is mended."""
+"""What does not fit between a run directory, its storage and its cluster, and how to mend it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mptune import study
+from mptune import dispatch, study
+from mptune.cli import _cluster
 from mptune.paths import RunDirectory, TrialDirectory, write_text
 from mptune.spec import SearchSpec
 from mptune.study import TrialRecord
@@ -30,10 +31,18 @@ class Finding:
     repair: Callable[[], object] | None = None
 
 
-def findings(run: RunDirectory, spec: SearchSpec, driven: bool) -> list[Finding]:
-    """Everything that is wrong, in the order in which it is to be repaired."""
+def findings(
+    run: RunDirectory, spec: SearchSpec, driven: bool, address: str | None = None
+) -> list[Finding]:
+    """Everything that is wrong, in the order in which it is to be repaired.
+
+    Raises:
+        DispatchError: the cluster at `address` cannot be reached.
+    """
     url = spec.storage.url
     found = list(_top(run))
+    if not driven:
+        found += _gangs(run, address)
     folders = ("search", "confirm", "compare")
     for name, folder in zip(study.names(spec.name), folders, strict=True):
         records = study.records(run, url, name)
@@ -64,6 +73,15 @@ def _top(run: RunDirectory) -> Iterator[Finding]:
         text = (whole[0] + whole[1]).decode(errors="replace")
         repair = partial(write_text, run.events, text)
         yield Finding(str(run.events), "its last line is cut off", "drop that line", repair)
+
+
+def _gangs(run: RunDirectory, address: str | None) -> Iterator[Finding]:
+    """Gangs on the cluster whose driver is dead."""
+    for where, mark in _cluster.places(run, address):
+        for gang in dispatch.leftovers(where, mark):
+            repair = partial(dispatch.remove_leftovers, where, mark, [gang])
+            what = f"gang {gang} has no driver"
+            yield Finding(f"the Ray cluster at {where}", what, "end its processes", repair)
 
 
 def _trial(files: TrialDirectory, record: TrialRecord, driven: bool) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from mptune import dispatch, memory, status, study
 from mptune.artifacts import Remote
-from mptune.cli import _kpi
+from mptune.cli import _cluster, _kpi
 from mptune.cli._evidence import Asked, collect, comparison_report, finalists, recommended
 from mptune.compare.sequential import schedule
 from mptune.dispatch.base import Dispatcher
@@ -106,7 +106,10 @@ class Session:
                 local=self.local,
                 address=self.address,
                 predictor=self._predictor,
+                mark=_cluster.mark(self.run),
             )
+            if at := self._dispatcher.address():
+                _cluster.remember(self.run, at)
         return self._dispatcher
 
     # --- preparing -----------------------------------------------------------------------------

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 from mptune.dispatch.admission import refusal
 from mptune.dispatch.base import Dispatcher
 from mptune.dispatch.room import Room, Shape
 from mptune.dispatch.runtime import WORKER
 from mptune.forecast import Predictor
 from mptune.spec import Resources
+
+if TYPE_CHECKING:
+    from mptune.dispatch.leftovers import Leftover
 
 
 def make(
@@ -17,8 +23,11 @@ def make(
     address: str | None,
     runtime: str = WORKER,
     predictor: Predictor | None = None,
+    mark: str = "mptune",
 ) -> Dispatcher:
     """The dispatcher for trials of this shape: in this process, on Ray here, or at `address`.
+
+    The names of its gangs on a cluster begin with `mark`.
 
     What `predictor` has learned, from whoever teaches it, decides who may start before whom.
 
@@ -31,7 +40,38 @@ def make(
         return LocalDispatcher(runtime)
     from mptune.dispatch.ray_dispatcher import RayDispatcher
 
-    return RayDispatcher(resources, runtime=runtime, address=address, predictor=predictor)
+    return RayDispatcher(
+        resources, runtime=runtime, address=address, predictor=predictor, mark=mark
+    )
+
+
+def leftovers(address: str, mark: str) -> list[Leftover]:
+    """Gangs of that mark on the Ray cluster at `address`.
+
+    Raises:
+        DispatchError: the cluster cannot be reached.
+    """
+    from mptune.dispatch import leftovers as there
+
+    return there.find(address, mark)
+
+
+def remove_leftovers(address: str, mark: str, found: Iterable[Leftover]) -> None:
+    """End those gangs, with their processes.
+
+    Raises:
+        DispatchError: the cluster cannot be reached.
+    """
+    from mptune.dispatch import leftovers as there
+
+    there.remove(address, mark, {one.id for one in found})
+
+
+def is_reachable(address: str) -> bool:
+    """Whether anything listens there."""
+    from mptune.dispatch import leftovers as there
+
+    return there.is_reachable(address)
 
 
 def misfits(resources: Resources, address: str) -> list[str]:

@@ -17,8 +17,6 @@ class Standing:
 
     gangs: tuple[GangStatus, ...] = ()
     queue: tuple[QueuedTrial, ...] = ()
-    metrics: str | None = None
-    """URL at which Prometheus finds what was published, if it does."""
 
 
 class Dispatcher(Protocol):
@@ -68,6 +66,9 @@ class Dispatcher(Protocol):
 
     def publish(self, status: Status) -> None:
         """Let the metrics of the cluster, if it has any, say this."""
+
+    def address(self) -> str | None:
+        """Of the shared Ray cluster that it runs on; None on machines of its own."""
 
     def close(self) -> None:
         """Stop everything that was started here and leave no process behind."""

@@ -23,7 +23,7 @@ from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from mptune.dispatch import devices, reaper
+from mptune.dispatch import devices, reaper, shipping
 from mptune.dispatch.devices import Gpu, Machine
 from mptune.dispatch.head import Head
 from mptune.dispatch.room import Node
@@ -46,12 +46,14 @@ REFUSED = (
 class Cluster:
     """A Ray of our own, with all CPUs and GPUs of this machine, on loopback; or one at `address`.
 
+    With `ship`, processes at `address` run this process's mptune and plugins, whatever they have.
+
     Raises:
         InputError: the address is one of Ray Client.
         DispatchError: Ray does not start, does not answer, or is already in use in this process.
     """
 
-    def __init__(self, address: str | None) -> None:
+    def __init__(self, address: str | None, *, ship: bool = False) -> None:
         if address and address.startswith("ray://"):
             raise InputError(REFUSED.format(address=address))
         if ray.is_initialized():
@@ -61,11 +63,16 @@ class Cluster:
         self._reaper: subprocess.Popen[bytes] | None = None
         self._own = address is None
         try:
-            _init(address=address) if address else self._start()
+            if address:
+                _init(address=address, runtime_env=shipping.environment() if ship else None)
+            else:
+                self._start()
         except Exception as error:
             where = f"reach the Ray cluster at {address}" if address else "start Ray here"
             raise DispatchError(f"cannot {where}: {_why(error)}") from error
         gcs = ray.get_runtime_context().gcs_address
+        self.address = str(gcs) if address else None
+        """Of the head, if the cluster is not of our own."""
         self._head = Head(gcs, lambda: str(GcsClient(address=gcs).cluster_id))
 
     def is_there(self) -> bool:
@@ -105,14 +112,6 @@ class Cluster:
         named = {n["NodeID"]: devices.of_accelerator(n["Resources"]) for n in alive}
         said = {node: _answer(ref) for node, ref in asked.items() if ref in ready}
         return {node: completed(said.get(node), named.get(node, ())) for node in nodes}
-
-    def metrics_url(self) -> str | None:
-        """Where this process's metrics are served: on its node, if its agent serves any."""
-        here = ray.get_runtime_context().get_node_id()
-        for node in ray.nodes():  # type: ignore[no-untyped-call]
-            if node["NodeID"] == here and node.get("MetricsExportPort"):
-                return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-        return None
 
     def close(self) -> None:
         """Stop Ray if it was started here, else leave it."""

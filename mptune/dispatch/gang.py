@@ -31,6 +31,7 @@ from ray.exceptions import (
     RayActorError,
     RayError,
     RayTaskError,
+    RuntimeEnvSetupError,
 )
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -67,6 +68,12 @@ from mptune.trial import (
 START_TIMEOUT_S = 600.0
 """For importing the libraries and meeting the other ranks, once the processes run."""
 
+PLACE_TIMEOUT_S = 60.0
+"""For the place that was planned to be free for it: others may use the cluster, too."""
+
+NODE_LABEL = "ray.io/node-id"
+"""Ray gives it to every node."""
+
 STOP_TIMEOUT_S = 120.0
 """From a stop request to the end of the trial; a checkpoint may have to be written."""
 
@@ -80,6 +87,10 @@ MEMORY_EVERY_S = 5.0
 """Between two questions how much memory a gang has."""
 
 LOG_TAIL_BYTES = 8000
+
+SAME_VERSION = "install the same version on every node, or leave resources.ship_code on"
+
+NO_MPTUNE = re.compile(r"No module named 'mptune|cannot import name .* from 'mptune")
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 """Ray writes its errors for a terminal."""
@@ -276,6 +287,10 @@ class Gang:
     shape: Shape
     placement: Placement
     runtime: str
+    mark: str = "mptune"
+    """Begins its name on the cluster, which is unique there."""
+    pinned: bool = True
+    """Whether it takes no other place than the planned one."""
     flight: Flight | None = None
     ready: bool = False
     trials: int = 0
@@ -297,13 +312,26 @@ class Gang:
         bundle = {"CPU": self.shape.cpus, "GPU": self.shape.gpus}
         strategy = "STRICT_PACK" if len(set(self.placement)) == 1 else "PACK"
         self._group = placement_group(
-            [{k: v for k, v in bundle.items() if v}] * self.shape.workers, strategy=strategy
+            [{k: v for k, v in bundle.items() if v}] * self.shape.workers,
+            strategy=strategy,
+            name=f"{self.mark}/{self.name}",
+            bundle_label_selector=self._pins() if self.pinned else None,
         )
         self._members = [self._member(rank) for rank in range(self.shape.workers)]
         for rank, member in enumerate(self._members):
             self._expect(member.live.remote(), rank, _nothing)
             self._expect(member.hello.remote(), rank, partial(self._on_hello, rank))
             self._expect(member.load.remote(), rank, _loaded)
+
+    def _pins(self) -> list[dict[str, str]]:
+        """Each rank to its node: placed elsewhere by Ray, it would be in the next gang's way."""
+        return [{NODE_LABEL: node} for node in self.placement]
+
+    @property
+    def is_kept_out(self) -> bool:
+        """Whether somebody else must be in the place that was planned for it."""
+        waited_s = time.monotonic() - self.started_at
+        return self.pinned and not self._hellos and waited_s > PLACE_TIMEOUT_S
 
     def held(self) -> Held:
         """What admission needs to know."""
@@ -473,7 +501,7 @@ class Gang:
             raise GangLost(
                 "wrong_input",
                 f"rank {rank} of {self.name} has mptune {hello.version} on {hello.address}, "
-                f"the driver has {__version__}: install the same version on every node",
+                f"the driver has {__version__}: {SAME_VERSION}",
             )
         self._hellos[rank] = hello
         if len(self._hellos) == len(self._members):
@@ -556,6 +584,12 @@ class Gang:
             if died is not None:
                 return died
             return GangLost(reason_of(error.cause), f"{who}: {one_line(error.cause)}", story)
+        if isinstance(error, RuntimeEnvSetupError):
+            detail = f"{who} could not get the driver's code ({_last_line(error)}): install it on "
+            detail += "every node and set resources.ship_code: false"
+            return GangLost("wrong_input", detail, story)
+        if NO_MPTUNE.search(story):
+            return GangLost("wrong_input", f"{who} has no mptune like this: {SAME_VERSION}", story)
         story += f"\n{self._log_tails(rank)}"
         if isinstance(error, OutOfMemoryError):
             detail = f"{who} was killed: {self._node(rank)} has no memory left"

@@ -136,6 +136,9 @@ class LocalDispatcher:
     def publish(self, status: Status) -> None:
         """Nobody collects metrics here."""
 
+    def address(self) -> str | None:
+        return None
+
     def close(self) -> None:
         self._queue.clear()
         self._running = None

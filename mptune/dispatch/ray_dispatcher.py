@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -94,10 +95,11 @@ class RayDispatcher:
         runtime: str = WORKER,
         address: str | None = None,
         predictor: Predictor | None = None,
+        mark: str = "mptune",
     ) -> None:
         address = address or os.environ.get("RAY_ADDRESS")
         address = None if address == "local" else address
-        self._cluster = Cluster(address)
+        self._cluster = Cluster(address, ship=resources.ship_code)
         self._shape = min(map(Shape.of, resources.gangs()), key=lambda shape: shape.weight)
         self._runtime = runtime
         self._predictor = predictor or Predictor()
@@ -106,19 +108,17 @@ class RayDispatcher:
         self._gangs: dict[str, Gang] = {}
         self._fitted: set[Shape] = set()
         self._names = (f"gang-{n}" for n in count(1))
+        self._mark = f"{mark}/{secrets.token_hex(4)}"
         self._outbox: list[Event] = []
         self._metrics = Metrics()
-        self._metrics_url = self._cluster.metrics_url()
         self._machines: dict[str, Machine] = {}
         self._nodes_seen: tuple[float, Sequence[Node]] = (-NODES_EVERY_S, ())
 
     def warm_up(self) -> None:
-        self._spare_gang(self._preparer)
+        self._spare_gang()
 
     def prepare(self, request: PrepareRequest) -> Prepared:
-        gang = self._gang_for_preparing(
-            self._shape if request.measure_precision else self._preparer
-        )
+        gang = self._gang_for_preparing()
         try:
             return gang.prepare(request)
         except GangLost as lost:
@@ -128,19 +128,6 @@ class RayDispatcher:
             raise
         except Exception as error:
             raise DispatchError(f"preparing the data failed: {one_line(error)}") from error
-        finally:
-            self._drop_preparers()
-
-    @property
-    def _preparer(self) -> Shape:
-        """Who prepares data takes no GPU: whether any trial fits one is known only then."""
-        return replace(self._shape, workers=1, gpus=0) if self._shape.gpus else self._shape
-
-    def _drop_preparers(self) -> None:
-        """No trial of this search runs on a gang that has no GPU, if gangs have some."""
-        for gang in list(self._gangs.values()):
-            if gang.shape == self._preparer != self._shape and gang.flight is None:
-                self._drop(gang, "the data are prepared")
 
     def capacity(self, flying: Sequence[Resources] = ()) -> int:
         shapes = [Shape.of(resources) for resources in flying]
@@ -191,7 +178,7 @@ class RayDispatcher:
             for gang in self._gangs.values():
                 gang.ask_memory()
         gangs = tuple(gang.status() for gang in self._gangs.values())
-        return Standing(gangs, self._queue_status(time.monotonic()), self._metrics_url)
+        return Standing(gangs, self._queue_status(time.monotonic()))
 
     def _queue_status(self, now: float) -> tuple[QueuedTrial, ...]:
         """Only the first ones have a prediction: playing admission forward takes long."""
@@ -203,6 +190,13 @@ class RayDispatcher:
 
     def publish(self, status: Status) -> None:
         self._metrics.say(status)
+
+    def address(self) -> str | None:
+        return self._cluster.address
+
+    def pids(self) -> list[int]:
+        """The processes of all gangs that are ready."""
+        return [pid for gang in self._gangs.values() for pid in gang.pids]
 
     def close(self) -> None:
         self._queue.clear()
@@ -240,11 +234,20 @@ class RayDispatcher:
         alive = {node.id for node in self._nodes()} if self._gangs else set()
         for gang in list(self._gangs.values()):
             if alive.issuperset(gang.placement):
-                continue
-            if gang.ready:
+                if gang.is_kept_out:
+                    self._let_go_anywhere(gang)
+            elif gang.ready:
                 self._lose(gang, GangLost("node_lost", f"a node of {gang.name} has left"))
             else:
                 self._retract(gang)
+
+    def _let_go_anywhere(self, gang: Gang) -> None:
+        """Others use its place: leave it to Ray to find one that is free, or to wait for it."""
+        self._drop(gang, "others use its place")
+        number = gang.flight.trial.number if gang.flight else -1
+        again = self._new_gang(gang.shape, gang.placement, number, pinned=False)
+        if gang.flight:
+            again.fly(gang.flight.trial)
 
     def _retract(self, gang: Gang) -> None:
         """It did not start before its node left: its trial waits again, first in the queue."""
@@ -299,8 +302,10 @@ class RayDispatcher:
             self._queue.remove(queued)
             self._outbox.append(Failed(number=number, reason="wrong_input", detail=detail))
 
-    def _new_gang(self, shape: Shape, placement: Placement, number: int = -1) -> Gang:
-        gang = Gang(next(self._names), shape, placement, self._runtime)
+    def _new_gang(
+        self, shape: Shape, placement: Placement, number: int = -1, *, pinned: bool = True
+    ) -> Gang:
+        gang = Gang(next(self._names), shape, placement, self._runtime, self._mark, pinned)
         self._gangs[gang.name] = gang
         self._fitted.add(shape)
         detail = f"{shape}{_first_time() if self._runtime == WORKER else ''}"
@@ -309,28 +314,27 @@ class RayDispatcher:
         )
         return gang
 
-    def _gang_for_preparing(self, shape: Shape) -> Gang:
-        gang = self._spare_gang(shape)
+    def _gang_for_preparing(self) -> Gang:
+        gang = self._spare_gang()
         while not gang.ready:
             self._collect(SLICE_S)
             if gang.lost:
                 raise DispatchError(f"no worker could be started: {gang.lost.detail}")
         return gang
 
-    def _spare_gang(self, shape: Shape) -> Gang:
-        """One without a trial, perhaps on its way, that has GPUs if the shape does.
+    def _spare_gang(self) -> Gang:
+        """One without a trial, perhaps on its way.
 
         Raises:
             DispatchError: there is no room for one.
         """
-        spare = (g for g in self._gangs.values() if g.flight is None)
-        gang = next((g for g in spare if g.shape.gpus or not shape.gpus), None)
+        gang = next((g for g in self._gangs.values() if g.flight is None), None)
         if gang is not None:
             return gang
-        placement = Room.of(self._nodes()).place(shape)
+        placement = Room.of(self._nodes()).place(self._shape)
         if placement is None:
-            raise DispatchError(f"no room in the cluster for {shape}")
-        return self._new_gang(shape, placement)
+            raise DispatchError(f"no room in the cluster for {self._shape}")
+        return self._new_gang(self._shape, placement)
 
     def _collect(self, wait_s: float) -> None:
         """Take in what the gangs say: wait for the first of it, at most a slice."""
