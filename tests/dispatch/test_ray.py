@@ -13,19 +13,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import optuna
 import psutil
 import pytest
 import ray
 from ray._raylet import AuthenticationMode, get_authentication_mode
 
+from mptune import study
 from mptune.dispatch import gang as gang_module
 from mptune.dispatch import make
 from mptune.dispatch.ray_dispatcher import RayDispatcher
 from mptune.dispatch.room import Shape
 from mptune.errors import DispatchError, InputError
-from mptune.paths import TrialDirectory
-from mptune.spec import Resources
+from mptune.paths import RunDirectory, TrialDirectory
+from mptune.spec import Resources, Search
 from mptune.trial import (
+    Event,
     Failed,
     Finished,
     GangChanged,
@@ -40,6 +43,14 @@ from tests import fakes
 from tests.dispatch.helpers import changes, ends, prepare_request, until, until_ended
 
 PAIR = Resources(workers=2, cpus_per_worker=0.5)
+
+
+class Silent:
+    def trial(self, number: int, label: str, size: str) -> None: ...
+
+    def on_event(self, event: Event) -> None: ...
+
+    def finish_trial(self, number: int, state: str) -> None: ...
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +143,53 @@ def test_a_queued_trial_and_one_whose_gang_starts_are_dropped(dispatcher, tmp_pa
     assert [told[n] for n in (0, 1)] == [
         Stopped(number=n, reason="interrupted", step=0) for n in (0, 1)
     ]
+
+
+def test_a_large_gang_that_came_first_is_not_starved_by_small_ones(dispatcher, tmp_path):
+    """Small gangs would fit in what is free, again and again."""
+    half = Resources(cpus_per_worker=ray.cluster_resources()["CPU"] / 2)
+    for number in (0, 1):
+        dispatcher.submit(trial(number, tmp_path, resources=half))
+    until_ended(dispatcher, 0, 1)
+    for number, step_s in ((2, 0.02), (3, 0.06)):
+        dispatcher.submit(trial(number, tmp_path, resources=half, step_s=step_s))
+    before = dispatcher.events(0)
+    dispatcher.submit(trial(4, tmp_path, resources=whole_machine()))
+    for number in range(5, 9):
+        dispatcher.submit(trial(number, tmp_path, resources=half))
+    order = list(started(before + until_ended(dispatcher, *range(2, 9))))
+    assert set(order[:2]) == {2, 3}
+    assert order[2] == 4
+
+
+def test_states_in_the_study_are_what_happened_to_the_trials(dispatcher, tmp_path):
+    """Pruned is PRUNED, not COMPLETE with what there was; NaN is FAIL, not RUNNING for ever."""
+    run = RunDirectory(tmp_path)
+    pruner = optuna.pruners.ThresholdPruner(upper=-1e9)  # any score is above it
+    opened = study.open_study(run, None, "states", pruner=pruner)
+    behaviours = [{"rungs": (0.5,)}, {"behaviour": "nan"}, {}]
+    study.StudyDriver(
+        study=opened, trials=3, dispatcher=dispatcher, observer=Silent(), concurrency=1,
+        propose=lambda t: trial(
+            t.number, tmp_path / "trials", label="fake · tiny", **behaviours[t.number]
+        ),
+        sampler=lambda number: study.make_sampler(Search(), number),
+    ).run()  # fmt: skip
+    found = study.records(run, None, "states")
+    assert [(r.state, r.reason) for r in found] == [
+        ("PRUNED", "pruned"), ("FAIL", "non_finite_loss"), ("COMPLETE", None),
+    ]  # fmt: skip
+
+
+def test_placement_groups_are_one_per_gang_and_not_nested(dispatcher, tmp_path):
+    dispatcher.submit(trial(0, tmp_path))
+    until_ended(dispatcher, 0)
+    table = ray.util.placement_group_table().values()
+    standing = [group for group in table if group["state"] != "REMOVED"]
+    assert sorted(len(group["bundles"]) for group in standing) == sorted(
+        gang.shape.workers for gang in dispatcher._gangs.values()
+    )
+    assert all(group["state"] == "CREATED" for group in standing)
 
 
 def test_a_diverged_trial_keeps_its_gang(dispatcher, tmp_path):

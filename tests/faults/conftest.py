@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,6 @@ import psutil
 import pytest
 
 from mptune import study
-from mptune.dispatch.base import Dispatcher
 from mptune.dispatch.ray_dispatcher import RayDispatcher
 from mptune.paths import RunDirectory, TrialDirectory
 from mptune.spec import Pruner, Resources, Score, Search, Training
@@ -85,7 +86,7 @@ def nothing(event: Event, search: Search_) -> None: ...
 class Ground:
     """Prepared data and a dispatcher: `search` runs one trial and strikes at it."""
 
-    dispatcher: Dispatcher
+    dispatcher: RayDispatcher
     prepared: Prepared
     data: dict[str, Any]
 
@@ -152,6 +153,26 @@ def once(strike: Callable[[Event, Search_], bool]) -> Strike:
             hit.set()
 
     return on_event
+
+
+def members() -> set[int]:
+    """Every process of a gang that this one, by its Ray, has started and that still runs."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess, IndexError):
+            if process.cmdline()[0].startswith("ray::Member"):
+                found.add(process.pid)
+    return found
+
+
+def orphans(dispatcher: RayDispatcher, seconds: float = 20) -> set[int]:
+    """Processes of gangs that are no more, given a moment."""
+    give_up = time.monotonic() + seconds
+    while left := members() - set(dispatcher.pids()):
+        if time.monotonic() > give_up:
+            break
+        time.sleep(0.1)
+    return left
 
 
 def gone(pids: tuple[int, ...]) -> bool:

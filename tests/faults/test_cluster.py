@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
+from mptune import study
+from mptune.paths import RunDirectory
 from tests.faults.cluster import RayCluster, ray_cluster, wait_until_gone
 from tests.faults.search import Outcome, Searches
 
@@ -97,3 +103,59 @@ def test_a_head_that_was_restarted_ends_the_search_clearly_and_the_same_command_
     searches.start("headless").end()
     assert searches.outcome("headless") == undisturbed
     assert running.run.trial(0).result.stat().st_mtime_ns == finished
+
+
+LEFT = """
+import os, sys, ray
+from ray.util.placement_group import placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+
+@ray.remote(num_cpus=0.1)
+class Rank:
+    def pid(self):
+        return os.getpid()
+
+for name in sys.argv[2:]:
+    group = placement_group([{"CPU": 0.1}], name=name, lifetime="detached")
+    where = PlacementGroupSchedulingStrategy(group)
+    rank = Rank.options(scheduling_strategy=where, lifetime="detached").remote()
+    print(ray.get(rank.pid.remote()))
+"""
+"""Gangs whose driver is gone, as if Ray had not noticed."""
+
+
+def test_fsck_finds_and_ends_gangs_of_this_run_that_have_no_driver(cluster, searches):
+    run = RunDirectory(searches.folder / "headless")
+    known = json.loads(run.cluster.read_text())
+    address = known["address"]  # by the machine's own name for itself
+    assert address.endswith(f":{cluster.port}")
+
+    def python(*arguments: str, code: int = 0) -> str:
+        done = subprocess.run(
+            [sys.executable, *arguments], env=cluster.env, capture_output=True, text=True
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout
+
+    fsck = ("-m", "mptune", "fsck", str(run.root))
+    assert python(*fsck) == "all is well\n"
+    names = (f"{known['mark']}/0a/gang-1", "mptune/another-run/0b/gang-1")
+    ours, another = map(int, python("-c", LEFT, cluster.address, *names).split())
+
+    with study.driver_lock(run):
+        assert "gang" not in python(*fsck)
+        python(*fsck, "--repair", code=2)
+    said = python(*fsck, code=3)
+    gang = f"gang {names[0]} (created, 1 workers) has no driver"
+    assert said.startswith(
+        f"the Ray cluster at {address}: {gang}; would repair: end its processes\n"
+    )
+    assert psutil.pid_exists(ours)
+    assert f"{gang}; repaired: end its processes" in python(
+        *fsck, "--repair", "--address", cluster.address
+    )
+    assert wait_until_gone([ours]) == set()
+    assert psutil.pid_exists(another)
+    assert python(*fsck) == "all is well\n"

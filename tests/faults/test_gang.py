@@ -10,16 +10,34 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from mptune.trial import Event, Failed, Finished, Progress, Scoring, Started, Stopped
-from tests.faults.conftest import PAIR, SCORE, Search_, gone, once
+from tests.faults.conftest import PAIR, SCORE, Ground, Search_, gone, members, once, orphans
 
 pytestmark = pytest.mark.slow
 
+OTHERS: list[dict[str, Any]] = [
+    {"training": {"zero_stage": 3, "batch_size": 16}, "policy": {"kind": "fixed", "rate": 0.3}},
+    {"training": {"zero_stage": 2, "precision": "bf16"}},
+    {"training": {"zero_stage": 1}, "model": {"family": "bert", "width": 64, "depth": 2}},
+    {"training": {"optimizer": {"learning_rate": 1e30}, "gradient_clipping": 0}},
+]
+"""Trials that leave a gang with other stages, sizes and precisions behind it, and a failed one."""
+
 LONG = {"training": {"budget_tokens": 40 * 8 * 16, "checkpoint_every_s": 1e-6}}
 """Many steps, each followed by a checkpoint."""
+
+
+@pytest.fixture(autouse=True)
+def no_orphans(ground: Ground) -> Iterator[None]:
+    """Whatever was done to a gang: no process of it is left once the search has ended."""
+    yield
+    assert members() >= set(ground.dispatcher.pids())
+    assert orphans(ground.dispatcher) == set()
 
 
 def survived(search: Search_, reason: str) -> None:
@@ -127,6 +145,28 @@ def test_a_loss_that_is_not_finite_fails_the_trial_and_keeps_the_gang(ground, tm
     assert search.record.reason == "non_finite_loss"
     assert len(search.started) == 1
     assert not gone_now(search.pids)
+
+
+def digest(search: Search_) -> dict[str, bytes]:
+    weights = torch.load(search.files.module)
+    return {name: tensor.numpy().tobytes() for name, tensor in weights.items()}
+
+
+@pytest.mark.parametrize(("stage", "cpus"), [(0, 0.4), (3, 0.3)])
+def test_a_reused_gang_and_a_fresh_one_give_identical_results(ground, tmp_path, stage, cpus):
+    shape = PAIR.model_copy(update={"cpus_per_worker": cpus})  # of which no gang is there yet
+    training = {"zero_stage": stage, "keep_weights": True}
+    fresh = ground.search(tmp_path / "fresh", resources=shape, training=training)
+    for number, other in enumerate(OTHERS):
+        between = ground.search(tmp_path / f"{number}", resources=shape, **other)
+        assert between.pids == fresh.pids
+    warm = ground.search(tmp_path / "warm", resources=shape, training=training)
+    assert warm.pids == fresh.pids
+    (one,), (two,) = (search.ends(Finished) for search in (fresh, warm))
+    assert len(one.result.loss_curve) > 1
+    assert two.result.loss_curve == one.result.loss_curve
+    assert (two.result.lml, two.result.rates) == (one.result.lml, one.result.rates)
+    assert digest(warm) == digest(fresh)
 
 
 def gone_now(pids: tuple[int, ...]) -> bool:
