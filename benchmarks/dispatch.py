@@ -8,7 +8,7 @@
 - search: the same 16 trials by mptune and by Ray Tune + OptunaSearch + TorchTrainer, side by side:
   the way from a trial's end to the next one's first step, and the wall-clock (`against_peer.py`)
 
---quick takes a tenth of the trials and leaves out turnaround; of the search it runs 4 short trials
+--quick takes a tenth of the trials and leaves out turnaround; of the search it runs 3 short trials
 by mptune and 2 by the peer, and extrapolates to 16, as the table then says.
 """
 
@@ -215,7 +215,7 @@ def turnaround(trials: int) -> dict[str, Any]:
 def search(quick: bool) -> dict[str, Any]:
     """mptune and the peer on the same 16 trials of about 5 s, or a few of 1 s."""
     if quick:
-        found = against_peer.measure(trials=16, seconds=1.0, ours=4, peers=2)
+        found = against_peer.measure(trials=16, seconds=1.0, ours=3, peers=2)
     else:
         found = against_peer.measure(trials=16, seconds=5.0, ours=16, peers=16)
     print(against_peer.table(found), flush=True)
