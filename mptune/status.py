@@ -153,6 +153,7 @@ class Status(Message):
     gangs: tuple[GangStatus, ...]
     spend: Spend
     forecast: Forecast
+    metrics: str | None = Field(None, description="URL of the driver's metrics for Prometheus")
     earlier: dict[Stage, StageEnd] = Field(
         default_factory=dict, description="stages of the same search that were driven before"
     )

@@ -145,6 +145,8 @@ def _show(now: Status, stale: bool) -> None:
         console.print(standing.queue_table(now.queue, LINES))
     words = (standing.spend_words(now.spend, now.forecast), standing.end_words(now),
              standing.limit_words(now))  # fmt: skip
+    if now.metrics and not stale:
+        console.print(f" metrics: {now.metrics}", soft_wrap=True)
     console.print(f" {now.stage}: {' · '.join(filter(None, words))}", soft_wrap=True)
 
 

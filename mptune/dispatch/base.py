@@ -17,6 +17,8 @@ class Standing:
 
     gangs: tuple[GangStatus, ...] = ()
     queue: tuple[QueuedTrial, ...] = ()
+    metrics: str | None = None
+    """URL at which Prometheus finds what was published, if it does."""
 
 
 class Dispatcher(Protocol):

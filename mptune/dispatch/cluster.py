@@ -113,6 +113,14 @@ class Cluster:
         said = {node: _answer(ref) for node, ref in asked.items() if ref in ready}
         return {node: completed(said.get(node), named.get(node, ())) for node in nodes}
 
+    def metrics_url(self) -> str | None:
+        """Where this process's metrics are served: on its node, if its agent serves any."""
+        here = ray.get_runtime_context().get_node_id()
+        for node in ray.nodes():  # type: ignore[no-untyped-call]
+            if node["NodeID"] == here and node.get("MetricsExportPort"):
+                return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        return None
+
     def close(self) -> None:
         """Stop Ray if it was started here, else leave it."""
         self._head.close()

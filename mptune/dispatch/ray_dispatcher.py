@@ -111,14 +111,17 @@ class RayDispatcher:
         self._mark = f"{mark}/{secrets.token_hex(4)}"
         self._outbox: list[Event] = []
         self._metrics = Metrics()
+        self._metrics_url = self._cluster.metrics_url()
         self._machines: dict[str, Machine] = {}
         self._nodes_seen: tuple[float, Sequence[Node]] = (-NODES_EVERY_S, ())
 
     def warm_up(self) -> None:
-        self._spare_gang()
+        self._spare_gang(self._preparer)
 
     def prepare(self, request: PrepareRequest) -> Prepared:
-        gang = self._gang_for_preparing()
+        gang = self._gang_for_preparing(
+            self._shape if request.measure_precision else self._preparer
+        )
         try:
             return gang.prepare(request)
         except GangLost as lost:
@@ -128,6 +131,19 @@ class RayDispatcher:
             raise
         except Exception as error:
             raise DispatchError(f"preparing the data failed: {one_line(error)}") from error
+        finally:
+            self._drop_preparers()
+
+    @property
+    def _preparer(self) -> Shape:
+        """Who prepares data takes no GPU: whether any trial fits one is known only then."""
+        return replace(self._shape, workers=1, gpus=0) if self._shape.gpus else self._shape
+
+    def _drop_preparers(self) -> None:
+        """No trial of this search runs on a gang that has no GPU, if gangs have some."""
+        for gang in list(self._gangs.values()):
+            if gang.shape == self._preparer != self._shape and gang.flight is None:
+                self._drop(gang, "the data are prepared")
 
     def capacity(self, flying: Sequence[Resources] = ()) -> int:
         shapes = [Shape.of(resources) for resources in flying]
@@ -178,7 +194,7 @@ class RayDispatcher:
             for gang in self._gangs.values():
                 gang.ask_memory()
         gangs = tuple(gang.status() for gang in self._gangs.values())
-        return Standing(gangs, self._queue_status(time.monotonic()))
+        return Standing(gangs, self._queue_status(time.monotonic()), self._metrics_url)
 
     def _queue_status(self, now: float) -> tuple[QueuedTrial, ...]:
         """Only the first ones have a prediction: playing admission forward takes long."""
@@ -314,27 +330,28 @@ class RayDispatcher:
         )
         return gang
 
-    def _gang_for_preparing(self) -> Gang:
-        gang = self._spare_gang()
+    def _gang_for_preparing(self, shape: Shape) -> Gang:
+        gang = self._spare_gang(shape)
         while not gang.ready:
             self._collect(SLICE_S)
             if gang.lost:
                 raise DispatchError(f"no worker could be started: {gang.lost.detail}")
         return gang
 
-    def _spare_gang(self) -> Gang:
-        """One without a trial, perhaps on its way.
+    def _spare_gang(self, shape: Shape) -> Gang:
+        """One without a trial, perhaps on its way, that has GPUs if the shape does.
 
         Raises:
             DispatchError: there is no room for one.
         """
-        gang = next((g for g in self._gangs.values() if g.flight is None), None)
+        spare = (g for g in self._gangs.values() if g.flight is None)
+        gang = next((g for g in spare if g.shape.gpus or not shape.gpus), None)
         if gang is not None:
             return gang
-        placement = Room.of(self._nodes()).place(self._shape)
+        placement = Room.of(self._nodes()).place(shape)
         if placement is None:
-            raise DispatchError(f"no room in the cluster for {self._shape}")
-        return self._new_gang(self._shape, placement)
+            raise DispatchError(f"no room in the cluster for {shape}")
+        return self._new_gang(shape, placement)
 
     def _collect(self, wait_s: float) -> None:
         """Take in what the gangs say: wait for the first of it, at most a slice."""

@@ -92,6 +92,9 @@ class MaskedPredictor(nn.Module):
         # In tuples they are no submodules: their parameters are those of encoder and head.
         self._pretrained, self._last = (pretrained,), (last,)
         self._chosen_K: Tensor | None = None
+        self._asking = _attention.Asking()
+        for part in last.modules():
+            part.asking = self._asking  # type: ignore[assignment]
         (narrow or _narrow_output)(last, self._choose)
         self.axes = nn.ModuleList()
         self.register_buffer("place_AD", None)
@@ -123,6 +126,7 @@ class MaskedPredictor(nn.Module):
         attend_BD: Tensor | None = None,
         document_BD: Tensor | None = None,
         place_BD: Tensor | None = None,
+        asking_BM: Tensor | None = None,
     ) -> Tensor:
         """logits [K, V] at the masked positions.
 
@@ -133,6 +137,8 @@ class MaskedPredictor(nn.Module):
             attend_BD: positions that may be attended to; default all.
             document_BD: of packed rows, the document of each position; attention stays inside.
             place_BD: of packed rows, the position inside its document.
+            asking_BM: flat indices of the positions for which attention in the last block is
+                computed, the masked ones and others; default all.
         """
         # Hugging Face would number positions by the padding id where it has one; here every
         # position is its own column, padded or not.
@@ -144,11 +150,11 @@ class MaskedPredictor(nn.Module):
             embed: Any = self.encoder.embeddings
             given = {"inputs_embeds": embed(input_ids=tokens_BD, position_ids=place_BD)}
         flat_K = mask.flatten().nonzero()[:, 0] if mask.dtype == torch.bool else mask
-        self._chosen_K = flat_K
+        self._chosen_K, self._asking.flat_BM = flat_K, asking_BM
         try:
             chosen_KW = self.encoder(**given, attention_mask=attention, position_ids=place_BD)[0]
         finally:
-            self._chosen_K = None
+            self._chosen_K = self._asking.flat_BM = None
         logits_KV: Tensor = self.head(chosen_KW)
         if logits_KV.shape[1] != self.predictable:
             logits_KV = logits_KV[:, : self.predictable]

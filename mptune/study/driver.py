@@ -35,7 +35,7 @@ from mptune.study.lock import interrupts
 from mptune.study.queued import requeue_running, requeue_trial
 from mptune.study.spend import load_spend, save_spend
 from mptune.study.standing import Moment, Watched
-from mptune.study.storage import CUT_OFF
+from mptune.study.storage import CUT_OFF, attributes_of
 from mptune.trial import (
     RETRIED,
     Event,
@@ -235,7 +235,7 @@ class StudyDriver:
         twin = self._history.twins.get(spec.fingerprint())
         if twin is None:
             return
-        attrs = self.study.get_trials(deepcopy=False)[twin].user_attrs
+        attrs = attributes_of(self.study, self.study.get_trials(deepcopy=False)[twin])
         ran = TrialSpec.model_validate_json(attrs["trial_spec"])
         own = TrialDirectory.of(spec.directory)
         write_text(own.spec, spec.model_dump_json(indent=2))
@@ -362,10 +362,12 @@ class StudyDriver:
 def teach(predictor: Predictor, study: optuna.Study) -> None:
     """Tell how long the last trials of a study took that has run before."""
     finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    ran = [t for t in finished if "result" in t.user_attrs and "same_as" not in t.user_attrs]
+    ran = [t for t in finished if "same_as" not in t.user_attrs]
     for trial in ran[-TAUGHT:]:
-        spec = TrialSpec.model_validate_json(trial.user_attrs["trial_spec"])
-        predictor.learn(spec, TrialResult.model_validate_json(trial.user_attrs["result"]))
+        attrs = attributes_of(study, trial)
+        if "result" in attrs:
+            spec = TrialSpec.model_validate_json(attrs["trial_spec"])
+            predictor.learn(spec, TrialResult.model_validate_json(attrs["result"]))
 
 
 def _earlier(point: Mapping[str, Any], rung: Rung) -> bool:

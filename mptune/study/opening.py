@@ -13,14 +13,31 @@ from mptune.errors import InputError
 from mptune.paths import RunDirectory
 from mptune.study.storage import open_storage
 
+DRIVEN = (
+    "arm",
+    "detail",
+    "fingerprint",
+    "label",
+    "learning",
+    "reason",
+    "retries",
+    "run_key",
+    "same_as",
+    "tree",
+)
+"""User attributes of trials that a driver reads of all of them."""
+
 
 def open_study(
     run: RunDirectory, url: str | None, name: str, *, pruner: optuna.pruners.BasePruner
 ) -> optuna.Study:
-    """Create or load the study, with the metric named for whoever opens a dashboard."""
+    """Create or load the study to drive it, with the metric named for whoever opens a dashboard.
+
+    Its trials come with the attributes that a driver needs; see `mptune.study.storage`.
+    """
     study = optuna.create_study(
         study_name=name,
-        storage=open_storage(run, url),
+        storage=open_storage(run, url, only=DRIVEN),
         direction="maximize",
         load_if_exists=True,
         pruner=pruner,

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mptune.paths import RunDirectory
 from mptune.study.attributes import ENDED
-from mptune.study.storage import compare_name, existing, open_storage
+from mptune.study.storage import attributes_of, compare_name, existing, open_storage
 from mptune.trial import TrialSpec
 
 COMPARE_SEED, CONFIRM_SEED = 1_000_000, 2_000_000
@@ -56,7 +56,7 @@ def run_key(spec: TrialSpec) -> str:
 
 def enqueue_runs(study: optuna.Study, runs: Sequence[Run]) -> int:
     """Queue the runs that are not there yet; returns the study's trials."""
-    known = [_run_of(t) for t in study.get_trials(deepcopy=False)]
+    known = [_run_of(study, t) for t in study.get_trials(deepcopy=False)]
     new = [run for run in runs if (run.key, run.seed) not in known]
     for run in new:
         attrs = {"arm": run.arm, "run_key": run.key, "tree": dict(run.tree)}
@@ -64,9 +64,10 @@ def enqueue_runs(study: optuna.Study, runs: Sequence[Run]) -> int:
     return len(known) + len(new)
 
 
-def _run_of(trial: FrozenTrial) -> tuple[str | None, int | None]:
+def _run_of(study: optuna.Study, trial: FrozenTrial) -> tuple[str | None, int | None]:
     """(run key, number of the seed) of a trial, ended, running or waiting."""
-    attrs, spec = trial.user_attrs, trial.user_attrs.get("trial_spec")
+    attrs = attributes_of(study, trial)
+    spec = attrs.get("trial_spec")
     key = run_key(TrialSpec.model_validate_json(spec)) if spec else attrs.get("run_key")
     fixed = trial.system_attrs.get("fixed_params", {})
     return key, trial.params.get("seed", fixed.get("seed"))

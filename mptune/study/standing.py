@@ -93,6 +93,7 @@ class Watched:
             running=tuple(self._running(f, now) for f in flying if f.spec.number not in queued),
             queue=there.queue,
             gangs=there.gangs,
+            metrics=there.metrics,
             spend=spend,
             forecast=outlook(self._course(moment), [self._ahead(f, now) for f in flying], spend),
         )

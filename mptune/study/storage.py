@@ -14,7 +14,9 @@ import optuna
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial
 from sqlalchemy import event as sqlalchemy_event
+from sqlalchemy import orm as sqlalchemy_orm
 from sqlalchemy.exc import OperationalError
 
 from mptune.errors import InputError
@@ -28,6 +30,8 @@ RECONNECT_S = 120.0
 """How long a search waits for a database server that went away."""
 
 REPEATABLE = (
+    "_get_trials",
+    "_set_trial_param",
     "get_all_trials",
     "get_n_trials",
     "get_study_directions",
@@ -35,6 +39,7 @@ REPEATABLE = (
     "get_study_system_attrs",
     "get_study_user_attrs",
     "get_trial",
+    "get_trial_user_attrs",
     "set_study_system_attr",
     "set_study_user_attr",
     "set_trial_intermediate_value",
@@ -48,11 +53,22 @@ REPEATABLE = (
 CUT_OFF = (optuna.exceptions.StorageInternalError, OperationalError)
 """What a storage raises whose server went away."""
 
+_ATTRIBUTES: Any = models.TrialUserAttributeModel.__table__
+
 _Errors = type[Exception] | tuple[type[Exception], ...]
 
 
 class Database(optuna.storages.RDBStorage):
-    """Optuna's, with a way to write several attributes of a trial in one transaction."""
+    """Optuna's, with a way to write several attributes of a trial in one transaction.
+
+    With `only`, trials come without their other attributes: Optuna keeps every trial of an open
+    study in memory.
+    """
+
+    def __init__(self, url: str, engine_kwargs: dict[str, Any], only: Sequence[str] = ()) -> None:
+        super().__init__(url, engine_kwargs)
+        if only:
+            _read_only(self, only)
 
     def set_trial_user_attrs(self, trial_id: int, attrs: Mapping[str, Any]) -> None:
         """Set user attributes in one transaction, which may be repeated.
@@ -61,20 +77,49 @@ class Database(optuna.storages.RDBStorage):
             UpdateFinishedTrialError: the trial has ended.
             StorageInternalError: the server is out of reach, or will not have them.
         """
-        table = models.TrialUserAttributeModel
+        rows = [
+            {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
+            for key, value in attrs.items()
+        ]
+        before = _ATTRIBUTES.delete().where(_ATTRIBUTES.c.trial_id == trial_id)
         with _create_scoped_session(self.scoped_session) as session:
             trial: Any = models.TrialModel.find_or_raise_by_id(trial_id, session)
             self.check_trial_is_updatable(trial_id, trial.state)
-            there = session.query(table).filter(table.trial_id == trial_id, table.key.in_(attrs))
-            rows: dict[str, Any] = {str(row.key): row for row in there}
-            for key, value in attrs.items():
-                row = rows.get(key) or table(trial_id=trial_id, key=key)
-                row.value_json = json.dumps(value)
-                session.add(row)
+            session.execute(before.where(_ATTRIBUTES.c.key.in_(attrs)))
+            session.execute(_ATTRIBUTES.insert(), rows)
+
+    def get_trial_user_attrs(self, trial_id: int) -> dict[str, Any]:
+        """All of them, whatever trials come with."""
+        wanted = _ATTRIBUTES.select().where(_ATTRIBUTES.c.trial_id == trial_id)
+        with _create_scoped_session(self.scoped_session) as session:
+            return {row.key: json.loads(row.value_json) for row in session.execute(wanted)}
 
 
-def open_storage(run: RunDirectory, url: str | None) -> optuna.storages.BaseStorage:
+def _read_only(storage: Database, keys: Sequence[str]) -> None:
+    table = models.TrialUserAttributeModel
+    criteria = sqlalchemy_orm.with_loader_criteria(table, table.key.in_(keys))
+
+    def add(asked: sqlalchemy_orm.ORMExecuteState) -> None:
+        if asked.is_select:
+            asked.statement = asked.statement.options(criteria)
+
+    sqlalchemy_event.listen(storage.scoped_session, "do_orm_execute", add)
+
+
+def attributes_of(study: optuna.Study, trial: FrozenTrial) -> Mapping[str, Any]:
+    """All user attributes of a trial, also of a study that is open without them."""
+    database = getattr(study._storage, "_backend", None)
+    if isinstance(database, Database):
+        return database.get_trial_user_attrs(trial._trial_id)
+    return trial.user_attrs
+
+
+def open_storage(
+    run: RunDirectory, url: str | None, only: Sequence[str] = ()
+) -> optuna.storages.BaseStorage:
     """Optuna's storage: SQLite in the run directory, or any RDB by URL.
+
+    With `only`, a database reads no user attributes of trials but these.
 
     Raises:
         InputError: the URL names no reachable database.
@@ -84,7 +129,7 @@ def open_storage(run: RunDirectory, url: str | None) -> optuna.storages.BaseStor
     address = url or f"sqlite:///{run.database.absolute()}"
     for attempt in range(1, STORAGE_ATTEMPTS + 1):
         try:
-            return _storage(address)
+            return _storage(address, only)
         except Exception as error:
             reason = str(error).splitlines()[0]
             # Two processes that meet an empty database both create its tables; one of them loses.
@@ -94,17 +139,17 @@ def open_storage(run: RunDirectory, url: str | None) -> optuna.storages.BaseStor
     raise AssertionError
 
 
-def _storage(address: str) -> optuna.storages.BaseStorage:
+def _storage(address: str, only: Sequence[str]) -> optuna.storages.BaseStorage:
     if address.startswith(JOURNAL):
         return _journal(address)
     wait = {"connect_args": {"timeout": 60}} if address.startswith("sqlite") else {}
-    storage = Database(address, engine_kwargs={"pool_pre_ping": True, **wait})
+    storage = Database(address, {"pool_pre_ping": True, **wait}, only)
     if storage.engine.dialect.name != "sqlite":
-        _outlive_restarts(storage)
+        outlive_restarts(storage)
     return storage
 
 
-def _outlive_restarts(storage: optuna.storages.RDBStorage) -> None:
+def outlive_restarts(storage: optuna.storages.RDBStorage) -> None:
     """Wait for a server that went away after the storage was opened, and repeat what it cut off.
 
     What is repeated changes nothing the second time. Asking for a trial does: see

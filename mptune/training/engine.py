@@ -106,6 +106,9 @@ def engine(
             config=config,
             dist_init_required=False,
         )[0]
+    if ranks.world_size == 1 and not zero_stage(made):
+        # It would copy all gradients, sum them over one rank, and copy them back.
+        made.enable_backward_allreduce = False
     try:
         yield made
     finally:

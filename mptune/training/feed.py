@@ -41,6 +41,9 @@ from mptune.training.shapes import HeadRows, deal
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
+MOST_ASKING = 0.8
+"""Share of the positions up to which it saves time to compute attention for those that are read."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
@@ -191,6 +194,8 @@ class Batch:
         spare = total - int(count_B.sum())
         # Spare rows look at different positions: adding up gradients at one would be a queue.
         arguments[1] = np.concatenate([arguments[1], np.arange(spare) % mask_BD.size])
+        if self.head is None and self.attend is None:
+            arguments += [None, None, _asking(mask_BD)]
         weight_K = np.repeat(self.drawn.weight_B[rows] / self.drawn.normaliser, count_B)
         code_B = np.zeros(len(rows)) if self.code_B is None else self.code_B[rows]
         return arguments, [
@@ -211,6 +216,18 @@ class Batch:
             return [inputs_BD, np.flatnonzero(mask_BD), attend_BD]
         inputs_RD = packing.moved(inputs_BD, self.pad_id)
         return [inputs_RD, packing.flat(mask_BD), None, packing.documents(), packing.places()]
+
+
+def _asking(mask_BD: NDArray[np.bool_]) -> IntArray | None:
+    """Flat indices [B, M] of positions with all masked ones among them; None if nearly all.
+
+    M is the largest count, so that they are a rectangle: what it has more of is not masked.
+    """
+    most, length = int(mask_BD.sum(1).max(initial=0)), mask_BD.shape[1]
+    if most > MOST_ASKING * length:
+        return None
+    place_BM = np.argsort(~mask_BD, axis=1, kind="stable")[:, :most]
+    return np.asarray(place_BM + length * np.arange(len(mask_BD))[:, None])
 
 
 def _filled(values: NDArray[Any], spare: int, fill: int) -> NDArray[Any]:

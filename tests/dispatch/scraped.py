@@ -14,7 +14,6 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import optuna
-import ray
 from ray._raylet import AuthenticationMode, get_authentication_mode
 
 from mptune import study
@@ -47,10 +46,8 @@ def main(run: RunDirectory) -> None:
         sampler=lambda number: study.make_sampler(Search(), number), concurrency=3,
         ordered=False, watchers=(dispatcher.publish,), budget_worker_seconds=1e6,
     )  # fmt: skip
-    node = ray.nodes()[0]
-    address = f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
     with_token = get_authentication_mode() == AuthenticationMode.TOKEN
-    print("token" if with_token else "open", address, flush=True)
+    print("token" if with_token else "open", dispatcher.standing().metrics, flush=True)
     threading.Thread(
         target=lambda: (sys.stdin.readline(), driver.interrupted.set()), daemon=True
     ).start()

@@ -31,7 +31,7 @@ Scraped = dict[tuple[str, str], float]
 
 def scrape(address: str) -> tuple[Scraped, dict[str, str]]:
     """Our series, and the kind of each."""
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(address, timeout=10) as answer:
         text = answer.read().decode()
     found, kinds = {}, {}
     for family in text_string_to_metric_families(text):
@@ -85,7 +85,7 @@ def test_a_search_is_scraped_while_it_runs(tmp_path: Path) -> None:
     try:
         authentication, address = process.stdout.readline().split()
         assert authentication == "token"
-        assert address.startswith("127.0.0.1:")
+        assert address.startswith("http://127.0.0.1:")
         found, kinds = until(address, is_as_asked)
     finally:
         process.communicate("\n", timeout=60)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,6 +23,7 @@ from mptune.spec import Resources
 from mptune.study import attributes
 from mptune.trial import GangChanged, TrialSpec
 from tests import fakes
+from tests.faults.cluster import ray_cluster
 from tests.study.drivers import Watcher, driver, found
 
 SMALL = Resources(cpus_per_worker=0.5, memory_gb=1)
@@ -122,3 +126,20 @@ def test_a_silent_node_is_known_by_rays_accelerator_type() -> None:
     assert completed(None, named) == devices.Machine(gpus=named)
     told = devices.Machine(16e9, (devices.Gpu("Tesla T4", 15e9),))
     assert completed(told, named) == told
+
+
+@pytest.mark.slow
+def test_no_gpu_is_taken_before_a_trial_is_known_to_fit(tmp_path: Path) -> None:
+    """On a node with a GPU in name only: Ray counts it, NVML knows none, and Ray names its kind."""
+    kind = """--resources={"accelerator_type:A100": 1}"""
+    command = [sys.executable, "-m", "tests.dispatch.on_gpus"]
+    with ray_cluster(2, "--num-gpus=1", kind) as cluster:
+        told = subprocess.run(
+            [*command, cluster.address, str(tmp_path)],
+            env=cluster.env, capture_output=True, text=True, check=True, timeout=200,
+        )  # fmt: skip
+    said = json.loads(told.stdout.splitlines()[-1])
+    assert said["device"] == {"kind": "cuda", "bytes": 40e9, "words": "A100"}
+    assert said["states"] == ["FAIL", "FAIL", "COMPLETE"]
+    assert ", and A100 has 40 GB; it fits with resources.workers: " in said["details"][0]
+    assert said["gpus"] == [0, 1]

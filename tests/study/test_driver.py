@@ -25,7 +25,7 @@ def test_every_trial_ends_complete_with_its_numbers(run: RunDirectory) -> None:
     driver(run).run()
     records = found(run)
     assert [r.state for r in records] == ["COMPLETE"] * 8
-    trial = study.open_study(run, None, "demo", pruner=optuna.pruners.NopPruner()).trials[0]
+    trial = optuna.load_study(study_name="demo", storage=study.open_storage(run, None)).trials[0]
     attrs = trial.user_attrs
     assert trial.value == pytest.approx(attrs["lml"]["nats_per_token"])
     assert attrs["lml"]["se_nats_per_token"] > 0

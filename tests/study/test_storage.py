@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
+from itertools import count
+from typing import Any
 
 import optuna
 import pytest
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from sqlalchemy import event
 
 from mptune import study
 from mptune.errors import InputError
 from mptune.paths import RunDirectory
 from mptune.study.attributes import set_attributes
-from tests.study.drivers import driver
+from mptune.study.storage import Database, attributes_of, outlive_restarts
+from tests.study.drivers import driver, found
 
 
 def test_an_unreachable_storage_is_the_users_error(run: RunDirectory) -> None:
@@ -37,12 +40,13 @@ def test_the_dashboard_opens_the_study(run: RunDirectory) -> None:
 def test_attributes_of_a_trial_are_one_transaction(run: RunDirectory) -> None:
     opened = driver(run).study
     trial = opened.ask()
-    trial.set_user_attr("a", 1)
+    trial.set_user_attr("retries", 1)
     commits: list[int] = []
     event.listen(opened._storage._backend.engine, "commit", lambda _: commits.append(1))
-    set_attributes(trial, a=2, b=[3], c=None)
+    set_attributes(trial, retries=2, learning=[3], arm=None)
     assert len(commits) == 1
-    assert trial.user_attrs == opened.trials[0].user_attrs == {"a": 2, "b": [3], "c": None}
+    stored = {"retries": 2, "learning": [3], "arm": None}
+    assert trial.user_attrs == opened.trials[0].user_attrs == stored
 
 
 def test_attributes_of_a_trial_that_has_ended_are_refused(run: RunDirectory) -> None:
@@ -60,3 +64,43 @@ def test_a_journal_has_the_same_attributes(run: RunDirectory) -> None:
     trial = opened.ask()
     set_attributes(trial, a=2, b=[3])
     assert trial.user_attrs == opened.trials[0].user_attrs == {"a": 2, "b": [3]}
+
+
+def test_a_driver_reads_what_it_needs_and_the_rest_where_it_is_asked_for(run: RunDirectory) -> None:
+    """Of trials that run and of trials that have ended, in bulk and one by one."""
+    opened = driver(run).study
+    ended, runs = opened.ask(), opened.ask()
+    for trial in (ended, runs):
+        set_attributes(trial, arm="a", result="much", versions={"torch": "2"})
+    set_attributes(runs, result="more")
+    opened.tell(ended, 1.0)
+    for trial in (*opened.trials, opened._storage.get_trial(runs._trial_id)):
+        assert trial.user_attrs == {"arm": "a"}
+    first, second = opened.trials
+    assert attributes_of(opened, first)["result"] == "much"
+    assert attributes_of(opened, second) == {
+        "arm": "a",
+        "result": "more",
+        "versions": {"torch": "2"},
+    }
+
+
+@pytest.mark.parametrize("name", ["_get_trials", "_set_trial_param", "set_trial_user_attrs"])
+def test_what_a_server_cut_off_is_repeated(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """It had been done, but the answer was lost; doing it again changes nothing."""
+    whole, calls = getattr(Database, name), count()
+
+    def cut_off(*args: Any, **options: Any) -> Any:
+        done = whole(*args, **options)
+        if next(calls) == 1:
+            raise StorageInternalError("the server closed the connection")
+        return done
+
+    monkeypatch.setattr(Database, name, cut_off)
+    made = driver(run, trials=2)
+    outlive_restarts(made.study._storage._backend)
+    made.run()
+    assert [r.state for r in found(run)] == ["COMPLETE"] * 2
+    assert next(calls) > 2
