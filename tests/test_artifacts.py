@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fsspec
 import pytest
 
 from mptune.artifacts import Folder, Remote, Store, check_url
 from tests.objects import bucket
+from tests.training.trials import free_port
 
 KINDS = {
     "folder": lambda path: Folder(path / "deep" / "root"),
@@ -14,10 +16,32 @@ KINDS = {
 }
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[*KINDS, "gs"])
 def store(request: pytest.FixtureRequest, tmp_path) -> Store:
-    made: Store = KINDS[request.param](tmp_path)
+    if request.param == "gs":
+        made: Store = request.getfixturevalue("google")
+    else:
+        made = KINDS[request.param](tmp_path)
     return made
+
+
+@pytest.fixture
+def google(monkeypatch):
+    """gcsfs against an emulator of Google's storage, where both are installed.
+
+    gcsfs would ask by gRPC, which the emulator does not speak, what kind of bucket it is.
+    """
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    emulator = pytest.importorskip("gcp_storage_emulator.server")
+    gcsfs = pytest.importorskip("gcsfs")
+    port = free_port()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+    monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
+    server = emulator.create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
+    server.start()
+    yield Remote("gs://bucket/deep/root")
+    server.stop()
+    gcsfs.GCSFileSystem.clear_instance_cache()
 
 
 def put(store: Store, **files: str) -> None:
