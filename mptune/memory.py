@@ -294,7 +294,7 @@ def check(sizes: Sizes, training: Training, resources: Resources, holds: Holds) 
 def _advice(sizes: Sizes, training: Training, resources: Resources, holds: Holds) -> str:
     found = next(fitting(sizes, training, resources, holds), None)
     if found is None:
-        return f"no gang of up to {GANGS[-1]} fits it; use a smaller model"
+        return f"no gang of up to {GANGS[-1]} fits it; use a smaller model or score.batch_size"
     return f"it fits with {found.words()}"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mptune import report
-from mptune.cli import _arguments, _kpi, _notes
+from mptune.cli import _arguments, _kpi, _memory, _notes
 from mptune.cli._session import Session
 from mptune.errors import InterruptedSearch, NoResultError
 from mptune.paths import RunDirectory
@@ -33,7 +33,10 @@ def run(arguments: argparse.Namespace, *, searching: bool, file: SpecFile | None
     for note in _notes.notes(file, spec) if searching else ():
         console.print(f"note: {note}", soft_wrap=True)
     if arguments.dry_run:
-        return _dry_run(console, file, spec, searching)
+        _dry_run(console, file, spec, searching)
+        for line in _memory.refusals(file, spec, _arguments.address(arguments)):
+            console.print(f"  will be refused: {line}", soft_wrap=True, markup=False)
+        return 0
     root = arguments.run_dir or Path("runs") / spec.name
     session = Session(
         file=file,
@@ -97,7 +100,7 @@ def shown(written: Sequence[Path]) -> list[Path]:
     return [*(p for p in written if p.parent not in folders), *folders]
 
 
-def _dry_run(console: Console, file: SpecFile, spec: SearchSpec, searching: bool) -> int:
+def _dry_run(console: Console, file: SpecFile, spec: SearchSpec, searching: bool) -> None:
     data, resources = build("data", spec.data), spec.resources
     console.print(f"{spec.name}: {data.words()}")
     if searching:
@@ -119,7 +122,6 @@ def _dry_run(console: Console, file: SpecFile, spec: SearchSpec, searching: bool
         f"  each trial: {resources.workers} workers x {resources.cpus_per_worker:g} CPUs, "
         f"{resources.gpus_per_worker:g} GPUs"
     )
-    return 0
 
 
 def _command_again() -> str:

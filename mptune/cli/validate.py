@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 
-from mptune.cli import _arguments, _notes
+from mptune.cli import _arguments, _memory, _notes
 from mptune.errors import InputError
 from mptune.space import Space
 from mptune.spec import SearchSpec
@@ -16,7 +16,8 @@ EXAMPLES = """\
 examples:
   mptune validate search_spaces/quickstart.yaml
   mptune validate spec.yaml --set training.budget_tokens=2e6
-  mptune validate spec.yaml --address 10.0.0.5:6379    # also whether its gangs fit there
+  mptune validate spec.yaml --address 10.0.0.5:6379    # also whether gangs and models fit there
+  mptune validate spec.yaml --set resources.memory_gb=16    # or in so much for each worker
 """
 
 
@@ -30,9 +31,11 @@ def run(arguments: argparse.Namespace) -> int:
     file = SpecFile.read(arguments.spec, arguments.overrides)
     spec = file.validate()
     Space(file).arms()
-    _refuse_what_never_fits(file, spec, _arguments.address(arguments))
+    address = _arguments.address(arguments)
+    _refuse_what_never_fits(file, spec, address)
     found = {name: _words(dimension) for name, dimension in file.dimensions.items()}
-    notes = _notes.notes(file, spec)
+    refused = [f"will be refused: {line}" for line in _memory.refusals(file, spec, address)]
+    notes = [*_notes.notes(file, spec), *refused]
     if arguments.json:
         said = {"valid": True, "name": spec.name, "dimensions": found, "notes": notes}
         print(json.dumps(said, indent=2))

@@ -322,6 +322,28 @@ def test_validate_says_when_size_and_learning_rate_are_confounded(
         assert ("confounded" in capsys.readouterr().out) == noted, override
 
 
+@pytest.mark.parametrize("command", [["validate"], ["search", "--dry-run"]])
+def test_models_that_cannot_fit_are_told_before_anything_runs(
+    command: list[str], spec: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(widths: str, gigabytes: float) -> tuple[int, str]:
+        model = f"model={{family: bert, width: {widths}}}"
+        given = ["--set", model, "--set", f"resources.memory_gb={gigabytes}"]
+        code = main([command[0], str(spec), *command[1:], *given])
+        told = capsys.readouterr()
+        return code, told.out + told.err
+
+    some, line = said("{choice: [32, 2048]}", 1)
+    assert some == 0
+    assert "will be refused: bert 2048×2 needs" in line
+    assert "bert 32×2" not in line
+    none, line = said("2048", 1)
+    assert none == 2
+    assert "model: bert 2048×2 needs " in line
+    assert "a worker (resources.memory_gb) has 1 GB" in line
+    assert said("2048", 64)[0] == 0
+
+
 def test_the_best_trials_are_confirmed_before_one_is_recommended(
     spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
