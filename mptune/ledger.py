@@ -39,20 +39,6 @@ class Ledger:
         self.most_worker_s = max(self.most_worker_s, workers)
         self.most_gpu_s = max(self.most_gpu_s, gpus)
 
-    def allows(
-        self, now: float, flying: int, worker_s: float | None, gpu_hours: float | None
-    ) -> bool:
-        """Whether one more trial is forecast to stay within the budgets, beside `flying` ones.
-
-        Every trial is forecast to take what the longest one took; with none ended, nothing.
-        """
-        used = [self.used(number, now) for number in self._running]
-        workers = self.worker_s + sum(max(w, self.most_worker_s) for w, _ in used)
-        gpus = self.gpu_s + sum(max(g, self.most_gpu_s) for _, g in used)
-        more = 1 + max(0, flying - len(used))
-        fits = worker_s is None or workers + more * self.most_worker_s <= worker_s
-        return fits and (gpu_hours is None or gpus + more * self.most_gpu_s <= 3600 * gpu_hours)
-
     def spent(self) -> dict[str, float]:
         """In words for people: worker-seconds and GPU-hours of ended trials."""
         return {"worker_seconds": round(self.worker_s, 1), "gpu_hours": round(self.gpu_s / 3600, 4)}

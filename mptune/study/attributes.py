@@ -29,9 +29,11 @@ def set_attributes(trial: optuna.Trial, **attrs: Any) -> None:
 
 
 def describe(trial: optuna.Trial, spec: TrialSpec) -> None:
-    """What is to be run, and as which JSON."""
+    """What is to be run, and as which JSON; why it was held back before is past."""
+    past = {key: None for key in ("reason", "detail") if key in trial.user_attrs}
     set_attributes(
         trial,
+        **past,
         label=spec.label,
         seed=spec.seed,
         fingerprint=spec.fingerprint(),

@@ -29,6 +29,7 @@ from mptune.paths import TrialDirectory, write_aside, write_text
 from mptune.status import Status
 from mptune.study import attributes
 from mptune.study.attributes import describe, report_rung, set_attributes
+from mptune.study.budget import Budget, Forecaster
 from mptune.study.flight import Heard, InFlight
 from mptune.study.history import History
 from mptune.study.lock import interrupts
@@ -104,6 +105,8 @@ class StudyDriver:
     _spent_before: float = 0.0
     _started: float = 0.0
     _ledger: Ledger = field(default_factory=Ledger)
+    _held_back: bool = False
+    """A trial waits for what others leave of the budgets; none is asked for until one has ended."""
     _history: History = field(default_factory=History)
     _watched: Watched = field(init=False)
 
@@ -159,9 +162,7 @@ class StudyDriver:
     def _may_ask(self) -> bool:
         if self.interrupted.is_set() or self._over_budget():
             return False
-        if not self._ledger.allows(
-            time.monotonic(), len(self._flight), self.budget_worker_seconds, self.budget_gpu_hours
-        ):
+        if self._held_back or self._budget().is_spent(self._forecaster().used(time.monotonic())):
             return False
         self._refuse_hopeless()
         return self._history.ended + len(self._flight) < self.trials
@@ -193,10 +194,35 @@ class StudyDriver:
         self.observer.trial(spec.number, *spec.label.split(" · ", 1))
         self._take_over_twin(trial, spec)
         result = _finished_before(spec)
+        lacking = self._lacking(spec)
         if result is not None:
             self._replay(spec, result)
+        elif lacking is not None:
+            self._hold_back(spec.number, lacking)
         else:
             self._submit(spec)
+
+    def _budget(self) -> Budget:
+        return Budget(self.budget_worker_seconds, self.budget_gpu_hours)
+
+    def _forecaster(self) -> Forecaster:
+        return Forecaster(self.predictor, self._ledger)
+
+    def _lacking(self, spec: TrialSpec) -> str | None:
+        """What the trial is forecast to need that the budgets do not have beside the others."""
+        others = [f.spec for f in self._flight.values() if f.ending is None and f.spec != spec]
+        forecaster, now = self._forecaster(), time.monotonic()
+        return self._budget().lacks(forecaster.promised(others, now), forecaster.whole(spec))
+
+    def _hold_back(self, number: int, lacking: str) -> None:
+        """Back in the queue, until another took less than was forecast or a budget is raised."""
+        flight = self._flight.pop(number)
+        self._order.remove(number)
+        set_attributes(flight.trial, reason="budget", detail=lacking)
+        requeue_trial(self.study, flight.trial._trial_id)
+        self._history.wait(number)
+        self._held_back = True
+        self.observer.finish_trial(number, f"held back: {lacking}")
 
     def _submit(self, spec: TrialSpec) -> None:
         """Ask for a gang, unless none could hold the trial: that is as if it ran out of memory."""
@@ -303,6 +329,7 @@ class StudyDriver:
             self._fill()
 
     def _tell(self, flight: InFlight) -> None:
+        self._held_back = False
         number, trial, ending = flight.spec.number, flight.trial, flight.ending
         if isinstance(ending, Finished):
             attributes.record_result(trial, ending.result)

@@ -20,6 +20,7 @@ DRIVEN = (
     "label",
     "learning",
     "reason",
+    "refused",
     "retries",
     "run_key",
     "same_as",
