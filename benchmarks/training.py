@@ -31,11 +31,11 @@ import numpy as np
 import torch
 
 from mptune.data.table import Split
-from mptune.policies.base import draw_batch
 from mptune.spec import Training, build
 from mptune.training import engine as ds
-from mptune.training.feed import Inputs
+from mptune.training.feed import Feed, Inputs, Moment
 from mptune.training.loop import Loop
+from mptune.training.ranks import Ranks
 from mptune.training.schedule import Spent
 
 SEQUENCES = 4096
@@ -260,22 +260,12 @@ def theirs(case: Case) -> float:
 
 def masking_share(case: Case, step_s: float) -> float:
     """The policy's draw and the batch's building, as a share of the step."""
-    shape = case.shape
-    inputs = inputs_of(shape, case.rate, "fp32")
-    rows = slice(0, shape.batch)
-    spent = []
+    inputs = inputs_of(case.shape, case.rate, "fp32")
+    feed, spent = Feed(inputs, Ranks()), []
     for step in range(200):
         began = now(case.clock)
-        draw_batch(
-            inputs.policy,
-            inputs.train.tokens[rows],
-            inputs.train.observed[rows],
-            progress=0.5,
-            seed=0,
-            step=step,
-            mask_id=shape.vocabulary,
-            vocabulary_size=shape.vocabulary,
-        )
+        # No code length: a fixed rate has none, and a training stops asking at its first step.
+        feed.take(Moment(step, 0.5, inputs.policy, code=False))
         spent.append(now(case.clock) - began)
     return statistics.median(spent) / step_s
 
