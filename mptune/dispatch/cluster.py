@@ -30,7 +30,7 @@ from mptune.dispatch.room import Node
 from mptune.dispatch.runtime import one_line
 from mptune.errors import DispatchError, InputError
 
-ANSWER_TIMEOUT_S = 60.0
+ANSWER_TIMEOUT_S = 30.0
 """For a node to say what it has: a worker process starts there and imports this."""
 
 OBJECT_STORE_BYTES = 80 * 2**20
