@@ -51,9 +51,9 @@ def leftovers(address: str, mark: str) -> list[Leftover]:
     Raises:
         DispatchError: the cluster cannot be reached.
     """
-    from mptune.dispatch import leftovers as there
+    from mptune.dispatch.leftovers import find as ask
 
-    return there.find(address, mark)
+    return ask(address, mark)
 
 
 def remove_leftovers(address: str, mark: str, found: Iterable[Leftover]) -> None:
@@ -62,16 +62,16 @@ def remove_leftovers(address: str, mark: str, found: Iterable[Leftover]) -> None
     Raises:
         DispatchError: the cluster cannot be reached.
     """
-    from mptune.dispatch import leftovers as there
+    from mptune.dispatch.leftovers import remove as ask
 
-    there.remove(address, mark, {one.id for one in found})
+    ask(address, mark, {one.id for one in found})
 
 
 def is_reachable(address: str) -> bool:
     """Whether anything listens there."""
-    from mptune.dispatch import leftovers as there
+    from mptune.dispatch.leftovers import is_reachable as ask
 
-    return there.is_reachable(address)
+    return ask(address)
 
 
 def misfits(resources: Resources, address: str) -> list[str]:
