@@ -78,8 +78,8 @@ def _top(run: RunDirectory) -> Iterator[Finding]:
 def _gangs(run: RunDirectory, address: str | None) -> Iterator[Finding]:
     """Gangs on the cluster whose driver is dead."""
     for where, mark in _cluster.places(run, address):
-        for gang in dispatch.leftovers(where, mark):
-            repair = partial(dispatch.remove_leftovers, where, mark, [gang])
+        for gang in dispatch.gangs_left(where, mark):
+            repair = partial(dispatch.end_gangs, where, mark, [gang])
             what = f"gang {gang} has no driver"
             yield Finding(f"the Ray cluster at {where}", what, "end its processes", repair)
 

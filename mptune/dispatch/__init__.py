@@ -45,7 +45,7 @@ def make(
     )
 
 
-def leftovers(address: str, mark: str) -> list[Leftover]:
+def gangs_left(address: str, mark: str) -> list[Leftover]:
     """Gangs of that mark on the Ray cluster at `address`.
 
     Raises:
@@ -56,7 +56,7 @@ def leftovers(address: str, mark: str) -> list[Leftover]:
     return ask(address, mark)
 
 
-def remove_leftovers(address: str, mark: str, found: Iterable[Leftover]) -> None:
+def end_gangs(address: str, mark: str, found: Iterable[Leftover]) -> None:
     """End those gangs, with their processes.
 
     Raises:
