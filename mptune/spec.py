@@ -342,6 +342,12 @@ class Resources(Section):
         description="workers on a shared Ray cluster get the driver's mptune and plugin packages; "
         "false: they have the same version installed",
     )
+    scale_up_timeout_s: float = Field(
+        0.0,
+        ge=0,
+        description="on a Ray cluster with an autoscaler: machines for what waits are asked for, "
+        "and a trial that fits nowhere waits this long for them; 0: the cluster is as it is",
+    )
     stall_timeout_s: float = Field(
         600.0, gt=0, description="a gang that does nothing for so long is ended; stacks are kept"
     )

@@ -125,6 +125,7 @@ _NO_MATTER = (
     "gpu_memory_growth_mb",
     "memory_gb",
     "ship_code",
+    "scale_up_timeout_s",
 )
 
 

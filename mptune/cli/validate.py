@@ -55,7 +55,7 @@ def _refuse_what_never_fits(file: SpecFile, spec: SearchSpec, address: str | Non
         InputError: one line per gang that has none.
         DispatchError: the cluster cannot be reached.
     """
-    if address is None:
+    if address is None or spec.resources.scale_up_timeout_s:
         return
     from mptune.dispatch import misfits
 

@@ -25,6 +25,7 @@ from mptune.dispatch.admission import (
     in_turn,
     waits,
 )
+from mptune.dispatch.autoscaler import Autoscaler
 from mptune.dispatch.base import Standing
 from mptune.dispatch.cluster import Cluster
 from mptune.dispatch.devices import Machine
@@ -103,7 +104,8 @@ class RayDispatcher:
         self._shape = min(map(Shape.of, resources.gangs()), key=lambda shape: shape.weight)
         self._runtime = runtime
         self._predictor = predictor or Predictor()
-        self._patience_s = JOINING_S if address else 0.0
+        self._autoscaler = Autoscaler() if address and resources.scale_up_timeout_s else None
+        self._patience_s = max(JOINING_S, resources.scale_up_timeout_s) if address else 0.0
         self._queue: list[_Queued] = []
         self._gangs: dict[str, Gang] = {}
         self._fitted: set[Shape] = set()
@@ -147,7 +149,10 @@ class RayDispatcher:
 
     def capacity(self, flying: Sequence[Resources] = ()) -> int:
         shapes = [Shape.of(resources) for resources in flying]
-        return max(1, in_flight(self._nodes(), shapes, self._shape))
+        now = in_flight(self._nodes(), shapes, self._shape)
+        # A cluster grows for what waits, so that one more than fits is to wait.
+        waits = self._autoscaler is not None and not self._queue
+        return max(1, now + waits)
 
     def device(self, resources: Resources) -> Device:
         nodes = self._nodes()
@@ -165,6 +170,7 @@ class RayDispatcher:
             if self._cluster.is_there():
                 self._watch_nodes()
                 self._admit()
+                self._scale()
                 self._collect(0 if self._outbox else until - time.monotonic())
             else:
                 time.sleep(min(max(until - time.monotonic(), 0.0), SLICE_S))
@@ -219,6 +225,7 @@ class RayDispatcher:
         if not self._cluster.is_away():
             for gang in list(self._gangs.values()):
                 self._drop(gang, "closed")
+            self._scale()
         self._cluster.close()
 
     def _take_outbox(self) -> list[Event]:
@@ -284,6 +291,12 @@ class RayDispatcher:
                 case Refuse(number, detail):
                     self._refuse(number, detail)
 
+    def _scale(self, *more: Shape) -> None:
+        """Let the cluster have room for what there is and for what waits."""
+        if self._autoscaler:
+            there = [gang.shape for gang in self._gangs.values()]
+            self._autoscaler.want([*there, *(q.shape for q in self._queue), *more])
+
     def _waiting(self) -> list[Waiting]:
         return [
             Waiting(q.trial.number, q.shape, q.since, self._predictor.seconds(q.trial))
@@ -348,10 +361,17 @@ class RayDispatcher:
         gang = next((g for g in spare if g.shape.gpus or not shape.gpus), None)
         if gang is not None:
             return gang
-        placement = Room.of(self._nodes()).place(shape)
-        if placement is None:
-            raise DispatchError(f"no room in the cluster for {shape}")
-        return self._new_gang(shape, placement)
+        return self._new_gang(shape, self._wait_for_room(shape))
+
+    def _wait_for_room(self, shape: Shape) -> Placement:
+        """Where a gang may be, perhaps once machines have joined that were asked for."""
+        give_up = time.monotonic() + (self._patience_s if self._autoscaler else 0.0)
+        while (placement := Room.of(self._nodes()).place(shape)) is None:
+            if time.monotonic() >= give_up:
+                raise DispatchError(f"no room in the cluster for {shape}")
+            self._scale(shape)
+            time.sleep(SLICE_S)
+        return placement
 
     def _collect(self, wait_s: float) -> None:
         """Take in what the gangs say: wait for the first of it, at most a slice."""

@@ -18,6 +18,8 @@ SPEC = "/etc/mptune/spec.yaml"
 RUN = "/mptune/run"
 CACHE = "/mptune/cache"
 SUBMITTER = {"cpu": "200m", "memory": "512Mi"}
+SCALE_UP_S = 1800
+"""A node of a cloud may take minutes to come up, and its first image to be pulled."""
 AUTOSCALER = {"cpu": "200m", "memory": "512Mi"}
 
 CONTAINER_SECURITY = {
@@ -120,8 +122,10 @@ def _job_meta(profile: Profile, name: str) -> Manifest:
 
 
 def _entrypoint(profile: Profile, search: Search) -> str:
-    url = f"storage.url={profile.database.url}"
-    return shlex.join(search.arguments(SPEC, RUN, "--address", "auto", "--set", url))
+    more = ["--address", "auto", "--set", f"storage.url={profile.database.url}"]
+    if _autoscales(profile) and not any(gang.scale_up_timeout_s for _, gang in search.gangs()):
+        more += ["--set", f"resources.scale_up_timeout_s={SCALE_UP_S}"]
+    return shlex.join(search.arguments(SPEC, RUN, *more))
 
 
 def _autoscales(profile: Profile) -> bool:

@@ -111,16 +111,15 @@ def _known(name: str) -> str:
 
 
 def _holds(pool: Pool, gang: Resources) -> bool:
-    """Whether the pods that are always there take a trial: the dispatcher refuses it otherwise."""
-    return machines_for(gang, pool.cpus, pool.gpus) <= pool.hosts * max(1, pool.min_gangs)
+    """Whether the pods that may be there take a trial: the dispatcher refuses it otherwise."""
+    return machines_for(gang, pool.cpus, pool.gpus) <= pool.hosts * pool.most_gangs
 
 
 def _too_small(pools: tuple[Pool, ...], gang: Resources) -> str:
     have = "; ".join(
-        f"{p.name}: {p.hosts * max(1, p.min_gangs)} pods of {p.cpus} CPUs and {p.gpus} GPUs"
-        for p in pools
+        f"{p.name}: {p.hosts * p.most_gangs} pods of {p.cpus} CPUs and {p.gpus} GPUs" for p in pools
     )
     return (
         f"{in_words(gang)}; no pool of the profile holds that ({have}); raise its cpus, gpus, "
-        "hosts or min_gangs"
+        "hosts or max_gangs"
     )

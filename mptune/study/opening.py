@@ -90,6 +90,7 @@ _FREE = {
         "gpu_memory_growth_mb",
         "memory_gb",
         "ship_code",
+        "scale_up_timeout_s",
         "stall_timeout_s",
         "retries",
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +13,37 @@ from typing import Any
 
 import pytest
 
-from tests.faults.cluster import RayCluster, ray_cluster
+from tests.faults.cluster import RayCluster, free_port, ray_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
 Said = dict[str, Any]
+
+MACHINES = """
+import sys, ray
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR')
+print(sum(node['Alive'] for node in ray.nodes()))
+"""
+
+AUTOSCALED: dict[str, Any] = {
+    "cluster_name": "elastic",
+    "max_workers": 2,
+    "upscaling_speed": 1.0,
+    "auth": {}, "docker": {}, "file_mounts": {}, "cluster_synced_files": [],
+    "file_mounts_sync_continuously": False, "rsync_exclude": [], "rsync_filter": [],
+    "initialization_commands": [], "setup_commands": [], "head_setup_commands": [],
+    "worker_setup_commands": [], "head_start_ray_commands": [], "worker_start_ray_commands": [],
+    "idle_timeout_minutes": 0.02,
+    "provider": {"type": "fake_multinode", "use_node_id_as_ip": True,
+                 "disable_node_updaters": True, "disable_launch_config_check": True},
+    "head_node_type": "ray.head.default",
+    "available_node_types": {
+        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        "one": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
+    },
+}  # fmt: skip
+"""Ray's autoscaler with machines that are processes of this one."""
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +56,12 @@ def cluster() -> Iterator[RayCluster]:
 
 
 @contextmanager
-def busy(cluster: RayCluster, folder: Path) -> Iterator[Callable[[Callable[[Said], bool]], Said]]:
+def busy(
+    cluster: RayCluster, folder: Path, *more: str
+) -> Iterator[Callable[[Callable[[Said], bool]], Said]]:
     """A driver that fills the cluster; calling it waits until it says what is wanted."""
     driver = subprocess.Popen(
-        [sys.executable, "-m", "tests.dispatch.elastic", cluster.address, str(folder)],
+        [sys.executable, "-m", "tests.dispatch.elastic", cluster.address, str(folder), *more],
         env=cluster.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert driver.stdout is not None
@@ -64,3 +92,29 @@ def test_trials_in_flight_follow_the_cluster_as_it_grows_and_shrinks(cluster, tm
         shrunk = said(lambda s: len(s["failed"]) == 2 and s["running"] == alone["running"])
         assert shrunk["failed"] == ["node_lost"] * 2
     assert cluster.leftovers() == []
+
+
+def machines(cluster: RayCluster) -> int:
+    """Nodes that are alive, the head among them."""
+    asked = subprocess.run(
+        [sys.executable, "-c", MACHINES, cluster.address],
+        env=cluster.env, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return int(asked.stdout)
+
+
+def test_an_autoscaler_is_asked_for_what_waits_until_the_search_ends(tmp_path):
+    config = tmp_path / "autoscaler.json"
+    port = free_port()
+    provider = AUTOSCALED["provider"] | {"gcs_address": f"127.0.0.1:{port}"}
+    config.write_text(json.dumps(AUTOSCALED | {"provider": provider}))
+    environment = {"PYTHONPATH": str(ROOT), "RAY_FAKE_CLUSTER": "1",
+                   "AUTOSCALER_UPDATE_INTERVAL_S": "1"}  # fmt: skip
+    with ray_cluster(0, f"--autoscaling-config={config}", port=port, **environment) as cluster:
+        with busy(cluster, tmp_path, "120") as said:
+            grown = said(lambda s: len(s["running"]) == 2)
+            assert (grown["capacity"], grown["failed"]) == (3, [])
+        give_up = time.monotonic() + 60
+        while (left := machines(cluster)) > 1 and time.monotonic() < give_up:
+            time.sleep(1)
+        assert left == 1

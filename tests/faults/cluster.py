@@ -127,13 +127,15 @@ def _started(process: subprocess.Popen[str]) -> Node:
 
 
 @contextmanager
-def ray_cluster(cpus: float, *options: str, **environment: str) -> Iterator[RayCluster]:
-    """A cluster with its head only, of so many CPUs."""
+def ray_cluster(
+    cpus: float, *options: str, port: int | None = None, **environment: str
+) -> Iterator[RayCluster]:
+    """A cluster with its head only, of so many CPUs; at a free port by default."""
     # Ray's sockets are below its folder, and a socket's path has 107 characters at most.
     folder = Path(tempfile.mkdtemp(prefix="mpt-", dir="/tmp"))
     env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16),
            "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", **environment}  # fmt: skip
-    made = RayCluster(folder, env, free_port())
+    made = RayCluster(folder, env, port or free_port())
     try:
         made.start_head(cpus, *options)
         yield made

@@ -274,6 +274,7 @@ def test_a_pool_that_may_grow_brings_the_autoscaler(schemas: Schemas, tmp_path: 
     assert mistakes(manifests) == violations(manifests) == []
     found = job(manifests)
     assert found["metadata"]["annotations"] == {"kueue.x-k8s.io/elastic-job": "true"}
+    assert "--set resources.scale_up_timeout_s=1800" in found["spec"]["entrypoint"]
     assert found["spec"]["rayClusterSpec"]["enableInTreeAutoscaling"] is True
     assert workers(manifests)["maxReplicas"] == 3
 
