@@ -43,9 +43,11 @@ class Ledger:
         """In words for people: worker-seconds and GPU-hours of ended trials."""
         return {"worker_seconds": round(self.worker_s, 1), "gpu_hours": round(self.gpu_s / 3600, 4)}
 
-    def as_json(self) -> dict[str, float]:
-        """What the study keeps. Running trials are not in it."""
-        return {k: v for k, v in vars(self).items() if k != "_running"}
+    def as_json(self, now: float) -> dict[str, float]:
+        """What the study keeps, running trials included: a driver may not see their end."""
+        worker_s, gpu_s = self.so_far(now)
+        most = {"most_worker_s": self.most_worker_s, "most_gpu_s": self.most_gpu_s}
+        return {"worker_s": worker_s, "gpu_s": gpu_s, **most}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any] | None) -> Ledger:

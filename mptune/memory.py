@@ -208,21 +208,26 @@ class _Zero:
         """The bucket that gradients are reduced in, and at stage 3 the gathered weights, bytes."""
         if self.stage == 0:
             return 0.0
-        gathered = min(self.parameters, int(self.section.get("stage3_max_live_parameters", LIVE)))
+        gathered = min(self.parameters, self._count("stage3_max_live_parameters", LIVE))
         values = self._bucket() + (gathered if self.stage == 3 else 0)
         return self._copied(float(self.value * values))
 
     def _bucket(self) -> int:
         if not self.section.get("contiguous_gradients", True):
             return 0
-        size = int(self.section.get("reduce_bucket_size", BUCKET))
+        size = self._count("reduce_bucket_size", BUCKET)
         # A CPU's memory counts when it is written to, and of the bucket only so much is.
         size = min(size, self.parameters) if self.device == "cpu" else size
         return 2 * size if self.stage < 3 and self.section.get("overlap_comm") else size
 
+    def _count(self, key: str, default: int) -> int:
+        """DeepSpeed's own keys reach it as they are: some may be `auto`."""
+        said = self.section.get(key, default)
+        return int(said) if isinstance(said, int | float) else default
+
     def _offloads(self, what: str) -> bool:
         """Whether something is kept off the device; of a CPU that is the same memory."""
-        there = str(self.section.get(what, {}).get("device", "none"))
+        there = str((self.section.get(what) or {}).get("device", "none"))
         return there != "none" and (self.device != "cpu" or there != "cpu")
 
     def _copied(self, size: float) -> float:

@@ -107,6 +107,13 @@ def test_scoring_counts_where_it_needs_more_than_training():
     assert "activations" in plain.words()
 
 
+def test_keys_of_deepspeed_that_say_auto_or_nothing_are_taken_at_their_defaults():
+    own = {"reduce_bucket_size": "auto", "stage3_max_live_parameters": "auto"}
+    zero = {"zero_optimization": {"stage": 3, "offload_optimizer": None, **own}}
+    plain = demand(SIZES, training(deepspeed={"zero_optimization": {"stage": 3}}), 2)
+    assert demand(SIZES, training(deepspeed=zero), 2) == plain
+
+
 def test_what_fits_is_let_through():
     check(SIZES, training(precision="bf16"), Resources(), gigabytes_each(80))
     unknown = Device(kind="cuda", bytes=None, words="a GPU")

@@ -13,6 +13,7 @@ import numpy as np
 
 from mptune import dispatch, study
 from mptune.cli import _cluster
+from mptune.errors import DispatchError
 from mptune.paths import RunDirectory, TrialDirectory, write_text
 from mptune.spec import SearchSpec
 from mptune.study import TrialRecord
@@ -78,7 +79,15 @@ def _top(run: RunDirectory) -> Iterator[Finding]:
 def _gangs(run: RunDirectory, address: str | None) -> Iterator[Finding]:
     """Gangs on the cluster whose driver is dead."""
     for where, mark in _cluster.places(run, address):
-        for gang in dispatch.gangs_left(where, mark):
+        try:
+            left = dispatch.gangs_left(where, mark)
+        except DispatchError as error:
+            if address is not None:
+                raise
+            again = "name it by --address, if it is still there"
+            yield Finding(f"the Ray cluster at {where}", f"not looked at: {error}", again)
+            continue
+        for gang in left:
             repair = partial(dispatch.end_gangs, where, mark, [gang])
             what = f"gang {gang} has no driver"
             yield Finding(f"the Ray cluster at {where}", what, "end its processes", repair)

@@ -43,7 +43,7 @@ class Dispatcher(Protocol):
         """
 
     def device(self, resources: Resources) -> Device:
-        """What a worker of such a gang would compute on, the smallest that it could get.
+        """What a worker of such a gang would compute on, the largest that it could get.
 
         Takes none of it, and asks every node once.
         """

@@ -100,7 +100,7 @@ def of_accelerator(resources: Mapping[str, float]) -> tuple[Gpu, ...]:
 
 
 def device(resources: Resources, nodes: Iterable[Node], machines: Mapping[str, Machine]) -> Device:
-    """The smallest that a worker of such a gang could get on these nodes.
+    """The largest that a worker of such a gang could get on these nodes: more is too much anywhere.
 
     On a CPU the ranks of the gang that fit on one node share its memory. What the spec says of the
     memory is believed; what no node tells is not known.
@@ -110,9 +110,10 @@ def device(resources: Resources, nodes: Iterable[Node], machines: Mapping[str, M
         stated = {"bytes": 1e9 * resources.memory_gb, "words": "a worker (resources.memory_gb)"}
         return Device.model_validate({"kind": kind, **stated})
     kinds = {(node.cpus, node.gpus, machines.get(node.id, Machine())) for node in nodes}
-    found = [_one(resources, *of_kind) for of_kind in kinds]
-    known = [one for one in found if one is not None and one.bytes is not None]
-    return min(known, key=lambda one: one.bytes or 0.0, default=UNKNOWN[kind])
+    found = [one for of_kind in kinds if (one := _one(resources, *of_kind)) is not None]
+    if any(one.bytes is None for one in found):
+        return UNKNOWN[kind]
+    return max(found, key=lambda one: one.bytes or 0.0, default=UNKNOWN[kind])
 
 
 def _one(resources: Resources, cpus: float, gpus: float, machine: Machine) -> Device | None:
@@ -142,6 +143,6 @@ def _of_gpu(each: float, machine: Machine) -> Device:
     """A worker of less than one GPU has its share of it."""
     if not machine.gpus:
         return UNKNOWN["cuda"]
-    gpu, share = min(machine.gpus, key=lambda one: one.bytes), min(1.0, each)
+    gpu, share = max(machine.gpus, key=lambda one: one.bytes), min(1.0, each)
     words = gpu.name if share == 1 else f"a {share:g} share of {gpu.name}"
     return Device(kind="cuda", bytes=share * gpu.bytes, words=words)

@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 STANDARD = (1, 2)
@@ -50,8 +50,9 @@ def _opened(log: Path, rank: int) -> int:
 
 def _redirect(to: list[int]) -> None:
     """What was printed before must not come out after it, in the wrong file."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # no room for it
+            stream.flush()
     ctypes.CDLL(None).fflush(None)
     for descriptor, standard in zip(to, STANDARD, strict=True):
         os.dup2(descriptor, standard)

@@ -361,7 +361,8 @@ class RayDispatcher:
         gang = next((g for g in spare if g.shape.gpus or not shape.gpus), None)
         if gang is not None:
             return gang
-        return self._new_gang(shape, self._wait_for_room(shape))
+        # What others hold there is not known, so that Ray may find another place.
+        return self._new_gang(shape, self._wait_for_room(shape), pinned=False)
 
     def _wait_for_room(self, shape: Shape) -> Placement:
         """Where a gang may be, perhaps once machines have joined that were asked for."""

@@ -43,10 +43,13 @@ def _plugins() -> Iterator[EntryPoint]:
 def _home(package: str) -> Path:
     """The folder of a package, or the file of a module."""
     spec = find_spec(package)
-    if spec is None or spec.origin is None:
+    if spec is None:
         raise ModuleNotFoundError(f"no module named {package!r}, which has plugins of mptune")
-    origin = Path(spec.origin)
-    return origin.parent if spec.submodule_search_locations else origin
+    # A namespace package has no file of its own.
+    for folder in spec.submodule_search_locations or ():
+        return Path(folder)
+    assert spec.origin is not None, "what is no package is a file"
+    return Path(spec.origin)
 
 
 def _metadata(distribution: Distribution) -> Iterator[Path]:

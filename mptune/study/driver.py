@@ -59,6 +59,9 @@ TAUGHT = 50
 
 ASK_ATTEMPTS = 3
 
+SPEND_EVERY_S = 60.0
+"""What a driver that dies has used and not written down is lost to the budgets."""
+
 
 class Observer(Protocol):
     """Whoever watches a study: a live table, a log."""
@@ -104,6 +107,7 @@ class StudyDriver:
     _order: deque[int] = field(default_factory=deque)
     _spent_before: float = 0.0
     _started: float = 0.0
+    _spend_saved: float = 0.0
     _ledger: Ledger = field(default_factory=Ledger)
     _held_back: bool = False
     """A trial waits for what others leave of the budgets; none is asked for until one has ended."""
@@ -119,6 +123,7 @@ class StudyDriver:
             LeaseLost: another driver has taken the study over.
         """
         self._started = time.monotonic()
+        self._spend_saved = self._started
         self._spent_before, self._ledger = load_spend(self.study)
         self._watched = self._made_watched()
         teach(self.predictor, self.study)
@@ -135,6 +140,8 @@ class StudyDriver:
                 for event in events:
                     self._handle(event)
                 self._settle()
+                if time.monotonic() - self._spend_saved > SPEND_EVERY_S:
+                    self._save_spend()
                 if self._watched.is_time():
                     self._show()
         self._save_spend()
@@ -174,6 +181,7 @@ class StudyDriver:
         return self._spent_before + time.monotonic() - self._started
 
     def _save_spend(self) -> None:
+        self._spend_saved = time.monotonic()
         save_spend(self.study, self._spent(), self._ledger)
 
     def _refuse_hopeless(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import optuna
 
 from mptune.ledger import Ledger
@@ -19,6 +21,6 @@ def load_spend(study: optuna.Study) -> tuple[float, Ledger]:
 
 
 def save_spend(study: optuna.Study, wall_s: float, ledger: Ledger) -> None:
-    """Inverse of `load_spend`; trials that still run are not in it."""
-    stored = {"wall_s": round(wall_s, 3), "ledger": ledger.as_json()}
+    """Inverse of `load_spend`, with what running trials have used so far."""
+    stored = {"wall_s": round(wall_s, 3), "ledger": ledger.as_json(time.monotonic())}
     study.set_user_attr(ATTRIBUTE, stored)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,6 @@ REPEATABLE = (
     "set_study_user_attr",
     "set_trial_intermediate_value",
     "set_trial_param",
-    "set_trial_state_values",
     "set_trial_system_attr",
     "set_trial_user_attr",
     "set_trial_user_attrs",
@@ -163,10 +163,28 @@ def outlive_restarts(storage: optuna.storages.RDBStorage) -> None:
     for name in REPEATABLE:
         method = getattr(storage, name)
         setattr(storage, name, partial(_call, method, CUT_OFF))
+    tell: Any = partial(_tell, storage.set_trial_state_values)
+    storage.set_trial_state_values = tell  # type: ignore[method-assign]
 
 
 def _call(method: Callable[..., Any], cut_off: _Errors, *args: Any, **options: Any) -> Any:
     return _patiently(lambda: method(*args, **options), cut_off)
+
+
+def _tell(tell: Callable[..., bool], *args: Any, **options: Any) -> bool:
+    """An end may have been stored whose answer was cut off: told again, it is there already."""
+    attempts = count()
+
+    def attempt() -> bool:
+        first = next(attempts) == 0
+        try:
+            return tell(*args, **options)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            if first:
+                raise
+            return True
+
+    return bool(_patiently(attempt, CUT_OFF))
 
 
 def _patiently(attempt: Callable[[], Any], errors: _Errors) -> Any:

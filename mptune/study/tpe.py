@@ -49,8 +49,8 @@ class _DistinctSpaces(_GroupDecomposedSearchSpace):
     """Adds each set of dimensions once: the groups are split along it ever after."""
 
     def calculate(self, study: optuna.Study, use_cache: bool = False) -> _SearchSpaceGroup:
-        """The dimensions of finished trials, in groups that occur together."""
-        states = (TrialState.COMPLETE,)
+        """The dimensions of trials that say something, in groups that occur together."""
+        states = (TrialState.COMPLETE, TrialState.PRUNED)
         distinct: dict[tuple[str, ...], Space] = {}
         for trial in study._get_trials(deepcopy=False, states=states, use_cache=use_cache):
             distinct.setdefault(tuple(trial.distributions), trial.distributions)

@@ -193,7 +193,7 @@ class Batch:
         arguments = self._arguments(rows, self.packings[number])
         spare = total - int(count_B.sum())
         # Spare rows look at different positions: adding up gradients at one would be a queue.
-        arguments[1] = np.concatenate([arguments[1], np.arange(spare) % mask_BD.size])
+        arguments[1] = np.concatenate([arguments[1], np.arange(spare) % arguments[0].size])
         if self.head is None and self.attend is None:
             arguments += [None, None, _asking(mask_BD)]
         weight_K = np.repeat(self.drawn.weight_B[rows] / self.drawn.normaliser, count_B)

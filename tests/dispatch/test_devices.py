@@ -25,18 +25,27 @@ def gpus(**fields):
     return device(Resources(gpus_per_worker=1, **fields), NODES, MACHINES)
 
 
-def test_the_smallest_gpu_that_a_gang_could_get():
+def test_the_largest_gpu_that_a_gang_could_get():
     found = gpus()
-    assert (found.kind, found.bytes, found.words) == ("cuda", 15e9, "Tesla T4")
+    assert (found.kind, found.bytes, found.words) == ("cuda", 80e9, "NVIDIA H100")
+    mixed = device(Resources(gpus_per_worker=1), NODES[1:2], {"small": Machine(16e9, (T4, H100))})
+    assert mixed.bytes == 80e9
 
 
 def test_nodes_that_cannot_take_a_worker_do_not_count():
-    assert gpus(cpus_per_worker=8).bytes == 80e9
+    nodes = [Node("small", 4, 1), Node("large", 2, 8)]
+    found = device(Resources(gpus_per_worker=1, cpus_per_worker=4), nodes, MACHINES)
+    assert found.bytes == 15e9
+
+
+def test_a_node_that_does_not_tell_may_have_any_gpu():
+    silent = MACHINES | {"small": Machine()}
+    assert device(Resources(gpus_per_worker=1), NODES, silent).bytes is None
 
 
 def test_a_worker_of_half_a_gpu_has_half_its_memory():
     half = device(Resources(gpus_per_worker=0.5), NODES, MACHINES)
-    assert (half.bytes, half.words) == (7.5e9, "a 0.5 share of Tesla T4")
+    assert (half.bytes, half.words) == (40e9, "a 0.5 share of NVIDIA H100")
 
 
 def test_ranks_share_the_memory_of_their_node():

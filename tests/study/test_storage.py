@@ -85,7 +85,10 @@ def test_a_driver_reads_what_it_needs_and_the_rest_where_it_is_asked_for(run: Ru
     }
 
 
-@pytest.mark.parametrize("name", ["_get_trials", "_set_trial_param", "set_trial_user_attrs"])
+@pytest.mark.parametrize(
+    "name",
+    ["_get_trials", "_set_trial_param", "set_trial_user_attrs", "set_trial_state_values"],
+)
 def test_what_a_server_cut_off_is_repeated(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -103,4 +106,4 @@ def test_what_a_server_cut_off_is_repeated(
     outlive_restarts(made.study._storage._backend)
     made.run()
     assert [r.state for r in found(run)] == ["COMPLETE"] * 2
-    assert next(calls) > 2
+    assert next(calls) >= 2

@@ -59,6 +59,27 @@ def test_proposals_are_those_of_optuna() -> None:
     assert len({tuple(params) for params, _ in proposed}) == 3
 
 
+def branches(make: Make) -> list[dict[str, object]]:
+    """Proposals where every trial of one branch was pruned."""
+    study = optuna.create_study(direction="maximize", sampler=make(0))
+    for number in range(30):
+        study.sampler = make(number)
+        trial = study.ask()
+        branch = trial.suggest_categorical("k", ["a", "b"])
+        value = trial.suggest_float(f"x{branch}", 0, 1)
+        trial.report(value, 50)
+        pruned = branch == "b"
+        study.tell(trial, None if pruned else value, state=TrialState.PRUNED if pruned else None)
+    return [t.params for t in study.trials]
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_dimensions_of_which_every_trial_was_pruned_count_too() -> None:
+    proposed = branches(ours)
+    assert proposed == branches(optunas)
+    assert any("xb" in params for params in proposed)
+
+
 def test_other_seeds_propose_otherwise() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -75,6 +75,9 @@ def test_spare_rows_and_other_parts_change_no_loss_and_no_gradient(reduction, pa
     plain = inputs(policy=policy, ragged=ragged, pack=pack)
     static = inputs(policy=policy, ragged=ragged, pack=pack, compile=True)
     assert sum(ready(static).batch.head_rows) > sum(ready(plain).batch.head_rows)
+    for part in ready(static).parts:
+        tokens_RD, flat_K = part.arguments[:2]
+        assert flat_K.max() < tokens_RD.numel()  # packed, there are fewer rows than sequences
     found = []
     for given in (plain, static):
         module = model(given)
