@@ -26,7 +26,7 @@ import numpy as np
 import yaml
 
 HERE = Path(__file__).parent
-TOKENS_PER_S = 50_000
+TOKENS_PER_S = 80_000
 """Roughly those of the model below on two cores; what a trial really took is measured."""
 
 LIMIT_S = 1500.0
