@@ -9,10 +9,12 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from mptune import plugins
 from mptune.dispatch import devices
 from mptune.dispatch.base import Standing
+from mptune.dispatch.devices import Machine
 from mptune.dispatch.room import Node
 from mptune.dispatch.runtime import (
     HARMLESS,
@@ -95,7 +97,11 @@ class LocalDispatcher:
 
     def device(self, resources: Resources) -> Device:
         here = Node("here", resources.cpus_per_worker, resources.gpus_per_worker)
-        return devices.device(resources, [here], {"here": devices.this_machine()})
+        return devices.device(resources, [here], {"here": self._machine})
+
+    @cached_property
+    def _machine(self) -> Machine:
+        return devices.this_machine()
 
     def submit(self, trial: TrialSpec) -> None:
         self._queue.append(trial)
