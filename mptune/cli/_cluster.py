@@ -20,18 +20,25 @@ def mark(run: RunDirectory) -> str:
 
 def remember(run: RunDirectory, address: str) -> None:
     """Keep where gangs will be, before there is one."""
-    said = {"address": address, "mark": mark(run), "root": str(run.root.resolve())}
+    said = {"address": address, "mark": mark(run), **_place(run)}
     write_text(run.cluster, json.dumps(said) + "\n")
 
 
 def known(run: RunDirectory) -> tuple[str, str] | None:
-    """The last driver's cluster and mark; None if it had none, or the directory is a copy."""
+    """The last driver's cluster and mark; None if it had none, or was on another machine.
+
+    A copy of the directory, here or on another machine, must not end the gangs of the original.
+    """
     try:
         said = json.loads(run.cluster.read_text(encoding="utf-8"))
-        ours = said["root"] == str(run.root.resolve())
+        ours = said.items() >= _place(run).items()
         return (said["address"], said["mark"]) if ours else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, AttributeError):
         return None
+
+
+def _place(run: RunDirectory) -> dict[str, str]:
+    return {"host": socket.gethostname(), "root": str(run.root.resolve())}
 
 
 def places(run: RunDirectory, address: str | None) -> Iterator[tuple[str, str]]:

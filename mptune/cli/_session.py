@@ -138,10 +138,8 @@ class Session:
 
     def _prepared(self, said: Path, plan: Path, score: Score) -> Prepared:
         """What preparing said, from its file if that still holds."""
-        if said.exists():
-            known = Prepared.model_validate_json(said.read_text(encoding="utf-8"))
-            if Path(known.table).is_dir() and Path(known.plan).is_file():
-                return known
+        if (known := _said(said)) and Path(known.table).is_dir() and Path(known.plan).is_file():
+            return known
         request = PrepareRequest(
             data=self.data(),
             score=score,
@@ -391,6 +389,14 @@ class Session:
     def evidence(self) -> ReportInput:
         """What the report is made from."""
         return collect(self.run, self.spec, self.command)
+
+
+def _said(file: Path) -> Prepared | None:
+    """What preparing said; None if it has not been done or the file is damaged."""
+    try:
+        return Prepared.model_validate_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _proposer(

@@ -268,6 +268,8 @@ class Flight:
     """A trial on its gang. `ended` is how it ended on rank 0, until all ranks have returned."""
 
     trial: TrialSpec
+    since: float
+    """Monotonic seconds: since when it waited for its gang."""
     ticket: int = 0
     returned: int = 0
     started: bool = False
@@ -395,9 +397,9 @@ class Gang:
             raise self._lost(0, error) from error
         return Prepared.model_validate_json(answer)
 
-    def fly(self, trial: TrialSpec) -> None:
-        """Run the trial now, or as soon as the gang is ready."""
-        self.flight = Flight(trial)
+    def fly(self, trial: TrialSpec, since: float) -> None:
+        """Run the trial, which has waited since then, now or as soon as the gang is ready."""
+        self.flight = Flight(trial, since)
         if self.ready:
             self._run(self.flight)
 
@@ -665,6 +667,9 @@ def _last_line(error: Exception) -> str:
 
 
 def _tail(log: Path) -> str:
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
-        return file.read().decode(errors="replace")
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError as error:  # another user's, or gone meanwhile
+        return f"({error.strerror})\n"

@@ -238,13 +238,12 @@ class RayDispatcher:
         flying = (g for g in self._gangs.values() if g.flight and g.flight.trial.number == number)
         return next(flying, None)
 
-    def _take(self, number: int) -> TrialSpec | None:
+    def _take(self, number: int) -> _Queued | None:
         """Take a trial out of the queue, if it is there."""
-        for queued in self._queue:
-            if queued.trial.number == number:
-                self._queue.remove(queued)
-                return queued.trial
-        return None
+        queued = next((q for q in self._queue if q.trial.number == number), None)
+        if queued:
+            self._queue.remove(queued)
+        return queued
 
     def _nodes(self) -> Sequence[Node]:
         old = time.monotonic() - self._nodes_seen[0] >= NODES_EVERY_S
@@ -270,12 +269,12 @@ class RayDispatcher:
         number = gang.flight.trial.number if gang.flight else -1
         again = self._new_gang(gang.shape, gang.placement, number, pinned=False)
         if gang.flight:
-            again.fly(gang.flight.trial)
+            again.fly(gang.flight.trial, gang.flight.since)
 
     def _retract(self, gang: Gang) -> None:
-        """It did not start before its node left: its trial waits again, first in the queue."""
+        """It did not start before its node left: its trial waits on, as long as it has waited."""
         if gang.flight:
-            self._queue.insert(0, _Queued(gang.flight.trial))
+            self._queue.insert(0, _Queued(gang.flight.trial, gang.flight.since))
         self._drop(gang, "its node left before it started")
 
     def _admit(self) -> None:
@@ -317,11 +316,10 @@ class RayDispatcher:
         return None if left_s is None else now + left_s
 
     def _start(self, number: int, name: str | None, placement: Placement) -> None:
-        trial = self._take(number)
-        assert trial is not None, "admission starts what is queued"
-        shape = Shape.of(trial.resources)
-        gang = self._gangs[name] if name else self._new_gang(shape, placement, number)
-        gang.fly(trial)
+        queued = self._take(number)
+        assert queued is not None, "admission starts what is queued"
+        gang = self._gangs[name] if name else self._new_gang(queued.shape, placement, number)
+        gang.fly(queued.trial, queued.since)
 
     def _refuse(self, number: int, detail: str) -> None:
         """Nodes may still join, or come back: what fitted once waits for them."""
