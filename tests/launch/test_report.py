@@ -1,0 +1,60 @@
+"""The report's way through a log: packed there, unpacked here."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from mptune.launch.base import MARK, LaunchError, pack_command, unpack
+from mptune.paths import RunDirectory
+
+
+def text_of(*members: tuple[tarfile.TarInfo, bytes]) -> list[str]:
+    """What a place would print of an archive with these members."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for info, content in members:
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    value = packed.getvalue()
+    digest = hashlib.sha256(value).hexdigest()
+    return [f"{MARK} {digest}", base64.b64encode(value).decode(), f"{MARK} end"]
+
+
+def test_a_report_arrives_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    run, here = RunDirectory(tmp_path / "a run"), tmp_path / "here"
+    (run.report / "figures").mkdir(parents=True)
+    (run.report / "report.md").write_text("best")
+    (run.report / "figures" / "one.svg").write_text("<svg/>")
+    command = ["bash", "-c", pack_command(str(run.root))]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    unpack(["a line before", *said.splitlines()], here)
+    assert (here / "report" / "report.md").read_text() == "best"
+    assert (here / "report" / "figures" / "one.svg").read_text() == "<svg/>"
+
+
+@pytest.mark.parametrize("name", ["../outside", "report/../../outside", "/tmp/outside-of-it"])
+def test_nothing_is_written_elsewhere(name: str, tmp_path: Path) -> None:
+    with pytest.raises(LaunchError, match="does not belong there"):
+        unpack(text_of((tarfile.TarInfo(name), b"evil")), tmp_path / "here")
+    assert not (tmp_path / "outside").exists()
+
+
+def test_a_link_is_refused(tmp_path: Path) -> None:
+    link = tarfile.TarInfo("report/link")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    with pytest.raises(LaunchError, match="does not belong there"):
+        unpack(text_of((link, b"")), tmp_path / "here")
+
+
+def test_what_was_cut_short_is_refused(tmp_path: Path) -> None:
+    first, body, end = text_of((tarfile.TarInfo("report/report.md"), b"best"))
+    with pytest.raises(LaunchError, match="did not arrive whole"):
+        unpack([first, body[: len(body) // 8 * 4], end], tmp_path)
