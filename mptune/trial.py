@@ -332,7 +332,10 @@ class Finished(Message):
 
 
 class Stopped(Message):
-    """Stopped between steps because someone asked: pruned, or, with a checkpoint, the others."""
+    """Stopped because someone asked, between two steps or in scoring.
+
+    With a checkpoint, unless it was pruned.
+    """
 
     type: Literal["stopped"] = "stopped"
     number: int
@@ -361,7 +364,7 @@ class Control(Protocol):
     """What a running trial asks its driver."""
 
     def stop_requested(self) -> StopReason | None:
-        """Why the trial is to stop between steps, or None; asked before every step."""
+        """Why the trial is to stop, or None; asked in every step and scoring batch."""
 
     def go_on(self, rung: Rung) -> bool:
         """Block until the driver decides about this rung; False prunes the trial."""

@@ -166,16 +166,17 @@ class Worker:
             inputs, loop, scorer = self._set_up(trial, stack, control)
             yield self._started(inputs, loop)
             yield from loop.run(control)
+            result = None
+            if loop.stopped is None:
+                yield Scoring(number=trial.number)
+                with loop.scoring():
+                    result = self._result(trial, inputs, loop, scorer, began)
             if loop.stopped is not None:
-                if loop.stopped == "pruned":
-                    loop.checkpoints.remove()
-                steps = loop.spent.steps
-                yield Stopped(number=trial.number, reason=loop.stopped, step=steps)
+                yield _stopped(trial, loop.stopped, loop)
                 return
-            yield Scoring(number=trial.number)
-            result = self._result(trial, inputs, loop, scorer, began)
             if trial.training.keep_weights:
                 self._keep_weights(trial, loop)
+            _keep_result(trial, result)
             loop.checkpoints.remove()
         if result is not None:
             yield Finished(number=trial.number, result=result)
@@ -223,7 +224,7 @@ class Worker:
         made = stack.enter_context(
             engine.engine(module, trial.training, ranks, width, universal=universal)
         )
-        scorer = Scorer(made, heldout, ranks, getattr(control, "beat", lambda: None))
+        scorer = Scorer(made, heldout, ranks, control.stop_requested)
         return inputs, Loop(inputs, made, ranks, checkpoints, scorer.rung), scorer
 
     def _build(self, trial: TrialSpec) -> tuple[Inputs, HeldOut, nn.Module]:
@@ -344,11 +345,11 @@ class Worker:
         if scored is None:
             return None
         lml, nats_per_sequence, rows = scored
-        directory, now, spent = TrialDirectory(Path(trial.directory)), time.monotonic(), loop.spent
-        with write_aside(directory.scores) as aside:
+        files, now, spent = TrialDirectory(Path(trial.directory)), time.monotonic(), loop.spent
+        with write_aside(files.scores) as aside:
             at_rungs = np.asarray(spent.rung_scores, np.float64)
             np.savez(aside, nats_per_sequence=nats_per_sequence, rows=rows, at_rungs=at_rungs)
-        result = TrialResult(
+        return TrialResult(
             fingerprint=trial.fingerprint(),
             lml=lml,
             rates=rates,
@@ -373,8 +374,6 @@ class Worker:
             learned_policy=learned_policy(inputs.policy, spent.learned),
             versions=_versions(),
         )
-        write_text(directory.result, result.model_dump_json(indent=2) + "\n")
-        return result
 
 
 @dataclass(frozen=True)
@@ -387,11 +386,25 @@ class _Opened:
     missing: list[HeldOut]
 
 
+def _stopped(trial: TrialSpec, reason: StopReason, loop: Loop) -> Stopped:
+    """The event; a pruned trial does not go on from its checkpoint."""
+    if reason == "pruned":
+        loop.checkpoints.remove()
+    return Stopped(number=trial.number, reason=reason, step=loop.spent.steps)
+
+
+def _keep_result(trial: TrialSpec, result: TrialResult | None) -> None:
+    """After all else that is kept: a trial whose result stands is never run again."""
+    if result is not None:
+        files = TrialDirectory(Path(trial.directory))
+        write_text(files.result, result.model_dump_json(indent=2) + "\n")
+
+
 def _lml(scorer: Scorer, heldout: HeldOut) -> LMLScore | None:
     """The same model's score elsewhere; None on other ranks than the first."""
     from mptune.training.scoring import Scorer
 
-    scored = Scorer(scorer.engine, heldout, scorer.ranks, scorer.beat).lml()
+    scored = Scorer(scorer.engine, heldout, scorer.ranks, scorer.asked).lml()
     return None if scored is None else scored[0]
 
 

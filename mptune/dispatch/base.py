@@ -61,7 +61,10 @@ class Dispatcher(Protocol):
         """Answer the trial's last Rung: go on, or stop as pruned."""
 
     def stop(self, number: int, reason: StopReason) -> None:
-        """Ask a running trial to stop between steps, or drop a queued one; ends in Stopped."""
+        """Ask a running trial to stop soon, or drop a queued one; ends in Stopped.
+
+        A trial that has been scored meanwhile ends in Finished.
+        """
 
     def standing(self) -> Standing:
         """Where gangs and queue stand now; does not block."""

@@ -83,12 +83,8 @@ class TrialControl:
         self._asked_at = time.monotonic()
 
     def stop_requested(self) -> StopReason | None:
-        self.beat()
-        return self._reason
-
-    def beat(self) -> None:
-        """The trial goes on: asked by scoring, which cannot be stopped."""
         self._asked_at = time.monotonic()
+        return self._reason
 
     def idle_s(self) -> float:
         """Seconds since the trial last asked, as it does in every step and scoring batch."""

@@ -34,7 +34,8 @@ from mptune.spec import Score
 from mptune.training.batches import attended, seeded_order
 from mptune.training.missing import removed
 from mptune.training.ranks import Ranks
-from mptune.trial import CurvePoint, LMLScore, RateScore
+from mptune.training.stops import StoppedInScoring, agreed_stop, vote
+from mptune.trial import CurvePoint, LMLScore, RateScore, StopReason
 
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float64]
@@ -197,17 +198,20 @@ class AtRung:
 
 
 class Scorer:
-    """Scores one model on all ranks; every method is to be called on every rank."""
+    """Scores one model on all ranks; every method is to be called on every rank.
+
+    Each of them raises `StoppedInScoring`, on every rank, once one of them is asked to stop.
+    """
 
     def __init__(
         self,
         engine: Any,
         heldout: HeldOut,
         ranks: Ranks,
-        beat: Callable[[], object] = lambda: None,
+        asked: Callable[[], StopReason | None] = lambda: None,
     ) -> None:
-        """`beat` is called before every forward: scoring is no stall."""
-        self.engine, self.heldout, self.ranks, self.beat = engine, heldout, ranks, beat
+        """`asked` says, before every forward, why this rank is to stop."""
+        self.engine, self.heldout, self.ranks, self.asked = engine, heldout, ranks, asked
 
     def lml(self) -> tuple[LMLScore, FloatArray, IntArray] | None:
         """The score, nats per sequence [n] and the held-out rows [n]; None but on rank 0.
@@ -258,7 +262,7 @@ class Scorer:
         self.engine.eval()
         with torch.inference_mode():
             for rows, bands, counted in self._batches(plan):
-                self.beat()
+                self._check_stop()
                 sums_2B = self._batch(plan, rows, bands)
                 if counted:
                     table_2Nk[:, rows, bands] = sums_2B
@@ -267,6 +271,13 @@ class Scorer:
         rows, bands = np.nonzero(plan.counts_Nk)
         check_finite(plan, rows, bands, totals[0][rows, bands])
         return totals[0], totals[1]
+
+    def _check_stop(self) -> None:
+        # One small sum a forward: all that it costs is to wait for the slowest rank.
+        mine = torch.tensor(vote(self.asked(), self.ranks.first), dtype=torch.float64)
+        reason = agreed_stop(*self.ranks.total(mine.to(self.ranks.device)).tolist())
+        if reason is not None:
+            raise StoppedInScoring(reason)
 
     def _batches(self, plan: LMLPlan) -> Iterator[tuple[IntArray, IntArray, bool]]:
         """This rank's share; every rank makes as many forwards, as ZeRO stage 3 needs."""

@@ -15,7 +15,16 @@ from typing import Any
 import pytest
 import torch
 
-from mptune.trial import Event, Failed, Finished, Progress, Scoring, Started, Stopped
+from mptune.trial import (
+    Event,
+    Failed,
+    Finished,
+    GangChanged,
+    Progress,
+    Scoring,
+    Started,
+    Stopped,
+)
 from tests.faults.conftest import PAIR, SCORE, Ground, Search_, gone, members, once, orphans
 
 pytestmark = pytest.mark.slow
@@ -30,6 +39,9 @@ OTHERS: list[dict[str, Any]] = [
 
 LONG = {"training": {"budget_tokens": 40 * 8 * 16, "checkpoint_every_s": 1e-6}}
 """Many steps, each followed by a checkpoint."""
+
+LONG_SCORE = SCORE.model_copy(update={"rates": tuple(round(0.001 * k, 3) for k in range(1, 120))})
+"""More forwards than can be done before a signal arrives."""
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +59,16 @@ def survived(search: Search_, reason: str) -> None:
     assert search.attrs["retries"] == 1
     assert len(search.started) == 2
     assert gone(search.started[0].pids)
+
+
+def goes_straight_to_scoring(search: Search_) -> None:
+    """The last run of the trial found the checkpoint of the end of its training."""
+    last = search.started[-1]
+    after = search.events[search.events.index(last) :]
+    assert last.resumed_at == last.total_steps > 0
+    assert [type(e) for e in after if not isinstance(e, GangChanged)] == [
+        Started, Scoring, Finished,
+    ]  # fmt: skip
 
 
 def named_tag(search: Search_) -> str | None:
@@ -90,17 +112,17 @@ def test_a_rank_killed_in_a_checkpoint_write_leaves_the_one_before(ground, tmp_p
     assert search.ends(Finished)[0].result.lml == again.ends(Finished)[0].result.lml
 
 
-def test_a_rank_killed_in_scoring(ground, tmp_path):
+def test_a_rank_killed_in_scoring(ground, undisturbed, tmp_path):
     def strike(event: Event, search: Search_) -> bool:
         if isinstance(event, Scoring):
             os.kill(search.pids[1], signal.SIGKILL)
         return isinstance(event, Scoring)
 
-    # More forwards than can be done before the signal arrives.
-    rates = {"rates": tuple(round(0.001 * k, 3) for k in range(1, 120))}
-    score = SCORE.model_copy(update=rates)
-    search = ground.search(tmp_path, once(strike), score=score)
+    often = {"checkpoint_every_s": 1e-6}
+    search = ground.search(tmp_path, once(strike), score=LONG_SCORE, training=often)
     survived(search, "worker_died")
+    goes_straight_to_scoring(search)
+    assert search.ends(Finished)[0].result.lml == undisturbed.result.lml
 
 
 def test_a_rank_that_hangs_is_seen_and_all_stacks_are_kept(ground, undisturbed, tmp_path):
@@ -122,17 +144,21 @@ def test_a_rank_that_hangs_is_seen_and_all_stacks_are_kept(ground, undisturbed, 
 
 
 def test_sigterm_leaves_a_checkpoint_just_in_time(ground, tmp_path):
-    def strike(event: Event, search: Search_) -> bool:
-        if isinstance(event, Progress) and event.step > 1:
+    """Once in a step, and once more in scoring."""
+    due = [Progress, Scoring]
+
+    def strike(event: Event, search: Search_) -> None:
+        if due and type(event) is due[0] and getattr(event, "step", 2) > 1:
+            del due[0]
             os.kill(search.pids[1], signal.SIGTERM)
-            return True
-        return False
 
     rare = {"training": {"budget_tokens": 500 * 8 * 16, "checkpoint_every_s": 1e6}}
-    search = ground.search(tmp_path, once(strike), **rare)
-    (stopped,) = search.ends(Stopped)
-    assert stopped.reason == "preempted"
-    assert search.started[1].resumed_at == stopped.step > 0
+    search = ground.search(tmp_path, strike, score=LONG_SCORE, **rare)
+    in_step, in_scoring = search.ends(Stopped)
+    assert (in_step.reason, in_scoring.reason) == ("preempted", "preempted")
+    assert search.started[1].resumed_at == in_step.step > 0
+    assert 500 == in_scoring.step > in_step.step
+    goes_straight_to_scoring(search)
     assert search.record.state == "COMPLETE"
     assert search.attrs.get("retries", 0) == 0
     assert gone(search.started[0].pids)

@@ -19,6 +19,7 @@ from mptune.data.table import TokenTable
 from mptune.errors import NonFiniteLoss
 from mptune.paths import TrialDirectory
 from mptune.spec import Missing, build
+from mptune.training.checkpoint import Checkpoints
 from mptune.training.feed import Inputs, code_weights
 from mptune.training.loop import Loop
 from mptune.training.ranks import AgreedFailure, Ranks
@@ -37,6 +38,17 @@ def result(events):
 def numbers(events):
     """What a trial found, without what it took."""
     return result(events).model_dump(exclude={"fingerprint", "cost", "learning"})
+
+
+def kinds(events):
+    """What a trial told, without its progress."""
+    return [type(event) for event in events if not isinstance(event, Progress)]
+
+
+def weights(folder):
+    """The kept weights, by name, as bytes."""
+    kept = torch.load(TrialDirectory(folder).module)
+    return {name: tensor.numpy().tobytes() for name, tensor in kept.items()}
 
 
 def losses(events):
@@ -265,24 +277,32 @@ def test_a_rung_prunes(study, alone, pair, tmp_path, workers):
     assert not TrialDirectory(tmp_path).checkpoint.exists()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("stage", [0, 1])
+@pytest.mark.parametrize(("workers", "stage"), [(1, 0), (2, 0), (2, 1), (2, 3)])
 def test_a_resumed_trial_is_the_same_bit_for_bit(study, alone, pair, tmp_path, workers, stage):
+    """It is stopped while its rung is scored, between two steps, and while it is scored."""
     run = alone if workers == 1 else pair
     changes = {
-        "training": {"zero_stage": stage},
+        "training": {"zero_stage": stage, "keep_weights": True},
         "model": {"family": "bert", "width": 16, "depth": 1, "dropout": 0.1},
         "policy": {"kind": "linear", "start": 0.6, "end": 0.2},
         "rungs": (0.25,),
     }
     whole = run(study(tmp_path / "whole", workers, **changes))
     spec = study(tmp_path / "halves", workers, **changes)
-    stopped = run(spec, Script(stop_at=10))
-    assert stopped[-1] == Stopped(number=7, reason="interrupted", step=10)
+    in_rung = run(spec, Script(stop_at=7))
+    assert kinds(in_rung) == [Started, Stopped]
+    between = run(spec, Script(stop_at=10))
+    assert kinds(between) == [Started, Rung, Stopped]
+    in_scoring = run(spec, Script(stop_at=24 - between[-1].step + 4, reason="preempted"))
+    assert kinds(in_scoring) == [Started, Scoring, Stopped]
+    assert [e[-1].reason for e in (between, in_scoring)] == ["interrupted", "preempted"]
     resumed = run(spec)
-    assert resumed[0].resumed_at == 10
-    assert not any(isinstance(event, Rung) for event in resumed)
+    assert kinds(resumed) == [Started, Scoring, Finished]
+    steps = [events[-1].step for events in (in_rung, between, in_scoring)]
+    assert steps == [6, steps[1], 24]
+    assert [e[0].resumed_at for e in (between, in_scoring, resumed)] == steps
     assert numbers(resumed) == numbers(whole)
+    assert weights(tmp_path / "halves") == weights(tmp_path / "whole")
     assert not TrialDirectory(tmp_path / "halves").checkpoint.exists()
 
 
@@ -343,6 +363,17 @@ def test_a_long_trial_is_checkpointed_on_the_way(study, pair, tmp_path):
     changes = {"training": {"checkpoint_every_s": 1e-9}}
     stopped = pair(study(tmp_path, 2, **changes), Script(stop_at=6, reason="pruned"))
     assert (stopped[-1].reason, stopped[-1].step) == ("pruned", 6)
+
+
+def test_the_end_of_a_long_training_is_kept_for_its_scoring(study, alone, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(Checkpoints, "save", lambda self, engine, spent: saved.append(spent.steps))
+    rare, often = ({"training": {"checkpoint_every_s": every_s}} for every_s in (1e9, 1e-9))
+    alone(study(tmp_path / "short", **rare))
+    monkeypatch.setattr("mptune.training.loop.WORTH_KEEPING", 0.0)
+    alone(study(tmp_path / "long", **rare))
+    alone(study(tmp_path / "kept", **often))
+    assert saved == [24, *range(1, 25)]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
