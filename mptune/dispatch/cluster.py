@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -19,6 +19,7 @@ import ray
 from ray._private import ray_constants
 from ray._private import services as ray_services
 from ray._private import worker as ray_worker
+from ray._private.state import available_resources_per_node
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -96,8 +97,12 @@ class Cluster:
         alive = [n for n in ray.nodes() if n["Alive"]]  # type: ignore[no-untyped-call]
         if not alive:
             raise DispatchError("Ray has died; the same command goes on where this one ended")
-        resources = {n["NodeID"]: n["Resources"] for n in alive}
-        return [Node(i, r.get("CPU", 0), r.get("GPU", 0)) for i, r in resources.items()]
+        return [_node(n["NodeID"], n["Resources"]) for n in alive]
+
+    def unused(self) -> dict[str, Node]:
+        """What nobody holds of each machine, or did a moment ago."""
+        nodes = available_resources_per_node()  # type: ignore[no-untyped-call]
+        return {id_: _node(id_, unused) for id_, unused in nodes.items()}
 
     def machines(self, nodes: Sequence[str]) -> dict[str, Machine]:
         """Memory and GPUs of these nodes, asked of them without taking any of it.
@@ -135,6 +140,10 @@ class Cluster:
         with _on_loopback(), _in_own_sessions():
             _init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES)
         self._reaper = _start_reaper(_descendants() - before)
+
+
+def _node(id_: str, resources: Mapping[str, float]) -> Node:
+    return Node(id_, resources.get("CPU", 0), resources.get("GPU", 0))
 
 
 @ray.remote(num_cpus=0, max_retries=0)

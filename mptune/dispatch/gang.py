@@ -68,8 +68,8 @@ from mptune.trial import (
 START_TIMEOUT_S = 600.0
 """For importing the libraries and meeting the other ranks, once the processes run."""
 
-PLACE_TIMEOUT_S = 60.0
-"""For the place that was planned to be free for it: others may use the cluster, too."""
+PLACE_TIMEOUT_S = 15.0
+"""For Ray to give the place that was planned: it does at once, or when a gang before has gone."""
 
 NODE_LABEL = "ray.io/node-id"
 """Ray gives it to every node."""
@@ -291,8 +291,10 @@ class Gang:
     runtime: str
     mark: str = "mptune"
     """Begins its name on the cluster, which is unique there."""
-    pinned: bool = True
+    pinned: bool = False
     """Whether it takes no other place than the planned one."""
+    placed: bool = False
+    """Whether Ray has given it its place."""
     flight: Flight | None = None
     ready: bool = False
     trials: int = 0
@@ -319,6 +321,7 @@ class Gang:
             name=f"{self.mark}/{self.name}",
             bundle_label_selector=self._pins() if self.pinned else None,
         )
+        self._expect(self._group.ready(), 0, self._on_placed)
         self._members = [self._member(rank) for rank in range(self.shape.workers)]
         for rank, member in enumerate(self._members):
             self._expect(member.live.remote(), rank, _nothing)
@@ -333,7 +336,7 @@ class Gang:
     def is_kept_out(self) -> bool:
         """Whether somebody else must be in the place that was planned for it."""
         waited_s = time.monotonic() - self.started_at
-        return self.pinned and not self._hellos and waited_s > PLACE_TIMEOUT_S
+        return self.pinned and not self.placed and waited_s > PLACE_TIMEOUT_S
 
     def held(self) -> Held:
         """What admission needs to know."""
@@ -497,6 +500,13 @@ class Gang:
     def _expect_within(self, seconds: float, otherwise: str) -> None:
         detail = f"{self.name}: {otherwise} (waited {seconds:.0f} s)"
         self._overdue = time.monotonic() + seconds, GangOverdue("worker_died", detail)
+
+    def _on_placed(self, _: Any) -> list[Event]:
+        """From here on it starts, be it slowly: code is shipped, libraries are imported."""
+        self.placed = True
+        if not self._hellos:
+            self._expect_within(START_TIMEOUT_S, "its processes did not start")
+        return []
 
     def _on_hello(self, rank: int, hello: Hello) -> list[Event]:
         if hello.version != __version__:

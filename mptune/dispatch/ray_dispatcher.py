@@ -21,6 +21,7 @@ from mptune.dispatch.admission import (
     Waiting,
     admit,
     expected_starts,
+    free,
     in_flight,
     in_turn,
     waits,
@@ -33,6 +34,7 @@ from mptune.dispatch.gang import Flight, Gang, GangLost, GangOverdue
 from mptune.dispatch.metrics import Metrics
 from mptune.dispatch.room import Node, Placement, Room, Shape
 from mptune.dispatch.runtime import HARMLESS, WORKER, End, one_line, write_traceback
+from mptune.dispatch.tenants import Tenants
 from mptune.errors import DispatchError, MptuneError
 from mptune.forecast import Predictor
 from mptune.spec import Resources
@@ -115,6 +117,8 @@ class RayDispatcher:
         self._metrics = Metrics()
         self._metrics_url = self._cluster.metrics_url()
         self._machines: dict[str, Machine] = {}
+        self._shared = address is not None
+        self._tenants = Tenants()
         self._nodes_seen: tuple[float, Sequence[Node]] = (-NODES_EVERY_S, ())
 
     def warm_up(self) -> None:
@@ -248,8 +252,16 @@ class RayDispatcher:
     def _nodes(self) -> Sequence[Node]:
         old = time.monotonic() - self._nodes_seen[0] >= NODES_EVERY_S
         if old and not self._cluster.is_away():
-            self._nodes_seen = time.monotonic(), self._cluster.nodes()
+            self._look()
         return self._nodes_seen[1]
+
+    def _look(self) -> None:
+        """See what nodes there are, and what others hold of them."""
+        now = time.monotonic()
+        self._nodes_seen = now, self._cluster.nodes()
+        if self._shared:
+            ours = [gang.held() for gang in self._gangs.values() if gang.placed]
+            self._tenants.look(self._nodes_seen[1], self._cluster.unused(), ours, now)
 
     def _watch_nodes(self) -> None:
         """Give up gangs on nodes that are gone: nothing else may tell, as of a lost network."""
@@ -257,25 +269,23 @@ class RayDispatcher:
         for gang in list(self._gangs.values()):
             if alive.issuperset(gang.placement):
                 if gang.is_kept_out:
-                    self._let_go_anywhere(gang)
+                    self._give_way(gang)
             elif gang.ready:
                 self._lose(gang, GangLost("node_lost", f"a node of {gang.name} has left"))
             else:
-                self._retract(gang)
+                self._retract(gang, "its node left before it started")
 
-    def _let_go_anywhere(self, gang: Gang) -> None:
-        """Others use its place: leave it to Ray to find one that is free, or to wait for it."""
-        self._drop(gang, "others use its place")
-        number = gang.flight.trial.number if gang.flight else -1
-        again = self._new_gang(gang.shape, gang.placement, number, pinned=False)
-        if gang.flight:
-            again.fly(gang.flight.trial, gang.flight.since)
+    def _give_way(self, gang: Gang) -> None:
+        """Others were faster: admission finds another place for its trial, or lets it wait."""
+        self._tenants.shut(gang.placement, time.monotonic())
+        self._retract(gang, "others use its place")
+        self._look()
 
-    def _retract(self, gang: Gang) -> None:
-        """It did not start before its node left: its trial waits on, as long as it has waited."""
+    def _retract(self, gang: Gang, why: str) -> None:
+        """It did not start: its trial waits on, as long as it has waited."""
         if gang.flight:
             self._queue.insert(0, _Queued(gang.flight.trial, gang.flight.since))
-        self._drop(gang, "its node left before it started")
+        self._drop(gang, why)
 
     def _admit(self) -> None:
         if not self._queue:
@@ -294,7 +304,10 @@ class RayDispatcher:
         """Let the cluster have room for what there is and for what waits."""
         if self._autoscaler:
             there = [gang.shape for gang in self._gangs.values()]
-            self._autoscaler.want([*there, *(q.shape for q in self._queue), *more])
+            wait = [*(q.shape for q in self._queue), *more]
+            # What others hold is no room for what waits.
+            others = self._tenants.lasting() if wait else []
+            self._autoscaler.want([*there, *wait, *others])
 
     def _waiting(self) -> list[Waiting]:
         return [
@@ -303,9 +316,11 @@ class RayDispatcher:
         ]
 
     def _held(self, now: float) -> list[Held]:
-        """The gangs, the longest idle first, and when their trials are predicted to end."""
+        """The gangs, the longest idle first, and when their trials are predicted to end; others."""
         longest_idle = sorted(self._gangs.values(), key=lambda g: g.last_end or g.started_at)
-        return [replace(gang.held(), ends=self._ends(gang, now)) for gang in longest_idle]
+        ours = [replace(gang.held(), ends=self._ends(gang, now)) for gang in longest_idle]
+        self._nodes()  # looks around, if it is time to
+        return ours + self._tenants.held()
 
     def _ends(self, gang: Gang, now: float) -> float | None:
         if gang.flight is None:
@@ -329,10 +344,10 @@ class RayDispatcher:
             self._queue.remove(queued)
             self._outbox.append(Failed(number=number, reason="wrong_input", detail=detail))
 
-    def _new_gang(
-        self, shape: Shape, placement: Placement, number: int = -1, *, pinned: bool = True
-    ) -> Gang:
-        gang = Gang(next(self._names), shape, placement, self._runtime, self._mark, pinned)
+    def _new_gang(self, shape: Shape, placement: Placement, number: int = -1) -> Gang:
+        # Where others place gangs, too, each goes where admission counts it, or nowhere.
+        name, pinned = next(self._names), self._shared
+        gang = Gang(name, shape, placement, self._runtime, self._mark, pinned)
         self._gangs[gang.name] = gang
         self._fitted.add(shape)
         detail = f"{shape}{_first_time() if self._runtime == WORKER else ''}"
@@ -342,9 +357,12 @@ class RayDispatcher:
         return gang
 
     def _gang_for_preparing(self, shape: Shape) -> Gang:
-        gang = self._spare_gang(shape)
-        while not gang.ready:
-            self._collect(SLICE_S)
+        while not (gang := self._spare_gang(shape)).ready:
+            if self._cluster.is_there():
+                self._collect(SLICE_S)
+                self._watch_nodes()  # it may have to find another place
+            else:
+                time.sleep(SLICE_S)
             if gang.lost:
                 raise DispatchError(f"no worker could be started: {gang.lost.detail}")
         return gang
@@ -355,22 +373,31 @@ class RayDispatcher:
         Raises:
             DispatchError: there is no room for one.
         """
-        spare = (g for g in self._gangs.values() if g.flight is None)
+        spare = [g for g in self._gangs.values() if g.flight is None]
         gang = next((g for g in spare if g.shape.gpus or not shape.gpus), None)
-        if gang is not None:
-            return gang
-        # What others hold there is not known, so that Ray may find another place.
-        return self._new_gang(shape, self._wait_for_room(shape), pinned=False)
+        if gang is None and self._place(shape) is None:
+            for useless in spare:
+                self._drop(useless, "its place was wanted")
+        return gang or self._new_gang(shape, self._wait_for_room(shape))
 
     def _wait_for_room(self, shape: Shape) -> Placement:
-        """Where a gang may be, perhaps once machines have joined that were asked for."""
+        """Where a gang may be: once others leave room, or machines that were asked for are there.
+
+        Raises:
+            DispatchError: there is none, and no machine joins in time; or the head is lost.
+        """
         give_up = time.monotonic() + (self._patience_s if self._autoscaler else 0.0)
-        while (placement := Room.of(self._nodes()).place(shape)) is None:
-            if time.monotonic() >= give_up:
+        while (placement := self._place(shape)) is None:
+            if not Room.of(self._nodes()).fits(shape) and time.monotonic() >= give_up:
                 raise DispatchError(f"no room in the cluster for {shape}")
-            self._scale(shape)
+            if self._cluster.is_there():
+                self._scale(shape)
             time.sleep(SLICE_S)
         return placement
+
+    def _place(self, shape: Shape) -> Placement | None:
+        nodes = self._nodes()
+        return free(nodes, self._held(time.monotonic())).place(shape)
 
     def _collect(self, wait_s: float) -> None:
         """Take in what the gangs say: wait for the first of it, at most a slice."""

@@ -1,0 +1,56 @@
+"""A cluster that others use, too: two real nodes, and a trial whose planned place is taken."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.cluster import RayCluster, ray_cluster
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RayCluster]:
+    """Two nodes of one CPU."""
+    with ray_cluster(1, PYTHONPATH=str(Path(__file__).parents[2])) as made:
+        made.add_nodes(1, 1)
+        yield made
+
+
+def scene(cluster: RayCluster, folder: Path, name: str) -> list[dict[str, Any]]:
+    """What the driver says; see crowded.py."""
+    told = subprocess.run(
+        [sys.executable, "-m", "tests.dispatch.crowded", cluster.address, str(folder), name],
+        env=cluster.env, capture_output=True, text=True, timeout=150,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    return [json.loads(line) for line in told.stdout.splitlines()]
+
+
+def test_a_gang_goes_where_others_leave_room(cluster: RayCluster, tmp_path: Path) -> None:
+    (ran,) = scene(cluster, tmp_path, "seen")
+    assert ran["at"] != [ran["planned"]]
+    assert ran["gone"] == []
+
+
+def test_a_gang_gives_way_to_others_that_were_faster(cluster: RayCluster, tmp_path: Path) -> None:
+    (ran,) = scene(cluster, tmp_path, "blind")
+    assert ran["at"] != [ran["planned"]]
+    assert ran["gone"] == ["others use its place"]
+
+
+def test_a_trial_waits_while_others_have_all_places_and_runs_when_one_is_free(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    waited, ran = scene(cluster, tmp_path, "full")
+    assert waited == {"wait": "reserved", "told": 0}
+    assert ran["at"] == [ran["planned"]]
+    assert ran["gone"] == []
+    assert cluster.leftovers() == []

@@ -1,0 +1,68 @@
+"""What others hold of a cluster, from what Ray says is unused."""
+
+from __future__ import annotations
+
+import pytest
+
+from mptune.dispatch.admission import Held, Retire, Start, Waiting, admit
+from mptune.dispatch.room import Node, Shape
+from mptune.dispatch.tenants import SHUT_S, Tenants
+
+TWO = [Node("a", 4, 2), Node("b", 4)]
+PAIR = Shape(2, 1, 0.5)
+
+
+def unused(a: float, b: float, gpus: float = 2) -> dict[str, Node]:
+    return {"a": Node("a", a, gpus), "b": Node("b", b)}
+
+
+def ours(*placement: str) -> Held:
+    return Held("gang-1", PAIR, placement, idle=False)
+
+
+def amounts(tenants: Tenants) -> dict[str, tuple[float, float]]:
+    return {h.placement[0]: (h.shape.cpus, h.shape.gpus) for h in tenants.held()}
+
+
+@pytest.mark.parametrize(
+    ("free", "gangs", "others"),
+    [
+        (unused(4, 4), [], {}),
+        (unused(1, 4, gpus=0.5), [], {"a": (3, 1.5)}),
+        (unused(2, 4, gpus=1), [ours("a", "a")], {}),
+        (unused(1, 3, gpus=1.5), [ours("a", "b")], {"a": (2, 0)}),
+        (unused(4, 4), [ours("a", "a")], {}),  # gone by now
+        ({"a": Node("a", 4, 2)}, [], {"b": (4, 0)}),  # not known yet
+        (unused(4, 4), [ours("left", "left")], {}),
+    ],
+)
+def test_others_hold_what_is_neither_ours_nor_unused(free, gangs, others):
+    tenants = Tenants()
+    tenants.look(TWO, free, gangs, 0.0)
+    assert amounts(tenants) == others
+
+
+def test_a_place_that_only_looked_free_is_shut_for_a_while():
+    tenants = Tenants()
+    tenants.shut(("b",), 10.0)
+    tenants.look(TWO, unused(4, 4), [], 10.0)
+    assert amounts(tenants) == {"b": (4, 0)}
+    tenants.look(TWO, unused(4, 4), [], 10.0 + SHUT_S)
+    assert amounts(tenants) == {}
+
+
+def test_machines_are_wanted_beside_others_that_stay_and_not_for_a_moments_seeming():
+    tenants = Tenants()
+    tenants.look(TWO, unused(3, 1), [], 0.0)
+    assert tenants.lasting() == []
+    tenants.look(TWO, unused(4, 2), [], 1.0)
+    assert tenants.lasting() == [Shape(1, 2, 0)]
+
+
+def test_admission_goes_beside_them_and_gives_up_idle_gangs_for_room_that_they_leave():
+    tenants = Tenants()
+    idle = Held("gang-1", Shape(1, 4, 0), ("b",), idle=True)
+    tenants.look(TWO, unused(0, 0, gpus=0), [idle], 0.0)
+    waiting = Waiting(7, Shape(1, 2, 0))
+    decided = admit([waiting], [idle, *tenants.held()], TWO)
+    assert decided == [Retire("gang-1"), Start(7, placement=("b",))]
