@@ -4,7 +4,7 @@ A trial's `policy` chooses what happens, whatever its `kind`:
 
 | key | meaning | default |
 |---|---|---|
-| `behaviour` | `ok`, `nan`, `wrong_input`, `crash` (raises), `hang` (deaf), `exit` (dies) | `ok` |
+| `behaviour` | `ok`, `nan`, `wrong_input`, `crash` and `cut` (raise), `hang` (deaf), `exit` (dies) | `ok` |
 | `at` | progress at which it misbehaves | 0.5 |
 | `only_rank` | the rank that crashes, hangs or dies | 0 |
 | `once` | misbehave on the first attempt only (remembered in the trial's directory) | false |
@@ -264,6 +264,8 @@ class _Run:
 def _fault(behaviour: str, step: int) -> None:
     if behaviour == "crash":
         raise RuntimeError(f"crashed at step {step}, as asked")
+    if behaviour == "cut":
+        raise ConnectionError("connection closed by peer, as asked")
     if behaviour == "exit":
         print("exits as asked", file=sys.stderr, flush=True)
         os._exit(1)

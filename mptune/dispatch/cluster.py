@@ -10,8 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import psutil
@@ -21,18 +20,14 @@ from ray._private import services as ray_services
 from ray._private import worker as ray_worker
 from ray._private.state import available_resources_per_node
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
-from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mptune.dispatch import devices, reaper, shipping
-from mptune.dispatch.devices import Gpu, Machine
+from mptune.dispatch.census import Census
+from mptune.dispatch.devices import Machine
 from mptune.dispatch.head import Head
 from mptune.dispatch.room import Node
 from mptune.dispatch.runtime import one_line
 from mptune.errors import DispatchError, InputError
-
-ANSWER_TIMEOUT_S = 30.0
-"""For a node to say what it has: a worker process starts there and imports this."""
 
 OBJECT_STORE_BYTES = 80 * 2**20
 """Near Ray's minimum: nothing large goes through its object store."""
@@ -63,6 +58,7 @@ class Cluster:
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         self._reaper: subprocess.Popen[bytes] | None = None
         self._own = address is None
+        self._census = Census()
         try:
             if address:
                 _init(address=address, runtime_env=shipping.environment() if ship else None)
@@ -105,18 +101,14 @@ class Cluster:
         return {id_: _node(id_, unused) for id_, unused in nodes.items()}
 
     def machines(self, nodes: Sequence[str]) -> dict[str, Machine]:
-        """Memory and GPUs of these nodes, asked of them without taking any of it.
-
-        A node that does not answer in time is known by the kind of accelerator that Ray names.
-        """
+        """Memory and GPUs of these nodes, without those that have not said yet; see `Census`."""
         if self._own:
-            return dict.fromkeys(nodes, devices.this_machine())
-        asked = {node: _ask_for_machine(node) for node in nodes}
-        ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_TIMEOUT_S)
-        alive = ray.nodes()  # type: ignore[no-untyped-call]
-        named = {n["NodeID"]: devices.of_accelerator(n["Resources"]) for n in alive}
-        said = {node: _answer(ref) for node, ref in asked.items() if ref in ready}
-        return {node: completed(said.get(node), named.get(node, ())) for node in nodes}
+            return dict.fromkeys(nodes, self._this_machine)
+        return self._census.known(nodes)
+
+    @cached_property
+    def _this_machine(self) -> Machine:
+        return devices.this_machine()
 
     def metrics_url(self) -> str | None:
         """Where this process's metrics are served: on its node, if its agent serves any."""
@@ -144,29 +136,6 @@ class Cluster:
 
 def _node(id_: str, resources: Mapping[str, float]) -> Node:
     return Node(id_, resources.get("CPU", 0), resources.get("GPU", 0))
-
-
-@ray.remote(num_cpus=0, max_retries=0)
-def _machine() -> str:
-    return devices.this_machine().as_json()
-
-
-def _ask_for_machine(node: str) -> Any:
-    here = NodeAffinitySchedulingStrategy(node, soft=False)
-    return _machine.options(scheduling_strategy=here).remote()
-
-
-def _answer(ref: Any) -> Machine | None:
-    """None from a node that cannot say: it has left, or another version is installed there."""
-    with suppress(RayError):
-        return Machine.from_json(ray.get(ref))
-    return None
-
-
-def completed(said: Machine | None, named: tuple[Gpu, ...]) -> Machine:
-    """What a node has said, with the GPUs that Ray names where it has named none itself."""
-    found = said or Machine()
-    return found if found.gpus else replace(found, gpus=named)
 
 
 def _why(error: BaseException | None) -> str:

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -42,6 +42,7 @@ from mptune.dispatch.admission import Held
 from mptune.dispatch.footprint import Footprint, Growth, own_host_bytes
 from mptune.dispatch.room import Placement, Shape
 from mptune.dispatch.runtime import (
+    Controls,
     End,
     Runtime,
     TrialControl,
@@ -81,7 +82,7 @@ AGREE_TIMEOUT_S = 10.0
 """From the first rank that ended a trial to the last one."""
 
 ANSWER_TIMEOUT_S = 5.0
-"""For a rank that seems to hang to say so, and to show its stacks."""
+"""For a rank that seems to hang to say so, or to show its stacks; for a death to be known."""
 
 MEMORY_EVERY_S = 5.0
 """Between two questions how much memory a gang has."""
@@ -133,16 +134,17 @@ class Member:
         _set_environment(shape)
         self._runtime, self._rank, self._shape = runtime, rank, shape
         self._worker: Runtime | None = None
-        self._controls: dict[int, TrialControl] = {}
+        self._controls = Controls()
         self._events: SimpleQueue[str] = SimpleQueue()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, lambda *_: self._leave())
 
     def _leave(self) -> None:
         """A node that is taken away: stop with a checkpoint, or go at once if nothing runs."""
-        if not self._controls:
+        running = self._controls.all()
+        if not running:
             os._exit(128 + signal.SIGTERM)
-        for control in list(self._controls.values()):
+        for control in running:
             control.stop("preempted")
 
     def hello(self) -> Hello:
@@ -172,13 +174,13 @@ class Member:
 
     def run(self, ticket: int, trial_json: str) -> Footprint:
         """Run one trial; what only another rank than 0 knows to be wrong is raised."""
-        trial, control = TrialSpec.model_validate_json(trial_json), self._control(ticket)
+        trial, control = TrialSpec.model_validate_json(trial_json), self._controls.of(ticket)
         log = TrialDirectory.of(trial.directory).log(self._rank)
         try:
             with output.kept(log, self._rank):
                 self._fly(trial, control)
         finally:
-            del self._controls[ticket]
+            self._controls.end(ticket)
         return Footprint(own_host_bytes(), self._joined.device_bytes())
 
     def _fly(self, trial: TrialSpec, control: TrialControl) -> None:
@@ -199,16 +201,16 @@ class Member:
 
     @ray.method(concurrency_group="control")
     def decide(self, ticket: int, go_on: bool) -> None:
-        self._control(ticket).decide(go_on)
+        self._controls.of(ticket).decide(go_on)
 
     @ray.method(concurrency_group="control")
     def stop(self, ticket: int, reason: StopReason) -> None:
-        self._control(ticket).stop(reason)
+        self._controls.of(ticket).stop(reason)
 
     @ray.method(concurrency_group="control")
     def idle_s(self, ticket: int) -> float:
         """Seconds since the trial last took a step or scored a batch."""
-        return self._control(ticket).idle_s()
+        return self._controls.of(ticket).idle_s()
 
     @ray.method(concurrency_group="control")
     def stacks(self) -> str:
@@ -231,10 +233,6 @@ class Member:
     def _joined(self) -> Runtime:
         assert self._worker is not None, "load comes first"
         return self._worker
-
-    def _control(self, ticket: int) -> TrialControl:
-        # In one step: a stop may arrive, in another thread, before the run it is meant for.
-        return self._controls.setdefault(ticket, TrialControl())
 
 
 # Untyped: Ray's types know no concurrency groups.
@@ -276,6 +274,37 @@ class Flight:
     ended: End | None = None
 
 
+@dataclass
+class Stall:
+    """A gang that does nothing, asked for its stacks. Times are monotonic seconds."""
+
+    lost: GangLost
+    file: Path
+    pids: Sequence[int]
+    until: float = field(default_factory=lambda: time.monotonic() + ANSWER_TIMEOUT_S)
+    stacks: dict[int, str] = field(default_factory=dict)
+    """Of the ranks that have answered."""
+
+    def on_stacks(self, rank: int, text: str) -> list[Event]:
+        self.stacks[rank] = text
+        return []
+
+    def check(self) -> None:
+        """Keep the stacks once they are all there, or time is up.
+
+        Raises:
+            GangLost: they are kept.
+        """
+        if len(self.stacks) == len(self.pids) or time.monotonic() > self.until:
+            with suppress(OSError):
+                write_text(self.file, "".join(map(self._of_rank, range(len(self.pids)))))
+            raise self.lost
+
+    def _of_rank(self, rank: int) -> str:
+        pid = self.pids[rank]
+        return f"--- rank {rank} (pid {pid})\n{self.stacks.get(rank) or _from_outside(pid)}\n"
+
+
 Handler = Callable[[Any], list[Event]]
 Ref = Any
 """A `ray.ObjectRef`; Ray's actor handles are untyped, and so is what they return."""
@@ -306,6 +335,9 @@ class Gang:
     _members: list[Any] = field(default_factory=list)
     _hellos: dict[int, Hello] = field(default_factory=dict)
     _overdue: tuple[float, GangOverdue] | None = None
+    _symptom: tuple[float, GangLost] | None = None
+    """What a rank saw of another's death, perhaps: it is the reason only if nobody has died."""
+    _stall: Stall | None = None
     _heard_at: float = 0.0
     _asked: bool = False
     _resident: dict[int, int] = field(default_factory=dict)
@@ -426,19 +458,27 @@ class Gang:
         try:
             value = ray.get(ref)
         except RayError as error:
-            raise self._lost(rank, error) from error
+            lost = self._lost(rank, error)
+            if not _is_broken_connection(error):
+                raise lost from error
+            self._symptom = self._symptom or (time.monotonic() + ANSWER_TIMEOUT_S, lost)
+            return []
         return handler(value)
 
     def check_time(self) -> None:
         """Notice what should have come by now.
 
         Raises:
-            GangOverdue: it has not.
+            GangLost: it has not; a `GangOverdue` where nothing else is known to be wrong.
         """
-        if self._overdue and time.monotonic() > self._overdue[0]:
-            raise self._overdue[1]
+        for due in (self._overdue, self._symptom):
+            if due and time.monotonic() > due[0]:
+                raise due[1]
         if self.ready and self.flight and not self.flight.ended:
-            self._check_stall(self.flight)
+            if self._stall:
+                self._stall.check()
+            else:
+                self._check_stall(self.flight)
 
     def _check_stall(self, flight: Flight) -> None:
         """Ask rank 0 when nothing was heard for long: a long step, or scoring, is no stall."""
@@ -447,8 +487,8 @@ class Gang:
             limit_s = max(limit_s, START_TIMEOUT_S)
         silent_s = time.monotonic() - self._heard_at
         if silent_s > limit_s + ANSWER_TIMEOUT_S:
-            raise self._stalled(flight, limit_s)
-        if silent_s > limit_s and not self._asked:
+            self._stalled(flight, limit_s)
+        elif silent_s > limit_s and not self._asked:
             self._asked = True
             ref = self._members[0].idle_s.remote(flight.ticket)
             self._expect(ref, 0, partial(self._on_idle, flight, limit_s))
@@ -456,31 +496,21 @@ class Gang:
     def _on_idle(self, flight: Flight, limit_s: float, idle_s: float) -> list[Event]:
         if flight is self.flight and not flight.ended:
             if idle_s > limit_s:
-                raise self._stalled(flight, limit_s)
-            self._heard(idle_s)
+                self._stalled(flight, limit_s)
+            else:
+                self._heard(idle_s)
         return []
 
     def _heard(self, ago_s: float = 0.0) -> None:
         self._heard_at, self._asked = time.monotonic() - ago_s, False
 
-    def _stalled(self, flight: Flight, limit_s: float) -> GangLost:
+    def _stalled(self, flight: Flight, limit_s: float) -> None:
+        """It is lost once every rank has shown where it is, or had the time to."""
         file = TrialDirectory.of(flight.trial.directory).stacks
-        with suppress(OSError):
-            write_text(file, self._all_stacks())
         detail = f"{self.name} did nothing for {limit_s:g} s; its stacks are in {file.name}"
-        return GangLost("stalled", detail)
-
-    def _all_stacks(self) -> str:
-        refs = [m.stacks.remote() for m in self._members]
-        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=ANSWER_TIMEOUT_S)
-        parts = []
-        for rank, ref in enumerate(refs):
-            try:
-                text = ray.get(ref) if ref in ready else _from_outside(self._hellos[rank].pid)
-            except RayError as error:
-                text = f"{error}\n"
-            parts.append(f"--- rank {rank} (pid {self._hellos[rank].pid})\n{text}\n")
-        return "".join(parts)
+        self._stall = Stall(GangLost("stalled", detail), file, self.pids)
+        for rank, member in enumerate(self._members):
+            self._expect(member.stacks.remote(), rank, partial(self._stall.on_stacks, rank))
 
     def kill(self) -> None:
         """Leave no process and no reservation behind: a dead process lets go of everything."""
@@ -544,7 +574,7 @@ class Gang:
 
     def _run(self, flight: Flight) -> None:
         self.trials += 1
-        flight.ticket = self.trials
+        flight.ticket, self._stall = self.trials, None
         self._heard()
         trial = flight.trial.model_dump_json()
         for rank, member in enumerate(self._members):
@@ -592,9 +622,6 @@ class Gang:
         """What Ray's error about one rank means."""
         who, story = f"rank {rank} of {self.name}", COLOURS.sub("", str(error))
         if isinstance(error, RayTaskError):
-            died = self._death() if "onnection" in str(error.cause) else None
-            if died is not None:
-                return died
             return GangLost(reason_of(error.cause), f"{who}: {one_line(error.cause)}", story)
         if isinstance(error, RuntimeEnvSetupError):
             detail = f"{who} could not get the driver's code ({_last_line(error)}): install it on "
@@ -617,17 +644,6 @@ class Gang:
         hello = self._hellos.get(rank)
         return f"its node {hello.address} ({hello.node[:8]})" if hello else "its node"
 
-    def _death(self) -> GangLost | None:
-        """The death that a broken connection to a rank is a symptom of, if there is one."""
-        lives = [ref for ref, (_, handler) in self.pending.items() if handler is _nothing]
-        ended, _ = ray.wait(lives, num_returns=1, timeout=ANSWER_TIMEOUT_S)
-        for ref in ended:
-            try:
-                ray.get(ref)
-            except RayError as error:
-                return self._lost(self.pending[ref][0], error)
-        return None
-
     def _log_tails(self, rank: int) -> str:
         """The last lines that a rank wrote, where its files can be read from here."""
         if rank not in self._hellos:
@@ -647,6 +663,10 @@ class Gang:
     @property
     def _ticket(self) -> int:
         return self._flight.ticket
+
+
+def _is_broken_connection(error: RayError) -> bool:
+    return isinstance(error, RayTaskError) and "onnection" in str(error.cause)
 
 
 def _is_nodes(error: RayError) -> bool:

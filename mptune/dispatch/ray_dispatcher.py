@@ -14,6 +14,7 @@ import ray
 
 from mptune.dispatch import devices
 from mptune.dispatch.admission import (
+    Decision,
     Held,
     Refuse,
     Retire,
@@ -61,6 +62,9 @@ PREDICTED = 20
 
 JOINING_S = 30.0
 """How long a trial that fits nowhere waits for nodes that may still join a given cluster."""
+
+RETURNING_S = 600.0
+"""How long it waits for nodes to come back on which it would have fitted: machines restart."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ class RayDispatcher:
         self._patience_s = max(JOINING_S, resources.scale_up_timeout_s) if address else 0.0
         self._queue: list[_Queued] = []
         self._gangs: dict[str, Gang] = {}
-        self._fitted: set[Shape] = set()
+        self._fitted: dict[Shape, float] = {}
         self._names = (f"gang-{n}" for n in count(1))
         self._mark = f"{mark}/{secrets.token_hex(4)}"
         self._outbox: list[Event] = []
@@ -160,10 +164,10 @@ class RayDispatcher:
 
     def device(self, resources: Resources) -> Device:
         nodes = self._nodes()
-        new = [node.id for node in nodes if node.id not in self._machines]
-        if new and not self._cluster.is_away():
-            self._machines |= self._cluster.machines(new)
-        return devices.device(resources, nodes, self._machines)
+        if not self._cluster.is_away():
+            self._machines = self._cluster.machines([node.id for node in nodes])
+        told = [node for node in nodes if node.id in self._machines]
+        return devices.device(resources, told, self._machines)
 
     def submit(self, trial: TrialSpec) -> None:
         self._queue.append(_Queued(trial))
@@ -291,7 +295,9 @@ class RayDispatcher:
         if not self._queue:
             return
         now = time.monotonic()
-        for decision in admit(self._waiting(), self._held(now), self._nodes(), now):
+        decisions = admit(self._waiting(), self._held(now), self._nodes(), now)
+        self._note_what_fits(decisions, now)
+        for decision in decisions:
             match decision:
                 case Retire(gang):
                     self._drop(self._gangs[gang], "its place was wanted")
@@ -299,6 +305,11 @@ class RayDispatcher:
                     self._start(number, gang, placement)
                 case Refuse(number, detail):
                     self._refuse(number, detail)
+
+    def _note_what_fits(self, decisions: Sequence[Decision], now: float) -> None:
+        refused = {d.number for d in decisions if isinstance(d, Refuse)}
+        fit = (q.shape for q in self._queue if q.trial.number not in refused)
+        self._fitted |= dict.fromkeys(fit, now)
 
     def _scale(self, *more: Shape) -> None:
         """Let the cluster have room for what there is and for what waits."""
@@ -337,10 +348,11 @@ class RayDispatcher:
         gang.fly(queued.trial, queued.since)
 
     def _refuse(self, number: int, detail: str) -> None:
-        """Nodes may still join, or come back: what fitted once waits for them."""
+        """Nodes may still join, or come back, but are not waited for without end."""
         queued = next(q for q in self._queue if q.trial.number == number)
-        overdue = time.monotonic() - queued.since >= self._patience_s
-        if overdue and queued.shape not in self._fitted:
+        last = self._fitted.get(queued.shape)
+        patience_s = self._patience_s if last is None else max(self._patience_s, RETURNING_S)
+        if time.monotonic() - max(queued.since, last or queued.since) >= patience_s:
             self._queue.remove(queued)
             self._outbox.append(Failed(number=number, reason="wrong_input", detail=detail))
 
@@ -349,7 +361,7 @@ class RayDispatcher:
         name, pinned = next(self._names), self._shared
         gang = Gang(name, shape, placement, self._runtime, self._mark, pinned)
         self._gangs[gang.name] = gang
-        self._fitted.add(shape)
+        self._fitted[shape] = time.monotonic()
         detail = f"{shape}{_first_time() if self._runtime == WORKER else ''}"
         self._outbox.append(
             GangChanged(number=number, gang=gang.name, state="starting", detail=detail)

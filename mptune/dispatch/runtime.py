@@ -107,6 +107,37 @@ class TrialControl:
             self._changed.notify_all()
 
 
+class Controls:
+    """The control of each trial of one process, by a ticket that grows from trial to trial.
+
+    A word may come, in another thread, before the run that it is meant for, or after its end.
+    """
+
+    def __init__(self) -> None:
+        # Reentrant: a signal may ask for what runs while this very thread holds it.
+        self._lock = threading.RLock()
+        self._of: dict[int, TrialControl] = {}
+        self._ended = 0
+
+    def of(self, ticket: int) -> TrialControl:
+        """The trial's control; one that nobody reads if the trial, or a later one, has ended."""
+        with self._lock:
+            if ticket <= self._ended:
+                return TrialControl()
+            return self._of.setdefault(ticket, TrialControl())
+
+    def end(self, ticket: int) -> None:
+        """Forget this trial and all before it."""
+        with self._lock:
+            self._ended = max(self._ended, ticket)
+            self._of = {t: control for t, control in self._of.items() if t > self._ended}
+
+    def all(self) -> list[TrialControl]:
+        """Of the trials that run, or are about to."""
+        with self._lock:
+            return list(self._of.values())
+
+
 def guarded(worker: Runtime, trial: TrialSpec, control: Control) -> Iterator[Event]:
     """The trial's events, with an escaped exception or a missing end turned into Failed."""
     try:

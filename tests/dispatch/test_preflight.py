@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,8 @@ import ray
 from ray.util import placement_group, placement_group_table, remove_placement_group
 
 from mptune import memory, study
-from mptune.dispatch import devices
-from mptune.dispatch.cluster import completed
+from mptune.dispatch import census, devices
+from mptune.dispatch.census import Census, completed
 from mptune.dispatch.ray_dispatcher import RayDispatcher
 from mptune.paths import RunDirectory
 from mptune.spec import Resources
@@ -119,6 +120,40 @@ def test_the_nodes_of_a_cluster_are_asked_by_tasks_that_take_nothing(
         remove_placement_group(taken)
     assert found == {node: devices.this_machine(), "ab" * 28: devices.Machine()}
     assert len(set(placement_group_table()) - before) == 1
+
+
+@ray.remote(num_cpus=0)
+def _said_once(file: str) -> str:
+    while not Path(file).exists():
+        time.sleep(0.01)
+    return devices.Machine(64e9).as_json()
+
+
+def test_a_node_that_joins_is_not_waited_for_and_counts_once_it_has_said(
+    dispatcher: RayDispatcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (node,) = [node.id for node in dispatcher._cluster.nodes()]
+    asked, file = Census(), tmp_path / "now"
+    before = asked.known([node])
+    monkeypatch.setattr(census, "ask", lambda _: _said_once.remote(str(file)))
+    monkeypatch.setattr(census, "ANSWER_TIMEOUT_S", 60.0)
+    began = time.monotonic()
+    assert asked.known([node, "new"]) == before
+    assert time.monotonic() - began < 5
+    file.touch()
+    while len(found := asked.known([node, "new"])) == 1:
+        assert time.monotonic() - began < 60
+    assert found == {**before, "new": devices.Machine(64e9)}
+
+
+def test_a_node_that_has_not_said_yet_is_known_by_its_accelerator(
+    dispatcher: RayDispatcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = [{"NodeID": "new", "Resources": {"accelerator_type:A100": 1.0}}]
+    monkeypatch.setattr(ray, "nodes", lambda: said)
+    monkeypatch.setattr(census, "ask", lambda _: _said_once.remote(str(tmp_path / "never")))
+    monkeypatch.setattr(census, "ANSWER_TIMEOUT_S", 0.0)
+    assert Census().known(["new"]) == {"new": devices.Machine(gpus=(devices.Gpu("A100", 40e9),))}
 
 
 def test_a_silent_node_is_known_by_rays_accelerator_type() -> None:

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,9 +22,9 @@ from ray._raylet import AuthenticationMode, get_authentication_mode
 
 from mptune import study
 from mptune.dispatch import gang as gang_module
-from mptune.dispatch import make
+from mptune.dispatch import make, ray_dispatcher
 from mptune.dispatch.ray_dispatcher import RayDispatcher
-from mptune.dispatch.room import Shape
+from mptune.dispatch.room import Node, Shape
 from mptune.errors import DispatchError, InputError
 from mptune.paths import RunDirectory, TrialDirectory
 from mptune.spec import Resources, Search
@@ -40,7 +41,7 @@ from mptune.trial import (
     TrialSpec,
 )
 from tests import fakes
-from tests.dispatch.helpers import changes, ends, prepare_request, until, until_ended
+from tests.dispatch.helpers import PATIENCE_S, changes, ends, prepare_request, until, until_ended
 
 PAIR = Resources(workers=2, cpus_per_worker=0.5)
 
@@ -273,6 +274,46 @@ def test_a_trial_that_does_not_stop_loses_its_gang(dispatcher, tmp_path, monkeyp
     assert "did not stop when asked" in end.detail
 
 
+def longest_call_until_ended(dispatcher: RayDispatcher, number: int) -> tuple[Failed, float]:
+    """The end of a trial, and the longest look (s) of those that were to wait for nothing."""
+    longest_s, give_up = 0.0, time.monotonic() + PATIENCE_S
+    while time.monotonic() < give_up:
+        began = time.monotonic()
+        found = ends(dispatcher.events(0)).get(number)
+        longest_s = max(longest_s, time.monotonic() - began)
+        if found:
+            return found, longest_s
+        time.sleep(0.02)
+    raise AssertionError(f"trial {number} did not end")
+
+
+def test_the_driver_goes_on_while_a_stopped_rank_is_asked_for_its_stack(
+    dispatcher, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(gang_module, "ANSWER_TIMEOUT_S", 3.0)
+    quick = PAIR.model_copy(update={"stall_timeout_s": 0.3})
+    hanging = trial(0, tmp_path, behaviour="hang", resources=quick)
+    dispatcher.submit(hanging)
+    os.kill(until(dispatcher, Started, 0).pids[1], signal.SIGSTOP)
+    end, longest_s = longest_call_until_ended(dispatcher, 0)
+    assert (end.reason, longest_s < 2.0) == ("stalled", True), longest_s
+    stacks = TrialDirectory(Path(hanging.directory)).stacks.read_text()
+    assert "_fault" in stacks  # where rank 0 is
+    assert "does not answer; State: T (stopped)" in stacks
+
+
+def test_the_driver_goes_on_while_a_broken_connection_may_mean_a_death(
+    dispatcher, tmp_path, monkeypatch
+):
+    """Nobody has died here."""
+    monkeypatch.setattr(gang_module, "ANSWER_TIMEOUT_S", 3.0)
+    dispatcher.submit(trial(0, tmp_path, behaviour="cut", only_rank=1))
+    until(dispatcher, Started, 0)
+    end, longest_s = longest_call_until_ended(dispatcher, 0)
+    assert (end.reason, longest_s < 2.0) == ("error", True), longest_s
+    assert "ConnectionError: connection closed by peer, as asked" in end.detail
+
+
 def test_a_result_counts_even_if_another_rank_hangs_after_it(dispatcher, tmp_path, monkeypatch):
     monkeypatch.setattr(gang_module, "AGREE_TIMEOUT_S", 0.2)
     dispatcher.submit(trial(0, tmp_path, behaviour="hang", only_rank=1))
@@ -316,6 +357,33 @@ def test_a_trial_that_can_never_fit_is_refused_at_once(dispatcher, tmp_path):
     end = ends(until_ended(dispatcher, 0))[0]
     assert end.reason == "wrong_input"
     assert "needs 1 worker of 1 CPU and 99 GPU; the cluster holds" in end.detail
+
+
+def test_a_trial_waits_for_the_return_of_machines_but_not_without_end(
+    dispatcher, tmp_path, monkeypatch
+):
+    """On which it would have fitted; as if they were gone from the cluster."""
+    dispatcher.submit(trial(0, tmp_path))
+    until_ended(dispatcher, 0)
+    nodes = dispatcher._cluster.nodes
+
+    def only(found: list[Node]) -> None:
+        monkeypatch.setattr(dispatcher._cluster, "nodes", lambda: found)
+        dispatcher._look()
+
+    only([Node("small", 0.1)])
+    dispatcher.submit(trial(1, tmp_path))
+    assert ends(dispatcher.events(0.5) + dispatcher.events(0.5)) == {}
+    only(nodes())
+    assert isinstance(ends(until_ended(dispatcher, 1))[1], Finished)
+
+    monkeypatch.setattr(ray_dispatcher, "RETURNING_S", 0.5)
+    only([Node("small", 0.1)])
+    dispatcher.submit(trial(2, tmp_path))
+    assert ends(dispatcher.events(0)) == {}
+    end = ends(until_ended(dispatcher, 2))[2]
+    assert end.reason == "wrong_input"
+    assert "needs 2 workers of 0.5 CPU; the cluster holds 0.1 CPU and 0 GPU" in end.detail
 
 
 def test_data_is_prepared_on_a_gang_that_trials_then_use(dispatcher, tmp_path):
