@@ -4,7 +4,7 @@ A trial's `policy` chooses what happens, whatever its `kind`:
 
 | key | meaning | default |
 |---|---|---|
-| `behaviour` | `ok`, `nan`, `wrong_input`, `crash` and `cut` (raise), `hang` (deaf), `exit` (dies) | `ok` |
+| `behaviour` | `ok`, `nan`, `wrong_input`, `crash`, `cut` (raise), `hang` (deaf), `exit` | `ok` |
 | `at` | progress at which it misbehaves | 0.5 |
 | `only_rank` | the rank that crashes, hangs or dies | 0 |
 | `once` | misbehave on the first attempt only (remembered in the trial's directory) | false |

@@ -43,7 +43,7 @@ def findings(
     url = spec.storage.url
     found = list(_top(run))
     if not driven:
-        found += _gangs(run, address)
+        found += _leftovers(run, address)
     folders = ("search", "confirm", "compare")
     for name, folder in zip(study.names(spec.name), folders, strict=True):
         records = study.records(run, url, name)
@@ -76,21 +76,20 @@ def _top(run: RunDirectory) -> Iterator[Finding]:
         yield Finding(str(run.events), "its last line is cut off", "drop that line", repair)
 
 
-def _gangs(run: RunDirectory, address: str | None) -> Iterator[Finding]:
-    """Gangs on the cluster whose driver is dead."""
+def _leftovers(run: RunDirectory, address: str | None) -> Iterator[Finding]:
+    """What a dead driver has left on its cluster."""
     for where, mark in _cluster.places(run, address):
         try:
-            left = dispatch.gangs_left(where, mark)
+            left = dispatch.leftovers(where, mark)
         except DispatchError as error:
             if address is not None:
                 raise
             again = "name it by --address, if it is still there"
             yield Finding(f"the Ray cluster at {where}", f"not looked at: {error}", again)
             continue
-        for gang in left:
-            repair = partial(dispatch.end_gangs, where, mark, [gang])
-            what = f"gang {gang} has no driver"
-            yield Finding(f"the Ray cluster at {where}", what, "end its processes", repair)
+        for one in left:
+            repair = partial(dispatch.remove_leftovers, where, mark, [one])
+            yield Finding(f"the Ray cluster at {where}", one.problem, one.action, repair)
 
 
 def _trial(files: TrialDirectory, record: TrialRecord, driven: bool) -> Iterator[Finding]:

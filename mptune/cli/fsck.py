@@ -1,7 +1,8 @@
 """Check a run directory, its storage and its Ray cluster against one another, and mend them.
 
 On the cluster of the last search, if it still answers, or of `--address`: gangs of this run that
-are left without a driver. Only `--repair` changes anything. A living driver's are never touched.
+are left without a driver, and machines that the autoscaler was asked for by one. Only `--repair`
+changes anything. A living driver's are never touched.
 
 Nothing that a search found is ever removed: what cannot be used is moved to `lost+found/`.
 Exit code 0 when all is well or was repaired, 3 when something is left to do.

@@ -45,8 +45,8 @@ def make(
     )
 
 
-def gangs_left(address: str, mark: str) -> list[Leftover]:
-    """Gangs of that mark on the Ray cluster at `address`.
+def leftovers(address: str, mark: str) -> list[Leftover]:
+    """What a run of that mark has on the Ray cluster at `address`: gangs, and wished machines.
 
     Raises:
         DispatchError: the cluster cannot be reached.
@@ -56,8 +56,8 @@ def gangs_left(address: str, mark: str) -> list[Leftover]:
     return ask(address, mark)
 
 
-def end_gangs(address: str, mark: str, found: Iterable[Leftover]) -> None:
-    """End those gangs, with their processes.
+def remove_leftovers(address: str, mark: str, found: Iterable[Leftover]) -> None:
+    """Remove them: end those gangs, with their processes, and wish for nothing.
 
     Raises:
         DispatchError: the cluster cannot be reached.

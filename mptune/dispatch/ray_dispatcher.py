@@ -110,13 +110,15 @@ class RayDispatcher:
         self._shape = min(map(Shape.of, resources.gangs()), key=lambda shape: shape.weight)
         self._runtime = runtime
         self._predictor = predictor or Predictor()
-        self._autoscaler = Autoscaler() if address and resources.scale_up_timeout_s else None
+        self._mark = f"{mark}/{secrets.token_hex(4)}"
+        self._autoscaler = (
+            Autoscaler(self._mark) if address and resources.scale_up_timeout_s else None
+        )
         self._patience_s = max(JOINING_S, resources.scale_up_timeout_s) if address else 0.0
         self._queue: list[_Queued] = []
         self._gangs: dict[str, Gang] = {}
         self._fitted: dict[Shape, float] = {}
         self._names = (f"gang-{n}" for n in count(1))
-        self._mark = f"{mark}/{secrets.token_hex(4)}"
         self._outbox: list[Event] = []
         self._metrics = Metrics()
         self._metrics_url = self._cluster.metrics_url()

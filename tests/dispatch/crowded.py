@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,11 +77,10 @@ def main(address: str, directory: str, scene: str) -> None:
     try:
         (planned,) = Room.of(dispatcher._cluster.nodes()).place(Shape.of(ONE)) or ()
         dispatcher.submit(fakes.trial(0, Path(directory), resources=ONE))
-        began = time.monotonic()
         events = globals()[scene](dispatcher, planned)
         (at,) = {g.held().placement for g in dispatcher._gangs.values()}
-        taken_s = time.monotonic() - began
-        print(json.dumps({**said(events, planned), "at": at, "seconds": taken_s}))
+        where = {"at": at, "cluster": dispatcher.address()}
+        print(json.dumps({**said(events, planned), **where}))
     finally:
         dispatcher.close()
 

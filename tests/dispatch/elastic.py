@@ -1,5 +1,5 @@
 """A driver that keeps a cluster busy as it grows and shrinks: `python -m ... ADDRESS DIRECTORY
-[SCALE_UP_TIMEOUT_S]`.
+[SCALE_UP_TIMEOUT_S [MARK]]`.
 
 Like a search it keeps as many trials in flight as the dispatcher has room for. Says every second
 capacity, pids of running trials and reasons of failures, as JSON; ends with its standard input.
@@ -19,9 +19,9 @@ from mptune.trial import Failed, Started
 from tests import fakes
 
 
-def main(address: str, directory: str, scale_up_timeout_s: str = "0") -> None:
+def main(address: str, directory: str, scale_up_timeout_s: str = "0", mark: str = "mptune") -> None:
     shape = Resources(cpus_per_worker=1, scale_up_timeout_s=float(scale_up_timeout_s))
-    dispatcher = RayDispatcher(shape, runtime=fakes.FAKE_WORKER, address=address)
+    dispatcher = RayDispatcher(shape, runtime=fakes.FAKE_WORKER, address=address, mark=mark)
     ended = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
     flying: dict[int, tuple[int, ...]] = {}

@@ -23,9 +23,12 @@ def cluster() -> Iterator[RayCluster]:
         yield made
 
 
-def validate(cluster: RayCluster, spec: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def validate(
+    cluster: RayCluster, spec: Path, *more: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mptune", "validate", str(spec), *more]
-    return subprocess.run(command, env=cluster.env, capture_output=True, text=True, timeout=100)
+    env = cluster.env | environment
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=100)
 
 
 def test_validate_refuses_what_could_never_fit_in_a_known_cluster(
@@ -44,3 +47,13 @@ def test_validate_refuses_what_could_never_fit_in_a_known_cluster(
         "spec.yaml:19: resources: the trial needs 4 workers of 1 CPU and 1 GPU; the "
         "cluster holds 2 nodes of 2 CPU and 0 GPU: lower resources or add nodes",
     ]
+
+
+def test_auto_is_the_cluster_that_the_environment_names(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(SPEC + "resources: {workers: 5}\n", encoding="utf-8")
+    found = validate(cluster, spec, "--address", "auto", RAY_ADDRESS=cluster.address)
+    assert found.returncode == 2
+    assert "5 workers of 1 CPU; the cluster holds 2 nodes of 2 CPU and 0 GPU" in found.stderr

@@ -24,11 +24,14 @@ def cluster() -> Iterator[RayCluster]:
         yield made
 
 
-def scene(cluster: RayCluster, folder: Path, name: str) -> list[dict[str, Any]]:
+def scene(
+    cluster: RayCluster, folder: Path, name: str, address: str = "", **environment: str
+) -> list[dict[str, Any]]:
     """What the driver says; see crowded.py."""
+    where = address or cluster.address
     told = subprocess.run(
-        [sys.executable, "-m", "tests.dispatch.crowded", cluster.address, str(folder), name],
-        env=cluster.env, capture_output=True, text=True, timeout=150,
+        [sys.executable, "-m", "tests.dispatch.crowded", where, str(folder), name],
+        env=cluster.env | environment, capture_output=True, text=True, timeout=150,
     )  # fmt: skip
     assert told.returncode == 0, told.stderr
     return [json.loads(line) for line in told.stdout.splitlines()]
@@ -54,3 +57,13 @@ def test_a_trial_waits_while_others_have_all_places_and_runs_when_one_is_free(
     assert ran["at"] == [ran["planned"]]
     assert ran["gone"] == []
     assert cluster.leftovers() == []
+
+
+def test_auto_is_the_cluster_that_was_started_last_on_this_machine(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    """Which `ray start` notes in its folder, by default `/tmp/ray`."""
+    (tmp_path / "ray").symlink_to(cluster.folder)
+    (ran,) = scene(cluster, tmp_path, "seen", "auto", RAY_TMPDIR=str(tmp_path))
+    assert ran["cluster"].endswith(f":{cluster.port}")
+    assert len(ran["pids"]) == 1

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from subprocess import PIPE, Popen
 from typing import Any
 
 import pytest
 
+from mptune.cli import _cluster
+from mptune.paths import RunDirectory
+from tests.cli.test_commands import SPEC
 from tests.faults.cluster import RayCluster, free_port, ray_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -55,28 +60,40 @@ def cluster() -> Iterator[RayCluster]:
         yield made
 
 
+Says = Callable[[Callable[[Said], bool]], Said]
+
+
 @contextmanager
-def busy(
-    cluster: RayCluster, folder: Path, *more: str
-) -> Iterator[Callable[[Callable[[Said], bool]], Said]]:
-    """A driver that fills the cluster; calling it waits until it says what is wanted."""
-    driver = subprocess.Popen(
+def doomed(cluster: RayCluster, folder: Path, *more: str) -> Iterator[tuple[Popen[str], Says]]:
+    """A driver that fills the cluster, killed (-9) at the end.
+
+    With what waits until it says what is wanted.
+    """
+    driver = Popen(
         [sys.executable, "-m", "tests.dispatch.elastic", cluster.address, str(folder), *more],
-        env=cluster.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=cluster.env, stdin=PIPE, stdout=PIPE, text=True,
     )  # fmt: skip
     assert driver.stdout is not None
-    assert driver.stdin is not None
     lines = driver.stdout
 
-    def said(wanted: Callable[[Said], bool]) -> Said:
+    def says(wanted: Callable[[Said], bool]) -> Said:
         return next(found for found in map(json.loads, lines) if wanted(found))
 
     try:
-        yield said
-        driver.stdin.close()
-        assert driver.wait(60) == 0
+        yield driver, says
     finally:
         driver.kill()
+        driver.wait()
+
+
+@contextmanager
+def busy(cluster: RayCluster, folder: Path, *more: str) -> Iterator[Says]:
+    """The same, but asked to end."""
+    with doomed(cluster, folder, *more) as (driver, says):
+        yield says
+        assert driver.stdin is not None
+        driver.stdin.close()
+        assert driver.wait(60) == 0
 
 
 def test_trials_in_flight_follow_the_cluster_as_it_grows_and_shrinks(cluster, tmp_path):
@@ -103,7 +120,17 @@ def machines(cluster: RayCluster) -> int:
     return int(asked.stdout)
 
 
-def test_an_autoscaler_is_asked_for_what_waits_until_the_search_ends(tmp_path):
+def machines_left(cluster: RayCluster) -> int:
+    """Nodes that are alive once the autoscaler had the time to end the idle ones."""
+    give_up = time.monotonic() + 60
+    while (left := machines(cluster)) > 1 and time.monotonic() < give_up:
+        time.sleep(1)
+    return left
+
+
+@pytest.fixture
+def autoscaled(tmp_path: Path) -> Iterator[RayCluster]:
+    """A head of no CPU, and up to two machines of one CPU."""
     config = tmp_path / "autoscaler.json"
     port = free_port()
     provider = AUTOSCALED["provider"] | {"gcs_address": f"127.0.0.1:{port}"}
@@ -111,10 +138,38 @@ def test_an_autoscaler_is_asked_for_what_waits_until_the_search_ends(tmp_path):
     environment = {"PYTHONPATH": str(ROOT), "RAY_FAKE_CLUSTER": "1",
                    "AUTOSCALER_UPDATE_INTERVAL_S": "1"}  # fmt: skip
     with ray_cluster(0, f"--autoscaling-config={config}", port=port, **environment) as cluster:
-        with busy(cluster, tmp_path, "120") as said:
-            grown = said(lambda s: len(s["running"]) == 2)
-            assert (grown["capacity"], grown["failed"]) == (3, [])
-        give_up = time.monotonic() + 60
-        while (left := machines(cluster)) > 1 and time.monotonic() < give_up:
-            time.sleep(1)
-        assert left == 1
+        yield cluster
+
+
+def test_an_autoscaler_is_asked_for_what_waits_until_the_search_ends(autoscaled, tmp_path):
+    with busy(autoscaled, tmp_path, "120") as said:
+        grown = said(lambda s: len(s["running"]) == 2)
+        assert (grown["capacity"], grown["failed"]) == (3, [])
+    assert machines_left(autoscaled) == 1
+
+
+def fsck(cluster: RayCluster, run: RunDirectory, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mptune", "fsck", str(run.root), *more]
+    return subprocess.run(command, env=cluster.env, capture_output=True, text=True, timeout=100)
+
+
+def test_machines_that_a_killed_driver_asked_for_are_given_back_by_fsck(autoscaled, tmp_path):
+    run, another = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "another")
+    for made in (run, another):
+        made.root.mkdir()
+        made.resolved.write_text(SPEC)
+        _cluster.remember(made, autoscaled.address)
+    with doomed(autoscaled, tmp_path, "120", _cluster.mark(run)) as (_, said):
+        said(lambda s: s["running"])
+    assert fsck(autoscaled, another, "--repair").stdout == "all is well\n"
+    found = fsck(autoscaled, run)
+    assert found.returncode == 3, found.stderr
+    assert re.match(
+        rf"the Ray cluster at {autoscaled.address}: its autoscaler is asked for machines for "
+        r"(\d) workers \(\1 CPU\) by a driver that is gone; would repair: ask for none\n",
+        found.stdout,
+    )
+    assert machines(autoscaled) > 1
+    assert fsck(autoscaled, run, "--repair").returncode == 0
+    assert fsck(autoscaled, run).stdout == "all is well\n"
+    assert machines_left(autoscaled) == 1
