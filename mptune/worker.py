@@ -12,7 +12,6 @@ import argparse
 import multiprocessing
 import os
 import shutil
-import socket
 import sys
 import time
 import traceback
@@ -30,7 +29,9 @@ from pydantic import ValidationError
 from mptune import memory, spec
 from mptune.artifacts import artifacts_of
 from mptune.errors import InputError, NoResultError
+from mptune.faults import one_line
 from mptune.paths import TrialDirectory, write_aside, write_text
+from mptune.ports import free_port
 from mptune.trial import (
     Control,
     Cost,
@@ -455,7 +456,7 @@ class _Journal:
 
     def failure(self, error: Exception) -> Failed:
         """The event of a failure; re-raises one that only another rank than the first knows."""
-        from mptune.training.ranks import is_agreed, one_line, reason_of
+        from mptune.training.ranks import is_agreed, reason_of
 
         if self._rank and not is_agreed(error):
             raise error
@@ -564,7 +565,7 @@ def _restore(trial: TrialSpec) -> None:
 
 def _replay(trial: TrialSpec) -> Event | None:
     """Run the trial here, on rank 0, and in a process for each other rank."""
-    workers, port = trial.resources.workers, _free_port()
+    workers, port = trial.resources.workers, free_port()
     spawn = multiprocessing.get_context("spawn")
     others = [
         spawn.Process(target=_run_rank, args=(trial.model_dump_json(), rank, port), daemon=True)
@@ -594,13 +595,6 @@ def _line(event: Event) -> str:
     """An event on one line; the result is printed apart."""
     what = event.model_dump(exclude={"type", "number", "result"}, exclude_none=True)
     return " ".join([event.type, *(f"{key}={value}" for key, value in what.items())])
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-    return port
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mptune.ports import free_port
 from mptune.worker import Worker
 from tests.training import trials
 
@@ -25,7 +26,7 @@ def study(tmp_path_factory):
 def alone():
     """A gang of one, in this process."""
     worker = Worker(0, 1)
-    worker.join("127.0.0.1", trials.free_port())
+    worker.join("127.0.0.1", free_port())
     yield lambda spec, control=None: list(worker.run(spec, control or trials.Script()))
     worker.close()
 

@@ -13,7 +13,9 @@ ROOT = Path(__file__).parent.parent / "mptune"
 
 WAIST = {"spec", "specfile", "trial", "status", "paths", "artifacts", "plugins", "errors"} | {
     "configuration",
+    "faults",
     "memory",
+    "ports",
 }
 HEAVY = {"torch", "deepspeed", "transformers", "ray", "optuna"}
 

@@ -6,8 +6,8 @@ import fsspec
 import pytest
 
 from mptune.artifacts import Folder, Remote, Store, check_url
+from mptune.ports import free_port
 from tests.objects import bucket
-from tests.training.trials import free_port
 
 KINDS = {
     "folder": lambda path: Folder(path / "deep" / "root"),

@@ -46,13 +46,12 @@ from mptune.dispatch.runtime import (
     End,
     Runtime,
     TrialControl,
-    free_port,
     guarded,
-    one_line,
-    reason_of,
     resident_bytes,
 )
+from mptune.faults import one_line, reason_of
 from mptune.paths import TrialDirectory, write_text
+from mptune.ports import free_port
 from mptune.status import GangStatus
 from mptune.trial import (
     Event,
@@ -412,10 +411,6 @@ class Gang:
     @property
     def pids(self) -> tuple[int, ...]:
         return tuple(self._hellos[rank].pid for rank in sorted(self._hellos))
-
-    def resident_bytes(self) -> tuple[int, ...]:
-        """Resident memory of every rank; blocks."""
-        return tuple(ray.get([m.resident_bytes.remote() for m in self._members]))
 
     def prepare(self, request: PrepareRequest) -> Prepared:
         """Prepare the data on rank 0; blocks.

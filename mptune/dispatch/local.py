@@ -22,12 +22,12 @@ from mptune.dispatch.runtime import (
     End,
     Runtime,
     TrialControl,
-    free_port,
     guarded,
-    one_line,
     resident_bytes,
 )
 from mptune.errors import DispatchError, MptuneError
+from mptune.faults import one_line
+from mptune.ports import free_port
 from mptune.spec import Resources
 from mptune.status import GangStatus, QueuedTrial, Status, Wait
 from mptune.trial import (

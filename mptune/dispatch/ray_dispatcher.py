@@ -34,9 +34,10 @@ from mptune.dispatch.devices import Machine
 from mptune.dispatch.gang import Flight, Gang, GangLost, GangOverdue
 from mptune.dispatch.metrics import Metrics
 from mptune.dispatch.room import Node, Placement, Room, Shape
-from mptune.dispatch.runtime import HARMLESS, WORKER, End, one_line, write_traceback
+from mptune.dispatch.runtime import HARMLESS, WORKER, End, write_traceback
 from mptune.dispatch.tenants import Tenants
 from mptune.errors import DispatchError, MptuneError
+from mptune.faults import one_line
 from mptune.forecast import Predictor
 from mptune.spec import Resources
 from mptune.status import QueuedTrial, Status, Wait
@@ -201,10 +202,6 @@ class RayDispatcher:
         if gang or self._take(number):
             self._outbox.append(Stopped(number=number, reason=reason, step=0))
 
-    def resident_bytes(self) -> dict[str, tuple[int, ...]]:
-        """Gang -> resident memory of every rank."""
-        return {gang.name: gang.resident_bytes() for gang in self._gangs.values() if gang.ready}
-
     def standing(self) -> Standing:
         if not self._cluster.is_away():
             for gang in self._gangs.values():
@@ -225,10 +222,6 @@ class RayDispatcher:
 
     def address(self) -> str | None:
         return self._cluster.address
-
-    def pids(self) -> list[int]:
-        """The processes of all gangs that are ready."""
-        return [pid for gang in self._gangs.values() for pid in gang.pids]
 
     def close(self) -> None:
         self._queue.clear()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import threading
 import time
 import traceback
@@ -11,16 +10,9 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from textwrap import shorten
 from typing import Protocol
 
-from mptune.errors import (
-    DamagedCheckpoint,
-    InputError,
-    NonFiniteLoss,
-    is_disk_full,
-    is_out_of_memory,
-)
+from mptune.faults import one_line, reason_of
 from mptune.paths import TrialDirectory, write_text
 from mptune.trial import (
     Control,
@@ -152,27 +144,6 @@ def guarded(worker: Runtime, trial: TrialSpec, control: Control) -> Iterator[Eve
         yield Failed(number=trial.number, reason="error", detail="the worker ended without result")
 
 
-def reason_of(error: BaseException) -> FaultReason:
-    """What an exception that escaped from a worker means for its trial."""
-    if isinstance(error, InputError):
-        return "wrong_input"
-    if isinstance(error, NonFiniteLoss):
-        return "non_finite_loss"
-    if isinstance(error, DamagedCheckpoint):
-        return "damaged_checkpoint"
-    if is_disk_full(error):
-        return "disk_full"
-    # torch.OutOfMemoryError by name: this plane does not import torch.
-    if type(error).__name__ == "OutOfMemoryError" or is_out_of_memory(error):
-        return "out_of_memory"
-    return "error"
-
-
-def one_line(error: BaseException) -> str:
-    """`ValueError: what is wrong`, on one line of readable length."""
-    return shorten(f"{type(error).__name__}: {error}", width=300, placeholder=" ...")
-
-
 def write_traceback(trial: TrialSpec, text: str) -> None:
     """Leave the long story of a failure in the trial's directory, if there is room for it."""
     with suppress(OSError):
@@ -183,11 +154,3 @@ def resident_bytes() -> int:
     """Resident memory of this process."""
     pages = Path("/proc/self/statm").read_text().split()[1]
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
-
-
-def free_port() -> int:
-    """A TCP port that nothing listens on now."""
-    with socket.socket() as listener:
-        listener.bind(("", 0))
-        port: int = listener.getsockname()[1]
-    return port

@@ -12,15 +12,9 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mptune.errors import (
-    DamagedCheckpoint,
-    DoesNotFit,
-    InputError,
-    MptuneError,
-    NonFiniteLoss,
-    is_disk_full,
-    is_out_of_memory,
-)
+from mptune import faults
+from mptune.errors import MptuneError, NonFiniteLoss
+from mptune.faults import one_line
 from mptune.lml import NonFiniteLogProb
 from mptune.memory import node_bytes
 from mptune.trial import FaultReason
@@ -112,10 +106,10 @@ class Ranks:
     def raise_together(self, error: Exception | None) -> None:
         """Raise `AgreedFailure` on every rank if there is an error on any of them."""
         mine = None if error is None else (reason_of(error), one_line(error))
-        faults = self.gathered(mine)
-        for rank, fault in enumerate(faults):
+        of_ranks = self.gathered(mine)
+        for rank, fault in enumerate(of_ranks):
             if fault is not None:
-                where = "" if set(faults) == {fault} else f"rank {rank}: "
+                where = "" if set(of_ranks) == {fault} else f"rank {rank}: "
                 raise AgreedFailure(fault[0], where + fault[1]) from error
 
 
@@ -125,24 +119,7 @@ def is_agreed(error: Exception) -> bool:
 
 
 def reason_of(error: Exception) -> FaultReason:
-    """What an error means for the trial."""
+    """Why the trial failed: what the ranks agreed on, or what this one's error says."""
     if isinstance(error, AgreedFailure):
         return error.reason
-    if is_disk_full(error):
-        return "disk_full"
-    if is_out_of_memory(error):
-        return "out_of_memory"
-    kinds: tuple[tuple[tuple[type[Exception], ...], FaultReason], ...] = (
-        ((NonFiniteLoss,), "non_finite_loss"),
-        ((NonFiniteLogProb,), "non_finite_score"),
-        ((torch.OutOfMemoryError, DoesNotFit), "out_of_memory"),
-        ((DamagedCheckpoint,), "damaged_checkpoint"),
-        ((InputError,), "wrong_input"),
-    )
-    return next((reason for types, reason in kinds if isinstance(error, types)), "error")
-
-
-def one_line(error: Exception) -> str:
-    """The error on one line, with its type unless it was written for a user."""
-    text = " ".join(str(error).split()) or "no message"
-    return text if isinstance(error, MptuneError) else f"{type(error).__name__}: {text}"
+    return "non_finite_score" if isinstance(error, NonFiniteLogProb) else faults.reason_of(error)

@@ -17,8 +17,9 @@ import pytest
 
 from mptune.cli import _cluster
 from mptune.paths import RunDirectory
+from mptune.ports import free_port
 from tests.cli.test_commands import SPEC
-from tests.faults.cluster import RayCluster, free_port, ray_cluster
+from tests.faults.cluster import RayCluster, ray_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -28,6 +28,7 @@ from mptune.dispatch.room import Node, Shape
 from mptune.errors import DispatchError, InputError
 from mptune.paths import RunDirectory, TrialDirectory
 from mptune.spec import Resources, Search
+from mptune.status import GangStatus
 from mptune.trial import (
     Event,
     Failed,
@@ -402,11 +403,17 @@ def test_members_do_not_fight_for_threads_and_find_tools_and_devices(monkeypatch
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
+def status_of(dispatcher: RayDispatcher, name: str) -> GangStatus:
+    return next(gang for gang in dispatcher.standing().gangs if gang.name == name)
+
+
 def test_members_are_out_of_the_terminals_reach_and_their_memory_is_known(dispatcher, tmp_path):
     dispatcher.submit(trial(0, tmp_path))
     told = started(until_ended(dispatcher, 0))[0]
-    assert all(10e6 < b < 1e9 for b in dispatcher.resident_bytes()[told.gang])
     assert all(os.getpgid(pid) != os.getpgid(0) for pid in told.pids)
+    while (found := status_of(dispatcher, told.gang).resident_bytes) is None:
+        dispatcher.events(0.1)
+    assert 2 * 10e6 < found < 2 * 1e9
 
 
 def test_an_address_of_ray_client_is_refused_with_what_to_use_instead():

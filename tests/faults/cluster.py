@@ -6,7 +6,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from mptune.dispatch import reaper
+from mptune.ports import free_port
 
 RAY = str(Path(sys.executable).parent / "ray")
 OBJECT_STORE = "--object-store-memory=80000000"
@@ -141,12 +141,6 @@ def ray_cluster(
         yield made
     finally:
         made.close()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as holder:
-        port: int = holder.getsockname()[1]
-    return port
 
 
 def wait_until_gone(pids: Iterable[int], seconds: float = 30) -> set[int]:

@@ -165,10 +165,15 @@ def members() -> set[int]:
     return found
 
 
+def pids(dispatcher: RayDispatcher) -> set[int]:
+    """The processes of the gangs that stand."""
+    return {pid for gang in dispatcher._gangs.values() for pid in gang.pids}
+
+
 def orphans(dispatcher: RayDispatcher, seconds: float = 20) -> set[int]:
     """Processes of gangs that are no more, given a moment."""
     give_up = time.monotonic() + seconds
-    while left := members() - set(dispatcher.pids()):
+    while left := members() - pids(dispatcher):
         if time.monotonic() > give_up:
             break
         time.sleep(0.1)

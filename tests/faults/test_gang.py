@@ -25,7 +25,7 @@ from mptune.trial import (
     Started,
     Stopped,
 )
-from tests.faults.conftest import PAIR, SCORE, Ground, Search_, gone, members, once, orphans
+from tests.faults.conftest import PAIR, SCORE, Ground, Search_, gone, members, once, orphans, pids
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +48,7 @@ LONG_SCORE = SCORE.model_copy(update={"rates": tuple(round(0.001 * k, 3) for k i
 def no_orphans(ground: Ground) -> Iterator[None]:
     """Whatever was done to a gang: no process of it is left once the search has ended."""
     yield
-    assert members() >= set(ground.dispatcher.pids())
+    assert members() >= pids(ground.dispatcher)
     assert orphans(ground.dispatcher) == set()
 
 

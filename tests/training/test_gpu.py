@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mptune.ports import free_port
 from mptune.training import engine as ds
 from mptune.training.loop import Loop
 from mptune.training.schedule import Spent
 from tests.training.test_feed import LENGTH, SYMBOLS, inputs
-from tests.training.trials import free_port
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

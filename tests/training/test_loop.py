@@ -18,6 +18,7 @@ from mptune.artifacts import Folder, Remote
 from mptune.data.table import TokenTable
 from mptune.errors import NonFiniteLoss
 from mptune.paths import TrialDirectory
+from mptune.ports import free_port
 from mptune.spec import Missing, build
 from mptune.training.checkpoint import Checkpoints
 from mptune.training.feed import Inputs, code_weights
@@ -27,7 +28,7 @@ from mptune.training.schedule import Spent
 from mptune.trial import Failed, Finished, Progress, Rung, Scoring, Started, Stopped
 from mptune.worker import Worker
 from tests.objects import bucket
-from tests.training.trials import LENGTH, SCORE, Gang, Script, free_port
+from tests.training.trials import LENGTH, SCORE, Gang, Script
 
 
 def result(events):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mptune.ports import free_port
 from mptune.spec import Resources, Score, Training
 from mptune.trial import Event, Prepared, PrepareRequest, Rung, StopReason, TrialSpec
 from mptune.worker import Worker
@@ -87,12 +87,6 @@ def trial(
         directory=str(directory),
         **fields,
     )
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 class Gang:

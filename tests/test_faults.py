@@ -1,0 +1,55 @@
+"""What errors mean and how they are said: the same for whoever asks, with and without torch."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from mptune.errors import DamagedCheckpoint, DoesNotFit, InputError, NonFiniteLoss
+from mptune.faults import one_line, reason_of
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's."""
+
+
+def from_a_full_disk() -> Exception:
+    error = InputError("data.path: cannot be written")
+    error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (InputError("data.path: nowhere"), "wrong_input"),
+        (NonFiniteLoss(3, float("nan")), "non_finite_loss"),
+        (DoesNotFit("bert 512x12"), "out_of_memory"),
+        (DamagedCheckpoint("step3"), "damaged_checkpoint"),
+        (OutOfMemoryError("CUDA"), "out_of_memory"),
+        (MemoryError(), "out_of_memory"),
+        (from_a_full_disk(), "disk_full"),
+        (SystemExit(1), "error"),
+        (ValueError("x"), "error"),
+    ],
+)
+def test_an_error_has_a_reason(error: BaseException, reason: str) -> None:
+    assert reason_of(error) == reason
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (InputError("data.path: nowhere"), "data.path: nowhere"),
+        (ValueError("two\n lines"), "ValueError: two lines"),
+        (ValueError(), "ValueError: no message"),
+    ],
+)
+def test_an_error_is_said_in_one_line(error: BaseException, line: str) -> None:
+    assert one_line(error) == line
+
+
+def test_only_what_was_written_for_a_user_may_be_long() -> None:
+    assert len(one_line(ValueError("a b " * 500))) <= 300
+    assert len(one_line(DoesNotFit("a b " * 500))) > 1000
