@@ -45,7 +45,7 @@ def make(
     )
 
 
-def leftovers(address: str, mark: str) -> list[Leftover]:
+def left_behind(address: str, mark: str) -> list[Leftover]:
     """What a run of that mark has on the Ray cluster at `address`: gangs, and wished machines.
 
     Raises:
@@ -56,7 +56,7 @@ def leftovers(address: str, mark: str) -> list[Leftover]:
     return ask(address, mark)
 
 
-def remove_leftovers(address: str, mark: str, found: Iterable[Leftover]) -> None:
+def clear_away(address: str, mark: str, found: Iterable[Leftover]) -> None:
     """Remove them: end those gangs, with their processes, and wish for nothing.
 
     Raises:

@@ -51,6 +51,8 @@ class Held:
     idle: bool
     ends: float | None = None
     """When its trial is predicted to end; None is not known, or idle."""
+    ours: bool = True
+    """False: somebody else's, for who knows how long; nothing is promised for its end."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,8 @@ class _Turn:
 
     def _reserve(self, waiting: Waiting) -> None:
         if self.promise is None:
-            self.promise = _promise(waiting.shape, self.busy, self.emptied)
+            ours = (gang for gang in self.busy if gang.ours)
+            self.promise = _promise(waiting.shape, ours, self.emptied)
 
     def _on_idle(self, waiting: Waiting, beside: bool) -> list[Decision]:
         """The gang that worked last goes on, so that its caches are warm and others can go."""
@@ -259,8 +262,11 @@ class _Promise:
         return now + waiting.seconds <= self.start
 
 
-def _promise(shape: Shape, busy: Iterable[Held], emptied: Room) -> _Promise:
-    """The first time at which the gang fits, as running trials end; those of unknown end last."""
+def _promise(shape: Shape, busy: Iterable[Held], emptied: Room) -> _Promise | None:
+    """The first time at which the gang fits, as running trials end; those of unknown end last.
+
+    None where it does not fit then: others may never leave, and nobody waits with it for them.
+    """
     later, start = emptied.copy(), None
     for gang in sorted(busy, key=lambda h: inf if h.ends is None else h.ends):
         if later.fits(shape):
@@ -268,7 +274,8 @@ def _promise(shape: Shape, busy: Iterable[Held], emptied: Room) -> _Promise:
         later.give(gang.shape, gang.placement)
         start = gang.ends
     placement = later.place(shape)
-    assert placement is not None, "it fits in the empty cluster"
+    if placement is None:
+        return None
     later.take(shape, placement)
     return _Promise(start, later)
 
@@ -328,7 +335,7 @@ def waits(
         kind: WaitKind = "no_such_node"
         free = turn.emptied.slots(waiting.shape)
         if empty.fits(waiting.shape):
-            kind = _wait_kind(turn, waiting, first)
+            kind = _wait_kind(turn, waiting)
             first = waiting.number if kind == "reserved" else first
         behind = first if kind == "behind" else None
         found[waiting.number] = Wait(
@@ -337,10 +344,10 @@ def waits(
     return found
 
 
-def _wait_kind(turn: _Turn, waiting: Waiting, first: int | None) -> WaitKind:
-    fits = turn.emptied.fits(waiting.shape)
+def _wait_kind(turn: _Turn, waiting: Waiting) -> WaitKind:
+    fits, promise = turn.emptied.fits(waiting.shape), turn.promise
     if turn.serve(waiting):
         return "next"
-    if first is None:
+    if turn.promise is not promise:
         return "reserved"
     return "behind" if fits else "no_room"

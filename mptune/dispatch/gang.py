@@ -529,7 +529,7 @@ class Gang:
     def _on_placed(self, _: Any) -> list[Event]:
         """From here on it starts, be it slowly: code is shipped, libraries are imported."""
         self.placed = True
-        if not self._hellos:
+        if len(self._hellos) < len(self._members):
             self._expect_within(START_TIMEOUT_S, "its processes did not start")
         return []
 

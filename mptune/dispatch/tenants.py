@@ -48,7 +48,7 @@ class Tenants:
     def held(self) -> list[Held]:
         """For admission: gangs of no name that end nobody knows when."""
         return [
-            Held(f"others on {node}", Shape(1, *amount), (node,), idle=False)
+            Held(f"others on {node}", Shape(1, *amount), (node,), idle=False, ours=False)
             for node, amount in self._now.items()
             if any(amount)
         ]

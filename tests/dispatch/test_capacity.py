@@ -53,7 +53,7 @@ def test_auto_is_the_cluster_that_the_environment_names(
     cluster: RayCluster, tmp_path: Path
 ) -> None:
     spec = tmp_path / "spec.yaml"
-    spec.write_text(SPEC + "resources: {workers: 5}\n", encoding="utf-8")
+    spec.write_text(SPEC + "resources: {workers: 8}\n", encoding="utf-8")
     found = validate(cluster, spec, "--address", "auto", RAY_ADDRESS=cluster.address)
     assert found.returncode == 2
-    assert "5 workers of 1 CPU; the cluster holds 2 nodes of 2 CPU and 0 GPU" in found.stderr
+    assert "8 workers of 1 CPU; the cluster holds 2 nodes of 2 CPU and 0 GPU" in found.stderr

@@ -53,7 +53,7 @@ def test_a_trial_waits_while_others_have_all_places_and_runs_when_one_is_free(
     cluster: RayCluster, tmp_path: Path
 ) -> None:
     waited, ran = scene(cluster, tmp_path, "full")
-    assert waited == {"wait": "reserved", "told": 0}
+    assert waited == {"wait": "no_room", "told": 0}
     assert ran["at"] == [ran["planned"]]
     assert ran["gone"] == []
     assert cluster.leftovers() == []

@@ -129,10 +129,10 @@ def machines_left(cluster: RayCluster) -> int:
     return left
 
 
-@pytest.fixture
-def autoscaled(tmp_path: Path) -> Iterator[RayCluster]:
+@pytest.fixture(scope="module")
+def autoscaled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     """A head of no CPU, and up to two machines of one CPU."""
-    config = tmp_path / "autoscaler.json"
+    config = tmp_path_factory.mktemp("autoscaled") / "autoscaler.json"
     port = free_port()
     provider = AUTOSCALED["provider"] | {"gcs_address": f"127.0.0.1:{port}"}
     config.write_text(json.dumps(AUTOSCALED | {"provider": provider}))
@@ -162,7 +162,8 @@ def test_machines_that_a_killed_driver_asked_for_are_given_back_by_fsck(autoscal
         _cluster.remember(made, autoscaled.address)
     with doomed(autoscaled, tmp_path, "120", _cluster.mark(run)) as (_, said):
         said(lambda s: s["running"])
-    assert fsck(autoscaled, another, "--repair").stdout == "all is well\n"
+    told = fsck(autoscaled, another, "--repair")
+    assert told.stdout == "all is well\n", told.stderr
     found = fsck(autoscaled, run)
     assert found.returncode == 3, found.stderr
     assert re.match(

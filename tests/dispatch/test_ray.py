@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import optuna
 import psutil
@@ -291,13 +292,13 @@ def longest_call_until_ended(dispatcher: RayDispatcher, number: int) -> tuple[Fa
 def test_the_driver_goes_on_while_a_stopped_rank_is_asked_for_its_stack(
     dispatcher, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(gang_module, "ANSWER_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(gang_module, "ANSWER_TIMEOUT_S", 2.0)
     quick = PAIR.model_copy(update={"stall_timeout_s": 0.3})
     hanging = trial(0, tmp_path, behaviour="hang", resources=quick)
     dispatcher.submit(hanging)
     os.kill(until(dispatcher, Started, 0).pids[1], signal.SIGSTOP)
     end, longest_s = longest_call_until_ended(dispatcher, 0)
-    assert (end.reason, longest_s < 2.0) == ("stalled", True), longest_s
+    assert (end.reason, longest_s < 1.0) == ("stalled", True), longest_s
     stacks = TrialDirectory(Path(hanging.directory)).stacks.read_text()
     assert "_fault" in stacks  # where rank 0 is
     assert "does not answer; State: T (stopped)" in stacks
@@ -307,11 +308,12 @@ def test_the_driver_goes_on_while_a_broken_connection_may_mean_a_death(
     dispatcher, tmp_path, monkeypatch
 ):
     """Nobody has died here."""
-    monkeypatch.setattr(gang_module, "ANSWER_TIMEOUT_S", 3.0)
-    dispatcher.submit(trial(0, tmp_path, behaviour="cut", only_rank=1))
+    monkeypatch.setattr(gang_module, "ANSWER_TIMEOUT_S", 2.0)
+    cut = {"behaviour": "cut", "at": 0.002, "steps": 10_000, "step_s": 0.01}
+    dispatcher.submit(trial(0, tmp_path, only_rank=1, **cut))
     until(dispatcher, Started, 0)
     end, longest_s = longest_call_until_ended(dispatcher, 0)
-    assert (end.reason, longest_s < 2.0) == ("error", True), longest_s
+    assert (end.reason, longest_s < 1.0) == ("error", True), longest_s
     assert "ConnectionError: connection closed by peer, as asked" in end.detail
 
 
@@ -385,6 +387,24 @@ def test_a_trial_waits_for_the_return_of_machines_but_not_without_end(
     end = ends(until_ended(dispatcher, 2))[2]
     assert end.reason == "wrong_input"
     assert "needs 2 workers of 0.5 CPU; the cluster holds 0.1 CPU and 0 GPU" in end.detail
+    only(nodes())
+
+
+@pytest.mark.parametrize("room", [False, True], ids=["no room yet", "no gang yet"])
+def test_preparing_waits_for_no_head_that_is_lost(dispatcher, tmp_path, monkeypatch, room):
+    """Neither for others to leave room, nor for a gang to start."""
+
+    def lost() -> bool:
+        raise DispatchError("the head is away")
+
+    monkeypatch.setattr(dispatcher, "_gangs", {})
+    monkeypatch.setattr(dispatcher._cluster, "is_there", lost)
+    if not room:
+        monkeypatch.setattr(dispatcher, "_place", lambda shape: None)
+    else:
+        monkeypatch.setattr(dispatcher, "_spare_gang", lambda shape: Mock(ready=False))
+    with pytest.raises(DispatchError, match="the head is away"):
+        dispatcher.prepare(prepare_request(tmp_path))
 
 
 def test_data_is_prepared_on_a_gang_that_trials_then_use(dispatcher, tmp_path):

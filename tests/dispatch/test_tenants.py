@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mptune.dispatch.admission import Held, Retire, Start, Waiting, admit
+from mptune.dispatch.admission import Held, Retire, Start, Waiting, admit, waits
 from mptune.dispatch.room import Node, Shape
 from mptune.dispatch.tenants import SHUT_S, Tenants
 
@@ -66,3 +66,21 @@ def test_admission_goes_beside_them_and_gives_up_idle_gangs_for_room_that_they_l
     waiting = Waiting(7, Shape(1, 2, 0))
     decided = admit([waiting], [idle, *tenants.held()], TWO)
     assert decided == [Retire("gang-1"), Start(7, placement=("b",))]
+
+
+def test_what_waits_for_others_keeps_nobody_waiting_until_its_own_search_is_in_its_way():
+    """They may never leave."""
+    nodes = [Node("a", 1), Node("b", 1)]
+    large, small = Waiting(1, Shape(2, 1, 0)), Waiting(2, Shape(1, 1, 0), since=1.0)
+    tenants = Tenants()
+    tenants.look(nodes, {"b": Node("b", 1)}, [], 0.0)
+    assert admit([large, small], tenants.held(), nodes, now=1.0) == [Start(2, placement=("b",))]
+    kinds = {n: w.kind for n, w in waits([large, small], tenants.held(), nodes, 1.0).items()}
+    assert kinds == {1: "no_room", 2: "next"}
+
+    tenants.look(nodes, {"a": Node("a", 1)}, [], 2.0)
+    on_b = Held("gang-1", small.shape, ("b",), idle=False)
+    held = [on_b, *(one for one in tenants.held() if one.placement != ("b",))]
+    assert admit([large, small], held, nodes, now=2.0) == []
+    kinds = {n: w.kind for n, w in waits([large, small], held, nodes, 2.0).items()}
+    assert kinds == {1: "reserved", 2: "behind"}
