@@ -33,7 +33,11 @@ from ray.exceptions import (
     RayTaskError,
     RuntimeEnvSetupError,
 )
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import (
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from mptune import __version__, plugins
@@ -352,7 +356,6 @@ class Gang:
             name=f"{self.mark}/{self.name}",
             bundle_label_selector=self._pins() if self.pinned else None,
         )
-        self._expect(self._group.ready(), 0, self._on_placed)
         self._members = [self._member(rank) for rank in range(self.shape.workers)]
         for rank, member in enumerate(self._members):
             self._expect(member.live.remote(), rank, _nothing)
@@ -363,11 +366,23 @@ class Gang:
         """Each rank to its node: placed elsewhere by Ray, it would be in the next gang's way."""
         return [{NODE_LABEL: node} for node in self.placement]
 
-    @property
     def is_kept_out(self) -> bool:
         """Whether somebody else must be in the place that was planned for it."""
-        waited_s = time.monotonic() - self.started_at
-        return self.pinned and not self.placed and waited_s > PLACE_TIMEOUT_S
+        if self.placed or not self.pinned or time.monotonic() - self.started_at < PLACE_TIMEOUT_S:
+            return False
+        self.look()
+        return not self.placed
+
+    def look(self) -> None:
+        """See whether Ray has placed it by now, from where on it starts, be it slowly.
+
+        The group's `ready()` may be no quicker: in older versions of Ray it is a task there.
+        """
+        if self.placed or placement_group_table(self._group).get("state") != "CREATED":
+            return
+        self.placed = True
+        if len(self._hellos) < len(self._members):
+            self._expect_within(START_TIMEOUT_S, "its processes did not start")
 
     def held(self) -> Held:
         """What admission needs to know."""
@@ -525,13 +540,6 @@ class Gang:
     def _expect_within(self, seconds: float, otherwise: str) -> None:
         detail = f"{self.name}: {otherwise} (waited {seconds:.0f} s)"
         self._overdue = time.monotonic() + seconds, GangOverdue("worker_died", detail)
-
-    def _on_placed(self, _: Any) -> list[Event]:
-        """From here on it starts, be it slowly: code is shipped, libraries are imported."""
-        self.placed = True
-        if len(self._hellos) < len(self._members):
-            self._expect_within(START_TIMEOUT_S, "its processes did not start")
-        return []
 
     def _on_hello(self, rank: int, hello: Hello) -> list[Event]:
         if hello.version != __version__:

@@ -258,6 +258,8 @@ class RayDispatcher:
         """See what nodes there are, and what others hold of them."""
         now = time.monotonic()
         self._nodes_seen = now, self._cluster.nodes()
+        for gang in self._gangs.values():
+            gang.look()
         if self._shared:
             ours = [gang.held() for gang in self._gangs.values() if gang.placed]
             self._tenants.look(self._nodes_seen[1], self._cluster.unused(), ours, now)
@@ -267,7 +269,7 @@ class RayDispatcher:
         alive = {node.id for node in self._nodes()} if self._gangs else set()
         for gang in list(self._gangs.values()):
             if alive.issuperset(gang.placement):
-                if gang.is_kept_out:
+                if gang.is_kept_out():
                     self._give_way(gang)
             elif gang.ready:
                 self._lose(gang, GangLost("node_lost", f"a node of {gang.name} has left"))

@@ -50,7 +50,7 @@ def blind(dispatcher: RayDispatcher, planned: str) -> list[Event]:
     """Others come after the last look: it is as if that place were free."""
     cluster = dispatcher._cluster
     cluster.unused = lambda: {n.id: n for n in cluster.nodes()}  # type: ignore[method-assign]
-    gang_module.PLACE_TIMEOUT_S = 1.0
+    gang_module.PLACE_TIMEOUT_S = 2.0
     with taken(planned):
         return until_ended(dispatcher, 0)
 

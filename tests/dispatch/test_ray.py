@@ -24,6 +24,7 @@ from ray._raylet import AuthenticationMode, get_authentication_mode
 from mptune import study
 from mptune.dispatch import gang as gang_module
 from mptune.dispatch import make, ray_dispatcher
+from mptune.dispatch.gang import Gang
 from mptune.dispatch.ray_dispatcher import RayDispatcher
 from mptune.dispatch.room import Node, Shape
 from mptune.errors import DispatchError, InputError
@@ -450,6 +451,33 @@ def test_ray_here_is_on_loopback_with_a_token_and_without_a_dashboard(dispatcher
 def test_one_ray_per_process(dispatcher):
     with pytest.raises(DispatchError, match="Ray is already in use"):
         make(PAIR, local=False, address=None)
+
+
+@contextmanager
+def pinned_gang(node: str) -> Iterator[Gang]:
+    """One that has said nothing yet: nobody has listened."""
+    made = Gang("pinned", Shape(1, 0.1, 0), (node,), fakes.FAKE_WORKER, pinned=True)
+    try:
+        yield made
+    finally:
+        made.kill()
+
+
+def test_a_gang_that_is_placed_is_not_kept_out_however_slowly_it_starts(dispatcher, monkeypatch):
+    (node,) = (n.id for n in dispatcher._cluster.nodes())
+    with pinned_gang(node) as gang:
+        ray.get(gang._group.ready(), timeout=60)
+        monkeypatch.setattr(gang_module, "PLACE_TIMEOUT_S", 0.0)
+        assert not gang._hellos
+        assert not gang.is_kept_out()
+        assert gang.placed
+
+
+def test_a_gang_that_ray_does_not_place_is_kept_out_in_time(dispatcher, monkeypatch):
+    with pinned_gang("ab" * 28) as gang:
+        assert not gang.is_kept_out()
+        monkeypatch.setattr(gang_module, "PLACE_TIMEOUT_S", 0.0)
+        assert gang.is_kept_out()
 
 
 @contextmanager
