@@ -84,6 +84,19 @@ class Cluster:
         """Whether Ray would not answer, now or ever."""
         return self._head.is_away()
 
+    @contextmanager
+    def asked(self) -> Iterator[None]:
+        """Ray is asked for something, which fails in silence if its head goes away meanwhile.
+
+        Raises:
+            DispatchError: the head is lost for good, or Ray fails although it is there.
+        """
+        try:
+            yield
+        except RayError as error:
+            if not self._head.excuses(error):
+                raise DispatchError(f"Ray has failed: {one_line(error)}") from error
+
     def nodes(self) -> list[Node]:
         """All CPUs and GPUs of the machines that are up.
 

@@ -19,6 +19,12 @@ AWAY_S = 40.0
 
 LOOK_EVERY_S = 0.5
 
+NOTICE_S = 5.0
+"""For the watch to see what somebody else has run into: that the head has gone."""
+
+ANOTHER = "WrongClusterID"
+"""In Ray's answer to a question that was meant for the head before this one."""
+
 
 class Head:
     """Watches from a thread of its own over one open connection; `identity` asks who is there.
@@ -32,6 +38,7 @@ class Head:
         self._identity, self._known = identity, identity()
         self._connection = socket.create_connection(self._where)
         self._away_since: float | None = None
+        self._absences = self._excused = 0
         self._restarted = False
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -62,6 +69,24 @@ class Head:
             return None
         return f"{what}; nothing that finished is lost: the same command goes on"
 
+    def excuses(self, error: Exception) -> bool:
+        """Whether Ray failed because the head was away, as it may be between two looks at it.
+
+        Raises:
+            DispatchError: the head is lost for good.
+        """
+        self._restarted |= ANOTHER in str(error)
+        give_up = time.monotonic() + NOTICE_S
+        while self.is_there():
+            if self._absences > self._excused:
+                self._excused = self._absences
+                return True
+            if time.monotonic() > give_up:
+                return False
+            self._closed.wait(LOOK_EVERY_S / 10)
+        self._excused = self._absences
+        return True
+
     def close(self) -> None:
         """Watch no longer."""
         self._closed.set()
@@ -76,6 +101,7 @@ class Head:
             if self._closed.is_set():
                 return
             self._away_since = time.monotonic()
+            self._absences += 1
             self._connect_again()
 
     def _wait_for_the_end_of_the_connection(self) -> None:

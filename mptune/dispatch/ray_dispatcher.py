@@ -179,10 +179,11 @@ class RayDispatcher:
         until = time.monotonic() + timeout_s
         while True:
             if self._cluster.is_there():
-                self._watch_nodes()
-                self._admit()
-                self._scale()
-                self._collect(0 if self._outbox else until - time.monotonic())
+                with self._cluster.asked():
+                    self._watch_nodes()
+                    self._admit()
+                    self._scale()
+                    self._collect(0 if self._outbox else until - time.monotonic())
             else:
                 time.sleep(min(max(until - time.monotonic(), 0.0), SLICE_S))
             if self._outbox or time.monotonic() >= until:
@@ -339,9 +340,10 @@ class RayDispatcher:
         return None if left_s is None else now + left_s
 
     def _start(self, number: int, name: str | None, placement: Placement) -> None:
-        queued = self._take(number)
-        assert queued is not None, "admission starts what is queued"
+        """It stays in the queue if Ray fails to make its gang."""
+        queued = next(q for q in self._queue if q.trial.number == number)
         gang = self._gangs[name] if name else self._new_gang(queued.shape, placement, number)
+        self._queue.remove(queued)
         gang.fly(queued.trial, queued.since)
 
     def _refuse(self, number: int, detail: str) -> None:

@@ -95,3 +95,29 @@ def test_one_that_stays_away_is_lost_in_time(place, monkeypatch):
         monkeypatch.setattr(head_module, "AWAY_S", 0.0)
         with pytest.raises(DispatchError, match="is away for 0 s"):
             head.is_there()
+
+
+def test_a_failure_is_excused_by_an_absence_that_the_watch_sees_in_time(place):
+    with watched(place) as (head, visitor):
+        place.go_away(visitor)
+        assert head.excuses(RuntimeError("no answer"))
+        place.come_back("the first")
+        until(head.is_there)
+
+
+def test_an_absence_that_is_over_excuses_one_failure(place, monkeypatch):
+    monkeypatch.setattr(head_module, "NOTICE_S", 0.05)
+    with watched(place) as (head, visitor):
+        place.go_away(visitor)
+        until(lambda: not head.is_there())
+        place.come_back("the first")
+        until(head.is_there)
+        assert head.excuses(RuntimeError("no answer"))
+        assert not head.excuses(RuntimeError("no answer"))
+
+
+def test_a_head_that_does_not_know_this_search_was_restarted(place):
+    with watched(place) as (head, _):
+        message = r"was restarted; .* the same command goes on"
+        with pytest.raises(DispatchError, match=message):
+            head.excuses(RuntimeError("RPC error: WrongClusterID: Perhaps the client ..."))
