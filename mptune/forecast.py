@@ -76,6 +76,8 @@ class _Run:
     trial: TrialSpec
     at: float
     progress: float = 0.0
+    reports: int = 0
+    """How often it told its speed."""
 
 
 @dataclass
@@ -93,9 +95,10 @@ class Predictor:
                 self._runs[trial.number] = _Run(trial, now, share)
             case Progress():
                 self._pace(trial).go_on(event)
-                self._runs[trial.number] = _Run(trial, now, event.progress)
+                reports = self._reports(trial.number) + 1
+                self._runs[trial.number] = _Run(trial, now, event.progress, reports)
             case Scoring():
-                self._runs[trial.number] = _Run(trial, now, 1.0)
+                self._runs[trial.number] = _Run(trial, now, 1.0, self._reports(trial.number))
             case Finished():
                 self._runs.pop(trial.number, None)
                 self.learn(trial, event.result)
@@ -106,10 +109,21 @@ class Predictor:
         """Take in a trial that has finished, perhaps long ago."""
         self._pace(trial).finish(result)
 
-    def seconds(self, trial: TrialSpec) -> float | None:
-        """How long the whole trial takes on its gang; None as long as nothing was measured."""
+    def seconds(self, trial: TrialSpec, done: float = 0.0) -> float | None:
+        """How long the trial takes on its gang, of whose training this share is done already.
+
+        None as long as nothing was measured.
+        """
         parts = self._parts(trial)
-        return None if parts is None else sum(parts)
+        return None if parts is None else parts[0] * (1 - done) + parts[1]
+
+    def is_settled(self, number: int) -> bool:
+        """Whether a trial that runs told its speed more than once: the first steps are slow."""
+        return self._reports(number) > 1
+
+    def _reports(self, number: int) -> int:
+        run = self._runs.get(number)
+        return run.reports if run else 0
 
     def remaining(self, number: int, now: float) -> float | None:
         """Seconds to the end of a trial that runs; None if that is not known."""

@@ -39,6 +39,10 @@ class Ledger:
         self.most_worker_s = max(self.most_worker_s, workers)
         self.most_gpu_s = max(self.most_gpu_s, gpus)
 
+    def is_running(self, number: int) -> bool:
+        """Whether it occupies its gang now."""
+        return number in self._running
+
     def spent(self) -> dict[str, float]:
         """In words for people: worker-seconds and GPU-hours of ended trials."""
         return {"worker_seconds": round(self.worker_s, 1), "gpu_hours": round(self.gpu_s / 3600, 4)}

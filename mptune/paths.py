@@ -149,6 +149,11 @@ class TrialDirectory:
         return self.root / "checkpoint"
 
     @property
+    def checkpoint_marker(self) -> Path:
+        """Names the good checkpoints."""
+        return self.checkpoint / "latest.json"
+
+    @property
     def weights(self) -> Path:
         """The final weights, a folder that transformers opens, if they are kept."""
         return self.root / "model"

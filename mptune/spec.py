@@ -251,12 +251,18 @@ class Search(Section):
     )
     sampler: Sampler = Sampler()
     pruner: Pruner = Pruner()
-    budget_seconds: float | None = Field(None, gt=0, description="no trial starts after this")
+    budget_seconds: float | None = Field(
+        None, gt=0, description="no trial starts after this; shared as the next two are"
+    )
     budget_worker_seconds: float | None = Field(
-        None, gt=0, description="workers x seconds of all trials; none starts that would pass it"
+        None,
+        gt=0,
+        description="workers x seconds of all trials, scoring and retries included: none starts, "
+        "or goes on, that would pass it; search, confirmation and comparison share it by their "
+        "numbers of runs",
     )
     budget_gpu_hours: float | None = Field(
-        None, gt=0, description="GPUs x hours of all trials; none starts that would pass it"
+        None, gt=0, description="GPUs x hours of all trials, likewise"
     )
     confirm: Confirm = Confirm()
     choose_by: Literal["heldout", "worst_domain"] = Field(

@@ -10,6 +10,7 @@ A trial's `policy` chooses what happens, whatever its `kind`:
 | `once` | misbehave on the first attempt only (remembered in the trial's directory) | false |
 | `steps` | optimizer steps | 20 |
 | `step_s` | seconds per step | 0 |
+| `tokens_per_s` | what it tells of its speed | 1e5 |
 | `rate` | mask rate; the best one is 0.4 | 0.15 |
 | `schedule` | a decaying schedule is a little better | absent |
 | `leak_mb` | memory that a rank does not give back after the trial | 0 |
@@ -104,6 +105,7 @@ class Policy:
     once: bool = False
     steps: int = 20
     step_s: float = 0.0
+    tokens_per_s: float = 1e5
     rate: float = 0.15
     schedule: str | None = None
     leak_mb: int = 0
@@ -180,10 +182,7 @@ class _Run:
     def events(self) -> Iterator[Event]:
         number, steps = self.trial.number, self.policy.steps
         first = self._resume_step()
-        yield Started(
-            number=number, gang="", pids=(os.getpid(),), total_steps=steps,
-            parameters=parameters(self.trial), resumed_at=first,
-        )  # fmt: skip
+        yield self._started(first)
         waiting = list(enumerate(self.trial.rungs))
         for step in range(first, steps):
             if reason := self.control.stop_requested():
@@ -204,12 +203,23 @@ class _Run:
         yield Scoring(number=number)
         yield Finished(number=number, result=self._result())
 
+    def _started(self, resumed_at: int) -> Started:
+        started = Started(
+            number=self.trial.number, gang="", pids=(os.getpid(),), total_steps=self.policy.steps,
+            parameters=parameters(self.trial), resumed_at=resumed_at,
+        )  # fmt: skip
+        if self.rank == 0:
+            self.files.root.mkdir(parents=True, exist_ok=True)
+            with self.files.events.open("a") as lines:
+                lines.write(started.model_dump_json() + "\n")
+        return started
+
     def _progress(self, step: int) -> Progress:
         progress = step / self.policy.steps
         return Progress(
             number=self.trial.number, step=step, total_steps=self.policy.steps, progress=progress,
             loss=-nats_per_token(self.trial, progress) * 0.8, mask_rate=self.policy.rate,
-            learning_rate=1e-3 * (1 - progress), tokens_per_s=1e5,
+            learning_rate=1e-3 * (1 - progress), tokens_per_s=self.policy.tokens_per_s,
         )  # fmt: skip
 
     def _rung(self, index: int, progress: float) -> Rung:
@@ -236,14 +246,18 @@ class _Run:
         write_text(marker, "")
         return self.policy.once and before
 
+    @property
+    def files(self) -> TrialDirectory:
+        return TrialDirectory.of(self.trial.directory)
+
     def _resume_step(self) -> int:
-        state = TrialDirectory(Path(self.trial.directory)).checkpoint / "state.json"
-        return int(json.loads(state.read_text())["step"]) if state.exists() else 0
+        marker = self.files.checkpoint_marker
+        return int(json.loads(marker.read_text())["tag"][4:]) if marker.exists() else 0
 
     def _checkpoint(self, step: int) -> None:
         if self.rank == 0:
-            folder = TrialDirectory(Path(self.trial.directory)).checkpoint
-            write_text(folder / "state.json", json.dumps({"step": step}))
+            marker = {"tag": f"step{step:08d}", "fingerprint": self.trial.course()}
+            write_text(self.files.checkpoint_marker, json.dumps(marker))
 
     def _result(self) -> TrialResult:
         found = result(self.trial, tuple(self.rungs))

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mptune import report
-from mptune.cli import _arguments, _kpi, _memory, _notes
+from mptune.cli import _arguments, _budgets, _kpi, _memory, _notes
 from mptune.cli._session import Session
 from mptune.errors import InterruptedSearch, NoResultError
 from mptune.paths import RunDirectory
@@ -44,6 +44,7 @@ def run(arguments: argparse.Namespace, *, searching: bool, file: SpecFile | None
         run=RunDirectory(root),
         console=console,
         command=_command_again(),
+        searching=searching,
         local=arguments.local,
         address=_arguments.address(arguments),
     )
@@ -118,6 +119,8 @@ def _dry_run(console: Console, file: SpecFile, spec: SearchSpec, searching: bool
         console.print(
             f"  comparison: {count * spec.compare.seeds} runs{more}: {', '.join(spec.compare.arms)}"
         )
+    if searching and (shared := _budgets.words(spec)):
+        console.print(f"  budgets: {shared}")
     console.print(
         f"  each trial: {resources.workers} workers x {resources.cpus_per_worker:g} CPUs, "
         f"{resources.gpus_per_worker:g} GPUs"

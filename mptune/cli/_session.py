@@ -16,12 +16,12 @@ from rich.console import Console
 
 from mptune import dispatch, memory, status, study
 from mptune.artifacts import Remote
-from mptune.cli import _cluster, _kpi
+from mptune.cli import _budgets, _cluster, _kpi
 from mptune.cli._evidence import Asked, collect, comparison_report, finalists, recommended
 from mptune.compare.sequential import schedule
 from mptune.dispatch.base import Dispatcher
 from mptune.errors import InputError
-from mptune.forecast import Predictor
+from mptune.forecast import Predictor, Work
 from mptune.lease import Lease, Unneeded, held
 from mptune.paths import RunDirectory, cache_directory, write_text
 from mptune.report.live import LiveView
@@ -45,6 +45,8 @@ class Session:
     run: RunDirectory
     console: Console
     command: str
+    searching: bool = True
+    """Whether the search's budgets hold: for its confirmation and comparison, too."""
     local: bool = False
     address: str | None = None
     _dispatcher: Dispatcher | None = field(default=None, init=False)
@@ -212,12 +214,16 @@ class Session:
         opened: optuna.Study,
         trials: int,
         propose: Callable[[optuna.Trial], TrialSpec],
-        what: str,
-    ) -> None:
-        search = self.spec.search
+        what: Stage,
+    ) -> bool:
+        """Whether all trials have ended, and no budget ended it before."""
+        search, budget = self.spec.search, self._budget(what)
+        spent_s, ledger = study.load_spend(opened)
+        if spent := budget.reached(Work(ledger.worker_s, ledger.gpu_s), spent_s):
+            return self._say_short(what, spent, study.ended(opened), trials)
         title = f"{self.spec.name}: {what}"
         with LiveView(self.console, title, trials, done=study.ended(opened)) as live:
-            study.StudyDriver(
+            driver = study.StudyDriver(
                 study=opened,
                 trials=trials,
                 propose=propose,
@@ -226,13 +232,25 @@ class Session:
                 sampler=lambda number: study.make_sampler(search, number),
                 concurrency=search.concurrency,
                 ordered=search.ordered,
-                **self._budgets(what),
+                budget=budget,
                 log=self.run.events,
                 predictor=self._predictor,
                 lease=self._lease,
                 watchers=(live.look, self._write_status, self.dispatcher().publish),
                 preflight=partial(memory.refusal, holds=self.dispatcher().device),
-            ).run()
+            )
+            driver.run()
+        if driver.stopped_by is None:
+            return True
+        return self._say_short(what, driver.stopped_by, study.ended(opened), trials)
+
+    def _say_short(self, what: Stage, spent: str, ended: int, trials: int) -> bool:
+        self.console.print(
+            f"note: {what}: {ended} of {trials} trials have ended, {spent}; with a larger budget, "
+            "which search, confirmation and comparison share, the same command goes on",
+            soft_wrap=True, markup=False,
+        )  # fmt: skip
+        return False
 
     def _write_status(self, now: Status) -> None:
         """A search does not fail because there is no room to say where it stands."""
@@ -242,26 +260,13 @@ class Session:
         with suppress(OSError):
             status.write(self.run, now.model_copy(update={"earlier": earlier}))
 
-    def _budgets(self, what: str) -> dict[str, Any]:
-        """The search's; its confirmation has what the search left of them, a comparison none."""
-        search, name = self.spec.search, self.spec.name
-        budgets = {
-            "budget_seconds": search.budget_seconds,
-            "budget_worker_seconds": search.budget_worker_seconds,
-            "budget_gpu_hours": search.budget_gpu_hours,
-        }
-        given = {key: budget for key, budget in budgets.items() if budget is not None}
-        if what == "comparison":
-            return {}
-        if what == "search":
-            return given
-        ledger = study.ledger(self.run, self.url, name).spent()
-        spent = {
-            "budget_seconds": study.spent_s(self.run, self.url, name),
-            "budget_worker_seconds": ledger["worker_seconds"],
-            "budget_gpu_hours": ledger["gpu_hours"],
-        }
-        return {key: max(0.0, budget - spent[key]) for key, budget in given.items()}
+    def _budget(self, what: Stage) -> study.Budget:
+        """This stage's share; none holds for a comparison that is asked for by itself."""
+        if not self.searching:
+            return study.Budget()
+        names = zip(_budgets.STAGES, study.names(self.spec.name), strict=True)
+        used = {stage: study.used(self.run, self.url, name) for stage, name in names}
+        return _budgets.share(self.spec, what, used)
 
     # --- confirming ----------------------------------------------------------------------------
 
@@ -271,7 +276,7 @@ class Session:
         by_worst = self.spec.search.choose_by == "worst_domain"
         searched = study.records(self.run, self.url, self.spec.name)
         top = finalists(searched, wanted.top, by_worst)
-        if len(top) < 2 or 0 in self._budgets("confirmation").values():
+        if len(top) < 2:
             return
         pruner = optuna.pruners.NopPruner()
         opened = study.open_study(self.run, self.url, name, pruner=pruner)
@@ -327,8 +332,8 @@ class Session:
                 for arm in names
             ]
             seeds, runs = look, study.enqueue_runs(opened, wanted)
-            if study.ended(opened) < runs:
-                self._drive(opened, runs, propose, "comparison")
+            if study.ended(opened) < runs and not self._drive(opened, runs, propose, "comparison"):
+                return
             names = self._undecided(asked, name, wanted)
             if not names:
                 return

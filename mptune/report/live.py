@@ -147,6 +147,12 @@ class LiveView:
         if line:
             self._plain(line)
 
+    def hold_trial(self, number: int, why: str) -> None:
+        """The budgets have no room for a trial now."""
+        with self._lock:
+            self._row(number).state = "held back"
+        self._plain(f"{self._name(number)}: held back: {why}")
+
     def finish_trial(self, number: int, state: str) -> None:
         """A trial was told to the study; `state` in words, e.g. `failed: out_of_memory`."""
         with self._lock:

@@ -6,7 +6,9 @@ the same command goes on (`mptune.study.driver`).
 
 import optuna
 
-from mptune.study.driver import Observer, StudyDriver, teach
+from mptune.study.budget import Budget
+from mptune.study.driver import Observer, StudyDriver
+from mptune.study.earlier import teach
 from mptune.study.factory import TrialFactory
 from mptune.study.importance import importances
 from mptune.study.lock import driver_lock, is_driven
@@ -26,8 +28,9 @@ from mptune.study.queued import (
     run_key,
     set_base,
 )
-from mptune.study.record import TrialRecord, best, by_score, ledger, records, spent_s
+from mptune.study.record import TrialRecord, best, by_score, ledger, records, spent_s, used
 from mptune.study.samplers import make_sampler
+from mptune.study.spend import load_spend
 from mptune.study.storage import (
     compare_name,
     confirm_name,
@@ -41,6 +44,7 @@ from mptune.study.storage import (
 __all__ = [
     "COMPARE_SEED",
     "CONFIRM_SEED",
+    "Budget",
     "Observer",
     "Run",
     "StudyDriver",
@@ -63,6 +67,7 @@ __all__ = [
     "importances",
     "is_driven",
     "ledger",
+    "load_spend",
     "make_pruner",
     "make_sampler",
     "names",
@@ -75,6 +80,7 @@ __all__ = [
     "set_base",
     "spent_s",
     "teach",
+    "used",
 ]
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -7,7 +7,6 @@ finished but was not yet told is told from its result file.
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from collections import deque
@@ -24,16 +23,15 @@ from mptune.dispatch.base import Dispatcher
 from mptune.errors import InterruptedSearch, LeaseLost, NoResultError
 from mptune.forecast import Predictor
 from mptune.lease import Lease, Unneeded
-from mptune.ledger import Ledger
-from mptune.paths import TrialDirectory, write_aside, write_text
 from mptune.status import Status
 from mptune.study import attributes
 from mptune.study.attributes import describe, report_rung, set_attributes
-from mptune.study.budget import Budget, Forecaster
+from mptune.study.budget import Allowance, Budget
+from mptune.study.earlier import finished_before, take_over, teach
 from mptune.study.flight import Heard, InFlight
 from mptune.study.history import History
 from mptune.study.lock import interrupts
-from mptune.study.queued import requeue_running, requeue_trial
+from mptune.study.queued import explain_waiting, requeue_running, requeue_trial
 from mptune.study.spend import load_spend, save_spend
 from mptune.study.standing import Moment, Watched
 from mptune.study.storage import CUT_OFF, attributes_of
@@ -51,11 +49,11 @@ from mptune.trial import (
     TrialSpec,
 )
 
+MAX_HELD = 3
+"""Trials that the budgets have no room for: with so many, none is asked for until one has ended."""
+
 MAX_FAILURES_IN_A_ROW = 5
 """With nothing finished yet, this many failures mean that the spec or the machine is broken."""
-
-TAUGHT = 50
-"""Finished trials of earlier drivers that predictions are made from."""
 
 ASK_ATTEMPTS = 3
 
@@ -71,6 +69,9 @@ class Observer(Protocol):
 
     def on_event(self, event: Event) -> None:
         """Something happened to a trial or a gang."""
+
+    def hold_trial(self, number: int, why: str) -> None:
+        """The budgets have no room for a trial now; it may be submitted again."""
 
     def finish_trial(self, number: int, state: str) -> None:
         """A trial was told to the study, in this state."""
@@ -93,9 +94,7 @@ class StudyDriver:
     sampler: Callable[[int], optuna.samplers.BaseSampler]
     concurrency: int | None = None
     ordered: bool = True
-    budget_seconds: float | None = None
-    budget_worker_seconds: float | None = None
-    budget_gpu_hours: float | None = None
+    budget: Budget = field(default_factory=Budget)
     log: Path | None = None
     preflight: Callable[[TrialSpec], str | None] = lambda spec: None
     """Why a trial cannot fit in the memory of any gang it could get; None lets it be submitted."""
@@ -103,14 +102,16 @@ class StudyDriver:
     interrupted: threading.Event = field(default_factory=threading.Event)
     predictor: Predictor = field(default_factory=Predictor)
     watchers: Sequence[Callable[[Status], None]] = ()
+    stopped_by: str | None = field(init=False, default=None)
+    """The budget that has ended it before all trials have, in words."""
     _flight: dict[int, InFlight] = field(default_factory=dict)
     _order: deque[int] = field(default_factory=deque)
     _spent_before: float = 0.0
     _started: float = 0.0
     _spend_saved: float = 0.0
-    _ledger: Ledger = field(default_factory=Ledger)
-    _held_back: bool = False
-    """A trial waits for what others leave of the budgets; none is asked for until one has ended."""
+    _allowance: Allowance = field(default_factory=Allowance)
+    _held: dict[int, InFlight] = field(default_factory=dict)
+    """Trials that wait for what others leave of the budgets."""
     _history: History = field(default_factory=History)
     _watched: Watched = field(init=False)
 
@@ -124,7 +125,8 @@ class StudyDriver:
         """
         self._started = time.monotonic()
         self._spend_saved = self._started
-        self._spent_before, self._ledger = load_spend(self.study)
+        self._spent_before, ledger = load_spend(self.study)
+        self._allowance = Allowance(self.budget, self.predictor, ledger)
         self._watched = self._made_watched()
         teach(self.predictor, self.study)
         requeue_running(self.study)
@@ -140,10 +142,12 @@ class StudyDriver:
                 for event in events:
                     self._handle(event)
                 self._settle()
+                self._keep_to_budget()
                 if time.monotonic() - self._spend_saved > SPEND_EVERY_S:
                     self._save_spend()
                 if self._watched.is_time():
                     self._show()
+        self._let_wait()
         self._save_spend()
         self._show()
         if self.interrupted.is_set():
@@ -158,8 +162,18 @@ class StudyDriver:
             )
 
     def _fill(self) -> None:
+        self._take_back()
         while len(self._flight) < self._limit() and self._may_ask():
             self._ask()
+
+    def _take_back(self) -> None:
+        """Submit held trials that there is room for now that another has ended."""
+        for number, flight in sorted(self._held.items()):
+            if self.interrupted.is_set() or len(self._flight) >= self._limit():
+                return
+            if self._lacking(flight.spec) is None:
+                del self._held[number]
+                self._launch(InFlight(flight.trial, flight.spec, flight.retries))
 
     def _limit(self) -> int:
         if self.concurrency is not None:
@@ -167,22 +181,21 @@ class StudyDriver:
         return self.dispatcher.capacity([f.spec.resources for f in self._flight.values()])
 
     def _may_ask(self) -> bool:
-        if self.interrupted.is_set() or self._over_budget():
-            return False
-        if self._held_back or self._budget().is_spent(self._forecaster().used(time.monotonic())):
+        if self.interrupted.is_set() or self._limited() or len(self._held) >= MAX_HELD:
             return False
         self._refuse_hopeless()
-        return self._history.ended + len(self._flight) < self.trials
+        return self._history.ended + len(self._flight) + len(self._held) < self.trials
 
-    def _over_budget(self) -> bool:
-        return self.budget_seconds is not None and self._spent() >= self.budget_seconds
+    def _limited(self) -> str | None:
+        """Which budget is used up, in words; None if none is."""
+        return self.budget.reached(self._allowance.used(time.monotonic()), self._spent())
 
     def _spent(self) -> float:
         return self._spent_before + time.monotonic() - self._started
 
     def _save_spend(self) -> None:
         self._spend_saved = time.monotonic()
-        save_spend(self.study, self._spent(), self._ledger)
+        save_spend(self.study, self._spent(), self._allowance.ledger)
 
     def _refuse_hopeless(self) -> None:
         failed, ended = self._history.failed, self._history.ended
@@ -195,42 +208,62 @@ class StudyDriver:
 
     def _ask(self) -> None:
         trial = self._asked()
-        spec = self.propose(trial)
+        self._launch(InFlight(trial, self.propose(trial), trial.user_attrs.get("retries", 0)))
+
+    def _launch(self, flight: InFlight) -> None:
+        """Submit a trial, unless its result is known already or the budgets have no room."""
+        trial, spec = flight.trial, flight.spec
         describe(trial, spec)
-        self._flight[spec.number] = InFlight(trial, spec, trial.user_attrs.get("retries", 0))
+        self._flight[spec.number] = flight
         self._order.append(spec.number)
         self.observer.trial(spec.number, *spec.label.split(" · ", 1))
         self._take_over_twin(trial, spec)
-        result = _finished_before(spec)
-        lacking = self._lacking(spec)
+        result = finished_before(spec)
+        flight.held = None if result else self._lacking(spec)
         if result is not None:
             self._replay(spec, result)
-        elif lacking is not None:
-            self._hold_back(spec.number, lacking)
-        else:
+        elif flight.held is None:
             self._submit(spec)
-
-    def _budget(self) -> Budget:
-        return Budget(self.budget_worker_seconds, self.budget_gpu_hours)
-
-    def _forecaster(self) -> Forecaster:
-        return Forecaster(self.predictor, self._ledger)
+        else:
+            self._order.remove(spec.number)
+            self._hold(self._flight.pop(spec.number), flight.held)
 
     def _lacking(self, spec: TrialSpec) -> str | None:
         """What the trial is forecast to need that the budgets do not have beside the others."""
-        others = [f.spec for f in self._flight.values() if f.ending is None and f.spec != spec]
-        forecaster, now = self._forecaster(), time.monotonic()
-        return self._budget().lacks(forecaster.promised(others, now), forecaster.whole(spec))
+        others = [f.spec for f in self._flying() if f.spec.number != spec.number]
+        return self._allowance.lacking(spec, others, time.monotonic())
 
-    def _hold_back(self, number: int, lacking: str) -> None:
-        """Back in the queue, until another took less than was forecast or a budget is raised."""
-        flight = self._flight.pop(number)
-        self._order.remove(number)
-        set_attributes(flight.trial, reason="budget", detail=lacking)
+    def _flying(self) -> list[InFlight]:
+        return [flight for flight in self._flight.values() if flight.ending is None]
+
+    def _hold(self, flight: InFlight, why: str) -> None:
+        """Until another took less than was forecast, or a later driver has a larger budget."""
+        set_attributes(flight.trial, reason="budget", detail=why)
+        self._held[flight.spec.number] = flight
+        self.observer.hold_trial(flight.spec.number, why)
+
+    def _keep_to_budget(self) -> None:
+        """Stop running trials, at a checkpoint, that turn out not to fit."""
+        flying = [flight for flight in self._flying() if not flight.asked_to_stop]
+        specs = [flight.spec for flight in flying]
+        for spec, why in self._allowance.excess(specs, time.monotonic()):
+            self._flight[spec.number].held = why
+            self._ask_to_stop(self._flight[spec.number])
+
+    def _let_wait(self) -> None:
+        """Back into the queue what no driver runs, and say there why it waits."""
+        for flight in self._held.values():
+            self._queue_again(flight)
+        if self._history.ended < self.trials and not self.interrupted.is_set():
+            self.stopped_by = self._limited()
+            if self._held and not self.stopped_by:
+                self.stopped_by = self.budget.nearest(self._allowance.used(time.monotonic()))
+        if self.stopped_by:
+            explain_waiting(self.study, self.stopped_by)
+
+    def _queue_again(self, flight: InFlight) -> None:
         requeue_trial(self.study, flight.trial._trial_id)
-        self._history.wait(number)
-        self._held_back = True
-        self.observer.finish_trial(number, f"held back: {lacking}")
+        self._history.wait(flight.spec.number)
 
     def _submit(self, spec: TrialSpec) -> None:
         """Ask for a gang, unless none could hold the trial: that is as if it ran out of memory."""
@@ -254,7 +287,7 @@ class StudyDriver:
                 trial = self._asked_once()
                 if trial.number == expected:
                     return trial
-            requeue_running(self.study, besides=self._flight)
+            requeue_running(self.study, besides={*self._flight, *self._held})
             self._history = History.of(self.study)
         return self._asked_once()
 
@@ -270,11 +303,8 @@ class StudyDriver:
         if twin is None:
             return
         attrs = attributes_of(self.study, self.study.get_trials(deepcopy=False)[twin])
-        ran = TrialSpec.model_validate_json(attrs["trial_spec"])
-        own = TrialDirectory.of(spec.directory)
-        write_text(own.spec, spec.model_dump_json(indent=2))
-        _copy_outcome(TrialDirectory.of(ran.directory), own)
-        set_attributes(trial, same_as=twin)
+        if take_over(TrialSpec.model_validate_json(attrs["trial_spec"]), spec):
+            set_attributes(trial, same_as=twin)
 
     def _replay(self, spec: TrialSpec, result: TrialResult) -> None:
         """A result that was written but not told: tell it, do not train it again."""
@@ -295,11 +325,11 @@ class StudyDriver:
         self.predictor.observe(flight.spec, event, time.monotonic())
         if isinstance(event, Started):
             self._watched.first_start = self._watched.first_start or time.monotonic()
-            self._ledger.begin(event.number, time.monotonic(), flight.spec.resources)
+            self._allowance.ledger.begin(event.number, time.monotonic(), flight.spec.resources)
         if isinstance(event, Rung):
             self._decide(flight, event)
         elif isinstance(event, Finished | Stopped | Failed):
-            self._ledger.end(event.number, time.monotonic())
+            self._allowance.ledger.end(event.number, time.monotonic())
             self._end(flight, event)
 
     def _end(self, flight: InFlight, ending: Finished | Stopped | Failed) -> None:
@@ -309,13 +339,15 @@ class StudyDriver:
         again = preempted or (broken and flight.retries < flight.spec.resources.retries)
         if not again:
             flight.ending = ending
-        elif self.interrupted.is_set():
-            flight.ending = Stopped(number=flight.spec.number, reason="interrupted", step=0)
         else:
             flight.retries += broken
             flight.heard = Heard()
             set_attributes(flight.trial, retries=flight.retries)
-            self.dispatcher.submit(flight.spec)
+            flight.held = flight.held or self._lacking(flight.spec)
+            if self.interrupted.is_set() or flight.held:
+                flight.ending = Stopped(number=flight.spec.number, reason="interrupted", step=0)
+            else:
+                self.dispatcher.submit(flight.spec)
 
     def _decide(self, flight: InFlight, rung: Rung) -> None:
         report_rung(flight.trial, rung.nats_per_token, rung.progress)
@@ -337,7 +369,6 @@ class StudyDriver:
             self._fill()
 
     def _tell(self, flight: InFlight) -> None:
-        self._held_back = False
         number, trial, ending = flight.spec.number, flight.trial, flight.ending
         if isinstance(ending, Finished):
             attributes.record_result(trial, ending.result)
@@ -345,9 +376,11 @@ class StudyDriver:
             self._history.complete(number, trial.user_attrs, ending.result.lml.nats_per_token)
             self.observer.finish_trial(number, "complete")
         elif isinstance(ending, Stopped) and ending.reason == "interrupted":
-            requeue_trial(self.study, trial._trial_id)
-            self._history.wait(number)
-            self.observer.finish_trial(number, "interrupted")
+            if flight.held and not self.interrupted.is_set():
+                self._hold(flight, flight.held)
+            else:
+                self._queue_again(flight)
+                self.observer.finish_trial(number, "interrupted")
         elif isinstance(ending, Stopped):
             set_attributes(trial, reason="pruned", detail=f"pruned at step {ending.step}")
             self.study.tell(number, state=TrialState.PRUNED)
@@ -362,23 +395,26 @@ class StudyDriver:
     def _stop_if_interrupted(self) -> None:
         """Ask each trial once: how long it may take counts from then."""
         if self.interrupted.is_set():
-            for number, flight in self._flight.items():
-                if flight.ending is None and not flight.asked_to_stop:
-                    flight.asked_to_stop = True
-                    self.dispatcher.stop(number, "interrupted")
+            for flight in self._flying():
+                if not flight.asked_to_stop:
+                    self._ask_to_stop(flight)
+
+    def _ask_to_stop(self, flight: InFlight) -> None:
+        flight.asked_to_stop = True
+        self.dispatcher.stop(flight.spec.number, "interrupted")
 
     def _made_watched(self) -> Watched:
         budgets = {
-            "budget_seconds": self.budget_seconds,
-            "budget_worker_seconds": self.budget_worker_seconds,
-            "budget_gpu_hours": self.budget_gpu_hours,
+            "budget_seconds": self.budget.wall_s,
+            "budget_worker_seconds": self.budget.worker_s,
+            "budget_gpu_hours": self.budget.gpu_hours,
         }
         return Watched(
             study=self.study.study_name,
             total=self.trials,
             dispatcher=self.dispatcher,
             predictor=self.predictor,
-            ledger=self._ledger,
+            ledger=self._allowance.ledger,
             budgets=budgets,
             watchers=self.watchers,
         )
@@ -394,34 +430,5 @@ class StudyDriver:
                 handle.write(f'{{"time": {time.time():.3f}, "event": {event.model_dump_json()}}}\n')
 
 
-def teach(predictor: Predictor, study: optuna.Study) -> None:
-    """Tell how long the last trials of a study took that has run before."""
-    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    ran = [t for t in finished if "same_as" not in t.user_attrs]
-    for trial in ran[-TAUGHT:]:
-        attrs = attributes_of(study, trial)
-        if "result" in attrs:
-            spec = TrialSpec.model_validate_json(attrs["trial_spec"])
-            predictor.learn(spec, TrialResult.model_validate_json(attrs["result"]))
-
-
 def _earlier(point: Mapping[str, Any], rung: Rung) -> bool:
     return float(point["progress"]) < rung.progress
-
-
-def _finished_before(spec: TrialSpec) -> TrialResult | None:
-    """The trial's own result, if a worker wrote it before the last driver died."""
-    path = TrialDirectory.of(spec.directory).result
-    try:
-        result = TrialResult.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return result if result.fingerprint == spec.fingerprint() else None
-
-
-def _copy_outcome(of: TrialDirectory, to: TrialDirectory) -> None:
-    """Scores first: a result that stands is complete."""
-    for source, target in ((of.scores, to.scores), (of.result, to.result)):
-        if source.exists():
-            with write_aside(target) as aside:
-                shutil.copyfile(source, aside)

@@ -41,3 +41,5 @@ class InFlight:
     ending: Finished | Stopped | Failed | None = None
     heard: Heard = field(default_factory=Heard)
     asked_to_stop: bool = False
+    held: str | None = None
+    """Why the budgets have no room for it, in words."""

@@ -101,3 +101,11 @@ def requeue(run: RunDirectory, url: str | None, name: str) -> list[int]:
 def requeue_trial(study: optuna.Study, trial_id: int) -> None:
     """Back in the queue, with what it was asked with."""
     study._storage.set_trial_state_values(trial_id, state=TrialState.WAITING)
+
+
+def explain_waiting(study: optuna.Study, why: str) -> None:
+    """Say of the trials that wait why the budgets let none start, if nothing is said of them."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        if trial.user_attrs.get("reason") is None:
+            for key, value in (("reason", "budget"), ("detail", why)):
+                study._storage.set_trial_user_attr(trial._trial_id, key, value)

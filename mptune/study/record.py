@@ -76,6 +76,16 @@ def ledger(run: RunDirectory, url: str | None, name: str) -> Ledger:
     return load_spend(study)[1] if study else Ledger()
 
 
+def used(run: RunDirectory, url: str | None, name: str) -> dict[str, float]:
+    """What this study has used, keyed as the limits of a `Budget`."""
+    work = ledger(run, url, name)
+    return {
+        "worker_s": work.worker_s,
+        "gpu_hours": work.gpu_s / 3600,
+        "wall_s": spent_s(run, url, name),
+    }
+
+
 def best(found: Sequence[TrialRecord]) -> TrialRecord:
     """The finished trial with the highest LML; the earlier one of equals.
 

@@ -44,7 +44,7 @@ def main(run: RunDirectory) -> None:
     driver = study.StudyDriver(
         study=opened, trials=5, propose=propose, dispatcher=dispatcher, observer=Watcher(),
         sampler=lambda number: study.make_sampler(Search(), number), concurrency=3,
-        ordered=False, watchers=(dispatcher.publish,), budget_worker_seconds=1e6,
+        ordered=False, watchers=(dispatcher.publish,), budget=study.Budget(worker_s=1e6),
     )  # fmt: skip
     with_token = get_authentication_mode() == AuthenticationMode.TOKEN
     print("token" if with_token else "open", dispatcher.standing().metrics, flush=True)

@@ -76,6 +76,8 @@ class Observer:
             self.search.pids = event.pids
         self.strike(event, self.search)
 
+    def hold_trial(self, number: int, why: str) -> None: ...
+
     def finish_trial(self, number: int, state: str) -> None: ...
 
 

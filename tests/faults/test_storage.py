@@ -39,6 +39,8 @@ class Striker:
         if isinstance(event, Started) and event.number == self.number:
             self.strike()
 
+    def hold_trial(self, number: int, why: str) -> None: ...
+
     def finish_trial(self, number: int, state: str) -> None: ...
 
 

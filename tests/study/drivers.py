@@ -22,12 +22,16 @@ class Watcher:
     def __init__(self) -> None:
         self.states: dict[int, str] = {}
         self.events: list[Event] = []
+        self.held: list[tuple[int, str]] = []
 
     def trial(self, number: int, label: str, size: str) -> None:
         self.states[number] = "asked"
 
     def on_event(self, event: Event) -> None:
         self.events.append(event)
+
+    def hold_trial(self, number: int, why: str) -> None:
+        self.held.append((number, why))
 
     def finish_trial(self, number: int, state: str) -> None:
         self.states[number] = state

@@ -201,24 +201,5 @@ def test_the_same_point_is_trained_once(run: RunDirectory) -> None:
 
 def test_budget_stops_asking(run: RunDirectory) -> None:
     slow = {n: {"step_s": 0.02} for n in range(8)}
-    driver(run, behaviours=slow, budget_seconds=0.3).run()
+    driver(run, behaviours=slow, budget=study.Budget(wall_s=0.3)).run()
     assert 1 <= len(found(run)) < 8
-
-
-def test_a_budget_of_worker_seconds_holds_over_a_resume(run: RunDirectory) -> None:
-    # A trial takes 0.4 s or more; two in 0.75 s are too many even for a machine at its fastest.
-    slow = {n: {"step_s": 0.02} for n in range(5)}
-    driver(run, trials=5, behaviours=slow, budget_worker_seconds=0.75).run()
-    *ended, held = found(run)
-    spent = study.ledger(run, None, "demo")
-    assert {r.state for r in ended} == {"COMPLETE"}
-    assert 0.4 * len(ended) <= spent.worker_s
-    assert spent.gpu_s == 0
-    assert (held.state, held.reason) == ("WAITING", "budget")
-    assert held.detail is not None
-    assert "of search.budget_worker_seconds" in held.detail
-    driver(run, trials=5, behaviours=slow, budget_worker_seconds=0.75).run()
-    assert len(found(run)) == len(ended) + 1
-    assert study.ledger(run, None, "demo") == spent
-    driver(run, trials=5, behaviours=slow, budget_worker_seconds=1e6).run()
-    assert [(r.state, r.reason) for r in found(run)] == [("COMPLETE", None)] * 5

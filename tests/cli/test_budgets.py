@@ -1,0 +1,91 @@
+"""How the stages of a search share its budgets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mptune import dispatch
+from mptune.cli import _budgets, main
+from mptune.dispatch.local import LocalDispatcher
+from mptune.spec import SearchSpec
+from mptune.specfile import SpecFile
+from mptune.status import Stage
+from mptune.study import Budget
+from tests import fakes
+from tests.cli.test_commands import SPEC
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "spec.yaml"
+    path.write_text(SPEC, encoding="utf-8")
+    return path
+
+
+def spec(file: Path, **changes: Any) -> SearchSpec:
+    given = [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]
+    return SpecFile.read(file, given).validate(data_is_here=False)
+
+
+def use(search: float = 0, confirmation: float = 0, comparison: float = 0) -> Any:
+    return {
+        stage: {"worker_s": used, "gpu_hours": 0.0, "wall_s": 0.0}
+        for stage, used in zip(_budgets.STAGES, (search, confirmation, comparison), strict=True)
+    }
+
+
+def share(of: SearchSpec, stage: Stage, **used: float) -> float | None:
+    return _budgets.share(of, stage, use(**used)).worker_s
+
+
+def test_by_numbers_of_runs_and_what_one_leaves_the_next_has(file: Path) -> None:
+    of = spec(file, search__budget_worker_seconds=100, search__confirm__top=2)
+    assert _budgets.planned(of) == {"search": 4, "confirmation": 4, "comparison": 4}
+    assert share(of, "search") == pytest.approx(100 / 3)
+    assert share(of, "confirmation", search=20) == pytest.approx(40)
+    assert share(of, "comparison", search=20, confirmation=30) == pytest.approx(50)
+    assert share(of, "comparison", search=80, confirmation=30) == 0
+
+
+def test_a_search_that_is_made_longer_does_not_have_what_its_comparison_has_used(
+    file: Path,
+) -> None:
+    of = spec(file, search__budget_worker_seconds=100)
+    assert share(of, "search") == pytest.approx(50)
+    assert share(of, "search", search=50, comparison=70) == pytest.approx(30)
+
+
+def test_without_a_budget_there_is_no_limit(file: Path) -> None:
+    assert _budgets.share(spec(file), "search", use(search=1e9)) == Budget()
+    assert _budgets.words(spec(file)) == ""
+
+
+def test_a_dry_run_shows_the_shares(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", str(file), "--dry-run", "--set", "search.budget_gpu_hours=6"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert (
+        "budgets: search: 3 of search.budget_gpu_hours; comparison: 3 of search.budget_gpu_hours "
+        in told
+    )
+
+
+def test_each_stage_that_ends_early_says_so_and_goes_on_with_more(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dispatch, "make", lambda *a, **k: LocalDispatcher(fakes.FAKE_WORKER))
+    command = ["search", "spec.yaml", "--set", "search.budget_worker_seconds=1e-6"]
+    assert main(command) == 3
+    told = capsys.readouterr()
+    assert "note: search: 0 of 4 trials have ended, " in told.out
+    assert "with a larger budget" in told.out
+    assert "no trial has finished" in told.err
+    assert main(["search", "spec.yaml", "--set", "search.budget_worker_seconds=1e6"]) == 0
+    assert "have ended" not in capsys.readouterr().out
+    # More seeds, and nothing left for them: what there is is compared.
+    assert main([*command, "--set", "compare.seeds=4"]) == 0
+    told = capsys.readouterr()
+    assert "note: comparison: 4 of 8 trials have ended, " in told.out

@@ -1,0 +1,158 @@
+"""A driver keeps to its budgets: trials are held back, stopped, and taken up again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import optuna
+import pytest
+
+from mptune import study
+from mptune.dispatch.local import LocalDispatcher
+from mptune.paths import RunDirectory
+from mptune.study import Budget, budget
+from mptune.trial import Control, Event, Failed, Started, Stopped, TrialSpec
+from tests import fakes
+from tests.study.drivers import Watcher, driver, found
+
+SLOW = {"step_s": 0.02, "tokens_per_s": 2048.0}
+"""It is forecast to take 20 s, from its second word on."""
+
+
+@pytest.fixture(autouse=True)
+def stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "STOPPING_S", 0.0)
+
+
+def states(run: RunDirectory) -> list[tuple[str, str | None]]:
+    return [(record.state, record.reason) for record in found(run)]
+
+
+def starts(watcher: Watcher) -> list[tuple[int, int]]:
+    return [(e.number, e.resumed_at) for e in watcher.events if isinstance(e, Started)]
+
+
+def test_a_first_trial_that_turns_out_not_to_fit_is_stopped_and_goes_on_with_more(
+    run: RunDirectory,
+) -> None:
+    watcher = Watcher()
+    first = driver(run, behaviours={0: SLOW}, budget=Budget(worker_s=5), observer=watcher)
+    first.run()
+    assert states(run) == [("WAITING", "budget")] * 3
+    assert all("forecast to take" in why for _, why in watcher.held)
+    assert [number for number, _ in watcher.held] == [0, 1, 2]
+    assert starts(watcher) == [(0, 0)]
+    stopped = next(e for e in watcher.events if isinstance(e, Stopped))
+    assert 8 <= stopped.step < 20
+    assert first.stopped_by is not None
+    assert first.stopped_by.endswith("of 5 used of search.budget_worker_seconds")
+    assert study.ledger(run, None, "demo").worker_s < 1
+
+    watcher = Watcher()
+    more = driver(run, behaviours={0: SLOW}, budget=Budget(worker_s=1e6), observer=watcher)
+    more.run()
+    assert states(run) == [("COMPLETE", None)] * 8
+    assert starts(watcher)[0] == (0, stopped.step)
+    assert more.stopped_by is None
+
+
+def test_a_trial_that_is_too_long_holds_up_no_other(run: RunDirectory) -> None:
+    def propose(trial: optuna.Trial) -> TrialSpec:
+        trial.suggest_float("rate", 0.05, 0.95)
+        long = trial.number == 1
+        width, policy = (999, SLOW) if long else (64, {})
+        return fakes.trial(
+            trial.number, run.root / "trials", policy={"kind": "fake", **policy},
+            model={"family": "fake", "width": width}, label="a · b", seed=trial.number,
+        )  # fmt: skip
+
+    driver(run, trials=4, propose=propose, budget=Budget(worker_s=5)).run()
+    assert states(run) == [
+        ("COMPLETE", None), ("WAITING", "budget"), ("COMPLETE", None), ("COMPLETE", None),
+    ]  # fmt: skip
+
+
+def test_what_was_held_back_is_taken_up_when_others_took_less(run: RunDirectory) -> None:
+    """The first is forecast to take 20 s; it takes 0.4, and then so are the others."""
+    watcher = Watcher()
+    driver(
+        run, trials=4, concurrency=2, behaviours={0: {**SLOW, "steps": 5}},
+        budget=Budget(worker_s=21), observer=watcher,
+    ).run()  # fmt: skip
+    assert states(run) == [("COMPLETE", None)] * 4
+    assert {number for number, _ in watcher.held} <= {1, 2, 3}
+
+
+def test_everything_stops_when_a_budget_is_spent_and_what_waits_says_why(
+    run: RunDirectory,
+) -> None:
+    unforeseen = {n: {"step_s": 0.02} for n in range(5)}
+    opened = driver(run, trials=5, behaviours=unforeseen, budget=Budget(worker_s=0.1))
+    study.enqueue_arms(opened.study, [("early", {"rate": 0.2}), ("late", {"rate": 0.9})])
+    opened.run()
+    early, late = found(run)
+    assert (early.state, late.state) == ("WAITING", "WAITING")
+    assert (early.reason, late.reason) == ("budget", "budget")
+    assert "of 0.1 used of search.budget_worker_seconds" in f"{late.detail}"
+    assert 0.1 <= study.ledger(run, None, "demo").worker_s < 0.3
+
+
+def test_the_clock_stops_nothing_that_runs(run: RunDirectory) -> None:
+    slow = {n: {"step_s": 0.02} for n in range(8)}
+    ended = driver(run, behaviours=slow, budget=Budget(wall_s=0.3))
+    study.enqueue_arms(ended.study, [(f"{n}", {"rate": n / 10}) for n in range(1, 9)])
+    ended.run()
+    complete = [r for r in found(run) if r.state == "COMPLETE"]
+    assert 1 <= len(complete) < 8
+    assert states(run)[len(complete) :] == [("WAITING", "budget")] * (8 - len(complete))
+    assert ended.stopped_by is not None
+    assert "of 0.3 used of search.budget_seconds" in ended.stopped_by
+
+
+class Dying(fakes.FakeWorker):
+    """Its machine fails at the end of the first attempt."""
+
+    def run(self, trial: TrialSpec, control: Control) -> Iterator[Event]:
+        events: list[Event] = []
+        for event in super().run(trial, control):
+            events.append(event)
+            if event.type in ("started", "progress"):
+                yield event
+        if len(starting) == 0:
+            starting.append(trial.number)
+            yield Failed(number=trial.number, reason="worker_died", detail="its machine is gone")
+        else:
+            yield events[-1]
+
+
+starting: list[int] = []
+
+
+@pytest.mark.parametrize(("worker_s", "state"), [(0.75, "WAITING"), (1e6, "COMPLETE")])
+def test_a_retry_needs_room_too(run: RunDirectory, worker_s: float, state: str) -> None:
+    starting.clear()
+    limits: dict[str, Any] = {"budget": Budget(worker_s=worker_s)}
+    dispatcher = LocalDispatcher("tests.study.test_driver_budget:Dying")
+    slow = {0: {"step_s": 0.02}}
+    driver(run, trials=1, behaviours=slow, dispatcher=dispatcher, rungs=(), **limits).run()
+    (record,) = found(run)
+    assert record.state == state
+
+
+def test_a_budget_of_worker_seconds_holds_over_a_resume(run: RunDirectory) -> None:
+    # A trial takes 0.4 s or more; two in 0.75 s are too many even for a machine at its fastest.
+    slow = {n: {"step_s": 0.02} for n in range(5)}
+    driver(run, trials=5, behaviours=slow, budget=Budget(worker_s=0.75)).run()
+    before, spent = states(run), study.ledger(run, None, "demo")
+    ended = before.count(("COMPLETE", None))
+    assert ended <= 1
+    assert 0.4 * ended <= spent.worker_s
+    assert spent.gpu_s == 0
+    assert before[ended:] == [("WAITING", "budget")] * (len(before) - ended)
+    assert "of search.budget_worker_seconds" in f"{found(run)[-1].detail}"
+    driver(run, trials=5, behaviours=slow, budget=Budget(worker_s=0.75)).run()
+    assert states(run) == before
+    assert study.ledger(run, None, "demo") == spent
+    driver(run, trials=5, behaviours=slow, budget=Budget(worker_s=1e6)).run()
+    assert states(run) == [("COMPLETE", None)] * 5
