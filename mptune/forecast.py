@@ -31,11 +31,17 @@ OVERDUE = 0.1
 """A trial that should have ended goes on for this share of the time since it was last heard of."""
 
 
+SETTLED = 0.05
+"""Share of a training after whose first steps its speed is taken to be known."""
+
+
 @dataclass
 class Pace:
-    """Totals of finished trials of one kind; until one has finished, the speed of one that runs."""
+    """Totals of finished trials of one kind; until one has finished, the mean speed of others."""
 
     trials: int = 0
+    settled: bool = False
+    """Whether more is known than the speed of one's first steps."""
     training_s: float = 0.0
     beside_s: float = 0.0
     """Time of those trials beside training: setting up and scoring."""
@@ -53,11 +59,17 @@ class Pace:
         self.tokens += cost.tokens
         self.flops += cost.flops
 
-    def go_on(self, progress: Progress) -> None:
-        """One runs at this speed."""
-        if self.trials == 0:
-            self.training_s = 1.0
-            self.tokens, self.flops = progress.tokens_per_s, progress.flops_per_s
+    def go_on(self, progress: Progress, for_s: float | None) -> None:
+        """One has run at this speed for so long; None of its first steps, which are slow."""
+        if self.trials or (for_s is None and self.training_s):
+            return
+        if not self.settled:
+            self.training_s = self.tokens = self.flops = 0.0
+        self.settled = for_s is not None
+        for_s = for_s or 1.0
+        self.training_s += for_s
+        self.tokens += for_s * progress.tokens_per_s
+        self.flops += for_s * progress.flops_per_s
 
     def seconds(self, training: Training) -> tuple[float, float] | None:
         """(Training, beside it) of a whole trial; None if its speed is not known."""
@@ -76,8 +88,8 @@ class _Run:
     trial: TrialSpec
     at: float
     progress: float = 0.0
-    reports: int = 0
-    """How often it told its speed."""
+    since: float | None = None
+    """How far it was when it first told its speed."""
 
 
 @dataclass
@@ -94,11 +106,9 @@ class Predictor:
                 share = event.resumed_at / max(1, event.total_steps)
                 self._runs[trial.number] = _Run(trial, now, share)
             case Progress():
-                self._pace(trial).go_on(event)
-                reports = self._reports(trial.number) + 1
-                self._runs[trial.number] = _Run(trial, now, event.progress, reports)
+                self._go_on(trial, event, now)
             case Scoring():
-                self._runs[trial.number] = _Run(trial, now, 1.0, self._reports(trial.number))
+                self._runs[trial.number] = _Run(trial, now, 1.0, self._since(trial.number))
             case Finished():
                 self._runs.pop(trial.number, None)
                 self.learn(trial, event.result)
@@ -118,12 +128,19 @@ class Predictor:
         return None if parts is None else parts[0] * (1 - done) + parts[1]
 
     def is_settled(self, number: int) -> bool:
-        """Whether a trial that runs told its speed more than once: the first steps are slow."""
-        return self._reports(number) > 1
+        """Whether the speed of a trial that runs is known from more than its first steps."""
+        run, since = self._runs.get(number), self._since(number)
+        return run is not None and since is not None and run.progress - since >= SETTLED
 
-    def _reports(self, number: int) -> int:
+    def _since(self, number: int) -> float | None:
         run = self._runs.get(number)
-        return run.reports if run else 0
+        return run.since if run else None
+
+    def _go_on(self, trial: TrialSpec, event: Progress, now: float) -> None:
+        run, since = self._runs.get(trial.number), self._since(trial.number)
+        self._pace(trial).go_on(event, now - run.at if run and since is not None else None)
+        since = event.progress if since is None else since
+        self._runs[trial.number] = _Run(trial, now, event.progress, since)
 
     def remaining(self, number: int, now: float) -> float | None:
         """Seconds to the end of a trial that runs; None if that is not known."""

@@ -64,6 +64,17 @@ def test_one_that_runs_tells_its_speed_until_one_has_finished():
     assert predictor.seconds(trial(1)) == pytest.approx(110)
 
 
+def test_the_first_steps_do_not_count_once_others_are_known_and_those_count_by_their_time():
+    predictor = Predictor()
+    predictor.observe(trial(0), started(0), now=0)
+    for now, share, tokens_per_s in ((1, 0.01, 10.0), (3, 0.04, 3e4), (4, 0.08, 6e4)):
+        predictor.observe(trial(0), progress(0, share, tokens_per_s), now=now)
+        assert predictor.is_settled(0) == (share == 0.08)
+    assert predictor.seconds(trial(1)) == pytest.approx(TOKENS / 4e4)
+    predictor.observe(trial(1), progress(1, 0.01, 10.0), now=5)
+    assert predictor.seconds(trial(1)) == pytest.approx(TOKENS / 4e4)
+
+
 @pytest.mark.parametrize(
     "other", [trial(1, width=128), trial(1, resources=Resources(workers=2))], ids=["model", "gang"]
 )
