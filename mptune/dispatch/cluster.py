@@ -20,6 +20,7 @@ from ray._private import services as ray_services
 from ray._private import worker as ray_worker
 from ray._private.state import available_resources_per_node
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.exceptions import RayError
 
 from mptune.dispatch import devices, reaper, shipping
 from mptune.dispatch.census import Census
