@@ -329,7 +329,7 @@ class RayDispatcher:
         longest_idle = sorted(self._gangs.values(), key=lambda g: g.last_end or g.started_at)
         ours = [replace(gang.held(), ends=self._ends(gang, now)) for gang in longest_idle]
         self._nodes()  # looks around, if it is time to
-        return ours + self._tenants.held()
+        return [*ours, *self._tenants.held()]
 
     def _ends(self, gang: Gang, now: float) -> float | None:
         if gang.flight is None:

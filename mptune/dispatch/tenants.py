@@ -5,7 +5,7 @@ Pure: from what the nodes are, what Ray says is unused of them and what our own 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mptune.dispatch.admission import Held
@@ -45,19 +45,26 @@ class Tenants:
         """Somebody unseen is there: from the next look on nothing is planned there for a while."""
         self._shut |= dict.fromkeys(nodes, now + SHUT_S)
 
-    def held(self) -> list[Held]:
-        """For admission: gangs of no name that end nobody knows when."""
-        return [
-            Held(f"others on {node}", Shape(1, *amount), (node,), idle=False, ours=False)
-            for node, amount in self._now.items()
-            if any(amount)
-        ]
+    def held(self) -> Iterator[Held]:
+        """For admission: gangs that end nobody knows when.
+
+        What was not seen the last time may be what a gang of ours leaves, or has just taken.
+        """
+        for node, amount in self._now.items():
+            stays = _least(amount, self._before.get(node, NONE))
+            passes = (amount[0] - stays[0], amount[1] - stays[1])
+            for ours, part in ((False, stays), (True, passes)):
+                if any(part):
+                    name = f"{'passing' if ours else 'others'} on {node}"
+                    yield Held(name, Shape(1, *part), (node,), idle=False, ours=ours)
 
     def lasting(self) -> list[Shape]:
-        """What they held the last two times: not what only seemed so while a gang came or went."""
-        both = ((a, self._before.get(node, NONE)) for node, a in self._now.items())
-        amounts = ((min(a[0], b[0]), min(a[1], b[1])) for a, b in both)
-        return [Shape(1, *amount) for amount in amounts if any(amount)]
+        """What others held the last two times, and not only seemed to."""
+        return [held.shape for held in self.held() if not held.ours]
+
+
+def _least(one: Amount, other: Amount) -> Amount:
+    return min(one[0], other[0]), min(one[1], other[1])
 
 
 def _without(node: Node, gang: Held, ranks: int) -> Node:

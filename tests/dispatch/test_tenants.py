@@ -21,6 +21,7 @@ def ours(*placement: str) -> Held:
 
 
 def amounts(tenants: Tenants) -> dict[str, tuple[float, float]]:
+    """What admission is told of each node."""
     return {h.placement[0]: (h.shape.cpus, h.shape.gpus) for h in tenants.held()}
 
 
@@ -73,14 +74,30 @@ def test_what_waits_for_others_keeps_nobody_waiting_until_its_own_search_is_in_i
     nodes = [Node("a", 1), Node("b", 1)]
     large, small = Waiting(1, Shape(2, 1, 0)), Waiting(2, Shape(1, 1, 0), since=1.0)
     tenants = Tenants()
-    tenants.look(nodes, {"b": Node("b", 1)}, [], 0.0)
-    assert admit([large, small], tenants.held(), nodes, now=1.0) == [Start(2, placement=("b",))]
-    kinds = {n: w.kind for n, w in waits([large, small], tenants.held(), nodes, 1.0).items()}
-    assert kinds == {1: "no_room", 2: "next"}
+    for now in (0.0, 1.0):
+        tenants.look(nodes, {"b": Node("b", 1)}, [], now)
+    held = list(tenants.held())
+    assert admit([large, small], held, nodes, now=1.0) == [Start(2, placement=("b",))]
+    assert kinds([large, small], held, nodes) == {1: "no_room", 2: "next"}
 
-    tenants.look(nodes, {"a": Node("a", 1)}, [], 2.0)
     on_b = Held("gang-1", small.shape, ("b",), idle=False)
-    held = [on_b, *(one for one in tenants.held() if one.placement != ("b",))]
+    tenants.look(nodes, {"a": Node("a", 1)}, [on_b], 2.0)
+    held = [on_b, *tenants.held()]
     assert admit([large, small], held, nodes, now=2.0) == []
-    kinds = {n: w.kind for n, w in waits([large, small], held, nodes, 2.0).items()}
-    assert kinds == {1: "reserved", 2: "behind"}
+    assert kinds([large, small], held, nodes) == {1: "reserved", 2: "behind"}
+
+
+def test_a_reservation_outlives_the_moment_in_which_a_gang_before_it_leaves_its_place():
+    """Ray lets go of it a little later, so that somebody else seems to be there."""
+    nodes = [Node("a", 1), Node("b", 1)]
+    large, small = Waiting(1, Shape(2, 1, 0)), Waiting(2, Shape(1, 1, 0), since=1.0)
+    on_b, tenants = Held("gang-1", small.shape, ("b",), idle=False), Tenants()
+    tenants.look(nodes, {"a": Node("a", 1)}, [on_b], 0.0)
+    tenants.look(nodes, {"a": Node("a", 1)}, [], 1.0)
+    held = list(tenants.held())
+    assert admit([large, small], held, nodes, now=1.0) == []
+    assert kinds([large, small], held, nodes) == {1: "reserved", 2: "behind"}
+
+
+def kinds(queue: list[Waiting], held: list[Held], nodes: list[Node]) -> dict[int, str]:
+    return {number: wait.kind for number, wait in waits(queue, held, nodes, 1.0).items()}
