@@ -221,6 +221,8 @@ class Course:
     total: int
     """Trials that were asked for."""
     ended: int
+    unrun: int
+    """Of those that have ended: they used nothing, being refused or another's twin."""
     used: Work
     """By trials that have ended."""
     speed: float | None
@@ -230,8 +232,8 @@ class Course:
 def outlook(course: Course, flying: Sequence[Ahead], spend: Spend) -> Forecast:
     """What the study will have used, and when, once it ends: by itself or with its budget.
 
-    Trials that are not asked for yet are predicted to be as those that have ended, pruned ones
-    among them.
+    Trials that are not asked for yet are predicted to be as those that have run, pruned ones among
+    them: none is counted on to be refused, or to be another's twin.
     """
     mean = _mean(course, flying)
     more = max(0, course.total - course.ended - len(flying))
@@ -254,9 +256,10 @@ def outlook(course: Course, flying: Sequence[Ahead], spend: Spend) -> Forecast:
 
 
 def _mean(course: Course, flying: Iterable[Ahead]) -> Work | None:
-    """What a trial takes; until one has ended, what those in flight are predicted to."""
-    if course.ended:
-        return course.used.times(1 / course.ended)
+    """What a trial takes that runs; until one has, what those in flight are predicted to."""
+    ran = course.ended - course.unrun
+    if ran > 0:
+        return course.used.times(1 / ran)
     known = [whole for trial in flying if (whole := trial.whole())]
     return sum(known, Work()).times(1 / len(known)) if known else None
 

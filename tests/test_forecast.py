@@ -122,7 +122,7 @@ FLYING = Ahead(Work(20, 0), PAIR, left_s=15)
 
 
 def course(**changes: object) -> Course:
-    known = {"total": 10, "ended": 4, "used": Work(200, 0), "speed": 4.0, **changes}
+    known = {"total": 10, "ended": 4, "unrun": 0, "used": Work(200, 0), "speed": 4.0, **changes}
     return Course(**known)  # type: ignore[arg-type]
 
 
@@ -143,6 +143,13 @@ def test_before_anything_has_ended_those_that_run_tell():
     assert found.worker_seconds == pytest.approx(20 + 30 + 9 * 50)
     unknown = outlook(course(ended=0, used=Work()), [Ahead(Work(), PAIR, None)], spent(0))
     assert (unknown.worker_seconds, unknown.left_s, unknown.trials) == (None, None, 10)
+
+
+def test_what_did_not_run_says_nothing_of_what_will():
+    found = outlook(course(total=13, ended=7, unrun=3), [FLYING], spent())
+    assert found.worker_seconds == pytest.approx(220 + 30 + 5 * 50)
+    refused = outlook(course(ended=2, unrun=2, used=Work()), [FLYING], spent(20))
+    assert refused.worker_seconds == pytest.approx(20 + 30 + 7 * 50)
 
 
 def test_a_trial_without_a_prediction_takes_what_a_mean_one_does():

@@ -75,8 +75,13 @@ class _Found:
             not self.running or self.now.age_s(time.time()) > status.STALE_S
         )
 
+    @property
+    def _is_told(self) -> bool:
+        """Whether the picture is of now, and of all: old searches have left none of themselves."""
+        return self.now is not None and not self.stale and "search" in self.now.stages()
+
     def as_json(self) -> dict[str, Any]:
-        summary = self._from_storage() if self.now is None or self.stale else self._from(self.now)
+        summary = self._from(self.now) if self.now and self._is_told else self._from_storage()
         return {
             "name": self.spec.name,
             "running": self.running,

@@ -28,6 +28,8 @@ class History:
     failed: int = 0
     refused: int = 0
     """Of those that failed: they were never submitted, since no gang could hold them."""
+    repeated: int = 0
+    """Of those that finished: they were another's twin, and took over its result."""
     last_failure: str = ""
     waiting: set[int] = field(default_factory=set)
     twins: dict[str, int] = field(default_factory=dict)
@@ -47,6 +49,11 @@ class History:
         """The number that `ask` will give: the oldest waiting trial, else a new one."""
         return min(self.waiting, default=self.asked)
 
+    @property
+    def unrun(self) -> int:
+        """Of those that have ended: they were on no gang."""
+        return self.refused + self.repeated
+
     def ask(self, number: int) -> None:
         """A trial has been asked for: one that waited, or a new one."""
         self.asked = max(self.asked, number + 1)
@@ -59,6 +66,7 @@ class History:
     def complete(self, number: int, attrs: Mapping[str, Any], value: float) -> None:
         """A trial has finished, with this score in nats per token."""
         self.ended += 1
+        self.repeated += "same_as" in attrs
         if self.best is None or value > self.best.nats_per_token:
             label = attrs.get("label", "")
             self.best = BestTrial(number=number, label=label, nats_per_token=value)

@@ -124,7 +124,8 @@ class Watched:
 
     def _course(self, moment: Moment) -> Course:
         used = Work(self.ledger.worker_s, self.ledger.gpu_s)
-        return Course(self.total, moment.ended, used, self._speed(moment.now))
+        unrun, speed = moment.history.unrun, self._speed(moment.now)
+        return Course(self.total, moment.ended, unrun, used, speed)
 
     def _speed(self, now: float) -> float | None:
         """Worker-seconds per second since this driver's first trial began."""

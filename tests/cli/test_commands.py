@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from mptune import dispatch, study
+from mptune import dispatch, status, study
 from mptune.cli import COMMANDS, main
 from mptune.dispatch.local import LocalDispatcher
 from mptune.paths import RunDirectory
@@ -94,19 +95,31 @@ def test_what_is_wrong_with_sizes_is_said(
     assert said in capsys.readouterr().err
 
 
-def test_status_best_and_report_speak_json(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_best_and_report_speak_json(
+    spec: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     main(["search", "spec.yaml"])
     capsys.readouterr()
     assert main(["status", "runs/demo", "--json"]) == 0
-    status = json_of(capsys)
-    assert status["search"] == {"total": 4, "complete": 4}
-    assert status["comparison"] == {"total": 4, "complete": 4}
-    assert not status["running"]
+    told = json_of(capsys)
+    assert told["search"] == {"total": 4, "complete": 4}
+    assert told["comparison"] == {"total": 4, "complete": 4}
+    assert not told["running"]
     assert main(["best", "runs/demo", "--json"]) == 0
     best = json_of(capsys)
-    assert best["trial"] == status["best"]["number"]
+    assert best["trial"] == told["best"]["number"]
     assert main(["report", "runs/demo", "--json"]) == 0
     assert json_of(capsys)["schema_version"] == 1
+    # While the comparison runs of a search that is too old to have left a picture of itself:
+    run = RunDirectory(Path("runs/demo"))
+    now = status.read(run)
+    assert now is not None
+    status.write(run, now.model_copy(update={"time": time.time(), "earlier": {}}))
+    monkeypatch.setattr(study, "is_driven", lambda run: True)
+    assert main(["status", "runs/demo", "--json"]) == 0
+    running = json_of(capsys)
+    assert (running["running"], running["stale"]) == (True, False)
+    assert [running[k] for k in ("search", "best")] == [told[k] for k in ("search", "best")]
 
 
 def test_best_exports_a_policy_that_loads(

@@ -22,6 +22,8 @@ def test_what_was_counted_is_what_is_read(run: RunDirectory) -> None:
     assert found.last_failure == "out_of_memory: too large"
     assert found.refused == 1
     assert len(found.twins) < 12 - found.failed
+    assert found.repeated == 1
+    assert found.unrun == 2
 
 
 def test_the_oldest_that_waits_is_next(run: RunDirectory) -> None:
