@@ -185,9 +185,19 @@ class _Zero:
         """Weights, gradients and optimizer, bytes."""
         if self.stage == 0:
             # Weights, gradients, Adam, and a copy: of gradients to reduce, or of half weights.
-            return self.parameters * 20.0
+            return self.parameters * (20.0 + self._shared_mean())
         own, shared = self._bytes_each()
         return self._copied(self.parameters * (own + shared / self.ranks))
+
+    def _shared_mean(self) -> float:
+        """More bytes per parameter where ranks average gradients in memory that they share.
+
+        It has a row of each rank and one of the mean. In single precision the rank's own row takes
+        the place of the copy.
+        """
+        if self.device != "cpu" or self.ranks == 1:
+            return 0.0
+        return 4 / self.ranks + (4.0 if self.half else 0.0)
 
     def _bytes_each(self) -> tuple[float, float]:
         """Bytes per parameter that each rank has, and that the ranks share."""

@@ -10,8 +10,9 @@ import logging
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,19 @@ from mptune.configuration import configuration
 from mptune.spec import Training
 from mptune.training import allocator
 from mptune.training.ranks import Ranks
+from mptune.training.sharedmean import SharedMean
 
 COLLECTIVE_TIMEOUT = timedelta(hours=12)
 """Ranks wait for rank 0 at a rung as long as the driver takes; lost peers are noticed at once."""
+
+WAYS_TO_AVERAGE = {
+    "communication_data_type",
+    "gradient_allreduce_op",
+    "gradient_predivide_factor",
+    "managed_gradient_accumulation",
+    "prescale_gradients",
+}
+"""Keys of the user's section that say how or when DeepSpeed is to average gradients."""
 
 
 def import_deepspeed() -> None:
@@ -106,9 +117,8 @@ def engine(
             config=config,
             dist_init_required=False,
         )[0]
-    if ranks.world_size == 1 and not zero_stage(made):
-        # It would copy all gradients, sum them over one rank, and copy them back.
-        made.enable_backward_allreduce = False
+    if not zero_stage(made):
+        _average_apart(made, training, ranks)
     try:
         yield made
     finally:
@@ -117,6 +127,27 @@ def engine(
         if training.compile:
             # What is compiled is kept by the place in the code, and only so much of it.
             torch.compiler.reset()
+
+
+def _average_apart(made: Any, training: Training, ranks: Ranks) -> None:
+    """Leave the average of gradients to `average_gradients`, unless the user's section has its way.
+
+    DeepSpeed would copy all of them, sum them over the ranks, be it one, and copy them back.
+    """
+    if ranks.world_size > 1 and not WAYS_TO_AVERAGE.isdisjoint(training.deepspeed):
+        return
+    made.enable_backward_allreduce = False
+    if ranks.world_size > 1 and ranks.device.type == "cpu":
+        otherwise = made.allreduce_no_retain
+        made.allreduce_no_retain = partial(_average, SharedMean(ranks), otherwise)
+
+
+def _average(
+    shared: SharedMean, otherwise: Callable[..., None], bucket: Sequence[torch.Tensor], **how: Any
+) -> None:
+    """Average a bucket of gradients in shared memory, or else as DeepSpeed would."""
+    if not shared.average(bucket):
+        otherwise(bucket, **how)
 
 
 def reclaim() -> None:
@@ -193,6 +224,17 @@ def parameter_groups(
         {"params": [p for p in matrices if id(p) in tables], "lr": shared},
         {**vectors, "lr": shared},
     ]
+
+
+def waits_going_backward(made: Any) -> bool:
+    """Whether gradients are averaged in the backward pass, where each rank then waits for all."""
+    return bool(made.enable_backward_allreduce)
+
+
+def average_gradients(made: Any, ranks: Ranks) -> None:
+    """Average over the ranks what the backward passes of a step have left apart, if they have."""
+    if ranks.world_size > 1 and not waits_going_backward(made):
+        made.allreduce_gradients()
 
 
 def norm_before_step(made: Any) -> bool:

@@ -122,8 +122,9 @@ class Loop:
     def _step(self, control: Control) -> Progress | None:
         """One optimizer step on the global batch.
 
-        On a GPU the host looks at the loss while the backward pass is under way, so that the device
-        has work until it is given more.
+        Where the backward pass waits for no other rank, none waits before it either. On a GPU the
+        host looks at the loss while it is under way, so that the device has work until it is given
+        more.
         """
         began = time.monotonic()
         ready = self._feed.take(self._moment())
@@ -133,9 +134,9 @@ class Loop:
         objective, error = self._forwards(ready.parts, sums)
         said = self._say(sums, error, control, self.seconds + time.monotonic() - began)
         ahead = self._goes_ahead(batch)
-        if ahead and error is not None:
+        if error is not None and ahead and ds.waits_going_backward(self.engine):
             raise error
-        if ahead:
+        if ahead and error is None:
             self._backward(objective)
         agreed = self._agree(said())
         if agreed.failures:
@@ -154,10 +155,12 @@ class Loop:
     def _goes_ahead(self, batch: Batch) -> bool:
         """Whether the backward pass begins before all ranks know that each could do its forward.
 
-        Where the device would wait for the host otherwise, and no failure is to be expected: memory
-        was enough for as large a step before. If one fails all the same, its peers wait in their
-        reductions, and the gang is to be ended.
+        Where it waits for none of them; and where the device would wait for the host otherwise, and
+        no failure is to be expected: memory was enough for as large a step before. If one fails all
+        the same, its peers wait in their reductions, and the gang is to be ended.
         """
+        if not ds.waits_going_backward(self.engine):
+            return True
         needs = batch.rows_computed, max(batch.head_rows)
         known = all(now <= before for now, before in zip(needs, self._largest, strict=True))
         self._largest = max(needs[0], self._largest[0]), max(needs[1], self._largest[1])
@@ -247,6 +250,7 @@ class Loop:
     def _update(self) -> None:
         """Update the weights from the gradients of all parts."""
         due = time.monotonic() - self._told[0] >= PROGRESS_EVERY_S
+        ds.average_gradients(self.engine, self.ranks)
         before = ds.gradient_norm(self.engine) if due and ds.norm_before_step(self.engine) else None
         self.engine.step()
         if due:

@@ -63,9 +63,17 @@ class Ranks:
         return self.device.type == "cuda"
 
     def total_later(self, values: Tensor) -> Callable[[], NDArray[np.float64]]:
-        """Sum over the ranks, in place; the function that is returned waits for it."""
-        read = self._read_later(self.total(values))
-        return lambda: read().numpy()
+        """Begin to sum over the ranks, in place; the function that is returned waits for it."""
+        if self.overlaps or self.world_size == 1:
+            read = self._read_later(self.total(values))
+            return lambda: read().numpy()
+        work = dist.all_reduce(values, async_op=True)
+
+        def total() -> NDArray[np.float64]:
+            work.wait()
+            return values.numpy()
+
+        return total
 
     def later(self, value: Tensor | None) -> Callable[[], float | None]:
         """A number that the device is still computing; the function returned waits for it."""

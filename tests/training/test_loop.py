@@ -151,9 +151,18 @@ def test_zero_stages_train_alike(one, study, pair, tmp_path, stage):
     assert losses(events) == pytest.approx(losses(one), rel=1e-4)
 
 
-def test_micro_batches_train_alike(one, study, alone, tmp_path):
-    events = alone(study(tmp_path, training={"micro_batch_size": 8}))
+@pytest.mark.parametrize("workers", [1, 2])
+def test_micro_batches_train_alike(one, study, alone, pair, tmp_path, workers):
+    gang = alone if workers == 1 else pair
+    events = gang(study(tmp_path, workers, training={"micro_batch_size": 8}))
     assert losses(events) == pytest.approx(losses(one), rel=1e-4)
+
+
+def test_gradients_averaged_by_deepspeed_itself_are_the_same(study, pair, tmp_path):
+    """Which says that gradients are to be scaled first: of two ranks that is exact."""
+    quick = pair(study(tmp_path / "quick", workers=2))
+    section = {"deepspeed": {"prescale_gradients": True}}
+    assert losses(pair(study(tmp_path / "its", 2, training=section))) == losses(quick)
 
 
 @pytest.mark.parametrize("reduction", ["token_mean", "elbo"])
@@ -175,6 +184,11 @@ def test_bf16(one, study, alone, tmp_path):
     events = alone(study(tmp_path, training={"precision": "bf16"}))
     assert losses(events) == pytest.approx(losses(one), rel=0.05)
     assert losses(events) != losses(one)
+
+
+def test_bf16_on_two_workers(one, study, pair, tmp_path):
+    events = pair(study(tmp_path, workers=2, training={"precision": "bf16"}))
+    assert losses(events) == pytest.approx(losses(one), rel=0.05)
 
 
 @pytest.mark.slow
@@ -413,7 +427,8 @@ class NoCheckpoints:
         return Spent()
 
 
-def loop(study, tmp_path, logit):
+def loop(study, tmp_path, logit, *, apart=False):
+    """On a stub; `apart`: its backward pass waits for no other rank, as at ZeRO stage 0."""
     spec = study(tmp_path)
     inputs = Inputs(
         number=0,
@@ -425,7 +440,9 @@ def loop(study, tmp_path, logit):
         train=TokenTable.open(spec.prepared.table).train,
         vocabulary_size=11,
     )
-    return Loop(inputs, Stub(logit), Ranks(), NoCheckpoints(), lambda: (0.0, 0.0))
+    engine = Stub(logit)
+    engine.enable_backward_allreduce = not apart
+    return Loop(inputs, engine, Ranks(), NoCheckpoints(), lambda: (0.0, 0.0))
 
 
 @pytest.mark.parametrize("logit", [math.nan, math.inf])
@@ -436,9 +453,12 @@ def test_nothing_is_updated_from_a_loss_that_is_not_finite(study, tmp_path, logi
     assert (training.engine.updates, training.engine.backwards) == (0, 0)
 
 
-def test_nothing_is_updated_either_where_the_backward_pass_is_ahead(study, tmp_path, monkeypatch):
-    monkeypatch.setattr(Ranks, "overlaps", True)
-    training = loop(study, tmp_path, math.nan)
+@pytest.mark.parametrize("apart", [False, True])
+def test_nothing_is_updated_either_where_the_backward_pass_is_ahead(
+    study, tmp_path, monkeypatch, apart
+):
+    monkeypatch.setattr(Ranks, "overlaps", not apart)
+    training = loop(study, tmp_path, math.nan, apart=apart)
     with pytest.raises(NonFiniteLoss, match="at step 0"):
         list(training.run(Script()))
     assert (training.engine.updates, training.engine.backwards) == (0, 1)
@@ -477,9 +497,32 @@ def test_a_gang_goes_ahead_where_as_much_was_done_before(study, tmp_path, monkey
     assert training._goes_ahead(SimpleNamespace(rows_computed=99, head_rows=[999]))
 
 
-def test_a_forward_that_fails_is_told_to_all(study, tmp_path):
-    training = loop(study, tmp_path, None)
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_forward_that_fails_is_told_to_all(study, tmp_path, apart):
+    training = loop(study, tmp_path, None, apart=apart)
     with pytest.raises(AgreedFailure, match="too large") as caught:
         list(training.run(Script()))
     assert caught.value.reason == "out_of_memory"
-    assert training.engine.updates == 0
+    assert (training.engine.updates, training.engine.backwards) == (0, 0)
+
+
+def _one_runs_out_of_memory():
+    forward = Loop._forward
+
+    def failing(self, part, sums):
+        if self.ranks.rank == 1 and self.spent.steps == 3:
+            raise torch.OutOfMemoryError("too large")
+        return forward(self, part, sums)
+
+    Loop._forward = failing
+
+
+@pytest.mark.slow
+def test_a_peer_that_went_ahead_hears_of_a_forward_that_failed(study, tmp_path):
+    gang = Gang(2, begin=_one_runs_out_of_memory)
+    failed = gang.run(study(tmp_path, workers=2))[-1]
+    gang.close()
+    assert (failed.reason, failed.detail) == (
+        "out_of_memory",
+        "rank 1: OutOfMemoryError: too large",
+    )
