@@ -151,9 +151,11 @@ def test_a_node_that_has_not_said_yet_is_known_by_its_accelerator(
 ) -> None:
     said = [{"NodeID": "new", "Resources": {"accelerator_type:A100": 1.0}}]
     monkeypatch.setattr(ray, "nodes", lambda: said)
-    monkeypatch.setattr(census, "ask", lambda _: _said_once.remote(str(tmp_path / "never")))
+    file = tmp_path / "later"
+    monkeypatch.setattr(census, "ask", lambda _: _said_once.remote(str(file)))
     monkeypatch.setattr(census, "ANSWER_TIMEOUT_S", 0.0)
     assert Census().known(["new"]) == {"new": devices.Machine(gpus=(devices.Gpu("A100", 40e9),))}
+    file.touch()
 
 
 def test_a_silent_node_is_known_by_rays_accelerator_type() -> None:
