@@ -42,7 +42,7 @@ MEMORY = 0.5
 WORTH_KEEPING = 0.1
 """Share of `checkpoint_every_s` after which the end of training is kept for the scoring to come.
 
-Less is not missed: a gang that has lost a rank takes longer to come back than the tenth of the
+Less is not missed: a gang that has lost a rank takes about as long to come back as the tenth of the
 default, 6 s. More costs little to keep, whoever chose the interval having weighed what a checkpoint
 costs: 0.02 s for the quickstart's model of 0.1 M parameters, 3.6 s for BERT-base (two CPU ranks).
 """
