@@ -193,6 +193,10 @@ class Work:
     def times(self, factor: float) -> Work:
         return Work(self.worker_s * factor, self.gpu_s * factor)
 
+    def at_least(self, other: Work) -> Work:
+        """The larger of both, side by side."""
+        return Work(max(self.worker_s, other.worker_s), max(self.gpu_s, other.gpu_s))
+
 
 @dataclass(frozen=True)
 class Ahead:

@@ -100,10 +100,14 @@ class Allowance:
         return Work(*self.ledger.so_far(now))
 
     def lacking(self, trial: TrialSpec, others: Iterable[TrialSpec], now: float) -> str | None:
-        """What a trial is forecast to need that these others, in flight, do not leave it."""
+        """What a trial is forecast to need that these others, in flight, do not leave it.
+
+        Each needs what it takes to stop, at least: `excess` would stop it as soon as it ran.
+        """
         if not self.budget.is_of_work:
             return None
-        return self.budget.lacks(self._promised(others, now), self._rest(trial))
+        needed = self._rest(trial).at_least(_stopping(trial))
+        return self.budget.lacks(self._promised(others, now), needed)
 
     def excess(self, flying: Iterable[TrialSpec], now: float) -> Iterator[tuple[TrialSpec, str]]:
         """Which trials in flight have to stop, and why: as few as let the rest end in time.
@@ -113,7 +117,8 @@ class Allowance:
         if not self.budget.is_of_work:
             return
         flying, used = list(flying), self.used(now)
-        if self.budget.reached(used + self._stopping(flying)):
+        running = (trial for trial in flying if self.ledger.is_running(trial.number))
+        if self.budget.reached(sum(map(_stopping, running), used)):
             yield from ((trial, self.budget.nearest(used)) for trial in flying)
             return
         left = {trial.number: self._surely_left(trial, now) for trial in flying}
@@ -128,7 +133,8 @@ class Allowance:
 
     def _promised(self, flying: Iterable[TrialSpec], now: float) -> Work:
         """What has been used, and what trials that wait or run are forecast to take still."""
-        return sum((self._left(trial, now) for trial in flying), self.used(now))
+        left = (self._left(trial, now).at_least(_stopping(trial)) for trial in flying)
+        return sum(left, self.used(now))
 
     def _rest(self, trial: TrialSpec) -> Work:
         """What a trial that does not run takes yet, apart from what its checkpoint has of it.
@@ -152,9 +158,9 @@ class Allowance:
             return Work()
         return _work(trial, seconds * (1 - TOLERANCE))
 
-    def _stopping(self, flying: Iterable[TrialSpec]) -> Work:
-        running = [trial for trial in flying if self.ledger.is_running(trial.number)]
-        return sum((_work(trial, STOPPING_S) for trial in running), Work())
+
+def _stopping(trial: TrialSpec) -> Work:
+    return _work(trial, STOPPING_S)
 
 
 def _work(trial: TrialSpec, seconds: float) -> Work:

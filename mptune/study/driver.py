@@ -169,7 +169,7 @@ class StudyDriver:
     def _take_back(self) -> None:
         """Submit held trials that there is room for now that another has ended."""
         for number, flight in sorted(self._held.items()):
-            if self.interrupted.is_set() or len(self._flight) >= self._limit():
+            if not self._may_start() or len(self._flight) >= self._limit():
                 return
             if self._lacking(flight.spec) is None:
                 del self._held[number]
@@ -180,8 +180,11 @@ class StudyDriver:
             return self.concurrency
         return self.dispatcher.capacity([f.spec.resources for f in self._flight.values()])
 
+    def _may_start(self) -> bool:
+        return not self.interrupted.is_set() and self._limited() is None
+
     def _may_ask(self) -> bool:
-        if self.interrupted.is_set() or self._limited() or len(self._held) >= MAX_HELD:
+        if not self._may_start() or len(self._held) >= MAX_HELD:
             return False
         self._refuse_hopeless()
         return self._history.ended + len(self._flight) + len(self._held) < self.trials
@@ -202,6 +205,7 @@ class StudyDriver:
         # What was refused has cost nothing, and others may fit.
         ran = failed - self._history.refused
         if failed == ended and ran >= MAX_FAILURES_IN_A_ROW and not self._flight:
+            self._let_wait()
             raise NoResultError(
                 f"the first {failed} trials all failed; the last one: {self._history.last_failure}"
             )

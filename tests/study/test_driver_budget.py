@@ -10,8 +10,12 @@ import pytest
 
 from mptune import study
 from mptune.dispatch.local import LocalDispatcher
+from mptune.errors import NoResultError
+from mptune.ledger import Ledger
 from mptune.paths import RunDirectory
+from mptune.spec import Training
 from mptune.study import Budget, budget
+from mptune.study.spend import save_spend
 from mptune.trial import Control, Event, Failed, Started, Stopped, TrialSpec
 from tests import fakes
 from tests.study.drivers import Watcher, driver, found
@@ -156,3 +160,46 @@ def test_a_budget_of_worker_seconds_holds_over_a_resume(run: RunDirectory) -> No
     assert study.ledger(run, None, "demo") == spent
     driver(run, trials=5, behaviours=slow, budget=Budget(worker_s=1e6)).run()
     assert states(run) == [("COMPLETE", None)] * 5
+
+
+@pytest.mark.parametrize("worker_s", [0.9, 1.5])
+def test_none_is_taken_up_again_only_to_be_stopped_at_once(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, worker_s: float
+) -> None:
+    """The rest of one that has just been stopped is short, and still there is no room for it."""
+    monkeypatch.setattr(budget, "STOPPING_S", 1.0)
+    slow = {n: {"step_s": 0.02} for n in range(5)}
+    watcher = Watcher()
+    driver(run, behaviours=slow, budget=Budget(worker_s=worker_s), observer=watcher).run()
+    tries = [number for number, _ in starts(watcher)]
+    assert len(tries) == len(set(tries))
+
+
+@pytest.mark.parametrize(("wall_s", "state"), [(None, "COMPLETE"), (0.2, "WAITING")])
+def test_what_was_held_back_starts_when_there_is_room_unless_the_time_is_up(
+    run: RunDirectory, wall_s: float | None, state: str
+) -> None:
+    """Both are forecast to take as long as the longest, 3 s; the first takes 0.4."""
+    slow, limits = {0: {"step_s": 0.02}}, Budget(worker_s=5, wall_s=wall_s)
+    held = driver(run, trials=2, concurrency=2, behaviours=slow, budget=limits)
+    save_spend(held.study, 0.0, Ledger(most_worker_s=3.0))
+    held.run()
+    assert [number for number, _ in held.observer.held] == [1]  # type: ignore[attr-defined]
+    assert [record.state for record in found(run)] == ["COMPLETE", state]
+
+
+def test_a_search_in_which_all_fail_leaves_what_was_held_back_in_the_queue(
+    run: RunDirectory,
+) -> None:
+    def propose(trial: optuna.Trial) -> TrialSpec:
+        policy = SLOW if trial.number == 0 else {"behaviour": "nan"}
+        tokens = 1e9 if trial.number == 0 else 1e4
+        return fakes.trial(
+            trial.number, run.root / "trials", policy={"kind": "fake", **policy},
+            training=Training(budget_tokens=tokens), label="a · b", seed=trial.number,
+        )  # fmt: skip
+
+    with pytest.raises(NoResultError):
+        driver(run, propose=propose, budget=Budget(worker_s=50)).run()
+    assert states(run)[0] == ("WAITING", "budget")
+    assert states(run)[1:] == [("FAIL", "non_finite_loss")] * 5
