@@ -43,8 +43,9 @@ class Pace:
     settled: bool = False
     """Whether more is known than the speed of one's first steps."""
     training_s: float = 0.0
-    beside_s: float = 0.0
-    """Time of those trials beside training: setting up and scoring."""
+    within_s: float = 0.0
+    """Time of those trials before they were scored, beside training: setting up, rungs."""
+    scoring_s: float = 0.0
     tokens: float = 0.0
     flops: float = 0.0
 
@@ -55,7 +56,9 @@ class Pace:
             self.training_s = self.tokens = self.flops = 0.0
         self.trials += 1
         self.training_s += cost.training_s
-        self.beside_s += max(0.0, cost.total_s - cost.training_s)
+        # The total is of the last attempt only, the training of all.
+        self.within_s += max(0.0, cost.total_s - cost.training_s - cost.scoring_s)
+        self.scoring_s += cost.scoring_s
         self.tokens += cost.tokens
         self.flops += cost.flops
 
@@ -72,13 +75,19 @@ class Pace:
         self.flops += for_s * progress.flops_per_s
 
     def seconds(self, training: Training) -> tuple[float, float] | None:
-        """(Training, beside it) of a whole trial; None if its speed is not known."""
-        beside_s = self.beside_s / max(1, self.trials)
+        """(Up to its scoring, scoring) of a whole trial; None if its speed is not known."""
+        training_s = self._training_s(training)
+        if training_s is None:
+            return None
+        ran = max(1, self.trials)
+        return training_s + self.within_s / ran, self.scoring_s / ran
+
+    def _training_s(self, training: Training) -> float | None:
         if training.budget_seconds is not None:
-            return training.budget_seconds, beside_s
+            return training.budget_seconds
         done = self.tokens if training.budget_tokens is not None else self.flops
         budget = training.budget_tokens or training.budget_flops or 0.0
-        return (budget * self.training_s / done, beside_s) if done else None
+        return budget * self.training_s / done if done else None
 
 
 @dataclass
@@ -148,9 +157,9 @@ class Predictor:
         parts = self._parts(run.trial) if run else None
         if run is None or parts is None:
             return None
-        training_s, beside_s = parts
+        before_s, scoring_s = parts
         silent_s = now - run.at
-        left_s = training_s * max(0.0, 1 - run.progress) + beside_s - silent_s
+        left_s = before_s * max(0.0, 1 - run.progress) + scoring_s - silent_s
         return max(left_s, OVERDUE * silent_s)
 
     def _parts(self, trial: TrialSpec) -> tuple[float, float] | None:

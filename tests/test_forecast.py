@@ -75,6 +75,23 @@ def test_the_first_steps_do_not_count_once_others_are_known_and_those_count_by_t
     assert predictor.seconds(trial(1)) == pytest.approx(TOKENS / 4e4)
 
 
+def test_rungs_that_are_behind_a_trial_do_not_remain():
+    """Of 60 s beside the training 20 are scoring at its end; the rest is spread over it."""
+    predictor = Predictor()
+    predictor.observe(trial(9), finished(trial(9), 100, 160, scoring_s=20), now=0)
+    assert predictor.seconds(trial(0)) == pytest.approx(160)
+    assert predictor.seconds(trial(0), done=0.5) == pytest.approx(70 + 20)
+    predictor.observe(trial(0), progress(0, 0.9, tokens_per_s=1), now=100)
+    assert predictor.remaining(0, now=100) == pytest.approx(14 + 20)
+
+
+def test_a_trial_that_was_resumed_tells_how_long_it_was_scored():
+    """Its total is of the last attempt, shorter than the training of all."""
+    predictor = Predictor()
+    predictor.observe(trial(0), finished(trial(0), 100, 40, scoring_s=20), now=0)
+    assert predictor.seconds(trial(1)) == pytest.approx(100 + 20)
+
+
 @pytest.mark.parametrize(
     "other", [trial(1, width=128), trial(1, resources=Resources(workers=2))], ids=["model", "gang"]
 )
@@ -98,7 +115,7 @@ def test_every_kind_of_budget():
 
 def test_what_remains_shrinks_with_time_and_grows_when_overdue():
     predictor = Predictor()
-    predictor.observe(trial(9), finished(trial(9), 100, 120), now=0)
+    predictor.observe(trial(9), finished(trial(9), 100, 120, scoring_s=20), now=0)
     predictor.observe(trial(0), started(0, resumed_at=5), now=1000)
     assert predictor.remaining(0, now=1000) == pytest.approx(50 + 20)
     predictor.observe(trial(0), progress(0, 0.75, tokens_per_s=1), now=1020)
