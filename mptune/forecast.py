@@ -136,6 +136,10 @@ class Predictor:
         parts = self._parts(trial)
         return None if parts is None else parts[0] * (1 - done) + parts[1]
 
+    def knows(self, trial: TrialSpec) -> bool:
+        """Whether trials like it were measured, or its training is given in seconds."""
+        return trial.training.budget_seconds is not None or self._own(trial) is not None
+
     def is_settled(self, number: int) -> bool:
         """Whether the speed of a trial that runs is known from more than its first steps."""
         run, since = self._runs.get(number), self._since(number)
@@ -163,14 +167,16 @@ class Predictor:
         return max(left_s, OVERDUE * silent_s)
 
     def _parts(self, trial: TrialSpec) -> tuple[float, float] | None:
-        own = self._paces.get(_kind(trial))
-        measured = own.seconds(trial.training) if own else None
-        if measured is not None:
+        if (measured := self._own(trial)) is not None:
             return measured
         others = [parts for p in self._paces.values() if (parts := p.seconds(trial.training))]
         if not others and trial.training.budget_seconds is not None:
             return trial.training.budget_seconds, 0.0
         return max(others, key=sum) if others else None
+
+    def _own(self, trial: TrialSpec) -> tuple[float, float] | None:
+        pace = self._paces.get(_kind(trial))
+        return pace.seconds(trial.training) if pace else None
 
     def _pace(self, trial: TrialSpec) -> Pace:
         return self._paces.setdefault(_kind(trial), Pace())

@@ -99,7 +99,9 @@ def test_another_model_or_gang_is_another_speed_and_the_slowest_until_it_is_know
     predictor = Predictor()
     predictor.observe(trial(0), finished(trial(0), 100, 100), now=0)
     assert predictor.seconds(other) == 100
+    assert not predictor.knows(other)
     predictor.observe(other, finished(other, 300, 300), now=0)
+    assert predictor.knows(other)
     assert (predictor.seconds(trial(2)), predictor.seconds(other)) == (100, 300)
     assert predictor.seconds(trial(3, width=999)) == 300
 

@@ -139,10 +139,12 @@ class Allowance:
     def _rest(self, trial: TrialSpec) -> Work:
         """What a trial that does not run takes yet, apart from what its checkpoint has of it.
 
-        If nothing like it was measured, it takes as long as the longest one.
+        If nothing like it was measured, it takes as long as the longest one took: not as the
+        slowest is forecast to, or one size that is too long would hold back all others.
         """
         done = share_done(trial)
-        seconds = self.predictor.seconds(trial, done)
+        known = self.predictor.knows(trial)
+        seconds = self.predictor.seconds(trial, done) if known else None
         if seconds is None:
             return Work(self.ledger.most_worker_s, self.ledger.most_gpu_s).times(1 - done)
         return _work(trial, seconds)
