@@ -21,7 +21,7 @@ from torch import nn
 
 from mptune.configuration import configuration
 from mptune.spec import Training
-from mptune.training import allocator
+from mptune.training import allocator, baton
 from mptune.training.ranks import Ranks
 from mptune.training.sharedmean import SharedMean
 
@@ -43,6 +43,7 @@ def import_deepspeed() -> None:
     if not torch.cuda.device_count():
         # Named, it is taken without a warning that there is no GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    baton.install()
     with _quiet():
         import deepspeed  # noqa: F401
 
