@@ -39,7 +39,7 @@ class Baton(FileBaton):
     def __init__(self, lock_file_path: str, *more: Any, **options: Any) -> None:
         super().__init__(lock_file_path, *more, **options)
         self._path = Path(lock_file_path)
-        self.fd: int | None
+        self.fd: Any  # torch's class says None
 
     def try_acquire(self) -> bool:
         """Whether this process is to compile; false is another one does, and `wait` is next.
