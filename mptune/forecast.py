@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import floor
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from mptune.spec import Resources, Training
 from mptune.status import Forecast, Spend
@@ -35,6 +35,20 @@ SETTLED = 0.05
 """Share of a training after whose first steps its speed is taken to be known."""
 
 
+class Parts(NamedTuple):
+    """Seconds of a whole trial, one part after the other."""
+
+    setting_up_s: float
+    """Before its first step. A ledger does not count it."""
+    training_s: float
+    """Rungs among it."""
+    scoring_s: float
+
+    def counted_s(self, done: float) -> float:
+        """From the first step on, if this share of the training is done already."""
+        return self.training_s * max(0.0, 1 - done) + self.scoring_s
+
+
 @dataclass
 class Pace:
     """Totals of finished trials of one kind; until one has finished, the mean speed of others."""
@@ -43,8 +57,8 @@ class Pace:
     settled: bool = False
     """Whether more is known than the speed of one's first steps."""
     training_s: float = 0.0
-    within_s: float = 0.0
-    """Time of those trials before they were scored, beside training: setting up, rungs."""
+    setting_up_s: float = 0.0
+    rungs_s: float = 0.0
     scoring_s: float = 0.0
     tokens: float = 0.0
     flops: float = 0.0
@@ -56,8 +70,10 @@ class Pace:
             self.training_s = self.tokens = self.flops = 0.0
         self.trials += 1
         self.training_s += cost.training_s
+        known_s = cost.training_s + cost.scoring_s + cost.setting_up_s
         # The total is of the last attempt only, the training of all.
-        self.within_s += max(0.0, cost.total_s - cost.training_s - cost.scoring_s)
+        self.rungs_s += max(0.0, cost.total_s - known_s)
+        self.setting_up_s += cost.setting_up_s
         self.scoring_s += cost.scoring_s
         self.tokens += cost.tokens
         self.flops += cost.flops
@@ -74,13 +90,13 @@ class Pace:
         self.tokens += for_s * progress.tokens_per_s
         self.flops += for_s * progress.flops_per_s
 
-    def seconds(self, training: Training) -> tuple[float, float] | None:
-        """(Up to its scoring, scoring) of a whole trial; None if its speed is not known."""
-        training_s = self._training_s(training)
+    def parts(self, training: Training) -> Parts | None:
+        """Of a whole trial; None if its speed is not known."""
+        training_s, ran = self._training_s(training), max(1, self.trials)
         if training_s is None:
             return None
-        ran = max(1, self.trials)
-        return training_s + self.within_s / ran, self.scoring_s / ran
+        rungs_s = self.rungs_s / ran
+        return Parts(self.setting_up_s / ran, training_s + rungs_s, self.scoring_s / ran)
 
     def _training_s(self, training: Training) -> float | None:
         if training.budget_seconds is not None:
@@ -134,7 +150,12 @@ class Predictor:
         None as long as nothing was measured.
         """
         parts = self._parts(trial)
-        return None if parts is None else parts[0] * (1 - done) + parts[1]
+        return None if parts is None else parts.setting_up_s + parts.counted_s(done)
+
+    def counted(self, trial: TrialSpec, done: float = 0.0) -> float | None:
+        """The same from its first step on, as a ledger counts."""
+        parts = self._parts(trial)
+        return None if parts is None else parts.counted_s(done)
 
     def knows(self, trial: TrialSpec) -> bool:
         """Whether trials like it were measured, or its training is given in seconds."""
@@ -161,22 +182,21 @@ class Predictor:
         parts = self._parts(run.trial) if run else None
         if run is None or parts is None:
             return None
-        before_s, scoring_s = parts
         silent_s = now - run.at
-        left_s = before_s * max(0.0, 1 - run.progress) + scoring_s - silent_s
+        left_s = parts.counted_s(run.progress) - silent_s
         return max(left_s, OVERDUE * silent_s)
 
-    def _parts(self, trial: TrialSpec) -> tuple[float, float] | None:
+    def _parts(self, trial: TrialSpec) -> Parts | None:
         if (measured := self._own(trial)) is not None:
             return measured
-        others = [parts for p in self._paces.values() if (parts := p.seconds(trial.training))]
+        others = [parts for p in self._paces.values() if (parts := p.parts(trial.training))]
         if not others and trial.training.budget_seconds is not None:
-            return trial.training.budget_seconds, 0.0
+            return Parts(0.0, trial.training.budget_seconds, 0.0)
         return max(others, key=sum) if others else None
 
-    def _own(self, trial: TrialSpec) -> tuple[float, float] | None:
+    def _own(self, trial: TrialSpec) -> Parts | None:
         pace = self._paces.get(_kind(trial))
-        return pace.seconds(trial.training) if pace else None
+        return pace.parts(trial.training) if pace else None
 
     def _pace(self, trial: TrialSpec) -> Pace:
         return self._paces.setdefault(_kind(trial), Pace())
@@ -185,9 +205,9 @@ class Predictor:
 def _kind(trial: TrialSpec) -> str:
     """What decides the speed: the model, and the gang."""
     r = trial.resources
-    return json.dumps(
-        [trial.model, r.workers, r.cpus_per_worker, r.gpus_per_worker], sort_keys=True
-    )
+    # As floats: a default of 0 comes back as 0.0 from a storage.
+    each = float(r.cpus_per_worker), float(r.gpus_per_worker)
+    return json.dumps([trial.model, r.workers, *each], sort_keys=True)
 
 
 # --- a whole study -----------------------------------------------------------------------------

@@ -203,7 +203,8 @@ class Cost(Message):
     steps: int
     training_s: float
     scoring_s: float
-    total_s: float
+    total_s: float = Field(description="of the attempt that finished, on its gang")
+    setting_up_s: float = Field(0.0, description="of that, before its first step")
     workers: int
     parameters: int
     tokens_per_s: float

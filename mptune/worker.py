@@ -165,13 +165,14 @@ class Worker:
         began = time.monotonic()
         with ExitStack() as stack:
             inputs, loop, scorer = self._set_up(trial, stack, control)
+            ready = time.monotonic()
             yield self._started(inputs, loop)
             yield from loop.run(control)
             result = None
             if loop.stopped is None:
                 yield Scoring(number=trial.number)
                 with loop.scoring():
-                    result = self._result(trial, inputs, loop, scorer, began)
+                    result = self._result(trial, inputs, loop, scorer, began, ready)
             if loop.stopped is not None:
                 yield _stopped(trial, loop.stopped, loop)
                 return
@@ -335,7 +336,13 @@ class Worker:
         )
 
     def _result(
-        self, trial: TrialSpec, inputs: Inputs, loop: Loop, scorer: Scorer, began: float
+        self,
+        trial: TrialSpec,
+        inputs: Inputs,
+        loop: Loop,
+        scorer: Scorer,
+        began: float,
+        ready: float,
     ) -> TrialResult | None:
         """Score the trained model; None on other ranks than the first."""
         from mptune.training.loop import learned_policy
@@ -363,6 +370,7 @@ class Worker:
                 training_s=loop.seconds,
                 scoring_s=now - scoring,
                 total_s=now - began,
+                setting_up_s=ready - began,
                 workers=self.world_size,
                 parameters=_parameters(inputs),
                 tokens_per_s=spent.tokens / max(loop.seconds, 1e-9),

@@ -85,6 +85,17 @@ def test_rungs_that_are_behind_a_trial_do_not_remain():
     assert predictor.remaining(0, now=100) == pytest.approx(14 + 20)
 
 
+def test_what_a_ledger_counts_begins_with_the_first_step():
+    predictor = Predictor()
+    took = {"scoring_s": 20, "setting_up_s": 30}
+    predictor.observe(trial(9), finished(trial(9), 100, 160, **took), now=0)
+    assert predictor.seconds(trial(0)) == pytest.approx(160)
+    assert predictor.counted(trial(0)) == pytest.approx(130)
+    assert predictor.counted(trial(0), done=0.5) == pytest.approx(55 + 20)
+    predictor.observe(trial(0), started(0), now=1000)
+    assert predictor.remaining(0, now=1000) == pytest.approx(130)
+
+
 def test_a_trial_that_was_resumed_tells_how_long_it_was_scored():
     """Its total is of the last attempt, shorter than the training of all."""
     predictor = Predictor()
@@ -104,6 +115,13 @@ def test_another_model_or_gang_is_another_speed_and_the_slowest_until_it_is_know
     assert predictor.knows(other)
     assert (predictor.seconds(trial(2)), predictor.seconds(other)) == (100, 300)
     assert predictor.seconds(trial(3, width=999)) == 300
+
+
+def test_a_trial_that_was_read_from_a_storage_is_of_the_same_kind():
+    predictor, run = Predictor(), trial(0)
+    stored = TrialSpec.model_validate_json(run.model_dump_json())
+    predictor.learn(stored, finished(stored, 100, 100).result)
+    assert predictor.knows(run)
 
 
 def test_every_kind_of_budget():

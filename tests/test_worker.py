@@ -78,6 +78,8 @@ def test_a_trial_leaves_its_files(study, alone, tmp_path):
     assert result.fingerprint == spec.fingerprint()
     assert result.lml.plan_hash == spec.prepared.plan_hash
     assert result.cost.parameters == events[0].parameters
+    cost = result.cost
+    assert 0 < cost.setting_up_s < cost.total_s - cost.training_s - cost.scoring_s
     scores = np.load(files.scores)
     assert scores["nats_per_sequence"].mean() == pytest.approx(result.lml.nats_per_sequence)
     assert len(set(scores["rows"])) == trials.SCORE.sequences

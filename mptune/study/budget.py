@@ -144,7 +144,7 @@ class Allowance:
         """
         done = share_done(trial)
         known = self.predictor.knows(trial)
-        seconds = self.predictor.seconds(trial, done) if known else None
+        seconds = self.predictor.counted(trial, done) if known else None
         if seconds is None:
             return Work(self.ledger.most_worker_s, self.ledger.most_gpu_s).times(1 - done)
         return _work(trial, seconds)
