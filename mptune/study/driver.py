@@ -57,7 +57,7 @@ MAX_FAILURES_IN_A_ROW = 5
 
 ASK_ATTEMPTS = 3
 
-SPEND_EVERY_S = 60.0
+SPEND_EVERY_S = 10.0
 """What a driver that dies has used and not written down is lost to the budgets."""
 
 
