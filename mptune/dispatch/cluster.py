@@ -22,22 +22,19 @@ from ray._private.state import available_resources_per_node
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import RayError
 
-from mptune.dispatch import devices, reaper, shipping
+from mptune.dispatch import client, devices, reaper, shipping
 from mptune.dispatch.census import Census
 from mptune.dispatch.devices import Machine
 from mptune.dispatch.head import Head
 from mptune.dispatch.room import Node
-from mptune.errors import DispatchError, InputError
+from mptune.errors import DispatchError
 from mptune.faults import one_line
 
 OBJECT_STORE_BYTES = 80 * 2**20
 """Near Ray's minimum: nothing large goes through its object store."""
 
-REFUSED = (
-    "--address: {address} is for Ray Client, which keeps a search's workers only as long as its "
-    "connection; on a machine of the cluster give auto or HOST:PORT of its head, from elsewhere "
-    "use `mptune launch SPEC --on launchers/ray.yaml`"
-)
+FROM_ELSEWHERE = "; a search runs on a machine of the cluster, from elsewhere use `mptune launch`"
+"""After the error of a machine that has no part in the cluster it has found."""
 
 
 class Cluster:
@@ -45,16 +42,18 @@ class Cluster:
 
     With `ship`, processes at `address` run this process's mptune and plugins, whatever they have.
 
+    Of a Ray Client server, ray://HOST:PORT, the cluster behind it is meant.
+
     Raises:
-        InputError: the address is one of Ray Client.
         DispatchError: Ray does not start, does not answer, or is already in use in this process.
     """
 
     def __init__(self, address: str | None, *, ship: bool = False) -> None:
-        if address and address.startswith("ray://"):
-            raise InputError(REFUSED.format(address=address))
         if ray.is_initialized():
             raise DispatchError("Ray is already in use in this process; close it first")
+        by_client = address is not None and address.startswith(client.SCHEME)
+        if address is not None and by_client:
+            address = client.head_of(address)
         # Under `uv run` Ray would otherwise rebuild the environment for every worker process.
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         self._reaper: subprocess.Popen[bytes] | None = None
@@ -67,7 +66,8 @@ class Cluster:
                 self._start()
         except Exception as error:
             where = f"reach the Ray cluster at {address}" if address else "start Ray here"
-            raise DispatchError(f"cannot {where}: {_why(error)}") from error
+            hint = FROM_ELSEWHERE if by_client else ""
+            raise DispatchError(f"cannot {where}: {_why(error)}{hint}") from error
         gcs = ray.get_runtime_context().gcs_address
         self.address = str(gcs) if address else None
         """Of the head, if the cluster is not of our own."""

@@ -11,15 +11,20 @@ from typing import Any
 
 import pytest
 
+from mptune.ports import free_port
 from tests.faults.cluster import RayCluster, ray_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
+CLIENT_PORT = free_port()
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
     """Two nodes of one CPU."""
-    with ray_cluster(1, PYTHONPATH=str(Path(__file__).parents[2])) as made:
+    server = f"--ray-client-server-port={CLIENT_PORT}"
+    with ray_cluster(1, server, PYTHONPATH=str(Path(__file__).parents[2])) as made:
         made.add_nodes(1, 1)
         yield made
 
@@ -65,5 +70,13 @@ def test_auto_is_the_cluster_that_was_started_last_on_this_machine(
     """Which `ray start` notes in its folder, by default `/tmp/ray`."""
     (tmp_path / "ray").symlink_to(cluster.folder)
     (ran,) = scene(cluster, tmp_path, "seen", "auto", RAY_TMPDIR=str(tmp_path))
+    assert ran["cluster"].endswith(f":{cluster.port}")
+    assert len(ran["pids"]) == 1
+
+
+def test_an_address_of_ray_client_stands_for_the_cluster_behind_it(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    (ran,) = scene(cluster, tmp_path, "seen", f"ray://127.0.0.1:{CLIENT_PORT}")
     assert ran["cluster"].endswith(f":{cluster.port}")
     assert len(ran["pids"]) == 1

@@ -439,11 +439,6 @@ def test_members_are_out_of_the_terminals_reach_and_their_memory_is_known(dispat
     assert 2 * 10e6 < found < 2 * 1e9
 
 
-def test_an_address_of_ray_client_is_refused_with_what_to_use_instead():
-    with pytest.raises(InputError, match=r"ray://head:10001 is for Ray Client.*mptune launch"):
-        make(PAIR, local=False, address="ray://head:10001")
-
-
 def test_ray_here_is_on_loopback_with_a_token_and_without_a_dashboard(dispatcher):
     assert ray.get_runtime_context().gcs_address.startswith("127.0.0.1:")
     assert get_authentication_mode() == AuthenticationMode.TOKEN
