@@ -24,7 +24,7 @@ def test_one_that_does_not_answer_is_named(monkeypatch, ask, why):
 def test_one_that_takes_too_long_is_not_waited_for(monkeypatch):
     monkeypatch.setattr(client, "ASK", "import time; time.sleep(60)")
     monkeypatch.setattr(client, "ANSWER_TIMEOUT_S", 0.5)
-    with pytest.raises(DispatchError, match="^--address: ray://head:10001 did not answer in 0 s"):
+    with pytest.raises(DispatchError, match="did not answer in 0 s"):
         client.head_of("ray://head:10001")
 
 
