@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from mptune.compare import ArmScores, Difference, compare, selection_probabilities
-from mptune.compare.crossed import Array
-from mptune.compare.sequential import schedule
+from mptune.analysis import ArmScores, Difference, compare, selection_probabilities
+from mptune.analysis.crossed import Array
+from mptune.analysis.sequential import schedule
 
 SEEDS, RATIOS, ARMS = (2, 3, 5, 8), (0.0, 0.25, 1.0, 4.0, 20.0), (2, 4, 6)
 SEQUENCES = 128

@@ -29,7 +29,7 @@ import numpy as np
 
 from mptune.data._bins import Bins
 from mptune.data.table import TokenTable
-from mptune.spec import Score, Training, build
+from mptune.spec.schema import Score, Training, build
 from mptune.training.batches import DataOrder
 from mptune.trial import PrepareRequest, Resources, TrialSpec
 
@@ -165,7 +165,7 @@ def loader(folder: Path, large: Path, steps: int) -> dict[str, Any]:
 
 def gang_step_s(folder: Path) -> float:
     """Seconds per step of the quickstart's model on two worker processes."""
-    from mptune.worker import Worker
+    from mptune.training.worker import Worker
 
     score = Score(sequences=8, forwards=1, rung_sequences=8)
     data = {"kind": "text", "source": "python-stdlib", "length": LENGTH}
@@ -186,7 +186,7 @@ def gang_step_s(folder: Path) -> float:
         directory=str(folder / "trial"),
     )
     (folder / "trial.json").write_text(trial.model_dump_json())
-    command = [sys.executable, "-m", "mptune.worker", str(folder / "trial.json")]
+    command = [sys.executable, "-m", "mptune.training.worker", str(folder / "trial.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     cost = json.loads(done.stdout.splitlines()[-1])["cost"]
     return float(cost["training_s"] / cost["steps"])

@@ -39,7 +39,7 @@ from mptune.dispatch.local import LocalDispatcher
 from mptune.dispatch.ray_dispatcher import RayDispatcher
 from mptune.dispatch.runtime import End
 from mptune.paths import RunDirectory
-from mptune.spec import Resources, Score, Search, Training
+from mptune.spec.schema import Resources, Score, Search, Training
 from mptune.trial import PrepareRequest, Started, TrialSpec
 from tests import fakes
 

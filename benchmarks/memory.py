@@ -4,8 +4,8 @@
 
 Each case is a trial of real workers, DeepSpeed included, in new processes: how far the largest
 resident set of rank 0 rises above what it was before, over training and scoring. A smaller trial
-ran before it, so that libraries are loaded. Printed as a table: the need by `mptune.memory`, what
-was measured, and their ratio. Below 1 the preflight would let through what does not fit.
+ran before it, so that libraries are loaded. Printed as a table: the need by `mptune.spec.memory`,
+what was measured, and their ratio. Below 1 the preflight would let through what does not fit.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from mptune import memory
-from mptune.spec import Resources, Score, Training
+from mptune.spec import memory
+from mptune.spec.schema import Resources, Score, Training
+from mptune.training.worker import Worker
 from mptune.trial import Finished, Prepared, PrepareRequest, Rung, StopReason, TrialSpec
-from mptune.worker import Worker
 
 STEPS, DEADLINE_S = 4, 300
 

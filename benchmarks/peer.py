@@ -23,9 +23,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from mptune import study
 from mptune.paths import RunDirectory, cache_directory
-from mptune.space import Space
-from mptune.spec import SearchSpec, build
-from mptune.specfile import SpecFile
+from mptune.spec.schema import SearchSpec, build
+from mptune.spec.source import SpecFile
+from mptune.spec.space import Space
+from mptune.training.worker import Worker
 from mptune.trial import (
     Control,
     Event,
@@ -36,7 +37,6 @@ from mptune.trial import (
     StopReason,
     TrialSpec,
 )
-from mptune.worker import Worker
 
 
 class Stamped(Worker):

@@ -7,7 +7,7 @@ nodes of 8 GPUs. They arrive at random (exponential gaps) so fast that the work 
 hour would fill the cluster `load` hours. Durations are log-normal around a time of the gang's size,
 which the predictor has to learn from the trials that end; single trials differ from it by 20 %.
 
-- mptune: `mptune.dispatch.admission.admit` with `mptune.forecast.Predictor`
+- mptune: `mptune.dispatch.admission.admit` with `mptune.search.forecast.Predictor`
 - fcfs: plain first come, first served: nobody passes the oldest that does not fit
 - greedy: no admission: whatever fits starts, oldest first
 - misled: mptune, but each prediction is off by a random factor of 1/2 to 2
@@ -38,8 +38,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from mptune.dispatch.admission import Decision, Held, Retire, Start, Waiting, admit, free
 from mptune.dispatch.room import Node, Shape
-from mptune.forecast import OVERDUE, Predictor
-from mptune.spec import Resources
+from mptune.search.forecast import OVERDUE, Predictor
+from mptune.spec.schema import Resources
 from mptune.trial import TrialSpec
 from tests import fakes
 

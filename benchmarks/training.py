@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 from mptune.data.table import Split
-from mptune.spec import Training, build
+from mptune.spec.schema import Training, build
 from mptune.training import engine as ds
 from mptune.training.feed import Feed, Inputs, Moment
 from mptune.training.loop import Loop

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mptune import plugins
 from mptune.report.policy import Profile
-from mptune.spec import build
+from mptune.spec.schema import build
 
 FOLDER = Path(__file__).parent
 LENGTH, VOCABULARY = 128, 8192

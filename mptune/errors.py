@@ -3,8 +3,24 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from textwrap import shorten
+from typing import Literal
+
+FaultReason = Literal[
+    "non_finite_loss",
+    "non_finite_score",
+    "out_of_memory",
+    "worker_died",
+    "node_lost",
+    "host_out_of_memory",
+    "stalled",
+    "disk_full",
+    "damaged_checkpoint",
+    "wrong_input",
+    "error",
+]
 
 
 class MptuneError(Exception):
@@ -82,3 +98,32 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
     """
     close = get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+OURS: Mapping[type[Exception], FaultReason] = {
+    InputError: "wrong_input",
+    NonFiniteLoss: "non_finite_loss",
+    DoesNotFit: "out_of_memory",
+    DamagedCheckpoint: "damaged_checkpoint",
+}
+
+
+def reason_of(error: BaseException) -> FaultReason:
+    """Why a trial failed that this error has escaped from."""
+    if is_disk_full(error):
+        return "disk_full"
+    for kind, reason in OURS.items():
+        if isinstance(error, kind):
+            return reason
+    # torch.OutOfMemoryError by name: not everybody who asks imports torch.
+    if type(error).__name__ == "OutOfMemoryError" or is_out_of_memory(error):
+        return "out_of_memory"
+    return "error"
+
+
+def one_line(error: BaseException) -> str:
+    """The error on one line: as it is if it was written for a user, else short, with its type."""
+    text = " ".join(str(error).split()) or "no message"
+    if isinstance(error, MptuneError):
+        return text
+    return shorten(f"{type(error).__name__}: {text}", width=300, placeholder=" ...")

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from mptune.spec import Resources, Score, Training
+from mptune.errors import FaultReason
+from mptune.spec.schema import Resources, Score, Training
 
 
 class Message(BaseModel):
@@ -248,19 +249,6 @@ class TrialResult(Message):
 StopReason = Literal["pruned", "interrupted", "preempted"]
 """Preempted: a worker was asked to leave (SIGTERM), as on a node that is taken away."""
 
-FaultReason = Literal[
-    "non_finite_loss",
-    "non_finite_score",
-    "out_of_memory",
-    "worker_died",
-    "node_lost",
-    "host_out_of_memory",
-    "stalled",
-    "disk_full",
-    "damaged_checkpoint",
-    "wrong_input",
-    "error",
-]
 
 RETRIED: frozenset[FaultReason] = frozenset(
     {"worker_died", "node_lost", "host_out_of_memory", "stalled", "damaged_checkpoint"}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mptune.ports import free_port
-from mptune.worker import Worker
+from mptune.paths import free_port
+from mptune.training.worker import Worker
 from tests.training import trials
 
 

@@ -38,7 +38,7 @@ import numpy as np
 
 from mptune.errors import InputError
 from mptune.paths import TrialDirectory, write_aside, write_text
-from mptune.spec import Resources, Score, Training
+from mptune.spec.schema import Resources, Score, Training
 from mptune.trial import (
     Control,
     Cost,
@@ -123,7 +123,7 @@ class Policy:
 
 @dataclass
 class FakeWorker:
-    """The interface of `mptune.worker:Worker`."""
+    """The interface of `mptune.training.worker:Worker`."""
 
     rank: int
     world_size: int

@@ -6,7 +6,7 @@ import fsspec
 import pytest
 
 from mptune.artifacts import Folder, Remote, Store, check_url
-from mptune.ports import free_port
+from mptune.paths import free_port
 from tests.objects import bucket
 
 KINDS = {

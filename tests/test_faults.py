@@ -6,8 +6,14 @@ import errno
 
 import pytest
 
-from mptune.errors import DamagedCheckpoint, DoesNotFit, InputError, NonFiniteLoss
-from mptune.faults import one_line, reason_of
+from mptune.errors import (
+    DamagedCheckpoint,
+    DoesNotFit,
+    InputError,
+    NonFiniteLoss,
+    one_line,
+    reason_of,
+)
 
 
 class OutOfMemoryError(RuntimeError):

@@ -8,7 +8,7 @@ from pathlib import Path
 from mptune.errors import InputError, did_you_mean
 from mptune.launch.base import Launcher
 from mptune.paths import RunDirectory
-from mptune.specfile import read_plugin
+from mptune.spec.source import read_plugin
 
 
 def add_spec(parser: argparse.ArgumentParser) -> None:

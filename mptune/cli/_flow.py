@@ -11,15 +11,19 @@ from pathlib import Path
 from rich.console import Console
 
 from mptune import report
-from mptune.cli import _arguments, _budgets, _kpi, _memory, _notes
-from mptune.cli._session import Session
+from mptune.cli import _arguments
 from mptune.errors import InterruptedSearch, NoResultError
 from mptune.paths import RunDirectory
 from mptune.report.language import language
 from mptune.report.model import ReportInput
-from mptune.space import Space
-from mptune.spec import SearchSpec, build
-from mptune.specfile import SpecFile
+from mptune.search import budgets as _budgets
+from mptune.search import kpi as _kpi
+from mptune.search import notes as _notes
+from mptune.search import refusals as _memory
+from mptune.search.session import Session
+from mptune.spec.schema import SearchSpec, build
+from mptune.spec.source import SpecFile
+from mptune.spec.space import Space
 
 
 def run(arguments: argparse.Namespace, *, searching: bool, file: SpecFile | None = None) -> int:

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mptune.score import ModelScore, Options, Race
+    from mptune.tools.score import ModelScore, Options, Race
 
 
 def bar(share: float) -> str:

@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     import yaml
 
-    from mptune.cli._evidence import recommended, stored_spec
     from mptune.paths import write_text
+    from mptune.search.evidence import recommended, stored_spec
 
     run_directory = _arguments.existing_run(arguments.run_dir)
     spec = stored_spec(run_directory)

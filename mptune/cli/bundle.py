@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from mptune.cli._bundle import pack
-    from mptune.cli._evidence import stored_spec
+    from mptune.search.bundle import pack
+    from mptune.search.evidence import stored_spec
 
     found = _arguments.existing_run(arguments.run_dir)
     spec = stored_spec(found)

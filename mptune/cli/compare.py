@@ -39,8 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from mptune.cli import _arms, _flow
+    from mptune.cli import _flow
     from mptune.errors import InputError
+    from mptune.search import arms as _arms
 
     run_directory = None
     if arguments.spec.is_dir():

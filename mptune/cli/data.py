@@ -14,8 +14,8 @@ from typing import Any
 from mptune.cli import _arguments
 from mptune.errors import InputError, did_you_mean
 from mptune.paths import cache_directory
-from mptune.spec import SearchSpec, build
-from mptune.specfile import SpecFile
+from mptune.spec.schema import SearchSpec, build
+from mptune.spec.source import SpecFile
 
 EXAMPLES = """\
 examples:

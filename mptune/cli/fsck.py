@@ -34,9 +34,9 @@ def run(arguments: argparse.Namespace) -> int:
     from contextlib import ExitStack
 
     from mptune import study
-    from mptune.cli._evidence import stored_spec
-    from mptune.cli._fsck import findings
-    from mptune.lease import held
+    from mptune.search.evidence import stored_spec
+    from mptune.search.fsck import findings
+    from mptune.study.lease import held
 
     directory = _arguments.existing_run(arguments.run_dir)
     spec = stored_spec(directory)

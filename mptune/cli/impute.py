@@ -53,11 +53,11 @@ def run(arguments: argparse.Namespace) -> int:
     trial = _trial(arguments.model)
     common = {"level": arguments.level, "seed": arguments.seed}
     if arguments.check is not None:
-        check = load_object("mptune.imputation:check")
+        check = load_object("mptune.tools.impute:check")
         found = check(trial, arguments.table, arguments.check, arguments.on, **common)
         lines = _check_lines(found)
     else:
-        impute = load_object("mptune.imputation:impute")
+        impute = load_object("mptune.tools.impute:impute")
         places = (arguments.out, arguments.cells)
         found = impute(trial, arguments.table, *places, draws=arguments.draws, **common)
         lines = _fill_lines(found, arguments.out)
@@ -83,7 +83,7 @@ def _trial(model: Path) -> Path:
             raise InputError(f"{model}: no such directory; give a run's or a trial's")
         return model
     from mptune import study
-    from mptune.cli._evidence import stored_spec
+    from mptune.search.evidence import stored_spec
 
     run = RunDirectory(model)
     spec = stored_spec(run)

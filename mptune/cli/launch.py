@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from mptune.specfile import read_plugin
+    from mptune.spec.source import read_plugin
 
     verb, subject = _parsed(arguments.words)
     if arguments.dry_run not in (None, "client", "server"):
@@ -105,7 +105,7 @@ def _launch(arguments: argparse.Namespace, launcher: Launcher, path: Path) -> in
 def _search(path: Path, overrides: list[str]) -> Search:
     """The spec, checked as far as this machine can: the data may be where it will run only."""
     from mptune.launch.base import Search
-    from mptune.specfile import SpecFile
+    from mptune.spec.source import SpecFile
 
     file = SpecFile.read(path, overrides)
     spec = file.validate(data_is_here=False)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mptune.cli import _arguments
 from mptune.errors import InputError
-from mptune.specfile import read_plugin
+from mptune.spec.source import read_plugin
 
 if TYPE_CHECKING:
     from mptune.report.policy import Profile
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _profile(arguments: argparse.Namespace) -> Profile:
     from mptune.report.policy import Profile
-    from mptune.spec import build
+    from mptune.spec.schema import build
 
     for name in ("length", "vocabulary"):
         if getattr(arguments, name) < 1:

@@ -49,11 +49,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _replay(arguments: argparse.Namespace, folder: Path) -> int:
     from mptune import report
-    from mptune.cli._bundle import unpack
     from mptune.errors import NoResultError
     from mptune.report.document import as_json
     from mptune.report.findings import findings
     from mptune.report.language import language
+    from mptune.search.bundle import unpack
 
     say = language(arguments.lang)
     found = unpack(arguments.bundle, folder)
@@ -76,8 +76,8 @@ def _replay(arguments: argparse.Namespace, folder: Path) -> int:
 
 def _evidence(run: RunDirectory, said: dict[str, Any]) -> Any:
     """What the report is made from; when, where and by which command is taken from the bundle."""
-    from mptune.cli._evidence import collect, stored_spec
-    from mptune.spec import Storage
+    from mptune.search.evidence import collect, stored_spec
+    from mptune.spec.schema import Storage
 
     spec = stored_spec(run).model_copy(update={"storage": Storage()})
     sizes = [e["at"]["parameters"] for law in _laws(said) for e in law["extrapolation"]]

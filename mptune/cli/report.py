@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from mptune.cli import _flow
-    from mptune.cli._evidence import collect, stored_spec
+    from mptune.search.evidence import collect, stored_spec
 
     run_directory = _arguments.existing_run(arguments.run_dir)
     spec = stored_spec(run_directory)
@@ -52,7 +52,7 @@ def _sizes(words: list[str]) -> list[float]:
     from pydantic import TypeAdapter, ValidationError
 
     from mptune.errors import InputError
-    from mptune.spec import Size
+    from mptune.spec.schema import Size
 
     try:
         return TypeAdapter(list[Size]).validate_python(words)

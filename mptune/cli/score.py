@@ -16,7 +16,7 @@ from mptune.cli import _arguments, _score_words
 from mptune.errors import InputError
 
 if TYPE_CHECKING:
-    from mptune.score import Options, Prepared
+    from mptune.tools.score import Options, Prepared
 
 EXAMPLES = """\
 examples:
@@ -62,7 +62,7 @@ def _count(text: str) -> int:
 def run(arguments: argparse.Namespace) -> int:
     if len(arguments.models) > 2:
         raise InputError(f"{len(arguments.models)} models: give one to score or two to compare")
-    from mptune import score
+    from mptune.tools import score
 
     options = score.Options(
         source=tuple(arguments.data),
@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _score_one(prepared: Prepared, options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
-    from mptune import score
+    from mptune.tools import score
 
     _warn_of_unknown(prepared)
     last = _watch(score.score(prepared, options), lambda now: _score_words.state(now, options))
@@ -102,7 +102,7 @@ def _score_one(prepared: Prepared, options: Options) -> tuple[dict[str, Any], di
 def _compare_two(
     prepared: list[Prepared], same_tokens: bool, options: Options
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    from mptune import score
+    from mptune.tools import score
 
     for one in prepared:
         _warn_of_unknown(one)

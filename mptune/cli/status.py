@@ -18,10 +18,10 @@ from rich.console import Console
 
 from mptune import status
 from mptune.cli import _arguments
+from mptune.live import words as standing
 from mptune.paths import RunDirectory
-from mptune.report import standing
 from mptune.report.words import about
-from mptune.spec import SearchSpec
+from mptune.spec.schema import SearchSpec
 from mptune.status import Spend, StageEnd, Status, Trials
 
 LINES = 20
@@ -64,7 +64,7 @@ class _Found:
     @classmethod
     def of(cls, run: RunDirectory) -> _Found:
         from mptune import study
-        from mptune.cli._evidence import stored_spec
+        from mptune.search.evidence import stored_spec
 
         return cls(stored_spec(run), run, study.is_driven(run), status.read(run))
 

@@ -6,11 +6,13 @@ import argparse
 import json
 import math
 
-from mptune.cli import _arguments, _memory, _notes
+from mptune.cli import _arguments
 from mptune.errors import InputError
-from mptune.space import Space
-from mptune.spec import SearchSpec
-from mptune.specfile import Choice, SpecFile
+from mptune.search import notes as _notes
+from mptune.search import refusals as _memory
+from mptune.spec.schema import SearchSpec
+from mptune.spec.source import Choice, SpecFile
+from mptune.spec.space import Space
 
 EXAMPLES = """\
 examples:

@@ -19,7 +19,7 @@ from mptune.errors import InputError
 from mptune.report.words import minus
 
 if TYPE_CHECKING:
-    from mptune.verify import BedResult, FoundingResult, OnProgress, RateResult, Verification
+    from mptune.tools.verify import BedResult, FoundingResult, OnProgress, RateResult, Verification
 
 EXAMPLES = """\
 examples:
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from mptune.verify import verify
+    from mptune.tools.verify import verify
 
     if arguments.seed < 0:
         raise InputError(f"--seed: {arguments.seed} is negative; a seed is 0 or more")

@@ -39,7 +39,7 @@ from mptune.data.table import (
     write_split,
 )
 from mptune.paths import write_json
-from mptune.spec import Section
+from mptune.spec.schema import Section
 
 IntArray = NDArray[np.int64]
 Values = str | int | float | list[str | int | float]

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from mptune.data.table import TokenTable
 from mptune.paths import write_json
-from mptune.spec import Section
+from mptune.spec.schema import Section
 
 
 class Modality(Section):

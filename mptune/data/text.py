@@ -51,7 +51,7 @@ from mptune.data.table import (
     write_meta,
 )
 from mptune.errors import did_you_mean
-from mptune.spec import Section
+from mptune.spec.schema import Section
 
 BATCH_BYTES = 2**21
 """Text that is tokenized at once."""

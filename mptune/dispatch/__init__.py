@@ -9,8 +9,8 @@ from mptune.dispatch.admission import refusal
 from mptune.dispatch.base import Dispatcher
 from mptune.dispatch.room import Room, Shape
 from mptune.dispatch.runtime import WORKER
-from mptune.forecast import Predictor
-from mptune.spec import Resources
+from mptune.search.forecast import Predictor
+from mptune.spec.schema import Resources
 
 if TYPE_CHECKING:
     from mptune.dispatch.leftovers import Leftover

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from mptune.spec import Resources
+from mptune.spec.schema import Resources
 from mptune.status import GangStatus, QueuedTrial, Status
 from mptune.trial import Device, Event, Prepared, PrepareRequest, StopReason, TrialSpec
 

@@ -27,8 +27,7 @@ from mptune.dispatch.census import Census
 from mptune.dispatch.devices import Machine
 from mptune.dispatch.head import Head
 from mptune.dispatch.room import Node
-from mptune.errors import DispatchError
-from mptune.faults import one_line
+from mptune.errors import DispatchError, one_line
 
 OBJECT_STORE_BYTES = 80 * 2**20
 """Near Ray's minimum: nothing large goes through its object store."""

@@ -15,8 +15,8 @@ from importlib import import_module
 from typing import Any
 
 from mptune.dispatch.room import Node, Room, Shape
-from mptune.memory import node_bytes
-from mptune.spec import Resources
+from mptune.spec.memory import node_bytes
+from mptune.spec.schema import Resources
 from mptune.trial import Device
 
 NVML = ("pynvml", "ray._private.thirdparty.pynvml")

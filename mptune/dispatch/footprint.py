@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mptune.spec import Resources
+from mptune.spec.schema import Resources
 
 MB = 1e6
 

@@ -45,21 +45,12 @@ from mptune.dispatch import output
 from mptune.dispatch.admission import Held
 from mptune.dispatch.footprint import Footprint, Growth, own_host_bytes
 from mptune.dispatch.room import Placement, Shape
-from mptune.dispatch.runtime import (
-    Controls,
-    End,
-    Runtime,
-    TrialControl,
-    guarded,
-    resident_bytes,
-)
-from mptune.faults import one_line, reason_of
-from mptune.paths import TrialDirectory, write_text
-from mptune.ports import free_port
+from mptune.dispatch.runtime import Controls, End, Runtime, TrialControl, guarded, resident_bytes
+from mptune.errors import FaultReason, one_line, reason_of
+from mptune.paths import TrialDirectory, free_port, write_text
 from mptune.status import GangStatus
 from mptune.trial import (
     Event,
-    FaultReason,
     GangChanged,
     Prepared,
     PrepareRequest,

@@ -25,10 +25,9 @@ from mptune.dispatch.runtime import (
     guarded,
     resident_bytes,
 )
-from mptune.errors import DispatchError, MptuneError
-from mptune.faults import one_line
-from mptune.ports import free_port
-from mptune.spec import Resources
+from mptune.errors import DispatchError, MptuneError, one_line
+from mptune.paths import free_port
+from mptune.spec.schema import Resources
 from mptune.status import GangStatus, QueuedTrial, Status, Wait
 from mptune.trial import (
     Device,

@@ -36,10 +36,9 @@ from mptune.dispatch.metrics import Metrics
 from mptune.dispatch.room import Node, Placement, Room, Shape
 from mptune.dispatch.runtime import HARMLESS, WORKER, End, write_traceback
 from mptune.dispatch.tenants import Tenants
-from mptune.errors import DispatchError, MptuneError
-from mptune.faults import one_line
-from mptune.forecast import Predictor
-from mptune.spec import Resources
+from mptune.errors import DispatchError, MptuneError, one_line
+from mptune.search.forecast import Predictor
+from mptune.spec.schema import Resources
 from mptune.status import QueuedTrial, Status, Wait
 from mptune.trial import (
     Device,

@@ -16,7 +16,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mptune.spec import Resources
+from mptune.spec.schema import Resources
 
 EPSILON = 1e-4
 """Ray counts resources in steps of this size."""

@@ -12,13 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from mptune.faults import one_line, reason_of
+from mptune.errors import FaultReason, one_line, reason_of
 from mptune.paths import TrialDirectory, write_text
 from mptune.trial import (
     Control,
     Event,
     Failed,
-    FaultReason,
     Finished,
     Prepared,
     PrepareRequest,
@@ -28,7 +27,7 @@ from mptune.trial import (
     TrialSpec,
 )
 
-WORKER = "mptune.worker:Worker"
+WORKER = "mptune.training.worker:Worker"
 """The runtime that trains; loaded by reference, because it is data plane."""
 
 End = Finished | Stopped | Failed

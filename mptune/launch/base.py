@@ -17,7 +17,7 @@ from typing import Literal
 
 from mptune.errors import MptuneError
 from mptune.paths import RunDirectory
-from mptune.spec import Resources, Section
+from mptune.spec.schema import Resources, Section
 
 Say = Callable[[str], None]
 """Shows the user one line."""

@@ -11,16 +11,8 @@ from mptune.launch._cluster import Cluster
 from mptune.launch._follow import follow, state_of
 from mptune.launch._profile import Pool, Profile
 from mptune.launch._rayjob import config_map, ray_job, reader_pod, to_yaml
-from mptune.launch.base import (
-    Launcher,
-    Say,
-    Search,
-    State,
-    in_words,
-    machines_for,
-    unpack,
-)
-from mptune.spec import Resources
+from mptune.launch.base import Launcher, Say, Search, State, in_words, machines_for, unpack
+from mptune.spec.schema import Resources
 
 LONGEST_NAME = 47
 """KubeRay adds to a RayJob's name and refuses longer ones."""

@@ -13,15 +13,7 @@ from pydantic import Field
 from mptune.errors import InputError, did_you_mean
 from mptune.launch._files import progress
 from mptune.launch._jobs_api import JobsApi, Silent
-from mptune.launch.base import (
-    Launcher,
-    LaunchError,
-    Say,
-    Search,
-    State,
-    pack_command,
-    unpack,
-)
+from mptune.launch.base import Launcher, LaunchError, Say, Search, State, pack_command, unpack
 
 LOOK_S = 1.0
 GIVE_UP_S = 600.0

@@ -12,15 +12,7 @@ from pydantic import Field
 
 from mptune.errors import InputError
 from mptune.launch._files import LOOK_S, Launched
-from mptune.launch.base import (
-    Launcher,
-    LaunchError,
-    Say,
-    Search,
-    State,
-    in_words,
-    machines_for,
-)
+from mptune.launch.base import Launcher, LaunchError, Say, Search, State, in_words, machines_for
 
 WAITING = {
     "PENDING": "queued by Slurm",

@@ -10,12 +10,7 @@ from mptune.lml.adaptive import (
     se_per_position,
     sequential_half_width,
 )
-from mptune.lml.covariates import (
-    Covariates,
-    GaussianCovariates,
-    TokenCovariates,
-    position_controls,
-)
+from mptune.lml.covariates import Covariates, GaussianCovariates, TokenCovariates, position_controls
 from mptune.lml.diagnostics import OrderGap, RateScore, order_gap, score_at_rate
 from mptune.lml.estimator import (
     LMLEstimate,

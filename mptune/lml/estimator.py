@@ -23,12 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mptune.lml.covariates import Covariates
 from mptune.lml.plan import DEFAULT_VARIANCE, LMLPlan, VarianceLaw
-from mptune.lml.regression import (
-    Observations,
-    Reduction,
-    fit_residual_variance,
-    reduce_variance,
-)
+from mptune.lml.regression import Observations, Reduction, fit_residual_variance, reduce_variance
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, model_validator
 
-from mptune.spec import SIZE_SUFFIXES, Section, Size
+from mptune.spec.schema import SIZE_SUFFIXES, Section, Size
 
 if TYPE_CHECKING:
     from torch import nn

@@ -15,7 +15,7 @@ from pydantic import (
 
 from mptune.errors import InputError
 from mptune.policies.base import MaskPolicy
-from mptune.spec import build
+from mptune.spec.schema import build
 
 _OUTER = ("reduction", "corruption", "structure")
 """Fields that only the outermost policy of a spec decides."""

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from mptune.policies._nested import NestedPolicy
-from mptune.spec import Fraction, Section
+from mptune.spec.schema import Fraction, Section
 
 
 class Stage(Section):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from mptune.errors import did_you_mean
-from mptune.spec import Section
+from mptune.spec.schema import Section
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]

@@ -31,8 +31,8 @@ from pydantic import Field
 
 from mptune.policies._corruptions import bert, swap
 from mptune.policies._structures import AnyStructure, choose_units
-from mptune.spec import Section
-from mptune.specfile import read_plugin
+from mptune.spec.schema import Section
+from mptune.spec.source import read_plugin
 
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float64]

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from mptune.policies.base import RATE_BUCKETS, FloatArray, LossByRate, MaskPolicy, percent
 from mptune.policies.mixture import Mixture
-from mptune.spec import MaskRate
+from mptune.spec.schema import MaskRate
 
 
 class Clipped(MaskPolicy):

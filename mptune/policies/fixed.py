@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from mptune.policies.base import FloatArray, MaskPolicy, percent
-from mptune.spec import MaskRate
+from mptune.spec.schema import MaskRate
 
 
 class Fixed(MaskPolicy):

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from mptune.policies._nested import NestedPolicy
 from mptune.policies.base import FloatArray, MaskPolicy
-from mptune.spec import Section
+from mptune.spec.schema import Section
 
 
 class Component(Section):

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from mptune.policies.base import FloatArray, RatePolicy, percent, short
-from mptune.spec import Fraction, MaskRate
+from mptune.spec.schema import Fraction, MaskRate
 
 
 class TruncatedNormal(RatePolicy):

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from mptune.policies.base import FloatArray, RatePolicy, percent
-from mptune.spec import MaskRate
+from mptune.spec.schema import MaskRate
 
 
 class Uniform(RatePolicy):

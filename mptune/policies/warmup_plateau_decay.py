@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from mptune.policies._nested import NestedPolicy, check_interpolates, interpolate
 from mptune.policies._ramp import arrow
 from mptune.policies.base import FloatArray, MaskPolicy
-from mptune.spec import Fraction
+from mptune.spec.schema import Fraction
 
 
 class WarmupPlateauDecay(MaskPolicy):

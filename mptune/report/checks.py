@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from mptune.compare.kpi import Correlation, KpiReport
-from mptune.compare.robustness import RobustnessRow
+from mptune.analysis.kpi import Correlation, KpiReport
+from mptune.analysis.robustness import RobustnessRow
 from mptune.report.language import Language
 from mptune.report.model import ArmRow, ComparisonReport, Outcomes, Ranked, ReportInput
 from mptune.report.words import minus

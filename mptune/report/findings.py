@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from mptune.compare import Difference, Selection
-from mptune.compare.selection import Candidate, SearchSelection
+from mptune.analysis import Difference, Selection
+from mptune.analysis.selection import Candidate, SearchSelection
 from mptune.report.checks import Check, checklist
 from mptune.report.language import Language, language
 from mptune.report.model import (

@@ -11,17 +11,7 @@ from functools import singledispatch
 from importlib.resources import files
 
 from mptune.report import svg
-from mptune.report.blocks import (
-    Cell,
-    Code,
-    Details,
-    Figures,
-    Listing,
-    Pairs,
-    Section,
-    Table,
-    Text,
-)
+from mptune.report.blocks import Cell, Code, Details, Figures, Listing, Pairs, Section, Table, Text
 from mptune.report.charts import Chart
 from mptune.report.findings import Findings
 from mptune.report.language import Language, language

@@ -5,17 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import singledispatch
 
-from mptune.report.blocks import (
-    Cell,
-    Code,
-    Details,
-    Figures,
-    Listing,
-    Pairs,
-    Section,
-    Table,
-    Text,
-)
+from mptune.report.blocks import Cell, Code, Details, Figures, Listing, Pairs, Section, Table, Text
 from mptune.report.findings import Findings
 from mptune.report.language import Language, language
 from mptune.report.model import ReportInput

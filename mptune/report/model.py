@@ -13,12 +13,12 @@ from typing import Any
 
 from pydantic import Field
 
-from mptune.compare import Difference, Selection
-from mptune.compare.compute import EquivalentCompute
-from mptune.compare.kpi import KpiReport, KpiValue
-from mptune.compare.robustness import Robustness
-from mptune.compare.selection import SearchSelection
-from mptune.compare.sizes import BySize
+from mptune.analysis import Difference, Selection
+from mptune.analysis.compute import EquivalentCompute
+from mptune.analysis.kpi import KpiReport, KpiValue
+from mptune.analysis.robustness import Robustness
+from mptune.analysis.selection import SearchSelection
+from mptune.analysis.sizes import BySize
 from mptune.trial import LearningPoint, LMLScore, Message, Prepared, TrialResult
 
 SCHEMA_VERSION = 1

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from mptune.compare import Difference, decimals, signed
-from mptune.compare.compute import EquivalentCompute
+from mptune.analysis import Difference, decimals, signed
+from mptune.analysis.compute import EquivalentCompute
 from mptune.report.language import Language
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from mptune.compare import decimals, signed
+from mptune.analysis import decimals, signed
 
 SCALES = ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"))
 UNITS = ("s", "min", "h", "d")

@@ -1,15 +1,15 @@
 """One Optuna study: opened, driven, resumed and read. The one client of Optuna.
 
 Optuna's storage is the only truth: a driver that is killed at any moment and started again with
-the same command goes on (`mptune.study.driver`).
+the same command goes on (`mptune.search.driver`).
 """
 
 import optuna
 
-from mptune.study.budget import Budget
-from mptune.study.driver import Observer, StudyDriver
-from mptune.study.earlier import teach
-from mptune.study.factory import TrialFactory
+from mptune.search.budget import Budget
+from mptune.search.driver import Observer, StudyDriver
+from mptune.search.earlier import teach
+from mptune.search.factory import TrialFactory
 from mptune.study.importance import importances
 from mptune.study.lock import driver_lock, is_driven
 from mptune.study.opening import claim_spec, open_study

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import optuna
 
-from mptune.spec import Pruner
+from mptune.spec.schema import Pruner
 from mptune.study.attributes import percent
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from mptune.errors import NoResultError
-from mptune.ledger import Ledger
 from mptune.paths import RunDirectory
+from mptune.search.ledger import Ledger
 from mptune.study.attributes import has_failed
 from mptune.study.spend import load_spend
 from mptune.study.storage import existing

@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from mptune.spec import Search
+from mptune.spec.schema import Search
 from mptune.study.attributes import MEMORY, has_failed
 from mptune.study.tpe import TPESampler
 

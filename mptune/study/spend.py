@@ -6,7 +6,7 @@ import time
 
 import optuna
 
-from mptune.ledger import Ledger
+from mptune.search.ledger import Ledger
 
 ATTRIBUTE = "spend"
 

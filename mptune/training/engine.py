@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mptune.configuration import configuration
-from mptune.spec import Training
+from mptune.spec.deepspeed import configuration
+from mptune.spec.schema import Training
 from mptune.training import allocator, baton
 from mptune.training.ranks import Ranks
 from mptune.training.sharedmean import SharedMean

@@ -20,18 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mptune.configuration import micro_batch_size
 from mptune.data.table import Split
 from mptune.models.base import ModelFamily
 from mptune.policies._structures import words_of
-from mptune.policies.base import (
-    RATE_BUCKETS,
-    MaskedBatch,
-    MaskPolicy,
-    draw_batch,
-    rate_bucket,
-)
-from mptune.spec import Training
+from mptune.policies.base import RATE_BUCKETS, MaskedBatch, MaskPolicy, draw_batch, rate_bucket
+from mptune.spec.deepspeed import micro_batch_size
+from mptune.spec.schema import Training
 from mptune.training.batches import DataOrder, attended
 from mptune.training.packing import Packing
 from mptune.training.ranks import Ranks

@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 
 from mptune.errors import NonFiniteLoss
 from mptune.policies.base import RATE_BUCKETS, LossByRate, MaskPolicy
-from mptune.spec import build
+from mptune.spec.schema import build
 from mptune.training import engine as ds
 from mptune.training.checkpoint import Checkpoints
 from mptune.training.feed import Batch, Feed, Inputs, Moment, Part

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mptune.spec import Missing
+from mptune.spec.schema import Missing
 
 BoolArray = NDArray[np.bool_]
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch.nn.functional import cross_entropy
 
-from mptune.spec import build
+from mptune.spec.schema import build
 
 Precision = Literal["fp32", "bf16"]
 

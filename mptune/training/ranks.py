@@ -12,12 +12,10 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mptune import faults
-from mptune.errors import MptuneError, NonFiniteLoss
-from mptune.faults import one_line
+from mptune import errors as faults
+from mptune.errors import FaultReason, MptuneError, NonFiniteLoss, one_line
 from mptune.lml import NonFiniteLogProb
-from mptune.memory import node_bytes
-from mptune.trial import FaultReason
+from mptune.spec.memory import node_bytes
 
 T = TypeVar("T")
 

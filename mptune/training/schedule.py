@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from mptune.spec import LearningRateSchedule, Training
+from mptune.spec.schema import LearningRateSchedule, Training
 
 CURVE_POINTS = 100
 """Points of a recorded loss curve, evenly spaced in progress; fewer in a shorter training."""

@@ -23,14 +23,8 @@ from torch.nn.functional import cross_entropy
 
 from mptune.data.table import Split, TokenTable
 from mptune.errors import InputError
-from mptune.lml import (
-    LMLEstimate,
-    LMLPlan,
-    TokenCovariates,
-    check_finite,
-    estimate_from_sums,
-)
-from mptune.spec import Score
+from mptune.lml import LMLEstimate, LMLPlan, TokenCovariates, check_finite, estimate_from_sums
+from mptune.spec.schema import Score
 from mptune.training.batches import attended, seeded_order
 from mptune.training.missing import removed
 from mptune.training.ranks import Ranks

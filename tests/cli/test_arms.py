@@ -10,12 +10,12 @@ import pytest
 
 from mptune import dispatch, study
 from mptune.cli import main
-from mptune.cli._arms import Arms
 from mptune.dispatch.local import LocalDispatcher
 from mptune.errors import InputError
 from mptune.paths import RunDirectory
-from mptune.space import Space
-from mptune.specfile import SpecFile
+from mptune.search.arms import Arms
+from mptune.spec.source import SpecFile
+from mptune.spec.space import Space
 from tests.cli.test_commands import SPEC
 from tests.fakes import FAKE_WORKER
 

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from mptune import dispatch
-from mptune.cli import _budgets, main
+from mptune.cli import main
 from mptune.dispatch.local import LocalDispatcher
-from mptune.spec import SearchSpec
-from mptune.specfile import SpecFile
+from mptune.search import budgets as _budgets
+from mptune.spec.schema import SearchSpec
+from mptune.spec.source import SpecFile
 from mptune.status import Stage
 from mptune.study import Budget
 from tests import fakes

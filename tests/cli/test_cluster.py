@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mptune.cli import _cluster
 from mptune.paths import RunDirectory
+from mptune.search import cluster as _cluster
 
 HEAD = "10.0.0.1:6379"
 

@@ -15,7 +15,7 @@ from mptune.cli import COMMANDS, main
 from mptune.dispatch.local import LocalDispatcher
 from mptune.paths import RunDirectory
 from mptune.policies.base import MaskPolicy
-from mptune.spec import build
+from mptune.spec.schema import build
 from tests.fakes import FAKE_WORKER
 
 SPEC = """\

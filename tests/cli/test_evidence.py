@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mptune.cli import main
-from mptune.cli._evidence import collect, mask_rates, stored_spec
 from mptune.paths import RunDirectory
+from mptune.search.evidence import collect, mask_rates, stored_spec
 from tests import fakes
 from tests.cli.test_commands import spec  # noqa: F401
 

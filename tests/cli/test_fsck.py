@@ -13,7 +13,7 @@ from mptune import study
 from mptune.cli import main
 from mptune.dispatch.local import LocalDispatcher
 from mptune.paths import RunDirectory, write_text
-from mptune.spec import Pruner, Search
+from mptune.spec.schema import Pruner, Search
 from mptune.trial import Event, TrialSpec
 from tests import fakes
 

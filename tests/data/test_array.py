@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mptune.spec import build
+from mptune.spec.schema import build
 
 
 def array(folder, values, length=None, **options):

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from mptune.spec import build
+from mptune.spec.schema import build
 
 GOOD = [{"text": f"document number {i} " * 3, "site": i % 3, "day": i} for i in range(12)]
 

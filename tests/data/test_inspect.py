@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mptune.cli import main
-from mptune.spec import build
+from mptune.spec.schema import build
 
 SPEC = """\
 name: looked-at

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from mptune import plugins
 from mptune.data.base import Modality
-from mptune.spec import build
+from mptune.spec.schema import build
 
 CASES = [
     pytest.param(modality, id=f"{name}-{i}")

@@ -9,7 +9,7 @@ import pytest
 
 from mptune.data import _sources as sources
 from mptune.data.table import TokenTable
-from mptune.spec import build
+from mptune.spec.schema import build
 
 RNG = np.random.default_rng
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from mptune.spec import build
+from mptune.spec.schema import build
 
 
 def text(folder, source="*.txt", **options):

@@ -20,7 +20,7 @@ from mptune.dispatch import gang as gang_module
 from mptune.dispatch.gang import NODE_LABEL
 from mptune.dispatch.ray_dispatcher import RayDispatcher
 from mptune.dispatch.room import Room, Shape
-from mptune.spec import Resources
+from mptune.spec.schema import Resources
 from mptune.trial import Event, GangChanged, Started
 from tests import fakes
 from tests.dispatch.helpers import until_ended

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mptune.dispatch.ray_dispatcher import RayDispatcher
 from mptune.dispatch.runtime import End
-from mptune.spec import Resources
+from mptune.spec.schema import Resources
 from tests import fakes
 
 SHAPE = Resources(workers=2, cpus_per_worker=0.5)

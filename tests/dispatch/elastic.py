@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mptune.dispatch.ray_dispatcher import RayDispatcher
 from mptune.dispatch.runtime import End
-from mptune.spec import Resources
+from mptune.spec.schema import Resources
 from mptune.trial import Failed, Started
 from tests import fakes
 

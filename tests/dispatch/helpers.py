@@ -9,7 +9,7 @@ from typing import Any
 
 from mptune.dispatch import Dispatcher
 from mptune.dispatch.runtime import End
-from mptune.spec import Score
+from mptune.spec.schema import Score
 from mptune.trial import Control, Event, GangChanged, PrepareRequest, Rung, TrialSpec
 from tests import fakes
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import optuna
 from ray.util import placement_group_table
 
-from mptune import memory
 from mptune.dispatch.ray_dispatcher import RayDispatcher
 from mptune.paths import RunDirectory
-from mptune.spec import Resources
+from mptune.spec import memory
+from mptune.spec.schema import Resources
 from mptune.trial import TrialSpec
 from tests import fakes
 from tests.dispatch.helpers import prepare_request

@@ -20,7 +20,7 @@ from mptune import study
 from mptune.dispatch.ray_dispatcher import RayDispatcher
 from mptune.errors import InterruptedSearch
 from mptune.paths import RunDirectory
-from mptune.spec import Pruner, Resources, Search
+from mptune.spec.schema import Pruner, Resources, Search
 from mptune.trial import TrialSpec
 from tests import fakes
 from tests.study.drivers import Watcher

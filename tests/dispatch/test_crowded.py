@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mptune.ports import free_port
+from mptune.paths import free_port
 from tests.faults.cluster import RayCluster, ray_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

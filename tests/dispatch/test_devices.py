@@ -10,7 +10,7 @@ import pytest
 from mptune.dispatch import devices
 from mptune.dispatch.devices import Gpu, Machine, device, of_accelerator
 from mptune.dispatch.room import Node
-from mptune.spec import Resources
+from mptune.spec.schema import Resources
 
 T4, H100 = Gpu("Tesla T4", 15e9), Gpu("NVIDIA H100", 80e9)
 NODES = [Node("cpus", 16), Node("small", 4, 1), Node("large", 64, 8)]

@@ -15,9 +15,8 @@ from typing import Any
 
 import pytest
 
-from mptune.cli import _cluster
-from mptune.paths import RunDirectory
-from mptune.ports import free_port
+from mptune.paths import RunDirectory, free_port
+from mptune.search import cluster as _cluster
 from tests.cli.test_commands import SPEC
 from tests.faults.cluster import RayCluster, ray_cluster
 

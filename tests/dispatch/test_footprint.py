@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mptune.dispatch.footprint import Footprint, Growth, own_host_bytes
-from mptune.spec import Resources
+from mptune.spec.schema import Resources
 
 LIMITS = Resources(memory_growth_mb=10, gpu_memory_growth_mb=5)
 MB = 10**6

@@ -14,7 +14,7 @@ from mptune.dispatch import make
 from mptune.dispatch.local import LocalDispatcher
 from mptune.errors import DispatchError, InputError
 from mptune.paths import TrialDirectory
-from mptune.spec import Resources, Score
+from mptune.spec.schema import Resources, Score
 from mptune.trial import (
     Failed,
     Finished,
@@ -160,7 +160,7 @@ def test_one_trial_at_once_whatever_it_asks_for(tmp_path):
 
 def test_the_local_dispatcher_needs_no_ray():
     script = (
-        "import sys; from mptune.dispatch import make; from mptune.spec import Resources\n"
+        "import sys; from mptune.dispatch import make; from mptune.spec.schema import Resources\n"
         "make(Resources(), local=True, address=None)\n"
         "assert not {'ray', 'torch'} & sys.modules.keys()"
     )

@@ -15,12 +15,13 @@ import pytest
 import ray
 from ray.util import placement_group, placement_group_table, remove_placement_group
 
-from mptune import memory, study
+from mptune import study
 from mptune.dispatch import census, devices
 from mptune.dispatch.census import Census, completed
 from mptune.dispatch.ray_dispatcher import RayDispatcher
 from mptune.paths import RunDirectory
-from mptune.spec import Resources
+from mptune.spec import memory
+from mptune.spec.schema import Resources
 from mptune.study import attributes
 from mptune.trial import GangChanged, TrialSpec
 from tests import fakes

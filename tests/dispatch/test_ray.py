@@ -29,7 +29,7 @@ from mptune.dispatch.ray_dispatcher import RayDispatcher
 from mptune.dispatch.room import Node, Shape
 from mptune.errors import DispatchError, InputError
 from mptune.paths import RunDirectory, TrialDirectory
-from mptune.spec import Resources, Search
+from mptune.spec.schema import Resources, Search
 from mptune.status import GangStatus
 from mptune.trial import (
     Event,

@@ -11,7 +11,7 @@ import pytest
 
 from mptune.dispatch.ray_dispatcher import RayDispatcher
 from mptune.paths import TrialDirectory
-from mptune.spec import Resources, Score, Training
+from mptune.spec.schema import Resources, Score, Training
 from mptune.trial import Finished, Progress, Rung, Started, TrialSpec
 from tests.dispatch.helpers import ends, prepare_request, until, until_ended
 

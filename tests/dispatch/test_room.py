@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mptune.dispatch.room import Node, Room, Shape
-from mptune.spec import Resources
+from mptune.spec.schema import Resources
 
 
 def room(*cpus: float) -> Room:

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 from mptune.dispatch import reaper
-from mptune.ports import free_port
+from mptune.paths import free_port
 
 RAY = str(Path(sys.executable).parent / "ray")
 OBJECT_STORE = "--object-store-memory=80000000"

@@ -18,7 +18,7 @@ import pytest
 from mptune import study
 from mptune.dispatch.ray_dispatcher import RayDispatcher
 from mptune.paths import RunDirectory, TrialDirectory
-from mptune.spec import Pruner, Resources, Score, Search, Training
+from mptune.spec.schema import Pruner, Resources, Score, Search, Training
 from mptune.trial import Event, Finished, Prepared, Started, TrialSpec
 from tests.dispatch.helpers import prepare_request
 from tests.faults.postgres import Postgres

@@ -15,16 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from mptune.trial import (
-    Event,
-    Failed,
-    Finished,
-    GangChanged,
-    Progress,
-    Scoring,
-    Started,
-    Stopped,
-)
+from mptune.trial import Event, Failed, Finished, GangChanged, Progress, Scoring, Started, Stopped
 from tests.faults.conftest import PAIR, SCORE, Ground, Search_, gone, members, once, orphans, pids
 
 pytestmark = pytest.mark.slow

@@ -17,11 +17,12 @@ from typing import Any
 import optuna
 import pytest
 
-from mptune import lease, study
+from mptune import study
 from mptune.dispatch.local import LocalDispatcher
 from mptune.errors import InputError, LeaseLost
 from mptune.paths import RunDirectory
-from mptune.spec import Pruner, Search
+from mptune.spec.schema import Pruner, Search
+from mptune.study import lease
 from mptune.trial import Event, Started, TrialSpec
 from tests import fakes
 
@@ -108,7 +109,7 @@ def test_a_trial_whose_making_was_cut_off_is_asked_again(tmp_path, monkeypatch):
 
 HOLDER = """\
 import sys, threading
-from mptune import lease
+from mptune.study import lease
 with lease.held(sys.argv[1], sys.argv[2], float(sys.argv[3])) as mine:
     print("held", flush=True)
     for line in sys.stdin:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mptune.cli import main
-from mptune.specfile import read_plugin
+from mptune.spec.source import read_plugin
 from tests.launch.helpers import ROOT, SPEC
 
 PROFILES = sorted((ROOT / "launchers").glob("*.yaml"))

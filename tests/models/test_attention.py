@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mptune.models import _attention
-from mptune.spec import build
+from mptune.spec.schema import build
 
 CPU = torch.device("cpu")
 

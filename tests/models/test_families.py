@@ -13,7 +13,7 @@ from transformers import AutoModelForMaskedLM
 
 from mptune import plugins
 from mptune.models import _attention
-from mptune.spec import build
+from mptune.spec.schema import build
 
 SYMBOLS, LENGTH = 18, 16
 VOCABULARY = SYMBOLS + 2

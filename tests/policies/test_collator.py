@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 import mptune
 from mptune.errors import InputError
 from mptune.policies._collator import STAMP, _Stamped, _StampingSampler, word_joins
-from mptune.spec import build
+from mptune.spec.schema import build
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "trainer.md"
 LENGTHS = (12, 7, 9, 12)

@@ -11,7 +11,7 @@ from scipy.stats import chi2
 
 from mptune import plugins
 from mptune.policies.base import RATE_BUCKETS, LossByRate, MaskPolicy, draw_batch
-from mptune.spec import build
+from mptune.spec.schema import build
 
 CASES = [
     pytest.param(policy, id=f"{name}-{i}")

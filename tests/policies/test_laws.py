@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 from scipy.stats import truncnorm
 
-from mptune.spec import build
+from mptune.spec.schema import build
 
 
 def policy(kind, **parameters):

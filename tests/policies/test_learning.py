@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mptune.policies.base import RATE_BUCKETS, LossByRate, rate_bucket
-from mptune.spec import build
+from mptune.spec.schema import build
 
 
 def losses(mean_R, variance_R, count=100.0):

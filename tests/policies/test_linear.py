@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from mptune.spec import build
+from mptune.spec.schema import build
 
 
 def linear(start, end, kind="linear", **more):

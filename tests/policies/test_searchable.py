@@ -8,9 +8,9 @@ import optuna
 
 from mptune import plugins, study
 from mptune.policies.base import MaskPolicy
-from mptune.space import Space
-from mptune.spec import Sampler, Search, build
-from mptune.specfile import SpecFile
+from mptune.spec.schema import Sampler, Search, build
+from mptune.spec.source import SpecFile
+from mptune.spec.space import Space
 
 OPEN = {
     "corruption": {"choice": ["mask", "bert", "swap"]},

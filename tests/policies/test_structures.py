@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from mptune.policies._structures import words_of
 from mptune.policies.base import draw_batch
-from mptune.spec import build
+from mptune.spec.schema import build
 
 RNG_SEED = 5
 

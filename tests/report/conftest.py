@@ -7,15 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mptune.compare import ArmScores, compare, selection_probabilities
-from mptune.report.model import (
-    ArmRow,
-    ArmRun,
-    ComparisonReport,
-    ReportInput,
-    TrialRow,
-    spend,
-)
+from mptune.analysis import ArmScores, compare, selection_probabilities
+from mptune.report.model import ArmRow, ArmRun, ComparisonReport, ReportInput, TrialRow, spend
 from mptune.trial import Cost, CurvePoint, LMLScore, Prepared, RateScore, TrialResult
 
 D = 128

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from mptune.compare.compute import EquivalentCompute
-from mptune.compare.kpi import Correlation, KpiReport, KpiValue
-from mptune.compare.robustness import Condition, ConditionScore, Robustness, RobustnessRow
-from mptune.compare.selection import Candidate, Confirmation, SearchSelection
-from mptune.compare.sizes import BySize, Extrapolation, LawParameter, LawValue, SizeLaw, SizePoint
+from mptune.analysis.compute import EquivalentCompute
+from mptune.analysis.kpi import Correlation, KpiReport, KpiValue
+from mptune.analysis.robustness import Condition, ConditionScore, Robustness, RobustnessRow
+from mptune.analysis.selection import Candidate, Confirmation, SearchSelection
+from mptune.analysis.sizes import BySize, Extrapolation, LawParameter, LawValue, SizeLaw, SizePoint
 from mptune.report.model import ComparisonReport, Importance, ReportInput, TrialRow
 from mptune.trial import LearningPoint
 from tests.report.conftest import SIZES, comparison, make

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mptune.report.policy import Profile
-from mptune.spec import build
+from mptune.spec.schema import build
 
 BERT = build("model", {"family": "bert", "width": 64, "depth": 2})
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from mptune.compare import Difference
-from mptune.compare.compute import EquivalentCompute
+from mptune.analysis import Difference
+from mptune.analysis.compute import EquivalentCompute
 from mptune.report.language import language
 from mptune.report.verdicts import compute_words, said, sentence, what_would_decide
 

@@ -9,7 +9,7 @@ import optuna
 from mptune import study
 from mptune.dispatch.local import LocalDispatcher
 from mptune.paths import RunDirectory
-from mptune.spec import Pruner, Sampler, Search
+from mptune.spec.schema import Pruner, Sampler, Search
 from mptune.trial import Event, TrialSpec
 from tests import fakes
 

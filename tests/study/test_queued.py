@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mptune import study
 from mptune.paths import RunDirectory
-from mptune.spec import Pruner
+from mptune.spec.schema import Pruner
 from tests.study.drivers import driver, found
 
 

@@ -10,7 +10,7 @@ import pytest
 from optuna.trial import TrialState
 
 from mptune import study
-from mptune.spec import Sampler, Search
+from mptune.spec.schema import Sampler, Search
 from mptune.study.attributes import tell_failure
 from mptune.trial import Failed
 

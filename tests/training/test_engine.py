@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mptune.spec import Training, build
+from mptune.spec.schema import Training, build
 from mptune.training.engine import parameter_groups
 
 

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from mptune import plugins
 from mptune.data.table import Split
-from mptune.spec import Training, build
+from mptune.spec.schema import Training, build
 from mptune.training.feed import Feed, Inputs, Moment
 from mptune.training.ranks import Ranks
 from tests.training.syncs import Syncs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mptune.ports import free_port
+from mptune.paths import free_port
 from mptune.training import engine as ds
 from mptune.training.loop import Loop
 from mptune.training.schedule import Spent

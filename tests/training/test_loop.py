@@ -17,16 +17,15 @@ from safetensors.torch import load_file
 from mptune.artifacts import Folder, Remote
 from mptune.data.table import TokenTable
 from mptune.errors import NonFiniteLoss
-from mptune.paths import TrialDirectory
-from mptune.ports import free_port
-from mptune.spec import Missing, build
+from mptune.paths import TrialDirectory, free_port
+from mptune.spec.schema import Missing, build
 from mptune.training.checkpoint import Checkpoints
 from mptune.training.feed import Inputs, code_weights
 from mptune.training.loop import Loop
 from mptune.training.ranks import AgreedFailure, Ranks
 from mptune.training.schedule import Spent
+from mptune.training.worker import Worker
 from mptune.trial import Failed, Finished, Progress, Rung, Scoring, Started, Stopped
-from mptune.worker import Worker
 from tests.objects import bucket
 from tests.training.trials import LENGTH, SCORE, Gang, Script
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mptune.spec import Missing
+from mptune.spec.schema import Missing
 from mptune.training.missing import removed
 
 PINNED = [5, 8, 10, 14]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mptune import plugins
-from mptune.spec import build
+from mptune.spec.schema import build
 from mptune.training.packing import Packing
 
 SYMBOLS, LENGTH = 18, 16

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mptune.spec import LearningRateSchedule, Training
+from mptune.spec.schema import LearningRateSchedule, Training
 from mptune.training.schedule import CURVE_POINTS, Budget, Spent, learning_rate_factor
 
 

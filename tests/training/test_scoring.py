@@ -12,7 +12,7 @@ import torch
 from mptune.data.table import Meta, Split, store
 from mptune.errors import InputError
 from mptune.lml import LMLPlan, NonFiniteLogProb
-from mptune.spec import Missing, Score
+from mptune.spec.schema import Missing, Score
 from mptune.training.ranks import Ranks
 from mptune.training.scoring import HeldOut, Scorer, bits_per_byte
 

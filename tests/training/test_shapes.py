@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mptune import plugins
-from mptune.spec import build
+from mptune.spec.schema import build
 from mptune.training.shapes import PHASES, SHAPES, HeadRows, deal, most_masked
 
 LENGTH, BATCH = 64, 32

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from mptune.spec import Training
+from mptune.spec.schema import Training
 from mptune.training import engine, sharedmean
 from mptune.training.ranks import Ranks
 from mptune.training.sharedmean import SharedMean

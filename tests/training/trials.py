@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from mptune.ports import free_port
-from mptune.spec import Resources, Score, Training
+from mptune.paths import free_port
+from mptune.spec.schema import Resources, Score, Training
+from mptune.training.worker import Worker
 from mptune.trial import Event, Prepared, PrepareRequest, Rung, StopReason, TrialSpec
-from mptune.worker import Worker
 from tests import objects as objects
 
 LENGTH, SYMBOLS = 16, 11

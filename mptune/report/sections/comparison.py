@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from mptune.compare import Difference
+from mptune.analysis import Difference
 from mptune.report.blocks import Block, Cell, Column, Figures, Section, Table
 from mptune.report.charts import Axis, Chart, Point, Series
 from mptune.report.model import ComparisonReport

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mptune.compare.kpi import Correlation, KpiReport
+from mptune.analysis.kpi import Correlation, KpiReport
 from mptune.report.blocks import Block, Cell, Column, Figures, Section, Table, Text
 from mptune.report.charts import Axis, Chart, Point, Series
 from mptune.report.model import Ranked, loss_at, policy_kind

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from mptune.compare.compute import UNITS, Unit
+from mptune.analysis.compute import UNITS, Unit
 from mptune.report.blocks import Figures, Section
 from mptune.report.charts import Axis, Chart, Point, Series, Tick, power_tick
 from mptune.report.layout import SERIES

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mptune.compare.selection import Candidate, SearchSelection
+from mptune.analysis.selection import Candidate, SearchSelection
 from mptune.report.blocks import Block, Cell, Column, Figures, Section, Table, Text
 from mptune.report.charts import Axis, Chart, Point, Series
 from mptune.report.model import Ranked, accuracy_at, loss_at

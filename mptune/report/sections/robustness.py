@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mptune.compare.robustness import Condition, ConditionScore, Robustness, RobustnessRow
+from mptune.analysis.robustness import Condition, ConditionScore, Robustness, RobustnessRow
 from mptune.report.blocks import Block, Cell, Column, Figures, Section, Table, Text
 from mptune.report.charts import Axis, Chart, Point, Series
 from mptune.report.language import Language

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from mptune.compare.sizes import LawValue, SizeLaw
+from mptune.analysis.sizes import LawValue, SizeLaw
 from mptune.report.blocks import Block, Cell, Column, Figures, Section, Table, Text
 from mptune.report.charts import Axis, Chart, Point, Series, percent_tick
 from mptune.report.language import Language

@@ -1,0 +1,26 @@
+"""What the trials say: arms against each other, sizes, domains, compute, and a team's own KPI.
+
+The interface proper is the comparison of arms; each other question has a module of its own.
+"""
+
+from mptune.analysis.arms import (
+    ArmScores,
+    Difference,
+    Selection,
+    Verdict,
+    compare,
+    decimals,
+    selection_probabilities,
+    signed,
+)
+
+__all__ = [
+    "ArmScores",
+    "Difference",
+    "Selection",
+    "Verdict",
+    "compare",
+    "decimals",
+    "selection_probabilities",
+    "signed",
+]

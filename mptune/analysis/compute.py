@@ -1,0 +1,187 @@
+"""Equivalent compute: what share of one arm's cost another needs to reach its score.
+
+Read off the learning curves, which all are scores of the one plan of the rungs, linear in the
+logarithm of the cost between rungs. The interval carries both noises: whole curves are drawn around
+the mean ones with the crossed model's joint covariance (`mptune.analysis.crossed.joint_noise`), and
+each draw is read in turn.
+
+A learning rate that falls to the end of the budget holds the curve down before that end, so an arm
+that had planned for less would have got there sooner: factors below 1 are cautious ones.
+
+Shape suffixes: S seeds, R rungs (the end of training the last), N sequences, Z draws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal, TypeAlias
+
+import numpy as np
+from pydantic import Field
+
+from mptune.analysis.crossed import Array, estimate, joint_noise
+from mptune.trial import LearningPoint, Message
+
+Unit: TypeAlias = Literal["tokens", "flops", "seconds"]
+
+UNITS: tuple[Unit, ...] = ("tokens", "flops", "seconds")
+
+Reading: TypeAlias = Literal["reached", "before the first rung", "not reached"]
+
+
+class EquivalentCompute(Message):
+    """`arm` reaches the final LML of `reaches` with `factor` of what `reaches` spent.
+
+    Every ordered pair of the baseline and a challenger has one for each unit, so that a report can
+    say it of whichever arm is ahead.
+    """
+
+    arm: str = Field(description="whose learning curve is read")
+    reaches: str = Field(description="whose final LML is the level")
+    unit: Unit
+    level: float = Field(description="that LML, nats per token, on the plan of the rungs")
+    factor: float | None = Field(
+        description="cost of `arm` at the level over the whole cost of `reaches`; before the first "
+        "rung: at most this; None: not reached with all that `arm` spent"
+    )
+    low: float | None = Field(description="end of the interval; None: before the first rung")
+    high: float | None = Field(description="end of the interval; None: not reached")
+    confidence: float = Field(0.95, description="of the interval, which carries both noises")
+    reading: Reading
+    spent: float = Field(description="whole cost of `arm` over that of `reaches`")
+    probability_reached: float = Field(description="that `arm` reaches the level at all")
+    seeds: int = Field(description="paired seeds that both curves are means of")
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """The learning curves of one arm, at the same rungs for every seed.
+
+    Attributes:
+        nats_per_sequence_SRN: on the plan of the rungs.
+        cost_SR: what it had cost at each rung, by unit.
+        progress_R: of training.
+        tokens_per_sequence: mean number of observed positions per sequence of that plan.
+    """
+
+    name: str
+    seeds: tuple[int, ...]
+    nats_per_sequence_SRN: Array
+    cost_SR: Mapping[Unit, Array]
+    progress_R: tuple[float, ...]
+    tokens_per_sequence: float
+
+    def at(self, seeds: Sequence[int]) -> Curves:
+        """These seeds only, in this order."""
+        rows = [self.seeds.index(seed) for seed in seeds]
+        costs = {unit: cost_SR[rows] for unit, cost_SR in self.cost_SR.items()}
+        nats = self.nats_per_sequence_SRN[rows]
+        return Curves(
+            self.name, tuple(seeds), nats, costs, self.progress_R, self.tokens_per_sequence
+        )
+
+    def mean_cost(self, unit: Unit) -> Array:
+        """What it had cost at each rung, [R]: the mean over seeds."""
+        mean_R: Array = self.cost_SR[unit].mean(0)
+        return mean_R
+
+
+def mean_curve(curves: Curves) -> tuple[LearningPoint, ...]:
+    """The mean over seeds at each rung; its standard error carries both noises."""
+    tokens_R, flops_R, seconds_R = (curves.mean_cost(unit) for unit in UNITS)
+    points = []
+    for r, progress in enumerate(curves.progress_R):
+        found = estimate(curves.nats_per_sequence_SRN[:, r])
+        points.append(
+            LearningPoint(
+                progress=progress,
+                tokens=round(tokens_R[r]),
+                flops=flops_R[r],
+                seconds=seconds_R[r],
+                nats_per_token=found.mean / curves.tokens_per_sequence,
+                se=found.se / curves.tokens_per_sequence,
+            )
+        )
+    return tuple(points)
+
+
+def equivalent_compute(
+    arms: Sequence[Curves],
+    baseline: str,
+    confidence: float = 0.95,
+    draws: int = 4000,
+    seed: int = 0,
+) -> list[EquivalentCompute]:
+    """The baseline against every challenger, both ways, in every unit.
+
+    Pairs without a common seed, or with other rungs, are left out.
+    """
+    base = next(arm for arm in arms if arm.name == baseline)
+    found: list[EquivalentCompute] = []
+    for arm in arms:
+        seeds = sorted(set(arm.seeds) & set(base.seeds))
+        alike = arm.nats_per_sequence_SRN.shape[1:] == base.nats_per_sequence_SRN.shape[1:]
+        if arm is not base and seeds and alike:
+            rng = np.random.default_rng(seed)
+            found += _pair(arm.at(seeds), base.at(seeds), confidence, draws, rng)
+    return found
+
+
+def _pair(
+    arm: Curves, base: Curves, confidence: float, draws: int, rng: np.random.Generator
+) -> Iterator[EquivalentCompute]:
+    both = arm, base
+    z_CSN = np.concatenate([c.nats_per_sequence_SRN.swapaxes(0, 1) for c in both])
+    mean_C = z_CSN.mean((1, 2)) / arm.tokens_per_sequence
+    drawn_ZC = mean_C + joint_noise(z_CSN, draws, rng) / arm.tokens_per_sequence
+    means, drawn = np.split(mean_C, 2), np.split(drawn_ZC, 2, axis=1)
+    for runner, unit in product((0, 1), UNITS):
+        whole = both[1 - runner].mean_cost(unit)[-1]
+        factors_R = both[runner].mean_cost(unit) / whole
+        level = float(means[1 - runner][-1])
+        factor = float(_crossing(means[runner][None], np.array([level]), factors_R)[0])
+        factor_Z = _crossing(drawn[runner], drawn[1 - runner][:, -1], factors_R)
+        tails = (1 - confidence) / 2, (1 + confidence) / 2
+        low, high = np.quantile(factor_Z, tails, method="nearest")
+        yield EquivalentCompute(
+            arm=both[runner].name,
+            reaches=both[1 - runner].name,
+            unit=unit,
+            level=level,
+            factor={-math.inf: float(factors_R[0]), math.inf: None}.get(factor, factor),
+            low=_inside(low),
+            high=_inside(high),
+            confidence=confidence,
+            reading=_reading(factor),
+            spent=float(factors_R[-1]),
+            probability_reached=float(np.mean(factor_Z < math.inf)),
+            seeds=len(arm.seeds),
+        )
+
+
+def _crossing(curve_ZR: Array, level_Z: Array, cost_R: Array) -> Array:
+    """Cost at which each curve first reaches its level; infinite before and behind the rungs."""
+    above_ZR = curve_ZR >= level_Z[:, None]
+    first_Z = above_ZR.argmax(1)
+    after_Z, rows_Z = np.maximum(first_Z, 1), np.arange(len(curve_ZR))
+    low_Z, high_Z = curve_ZR[rows_Z, after_Z - 1], curve_ZR[rows_Z, after_Z]
+    climb_Z = np.where(high_Z > low_Z, high_Z - low_Z, 1.0)
+    share_Z = np.clip((level_Z - low_Z) / climb_Z, 0.0, 1.0)
+    log_R = np.log(cost_R)
+    cost_Z: Array = np.exp((1 - share_Z) * log_R[after_Z - 1] + share_Z * log_R[after_Z])
+    cost_Z[above_ZR[:, 0]] = -math.inf
+    cost_Z[~above_ZR.any(1)] = math.inf
+    return cost_Z
+
+
+def _inside(factor: float) -> float | None:
+    return float(factor) if math.isfinite(factor) else None
+
+
+def _reading(factor: float) -> Reading:
+    if math.isfinite(factor):
+        return "reached"
+    return "before the first rung" if factor < 0 else "not reached"

@@ -1,0 +1,278 @@
+"""A team's own figure of merit (KPI) against the scores: which predicts it, and is that certain.
+
+The user's function takes the folder of a trained model and gives a number, or a number and its
+standard error. It runs in a process of its own, `python -m mptune.analysis.kpi FUNCTION FOLDER
+FILE`: what it imports, prints, breaks or never ends is no danger to the search.
+
+Notation: n trials, r Spearman's or Kendall's rank correlation of a score with the KPI. Intervals of
+one correlation are Fisher's, tanh(atanh(r) +- z s), with s^2 = (1 + r^2 / 2) / (n - 3) for
+Spearman's (Bonett and Wright 2000, doi:10.1007/BF02294183) and 0.437 / (n - 4) for Kendall's
+(Fieller et al. 1957, doi:10.1093/biomet/44.3-4.470). Two correlations with one KPI depend on
+each other; their difference has the jackknife's standard error over trials and n - 1 degrees of
+freedom.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from textwrap import shorten
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from scipy.special import ndtri, stdtrit
+
+from mptune.trial import Message
+
+FloatArray: TypeAlias = NDArray[np.float64]
+Predictor: TypeAlias = Literal["lml", "loss"]
+Statistic: TypeAlias = Literal["spearman", "kendall"]
+
+LEAST_TRIALS = 6
+"""With fewer, no interval says anything."""
+
+LEVEL = 0.95
+
+
+class KpiValue(Message):
+    """What the user's function said of one trial."""
+
+    value: float | None = Field(description="None: it failed, see `error`")
+    se: float | None = Field(None, description="its standard error, if the function gave one")
+    error: str | None = Field(None, description="why it has no value, in one line")
+    seconds: float | None = Field(None, description="that the function took")
+
+
+class Correlation(Message):
+    """Rank correlation of a score with the KPI over trials; positive: it predicts the KPI."""
+
+    predictor: Predictor = Field(description="`lml`, or `loss`: minus the loss at 15 %")
+    statistic: Statistic
+    value: float | None = Field(description="None where all values are equal")
+    low: float | None = Field(description="ends of the 95 % interval; None with too few trials")
+    high: float | None
+
+
+class KpiReport(Message):
+    """The KPI over the finished trials."""
+
+    name: str = Field(description="the function, e.g. `mypackage.kpi:downstream`")
+    higher_is_better: bool = True
+    trials: int = Field(description="trials with a value")
+    failed: int = Field(0, description="trials on which the function failed")
+    correlations: tuple[Correlation, ...] = ()
+    difference: float | None = Field(
+        None, description="Kendall's tau of the LML minus that of the loss at 15 %"
+    )
+    difference_low: float | None = Field(None, description="ends of its 95 % interval")
+    difference_high: float | None = None
+    better: Predictor | None = Field(None, description="the one with the higher tau, if any")
+    certain: bool = Field(False, description="the interval of the difference leaves out zero")
+    best_trial: int | None = Field(None, description="number of the trial with the best KPI")
+
+
+# --- measuring ---------------------------------------------------------------------------------
+
+
+def measure(function: str, model: Path, timeout_s: float) -> KpiValue:
+    """The user's function on one model folder, in a process of its own.
+
+    Args:
+        function: `package.module:name`; the current folder is on its path.
+        model: the folder of a finished trial's weights.
+        timeout_s: it is ended after so many seconds.
+
+    Returns:
+        Its value, or why it has none: the function's failure is never the caller's.
+    """
+    began = time.monotonic()
+    with TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"
+        command = [
+            sys.executable,
+            "-m",
+            "mptune.analysis.kpi",
+            function,
+            str(model.absolute()),
+            str(answer),
+        ]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=timeout_s, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return KpiValue(value=None, error=f"took longer than {timeout_s:g} s")
+        seconds = time.monotonic() - began
+        if answer.exists():
+            found = KpiValue.model_validate_json(answer.read_text(encoding="utf-8"))
+            return found.model_copy(update={"seconds": seconds})
+    last = done.stderr.strip().splitlines()[-1:] or ["no word of it"]
+    words = f"its process ended with {done.returncode}: {last[0]}"
+    return KpiValue(value=None, error=_short(words), seconds=seconds)
+
+
+def call(function: str, model: Path) -> KpiValue:
+    """The user's function on one model folder, in this process."""
+    module, _, name = function.partition(":")
+    try:
+        answer = getattr(importlib.import_module(module), name)(model)
+        value, se = answer if isinstance(answer, tuple) else (answer, None)
+        return _checked(float(value), None if se is None else float(se))
+    except Exception as error:
+        return KpiValue(value=None, error=_short(f"{type(error).__name__}: {error}"))
+
+
+def _checked(value: float, se: float | None) -> KpiValue:
+    if not math.isfinite(value):
+        return KpiValue(value=None, error=f"its value is {value}")
+    if se is not None and not (math.isfinite(se) and se >= 0):
+        return KpiValue(value=None, error=f"its standard error is {se}")
+    return KpiValue(value=value, se=se)
+
+
+def _short(words: str) -> str:
+    return shorten(words, width=200, placeholder=" ...")
+
+
+# --- correlating -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One finished trial by both scores and by the KPI.
+
+    Attributes:
+        trial: its number.
+        lml: nats per token.
+        loss: at 15 % masking, nats per masked position; None if it was not recorded.
+        kpi: what the user's function said.
+    """
+
+    trial: int
+    lml: float
+    loss: float | None
+    kpi: KpiValue
+
+
+def kpi_report(name: str, found: Sequence[Judged], higher_is_better: bool = True) -> KpiReport:
+    """The KPI over finished trials, and which score predicts it better.
+
+    Args:
+        name: of the function.
+        found: the trials on which it ran.
+        higher_is_better: whether a higher KPI is a better one.
+    """
+    valued = [t for t in found if t.kpi.value is not None]
+    sign = 1.0 if higher_is_better else -1.0
+    kpi_n = np.array([sign * (t.kpi.value or 0.0) for t in valued])
+    scores = _scores(valued)
+    best = max(valued, key=lambda t: sign * (t.kpi.value or 0.0), default=None)
+    return KpiReport(
+        name=name,
+        higher_is_better=higher_is_better,
+        trials=len(valued),
+        failed=len(found) - len(valued),
+        correlations=tuple(_correlations(scores, kpi_n)),
+        **_better(scores, kpi_n),
+        best_trial=None if best is None else best.trial,
+    )
+
+
+def _scores(valued: Sequence[Judged]) -> dict[Predictor, FloatArray]:
+    """What may predict the KPI, [n] each, higher is better; the loss only if all trials have it."""
+    scores: dict[Predictor, FloatArray] = {"lml": np.array([t.lml for t in valued])}
+    losses = [t.loss for t in valued if t.loss is not None]
+    if len(losses) == len(valued):
+        scores["loss"] = -np.array(losses)
+    return scores
+
+
+def _correlations(scores: dict[Predictor, FloatArray], kpi_n: FloatArray) -> Iterator[Correlation]:
+    for predictor, score_n in scores.items():
+        for statistic in STATISTICS:
+            value = _rank_correlation(statistic, score_n, kpi_n)
+            low, high = _interval(statistic, value, len(kpi_n))
+            yield Correlation(
+                predictor=predictor, statistic=statistic, value=value, low=low, high=high
+            )
+
+
+STATISTICS: dict[Statistic, str] = {"spearman": "spearmanr", "kendall": "kendalltau"}
+"""Names in `scipy.stats`, which takes a second to import: every command would wait for it."""
+
+
+def _rank_correlation(statistic: Statistic, score_n: FloatArray, kpi_n: FloatArray) -> float | None:
+    """None where there are fewer than two trials, or one side has no two different values."""
+    if len(np.unique(score_n)) < 2 or len(np.unique(kpi_n)) < 2:
+        return None
+    from scipy import stats
+
+    found = getattr(stats, STATISTICS[statistic])(score_n, kpi_n)
+    # Rounding would make a perfect order an almost perfect one.
+    return round(float(found.statistic), 12)
+
+
+def _interval(
+    statistic: Statistic, value: float | None, n: int
+) -> tuple[float | None, float | None]:
+    """Ends of the interval of one correlation; None with too few trials."""
+    if value is None or n < LEAST_TRIALS:
+        return None, None
+    variance = (1 + value**2 / 2) / (n - 3) if statistic == "spearman" else 0.437 / (n - 4)
+    half = float(ndtri(0.5 + LEVEL / 2)) * math.sqrt(variance)
+    # At a perfect order atanh is infinite; one more wrong pair is what cannot be told from it.
+    most = 1 - 1 / n**2
+    middle = math.atanh(min(max(value, -most), most))
+    low = -1.0 if value == -1 else math.tanh(middle - half)
+    return low, 1.0 if value == 1 else math.tanh(middle + half)
+
+
+def _better(scores: dict[Predictor, FloatArray], kpi_n: FloatArray) -> dict[str, Any]:
+    """The fields of `KpiReport` on the difference of the two."""
+    if "loss" not in scores or len(kpi_n) < LEAST_TRIALS:
+        return {}
+    difference = _difference(scores, kpi_n)
+    if difference is None:
+        return {}
+    n = len(kpi_n)
+    without = [
+        _difference({k: np.delete(v, i) for k, v in scores.items()}, np.delete(kpi_n, i))
+        for i in range(n)
+    ]
+    left_n = np.array([d for d in without if d is not None])
+    fields: dict[str, Any] = {"difference": difference}
+    if difference:
+        fields["better"] = "lml" if difference > 0 else "loss"
+    if len(left_n) < n:
+        return fields
+    se = math.sqrt((n - 1) / n * float(((left_n - left_n.mean()) ** 2).sum()))
+    half = float(stdtrit(n - 1, 0.5 + LEVEL / 2)) * se
+    low, high = difference - half, difference + half
+    return {
+        **fields,
+        "difference_low": low,
+        "difference_high": high,
+        "certain": low > 0 or high < 0,
+    }
+
+
+def _difference(scores: dict[Predictor, FloatArray], kpi_n: FloatArray) -> float | None:
+    """Kendall's tau of the LML with the KPI minus that of the loss."""
+    lml, loss = (_rank_correlation("kendall", scores[p], kpi_n) for p in ("lml", "loss"))
+    return None if lml is None or loss is None else lml - loss
+
+
+if __name__ == "__main__":
+    Path(sys.argv[3]).write_text(
+        json.dumps(call(sys.argv[1], Path(sys.argv[2])).model_dump()), encoding="utf-8"
+    )

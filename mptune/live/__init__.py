@@ -1,0 +1,1 @@
+"""What a running search looks like in a terminal."""

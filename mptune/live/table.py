@@ -1,0 +1,358 @@
+"""The live view of a running search: one table and one bar, or plain lines without a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from threading import RLock
+from types import TracebackType
+from typing import Self, TypeAlias
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Column, Table
+from rich.text import Text
+
+from mptune.live.words import end_words, gangs_table, limit_words, queue_table, spend_words, summary
+from mptune.report.words import about, count, duration, minus
+from mptune.status import Status
+from mptune.trial import (
+    Event,
+    Failed,
+    Finished,
+    GangChanged,
+    Progress,
+    Rung,
+    Scoring,
+    Started,
+    Stopped,
+)
+
+FINISHED_SHOWN = 12
+"""Ended trials that stay in the table, fewer where the terminal is low."""
+
+PLAIN_PROGRESS_S = 10.0
+"""Without a terminal, seconds between two progress lines of one trial."""
+
+PLAIN_STANDING_S = 60.0
+"""Without a terminal, seconds between two lines about the whole search."""
+
+LINES_AROUND = 8
+"""Terminal lines that no table has: title, header, spend, the search's bar, the prompt."""
+
+LEAST_ROWS = 3
+"""Trials that are shown however low the terminal is."""
+
+_STYLES = {
+    "waiting": "dim",
+    "starting": "dim",
+    "complete": "green",
+    "pruned": "yellow",
+    "failed": "red",
+    "interrupted": "yellow",
+}
+
+Clock: TypeAlias = Callable[[], float]
+
+
+@dataclass
+class _Row:
+    """What is known about one trial now."""
+
+    number: int
+    label: str
+    size: str
+    state: str = "waiting"
+    progress: float = 0.0
+    loss: float | None = None
+    tokens_per_s: float = 0.0
+    score: str = ""
+    ended: bool = False
+    last_line_at: float = field(default=float("-inf"))
+
+
+class LiveView:
+    """Shows what happens in a search while it happens.
+
+    Args:
+        console: where to; without a terminal every event becomes one plain line.
+        title: name of what runs.
+        total_trials: trials of the whole search.
+        done: trials that an earlier driver of the same search has ended.
+        clock: seconds from any origin; `time.monotonic` unless a test says otherwise.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        title: str,
+        total_trials: int,
+        *,
+        done: int = 0,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._console = console
+        self._title = title
+        self._total = total_trials
+        self._done_before = self._done = done
+        self._clock = clock
+        self._started_at = clock()
+        self._rows: dict[int, _Row] = {}
+        self._ended: list[int] = []
+        self._status: Status | None = None
+        self._standing_said_at = self._started_at
+        self._lock = RLock()  # rich refreshes from a thread of its own
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live = Live(self, console=self._console, refresh_per_second=4, transient=False)
+            self._live.start()
+        else:
+            self._print(f"{self._title}: {self._total} trials, {self._done_before} of them done")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        else:
+            self._print(f"{self._title}: {self._done} of {self._total} trials done")
+
+    # --- what happens --------------------------------------------------------------------------
+
+    def trial(self, number: int, label: str, size: str) -> None:
+        """A trial was submitted: its policy in words and its size."""
+        with self._lock:
+            self._rows[number] = _Row(number, label, size)
+
+    def on_event(self, event: Event) -> None:
+        """Something happened to a trial or a gang."""
+        with self._lock:
+            line = self._take(event)
+        if line:
+            self._plain(line)
+
+    def hold_trial(self, number: int, why: str) -> None:
+        """The budgets have no room for a trial now."""
+        with self._lock:
+            self._row(number).state = "held back"
+        self._plain(f"{self._name(number)}: held back: {why}")
+
+    def finish_trial(self, number: int, state: str) -> None:
+        """A trial was told to the study; `state` in words, e.g. `failed: out_of_memory`."""
+        with self._lock:
+            row = self._row(number)
+            row.state, row.ended = state, True
+            if number not in self._ended:
+                self._ended.append(number)
+                self._done += state != "interrupted"
+        self._plain(f"{self._name(number)}: {state} ({self._done} of {self._total} done)")
+
+    def look(self, status: Status) -> None:
+        """Where the study stands now."""
+        with self._lock:
+            self._status = status
+            for trial in status.queue:
+                self._row(trial.number).state = "waiting"
+            for running in status.running:
+                if running.state == "starting":
+                    self._row(running.number).state = "starting"
+        if self._clock() - self._standing_said_at >= PLAIN_STANDING_S:
+            self._standing_said_at = self._clock()
+            self._plain(f"{self._title}: {summary(status)}")
+
+    def note(self, line: str) -> None:
+        """One line above the table, or among the plain lines."""
+        self._print(line)
+
+    def _row(self, number: int) -> _Row:
+        return self._rows.setdefault(number, _Row(number, f"trial {number}", ""))
+
+    def _take(self, event: Event) -> str | None:
+        """Update the rows; returns the plain line of the event, if it deserves one."""
+        if isinstance(event, GangChanged):
+            return self._gang(event)
+        row = self._row(event.number)
+        match event:
+            case Started():
+                row.state = "training"
+                row.progress = event.resumed_at / max(1, event.total_steps)
+                return f"{self._name(row.number)}: {_started_words(event)}"
+            case Progress():
+                row.state, row.progress = "training", event.progress
+                row.tokens_per_s, row.loss = event.tokens_per_s, event.loss
+                return self._progress_line(row, event)
+            case Rung():
+                row.score = f"{minus(event.nats_per_token, 3)} ± {event.se:.3f}"
+                at = f"rung {event.index} at {event.progress:.0%}"
+                return f"{self._name(row.number)}: {at}: LML {row.score} nats per token"
+            case Scoring():
+                row.state, row.progress = "scoring", 1.0
+                return f"{self._name(row.number)}: trained, scoring"
+            case Finished():
+                row.state, row.progress = "finished", 1.0
+                row.score = _score_words(event)
+                return f"{self._name(row.number)}: LML {row.score} nats per token"
+            case Stopped():
+                row.state = event.reason
+                return f"{self._name(row.number)}: {event.reason} at step {event.step}"
+            case Failed():
+                row.state = f"failed: {event.reason}"
+                return f"{self._name(row.number)}: failed, {event.reason}: {event.detail}"
+
+    def _gang(self, event: GangChanged) -> str:
+        return f"gang {event.gang} {event.state}" + (f": {event.detail}" if event.detail else "")
+
+    def _progress_line(self, row: _Row, event: Progress) -> str | None:
+        if self._clock() - row.last_line_at < PLAIN_PROGRESS_S:
+            return None
+        row.last_line_at = self._clock()
+        return (
+            f"{self._name(row.number)}: {event.progress:.0%}, loss {event.loss:.3f} at mask rate "
+            f"{event.mask_rate:.2f}, {count(event.tokens_per_s)} tokens/s"
+        )
+
+    def _name(self, number: int) -> str:
+        row = self._row(number)
+        return f"trial {number} ({row.label})" if row.size else row.label
+
+    # --- plain lines ---------------------------------------------------------------------------
+
+    def _plain(self, line: str) -> None:
+        if not self._console.is_terminal:
+            self._print(line)
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    # --- the table -----------------------------------------------------------------------------
+
+    def __rich__(self) -> RenderableType:
+        with self._lock:
+            return Group(self._table(), *self._standing(), self._bar())
+
+    def _table(self) -> Table:
+        narrow = self._console.width < 100
+        table = Table(
+            Column("#", justify="right", no_wrap=True),
+            Column("policy", ratio=3, no_wrap=True, overflow="ellipsis"),
+            *([] if narrow else [Column("size", ratio=2, no_wrap=True, overflow="ellipsis")]),
+            Column("progress", width=8 if narrow else 10),
+            Column("loss", justify="right", no_wrap=True),
+            Column("tokens/s", justify="right", no_wrap=True),
+            Column("left", justify="right", no_wrap=True),
+            Column("LML, nats/token", justify="right", no_wrap=True, min_width=15),
+            Column("state", no_wrap=True, overflow="ellipsis", max_width=10 if narrow else 24),
+            title=Text(self._title, style="bold"),
+            title_justify="left",
+            box=None,
+            expand=True,
+            padding=(0, 1),
+            header_style="dim",
+        )
+        for row in self._shown():
+            cells = _cells(row, self._left(row.number))
+            table.add_row(*(cells[:2] + cells[3:] if narrow else cells), style=_dim(row))
+        return table
+
+    def _left(self, number: int) -> str:
+        """Predicted time to the end of a trial."""
+        running = self._status.running if self._status else ()
+        known = (t.left_s for t in running if t.number == number and t.left_s is not None)
+        return next((about(left_s) for left_s in known), "")
+
+    @property
+    def _room(self) -> int:
+        """Lines for trials, gangs and queue together."""
+        return max(LEAST_ROWS, self._console.height - LINES_AROUND)
+
+    def _standing(self) -> list[RenderableType]:
+        """Gangs and queue, each on a fourth of the room at most, and the spend."""
+        if self._status is None:
+            return []
+        lines = self._room // 4
+        found: list[RenderableType] = []
+        if lines >= 2 and self._status.gangs:
+            found.append(gangs_table(self._status.gangs, lines))
+        if lines >= 2 and self._status.queue:
+            found.append(queue_table(self._status.queue, lines))
+        words = (spend_words(self._status.spend, self._status.forecast), limit_words(self._status))
+        line = f" {' · '.join(filter(None, words))}"
+        return [*found, Text(line)]
+
+    def _shown(self) -> list[_Row]:
+        """Running trials, and as many of the last ended ones as fit; in order of number."""
+        room = max(LEAST_ROWS, self._room - self._lines_of_tables())
+        queued = {trial.number for trial in self._status.queue} if self._status else set()
+        running = [r for r in self._rows.values() if not r.ended and r.number not in queued]
+        left = min(FINISHED_SHOWN, room - len(running[:room]))
+        ended = [self._rows[n] for n in self._ended[-left:]] if left > 0 else []
+        return sorted([*ended, *running[:room]], key=lambda row: row.number)
+
+    def _lines_of_tables(self) -> int:
+        if self._status is None:
+            return 0
+        fourth = self._room // 4
+        tables = (self._status.gangs, self._status.queue)
+        return sum(min(len(table) + 1, fourth) for table in tables if table)
+
+    def _bar(self) -> Table:
+        share = self._share()
+        grid = Table.grid(Column(no_wrap=True), Column(ratio=1), Column(no_wrap=True), expand=True)
+        grid.padding = (0, 1)
+        bar = ProgressBar(total=1.0, completed=share, complete_style="cyan")
+        grid.add_row(f" {self._done}/{self._total} trials", bar, self._time_words(share))
+        return grid
+
+    def _share(self) -> float:
+        """Share of the search that is done, running trials counted by their progress."""
+        running = sum(row.progress for row in self._rows.values() if not row.ended)
+        return min(1.0, (self._done + running) / max(1, self._total))
+
+    def _time_words(self, share: float) -> str:
+        elapsed = self._clock() - self._started_at
+        end = end_words(self._status) if self._status else ""
+        here = share - self._done_before / max(1, self._total)
+        if not end and here > 0.01:
+            end = f"{duration(elapsed * (1 - share) / here)} left"
+        return f"{duration(elapsed)}{' · ' * bool(end)}{end} "
+
+
+def _cells(row: _Row, left: str) -> list[RenderableType]:
+    """One cell per column, labels taken literally whatever they contain."""
+    bar: RenderableType = (
+        ProgressBar(total=1.0, completed=row.progress, complete_style="cyan")
+        if not row.ended
+        else Text("")
+    )
+    speed = count(row.tokens_per_s) if row.tokens_per_s and not row.ended else ""
+    loss = f"{row.loss:.3f}" if row.loss is not None and not row.ended else ""
+    state = Text(row.state, style=_STYLES.get(row.state.split(":")[0], ""))
+    label, size, score = Text(row.label), Text(row.size), Text(row.score)
+    return [str(row.number), label, size, bar, loss, speed, left, score, state]
+
+
+def _dim(row: _Row) -> str:
+    return "dim" if row.ended and row.state != "complete" else ""
+
+
+def _started_words(event: Started) -> str:
+    resumed = f", resumed at step {event.resumed_at}" if event.resumed_at else ""
+    return (
+        f"started on gang {event.gang}, {count(event.parameters)} parameters, "
+        f"{event.total_steps} steps{resumed}"
+    )
+
+
+def _score_words(event: Finished) -> str:
+    lml = event.result.lml
+    tokens = lml.nats_per_sequence / lml.nats_per_token if lml.nats_per_token else 1.0
+    return f"{minus(lml.nats_per_token, 3)} ± {lml.se_population / tokens:.3f}"

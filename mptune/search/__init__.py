@@ -1,0 +1,1 @@
+"""The application: a run of a search, its stages, and what is decided in them."""

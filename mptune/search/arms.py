@@ -1,0 +1,186 @@
+"""Arms of a comparison in words, as typed after `--arms`.
+
+    best                        the recommended trial
+    trial 7                     any finished trial of the search
+    accumulated                 a named arm of the spec, or a policy in the words of the report
+    fixed r=0.15                a policy by its kind and parameters, as in the spec
+    uniform on width=128        any of these at another size, named by its parameters,
+    best on trial 3             by a trial, or in the words of the report
+    fixed r=0.4 on bert 64×2
+
+What an arm leaves open (size, learning rate) is the recommended trial's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mptune import plugins, study
+from mptune.errors import InputError, did_you_mean
+from mptune.paths import RunDirectory
+from mptune.search.evidence import recommended
+from mptune.spec.source import Concrete, SpecFile, merge_arm, parse_yaml, plain
+from mptune.spec.space import Space
+from mptune.study import TrialRecord
+
+Tree = dict[str, Any]
+
+SHORT = {"r": "rate"}
+"""What people write for a policy's parameter."""
+
+ALIASES = {"accumulated": "uniform"}
+
+SECTIONS = ("model", "policy", "training")
+
+
+def with_arms(arguments: argparse.Namespace) -> SpecFile:
+    """The spec with the arms of `--arms` as its comparison; the first is the baseline.
+
+    Seeds, level and the like stay those of the spec's comparison, if it has one.
+
+    Raises:
+        InputError: there is no finished search, or an arm is not understood.
+    """
+    others = [o for o in arguments.overrides if not o.startswith("compare")]
+    file = SpecFile.read(arguments.spec, others)
+    spec = file.validate(data_is_here=False)
+    run = RunDirectory(arguments.run_dir or Path("runs") / spec.name)
+    found = study.records(run, spec.storage.url, spec.name)
+    if not any(r.result for r in found):
+        raise InputError(f"--arms: no trial of {run.root} has finished; run `mptune search` first")
+    arms = Arms(Space(file), found, recommended(run, spec)).read(arguments.arms)
+    kept = spec.compare.model_dump(mode="json") if spec.compare else {}
+    section = {**kept, "arms": arms, "baseline": next(iter(arms))}
+    return SpecFile.read(arguments.spec, [f"compare={json.dumps(section)}", *arguments.overrides])
+
+
+@dataclass(frozen=True)
+class Arms:
+    """Reads arms with the knowledge of a finished search.
+
+    Attributes:
+        space: of the spec that was searched.
+        found: trials of the search.
+        best: the recommended one.
+    """
+
+    space: Space
+    found: Sequence[TrialRecord]
+    best: TrialRecord
+
+    def read(self, words: Sequence[str]) -> dict[str, Tree]:
+        """Each arm's name and its model, policy and training sections.
+
+        Raises:
+            InputError: fewer than two arms, one twice, or one that is not understood.
+        """
+        names = [" ".join(word.split()) for word in words]
+        if len(set(names)) < max(2, len(names)):
+            raise InputError(f"--arms needs at least two different arms; got {', '.join(names)}")
+        return {name: self.one(name) for name in names}
+
+    def one(self, name: str) -> Tree:
+        """The sections of one arm."""
+        what, on, size = name.partition(" on ")
+        tree = self._policy(what.strip(), name)
+        return {**tree, "model": self._size(size.strip(), tree["model"], name)} if on else tree
+
+    def _policy(self, what: str, name: str) -> Tree:
+        arm = self.space.file.arms("compare").get(what)
+        if arm is not None:
+            return _sections(merge_arm(self.space.at(self.best.params), plain(arm), arm.origin))
+        record = self._trial(what, name) or self._searched(what)
+        if record is not None:
+            return self._at(record)
+        return {**self._at(self.best), "policy": self._kind(what, name)}
+
+    def _at(self, record: TrialRecord) -> Tree:
+        return _sections(self.space.at(record.params))
+
+    def _trial(self, what: str, name: str) -> TrialRecord | None:
+        """`best` or `trial 7`; None if it is neither."""
+        if what == "best":
+            return self.best
+        head, _, number = what.partition(" ")
+        if head != "trial":
+            return None
+        finished = {str(r.number): r for r in self._finished()}
+        if number not in finished:
+            raise InputError(
+                f"--arms {name!r}: no finished trial {number!r}; there are {', '.join(finished)}"
+            )
+        return finished[number]
+
+    def _searched(self, what: str) -> TrialRecord | None:
+        """The best trial of a named arm, or with this policy or label in the report's words."""
+        same = [
+            r for r in self._finished() if what in (r.arm, r.label, r.label.partition(" · ")[0])
+        ]
+        return max(same, key=_score, default=None)
+
+    def _finished(self) -> list[TrialRecord]:
+        return [r for r in self.found if r.result is not None and r.state == "COMPLETE"]
+
+    def _kind(self, what: str, name: str) -> Tree:
+        """A policy by its kind and parameters."""
+        kind, *parameters = what.split()
+        kind = ALIASES.get(kind, kind)
+        if kind not in plugins.modules("policies"):
+            raise InputError(
+                f"--arms {name!r}: not an arm; give best, trial N, a named arm, or a policy such "
+                f"as 'fixed r=0.15'{did_you_mean(what, self._known())}"
+            )
+        fields = plugins.load("policies", kind).model_fields
+        return {"kind": kind, **dict(_parameters(parameters, list(fields), name))}
+
+    def _known(self) -> Iterator[str]:
+        yield "best"
+        yield from (r.label.partition(" · ")[0] for r in self._finished())
+        yield from (n for s in ("compare", "search") for n in self.space.file.arms(s))
+        yield from (*ALIASES, *plugins.modules("policies"))
+
+    def _size(self, size: str, model: Mapping[str, Any], name: str) -> Tree:
+        """Another model: a trial's, one in the words of the report, or one with other numbers."""
+        trial = self._trial(size, name)
+        if trial is not None:
+            found: Tree = self._at(trial)["model"]
+            return found
+        sizes = {r.label.partition(" · ")[2]: r for r in self._finished()}
+        if size in sizes:
+            return dict(self._at(sizes[size])["model"])
+        if "=" not in size:
+            raise InputError(
+                f"--arms {name!r}: no trial has the size {size!r}; give width=128, trial N, or "
+                f"one of {', '.join(sorted(sizes))}{did_you_mean(size, sizes)}"
+            )
+        family = plugins.load("families", str(model["family"]))
+        changes = dict(_parameters(size.split(), list(family.model_fields), name))
+        dropped = ("width", "depth", "heads") if "size" in changes else ("size",)
+        return {**{k: v for k, v in model.items() if k not in dropped}, **changes}
+
+
+def _sections(concrete: Concrete) -> Tree:
+    return {key: concrete.tree[key] for key in SECTIONS}
+
+
+def _score(record: TrialRecord) -> tuple[float, int]:
+    assert record.result is not None
+    return record.result.lml.nats_per_token, -record.number
+
+
+def _parameters(words: Sequence[str], known: Sequence[str], name: str) -> Iterator[tuple[str, Any]]:
+    """`rate=0.15` as a pair, its value read as YAML."""
+    for word in words:
+        key, equals, text = word.partition("=")
+        key = SHORT.get(key, key)
+        if not equals or key not in known:
+            raise InputError(
+                f"--arms {name!r}: {word!r} is no KEY=VALUE of {', '.join(known)}"
+                f"{did_you_mean(key, known)}"
+            )
+        yield key, plain(parse_yaml(text, f"--arms {name!r}"))

@@ -1,0 +1,1 @@
+"""The search spec: its schema, its YAML source with line numbers, and its dimensions."""

@@ -1,0 +1,429 @@
+"""The search spec: one schema, the same words in YAML, in Python and in `--set`.
+
+Sections are frozen pydantic models that refuse unknown keys. `data`, `model` and `policy` are
+plugin sections: their keys belong to the modality, model family or mask policy they name. Reading
+a YAML file, with line numbers and search dimensions, is `mptune.spec.source`'s part.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from mptune import plugins
+from mptune.artifacts import check_url
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, unknown keys refused, numbers given as numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _mask_rate(value: float) -> float:
+    if not 0 < value <= 1:
+        raise ValueError("is not a mask rate; a rate is a fraction in (0, 1]")
+    return value
+
+
+MaskRate = Annotated[float, AfterValidator(_mask_rate)]
+"""A fraction of the observed positions, in (0, 1]."""
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+SIZE_SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9}
+
+
+def parameter_count(value: object) -> object:
+    """`110M` as 110e6; numbers stay.
+
+    Raises:
+        ValueError: a word that is no size.
+    """
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)\s*([KMB]?)", value, flags=re.IGNORECASE)
+    if found is None:
+        raise ValueError("is no size; give parameters, e.g. 110M or 1.1e8")
+    return float(found[1]) * SIZE_SUFFIXES[found[2].upper()]
+
+
+Size = Annotated[
+    float, BeforeValidator(parameter_count), WithJsonSchema({"type": "parameters, e.g. 110M"})
+]
+"""Parameters of a model: a number, or one with a suffix."""
+
+PLUGIN_SECTIONS = {
+    "data": ("modalities", "kind"),
+    "model": ("families", "family"),
+    "policy": ("policies", "kind"),
+}
+"""Section -> (plugin group, the key that names the plugin)."""
+
+
+def build(section: str, values: Mapping[str, Any]) -> Any:
+    """The plugin object that a section describes, e.g. `build("policy", {"kind": "uniform"})`.
+
+    Raises:
+        ValueError: the naming key is missing, or names no plugin.
+        pydantic.ValidationError: a parameter is wrong.
+    """
+    group, key = PLUGIN_SECTIONS[section]
+    if not isinstance(values, Mapping):
+        raise ValueError(f"must be a mapping with the key {key!r}")
+    if key not in values:
+        raise ValueError(f"needs {key!r}, one of {', '.join(plugins.modules(group))}")
+    return plugins.load(group, str(values[key])).model_validate(dict(values))
+
+
+class Optimizer(Section):
+    """AdamW, through DeepSpeed; a `deepspeed.optimizer` section takes precedence."""
+
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    eps: float = Field(1e-6, gt=0)
+    width_rule: Literal["none", "mup", "inverse_sqrt"] = Field(
+        "none",
+        description="scales the learning rate with the model's width: mup divides that of hidden "
+        "matrices by width / base_width (Yang et al. 2022, arXiv 2203.03466, table 8), "
+        "inverse_sqrt divides all by its root",
+    )
+    base_width: int = Field(64, gt=0, description="width at which learning_rate holds unscaled")
+
+
+class LearningRateSchedule(Section):
+    """Learning rate over training progress."""
+
+    kind: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Fraction = Field(0.05, description="fraction of the budget spent warming up")
+    final: Fraction = Field(0.0, description="final learning rate as a fraction of the peak")
+
+
+class Training(Section):
+    """How every trial trains. Exactly one budget, the same for all trials of a study."""
+
+    budget_tokens: float | None = Field(None, gt=0, description="positions processed (batch x D)")
+    budget_flops: float | None = Field(None, gt=0, description="FLOPs, head included")
+    budget_seconds: float | None = Field(None, gt=0, description="seconds of training steps")
+    batch_size: int = Field(64, gt=0, description="sequences per optimizer step, over all workers")
+    micro_batch_size: int | None = Field(
+        None, gt=0, description="sequences per worker and forward; default batch_size / workers"
+    )
+    optimizer: Optimizer = Optimizer()
+    schedule: LearningRateSchedule = LearningRateSchedule()
+    precision: Literal["fp32", "bf16", "auto"] = Field(
+        "fp32", description="auto: what trains faster on the workers, measured once per search"
+    )
+    compile: bool = Field(
+        False, description="torch.compile the model: a wait at first, then faster steps"
+    )
+    gradient_clipping: float = Field(1.0, ge=0, description="global norm; 0 is off")
+    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
+    pack: bool = Field(
+        False, description="several short sequences to a row, each attending to itself only"
+    )
+    keep_weights: bool = Field(
+        False,
+        description="keep finished trials' weights, for transformers and `mptune impute`",
+    )
+    checkpoint_every_s: float = Field(
+        60.0, gt=0, description="seconds between checkpoints of a running trial"
+    )
+    deepspeed: dict[str, Any] = Field(
+        default_factory=dict, description="passed through to DeepSpeed verbatim, wins over the rest"
+    )
+
+    @model_validator(mode="after")
+    def _compiles(self) -> Training:
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile does not go with zero_stage 3; use stage 2 or compile: false")
+        return self
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Training:
+        budgets = ("budget_tokens", "budget_flops", "budget_seconds")
+        given = [b for b in budgets if getattr(self, b) is not None]
+        if len(given) != 1:
+            raise ValueError(f"needs exactly one of {', '.join(budgets)}; {len(given)} are given")
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of micro_batch_size "
+                f"{self.micro_batch_size}"
+            )
+        return self
+
+
+class Missing(Section):
+    """Values of the held-out sequences that are taken away: not seen, and not scored."""
+
+    fraction: float = Field(gt=0, lt=1, description="of each sequence's observed values")
+    kind: Literal["random", "block"] = Field(
+        "random", description="anywhere, or one stretch of consecutive positions"
+    )
+
+
+class Score(Section):
+    """The frozen scoring plan: the same held-out sequences, counts and masks for every trial."""
+
+    sequences: int = Field(512, gt=1, description="held-out sequences scored (at most all)")
+    forwards: int = Field(2, gt=0, description="forwards per sequence of the LML estimate")
+    target_se: float | None = Field(
+        None, gt=0, description="standard error in nats per token to reach by more forwards"
+    )
+    max_forwards: int = Field(16, gt=0, description="cap on forwards per sequence with target_se")
+    rates: tuple[MaskRate, ...] = Field(
+        (0.15,),
+        min_length=1,
+        description="mask rates at which loss and accuracy are recorded beside the LML",
+    )
+    missing: tuple[Missing, ...] = Field(
+        (), description="score again with values missing: the same ones for every trial"
+    )
+    kpi: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+        description="your own figure, `package.module:function` (model folder -> number, or number "
+        "and standard error), measured on every finished trial; needs training.keep_weights",
+    )
+    kpi_higher_is_better: bool = True
+    kpi_timeout_s: float = Field(3600.0, gt=0, description="of one call of it")
+    rung_sequences: int = Field(128, gt=1, description="held-out sequences scored at a rung")
+    batch_size: int = Field(128, gt=0, description="sequences per scoring forward and worker")
+    seed: int = Field(0, ge=0)
+
+
+class Sampler(Section):
+    """How Optuna proposes trials; every proposal is a pure function of seed and history."""
+
+    kind: Literal["tpe", "random", "cmaes", "gp"] = "tpe"
+    startup_trials: int = Field(8, ge=0, description="random proposals before the model is used")
+
+
+class Pruner(Section):
+    """When Optuna stops a trial early: rungs compare the common LML plan at equal progress."""
+
+    kind: Literal["none", "median", "halving", "hyperband"] = "median"
+    rungs: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.5,), description="training progress at which trials report, as fractions"
+    )
+    startup_trials: int = Field(4, ge=0, description="finished trials before anything is pruned")
+
+
+class Confirm(Section):
+    """The best trials, trained again with fresh seeds and scored on a fresh plan.
+
+    The best of many scores is partly the luckiest; what is recommended is then the best of these.
+    """
+
+    top: int = Field(0, ge=0, description="trials that are confirmed, at least 2; 0 is off")
+    seeds: int = Field(2, gt=0, description="fresh training seeds of each")
+
+    @model_validator(mode="after")
+    def _at_least_two(self) -> Confirm:
+        if self.top == 1:
+            raise ValueError("top 1 leaves nothing to choose from; give 2 or more, or 0 for none")
+        return self
+
+
+class Search(Section):
+    """What is searched, and how long."""
+
+    trials: int = Field(16, gt=0)
+    seed: int = Field(0, ge=0)
+    concurrency: int | None = Field(
+        None, gt=0, description="trials at once; default what the cluster holds"
+    )
+    ordered: bool = Field(
+        True, description="results count in trial order, so that a resumed search is the same one"
+    )
+    sampler: Sampler = Sampler()
+    pruner: Pruner = Pruner()
+    budget_seconds: float | None = Field(
+        None, gt=0, description="no trial starts after this; shared as the next two are"
+    )
+    budget_worker_seconds: float | None = Field(
+        None,
+        gt=0,
+        description="workers x seconds of all trials, scoring and retries included: none starts, "
+        "or goes on, that would pass it; search, confirmation and comparison share it by their "
+        "numbers of runs",
+    )
+    budget_gpu_hours: float | None = Field(
+        None, gt=0, description="GPUs x hours of all trials, likewise"
+    )
+    confirm: Confirm = Confirm()
+    choose_by: Literal["heldout", "worst_domain"] = Field(
+        "heldout",
+        description="recommend the trial with the best score, or with the best score on the one of "
+        "data.domains where it does worst",
+    )
+    extrapolate_to: tuple[Annotated[Size, Field(ge=1e3)], ...] = Field(
+        (), description="sizes for which the report states the laws over size, e.g. [110M]"
+    )
+    arms: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="named points of the space that always run, first"
+    )
+
+
+class Comparison(Section):
+    """Named arms over paired seeds. An arm says what it changes; `{}` is the search's best."""
+
+    arms: dict[str, dict[str, Any]] = Field(min_length=2)
+    baseline: str | None = Field(None, description="arm the others are held against; default first")
+    seeds: int = Field(3, gt=1, description="paired training seeds per arm")
+    max_seeds: int | None = Field(
+        None, gt=1, description="add seeds to undecided arms, up to so many each; default: none"
+    )
+    margin: float | None = Field(
+        None, gt=0, description="nats per sequence below which a difference does not matter"
+    )
+    level: float = Field(0.95, gt=0.5, lt=1, description="confidence level of the intervals")
+    rungs: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.2, 0.4, 0.6, 0.8),
+        description="training progress at which runs are scored for their learning curves, from "
+        "which equivalent compute is read; [] saves the forwards",
+    )
+
+    @model_validator(mode="after")
+    def _baseline_is_an_arm(self) -> Comparison:
+        if self.baseline is not None and self.baseline not in self.arms:
+            raise ValueError(f"baseline {self.baseline!r} is none of the arms {list(self.arms)}")
+        if self.max_seeds is not None and self.max_seeds < self.seeds:
+            raise ValueError(f"max_seeds {self.max_seeds} is less than seeds {self.seeds}")
+        if list(self.rungs) != sorted(set(self.rungs)):
+            raise ValueError(f"rungs must grow: {list(self.rungs)}")
+        return self
+
+
+class GangOfSize(Section):
+    """What a trial of some size runs on instead."""
+
+    workers: int | None = Field(None, gt=0)
+    cpus_per_worker: float | None = Field(None, gt=0)
+    gpus_per_worker: float | None = Field(None, ge=0)
+
+
+class Resources(Section):
+    """What one trial runs on."""
+
+    workers: int = Field(1, gt=0, description="worker processes (ranks) per trial, one per GPU")
+    cpus_per_worker: float = Field(1, gt=0)
+    gpus_per_worker: float = Field(0, ge=0)
+    by_size: dict[str, GangOfSize] = Field(
+        default_factory=dict,
+        description="other gangs for larger models: from so many parameters on, e.g. "
+        "{100M: {workers: 4}}",
+    )
+    memory_gb: float | None = Field(
+        None,
+        gt=0,
+        description="1e9 bytes of memory that each worker has, its GPU's or its share of the node; "
+        "default what the nodes say",
+    )
+    trials_per_gang: int = Field(100, gt=0, description="a gang is remade after this many trials")
+    memory_growth_mb: float = Field(
+        1000.0,
+        gt=0,
+        description="a gang is remade when a rank has so much more memory of its own between two "
+        "trials than it once had",
+    )
+    gpu_memory_growth_mb: float = Field(
+        500.0, gt=0, description="the same for what a rank keeps of its GPU's memory"
+    )
+    ship_code: bool = Field(
+        True,
+        description="workers on a shared Ray cluster get the driver's mptune and plugin packages; "
+        "false: they have the same version installed",
+    )
+    scale_up_timeout_s: float = Field(
+        0.0,
+        ge=0,
+        description="on a Ray cluster with an autoscaler: machines for what waits are asked for, "
+        "and a trial that fits nowhere waits this long for them; 0: the cluster is as it is",
+    )
+    stall_timeout_s: float = Field(
+        600.0, gt=0, description="a gang that does nothing for so long is ended; stacks are kept"
+    )
+    retries: int = Field(
+        2, ge=0, description="times a trial is run again after its gang died, hung or was lost"
+    )
+
+    @field_validator("by_size")
+    @classmethod
+    def _sizes(cls, value: dict[str, GangOfSize]) -> dict[str, GangOfSize]:
+        for size in value:
+            try:
+                parameter_count(size)
+            except ValueError as error:
+                raise ValueError(f"{size!r} {error}") from None
+        return value
+
+    def for_model(self, parameters: float) -> Resources:
+        """What a model with so many parameters runs on: one gang, `by_size` decided."""
+        fitting = [s for s in self.by_size if _count(s) <= parameters]
+        chosen = self.by_size[max(fitting, key=_count)] if fitting else GangOfSize()
+        update = {**chosen.model_dump(exclude_none=True), "by_size": {}}
+        return self.model_copy(update=update)
+
+    def gangs(self) -> list[Resources]:
+        """Every gang that trials of some size run on, the smallest models' first."""
+        sizes = sorted(self.by_size, key=_count)
+        return [self.for_model(0), *(self.for_model(_count(size)) for size in sizes)]
+
+
+def _count(size: str) -> float:
+    count = parameter_count(size)
+    assert isinstance(count, float)
+    return count
+
+
+class Storage(Section):
+    """Where the study lives."""
+
+    url: str | None = Field(
+        None,
+        description="an SQLAlchemy URL for Optuna, or journal:///path/of/a/file for its journal; "
+        "default SQLite in the run directory",
+    )
+    artifacts: Annotated[str, AfterValidator(check_url)] | None = Field(
+        None,
+        description="any fsspec URL (s3://, gs://, abfs://, file://) for checkpoints and kept "
+        "weights; default the run directory, which all workers must then share",
+    )
+    lease_timeout_s: float = Field(
+        30.0, gt=0, description="PostgreSQL: when a driver whose machine vanished loses the study"
+    )
+
+
+class SearchSpec(Section):
+    """A whole spec with every search dimension replaced by a value."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+    data: dict[str, Any]
+    model: dict[str, Any]
+    policy: dict[str, Any]
+    training: Training
+    score: Score = Score()
+    search: Search = Search()
+    compare: Comparison | None = None
+    resources: Resources = Resources()
+    storage: Storage = Storage()
+
+    @model_validator(mode="after")
+    def _kpi_has_weights(self) -> SearchSpec:
+        if self.score.kpi is not None and not self.training.keep_weights:
+            raise ValueError("score.kpi needs training.keep_weights: true")
+        return self

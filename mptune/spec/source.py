@@ -1,0 +1,625 @@
+"""Reads a spec file: YAML with line numbers, search dimensions, and errors that point at a line.
+
+A leaf of `model`, `policy` or `training` may be a dimension:
+
+    {choice: [a, b, c]}            one of these, each a value or a whole sub-tree
+    {float: [low, high]}           with `log: true` or `step: 0.1`
+    {int: [low, high]}             with `log: true` or `step: 2`
+
+A dimension inside one option of a choice exists only where that option is taken.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from mptune import plugins
+from mptune.errors import InputError, did_you_mean
+from mptune.spec.schema import PLUGIN_SECTIONS, SearchSpec, build
+
+Scalar = str | int | float | bool | None
+Location = tuple[str | int, ...]
+
+SEARCHABLE = ("model", "policy", "training")
+"""Sections whose leaves may be dimensions; the rest is the same for all trials of a study."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several options, each with a label that names it in Optuna's storage."""
+
+    options: tuple[Node, ...]
+    labels: tuple[Scalar, ...]
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, both included."""
+
+    low: float
+    high: float
+    integer: bool = False
+    log: bool = False
+    step: float | None = None
+
+
+@dataclass(frozen=True)
+class Node:
+    """A value of the file and where it stands: `"quickstart.yaml:14"`."""
+
+    value: Scalar | dict[str, Node] | list[Node] | Choice | Range
+    origin: str
+
+
+Pick = Callable[[str, Choice | Range], Any]
+"""Decides a dimension: (its dotted name, the dimension) -> an option's label, or a number."""
+
+
+# --- YAML to nodes -----------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-3 as a number, as YAML 1.2 and every person does."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def _to_node(loader: _Loader, node: yaml.Node, source: str) -> Node:
+    origin = f"{source}:{node.start_mark.line + 1}"
+    if isinstance(node, yaml.MappingNode):
+        loader.flatten_mapping(node)
+        return Node(_mapping(loader, node, source), origin)
+    if isinstance(node, yaml.SequenceNode):
+        return Node([_to_node(loader, child, source) for child in node.value], origin)
+    return Node(loader.construct_object(node), origin)
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode, source: str) -> dict[str, Node]:
+    found: dict[str, Node] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node)
+        line = f"{source}:{key_node.start_mark.line + 1}"
+        if not isinstance(key, str):
+            raise InputError(f"{line}: {key!r} is not a key; keys are words, quote it if meant")
+        if key in found:
+            raise InputError(f"{line}: {key} is given twice; first at {found[key].origin}")
+        value = _to_node(loader, value_node, source)
+        # An empty or nested value starts on another line; the key's line is where people look.
+        found[key] = Node(value.value, line)
+    return found
+
+
+def parse_yaml(text: str, source: str) -> Node:
+    """Parse YAML text into nodes that know their line.
+
+    Raises:
+        InputError: not YAML, a duplicate key, or a key that is no string.
+    """
+    loader = _Loader(text)
+    try:
+        root = loader.get_single_node()
+        return Node({}, f"{source}:1") if root is None else _to_node(loader, root, source)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        raise InputError(f"{source}:{line}: not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{source}:1: not valid YAML: {' '.join(str(error).split())}") from None
+    finally:
+        loader.dispose()
+
+
+def plain(node: Node) -> Any:
+    """The node as it was written, dimensions included."""
+    value = node.value
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [plain(v) for v in value]
+    if isinstance(value, Choice):
+        return {"choice": [plain(o) for o in value.options]}
+    if isinstance(value, Range):
+        ends = [int(v) if value.integer else v for v in (value.low, value.high)]
+        extra: dict[str, float] = {"log": True} if value.log else {}
+        extra |= {"step": value.step} if value.step is not None else {}
+        return {"int" if value.integer else "float": ends, **extra}
+    return value
+
+
+# --- dimensions --------------------------------------------------------------------------------
+
+
+def _find_dimensions(node: Node, path: str) -> Node:
+    """Replace every mapping that describes a dimension by the dimension."""
+    value = node.value
+    if isinstance(value, list):
+        return Node([_find_dimensions(v, f"{path}.{i}") for i, v in enumerate(value)], node.origin)
+    if not isinstance(value, dict):
+        return node
+    kinds = [k for k in ("choice", "float", "int") if k in value]
+    if not kinds:
+        return Node({k: _find_dimensions(v, f"{path}.{k}") for k, v in value.items()}, node.origin)
+    if kinds == ["choice"]:
+        return Node(_choice(node, value, path), node.origin)
+    return Node(_range(node, value, path, kinds), node.origin)
+
+
+def _refuse_other_keys(
+    node: Node, value: Mapping[str, Node], path: str, allowed: Sequence[str]
+) -> None:
+    for key in value:
+        if key not in allowed:
+            raise InputError(
+                f"{value[key].origin}: {path}.{key}: unknown key in a dimension; "
+                f"allowed: {', '.join(allowed)}{did_you_mean(key, allowed)}"
+            )
+
+
+def _choice(node: Node, value: Mapping[str, Node], path: str) -> Choice:
+    _refuse_other_keys(node, value, path, ("choice",))
+    options = value["choice"].value
+    if not isinstance(options, list) or not options:
+        raise InputError(f"{node.origin}: {path}: choice must be a list with at least one option")
+    labels = _labels(options)
+    found = tuple(
+        _find_dimensions(o, f"{path}.{label}") for o, label in zip(options, labels, strict=True)
+    )
+    return Choice(found, labels)
+
+
+def _labels(options: Sequence[Node]) -> tuple[Scalar, ...]:
+    """Scalars name themselves; a sub-tree is named by its kind or family and what sets it apart."""
+    plain_labels = [_label(option) for option in options]
+    labels: list[Scalar] = []
+    for option, label in zip(options, plain_labels, strict=True):
+        twins = [o for o, other in zip(options, plain_labels, strict=True) if other == label]
+        label = " ".join([str(label), *_apart(option, twins)]) if len(twins) > 1 else label
+        same = sum(str(other).split("#")[0] == str(label) for other in labels)
+        labels.append(f"{label}#{same + 1}" if same else label)
+    return tuple(labels)
+
+
+def _apart(option: Node, twins: Sequence[Node]) -> Iterator[str]:
+    """`width=64` for each plain value in which the options of one kind differ."""
+    values = [t.value if isinstance(t.value, dict) else {} for t in twins]
+    for key, node in option.value.items() if isinstance(option.value, dict) else ():
+        differs = any(key not in v or v[key].value != node.value for v in values)
+        if differs and isinstance(node.value, Scalar):
+            yield f"{key}={node.value}"
+
+
+def _label(option: Node) -> Scalar:
+    value = option.value
+    if isinstance(value, dict):
+        named = [value[k].value for k in ("kind", "family") if k in value]
+        return str(named[0]) if named and isinstance(named[0], str) else "option"
+    if isinstance(value, list):
+        return str([plain(v) for v in value])
+    assert not isinstance(value, Choice | Range)
+    return value
+
+
+def _range(node: Node, value: Mapping[str, Node], path: str, kinds: Sequence[str]) -> Range:
+    if len(kinds) > 1:
+        raise InputError(f"{node.origin}: {path}: a dimension is one of {', '.join(kinds)}")
+    kind = kinds[0]
+    _refuse_other_keys(node, value, path, (kind, "log", "step"))
+    ends = plain(value[kind])
+    number = int if kind == "int" else (int, float)
+    if not (
+        isinstance(ends, list)
+        and len(ends) == 2
+        and all(isinstance(e, number) and not isinstance(e, bool) for e in ends)
+        and ends[0] <= ends[1]
+    ):
+        raise InputError(
+            f"{node.origin}: {path}: {kind} must be [low, high] with low <= high, not {ends!r}"
+        )
+    log = bool(plain(value["log"])) if "log" in value else False
+    step = plain(value["step"]) if "step" in value else None
+    if log and (ends[0] <= 0 or step is not None):
+        raise InputError(f"{node.origin}: {path}: log needs low > 0 and no step")
+    if step is not None and not (isinstance(step, int | float) and step > 0):
+        raise InputError(f"{value['step'].origin}: {path}.step: {step!r} must be greater than 0")
+    return Range(ends[0], ends[1], integer=kind == "int", log=log, step=step)
+
+
+def _dimension_values(dimension: Choice | Range) -> tuple[Any, ...]:
+    """What is worth probing: every option of a choice, both ends of a range."""
+    if isinstance(dimension, Choice):
+        return dimension.labels
+    ends = (dimension.low, dimension.high)
+    return tuple(int(e) for e in ends) if dimension.integer else ends
+
+
+def _concretise(
+    node: Node, name: str, at: Location, pick: Pick, origins: dict[Location, str]
+) -> Any:
+    """`node` as plain values, every dimension decided by `pick`."""
+    origins[at] = node.origin
+    value = node.value
+    if isinstance(value, Choice):
+        label = pick(name, value)
+        option = value.options[value.labels.index(label)]
+        inner = f"{name}.{label}" if isinstance(option.value, dict) else name
+        return _concretise(option, inner, at, pick, origins)
+    if isinstance(value, Range):
+        return pick(name, value)
+    if isinstance(value, dict):
+        return {
+            k: _concretise(v, f"{name}.{k}" if name else k, (*at, k), pick, origins)
+            for k, v in value.items()
+        }
+    if isinstance(value, list):
+        return [_concretise(v, f"{name}.{i}", (*at, i), pick, origins) for i, v in enumerate(value)]
+    return value
+
+
+@dataclass(frozen=True)
+class Concrete:
+    """A spec with every dimension decided, and where each of its values came from."""
+
+    tree: dict[str, Any]
+    origins: Mapping[Location, str] = field(repr=False)
+
+    def origin(self, at: Location) -> str:
+        """Where the value stands, or the nearest thing around it that stands in the file."""
+        while at and at not in self.origins:
+            at = at[:-1]
+        return self.origins[at]
+
+
+# --- errors ------------------------------------------------------------------------------------
+
+
+def _dotted(at: Location) -> str:
+    return ".".join(str(part) for part in at)
+
+
+def _model_at(model: type[BaseModel] | None, at: Location) -> type[BaseModel] | None:
+    of_entries: type[BaseModel] | None = None
+    for part in at:
+        if of_entries is not None:  # a mapping's keys are the user's
+            model, of_entries = of_entries, None
+            continue
+        field = model.model_fields.get(str(part)) if model else None
+        annotation = field.annotation if field else None
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(
+            (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None
+        )
+        if getattr(annotation, "__origin__", None) is dict:
+            model, of_entries = None, model
+    return model
+
+
+def _problems(
+    error: ValidationError, model: type[BaseModel], prefix: Location, concrete: Concrete
+) -> Iterator[str]:
+    """One line per problem: where, which key, the value, the rule, the nearest known name."""
+    for problem in error.errors():
+        at = (*prefix, *problem["loc"])
+        cause = problem.get("ctx", {}).get("error")
+        if isinstance(cause, ValidationError):
+            yield from _problems(cause, model, at, concrete)
+        else:
+            yield _line(concrete, at, _rule(dict(problem), model, prefix, at))
+
+
+def _line(concrete: Concrete, at: Location, rule: str) -> str:
+    return f"{concrete.origin(at)}: {_dotted(at)}: {rule}"
+
+
+def _rule(problem: dict[str, Any], model: type[BaseModel], prefix: Location, at: Location) -> str:
+    kind, value = problem["type"], problem["input"]
+    if kind == "extra_forbidden":
+        owner = _model_at(model, at[len(prefix) : -1])
+        known = list(owner.model_fields) if owner else []
+        return f"unknown key; allowed: {', '.join(known)}{did_you_mean(at[-1], known)}"
+    if kind == "missing":
+        return "is missing"
+    message = str(problem["msg"]).removeprefix("Value error, ").replace("Input should", "must")
+    message = message[0].lower() + message[1:] if message[:1].isupper() else message
+    shown = isinstance(value, str | int | float | bool) or value is None
+    return f"{value!r} {message}" if shown else message
+
+
+# --- the file ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SpecFile:
+    """A spec as it was written: nodes with their lines, dimensions not yet decided."""
+
+    path: Path
+    root: Node
+    text: str
+
+    @classmethod
+    def read(cls, path: Path, overrides: Sequence[str] = ()) -> SpecFile:
+        """Read a spec and apply `--set` overrides (`"training.budget_tokens=2e6"`).
+
+        Raises:
+            InputError: the file is missing or is not a YAML mapping; one line says where.
+        """
+        text = _read_text(path)
+        root = parse_yaml(text, path.name)
+        for override in overrides:
+            root = _override(root, override)
+        if not isinstance(root.value, dict):
+            raise InputError(f"{root.origin}: a spec is a mapping of sections, see `mptune init`")
+        sections = {k: _find_dimensions(v, k) for k, v in root.value.items()}
+        return cls(path, Node(sections, root.origin), text)
+
+    def concretise(self, pick: Pick) -> Concrete:
+        """Decide every dimension with `pick`; nothing is validated."""
+        origins: dict[Location, str] = {}
+        return Concrete(_concretise(self.root, "", (), pick, origins), origins)
+
+    def probes(self) -> Iterator[Concrete]:
+        """Concrete specs that together take every option and both ends of every range once."""
+        pending: list[dict[str, Any]] = [{}]
+        seen: set[str] = set()
+        while pending:
+            decided = pending.pop(0)
+            met: dict[str, Choice | Range] = {}
+            yield self.concretise(lambda name, dim: _probe(name, dim, decided, met))  # noqa: B023
+            for name, dimension in met.items():
+                if name not in seen:
+                    seen.add(name)
+                    values = _dimension_values(dimension)
+                    pending += [{**decided, name: v} for v in values[1:]]
+
+    @cached_property
+    def dimensions(self) -> dict[str, Choice | Range]:
+        """Every dimension by its dotted name, conditional ones included."""
+        found: dict[str, Choice | Range] = {}
+        _collect(self.root, "", found)
+        return found
+
+    def arms(self, section: str) -> dict[str, Node]:
+        """The named arms of `search` or `compare`, as nodes."""
+        assert isinstance(self.root.value, dict)
+        owner = self.root.value.get(section)
+        arms = owner.value.get("arms") if owner and isinstance(owner.value, dict) else None
+        return dict(arms.value) if arms and isinstance(arms.value, dict) else {}
+
+    def validate(self, *, data_is_here: bool = True) -> SearchSpec:
+        """Check everything that can be checked without torch, ray or the data's contents.
+
+        Unless `data_is_here`, nor that the data's files exist: a launched search has its own.
+
+        Returns the spec with every dimension at its first value.
+
+        Raises:
+            InputError: one line per problem, each naming file, line, key, value and rule.
+        """
+        self._refuse_misplaced_dimensions()
+        problems: dict[str, None] = {}
+        first: SearchSpec | None = None
+        for probe in self.probes():
+            spec, found = check(probe, self.path, data_is_here)
+            problems.update(dict.fromkeys(found))
+            first = first or spec
+        for probe, name in self._arm_probes() if not problems else ():
+            found = check(probe, self.path, data_is_here)[1]
+            problems.update(dict.fromkeys(f"{p} (arm {name!r})" for p in found))
+        if problems or first is None:
+            raise InputError(problems)
+        return first
+
+    def _arm_probes(self) -> Iterator[tuple[Concrete, str]]:
+        for name, arm in self.arms("compare").items():
+            yield merge_arm(next(self.probes()), plain(arm), arm.origin), name
+
+    def _refuse_misplaced_dimensions(self) -> None:
+        for name in self.dimensions:
+            section, _, key = name.partition(".")
+            known = tuple(SearchSpec.model_fields)
+            if section not in known:
+                raise InputError(
+                    f"{self.origin_of(section)}: {section}: unknown key; allowed: "
+                    f"{', '.join(known)}{did_you_mean(section, known)}"
+                )
+            if section not in SEARCHABLE or key.startswith("budget_"):
+                raise InputError(
+                    f"{self.origin_of(name)}: {name}: must be the same for every trial of a study, "
+                    f"so it cannot be a dimension; dimensions go under {', '.join(SEARCHABLE)}"
+                )
+
+    def origin_of(self, name: str) -> str:
+        """Where the nearest key of a dotted name stands in the file."""
+        node = self.root
+        for part in name.split("."):
+            if not isinstance(node.value, dict) or part not in node.value:
+                break
+            node = node.value[part]
+        return node.origin
+
+    def resolved(self, spec: SearchSpec) -> dict[str, Any]:
+        """The file as plain values with every default written out, dimensions kept."""
+        filled: dict[str, Any] = _filled(plain(self.root), spec.model_dump(mode="json"))
+        return filled
+
+
+def _probe(
+    name: str, dimension: Choice | Range, decided: Mapping[str, Any], met: dict[str, Choice | Range]
+) -> Any:
+    met[name] = dimension
+    return decided.get(name, _dimension_values(dimension)[0])
+
+
+def _collect(node: Node, name: str, found: dict[str, Choice | Range]) -> None:
+    value = node.value
+    if isinstance(value, Choice | Range):
+        found[name] = value
+    if isinstance(value, Choice):
+        for option, label in zip(value.options, value.labels, strict=True):
+            _collect(option, f"{name}.{label}" if isinstance(option.value, dict) else name, found)
+    elif isinstance(value, dict):
+        for key, child in value.items():
+            _collect(child, f"{name}.{key}" if name else key, found)
+    elif isinstance(value, list):
+        for i, child in enumerate(value):
+            _collect(child, f"{name}.{i}", found)
+
+
+def _filled(written: Any, full: Any) -> Any:
+    """`written` with the keys of `full` that it lacks; a dimension stays as written."""
+    if not isinstance(written, dict) or not isinstance(full, dict):
+        return written
+    if any(k in written for k in ("choice", "float", "int")):
+        options = written.get("choice", ())
+        filled = [_filled_option(o) for o in options]
+        return {**written, "choice": filled} if filled else written
+    return {k: _filled(written.get(k, v), v) for k, v in full.items()} | {
+        k: v for k, v in written.items() if k not in full
+    }
+
+
+def _filled_option(option: Any) -> Any:
+    """An option that names a plugin, with the plugin's defaults."""
+    for group, key in PLUGIN_SECTIONS.values():
+        name = option.get(key) if isinstance(option, dict) else None
+        if isinstance(name, str) and name in plugins.modules(group):
+            fields = plugins.load(group, name).model_fields
+            defaults = {
+                k: f.get_default(call_default_factory=True)
+                for k, f in fields.items()
+                if not f.is_required()
+            }
+            return {**option, **{k: v for k, v in defaults.items() if k not in option}}
+    return option
+
+
+def merge_arm(base: Concrete, arm: Mapping[str, Any], origin: str) -> Concrete:
+    """`base` with an arm's changes; a policy, model or data with its own kind replaces all."""
+    origins = {**base.origins}
+    tree = _merged(base.tree, arm, (), origins, origin)
+    return Concrete(tree, origins)
+
+
+def _merged(base: Any, change: Any, at: Location, origins: dict[Location, str], origin: str) -> Any:
+    origins[at] = origin if at else origins[at]
+    names_plugin = isinstance(change, Mapping) and ("kind" in change or "family" in change)
+    if not isinstance(change, Mapping) or not isinstance(base, Mapping) or names_plugin:
+        return change
+    return {
+        **base,
+        **{k: _merged(base.get(k), v, (*at, k), origins, origin) for k, v in change.items()},
+    }
+
+
+def check(
+    concrete: Concrete, path: Path, data_is_here: bool = True
+) -> tuple[SearchSpec | None, list[str]]:
+    """Validate one concrete spec: (the spec, or None; one line per problem)."""
+    try:
+        spec = SearchSpec.model_validate(concrete.tree)
+    except ValidationError as error:
+        return None, list(_problems(error, SearchSpec, (), concrete))
+    folder = path.absolute().parent if data_is_here else None
+    problems = [p for section in PLUGIN_SECTIONS for p in _check_plugin(section, concrete, folder)]
+    workers = {gang.workers for gang in spec.resources.gangs()}
+    for uneven in sorted(n for n in workers if spec.training.batch_size % n):
+        rule = f"{spec.training.batch_size} sequences cannot be shared by {uneven} workers"
+        at: Location = ("training", "batch_size")
+        problems.append(_line(concrete, at, f"{rule}; give a multiple"))
+    return spec, problems
+
+
+def read_plugin(path: Path, group: str, key: str) -> Any:
+    """A plugin object from a YAML file of its own, e.g. a launcher profile.
+
+    Raises:
+        InputError: one line per problem, each naming file, line, key, value and rule.
+    """
+    root = parse_yaml(_read_text(path), path.name)
+    origins: dict[Location, str] = {}
+    values = _concretise(root, "", (), lambda name, dimension: None, origins)
+    concrete = Concrete({"": values}, origins)
+    if not isinstance(values, dict) or key not in values:
+        raise InputError(
+            f"{root.origin}: needs {key!r}, one of {', '.join(plugins.modules(group))}"
+        )
+    try:
+        plugin = plugins.load(group, str(values[key]))
+    except InputError as error:
+        raise InputError(f"{concrete.origin((key,))}: {error}") from None
+    try:
+        return plugin.model_validate(values)
+    except ValidationError as error:
+        raise InputError(_problems(error, plugin, (), concrete)) from None
+
+
+def _check_plugin(section: str, concrete: Concrete, folder: Path | None) -> Iterator[str]:
+    values = concrete.tree[section]
+    try:
+        plugin = build(section, values)
+        if section == "data" and folder is not None:
+            plugin.resolved(folder).check()
+    except ValidationError as error:
+        group, key = PLUGIN_SECTIONS[section]
+        model = plugins.load(group, values[key])
+        yield from _problems(error, model, (section,), concrete)
+    except InputError as error:
+        key = PLUGIN_SECTIONS[section][1]
+        yield from (_line(concrete, (section, key), p) for p in error.problems)
+    except (ValueError, OSError) as error:
+        yield _line(concrete, (section,), str(error))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        folder = path.parent if path.parent.is_dir() else Path()
+        names = [p.name for p in folder.glob("*.y*ml")]
+        raise InputError(f"{path}: no such file{did_you_mean(path.name, names)}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _override(root: Node, override: str) -> Node:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {override}: must be KEY=VALUE, e.g. training.budget_tokens=2e6")
+    value = _with_origin(parse_yaml(text, "--set"), f"--set {override}")
+    return _replaced(root, key.split("."), value, override)
+
+
+def _with_origin(node: Node, origin: str) -> Node:
+    value = node.value
+    if isinstance(value, dict):
+        return Node({k: _with_origin(v, origin) for k, v in value.items()}, origin)
+    if isinstance(value, list):
+        return Node([_with_origin(v, origin) for v in value], origin)
+    return Node(value, origin)
+
+
+def _replaced(node: Node, keys: Sequence[str], value: Node, override: str) -> Node:
+    if not keys:
+        return value
+    children = {} if node.value is None else node.value
+    if not isinstance(children, dict):
+        raise InputError(f"--set {override}: {keys[0]!r} is not inside a mapping")
+    child = children.get(keys[0], Node({}, value.origin))
+    return Node({**children, keys[0]: _replaced(child, keys[1:], value, override)}, node.origin)

@@ -1,0 +1,109 @@
+"""YAML dimensions -> Optuna suggestions -> a concrete spec, and nothing else.
+
+The space is define-by-run, so a dimension inside one option of a choice is suggested only where
+that option was taken: Optuna sees a properly conditional space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mptune.errors import InputError
+from mptune.spec.source import Choice, Concrete, Node, Range, SpecFile, plain
+
+if TYPE_CHECKING:  # `mptune validate` checks arms here, and need not wait for Optuna's import
+    import optuna
+
+
+@dataclass(frozen=True)
+class Space:
+    """The search space of one spec file."""
+
+    file: SpecFile
+
+    def suggest(self, trial: optuna.Trial) -> Concrete:
+        """Ask the trial's sampler for every dimension met on the way."""
+        return self.file.concretise(lambda name, dimension: _suggest(trial, name, dimension))
+
+    def at(self, params: Mapping[str, Any]) -> Concrete:
+        """The spec at known parameters, e.g. those of the best trial.
+
+        Raises:
+            InputError: a dimension is missing from `params`, or its option is gone.
+        """
+        return self.file.concretise(lambda name, dimension: _known(params, name, dimension))
+
+    def arms(self) -> list[tuple[str, dict[str, Any]]]:
+        """The named arms of the search, in order: (name, Optuna parameters)."""
+        arms = self.file.arms("search")
+        return [(name, self.arm_params(name, arm)) for name, arm in arms.items()]
+
+    def arm_params(self, name: str, arm: Node) -> dict[str, Any]:
+        """Optuna parameters of a named arm of the search; what it leaves open is sampled.
+
+        Raises:
+            InputError: the arm is no point of the space.
+        """
+        found = _match(self.file.root, plain(arm), "")
+        if found is None:
+            raise InputError(
+                f"{arm.origin}: search.arms.{name}: {plain(arm)} is outside the space; an arm is "
+                "a point of the search space: add its values to the choices"
+            )
+        return found
+
+
+def _suggest(trial: optuna.Trial, name: str, dimension: Choice | Range) -> Any:
+    if isinstance(dimension, Choice):
+        return trial.suggest_categorical(name, dimension.labels)
+    if dimension.integer:
+        low, high = int(dimension.low), int(dimension.high)
+        step = int(dimension.step or 1)
+        return trial.suggest_int(name, low, high, step=step, log=dimension.log)
+    return trial.suggest_float(
+        name, dimension.low, dimension.high, step=dimension.step, log=dimension.log
+    )
+
+
+def _known(params: Mapping[str, Any], name: str, dimension: Choice | Range) -> Any:
+    value = params.get(name)
+    if name not in params or (isinstance(dimension, Choice) and value not in dimension.labels):
+        raise InputError(f"{name} is a dimension with no known value; fix it in the arm or spec")
+    return value
+
+
+def _match(node: Node, wanted: Any, name: str) -> dict[str, Any] | None:
+    """Parameters under which `node` takes the value `wanted`, or None if there are none."""
+    value = node.value
+    if isinstance(value, Choice):
+        return _match_choice(value, wanted, name)
+    if isinstance(value, Range):
+        inside = isinstance(wanted, int | float) and value.low <= wanted <= value.high
+        return {name: wanted} if inside else None
+    if isinstance(value, dict) and isinstance(wanted, Mapping):
+        return _match_mapping(value, wanted, name)
+    return {} if plain(node) == wanted else None
+
+
+def _match_choice(choice: Choice, wanted: Any, name: str) -> dict[str, Any] | None:
+    for option, label in zip(choice.options, choice.labels, strict=True):
+        inner = f"{name}.{label}" if isinstance(option.value, dict) else name
+        found = _match(option, wanted, inner)
+        if found is not None:
+            return {name: label, **found}
+    return None
+
+
+def _match_mapping(
+    children: Mapping[str, Node], wanted: Mapping[str, Any], name: str
+) -> dict[str, Any] | None:
+    found: dict[str, Any] = {}
+    for key, value in wanted.items():
+        inner = f"{name}.{key}" if name else key
+        matched = _match(children[key], value, inner) if key in children else None
+        if matched is None:
+            return None
+        found |= matched
+    return found

@@ -1,0 +1,70 @@
+"""Scores away from home, and the choice by the worst domain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mptune.analysis.robustness import Robustness, Scored, robustness, worst_domain
+from mptune.analysis.selection import Scored as Candidate
+from mptune.analysis.selection import search_selection
+from mptune.trial import LMLScore, MissingScore, TrialResult
+from tests.fakes import result, trial
+
+
+def score(nats_per_token: float) -> LMLScore:
+    return LMLScore(
+        nats_per_sequence=32 * nats_per_token, nats_per_token=nats_per_token, bits_per_byte=None,
+        se_population=0.32, se_fixed=None, sequences=400, forwards=800,
+        effective_sample_size=400.0, plan_hash="plan",
+    )  # fmt: skip
+
+
+def found(tmp_path: Path, home: float, far: float, near: float, gone: float = -3) -> TrialResult:
+    changes = {
+        "lml": score(home),
+        "lml_shift": {"far": score(far), "near": score(near)},
+        "lml_missing": (MissingScore(fraction=0.2, kind="block", lml=score(gone)),),
+    }
+    return result(trial(0, tmp_path)).model_copy(update=changes)
+
+
+def made(tmp_path: Path) -> Robustness:
+    a, b = found(tmp_path, -2.0, -3.0, -2.5), found(tmp_path, -2.1, -2.8, -2.7)
+    again = found(tmp_path, -2.2, -3.0, -2.7)
+    trials = [Scored("a", [a], trial=3), Scored("b", [b], trial=5)]
+    report = robustness([*trials, Scored("b", [b, again], arm="b")], by_worst=False)
+    assert report is not None
+    return report
+
+
+def test_every_condition_of_every_row(tmp_path: Path) -> None:
+    report = made(tmp_path)
+    assert [c.name for c in report.conditions] == ["home", "far", "near", "20 % missing, block"]
+    assert [s.nats_per_token for s in report.rows[0].scores] == [-2.0, -3.0, -2.5, -3.0]
+    assert (report.rows[0].worst_domain, report.rows[0].worst_nats_per_token) == ("far", -3.0)
+    assert report.best_at_worst == 5
+
+
+def test_an_arm_is_the_mean_over_seeds_with_their_noise(tmp_path: Path) -> None:
+    alone, arm = made(tmp_path).rows[1:]
+    assert arm.scores[0].nats_per_token == pytest.approx(-2.15)
+    assert alone.scores[0].se == pytest.approx(0.01)
+    assert arm.scores[0].se == pytest.approx(np.hypot(0.01, 0.05))
+    assert arm.scores[0].half_width > 0.05 * 12, "one degree of freedom"
+    assert arm.worst_nats_per_token == pytest.approx(-2.9)
+
+
+def test_home_alone_is_no_report(tmp_path: Path) -> None:
+    home = result(trial(0, tmp_path))
+    assert robustness([Scored("a", [home], trial=0)], by_worst=False) is None
+    assert worst_domain([home]) is None
+
+
+def test_the_worst_domain_may_decide() -> None:
+    rng = np.random.default_rng(0)
+    scored = [Candidate(n, f"{n}", rng.normal(-40 - n, 1, 50)) for n in range(3)]
+    chosen = search_selection(scored, 16.0, worst={0: -3.0, 1: -2.5, 2: -2.9})
+    assert (chosen.recommended, chosen.chosen_by, chosen.overturned) == (1, "worst_domain", True)

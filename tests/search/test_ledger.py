@@ -1,0 +1,27 @@
+"""The ledger under simulated time."""
+
+from __future__ import annotations
+
+from mptune.search.ledger import Ledger
+from mptune.spec.schema import Resources
+
+PAIR = Resources(workers=2, gpus_per_worker=0.5)
+
+
+def test_workers_and_gpus_count_by_their_time_and_attempts_add_up():
+    ledger = Ledger()
+    ledger.begin(0, 0, PAIR)
+    ledger.begin(0, 10, PAIR)  # the gang was lost and the trial began again
+    ledger.end(0, 15)
+    ledger.end(0, 99)  # told twice, counts once
+    ledger.end(7, 99)  # never began
+    assert (ledger.worker_s, ledger.gpu_s) == (30, 15)
+    assert Ledger.from_json(ledger.as_json(99)) == ledger
+
+
+def test_a_driver_that_dies_leaves_what_its_running_trials_had_used():
+    ledger = Ledger()
+    ledger.begin(0, 0, PAIR)
+    stored = ledger.as_json(10)
+    assert (stored["worker_s"], stored["gpu_s"]) == (20, 10)
+    assert ledger.so_far(15) == (30, 15)

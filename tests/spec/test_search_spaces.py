@@ -1,0 +1,45 @@
+"""The ready specs are valid and, but for the one at full scale, their data are at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mptune.spec.schema import build
+from mptune.spec.source import SpecFile
+
+FOLDER = Path(__file__).parent.parent / "search_spaces"
+SPECS = sorted(FOLDER.glob("*.yaml"))
+SMALL = {
+    "weather": {"train": 8499, "summer": 558},
+    "watch": {"train": 1392, "left arm": 2085},
+    "digits": {"train": 1294, "nines": 180},
+}
+
+
+@pytest.mark.parametrize("path", SPECS, ids=[p.stem for p in SPECS])
+def test_is_valid(path):
+    spec = SpecFile.read(path).validate()
+    assert spec.compare is not None
+    assert spec.name == path.stem.replace("_", "-")
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_examples_hold_what_the_documents_say(name, tmp_path):
+    path = FOLDER / f"{name}.yaml"
+    spec = SpecFile.read(path).validate()
+    table = build("data", spec.data).resolved(path.parent).prepare(tmp_path)
+    found = {"train": len(table.train)} | {d: len(table.domain(d)) for d in table.domains}
+    assert {key: found[key] for key in SMALL[name]} == SMALL[name]
+    assert len(table.heldout) >= 2
+
+
+@pytest.mark.slow
+def test_the_text_spec_keeps_its_domains_out_of_training(tmp_path):
+    path = FOLDER / "text.yaml"
+    spec = SpecFile.read(path).validate()
+    table = build("data", spec.data).resolved(path.parent).prepare(tmp_path)
+    assert table.domains == ("documentation", "bible", "typing errors")
+    assert table.vocabulary_size == 1024
+    assert 1.5 < table.domain_bytes["bible"] < table.bytes_per_token

@@ -1,0 +1,135 @@
+"""Imputation: a model trained for seconds fills what it can know, and says how sure it is."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from mptune.artifacts import Remote
+from mptune.cli import main
+from mptune.training.worker import Worker
+from mptune.trial import Finished, PrepareRequest
+from tests.objects import bucket
+from tests.training import trials
+
+HOURS = 400
+
+
+def write_sensors(path, missing=0.0):
+    """Two sensors that say the same thing with noise, and a third that is on or off with them."""
+    rng = np.random.default_rng(0)
+    lines = ["site,t,a,b,on"]
+    for site in range(8):
+        for t in range(HOURS // 8):
+            x = rng.normal()
+            cells = [f"{x:.4f}", f"{2 * x + rng.normal() / 10:.4f}", str(int(x > 0))]
+            cells = ["" if rng.random() < missing else c for c in cells]
+            lines.append(",".join([str(site), str(t), *cells]))
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, alone):
+    """A finished trial with its weights."""
+    folder = tmp_path_factory.mktemp("sensors")
+    write_sensors(folder / "s.csv")
+    data = {
+        "kind": "series", "source": str(folder / "s.csv"), "channels": ["a", "b", "on"],
+        "window": 2, "group": "site", "time": "t", "bins": 8, "heldout": 0.25,
+        "domains": {"noisy": {"noise": 2.0}, "seven": {"where": {"site": 7}}},
+    }  # fmt: skip
+    request = PrepareRequest(
+        data=data,
+        score=trials.SCORE,
+        cache=str(folder / "cache"),
+        plan=str(folder / "plan.npz"),
+    )
+    spec = trials.trial(
+        Worker(0, 1).prepare(request), data, folder / "trial",
+        policy={"kind": "uniform"}, model={"family": "bert", "width": 32, "depth": 1},
+        training={"keep_weights": True, "budget_tokens": 400 * 32 * 6,
+                  "optimizer": {"learning_rate": 3e-3}, "schedule": {"kind": "constant"}},
+    )  # fmt: skip
+    finished = alone(spec)[-1]
+    assert isinstance(finished, Finished)
+    return folder / "trial", finished.result
+
+
+def test_every_domain_is_scored_and_the_shifted_one_is_worse(model):
+    result = model[1]
+    assert set(result.lml_shift) == {"noisy", "seven"}
+    assert result.lml_shift["noisy"].nats_per_token < result.lml.nats_per_token - 0.3
+    assert result.lml_shift["seven"].nats_per_token == pytest.approx(
+        result.lml.nats_per_token, abs=0.3
+    )
+    assert all(score.se_population > 0 for score in result.lml_shift.values())
+
+
+def test_missing_values_are_filled_and_the_rest_is_left_alone(model, tmp_path, capsys):
+    write_sensors(tmp_path / "gaps.csv", missing=0.2)
+    out, cells = tmp_path / "full.csv", tmp_path / "cells.csv"
+    command = ["impute", str(model[0]), str(tmp_path / "gaps.csv")]
+    assert main([*command, "--out", str(out), "--cells", str(cells), "--draws", "3"]) == 0
+    given, full = (list(csv.DictReader(p.open())) for p in (tmp_path / "gaps.csv", out))
+    missing = [(i, k) for i, row in enumerate(given) for k, v in row.items() if v == ""]
+    assert all(full[i][k] == v for i, row in enumerate(given) for k, v in row.items() if v)
+    assert all(full[i][k] != "" for i, k in missing)
+    listed = list(csv.DictReader(cells.open()))
+    assert len(listed) == len(missing)
+    for row in listed:
+        assert float(row["low"]) <= float(row["high"])
+        assert {"draw_1", "draw_2", "draw_3"} <= set(row)
+    assert "filled of" in capsys.readouterr().out
+
+
+def test_a_check_against_the_truth_and_baselines(model, capsys):
+    source = str(model[0].parent / "s.csv")
+    assert main(["impute", str(model[0]), source, "--check", "0.3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    by_name = {c["column"]: c for c in found["columns"]}
+    # b is known from a, unless both are hidden; the mean knows nothing.
+    assert by_name["b"]["rmse"]["mptune"] < 0.8 * by_name["b"]["rmse"]["mean"]
+    assert 0.75 < found["coverage"] <= 1
+    assert main(["impute", str(model[0]), source, "--check", "0.3", "--on", "seven"]) == 0
+    assert "interval holds" in capsys.readouterr().out
+
+
+def test_weights_in_an_object_store_are_found(model, tmp_path, capsys):
+    moved = f"{bucket(tmp_path / 'bucket')}/trial"
+    shutil.copytree(model[0], tmp_path / "trial")
+    Remote(moved).take(tmp_path / "trial" / "model", "model", last="config.json")
+    spec = json.loads((tmp_path / "trial" / "trial.json").read_text())
+    (tmp_path / "trial" / "trial.json").write_text(json.dumps({**spec, "artifacts": moved}))
+    source = str(model[0].parent / "s.csv")
+    assert main(["impute", str(tmp_path / "trial"), source, "--out", str(tmp_path / "o.csv")]) == 0
+    assert "filled of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{trial}", "{table}"], "nothing to do: give --out FILE"),
+        (["{trial}", "{table}", "--check", "2"], "--check 2.0: must be between 0 and 1"),
+        (["{trial}", "{table}", "--check", "0.2", "--on", "sevn"], "did you mean 'seven'?"),
+        (["{trial}", "nosuch.csv", "--check", "0.2"], "TABLE: no such file"),
+        (["nowhere", "{table}", "--check", "0.2"], "nowhere: no such directory"),
+        (["{folder}", "{table}", "--check", "0.2"], "no trained weights in it"),
+    ],
+)
+def test_errors_are_one_line(model, capsys, arguments, message):
+    folder = model[0].parent
+    places = {"trial": model[0], "table": folder / "s.csv", "folder": folder}
+    assert main(["impute", *(a.format(**places) for a in arguments)]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_a_table_without_a_column(model, tmp_path, capsys):
+    (tmp_path / "t.csv").write_text("site,t,a,bb,on\n1,2,3,4,1\n")
+    assert main(["impute", str(model[0]), str(tmp_path / "t.csv"), "--check", "0.2"]) == 2
+    assert "no column 'b'; there are site, t, a, bb, on; did you mean" in capsys.readouterr().err
