@@ -4,7 +4,7 @@
 
 Each case is a trial of real workers, DeepSpeed included, in new processes: how far the largest
 resident set of rank 0 rises above what it was before, over training and scoring. A smaller trial
-ran before it, so that libraries are loaded. Printed as a table: the need by `mptune.spec.memory`,
+ran before it, so that libraries are loaded. Printed as a table: the need by `models._memory`,
 what was measured, and their ratio. Below 1 the preflight would let through what does not fit.
 """
 
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from mptune.spec import memory
+from mptune.models import _memory as memory
 from mptune.spec.schema import Resources, Score, Training
 from mptune.training.worker import Worker
 from mptune.trial import Finished, Prepared, PrepareRequest, Rung, StopReason, TrialSpec

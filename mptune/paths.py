@@ -7,7 +7,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -227,3 +227,17 @@ def free_port() -> int:
         listener.bind(("", 0))
         port: int = listener.getsockname()[1]
     return port
+
+
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def node_bytes() -> float:
+    """Memory of this machine, or what its container may use of it."""
+    import psutil
+
+    limits = [float(psutil.virtual_memory().total)]
+    for file in CGROUP_LIMITS:
+        with suppress(OSError, ValueError):  # absent, or "max"
+            limits.append(float(Path(file).read_text()))
+    return min(limits)

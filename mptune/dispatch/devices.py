@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import Any
 
 from mptune.dispatch.room import Node, Room, Shape
-from mptune.spec.memory import node_bytes
+from mptune.paths import node_bytes
 from mptune.spec.schema import Resources
 from mptune.trial import Device
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from mptune import dispatch, study
 from mptune.errors import InputError
+from mptune.models import _memory as memory
 from mptune.paths import RunDirectory, cache_directory
-from mptune.spec import memory
 from mptune.spec.schema import SearchSpec, build
 from mptune.spec.source import SpecFile
 from mptune.trial import Prepared

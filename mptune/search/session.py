@@ -20,6 +20,7 @@ from mptune.artifacts import Remote
 from mptune.dispatch.base import Dispatcher
 from mptune.errors import InputError
 from mptune.live.table import LiveView
+from mptune.models import _memory as memory
 from mptune.paths import RunDirectory, cache_directory, write_text
 from mptune.report.model import ReportInput
 from mptune.search import budgets as _budgets
@@ -27,7 +28,6 @@ from mptune.search import cluster as _cluster
 from mptune.search import kpi as _kpi
 from mptune.search.evidence import Asked, collect, comparison_report, finalists, recommended
 from mptune.search.forecast import Predictor, Work
-from mptune.spec import memory
 from mptune.spec.schema import Comparison, Score, SearchSpec, build
 from mptune.spec.source import Concrete, SpecFile, merge_arm, plain
 from mptune.spec.space import Space

@@ -15,7 +15,7 @@ from torch import Tensor
 from mptune import errors as faults
 from mptune.errors import FaultReason, MptuneError, NonFiniteLoss, one_line
 from mptune.lml import NonFiniteLogProb
-from mptune.spec.memory import node_bytes
+from mptune.paths import node_bytes
 
 T = TypeVar("T")
 

@@ -28,8 +28,8 @@ from pydantic import ValidationError
 
 from mptune.artifacts import artifacts_of
 from mptune.errors import InputError, NoResultError, one_line
+from mptune.models import _memory as memory
 from mptune.paths import TrialDirectory, free_port, write_aside, write_text
-from mptune.spec import memory
 from mptune.spec import schema as spec
 from mptune.trial import (
     Control,

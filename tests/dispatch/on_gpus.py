@@ -15,8 +15,8 @@ import optuna
 from ray.util import placement_group_table
 
 from mptune.dispatch.ray_dispatcher import RayDispatcher
+from mptune.models import _memory as memory
 from mptune.paths import RunDirectory
-from mptune.spec import memory
 from mptune.spec.schema import Resources
 from mptune.trial import TrialSpec
 from tests import fakes

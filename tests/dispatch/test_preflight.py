@@ -19,8 +19,8 @@ from mptune import study
 from mptune.dispatch import census, devices
 from mptune.dispatch.census import Census, completed
 from mptune.dispatch.ray_dispatcher import RayDispatcher
-from mptune.paths import RunDirectory
-from mptune.spec import memory
+from mptune.models import _memory as memory
+from mptune.paths import RunDirectory, node_bytes
 from mptune.spec.schema import Resources
 from mptune.study import attributes
 from mptune.trial import GangChanged, TrialSpec
@@ -101,7 +101,7 @@ def test_the_search_goes_on_with_other_sizes(dispatcher: RayDispatcher, tmp_path
 def test_this_machine_is_known_without_asking_for_anything(dispatcher: RayDispatcher) -> None:
     before = set(placement_group_table())
     found = dispatcher.device(Resources())
-    assert (found.kind, found.bytes) == ("cpu", memory.node_bytes())
+    assert (found.kind, found.bytes) == ("cpu", node_bytes())
     assert dispatcher.device(Resources(workers=2, cpus_per_worker=0.25)).bytes == found.bytes / 2
     assert set(placement_group_table()) == before
 

@@ -9,7 +9,7 @@ import pytest
 from mptune.spec.schema import build
 from mptune.spec.source import SpecFile
 
-FOLDER = Path(__file__).parent.parent / "search_spaces"
+FOLDER = Path(__file__).parents[2] / "search_spaces"
 SPECS = sorted(FOLDER.glob("*.yaml"))
 SMALL = {
     "weather": {"train": 8499, "summer": 558},

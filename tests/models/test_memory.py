@@ -11,7 +11,8 @@ from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
 from mptune.errors import DoesNotFit
-from mptune.spec.memory import BUCKET, Gang, Sizes, check, demand, fitting, node_bytes, refusal
+from mptune.models._memory import BUCKET, Gang, Sizes, check, demand, fitting, refusal
+from mptune.paths import node_bytes
 from mptune.spec.schema import Resources, Training, build
 from mptune.training.ranks import reason_of
 from mptune.trial import Device
@@ -201,7 +202,7 @@ def test_a_container_has_what_its_limit_says(tmp_path, monkeypatch):
     limit, none = tmp_path / "memory.max", tmp_path / "unlimited"
     limit.write_text("1000000\n")
     none.write_text("max\n")
-    monkeypatch.setattr("mptune.spec.memory.CGROUP_LIMITS", (str(none), str(limit), "/nowhere"))
+    monkeypatch.setattr("mptune.paths.CGROUP_LIMITS", (str(none), str(limit), "/nowhere"))
     assert node_bytes() == 1e6
 
 
@@ -222,7 +223,7 @@ LOGITS = {"width": 64, "depth": 1, "vocabulary": 8000, "length": 128, "batch": 3
 )
 def test_a_trial_takes_what_it_was_said_to_need(fields, monkeypatch):
     """More would be let through and then fail; less than half would refuse what fits."""
-    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     benchmark = import_module("memory")
     needed, taken = benchmark.measured(benchmark.Case(**fields))
     assert taken < needed.total < 2.2 * taken

@@ -17,12 +17,8 @@ The constants that are called measured are from `benchmarks/memory.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import psutil
 
 from mptune.errors import DoesNotFit, InputError
 from mptune.spec.deepspeed import configuration
@@ -62,8 +58,6 @@ SCORED_LOGIT_BYTES: dict[DeviceKind, int] = {"cuda": 10, "cpu": 13}
 
 BUCKET, LIVE = 500_000_000, 1_000_000_000
 """DeepSpeed's defaults of `reduce_bucket_size` and `stage3_max_live_parameters`, in values."""
-
-CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 GANGS = (1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -364,15 +358,6 @@ def _at(training: Training, stage: int, micro: int) -> Training:
         section["zero_optimization"] = {k: v for k, v in zero.items() if k != "stage"}
     update = {"zero_stage": stage, "micro_batch_size": micro, "deepspeed": section}
     return training.model_copy(update=update)
-
-
-def node_bytes() -> float:
-    """Memory of this machine, or what its container may use of it."""
-    limits = [float(psutil.virtual_memory().total)]
-    for file in CGROUP_LIMITS:
-        with suppress(OSError, ValueError):  # absent, or "max"
-            limits.append(float(Path(file).read_text()))
-    return min(limits)
 
 
 def gigabytes(size: float) -> str:
