@@ -21,7 +21,7 @@ from mptune.spec.schema import Resources
 from mptune.trial import TrialSpec
 from tests import fakes
 from tests.dispatch.helpers import prepare_request
-from tests.study.drivers import driver, found
+from tests.search.drivers import driver, found
 
 ON_GPU = Resources(cpus_per_worker=0.5, gpus_per_worker=1)
 

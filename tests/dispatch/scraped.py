@@ -23,7 +23,7 @@ from mptune.paths import RunDirectory
 from mptune.spec.schema import Pruner, Resources, Search
 from mptune.trial import TrialSpec
 from tests import fakes
-from tests.study.drivers import Watcher
+from tests.search.drivers import Watcher
 
 SMALL, WIDE = Resources(cpus_per_worker=0.5), Resources(workers=2, cpus_per_worker=0.5)
 POLICIES = {0: {"steps": 2}, 1: {"steps": 2, "behaviour": "exit", "once": True}}

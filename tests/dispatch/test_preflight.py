@@ -26,7 +26,7 @@ from mptune.study import attributes
 from mptune.trial import GangChanged, TrialSpec
 from tests import fakes
 from tests.faults.cluster import ray_cluster
-from tests.study.drivers import Watcher, driver, found
+from tests.search.drivers import Watcher, driver, found
 
 SMALL = Resources(cpus_per_worker=0.5, memory_gb=1)
 SIZES = {"fits": (64, 2), "large": (512, 12)}

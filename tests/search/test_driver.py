@@ -18,7 +18,7 @@ from mptune.errors import InterruptedSearch, NoResultError
 from mptune.paths import RunDirectory
 from mptune.spec.schema import Pruner
 from mptune.trial import Event, TrialSpec
-from tests.study.drivers import Watcher, driver, found, ranking
+from tests.search.drivers import Watcher, driver, found, ranking
 
 
 def test_every_trial_ends_complete_with_its_numbers(run: RunDirectory) -> None:
@@ -136,7 +136,7 @@ def test_an_interrupt_leaves_nothing_running_and_the_resume_is_the_same_search(
 KILLED = """
 import sys
 from pathlib import Path
-from tests.study.drivers import driver
+from tests.search.drivers import driver
 from mptune.paths import RunDirectory
 made = driver(RunDirectory(Path(sys.argv[1])), behaviours={n: {"step_s": 0.01} for n in range(8)})
 made.run()

@@ -19,7 +19,7 @@ from mptune.study import Budget
 from mptune.study.spend import save_spend
 from mptune.trial import Control, Event, Failed, Started, Stopped, TrialSpec
 from tests import fakes
-from tests.study.drivers import Watcher, driver, found
+from tests.search.drivers import Watcher, driver, found
 
 SLOW = {"step_s": 0.02, "tokens_per_s": 2048.0}
 """It is forecast to take 20 s, from its second word on."""

@@ -6,7 +6,7 @@ from mptune import study
 from mptune.paths import RunDirectory
 from mptune.search.history import History
 from mptune.spec.schema import Pruner
-from tests.study.drivers import driver
+from tests.search.drivers import driver
 
 
 def test_what_was_counted_is_what_is_read(run: RunDirectory) -> None:

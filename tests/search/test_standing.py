@@ -9,7 +9,7 @@ import pytest
 from mptune.paths import RunDirectory
 from mptune.search.standing import SHOWN_SHARE, stage_of
 from mptune.status import Status
-from tests.study.drivers import driver
+from tests.search.drivers import driver
 
 
 def pictures(run: RunDirectory, monkeypatch: pytest.MonkeyPatch, **changes: object) -> list[Status]:

@@ -7,7 +7,7 @@ import pytest
 from mptune import study
 from mptune.errors import InputError
 from mptune.paths import RunDirectory
-from tests.study.drivers import driver
+from tests.search.drivers import driver
 
 
 def test_a_resume_with_another_spec_is_refused(run: RunDirectory) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mptune import study
 from mptune.paths import RunDirectory
 from mptune.spec.schema import Pruner
-from tests.study.drivers import driver, found
+from tests.search.drivers import driver, found
 
 
 def test_a_named_arm_is_never_pruned(run: RunDirectory) -> None:

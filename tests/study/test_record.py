@@ -6,7 +6,7 @@ from mptune import study
 from mptune.paths import RunDirectory
 from mptune.study.attributes import describe
 from tests import fakes
-from tests.study.drivers import driver
+from tests.search.drivers import driver
 
 
 def test_a_study_of_an_earlier_version_is_read(run: RunDirectory) -> None:

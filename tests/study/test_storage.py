@@ -16,7 +16,7 @@ from mptune.errors import InputError
 from mptune.paths import RunDirectory
 from mptune.study.attributes import set_attributes
 from mptune.study.storage import Database, attributes_of, outlive_restarts
-from tests.study.drivers import driver, found
+from tests.search.drivers import driver, found
 
 
 def test_an_unreachable_storage_is_the_users_error(run: RunDirectory) -> None:

@@ -1,0 +1,3 @@
+"""The fixtures of the study tests."""
+
+from tests.study.conftest import *  # noqa: F403
