@@ -139,7 +139,7 @@ starting: list[int] = []
 def test_a_retry_needs_room_too(run: RunDirectory, worker_s: float, state: str) -> None:
     starting.clear()
     limits: dict[str, Any] = {"budget": Budget(worker_s=worker_s)}
-    dispatcher = LocalDispatcher("tests.study.test_driver_budget:Dying")
+    dispatcher = LocalDispatcher("tests.search.test_driver_budget:Dying")
     slow = {0: {"step_s": 0.02}}
     driver(run, trials=1, behaviours=slow, dispatcher=dispatcher, rungs=(), **limits).run()
     (record,) = found(run)
