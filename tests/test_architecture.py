@@ -25,7 +25,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "study": (set(), {"optuna"}),
     "dispatch": (set(), {"ray"}),
     "analysis": ({"lml"}, set()),
-    "search": ({"study", "dispatch", "analysis", "models._memory"}, set()),
+    "search": ({"study", "dispatch", "analysis", "models._memory", "tools.prepare"}, set()),
     "report": ({"analysis"}, set()),
     "live": ({"report"}, set()),
     "launch": (set(), set()),

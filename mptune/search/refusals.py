@@ -8,8 +8,9 @@ from mptune import dispatch, study
 from mptune.errors import InputError
 from mptune.models import _memory as memory
 from mptune.paths import RunDirectory, cache_directory
-from mptune.spec.schema import SearchSpec, build
+from mptune.spec.schema import SearchSpec
 from mptune.spec.source import SpecFile
+from mptune.tools.prepare import prepare_table
 from mptune.trial import Prepared
 
 
@@ -40,11 +41,10 @@ def refusals(file: SpecFile, spec: SearchSpec, address: str | None) -> list[str]
 
 def _prepared(file: SpecFile, spec: SearchSpec) -> Prepared:
     """What the need of memory depends on; nothing can be trained with it."""
-    modality = build("data", spec.data).resolved(file.path.absolute().parent)
     try:
-        table = modality.prepare(cache_directory() / "tables")
-    except (ValueError, OSError) as error:
-        raise InputError(f"{file.origin_of('data')}: data: {error}") from None
+        table = prepare_table(spec.data, cache_directory() / "tables", file.path.parent)
+    except InputError as error:
+        raise InputError(f"{file.origin_of('data')}: {error}") from None
     return Prepared(
         table=str(table.path),
         table_hash=table.hash,

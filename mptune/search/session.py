@@ -33,6 +33,7 @@ from mptune.spec.source import Concrete, SpecFile, merge_arm, plain
 from mptune.spec.space import Space
 from mptune.status import Stage, StageEnd, Status
 from mptune.study.lease import Lease, Unneeded, held
+from mptune.tools.prepare import prepare_table
 from mptune.trial import Prepared, PrepareRequest, TrialSpec
 
 FRESH_PLAN = 1_000_003
@@ -173,9 +174,9 @@ class Session:
             InputError: the data are missing or broken; one line names the place.
         """
         try:
-            build("data", self.data()).prepare(cache)
-        except (ValueError, OSError) as error:
-            raise InputError(f"{self.file.origin_of('data')}: data: {error}") from None
+            prepare_table(self.data(), cache)
+        except InputError as error:
+            raise InputError(f"{self.file.origin_of('data')}: {error}") from None
 
     # --- searching -----------------------------------------------------------------------------
 
