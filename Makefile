@@ -3,6 +3,7 @@
 #   make test    set up and run all tests
 #   make browser  install Chromium for the tests that open a report (Debian, Ubuntu, as root)
 #   make lint    ruff, ruff format --check, mypy --strict
+#   make metrics  how large the package is; AGAINST=REVISION shows a git revision beside it
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +13,7 @@ READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-fast browser lint format clean
+.PHONY: demo test test-fast browser lint format metrics clean
 
 $(READY): pyproject.toml constraints.txt
 	@command -v c++ >/dev/null || command -v g++ >/dev/null || { echo "a C++ compiler is needed (e.g. the package g++)"; exit 1; }
@@ -44,6 +45,9 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+metrics:
+	@$(PYTHON) tools/metrics.py $(AGAINST)
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info

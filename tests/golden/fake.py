@@ -70,7 +70,8 @@ def _disturb(trial: TrialSpec) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run a command with the fake worker in the place of the real one; returns the exit code."""
-    from mptune import cli, worker
+    from mptune import cli
+    from mptune.training import worker
 
     real = worker.Worker
     worker.Worker = GoldenWorker  # type: ignore[misc, assignment]
