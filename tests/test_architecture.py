@@ -47,7 +47,6 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
 # Arrows that are on their way out: (room, module it still imports).
 REMAINING = {
     ("study", "search"),
-    ("dispatch", "search"),
     ("search", "optuna"),
     ("search", "report"),
     ("search", "live"),

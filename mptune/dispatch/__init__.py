@@ -6,10 +6,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from mptune.dispatch.admission import refusal
-from mptune.dispatch.base import Dispatcher
+from mptune.dispatch.base import Dispatcher, DurationForecast
 from mptune.dispatch.room import Room, Shape
 from mptune.dispatch.runtime import WORKER
-from mptune.search.forecast import Predictor
 from mptune.spec.schema import Resources
 
 if TYPE_CHECKING:
@@ -22,14 +21,14 @@ def make(
     local: bool,
     address: str | None,
     runtime: str = WORKER,
-    predictor: Predictor | None = None,
+    forecast: DurationForecast | None = None,
     mark: str = "mptune",
 ) -> Dispatcher:
     """The dispatcher for trials of this shape: in this process, on Ray here, or at `address`.
 
     The names of its gangs on a cluster begin with `mark`.
 
-    What `predictor` has learned, from whoever teaches it, decides who may start before whom.
+    `forecast` predicts how long trials take; the order in which they start depends on it.
 
     Raises:
         DispatchError: Ray cannot be started or reached.
@@ -40,9 +39,7 @@ def make(
         return LocalDispatcher(runtime)
     from mptune.dispatch.ray_dispatcher import RayDispatcher
 
-    return RayDispatcher(
-        resources, runtime=runtime, address=address, predictor=predictor, mark=mark
-    )
+    return RayDispatcher(resources, runtime=runtime, address=address, forecast=forecast, mark=mark)
 
 
 def left_behind(address: str, mark: str) -> list[Leftover]:

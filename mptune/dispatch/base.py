@@ -12,13 +12,33 @@ from mptune.trial import Device, Event, Prepared, PrepareRequest, StopReason, Tr
 
 
 @dataclass(frozen=True)
-class Standing:
+class DispatchState:
     """The gangs, and what waits for room in the order of its turn."""
 
     gangs: tuple[GangStatus, ...] = ()
     queue: tuple[QueuedTrial, ...] = ()
     metrics: str | None = None
     """URL at which Prometheus finds what was published, if it does."""
+
+
+class DurationForecast(Protocol):
+    """Predicts how long trials take; admission orders the queue and fills gaps by it."""
+
+    def seconds(self, trial: TrialSpec) -> float | None:
+        """Seconds that a whole trial takes on its gang; None if that is not known."""
+
+    def remaining(self, number: int, now: float) -> float | None:
+        """Seconds from `now` (monotonic) to the end of a running trial; None if not known."""
+
+
+class NoForecast:
+    """The forecast where no duration is known."""
+
+    def seconds(self, trial: TrialSpec) -> float | None:
+        return None
+
+    def remaining(self, number: int, now: float) -> float | None:
+        return None
 
 
 class Dispatcher(Protocol):
@@ -66,7 +86,7 @@ class Dispatcher(Protocol):
         A trial that has been scored meanwhile ends in Finished.
         """
 
-    def standing(self) -> Standing:
+    def state(self) -> DispatchState:
         """Where gangs and queue stand now; does not block."""
 
     def publish(self, status: Status) -> None:

@@ -13,7 +13,7 @@ from functools import cached_property
 
 from mptune import plugins
 from mptune.dispatch import devices
-from mptune.dispatch.base import Standing
+from mptune.dispatch.base import DispatchState
 from mptune.dispatch.devices import Machine
 from mptune.dispatch.room import Node
 from mptune.dispatch.runtime import (
@@ -130,13 +130,13 @@ class LocalDispatcher:
             self._outbox.append(Stopped(number=number, reason=reason, step=0))
         self._something_to_do.set()
 
-    def standing(self) -> Standing:
+    def state(self) -> DispatchState:
         """One gang, and a queue that only it serves."""
         wait = Wait(kind="no_room", needs=1, free=0)
         queue = (
             QueuedTrial(number=t.number, label=t.label, workers=1, wait=wait) for t in self._queue
         )
-        return Standing((self._gang_status(),) if self._gang else (), tuple(queue))
+        return DispatchState((self._gang_status(),) if self._gang else (), tuple(queue))
 
     def publish(self, status: Status) -> None:
         """Nobody collects metrics here."""

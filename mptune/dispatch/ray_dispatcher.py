@@ -28,7 +28,7 @@ from mptune.dispatch.admission import (
     waits,
 )
 from mptune.dispatch.autoscaler import Autoscaler
-from mptune.dispatch.base import Standing
+from mptune.dispatch.base import DispatchState, DurationForecast, NoForecast
 from mptune.dispatch.cluster import Cluster
 from mptune.dispatch.devices import Machine
 from mptune.dispatch.gang import Flight, Gang, GangLost, GangOverdue
@@ -37,7 +37,6 @@ from mptune.dispatch.room import Node, Placement, Room, Shape
 from mptune.dispatch.runtime import HARMLESS, WORKER, End, write_traceback
 from mptune.dispatch.tenants import Tenants
 from mptune.errors import DispatchError, MptuneError, one_line
-from mptune.search.forecast import Predictor
 from mptune.spec.schema import Resources
 from mptune.status import QueuedTrial, Status, Wait
 from mptune.trial import (
@@ -101,7 +100,7 @@ class RayDispatcher:
         *,
         runtime: str = WORKER,
         address: str | None = None,
-        predictor: Predictor | None = None,
+        forecast: DurationForecast | None = None,
         mark: str = "mptune",
     ) -> None:
         address = address or os.environ.get("RAY_ADDRESS")
@@ -109,7 +108,7 @@ class RayDispatcher:
         self._cluster = Cluster(address, ship=resources.ship_code)
         self._shape = min(map(Shape.of, resources.gangs()), key=lambda shape: shape.weight)
         self._runtime = runtime
-        self._predictor = predictor or Predictor()
+        self._forecast = forecast or NoForecast()
         self._mark = f"{mark}/{secrets.token_hex(4)}"
         self._autoscaler = (
             Autoscaler(self._mark) if address and resources.scale_up_timeout_s else None
@@ -202,12 +201,12 @@ class RayDispatcher:
         if gang or self._take(number):
             self._outbox.append(Stopped(number=number, reason=reason, step=0))
 
-    def standing(self) -> Standing:
+    def state(self) -> DispatchState:
         if not self._cluster.is_away():
             for gang in self._gangs.values():
                 gang.ask_memory()
         gangs = tuple(gang.status() for gang in self._gangs.values())
-        return Standing(gangs, self._queue_status(time.monotonic()), self._metrics_url)
+        return DispatchState(gangs, self._queue_status(time.monotonic()), self._metrics_url)
 
     def _queue_status(self, now: float) -> tuple[QueuedTrial, ...]:
         """Only the first ones have a prediction: playing admission forward takes long."""
@@ -319,7 +318,7 @@ class RayDispatcher:
 
     def _waiting(self) -> list[Waiting]:
         return [
-            Waiting(q.trial.number, q.shape, q.since, self._predictor.seconds(q.trial))
+            Waiting(q.trial.number, q.shape, q.since, self._forecast.seconds(q.trial))
             for q in self._queue
         ]
 
@@ -334,8 +333,8 @@ class RayDispatcher:
         if gang.flight is None:
             return None
         trial = gang.flight.trial
-        left_s = self._predictor.remaining(trial.number, now)
-        left_s = self._predictor.seconds(trial) if left_s is None else left_s
+        left_s = self._forecast.remaining(trial.number, now)
+        left_s = self._forecast.seconds(trial) if left_s is None else left_s
         return None if left_s is None else now + left_s
 
     def _start(self, number: int, name: str | None, placement: Placement) -> None:

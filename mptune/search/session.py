@@ -111,7 +111,7 @@ class Session:
                 self.spec.resources,
                 local=self.local,
                 address=self.address,
-                predictor=self._predictor,
+                forecast=self._predictor,
                 mark=_cluster.mark(self.run),
             )
             if at := self._dispatcher.address():

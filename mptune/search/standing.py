@@ -79,7 +79,7 @@ class Watched:
         return time.monotonic() >= self._next
 
     def _status(self, moment: Moment) -> Status:
-        there, flying, now = self.dispatcher.standing(), moment.flying, moment.now
+        there, flying, now = self.dispatcher.state(), moment.flying, moment.now
         spend = self._spend(moment.spent_s, now)
         queued = {trial.number for trial in there.queue}
         return Status(

@@ -61,7 +61,7 @@ def full(dispatcher: RayDispatcher, planned: str) -> list[Event]:
     with taken(*others):
         with taken(planned):
             waited = [e for _ in range(3) for e in dispatcher.events(1.0)]
-            (queued,) = dispatcher.standing().queue
+            (queued,) = dispatcher.state().queue
             print(json.dumps({"wait": queued.wait.kind, "told": len(waited)}))
         return until_ended(dispatcher, 0)
 

@@ -47,7 +47,7 @@ def main(run: RunDirectory) -> None:
         ordered=False, watchers=(dispatcher.publish,), budget=study.Budget(worker_s=1e6),
     )  # fmt: skip
     with_token = get_authentication_mode() == AuthenticationMode.TOKEN
-    print("token" if with_token else "open", dispatcher.standing().metrics, flush=True)
+    print("token" if with_token else "open", dispatcher.state().metrics, flush=True)
     threading.Thread(
         target=lambda: (sys.stdin.readline(), driver.interrupted.set()), daemon=True
     ).start()

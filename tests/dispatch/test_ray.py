@@ -427,7 +427,7 @@ def test_members_do_not_fight_for_threads_and_find_tools_and_devices(monkeypatch
 
 
 def status_of(dispatcher: RayDispatcher, name: str) -> GangStatus:
-    return next(gang for gang in dispatcher.standing().gangs if gang.name == name)
+    return next(gang for gang in dispatcher.state().gangs if gang.name == name)
 
 
 def test_members_are_out_of_the_terminals_reach_and_their_memory_is_known(dispatcher, tmp_path):
