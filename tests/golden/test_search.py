@@ -46,19 +46,16 @@ def test_it_has_every_kind_of_outcome(run: Path) -> None:
     assert found["law.best_rate.exists"]
 
 
-@pytest.mark.parametrize(
-    ("name", "code", "places"),
-    [
-        ("SIGKILL", -signal.SIGKILL, ["golden:9", "golden/compare:7"]),
-        ("SIGINT", 130, ["golden/confirm:2"]),
-    ],
-)
-def test_a_disturbed_search_gives_the_same_figures(
-    run: Path, tmp_path: Path, name: str, code: int, places: list[str]
+def test_a_search_killed_twice_and_interrupted_gives_the_same_figures(
+    run: Path, tmp_path: Path
 ) -> None:
     again = [*cases.SEARCH, "--run-dir", str(tmp_path / "run")]
-    for place in places:
-        done = cases.command("tests.golden.fake", again, disturb=f"{place}:{name}")
+    for place, code in (
+        ("golden:9:SIGKILL", -signal.SIGKILL),
+        ("golden/confirm:2:SIGINT", 130),
+        ("golden/compare:7:SIGKILL", -signal.SIGKILL),
+    ):
+        done = cases.command("tests.golden.fake", again, disturb=place)
         assert done.returncode == code, done.stdout
     assert fake.main(again) == 0
     expected, found = figures.of_run(run, "golden"), figures.of_run(tmp_path / "run", "golden")
