@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from mptune.errors import FaultReason
-from mptune.spec.schema import Resources, Score, Training
+from mptune.spec.schema import Resources, Score, Training, affecting_results
 
 
 class Message(BaseModel):
@@ -97,51 +97,11 @@ class TrialSpec(Message):
 
     def fingerprint(self) -> str:
         """Hash of what determines the numbers: two trials with the same one have equal results."""
-        what = self.model_dump(
-            mode="json", exclude={"study", "number", "label", "directory", "prepared", "artifacts"}
-        )
-        _drop_later(what)
+        left_out = {"study", "number", "label", "directory", "prepared", "artifacts"}
+        what = affecting_results(TrialSpec, self.model_dump(mode="json", exclude=left_out))
         what["table_hash"] = self.prepared.table_hash
         what["plan_hash"] = self.prepared.plan_hash
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
-
-
-_LATER: tuple[tuple[tuple[str, ...], Any], ...] = (
-    (("training", "optimizer", "width_rule"), "none"),
-    (("training", "optimizer", "base_width"), 64),
-    (("training", "pack"), False),
-    (("training", "compile"), False),
-    (("policy", "structure"), {"kind": "token"}),
-    (("model", "size"), None),
-    (("score", "missing"), []),
-    (("resources", "by_size"), {}),
-)
-"""Keys that came after the format's first version: at their defaults they do not count."""
-
-
-_NO_MATTER = (
-    "stall_timeout_s",
-    "retries",
-    "memory_growth_mb",
-    "gpu_memory_growth_mb",
-    "memory_gb",
-    "ship_code",
-    "scale_up_timeout_s",
-)
-
-
-def _drop_later(what: dict[str, Any]) -> None:
-    del what["training"]["keep_weights"]  # changes no number of a result
-    for key in _NO_MATTER:  # nor do these
-        what["resources"].pop(key, None)
-    for key in ("kpi", "kpi_higher_is_better", "kpi_timeout_s"):  # nor these
-        what["score"].pop(key, None)
-    for (*path, key), default in _LATER:
-        section = what
-        for part in path:
-            section = section[part]
-        if key in section and section[key] == default:
-            del section[key]
 
 
 class CurvePoint(Message):

@@ -8,8 +8,8 @@ a YAML file, with line numbers and search dimensions, is `mptune.spec.source`'s 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -21,6 +21,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from mptune import plugins
 from mptune.artifacts import check_url
@@ -30,6 +31,19 @@ class Section(BaseModel):
     """Base of all sections: frozen, unknown keys refused, numbers given as numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+# What a field says about itself. A section's mark holds for its fields unless they have their own.
+T = TypeVar("T")
+Free = Annotated[T, Field(json_schema_extra={"free_on_resume": True})]
+"""A resumed search may have another value."""
+Operational = Annotated[
+    T, Field(json_schema_extra={"free_on_resume": True, "affects_results": False})
+]
+"""How a trial is run, watched or used afterwards; any value gives the same result."""
+Searchable = Annotated[T, Field(json_schema_extra={"searchable": True})]
+"""The value may be a dimension of the search."""
+Unsearchable = Annotated[T, Field(json_schema_extra={"searchable": False})]
 
 
 def _mask_rate(value: float) -> float:
@@ -115,9 +129,13 @@ class LearningRateSchedule(Section):
 class Training(Section):
     """How every trial trains. Exactly one budget, the same for all trials of a study."""
 
-    budget_tokens: float | None = Field(None, gt=0, description="positions processed (batch x D)")
-    budget_flops: float | None = Field(None, gt=0, description="FLOPs, head included")
-    budget_seconds: float | None = Field(None, gt=0, description="seconds of training steps")
+    budget_tokens: Unsearchable[float | None] = Field(
+        None, gt=0, description="positions processed (batch x D)"
+    )
+    budget_flops: Unsearchable[float | None] = Field(None, gt=0, description="FLOPs, head included")
+    budget_seconds: Unsearchable[float | None] = Field(
+        None, gt=0, description="seconds of training steps"
+    )
     batch_size: int = Field(64, gt=0, description="sequences per optimizer step, over all workers")
     micro_batch_size: int | None = Field(
         None, gt=0, description="sequences per worker and forward; default batch_size / workers"
@@ -135,11 +153,11 @@ class Training(Section):
     pack: bool = Field(
         False, description="several short sequences to a row, each attending to itself only"
     )
-    keep_weights: bool = Field(
+    keep_weights: Annotated[bool, Field(json_schema_extra={"affects_results": False})] = Field(
         False,
         description="keep finished trials' weights, for transformers and `mptune impute`",
     )
-    checkpoint_every_s: float = Field(
+    checkpoint_every_s: Operational[float] = Field(
         60.0, gt=0, description="seconds between checkpoints of a running trial"
     )
     deepspeed: dict[str, Any] = Field(
@@ -192,14 +210,14 @@ class Score(Section):
     missing: tuple[Missing, ...] = Field(
         (), description="score again with values missing: the same ones for every trial"
     )
-    kpi: str | None = Field(
+    kpi: Operational[str | None] = Field(
         None,
         pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
         description="your own figure, `package.module:function` (model folder -> number, or number "
         "and standard error), measured on every finished trial; needs training.keep_weights",
     )
-    kpi_higher_is_better: bool = True
-    kpi_timeout_s: float = Field(3600.0, gt=0, description="of one call of it")
+    kpi_higher_is_better: Operational[bool] = True
+    kpi_timeout_s: Operational[float] = Field(3600.0, gt=0, description="of one call of it")
     rung_sequences: int = Field(128, gt=1, description="held-out sequences scored at a rung")
     batch_size: int = Field(128, gt=0, description="sequences per scoring forward and worker")
     seed: int = Field(0, ge=0)
@@ -241,9 +259,9 @@ class Confirm(Section):
 class Search(Section):
     """What is searched, and how long."""
 
-    trials: int = Field(16, gt=0)
+    trials: Free[int] = Field(16, gt=0)
     seed: int = Field(0, ge=0)
-    concurrency: int | None = Field(
+    concurrency: Free[int | None] = Field(
         None, gt=0, description="trials at once; default what the cluster holds"
     )
     ordered: bool = Field(
@@ -251,26 +269,26 @@ class Search(Section):
     )
     sampler: Sampler = Sampler()
     pruner: Pruner = Pruner()
-    budget_seconds: float | None = Field(
+    budget_seconds: Free[float | None] = Field(
         None, gt=0, description="no trial starts after this; shared as the next two are"
     )
-    budget_worker_seconds: float | None = Field(
+    budget_worker_seconds: Free[float | None] = Field(
         None,
         gt=0,
         description="workers x seconds of all trials, scoring and retries included: none starts, "
         "or goes on, that would pass it; search, confirmation and comparison share it by their "
         "numbers of runs",
     )
-    budget_gpu_hours: float | None = Field(
+    budget_gpu_hours: Free[float | None] = Field(
         None, gt=0, description="GPUs x hours of all trials, likewise"
     )
-    confirm: Confirm = Confirm()
-    choose_by: Literal["heldout", "worst_domain"] = Field(
+    confirm: Free[Confirm] = Confirm()
+    choose_by: Free[Literal["heldout", "worst_domain"]] = Field(
         "heldout",
         description="recommend the trial with the best score, or with the best score on the one of "
         "data.domains where it does worst",
     )
-    extrapolate_to: tuple[Annotated[Size, Field(ge=1e3)], ...] = Field(
+    extrapolate_to: Free[tuple[Annotated[Size, Field(ge=1e3)], ...]] = Field(
         (), description="sizes for which the report states the laws over size, e.g. [110M]"
     )
     arms: dict[str, dict[str, Any]] = Field(
@@ -319,45 +337,49 @@ class GangOfSize(Section):
 class Resources(Section):
     """What one trial runs on."""
 
-    workers: int = Field(1, gt=0, description="worker processes (ranks) per trial, one per GPU")
-    cpus_per_worker: float = Field(1, gt=0)
-    gpus_per_worker: float = Field(0, ge=0)
-    by_size: dict[str, GangOfSize] = Field(
+    workers: Free[int] = Field(
+        1, gt=0, description="worker processes (ranks) per trial, one per GPU"
+    )
+    cpus_per_worker: Free[float] = Field(1, gt=0)
+    gpus_per_worker: Free[float] = Field(0, ge=0)
+    by_size: Free[dict[str, GangOfSize]] = Field(
         default_factory=dict,
         description="other gangs for larger models: from so many parameters on, e.g. "
         "{100M: {workers: 4}}",
     )
-    memory_gb: float | None = Field(
+    memory_gb: Operational[float | None] = Field(
         None,
         gt=0,
         description="1e9 bytes of memory that each worker has, its GPU's or its share of the node; "
         "default what the nodes say",
     )
-    trials_per_gang: int = Field(100, gt=0, description="a gang is remade after this many trials")
-    memory_growth_mb: float = Field(
+    trials_per_gang: Operational[int] = Field(
+        100, gt=0, description="a gang is remade after this many trials"
+    )
+    memory_growth_mb: Operational[float] = Field(
         1000.0,
         gt=0,
         description="a gang is remade when a rank has so much more memory of its own between two "
         "trials than it once had",
     )
-    gpu_memory_growth_mb: float = Field(
+    gpu_memory_growth_mb: Operational[float] = Field(
         500.0, gt=0, description="the same for what a rank keeps of its GPU's memory"
     )
-    ship_code: bool = Field(
+    ship_code: Operational[bool] = Field(
         True,
         description="workers on a shared Ray cluster get the driver's mptune and plugin packages; "
         "false: they have the same version installed",
     )
-    scale_up_timeout_s: float = Field(
+    scale_up_timeout_s: Operational[float] = Field(
         0.0,
         ge=0,
         description="on a Ray cluster with an autoscaler: machines for what waits are asked for, "
         "and a trial that fits nowhere waits this long for them; 0: the cluster is as it is",
     )
-    stall_timeout_s: float = Field(
+    stall_timeout_s: Operational[float] = Field(
         600.0, gt=0, description="a gang that does nothing for so long is ended; stacks are kept"
     )
-    retries: int = Field(
+    retries: Operational[int] = Field(
         2, ge=0, description="times a trial is run again after its gang died, hung or was lost"
     )
 
@@ -413,17 +435,71 @@ class SearchSpec(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
     data: dict[str, Any]
-    model: dict[str, Any]
-    policy: dict[str, Any]
-    training: Training
+    model: Searchable[dict[str, Any]]
+    policy: Searchable[dict[str, Any]]
+    training: Searchable[Training]
     score: Score = Score()
     search: Search = Search()
-    compare: Comparison | None = None
+    compare: Free[Comparison | None] = None
     resources: Resources = Resources()
-    storage: Storage = Storage()
+    storage: Free[Storage] = Storage()
 
     @model_validator(mode="after")
     def _kpi_has_weights(self) -> SearchSpec:
         if self.score.kpi is not None and not self.training.keep_weights:
             raise ValueError("score.kpi needs training.keep_weights: true")
         return self
+
+
+def nested(annotation: Any) -> type[BaseModel] | None:
+    """The section in a field's annotation (`Section`, `Section | None`), or None."""
+    candidates = () if get_origin(annotation) is dict else (annotation, *get_args(annotation))
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def mark_of(field: FieldInfo, name: str) -> bool | None:
+    """The field's own mark `name`, or None where its section decides."""
+    extra = field.json_schema_extra
+    return extra.get(name) if isinstance(extra, dict) else None  # type: ignore[return-value]
+
+
+def _without(
+    model: type[BaseModel], values: Mapping[str, Any], mark: str, value: bool
+) -> dict[str, Any]:
+    """`values` less the fields, of sections inside `model` too, whose `mark` is `value`."""
+    kept: dict[str, Any] = {}
+    for key, given in values.items():
+        field = model.model_fields.get(key)
+        if field is not None and mark_of(field, mark) is value:
+            continue
+        section = nested(field.annotation) if field is not None else None
+        if section is not None and isinstance(given, Mapping):
+            given = _without(section, given, mark, value)
+        kept[key] = given
+    return kept
+
+
+def affecting_results(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` of a model with sections, less the fields that change no number of a trial."""
+    return _without(model, values, "affects_results", False)
+
+
+def fixed_on_resume(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a resolved spec, dimensions included, that a resumed search must repeat."""
+    return _without(SearchSpec, resolved, "free_on_resume", True)
+
+
+def is_searchable(path: Sequence[str]) -> bool:
+    """Whether the value at these keys of a spec may be a dimension.
+
+    Keys that are no field (the label of an option of a choice) are passed over.
+    """
+    model: type[BaseModel] | None = SearchSpec
+    searchable = False
+    for key in path:
+        field = model.model_fields.get(key) if model else None
+        if field is not None:
+            own = mark_of(field, "searchable")
+            searchable = searchable if own is None else own
+            model = nested(field.annotation)
+    return searchable

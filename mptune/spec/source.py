@@ -16,20 +16,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from mptune import plugins
 from mptune.errors import InputError, did_you_mean
-from mptune.spec.schema import PLUGIN_SECTIONS, SearchSpec, build
+from mptune.spec.schema import PLUGIN_SECTIONS, SearchSpec, build, is_searchable, nested
 
 Scalar = str | int | float | bool | None
 Location = tuple[str | int, ...]
-
-SEARCHABLE = ("model", "policy", "training")
-"""Sections whose leaves may be dimensions; the rest is the same for all trials of a study."""
 
 
 @dataclass(frozen=True)
@@ -300,12 +297,9 @@ def _model_at(model: type[BaseModel] | None, at: Location) -> type[BaseModel] | 
             continue
         field = model.model_fields.get(str(part)) if model else None
         annotation = field.annotation if field else None
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(
-            (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None
-        )
-        if getattr(annotation, "__origin__", None) is dict:
-            model, of_entries = None, model
+        model = nested(annotation)
+        if get_origin(annotation) is dict:
+            of_entries = nested(get_args(annotation)[1])
     return model
 
 
@@ -430,17 +424,17 @@ class SpecFile:
 
     def _refuse_misplaced_dimensions(self) -> None:
         for name in self.dimensions:
-            section, _, key = name.partition(".")
-            known = tuple(SearchSpec.model_fields)
+            section, known = name.partition(".")[0], tuple(SearchSpec.model_fields)
             if section not in known:
                 raise InputError(
                     f"{self.origin_of(section)}: {section}: unknown key; allowed: "
                     f"{', '.join(known)}{did_you_mean(section, known)}"
                 )
-            if section not in SEARCHABLE or key.startswith("budget_"):
+            if not is_searchable(name.split(".")):
+                under = ", ".join(s for s in known if is_searchable([s]))
                 raise InputError(
                     f"{self.origin_of(name)}: {name}: must be the same for every trial of a study, "
-                    f"so it cannot be a dimension; dimensions go under {', '.join(SEARCHABLE)}"
+                    f"so it cannot be a dimension; dimensions go under {under}"
                 )
 
     def origin_of(self, name: str) -> str:

@@ -11,6 +11,7 @@ import optuna
 
 from mptune.errors import InputError
 from mptune.paths import RunDirectory
+from mptune.spec.schema import fixed_on_resume
 from mptune.study.storage import open_storage
 
 DRIVEN = (
@@ -55,7 +56,7 @@ def claim_spec(study: optuna.Study, resolved: Mapping[str, Any]) -> None:
     Raises:
         InputError: the stored spec differs in something that changes results.
     """
-    wanted = _binding(resolved)
+    wanted = fixed_on_resume(resolved)
     stored = study.user_attrs.get("spec")
     if stored is None:
         study.set_user_attr("spec", json.dumps(wanted, sort_keys=True))
@@ -68,49 +69,10 @@ def claim_spec(study: optuna.Study, resolved: Mapping[str, Any]) -> None:
         )
 
 
-_FREE = {
-    "score": ("kpi", "kpi_higher_is_better", "kpi_timeout_s"),
-    "search": (
-        "trials",
-        "budget_seconds",
-        "budget_worker_seconds",
-        "budget_gpu_hours",
-        "concurrency",
-        "confirm",
-        "choose_by",
-        "extrapolate_to",
-    ),
-    "resources": (
-        "workers",
-        "cpus_per_worker",
-        "gpus_per_worker",
-        "by_size",
-        "trials_per_gang",
-        "memory_growth_mb",
-        "gpu_memory_growth_mb",
-        "memory_gb",
-        "ship_code",
-        "scale_up_timeout_s",
-        "stall_timeout_s",
-        "retries",
-    ),
-}
-"""What may change between a search and its resume; the global batch stays on any workers."""
-
-
-def _binding(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    bound = {k: v for k, v in resolved.items() if k not in ("compare", "storage")}
-    for section, keys in _FREE.items():
-        if isinstance(bound.get(section), Mapping):
-            bound[section] = {k: v for k, v in bound[section].items() if k not in keys}
-    return bound
-
-
 def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
             inner = f"{path}.{key}" if path else key
-            if key in old or new[key]:  # a key that came later changes nothing while it is off
-                yield from _differences(old.get(key), new.get(key), inner)
+            yield from _differences(old.get(key), new.get(key), inner)
     elif old != new:
         yield f"{path} was {json.dumps(old)}, is {json.dumps(new)}"
