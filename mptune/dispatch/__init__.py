@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mptune.dispatch.admission import refusal
 from mptune.dispatch.base import Dispatcher, DurationForecast
-from mptune.dispatch.room import Room, Shape
+from mptune.dispatch.placement import FreeResources, Shape
 from mptune.dispatch.runtime import WORKER
 from mptune.spec.schema import Resources
 
@@ -85,4 +85,4 @@ def misfits(resources: Resources, address: str) -> list[str]:
     finally:
         cluster.close()
     shapes = dict.fromkeys(Shape.of(gang) for gang in resources.gangs())
-    return [refusal(shape, nodes) for shape in shapes if not Room.of(nodes).fits(shape)]
+    return [refusal(shape, nodes) for shape in shapes if not FreeResources.of(nodes).fits(shape)]

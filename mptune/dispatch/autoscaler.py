@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from ray.autoscaler.sdk import request_resources
 from ray.experimental import internal_kv
 
-from mptune.dispatch.room import Shape
+from mptune.dispatch.placement import Shape
 
 AGAIN_S = 30.0
 """Another driver may have asked for something else meanwhile."""

@@ -26,7 +26,7 @@ from mptune.dispatch import client, devices, reaper, shipping
 from mptune.dispatch.census import Census
 from mptune.dispatch.devices import Machine
 from mptune.dispatch.head import Head
-from mptune.dispatch.room import Node
+from mptune.dispatch.placement import ClusterNode
 from mptune.errors import DispatchError, one_line
 
 OBJECT_STORE_BYTES = 80 * 2**20
@@ -97,7 +97,7 @@ class Cluster:
             if not self._head.excuses(error):
                 raise DispatchError(f"Ray has failed: {one_line(error)}") from error
 
-    def nodes(self) -> list[Node]:
+    def nodes(self) -> list[ClusterNode]:
         """All CPUs and GPUs of the machines that are up.
 
         Raises:
@@ -108,7 +108,7 @@ class Cluster:
             raise DispatchError("Ray has died; the same command goes on where this one ended")
         return [_node(n["NodeID"], n["Resources"]) for n in alive]
 
-    def unused(self) -> dict[str, Node]:
+    def unused(self) -> dict[str, ClusterNode]:
         """What nobody holds of each machine, or did a moment ago."""
         nodes = available_resources_per_node()  # type: ignore[no-untyped-call]
         return {id_: _node(id_, unused) for id_, unused in nodes.items()}
@@ -147,8 +147,8 @@ class Cluster:
         self._reaper = _start_reaper(_descendants() - before)
 
 
-def _node(id_: str, resources: Mapping[str, float]) -> Node:
-    return Node(id_, resources.get("CPU", 0), resources.get("GPU", 0))
+def _node(id_: str, resources: Mapping[str, float]) -> ClusterNode:
+    return ClusterNode(id_, resources.get("CPU", 0), resources.get("GPU", 0))
 
 
 def _why(error: BaseException | None) -> str:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import Any
 
-from mptune.dispatch.room import Node, Room, Shape
+from mptune.dispatch.placement import ClusterNode, FreeResources, Shape
 from mptune.paths import node_bytes
 from mptune.spec.schema import Resources
 from mptune.trial import Device
@@ -99,7 +99,9 @@ def of_accelerator(resources: Mapping[str, float]) -> tuple[Gpu, ...]:
     return tuple(Gpu(name, ACCELERATORS[name]) for name in types if name in ACCELERATORS)
 
 
-def device(resources: Resources, nodes: Iterable[Node], machines: Mapping[str, Machine]) -> Device:
+def device(
+    resources: Resources, nodes: Iterable[ClusterNode], machines: Mapping[str, Machine]
+) -> Device:
     """The largest that a worker of such a gang could get on these nodes: more is too much anywhere.
 
     On a CPU the ranks of the gang that fit on one node share its memory. What the spec says of the
@@ -118,7 +120,7 @@ def device(resources: Resources, nodes: Iterable[Node], machines: Mapping[str, M
 
 def _one(resources: Resources, cpus: float, gpus: float, machine: Machine) -> Device | None:
     """What a worker has on a node of this kind; None if the node takes no such worker."""
-    workers = Room.of([Node("", cpus, gpus)]).slots(Shape.of(resources))
+    workers = FreeResources.of([ClusterNode("", cpus, gpus)]).count_workers(Shape.of(resources))
     if not workers:
         return None
     if resources.gpus_per_worker:

@@ -42,9 +42,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from mptune import __version__, plugins
 from mptune.dispatch import output
-from mptune.dispatch.admission import Held
 from mptune.dispatch.footprint import Footprint, Growth, own_host_bytes
-from mptune.dispatch.room import Placement, Shape
+from mptune.dispatch.placement import PlacedGang, Placement, Shape
 from mptune.dispatch.runtime import Controls, End, Runtime, TrialControl, guarded, resident_bytes
 from mptune.errors import FaultReason, one_line, reason_of
 from mptune.paths import TrialDirectory, free_port, write_text
@@ -375,9 +374,9 @@ class Gang:
         if len(self._hellos) < len(self._members):
             self._expect_within(START_TIMEOUT_S, "its processes did not start")
 
-    def held(self) -> Held:
+    def held(self) -> PlacedGang:
         """What admission needs to know."""
-        return Held(self.name, self.shape, self.placement, idle=self.idle)
+        return PlacedGang(self.name, self.shape, self.placement, idle=self.idle)
 
     @property
     def idle(self) -> bool:

@@ -15,7 +15,7 @@ from mptune import plugins
 from mptune.dispatch import devices
 from mptune.dispatch.base import DispatchState
 from mptune.dispatch.devices import Machine
-from mptune.dispatch.room import Node
+from mptune.dispatch.placement import ClusterNode
 from mptune.dispatch.runtime import (
     HARMLESS,
     WORKER,
@@ -95,7 +95,7 @@ class LocalDispatcher:
         return 1
 
     def device(self, resources: Resources) -> Device:
-        here = Node("here", resources.cpus_per_worker, resources.gpus_per_worker)
+        here = ClusterNode("here", resources.cpus_per_worker, resources.gpus_per_worker)
         return devices.device(resources, [here], {"here": self._machine})
 
     @cached_property

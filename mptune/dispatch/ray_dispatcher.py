@@ -15,16 +15,15 @@ import ray
 from mptune.dispatch import devices
 from mptune.dispatch.admission import (
     Decision,
-    Held,
     Refuse,
     Retire,
     Start,
-    Waiting,
+    WaitingTrial,
     admit,
     expected_starts,
-    free,
-    in_flight,
     in_turn,
+    trial_capacity,
+    unused,
     waits,
 )
 from mptune.dispatch.autoscaler import Autoscaler
@@ -33,9 +32,15 @@ from mptune.dispatch.cluster import Cluster
 from mptune.dispatch.devices import Machine
 from mptune.dispatch.gang import Flight, Gang, GangLost, GangOverdue
 from mptune.dispatch.metrics import Metrics
-from mptune.dispatch.room import Node, Placement, Room, Shape
+from mptune.dispatch.placement import (
+    ClusterNode,
+    FreeResources,
+    OtherUsage,
+    PlacedGang,
+    Placement,
+    Shape,
+)
 from mptune.dispatch.runtime import HARMLESS, WORKER, End, write_traceback
-from mptune.dispatch.tenants import Tenants
 from mptune.errors import DispatchError, MptuneError, one_line
 from mptune.spec.schema import Resources
 from mptune.status import QueuedTrial, Status, Wait
@@ -123,8 +128,8 @@ class RayDispatcher:
         self._metrics_url = self._cluster.metrics_url()
         self._machines: dict[str, Machine] = {}
         self._shared = address is not None
-        self._tenants = Tenants()
-        self._nodes_seen: tuple[float, Sequence[Node]] = (-NODES_EVERY_S, ())
+        self._others = OtherUsage()
+        self._nodes_seen: tuple[float, Sequence[ClusterNode]] = (-NODES_EVERY_S, ())
 
     def warm_up(self) -> None:
         self._spare_gang(self._preparer)
@@ -158,7 +163,7 @@ class RayDispatcher:
 
     def capacity(self, flying: Sequence[Resources] = ()) -> int:
         shapes = [Shape.of(resources) for resources in flying]
-        now = in_flight(self._nodes(), shapes, self._shape)
+        now = trial_capacity(self._nodes(), shapes, self._shape)
         # A cluster grows for what waits, so that one more than fits is to wait.
         waits = self._autoscaler is not None and not self._queue
         return max(1, now + waits)
@@ -247,7 +252,7 @@ class RayDispatcher:
             self._queue.remove(queued)
         return queued
 
-    def _nodes(self) -> Sequence[Node]:
+    def _nodes(self) -> Sequence[ClusterNode]:
         old = time.monotonic() - self._nodes_seen[0] >= NODES_EVERY_S
         if old and not self._cluster.is_away():
             self._look()
@@ -261,7 +266,7 @@ class RayDispatcher:
             gang.look()
         if self._shared:
             ours = [gang.held() for gang in self._gangs.values() if gang.placed]
-            self._tenants.look(self._nodes_seen[1], self._cluster.unused(), ours, now)
+            self._others.update(self._nodes_seen[1], self._cluster.unused(), ours, now)
 
     def _watch_nodes(self) -> None:
         """Give up gangs on nodes that are gone: nothing else may tell, as of a lost network."""
@@ -277,7 +282,7 @@ class RayDispatcher:
 
     def _give_way(self, gang: Gang) -> None:
         """Others were faster: admission finds another place for its trial, or lets it wait."""
-        self._tenants.shut(gang.placement, time.monotonic())
+        self._others.block(gang.placement, time.monotonic())
         self._retract(gang, "others use its place")
         self._look()
 
@@ -313,21 +318,21 @@ class RayDispatcher:
             there = [gang.shape for gang in self._gangs.values()]
             wait = [*(q.shape for q in self._queue), *more]
             # What others hold is no room for what waits.
-            others = self._tenants.lasting() if wait else []
+            others = self._others.lasting() if wait else []
             self._autoscaler.want([*there, *wait, *others])
 
-    def _waiting(self) -> list[Waiting]:
+    def _waiting(self) -> list[WaitingTrial]:
         return [
-            Waiting(q.trial.number, q.shape, q.since, self._forecast.seconds(q.trial))
+            WaitingTrial(q.trial.number, q.shape, q.since, self._forecast.seconds(q.trial))
             for q in self._queue
         ]
 
-    def _held(self, now: float) -> list[Held]:
+    def _held(self, now: float) -> list[PlacedGang]:
         """The gangs, the longest idle first, and when their trials are predicted to end; others."""
         longest_idle = sorted(self._gangs.values(), key=lambda g: g.last_end or g.started_at)
         ours = [replace(gang.held(), ends=self._ends(gang, now)) for gang in longest_idle]
         self._nodes()  # looks around, if it is time to
-        return [*ours, *self._tenants.held()]
+        return [*ours, *self._others.held()]
 
     def _ends(self, gang: Gang, now: float) -> float | None:
         if gang.flight is None:
@@ -397,7 +402,7 @@ class RayDispatcher:
         """
         give_up = time.monotonic() + (self._patience_s if self._autoscaler else 0.0)
         while (placement := self._place(shape)) is None:
-            if not Room.of(self._nodes()).fits(shape) and time.monotonic() >= give_up:
+            if not FreeResources.of(self._nodes()).fits(shape) and time.monotonic() >= give_up:
                 raise DispatchError(f"no room in the cluster for {shape}")
             if self._cluster.is_there():
                 self._scale(shape)
@@ -406,7 +411,7 @@ class RayDispatcher:
 
     def _place(self, shape: Shape) -> Placement | None:
         nodes = self._nodes()
-        return free(nodes, self._held(time.monotonic())).place(shape)
+        return unused(nodes, self._held(time.monotonic())).place(shape)
 
     def _collect(self, wait_s: float) -> None:
         """Take in what the gangs say: wait for the first of it, at most a slice."""

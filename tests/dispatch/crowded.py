@@ -18,8 +18,8 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from mptune.dispatch import gang as gang_module
 from mptune.dispatch.gang import NODE_LABEL
+from mptune.dispatch.placement import FreeResources, Shape
 from mptune.dispatch.ray_dispatcher import RayDispatcher
-from mptune.dispatch.room import Room, Shape
 from mptune.spec.schema import Resources
 from mptune.trial import Event, GangChanged, Started
 from tests import fakes
@@ -75,7 +75,7 @@ def said(events: list[Event], planned: str) -> dict[str, Any]:
 def main(address: str, directory: str, scene: str) -> None:
     dispatcher = RayDispatcher(ONE, runtime=fakes.FAKE_WORKER, address=address)
     try:
-        (planned,) = Room.of(dispatcher._cluster.nodes()).place(Shape.of(ONE)) or ()
+        (planned,) = FreeResources.of(dispatcher._cluster.nodes()).place(Shape.of(ONE)) or ()
         dispatcher.submit(fakes.trial(0, Path(directory), resources=ONE))
         events = globals()[scene](dispatcher, planned)
         (at,) = {g.held().placement for g in dispatcher._gangs.values()}

@@ -7,7 +7,7 @@ from ray.experimental import internal_kv
 
 from mptune.dispatch import autoscaler
 from mptune.dispatch.autoscaler import AGAIN_S, NOTE, Autoscaler, Wish, wish
-from mptune.dispatch.room import Shape
+from mptune.dispatch.placement import Shape
 
 PAIR = Shape(2, 1, 0.5)
 

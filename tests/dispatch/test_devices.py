@@ -9,11 +9,11 @@ import pytest
 
 from mptune.dispatch import devices
 from mptune.dispatch.devices import Gpu, Machine, device, of_accelerator
-from mptune.dispatch.room import Node
+from mptune.dispatch.placement import ClusterNode
 from mptune.spec.schema import Resources
 
 T4, H100 = Gpu("Tesla T4", 15e9), Gpu("NVIDIA H100", 80e9)
-NODES = [Node("cpus", 16), Node("small", 4, 1), Node("large", 64, 8)]
+NODES = [ClusterNode("cpus", 16), ClusterNode("small", 4, 1), ClusterNode("large", 64, 8)]
 MACHINES = {
     "cpus": Machine(64e9),
     "small": Machine(16e9, (T4,)),
@@ -33,7 +33,7 @@ def test_the_largest_gpu_that_a_gang_could_get():
 
 
 def test_nodes_that_cannot_take_a_worker_do_not_count():
-    nodes = [Node("small", 4, 1), Node("large", 2, 8)]
+    nodes = [ClusterNode("small", 4, 1), ClusterNode("large", 2, 8)]
     found = device(Resources(gpus_per_worker=1, cpus_per_worker=4), nodes, MACHINES)
     assert found.bytes == 15e9
 

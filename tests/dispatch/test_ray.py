@@ -25,8 +25,8 @@ from mptune import study
 from mptune.dispatch import gang as gang_module
 from mptune.dispatch import make, ray_dispatcher
 from mptune.dispatch.gang import Gang
+from mptune.dispatch.placement import ClusterNode, Shape
 from mptune.dispatch.ray_dispatcher import RayDispatcher
-from mptune.dispatch.room import Node, Shape
 from mptune.errors import DispatchError, InputError
 from mptune.paths import RunDirectory, TrialDirectory
 from mptune.spec.schema import Resources, Search
@@ -373,18 +373,18 @@ def test_a_trial_waits_for_the_return_of_machines_but_not_without_end(
     until_ended(dispatcher, 0)
     nodes = dispatcher._cluster.nodes
 
-    def only(found: list[Node]) -> None:
+    def only(found: list[ClusterNode]) -> None:
         monkeypatch.setattr(dispatcher._cluster, "nodes", lambda: found)
         dispatcher._look()
 
-    only([Node("small", 0.1)])
+    only([ClusterNode("small", 0.1)])
     dispatcher.submit(trial(1, tmp_path))
     assert ends(dispatcher.events(0.5) + dispatcher.events(0.5)) == {}
     only(nodes())
     assert isinstance(ends(until_ended(dispatcher, 1))[1], Finished)
 
     monkeypatch.setattr(ray_dispatcher, "RETURNING_S", 0.5)
-    only([Node("small", 0.1)])
+    only([ClusterNode("small", 0.1)])
     dispatcher.submit(trial(2, tmp_path))
     assert ends(dispatcher.events(0)) == {}
     end = ends(until_ended(dispatcher, 2))[2]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mptune.dispatch.room import Node, Room, Shape
+from mptune.dispatch.placement import ClusterNode, FreeResources, Shape
 from mptune.spec.schema import Resources
 
 
-def room(*cpus: float) -> Room:
-    return Room.of(Node("abcdef"[i], n) for i, n in enumerate(cpus))
+def room(*cpus: float) -> FreeResources:
+    return FreeResources.of(ClusterNode("abcdef"[i], n) for i, n in enumerate(cpus))
 
 
 def test_a_gang_goes_on_the_tightest_node_that_takes_it():
@@ -24,10 +24,10 @@ def test_and_else_on_as_few_as_possible_leaving_whole_nodes_whole():
 
 
 def test_gpus_and_fractions_count():
-    node = Room.of([Node("a", 8, 2)])
+    node = FreeResources.of([ClusterNode("a", 8, 2)])
     assert node.place(Shape(2, 1, 1)) == ("a", "a")
     assert node.place(Shape(3, 1, 1)) is None
-    assert room(0.3).slots(Shape(1, 0.1, 0)) == 3
+    assert room(0.3).count_workers(Shape(1, 0.1, 0)) == 3
 
 
 def test_the_shape_is_what_the_resources_say():
@@ -40,7 +40,7 @@ def test_the_shape_is_what_the_resources_say():
 def test_a_gang_on_a_node_that_left_takes_nothing():
     here = room(2)
     here.take(Shape(2, 1, 0), ("gone", "a"))
-    assert here.slots(Shape(1, 1, 0)) == 1
+    assert here.count_workers(Shape(1, 1, 0)) == 1
 
 
 shapes = st.builds(Shape, st.integers(1, 5), st.sampled_from([0.5, 1, 2]), st.just(0))
@@ -48,19 +48,19 @@ shapes = st.builds(Shape, st.integers(1, 5), st.sampled_from([0.5, 1, 2]), st.ju
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=4), st.lists(shapes, max_size=6))
 def test_counts_stay_true_as_gangs_come_and_go(sizes, wanted):
-    nodes = [Node(f"n{i}", cpus) for i, cpus in enumerate(sizes)]
-    here = Room.of(nodes)
+    nodes = [ClusterNode(f"n{i}", cpus) for i, cpus in enumerate(sizes)]
+    here = FreeResources.of(nodes)
     taken = []
     for shape in wanted:
         if placement := here.place(shape):
             assert len(placement) == shape.workers
-            assert here.holds(shape, placement)
+            assert here.fits_at(shape, placement)
             here.take(shape, placement)
             taken.append((shape, placement))
     for node in nodes:
         used = sum(shape.cpus * placement.count(node.id) for shape, placement in taken)
         assert used <= node.cpus
     for shape, placement in taken:
-        here.give(shape, placement)
+        here.give_back(shape, placement)
     for shape in wanted:
-        assert here.slots(shape) == Room.of(nodes).slots(shape)
+        assert here.count_workers(shape) == FreeResources.of(nodes).count_workers(shape)
