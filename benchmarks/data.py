@@ -174,7 +174,8 @@ def gang_step_s(folder: Path) -> float:
     trial = TrialSpec(
         study="benchmark",
         number=0,
-        label="step",
+        policy_label="step",
+        size_label="",
         seed=0,
         data=data,
         model={"family": "modernbert", "width": 64, "depth": 2},

@@ -73,7 +73,8 @@ def driver(run: RunDirectory, url: str | None, trials: int, search: Search) -> s
             policy={"kind": "fake", "rate": rate, "steps": 2},
             model={"family": "fake", "width": width, "layers": layers},
             rungs=(0.5,),
-            label=f"fake {rate:.3f} · {layers}x{width}",
+            policy_label=f"fake {rate:.3f}",
+            size_label=f"{layers}x{width}",
         )
 
     return study.StudyDriver(
@@ -194,7 +195,8 @@ def turnaround(trials: int) -> dict[str, Any]:
                     TrialSpec(
                         study="bench",
                         number=number,
-                        label="bench",
+                        policy_label="bench",
+                        size_label="",
                         seed=number,
                         data=data,
                         model={"family": "bert", "width": 32, "depth": 2},

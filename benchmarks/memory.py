@@ -68,7 +68,8 @@ class Case:
         return TrialSpec(
             study="memory",
             number=0,
-            label=self.words(),
+            policy_label=self.words(),
+            size_label="",
             seed=0,
             data=data,
             model={"family": self.family, "width": self.width, "depth": self.depth},

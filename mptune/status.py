@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from mptune.paths import RunDirectory, write_text
-from mptune.trial import Message
+from mptune.trial import Message, StageName
 
 STALE_S = 15.0
 """A picture older than this was left by a driver that is dead, or hangs."""
@@ -126,9 +126,6 @@ class BestTrial(Message):
     nats_per_token: float
 
 
-Stage = Literal["search", "confirmation", "comparison"]
-
-
 class StageEnd(Message):
     """Where a stage of the search was left that is not driven now."""
 
@@ -143,7 +140,7 @@ class Status(Message):
     version: Literal[1] = 1
     time: float = Field(description="when this was so, seconds since 1970")
     study: str = Field(description="its name in the storage")
-    stage: Stage
+    stage: StageName
     driver: str = Field(description="`process PID on HOST`")
     stopping: bool = Field(description="it was asked to stop; trials write their checkpoints")
     trials: Trials
@@ -154,11 +151,11 @@ class Status(Message):
     spend: Spend
     forecast: Forecast
     metrics: str | None = Field(None, description="URL of the driver's metrics for Prometheus")
-    earlier: dict[Stage, StageEnd] = Field(
+    earlier: dict[StageName, StageEnd] = Field(
         default_factory=dict, description="stages of the same search that were driven before"
     )
 
-    def stages(self) -> dict[Stage, StageEnd]:
+    def stages(self) -> dict[StageName, StageEnd]:
         """All stages that were driven, this one included."""
         here = StageEnd(trials=self.trials, best=self.best, spend=self.spend)
         return {**self.earlier, self.stage: here}

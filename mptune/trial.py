@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -70,7 +71,8 @@ class TrialSpec(Message):
 
     study: str
     number: int
-    label: str = Field(description="policy and size in words")
+    policy_label: str = Field(description="the policy in the words of the report")
+    size_label: str = Field(description="the model's size in the words of the report")
     seed: int = Field(description="initialisation, data order and masks")
     data: dict[str, Any]
     model: dict[str, Any]
@@ -85,6 +87,11 @@ class TrialSpec(Message):
         None, description="URL of a folder for checkpoints and kept weights; default `directory`"
     )
 
+    @property
+    def label(self) -> str:
+        """Policy and size in one line."""
+        return f"{self.policy_label} · {self.size_label}"
+
     def course(self) -> str:
         """Hash of what determines the numbers up to rounding.
 
@@ -97,8 +104,10 @@ class TrialSpec(Message):
 
     def fingerprint(self) -> str:
         """Hash of what determines the numbers: two trials with the same one have equal results."""
-        left_out = {"study", "number", "label", "directory", "prepared", "artifacts"}
-        what = affecting_results(TrialSpec, self.model_dump(mode="json", exclude=left_out))
+        names = {"study", "number", "policy_label", "size_label"}
+        places = {"directory", "prepared", "artifacts"}
+        what = self.model_dump(mode="json", exclude=names | places)
+        what = affecting_results(TrialSpec, what)
         what["table_hash"] = self.prepared.table_hash
         what["plan_hash"] = self.prepared.plan_hash
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
@@ -204,6 +213,80 @@ class TrialResult(Message):
         None, description="what a policy that learns has learned, as one that does not"
     )
     versions: dict[str, str]
+
+
+class KpiValue(Message):
+    """What the user's own function returned for one trial."""
+
+    value: float | None = Field(description="None: the function failed, see `error`")
+    se: float | None = Field(None, description="its standard error, if the function gave one")
+    error: str | None = Field(None, description="why there is no value, in one line")
+    seconds: float | None = Field(None, description="run time of the function")
+
+
+StageName = Literal["search", "confirmation", "comparison"]
+
+TrialState = Literal["WAITING", "RUNNING", "COMPLETE", "PRUNED", "FAIL"]
+"""Optuna's states, except that a trial that ran out of memory is FAIL (Optuna has it as PRUNED)."""
+
+
+class Trial(Message):
+    """One trial of a stage as the storage has it; `(stage, number)` identifies it.
+
+    Everything that shows or judges trials takes this value. Scores are in nats per token.
+    """
+
+    stage: StageName = "search"
+    number: int
+    state: TrialState
+    reason: str | None = Field(None, description="why it was pruned or failed, as a key")
+    detail: str | None = Field(None, description="the same in one line of words")
+    arm: str | None = Field(None, description="name of the arm that it ran, or None")
+    repeats: int | None = Field(
+        None, description="in a confirmation: number of the search's trial that it trains again"
+    )
+    seed: int | None = Field(None, description="of initialisation, data order and masks")
+    policy: dict[str, Any] = Field(default_factory=dict)
+    model: dict[str, Any] = Field(default_factory=dict)
+    policy_label: str = ""
+    size_label: str = ""
+    parameters: int | None = Field(None, description="weights of the model")
+    params: dict[str, Any] = Field(
+        default_factory=dict, description="what the sampler chose: dimension -> value"
+    )
+    seconds: float | None = Field(None, description="wall-clock time of the trial")
+    same_as: int | None = Field(
+        None, description="number of an earlier trial with the same spec, whose result this is"
+    )
+    result: TrialResult | None = None
+    rungs: tuple[tuple[float, float], ...] = Field(
+        (), description="(progress, LML nats per token) at each rung that it reached"
+    )
+    learning: tuple[LearningPoint, ...] = Field(
+        (), description="the same with cost and standard error; the final score is not among them"
+    )
+    kpi: KpiValue | None = Field(None, description="what score.kpi returned for it")
+    mask_rates: tuple[tuple[float, float, float], ...] = Field(
+        (),
+        description="the policy over training, at equal steps of progress: 5 % quantile, mean and "
+        "95 % quantile of the mask rate",
+    )
+    spec: TrialSpec | None = Field(None, exclude=True, description="what its worker ran")
+
+    @property
+    def label(self) -> str:
+        """Policy and size in one line."""
+        return f"{self.policy_label} · {self.size_label}"
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has a finite score."""
+        return self.state == "COMPLETE" and math.isfinite(self.nats_per_token)
+
+    @property
+    def nats_per_token(self) -> float:
+        """Its LML estimate in nats per token; NaN without a result."""
+        return self.result.lml.nats_per_token if self.result else math.nan
 
 
 StopReason = Literal["pruned", "interrupted", "preempted"]

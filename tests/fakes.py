@@ -80,7 +80,8 @@ def trial(number: int, directory: Path, **changes: Any) -> TrialSpec:
     """A trial spec; `policy` and other fields by name."""
     fields: dict[str, Any] = {
         "study": "search",
-        "label": f"fake {number}",
+        "policy_label": f"fake {number}",
+        "size_label": "tiny",
         "seed": 0,
         "data": {"kind": "fake"},
         "model": {"family": "fake", "width": 64, "layers": 2},

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy.special import ndtri, stdtrit
 
-from mptune.trial import Message
+from mptune.trial import KpiValue, Message
 
 FloatArray: TypeAlias = NDArray[np.float64]
 Predictor: TypeAlias = Literal["lml", "loss"]
@@ -42,15 +42,6 @@ LEAST_TRIALS = 6
 """With fewer, no interval says anything."""
 
 LEVEL = 0.95
-
-
-class KpiValue(Message):
-    """What the user's function said of one trial."""
-
-    value: float | None = Field(description="None: it failed, see `error`")
-    se: float | None = Field(None, description="its standard error, if the function gave one")
-    error: str | None = Field(None, description="why it has no value, in one line")
-    seconds: float | None = Field(None, description="that the function took")
 
 
 class Correlation(Message):

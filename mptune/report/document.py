@@ -25,8 +25,8 @@ class Recommended(Message):
     """What to pre-train with."""
 
     policy: dict[str, Any] = Field(description="as in a spec")
-    policy_words: str
-    model_words: str
+    policy_label: str
+    size_label: str
     best_trial: int | None = Field(
         description="number of the trial that the search recommends; None without a search"
     )
@@ -48,7 +48,7 @@ class Place(Message):
 class FlipRow(Message):
     """Which of fixed 15 % and accumulated each criterion prefers, at one model size."""
 
-    model_words: str
+    size_label: str
     by_loss: str = Field(description="preferred by the loss at 15 % masking")
     by_lml: str = Field(description="preferred by the accumulated LML estimate")
     words: str
@@ -131,8 +131,8 @@ def _recommended(found: Findings) -> Recommended | None:
         return None
     return Recommended(
         policy=found.choice.policy,
-        policy_words=found.choice.policy_words,
-        model_words=found.choice.model_words,
+        policy_label=found.choice.policy_label,
+        size_label=found.choice.size_label,
         best_trial=found.recommended.trial.number if found.recommended else None,
     )
 

@@ -19,7 +19,6 @@ from mptune.report.model import (
     ComparisonReport,
     Ranked,
     ReportInput,
-    TrialRow,
     is_accumulated,
     is_fixed_15,
     loss_at,
@@ -28,7 +27,7 @@ from mptune.report.model import (
 )
 from mptune.report.verdicts import compute_words, others_first, said, sentence
 from mptune.report.words import interval, minus, per_token, power
-from mptune.trial import TrialResult
+from mptune.trial import Trial, TrialResult
 
 Side: TypeAlias = Literal["fixed 15 %", "accumulated"]
 
@@ -42,7 +41,7 @@ class Flip:
         by_lml: preferred by the accumulated LML estimate.
     """
 
-    model_words: str
+    size_label: str
     by_loss: Side
     by_lml: Side
     words: str
@@ -76,7 +75,7 @@ class Findings:
 
     ranked: tuple[Ranked, ...]
     recommended: Ranked | None
-    choice: TrialRow | ArmRow | None
+    choice: Trial | ArmRow | None
     score: tuple[float, float]
     headline: str
     recommendation: tuple[str, ...]
@@ -89,7 +88,7 @@ class Findings:
     cost: str
     flips: tuple[Flip, ...]
     checks: tuple[Check, ...]
-    failures: tuple[tuple[str, tuple[TrialRow, ...]], ...]
+    failures: tuple[tuple[str, tuple[Trial, ...]], ...]
 
 
 def findings(report: ReportInput, say: Language | None = None) -> Findings:
@@ -134,16 +133,16 @@ def _score(selection: SearchSelection | None, best: Ranked | None) -> tuple[floa
     return (found or best).nats_per_token, (found or best).half_width
 
 
-def _headline(choice: TrialRow | ArmRow | None, say: Language) -> str:
+def _headline(choice: Trial | ArmRow | None, say: Language) -> str:
     if choice is None:
         return say("recommendation.none_yet")
-    return say("recommendation.headline", policy=choice.policy_words, size=choice.model_words)
+    return say("recommendation.headline", policy=choice.policy_label, size=choice.size_label)
 
 
 # --- recommendation ----------------------------------------------------------------------------
 
 
-def _choice(comparison: ComparisonReport | None, best: Ranked | None) -> TrialRow | ArmRow | None:
+def _choice(comparison: ComparisonReport | None, best: Ranked | None) -> Trial | ArmRow | None:
     if best is None:
         return _leading_arm(comparison)
     return _winner_over(best, comparison) or best.trial
@@ -163,9 +162,9 @@ def _recommendation(
 def _overruled(winner: ArmRow, best: Ranked, say: Language) -> str:
     return say(
         "recommendation.overruled",
-        size=winner.model_words,
-        policy=winner.policy_words,
-        other=best.trial.policy_words,
+        size=winner.size_label,
+        policy=winner.policy_label,
+        other=best.trial.policy_label,
         score=per_token(best.nats_per_token, best.half_width),
     )
 
@@ -176,7 +175,7 @@ def _chosen(
     """Why this trial: confirmed, or best in its worst domain, or simply the highest LML."""
     candidate = candidate_of(selection, best.trial.number)
     confirmed = candidate.confirmation if candidate else None
-    values = {"size": best.trial.model_words, "policy": best.trial.policy_words}
+    values = {"size": best.trial.size_label, "policy": best.trial.policy_label}
     if confirmed is not None:
         return say(
             "recommendation.confirmed",
@@ -208,7 +207,7 @@ def _winner_over(best: Ranked, comparison: ComparisonReport | None) -> ArmRow | 
         if difference.verdict == "worse":
             ahead, behind = behind, ahead
         decided = difference.verdict in ("better", "worse")
-        if decided and ahead and behind and behind.policy_words == best.trial.policy_words:
+        if decided and ahead and behind and behind.policy_label == best.trial.policy_label:
             return ahead
     return None
 
@@ -236,7 +235,7 @@ def _compared(comparison: ComparisonReport | None, best: Ranked, say: Language) 
     """What the comparison says about the recommended policy, if it was one of the arms."""
     if comparison is None:
         return None
-    own = {a.name for a in comparison.arms if a.policy_words == best.trial.policy_words}
+    own = {a.name for a in comparison.arms if a.policy_label == best.trial.policy_label}
     found = [d for d in comparison.differences if d.arm in own or d.baseline in own]
     if found:
         return say("recommendation.paired", words=sentence(found[0], say))
@@ -250,8 +249,8 @@ def _runner_up(ranked: Sequence[Ranked], best: Ranked, say: Language) -> str:
         return say("recommendation.alone")
     return say(
         "recommendation.next",
-        policy=other.trial.policy_words,
-        size=other.trial.model_words,
+        policy=other.trial.policy_label,
+        size=other.trial.size_label,
         behind=f"{abs(best.nats_per_token - other.nats_per_token):.3g}",
         side=say("recommendation.behind" if other.place > best.place else "recommendation.ahead"),
     )
@@ -300,7 +299,7 @@ def main_difference(comparison: ComparisonReport) -> Difference:
     return comparison.differences[0]
 
 
-def side(row: ArmRow | TrialRow) -> Side | None:
+def side(row: ArmRow | Trial) -> Side | None:
     """Which of the two that the study is about, if it is one of them."""
     if is_fixed_15(row.policy):
         return "fixed 15 %"
@@ -313,7 +312,7 @@ def side(row: ArmRow | TrialRow) -> Side | None:
 @dataclass(frozen=True)
 class _Candidate:
     side: Side
-    model_words: str
+    size_label: str
     nats_per_token: float
     loss: float
 
@@ -323,7 +322,7 @@ def flips(report: ReportInput, say: Language) -> list[Flip]:
     any, else the best trial of each."""
     found: dict[str, dict[Side, _Candidate]] = {}
     for candidate in [*_from_arms(report.comparison), *_from_trials(report.trials)]:
-        found.setdefault(candidate.model_words, {}).setdefault(candidate.side, candidate)
+        found.setdefault(candidate.size_label, {}).setdefault(candidate.side, candidate)
     return [
         _flip(sides["fixed 15 %"], sides["accumulated"], say)
         for sides in found.values()
@@ -336,17 +335,17 @@ def _from_arms(comparison: ComparisonReport | None) -> Iterator[_Candidate]:
         yield from _candidate(arm, [run.result for run in arm.runs])
 
 
-def _from_trials(trials: Sequence[TrialRow]) -> Iterator[_Candidate]:
+def _from_trials(trials: Sequence[Trial]) -> Iterator[_Candidate]:
     for row in ranking(trials):
         yield from _candidate(row.trial, [row.result])
 
 
-def _candidate(row: ArmRow | TrialRow, results: Sequence[TrialResult]) -> Iterator[_Candidate]:
+def _candidate(row: ArmRow | Trial, results: Sequence[TrialResult]) -> Iterator[_Candidate]:
     found = side(row)
     losses = [loss for result in results if (loss := loss_at(result, 0.15)) is not None]
     if found and losses:
         score = _mean([result.lml.nats_per_token for result in results])
-        yield _Candidate(found, row.model_words, score, _mean(losses))
+        yield _Candidate(found, row.size_label, score, _mean(losses))
 
 
 def _flip(fixed: _Candidate, accumulated: _Candidate, say: Language) -> Flip:
@@ -355,7 +354,7 @@ def _flip(fixed: _Candidate, accumulated: _Candidate, say: Language) -> Flip:
     by_lml = max(pair, key=lambda c: c.nats_per_token)
     words = say(
         "flip.agree" if by_loss is by_lml else "flip.disagree",
-        size=fixed.model_words,
+        size=fixed.size_label,
         by_loss=by_loss.side,
         loss=f"{by_loss.loss:.3f}",
         other_loss=f"{_other(pair, by_loss).loss:.3f}",
@@ -363,7 +362,7 @@ def _flip(fixed: _Candidate, accumulated: _Candidate, say: Language) -> Flip:
         lml=minus(by_lml.nats_per_token, 3),
         other_lml=minus(_other(pair, by_lml).nats_per_token, 3),
     )
-    return Flip(fixed.model_words, by_loss.side, by_lml.side, words)
+    return Flip(fixed.size_label, by_loss.side, by_lml.side, words)
 
 
 def _other(pair: tuple[_Candidate, _Candidate], one: _Candidate) -> _Candidate:
@@ -448,7 +447,7 @@ def _cost(report: ReportInput, say: Language) -> str:
     )
 
 
-def _failures(trials: Sequence[TrialRow]) -> Iterator[tuple[str, tuple[TrialRow, ...]]]:
+def _failures(trials: Sequence[Trial]) -> Iterator[tuple[str, tuple[Trial, ...]]]:
     """Failed trials by reason, the most frequent first."""
     failed = [t for t in trials if t.state == "FAIL"]
     reasons = sorted({t.reason or "error" for t in failed})

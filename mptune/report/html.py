@@ -91,8 +91,8 @@ def _hero(report: ReportInput, found: Findings, say: Language) -> Html:
 def _headline(found: Findings, say: Language) -> Html:
     if found.choice is None:
         return element("p", found.headline, class_="headline")
-    size = element("span", found.headline.removeprefix(found.choice.policy_words), class_="size")
-    return element("p", found.choice.policy_words, size, class_="headline")
+    size = element("span", found.headline.removeprefix(found.choice.policy_label), class_="size")
+    return element("p", found.choice.policy_label, size, class_="headline")
 
 
 def _facts(report: ReportInput, found: Findings, say: Language) -> Iterator[Html]:

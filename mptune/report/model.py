@@ -15,55 +15,14 @@ from pydantic import Field
 
 from mptune.analysis import Difference, Selection
 from mptune.analysis.compute import EquivalentCompute
-from mptune.analysis.kpi import KpiReport, KpiValue
+from mptune.analysis.kpi import KpiReport
 from mptune.analysis.robustness import Robustness
 from mptune.analysis.selection import SearchSelection
 from mptune.analysis.sizes import BySize
-from mptune.trial import LearningPoint, LMLScore, Message, Prepared, TrialResult
+from mptune.trial import LearningPoint, LMLScore, Message, Prepared, Trial, TrialResult
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Of report.json; raised when a key changes its meaning or goes away."""
-
-
-class TrialRow(Message):
-    """One trial of the search, in whatever state it ended."""
-
-    number: int
-    label: str = Field(description="policy and size in words")
-    policy: dict[str, Any] = Field(default_factory=dict)
-    policy_words: str
-    model_words: str
-    parameters: int | None = None
-    state: str = Field(description="Optuna's: COMPLETE, PRUNED, FAIL, RUNNING or WAITING")
-    reason: str | None = Field(None, description="why it was pruned or failed, as a key")
-    detail: str | None = Field(None, description="the same in one line of words")
-    arm: str | None = Field(None, description="name of the arm that it ran, or None")
-    seconds: float | None = Field(None, description="wall-clock time of the trial")
-    result: TrialResult | None = None
-    rungs: tuple[tuple[float, float], ...] = Field(
-        (), description="(progress, LML nats per token) at each rung that it reached"
-    )
-    learning: tuple[LearningPoint, ...] = Field(
-        (), description="the same with cost and standard error; the final score is not among them"
-    )
-    kpi: KpiValue | None = Field(None, description="what score.kpi said of it")
-    params: dict[str, float | str] = Field(
-        default_factory=dict, description="what the sampler chose: dimension -> value"
-    )
-    mask_rates: tuple[tuple[float, float, float], ...] = Field(
-        (),
-        description="its law over training, at equal steps of progress: the mask rate below which "
-        "1 in 20 draws lie, the mean, and the rate above which 1 in 20 lie",
-    )
-
-    @property
-    def finished(self) -> bool:
-        """It has a score that can be ranked; a score that is not finite cannot."""
-        return (
-            self.state == "COMPLETE"
-            and self.result is not None
-            and math.isfinite(self.result.lml.nats_per_token)
-        )
 
 
 class ArmRun(Message):
@@ -78,8 +37,8 @@ class ArmRow(Message):
 
     name: str
     policy: dict[str, Any] = Field(default_factory=dict)
-    policy_words: str = ""
-    model_words: str = ""
+    policy_label: str = ""
+    size_label: str = ""
     runs: tuple[ArmRun, ...] = ()
     failures: int = Field(0, description="runs that ended without a result")
     learning: tuple[LearningPoint, ...] = Field(
@@ -126,7 +85,7 @@ class ReportInput(Message):
     study: str
     data: str = Field(description="the data in one line of words")
     prepared: Prepared | None = None
-    trials: tuple[TrialRow, ...] = ()
+    trials: tuple[Trial, ...] = ()
     comparison: ComparisonReport | None = None
     selection: SearchSelection | None = Field(None, description="the choice of the whole search")
     by_size: BySize | None = Field(None, description="None with fewer than two sizes")
@@ -192,7 +151,7 @@ class Ranked:
     """
 
     place: int
-    trial: TrialRow
+    trial: Trial
     result: TrialResult
     nats_per_token: float
     half_width: float
@@ -216,9 +175,9 @@ def half_width(lml: LMLScore) -> float:
     return float(stdtrit(lml.sequences - 1, 0.975)) * lml.se_population / tokens_per_sequence
 
 
-def ranking(trials: Sequence[TrialRow]) -> list[Ranked]:
+def ranking(trials: Sequence[Trial]) -> list[Ranked]:
     """Finished trials by LML in nats per token, best first; the same point counts once."""
-    first: dict[str, tuple[TrialRow, TrialResult]] = {}
+    first: dict[str, tuple[Trial, TrialResult]] = {}
     for trial in trials:
         if trial.finished and trial.result is not None:
             first.setdefault(trial.result.fingerprint, (trial, trial.result))
@@ -263,11 +222,11 @@ def shifts(row: Ranked) -> list[Shift]:
     return found
 
 
-def policy_kind(trial: TrialRow | ArmRow) -> str:
+def policy_kind(trial: Trial | ArmRow) -> str:
     """What trials are grouped by: the kind of policy, with fixed 15 % a kind of its own."""
     if is_fixed_15(trial.policy):
         return "fixed 15 %"
-    return str(trial.policy.get("kind", trial.policy_words))
+    return str(trial.policy.get("kind", trial.policy_label))
 
 
 def best_per_policy(ranked: Sequence[Ranked]) -> list[Ranked]:

@@ -50,8 +50,8 @@ def _cells(row: Ranked, text: bool) -> list[str]:
     return [
         str(row.place),
         str(row.trial.number),
-        escape(row.trial.policy_words),
-        escape(row.trial.model_words),
+        escape(row.trial.policy_label),
+        escape(row.trial.size_label),
         per_token(row.nats_per_token, row.half_width),
         *bits,
         "–" if loss is None else f"{loss:.3f}",

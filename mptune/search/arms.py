@@ -26,7 +26,7 @@ from mptune.paths import RunDirectory
 from mptune.search.evidence import recommended
 from mptune.spec.source import Concrete, SpecFile, merge_arm, parse_yaml, plain
 from mptune.spec.space import Space
-from mptune.study import TrialRecord
+from mptune.trial import Trial
 
 Tree = dict[str, Any]
 
@@ -70,8 +70,8 @@ class Arms:
     """
 
     space: Space
-    found: Sequence[TrialRecord]
-    best: TrialRecord
+    found: Sequence[Trial]
+    best: Trial
 
     def read(self, words: Sequence[str]) -> dict[str, Tree]:
         """Each arm's name and its model, policy and training sections.
@@ -99,10 +99,10 @@ class Arms:
             return self._at(record)
         return {**self._at(self.best), "policy": self._kind(what, name)}
 
-    def _at(self, record: TrialRecord) -> Tree:
+    def _at(self, record: Trial) -> Tree:
         return _sections(self.space.at(record.params))
 
-    def _trial(self, what: str, name: str) -> TrialRecord | None:
+    def _trial(self, what: str, name: str) -> Trial | None:
         """`best` or `trial 7`; None if it is neither."""
         if what == "best":
             return self.best
@@ -116,14 +116,12 @@ class Arms:
             )
         return finished[number]
 
-    def _searched(self, what: str) -> TrialRecord | None:
+    def _searched(self, what: str) -> Trial | None:
         """The best trial of a named arm, or with this policy or label in the report's words."""
-        same = [
-            r for r in self._finished() if what in (r.arm, r.label, r.label.partition(" · ")[0])
-        ]
+        same = [r for r in self._finished() if what in (r.arm, r.label, r.policy_label)]
         return max(same, key=_score, default=None)
 
-    def _finished(self) -> list[TrialRecord]:
+    def _finished(self) -> list[Trial]:
         return [r for r in self.found if r.result is not None and r.state == "COMPLETE"]
 
     def _kind(self, what: str, name: str) -> Tree:
@@ -140,7 +138,7 @@ class Arms:
 
     def _known(self) -> Iterator[str]:
         yield "best"
-        yield from (r.label.partition(" · ")[0] for r in self._finished())
+        yield from (r.policy_label for r in self._finished())
         yield from (n for s in ("compare", "search") for n in self.space.file.arms(s))
         yield from (*ALIASES, *plugins.modules("policies"))
 
@@ -150,7 +148,7 @@ class Arms:
         if trial is not None:
             found: Tree = self._at(trial)["model"]
             return found
-        sizes = {r.label.partition(" · ")[2]: r for r in self._finished()}
+        sizes = {r.size_label: r for r in self._finished()}
         if size in sizes:
             return dict(self._at(sizes[size])["model"])
         if "=" not in size:
@@ -168,7 +166,7 @@ def _sections(concrete: Concrete) -> Tree:
     return {key: concrete.tree[key] for key in SECTIONS}
 
 
-def _score(record: TrialRecord) -> tuple[float, int]:
+def _score(record: Trial) -> tuple[float, int]:
     assert record.result is not None
     return record.result.lml.nats_per_token, -record.number
 

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import get_args
 
 from mptune.spec.schema import SearchSpec
-from mptune.status import Stage
 from mptune.study import Budget
+from mptune.trial import StageName
 
-STAGES: tuple[Stage, ...] = get_args(Stage)
+STAGES: tuple[StageName, ...] = get_args(StageName)
 """In the order in which they run."""
 
 
-def planned(spec: SearchSpec) -> dict[Stage, int]:
+def planned(spec: SearchSpec) -> dict[StageName, int]:
     """How many runs each stage is to make."""
     search, comparison = spec.search, spec.compare
     return {
@@ -29,7 +29,9 @@ def given(spec: SearchSpec) -> Budget:
     return Budget(search.budget_worker_seconds, search.budget_gpu_hours, search.budget_seconds)
 
 
-def share(spec: SearchSpec, stage: Stage, used: Mapping[Stage, Mapping[str, float]]) -> Budget:
+def share(
+    spec: SearchSpec, stage: StageName, used: Mapping[StageName, Mapping[str, float]]
+) -> Budget:
     """What a stage may use: every run has the same budget, so stages share by their number.
 
     What one stage leaves, the next has. `used` is what each has used, keyed as `Budget` is.

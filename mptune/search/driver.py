@@ -220,7 +220,7 @@ class StudyDriver:
         describe(trial, spec)
         self._flight[spec.number] = flight
         self._order.append(spec.number)
-        self.observer.trial(spec.number, *spec.label.split(" · ", 1))
+        self.observer.trial(spec.number, spec.policy_label, spec.size_label)
         self._take_over_twin(trial, spec)
         result = finished_before(spec)
         flight.held = None if result else self._lacking(spec)

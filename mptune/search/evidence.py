@@ -16,7 +16,6 @@ import numpy as np
 from mptune import __version__, study
 from mptune.analysis import ArmScores, compare, selection_probabilities
 from mptune.analysis.compute import UNITS, Curves, equivalent_compute, mean_curve
-from mptune.analysis.kpi import KpiValue
 from mptune.analysis.robustness import Scored as Everywhere
 from mptune.analysis.robustness import robustness, worst_domain
 from mptune.analysis.selection import Scored, SearchSelection, search_selection, seed_noise
@@ -30,7 +29,6 @@ from mptune.report.model import (
     ComparisonReport,
     Importance,
     ReportInput,
-    TrialRow,
     is_accumulated,
     is_fixed_15,
     spend,
@@ -38,8 +36,7 @@ from mptune.report.model import (
 from mptune.search import kpi as _kpi
 from mptune.spec.schema import Comparison, SearchSpec, build
 from mptune.spec.source import SpecFile
-from mptune.study import TrialRecord
-from mptune.trial import Prepared, TrialSpec
+from mptune.trial import KpiValue, Prepared, Trial, TrialSpec
 
 PROFILE_STEPS, PROFILE_LENGTH = 16, 512
 """Steps of progress, and the most positions, by which a policy's law is drawn."""
@@ -103,9 +100,9 @@ class Found:
     run: RunDirectory
     spec: SearchSpec
     prepared: Prepared | None
-    searched: Sequence[TrialRecord]
-    confirmed: Sequence[TrialRecord]
-    compared: Sequence[TrialRecord]
+    searched: Sequence[Trial]
+    confirmed: Sequence[Trial]
+    compared: Sequence[Trial]
     asked: Asked | None
 
     @classmethod
@@ -116,14 +113,12 @@ class Found:
         prepared, asked = _prepared(run), Asked.last(run, spec)
         return cls(run, spec, prepared, searched, confirmed, compared, asked)
 
-    def arms(self) -> dict[str, list[TrialRecord]]:
+    def arms(self) -> dict[str, list[Trial]]:
         """The runs of each arm of the comparison that was run last."""
         return self.asked.runs(self.compared) if self.asked else {}
 
 
-def _everywhere(
-    searched: Sequence[TrialRecord], arms: Mapping[str, Sequence[TrialRecord]]
-) -> list[Everywhere]:
+def _everywhere(searched: Sequence[Trial], arms: Mapping[str, Sequence[Trial]]) -> list[Everywhere]:
     """Trials by score, then arms."""
     trials = [
         Everywhere(r.label, [r.result], trial=r.number)
@@ -134,7 +129,7 @@ def _everywhere(
     return [*trials, *(Everywhere(name, found, arm=name) for name, found in runs.items())]
 
 
-def _measured(found: Sequence[TrialRecord]) -> Iterator[Measured]:
+def _measured(found: Sequence[Trial]) -> Iterator[Measured]:
     """Every score of every finished run: at the end, and at the rungs before."""
     for r in found:
         if r.result is None or r.spec is None or r.state != "COMPLETE" or r.same_as is not None:
@@ -187,7 +182,7 @@ def _wall_s(run: RunDirectory, spec: SearchSpec) -> float:
 
 
 def importance_rows(
-    searched: Sequence[TrialRecord], shares: Mapping[str, float]
+    searched: Sequence[Trial], shares: Mapping[str, float]
 ) -> tuple[Importance, ...]:
     """Each dimension's share, with the finished trials that took a value of it."""
     done = [r.params for r in searched if r.state == "COMPLETE"]
@@ -216,32 +211,14 @@ def mask_rates(spec: TrialSpec) -> tuple[tuple[float, float, float], ...]:
     return tuple(found)
 
 
-def _kpi_of(found: Found, record: TrialRecord) -> KpiValue | None:
+def _kpi_of(found: Found, record: Trial) -> KpiValue | None:
     name = found.spec.score.kpi
     return None if name is None else _kpi.stored(found.run, name, record)
 
 
-def _row(record: TrialRecord, kpi: KpiValue | None = None) -> TrialRow:
-    policy_words, _, model_words = record.label.partition(" · ")
-    return TrialRow(
-        number=record.number,
-        label=record.label,
-        policy=record.spec.policy if record.spec else {},
-        policy_words=policy_words,
-        model_words=model_words,
-        parameters=record.result.cost.parameters if record.result else None,
-        state=record.state,
-        reason=record.reason,
-        detail=record.detail,
-        arm=record.arm,
-        params=dict(record.params),
-        mask_rates=mask_rates(record.spec) if record.spec else (),
-        seconds=record.seconds,
-        result=record.result,
-        kpi=kpi,
-        rungs=tuple((step / 100, value) for step, value in sorted(record.rungs.items())),
-        learning=record.result.learning if record.result else record.learning,
-    )
+def _row(trial: Trial, kpi: KpiValue | None = None) -> Trial:
+    rates = mask_rates(trial.spec) if trial.spec else ()
+    return trial.model_copy(update={"kpi": kpi, "mask_rates": rates})
 
 
 @dataclass(frozen=True)
@@ -266,7 +243,7 @@ class Asked:
     def as_json(self) -> dict[str, Any]:
         return {"comparison": self.comparison.model_dump(mode="json"), "keys": dict(self.keys)}
 
-    def runs(self, found: Sequence[TrialRecord]) -> dict[str, list[TrialRecord]]:
+    def runs(self, found: Sequence[Trial]) -> dict[str, list[Trial]]:
         """The runs of each arm, whatever they were called when they were made."""
         keyed = [(study.run_key(r.spec) if r.spec else None, r) for r in found]
         return {
@@ -278,7 +255,7 @@ class Asked:
 
 def comparison_report(
     asked: Asked | None,
-    found: Sequence[TrialRecord],
+    found: Sequence[Trial],
     prepared: Prepared | None,
     run: RunDirectory,
 ) -> ComparisonReport | None:
@@ -306,12 +283,12 @@ def comparison_report(
     )
 
 
-def finalists(found: Sequence[TrialRecord], most: int, by_worst: bool = False) -> list[TrialRecord]:
+def finalists(found: Sequence[Trial], most: int, by_worst: bool = False) -> list[Trial]:
     """The best finished trials of a search, best first; the same point counts once.
 
     With `by_worst` they are judged by their worst domain, where there are domains.
     """
-    unique: dict[str, TrialRecord] = {}
+    unique: dict[str, Trial] = {}
     for record in found:
         result = record.result
         if record.state == "COMPLETE" and result and math.isfinite(result.lml.nats_per_token):
@@ -320,7 +297,7 @@ def finalists(found: Sequence[TrialRecord], most: int, by_worst: bool = False) -
     return sorted(unique.values(), key=key)[:most]
 
 
-def _by_worst(record: TrialRecord) -> tuple[float, int]:
+def _by_worst(record: Trial) -> tuple[float, int]:
     worst = worst_domain([record.result]) if record.result else None
     return (-worst[1], record.number) if worst else study.by_score(record)
 
@@ -349,7 +326,7 @@ def selection_report(found: Found) -> SearchSelection | None:
     return search_selection(scored, tokens, noise, confirmed, worst)
 
 
-def _worst_scores(found: Found, ranked: Sequence[TrialRecord]) -> dict[int, float] | None:
+def _worst_scores(found: Found, ranked: Sequence[Trial]) -> dict[int, float] | None:
     """Score of each trial at its worst domain, of its fresh runs where there are any.
 
     None if that does not decide, or there are no domains.
@@ -366,16 +343,14 @@ def _worst_scores(found: Found, ranked: Sequence[TrialRecord]) -> dict[int, floa
     return scores or None
 
 
-def _arm_scores(
-    found: Sequence[TrialRecord], prepared: Prepared, run: RunDirectory
-) -> list[ArmScores]:
+def _arm_scores(found: Sequence[Trial], prepared: Prepared, run: RunDirectory) -> list[ArmScores]:
     """The scores of every arm by its name."""
     names = dict.fromkeys(r.arm for r in found if r.arm is not None)
     scores = (_scores(n, [r for r in found if r.arm == n], prepared, run) for n in names)
     return [s for s in scores if s is not None]
 
 
-def recommended(run: RunDirectory, spec: SearchSpec) -> TrialRecord:
+def recommended(run: RunDirectory, spec: SearchSpec) -> Trial:
     """The trial to adopt: of the confirmed ones if there are any, else of all.
 
     Raises:
@@ -403,12 +378,12 @@ def _paired(scores: Sequence[ArmScores], baseline: str) -> list[ArmScores]:
     return paired if len(paired) > 1 and common else []
 
 
-def _finished(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+def _finished(records: Sequence[Trial]) -> list[Trial]:
     return [r for r in records if r.result is not None and r.spec is not None]
 
 
 def _scores(
-    name: str, records: Sequence[TrialRecord], prepared: Prepared, run: RunDirectory
+    name: str, records: Sequence[Trial], prepared: Prepared, run: RunDirectory
 ) -> ArmScores | None:
     done = _finished(records)
     rows = [_per_sequence(run, r.spec) for r in done if r.spec is not None]
@@ -423,7 +398,7 @@ def _scores(
     )
 
 
-def _curves(name: str, records: Sequence[TrialRecord], run: RunDirectory) -> Curves | None:
+def _curves(name: str, records: Sequence[Trial], run: RunDirectory) -> Curves | None:
     """Learning curves of the runs that were scored at the same rungs; None if there are none."""
     learned = [
         (r.spec, r.result.learning, at_rungs_RN)
@@ -467,14 +442,13 @@ def _stored(run: RunDirectory, spec: TrialSpec, what: str) -> np.ndarray[Any, np
         return found
 
 
-def _arm(name: str, records: Sequence[TrialRecord], curves: Curves | None) -> ArmRow:
-    policy_words, _, model_words = records[0].label.partition(" · ") if records else ("", "", "")
+def _arm(name: str, records: Sequence[Trial], curves: Curves | None) -> ArmRow:
     specs = [r.spec for r in records if r.spec is not None]
     return ArmRow(
         name=name,
         policy=specs[0].policy if specs else {},
-        policy_words=policy_words,
-        model_words=model_words,
+        policy_label=records[0].policy_label if records else "",
+        size_label=records[0].size_label if records else "",
         runs=tuple(
             ArmRun(seed=r.spec.seed, result=r.result)
             for r in records

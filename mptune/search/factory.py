@@ -35,7 +35,8 @@ class TrialFactory:
         return TrialSpec(
             study=self.study,
             number=number,
-            label=f"{policy.words()} · {model.words()}",
+            policy_label=policy.words(),
+            size_label=model.words(),
             seed=seed,
             data=dict(self.data),
             model=model.model_dump(mode="json"),

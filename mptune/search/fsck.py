@@ -16,8 +16,7 @@ from mptune.errors import DispatchError
 from mptune.paths import RunDirectory, TrialDirectory, write_text
 from mptune.search import cluster as _cluster
 from mptune.spec.schema import SearchSpec
-from mptune.study import TrialRecord
-from mptune.trial import Prepared, TrialResult, TrialSpec
+from mptune.trial import Prepared, Trial, TrialResult, TrialSpec
 
 ENDED = ("COMPLETE", "PRUNED", "FAIL")
 
@@ -92,7 +91,7 @@ def _leftovers(run: RunDirectory, address: str | None) -> Iterator[Finding]:
             yield Finding(f"the Ray cluster at {where}", one.problem, one.action, repair)
 
 
-def _trial(files: TrialDirectory, record: TrialRecord, driven: bool) -> Iterator[Finding]:
+def _trial(files: TrialDirectory, record: Trial, driven: bool) -> Iterator[Finding]:
     where, known = files.root, record.spec
     if record.state in ENDED and known and not _reads(files.spec, TrialSpec):
         repair = partial(write_text, files.spec, known.model_dump_json(indent=2) + "\n")
@@ -109,7 +108,7 @@ def _trial(files: TrialDirectory, record: TrialRecord, driven: bool) -> Iterator
             yield Finding(str(where), what, "delete it; the trial begins anew", repair)
 
 
-def _complete(files: TrialDirectory, record: TrialRecord) -> Iterator[Finding]:
+def _complete(files: TrialDirectory, record: Trial) -> Iterator[Finding]:
     if record.result is None:
         yield Finding(str(files.root), "COMPLETE without a result", "search with --fresh")
         return

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mptune.analysis.kpi import Judged, KpiReport, KpiValue, kpi_report, measure
+from mptune.analysis.kpi import Judged, KpiReport, kpi_report, measure
 from mptune.artifacts import artifacts_of
 from mptune.errors import InputError
 from mptune.paths import RunDirectory, TrialDirectory, write_json
 from mptune.report.model import loss_at
 from mptune.spec.schema import Score
-from mptune.study import TrialRecord
+from mptune.trial import KpiValue, Trial
 
 FEWEST = ("config.json",)
 """What a folder of kept weights has at least; it comes last."""
@@ -44,7 +44,7 @@ def check_importable(score: Score) -> None:
 
 
 def measure_all(
-    run: RunDirectory, score: Score, found: Sequence[TrialRecord], say: Callable[[str], None]
+    run: RunDirectory, score: Score, found: Sequence[Trial], say: Callable[[str], None]
 ) -> None:
     """Measure every finished trial that has no value of this function yet.
 
@@ -62,7 +62,7 @@ def measure_all(
         say(f"trial {record.number} ({record.label}): {score.kpi} {shown}")
 
 
-def _measured(run: RunDirectory, score: Score, record: TrialRecord) -> KpiValue:
+def _measured(run: RunDirectory, score: Score, record: Trial) -> KpiValue:
     assert record.spec is not None
     assert score.kpi is not None
     files = _directory(run, record)
@@ -74,7 +74,7 @@ def _measured(run: RunDirectory, score: Score, record: TrialRecord) -> KpiValue:
         return measure(score.kpi, folder / files.weights.name, score.kpi_timeout_s)
 
 
-def stored(run: RunDirectory, function: str, record: TrialRecord) -> KpiValue | None:
+def stored(run: RunDirectory, function: str, record: Trial) -> KpiValue | None:
     """What the function said of the trial; None if it was not asked yet."""
     try:
         text = _file(run, record).read_text(encoding="utf-8")
@@ -84,7 +84,7 @@ def stored(run: RunDirectory, function: str, record: TrialRecord) -> KpiValue | 
         return None
 
 
-def report(run: RunDirectory, score: Score, found: Sequence[TrialRecord]) -> KpiReport | None:
+def report(run: RunDirectory, score: Score, found: Sequence[Trial]) -> KpiReport | None:
     """The KPI against both scores; None if the spec names none, or nothing was measured."""
     if score.kpi is None:
         return None
@@ -92,7 +92,7 @@ def report(run: RunDirectory, score: Score, found: Sequence[TrialRecord]) -> Kpi
     return kpi_report(score.kpi, judged, score.kpi_higher_is_better) if judged else None
 
 
-def _judged(run: RunDirectory, function: str, record: TrialRecord) -> Judged | None:
+def _judged(run: RunDirectory, function: str, record: Trial) -> Judged | None:
     value = stored(run, function, record) if _is_finished(record) else None
     if value is None or record.result is None:
         return None
@@ -100,15 +100,15 @@ def _judged(run: RunDirectory, function: str, record: TrialRecord) -> Judged | N
     return Judged(record.number, record.result.lml.nats_per_token, loss, value)
 
 
-def _is_finished(record: TrialRecord) -> bool:
+def _is_finished(record: Trial) -> bool:
     """The same point counts once."""
     done = record.state == "COMPLETE" and record.result is not None and record.spec is not None
     return done and record.same_as is None
 
 
-def _directory(run: RunDirectory, record: TrialRecord) -> TrialDirectory:
+def _directory(run: RunDirectory, record: Trial) -> TrialDirectory:
     return run.trial(record.number)
 
 
-def _file(run: RunDirectory, record: TrialRecord) -> Path:
+def _file(run: RunDirectory, record: Trial) -> Path:
     return _directory(run, record).kpi

@@ -31,10 +31,10 @@ from mptune.search.forecast import Predictor, Work
 from mptune.spec.schema import Comparison, Score, SearchSpec, build
 from mptune.spec.source import Concrete, SpecFile, merge_arm, plain
 from mptune.spec.space import Space
-from mptune.status import Stage, StageEnd, Status
+from mptune.status import StageEnd, Status
 from mptune.study.lease import Lease, Unneeded, held
 from mptune.tools.prepare import prepare_table
-from mptune.trial import Prepared, PrepareRequest, TrialSpec
+from mptune.trial import Prepared, PrepareRequest, StageName, Trial, TrialSpec
 
 FRESH_PLAN = 1_000_003
 """Added to the score's seed: sequences, counts and masks of a confirmation are drawn anew."""
@@ -56,7 +56,7 @@ class Session:
     _dispatcher: Dispatcher | None = field(default=None, init=False)
     _predictor: Predictor = field(default_factory=Predictor, init=False)
     _lease: Lease = field(default_factory=Unneeded, init=False)
-    _stages: dict[Stage, StageEnd] = field(default_factory=dict, init=False)
+    _stages: dict[StageName, StageEnd] = field(default_factory=dict, init=False)
 
     @property
     def url(self) -> str | None:
@@ -218,7 +218,7 @@ class Session:
         opened: optuna.Study,
         trials: int,
         propose: Callable[[optuna.Trial], TrialSpec],
-        what: Stage,
+        what: StageName,
     ) -> bool:
         """Whether all trials have ended, and no budget ended it before."""
         search, budget = self.spec.search, self._budget(what)
@@ -248,7 +248,7 @@ class Session:
             return True
         return self._say_short(what, driver.stopped_by, study.ended(opened), trials)
 
-    def _say_short(self, what: Stage, spent: str, ended: int, trials: int) -> bool:
+    def _say_short(self, what: StageName, spent: str, ended: int, trials: int) -> bool:
         self.console.print(
             f"note: {what}: {ended} of {trials} trials have ended, {spent}; with a larger budget, "
             "which search, confirmation and comparison share, the same command goes on",
@@ -264,7 +264,7 @@ class Session:
         with suppress(OSError):
             status.write(self.run, now.model_copy(update={"earlier": earlier}))
 
-    def _budget(self, what: Stage) -> study.Budget:
+    def _budget(self, what: StageName) -> study.Budget:
         """This stage's share; none holds for a comparison that is asked for by itself."""
         if not self.searching:
             return study.Budget()
@@ -301,7 +301,7 @@ class Session:
             propose = _proposer(factory, study.CONFIRM_SEED)
             self._drive(opened, total, propose, "confirmation")
 
-    def _scored_anew(self, record: study.TrialRecord, score: Score) -> Concrete:
+    def _scored_anew(self, record: Trial, score: Score) -> Concrete:
         found = Space(self.file).at(record.params)
         return Concrete({**found.tree, "score": score.model_dump(mode="json")}, found.origins)
 

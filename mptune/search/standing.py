@@ -11,9 +11,9 @@ from mptune.search.flight import InFlight
 from mptune.search.forecast import Ahead, Course, Predictor, Work, outlook
 from mptune.search.history import History
 from mptune.search.ledger import Ledger
-from mptune.status import RunningTrial, Spend, Stage, Status
+from mptune.status import RunningTrial, Spend, Status
 from mptune.study.lock import this_process
-from mptune.study.storage import compare_name, confirm_name
+from mptune.study.record import stage_of
 from mptune.trial import TrialSpec
 
 SHOWN_EVERY_S = 1.0
@@ -132,13 +132,3 @@ class Watched:
         if self.first_start is None or now <= self.first_start:
             return None
         return (self.ledger.so_far(now)[0] - self._used_before) / (now - self.first_start)
-
-
-def stage_of(study_name: str) -> Stage:
-    """Which part of a search the study of this name is."""
-    suffixes: Mapping[str, Stage] = {
-        confirm_name(""): "confirmation",
-        compare_name(""): "comparison",
-    }
-    found = (stage for suffix, stage in suffixes.items() if study_name.endswith(suffix))
-    return next(found, "search")

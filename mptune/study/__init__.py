@@ -28,7 +28,7 @@ from mptune.study.queued import (
     run_key,
     set_base,
 )
-from mptune.study.record import TrialRecord, best, by_score, ledger, records, spent_s, used
+from mptune.study.record import best, by_score, ledger, records, spent_s, used
 from mptune.study.samplers import make_sampler
 from mptune.study.spend import load_spend
 from mptune.study.storage import (
@@ -49,7 +49,6 @@ __all__ = [
     "Run",
     "StudyDriver",
     "TrialFactory",
-    "TrialRecord",
     "ask_comparison",
     "asked_comparison",
     "best",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial
 
@@ -13,55 +11,53 @@ from mptune.paths import RunDirectory
 from mptune.search.ledger import Ledger
 from mptune.study.attributes import has_failed
 from mptune.study.spend import load_spend
-from mptune.study.storage import existing
-from mptune.trial import LearningPoint, TrialResult, TrialSpec
+from mptune.study.storage import compare_name, confirm_name, existing
+from mptune.trial import LearningPoint, StageName, Trial, TrialResult, TrialSpec
 
 
-@dataclass(frozen=True)
-class TrialRecord:
-    """One trial as the storage has it."""
-
-    number: int
-    state: str
-    params: Mapping[str, Any]
-    arm: str | None
-    label: str
-    spec: TrialSpec | None
-    result: TrialResult | None
-    reason: str | None
-    detail: str | None
-    rungs: Mapping[int, float]
-    seconds: float | None
-    same_as: int | None = None
-    learning: tuple[LearningPoint, ...] = ()
-    """At the rungs that it reached, whatever became of it."""
-
-
-def records(run: RunDirectory, url: str | None, name: str) -> list[TrialRecord]:
+def records(run: RunDirectory, url: str | None, name: str) -> list[Trial]:
     """Every trial of a study in order of number; empty if there is no such study."""
     study = existing(run, url, name)
-    return [_record(t) for t in study.get_trials(deepcopy=False)] if study else []
+    return [_trial(t, stage_of(name)) for t in study.get_trials(deepcopy=False)] if study else []
 
 
-def _record(trial: FrozenTrial) -> TrialRecord:
-    attrs = trial.user_attrs
-    spec, result = attrs.get("trial_spec"), attrs.get("result")
-    cost = attrs.get("cost", {})
-    return TrialRecord(
-        number=trial.number,
-        state="FAIL" if has_failed(trial) else trial.state.name,
-        params=trial.params,
-        arm=attrs.get("arm"),
-        label=attrs.get("label", ""),
-        spec=TrialSpec.model_validate_json(spec) if spec else None,
-        result=TrialResult.model_validate_json(result) if result else None,
+def _trial(stored: FrozenTrial, stage: StageName) -> Trial:
+    attrs = stored.user_attrs
+    spec = TrialSpec.model_validate_json(attrs["trial_spec"]) if attrs.get("trial_spec") else None
+    result = TrialResult.model_validate_json(attrs["result"]) if attrs.get("result") else None
+    learning = tuple(LearningPoint(**point) for point in attrs.get("learning", ()))
+    rungs = tuple((step / 100, value) for step, value in sorted(stored.intermediate_values.items()))
+    return Trial(
+        stage=stage,
+        number=stored.number,
+        state="FAIL" if has_failed(stored) else stored.state.name,
         reason=attrs.get("reason"),
         detail=attrs.get("detail"),
-        rungs=trial.intermediate_values,
-        seconds=cost.get("total_s", attrs.get("cost_total_s")),
+        arm=attrs.get("arm"),
+        repeats=attrs.get("repeats"),
+        seed=spec.seed if spec else None,
+        policy=spec.policy if spec else {},
+        model=spec.model if spec else {},
+        policy_label=spec.policy_label if spec else "",
+        size_label=spec.size_label if spec else "",
+        parameters=result.cost.parameters if result else None,
+        params=stored.params,
+        seconds=attrs.get("cost", {}).get("total_s"),
         same_as=attrs.get("same_as"),
-        learning=tuple(LearningPoint(**point) for point in attrs.get("learning", ())),
+        result=result,
+        rungs=rungs,
+        learning=result.learning if result else learning,
+        spec=spec,
     )
+
+
+def stage_of(study_name: str) -> StageName:
+    """Which stage of a search the study of this name is."""
+    if study_name == confirm_name(study_name.removesuffix("/confirm")):
+        return "confirmation"
+    if study_name == compare_name(study_name.removesuffix("/compare")):
+        return "comparison"
+    return "search"
 
 
 def spent_s(run: RunDirectory, url: str | None, name: str) -> float:
@@ -86,7 +82,7 @@ def used(run: RunDirectory, url: str | None, name: str) -> dict[str, float]:
     }
 
 
-def best(found: Sequence[TrialRecord]) -> TrialRecord:
+def best(found: Sequence[Trial]) -> Trial:
     """The finished trial with the highest LML; the earlier one of equals.
 
     Raises:
@@ -98,7 +94,7 @@ def best(found: Sequence[TrialRecord]) -> TrialRecord:
     return min(finished, key=by_score)
 
 
-def by_score(record: TrialRecord) -> tuple[float, int]:
+def by_score(record: Trial) -> tuple[float, int]:
     """Sorts finished trials, best first; the earlier one of equals."""
     assert record.result is not None
     return -record.result.lml.nats_per_token, record.number

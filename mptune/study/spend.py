@@ -13,10 +13,7 @@ ATTRIBUTE = "spend"
 
 def load_spend(study: optuna.Study) -> tuple[float, Ledger]:
     """(Wall-clock seconds that drivers have run, what trials have used), over all resumes."""
-    attrs = study.user_attrs
-    # Studies of earlier versions have two attributes.
-    before = {"wall_s": attrs.get("spent_s", 0.0), "ledger": attrs.get("ledger")}
-    stored = attrs.get(ATTRIBUTE, before)
+    stored = study.user_attrs.get(ATTRIBUTE, {"wall_s": 0.0, "ledger": None})
     return float(stored["wall_s"]), Ledger.from_json(stored["ledger"])
 
 

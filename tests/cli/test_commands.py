@@ -109,7 +109,7 @@ def test_status_best_and_report_speak_json(
     best = json_of(capsys)
     assert best["trial"] == told["best"]["number"]
     assert main(["report", "runs/demo", "--json"]) == 0
-    assert json_of(capsys)["schema_version"] == 1
+    assert json_of(capsys)["schema_version"] == 2
     # While the comparison runs of a search that is too old to have left a picture of itself:
     run = RunDirectory(Path("runs/demo"))
     now = status.read(run)
@@ -139,7 +139,7 @@ def test_json_leaves_standard_output_to_the_result(
     spec: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["search", "spec.yaml", "--json"]) == 0
-    assert json_of(capsys)["schema_version"] == 1
+    assert json_of(capsys)["schema_version"] == 2
 
 
 def test_fresh_asks_for_yes(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,7 +44,13 @@ def run(tmp_path: Path) -> RunDirectory:
 
     def propose(trial: optuna.Trial) -> TrialSpec:
         policy = {"kind": "fake", "rate": trial.suggest_float("rate", 0.05, 0.95)}
-        return fakes.trial(trial.number, made.root / "trials", policy=policy, label="fake · tiny")
+        return fakes.trial(
+            trial.number,
+            made.root / "trials",
+            policy=policy,
+            policy_label="fake",
+            size_label="tiny",
+        )
 
     study.StudyDriver(
         study=opened, trials=3, propose=propose, observer=Silent(), concurrency=1,

@@ -35,7 +35,13 @@ def gpus_ever_asked_for() -> float:
 def of_width(width: int, folder: Path) -> Callable[[optuna.Trial], TrialSpec]:
     model = {"family": "bert", "width": width, "depth": 48}
     policy = {"kind": "fixed", "rate": 0.15}
-    fields = {"label": "fixed · bert", "model": model, "policy": policy, "resources": ON_GPU}
+    fields = {
+        "policy_label": "fixed",
+        "size_label": "bert",
+        "model": model,
+        "policy": policy,
+        "resources": ON_GPU,
+    }
     return lambda trial: fakes.trial(trial.number, folder, **fields)
 
 

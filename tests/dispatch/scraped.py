@@ -37,7 +37,7 @@ def main(run: RunDirectory) -> None:
     def propose(trial: optuna.Trial) -> TrialSpec:
         policy = POLICIES.get(trial.number, {"steps": 100_000, "step_s": 0.05})
         return fakes.trial(
-            trial.number, run.root / "trials", policy=policy, label="fake · tiny",
+            trial.number, run.root / "trials", policy=policy,
             resources=WIDE if trial.number == 3 else SMALL,
         )  # fmt: skip
 

@@ -49,7 +49,8 @@ def searching(
         return fakes.trial(
             trial.number,
             run.root / "trials",
-            label=f"fixed · bert {width}×{depth}",
+            policy_label="fixed",
+            size_label=f"bert {width}×{depth}",
             model={"family": "bert", "width": width, "depth": depth},
             policy={"kind": "fixed", "rate": 0.15},
             resources=SMALL,

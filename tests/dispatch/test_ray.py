@@ -177,7 +177,7 @@ def test_states_in_the_study_are_what_happened_to_the_trials(dispatcher, tmp_pat
     study.StudyDriver(
         study=opened, trials=3, dispatcher=dispatcher, observer=Silent(), concurrency=1,
         propose=lambda t: trial(
-            t.number, tmp_path / "trials", label="fake · tiny", **behaviours[t.number]
+            t.number, tmp_path / "trials", **behaviours[t.number]
         ),
         sampler=lambda number: study.make_sampler(Search(), number),
     ).run()  # fmt: skip

@@ -32,7 +32,8 @@ def test_trials_train_on_a_warm_gang_and_survive_the_death_of_a_rank(tmp_path):
 
         def trial(number: int, steps: int) -> TrialSpec:
             fields: dict[str, Any] = {
-                "study": "search", "label": "tiny", "seed": 7, "data": data, "score": SCORE,
+                "study": "search", "policy_label": "uniform", "size_label": "tiny",
+                "seed": 7, "data": data, "score": SCORE,
                 "model": {"family": "bert", "width": 16, "depth": 1},
                 "policy": {"kind": "uniform"},
                 "training": Training(budget_tokens=steps * 8 * 32, batch_size=8),

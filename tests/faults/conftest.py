@@ -19,7 +19,7 @@ from mptune import study
 from mptune.dispatch.ray_dispatcher import RayDispatcher
 from mptune.paths import RunDirectory, TrialDirectory
 from mptune.spec.schema import Pruner, Resources, Score, Search, Training
-from mptune.trial import Event, Finished, Prepared, Started, TrialSpec
+from mptune.trial import Event, Finished, Prepared, Started, Trial, TrialSpec
 from tests.dispatch.helpers import prepare_request
 from tests.faults.postgres import Postgres
 from tests.training.trials import data_section
@@ -41,7 +41,7 @@ class Search_:  # noqa: N801
     pids: tuple[int, ...] = ()
 
     @property
-    def record(self) -> study.TrialRecord:
+    def record(self) -> Trial:
         (found,) = study.records(self.run, None, "faults")
         return found
 
@@ -97,7 +97,8 @@ class Ground:
         training = {"budget_tokens": STEPS * 8 * LENGTH, "batch_size": 8,
                     **changes.pop("training", {})}  # fmt: skip
         fields: dict[str, Any] = {
-            "study": "search", "label": "uniform · tiny", "seed": 7, "data": self.data,
+            "study": "search", "policy_label": "uniform", "size_label": "tiny",
+                "seed": 7, "data": self.data,
             "model": {"family": "bert", "width": 16, "depth": 1, "heads": 2},
             "policy": {"kind": "uniform"}, "score": SCORE, "resources": PAIR, **changes,
         }  # fmt: skip

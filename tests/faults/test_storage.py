@@ -23,7 +23,7 @@ from mptune.errors import InputError, LeaseLost
 from mptune.paths import RunDirectory
 from mptune.spec.schema import Pruner, Search
 from mptune.study import lease
-from mptune.trial import Event, Started, TrialSpec
+from mptune.trial import Event, Started, Trial, TrialSpec
 from tests import fakes
 
 pytestmark = pytest.mark.slow
@@ -47,13 +47,18 @@ class Striker:
 
 def search(
     run: RunDirectory, url: str, observer: Any, trials: int = 6, name: str = "demo", **fields: Any
-) -> list[study.TrialRecord]:
+) -> list[Trial]:
     opened = study.open_study(run, url, name, pruner=study.make_pruner(Pruner(kind="none")))
 
     def propose(trial: optuna.Trial) -> TrialSpec:
         policy = {"kind": "fake", "rate": trial.suggest_float("rate", 0.05, 0.95)}
         return fakes.trial(
-            trial.number, run.root / "trials", policy=policy, rungs=(0.5,), label="fake · tiny"
+            trial.number,
+            run.root / "trials",
+            policy=policy,
+            rungs=(0.5,),
+            policy_label="fake",
+            size_label="tiny",
         )
 
     study.StudyDriver(
@@ -64,7 +69,7 @@ def search(
     return study.records(run, url, name)
 
 
-def numbers(found: list[study.TrialRecord]) -> list[tuple[int, str, float]]:
+def numbers(found: list[Trial]) -> list[tuple[int, str, float]]:
     return [(r.number, r.state, r.params["rate"]) for r in found]
 
 

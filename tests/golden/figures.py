@@ -94,7 +94,7 @@ def of_report(report: Mapping[str, Any]) -> Iterator[Row]:
     yield "verdict", report["findings"]["verdict"]
     yield from flat("check", [check["ok"] for check in report["findings"]["checks"]])
     for flip in report["findings"]["flips"]:
-        yield from _fields(f"flip.{flip['model_words']}", flip, ("by_loss", "by_lml", "disagree"))
+        yield from _fields(f"flip.{flip['size_label']}", flip, ("by_loss", "by_lml", "disagree"))
     for place in report["ranking"]:
         figures = ("trial", "nats_per_token", "half_width", "bits_per_byte")
         yield from _fields(f"ranking.{place['place']}", place, figures)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mptune.analysis import ArmScores, compare, selection_probabilities
-from mptune.report.model import ArmRow, ArmRun, ComparisonReport, ReportInput, TrialRow, spend
-from mptune.trial import Cost, CurvePoint, LMLScore, Prepared, RateScore, TrialResult
+from mptune.report.model import ArmRow, ArmRun, ComparisonReport, ReportInput, spend
+from mptune.trial import Cost, CurvePoint, LMLScore, Prepared, RateScore, Trial, TrialResult
 
 D = 128
 PLAN = "3f9a61c2d07be845"
@@ -80,15 +80,14 @@ def result(size: str, policy: str, offset: float = 0.0) -> TrialResult:
     )
 
 
-def trial(number: int, size: str, policy: str, **changes: Any) -> TrialRow:
+def trial(number: int, size: str, policy: str, **changes: Any) -> Trial:
     finished = result(size, policy, 0.002 * (number % 3))
     finished = finished.model_copy(update={"fingerprint": f"{number:016x}"})
-    row = TrialRow(
+    row = Trial(
         number=number,
-        label=f"{policy} · {size}",
         policy=POLICIES[policy][0],
-        policy_words=policy,
-        model_words=size,
+        policy_label=policy,
+        size_label=size,
         parameters=SIZES[size],
         state="COMPLETE",
         seconds=57.0,
@@ -98,7 +97,7 @@ def trial(number: int, size: str, policy: str, **changes: Any) -> TrialRow:
     return row.model_copy(update=changes)
 
 
-def search() -> tuple[TrialRow, ...]:
+def search() -> tuple[Trial, ...]:
     rows = [trial(n, s, p) for n, (s, p) in enumerate((s, p) for s in SIZES for p in POLICIES)]
     small = next(iter(SIZES))
     rows[0] = rows[0].model_copy(update={"arm": "fixed 15 %"})
@@ -135,7 +134,7 @@ def comparison(names: tuple[str, ...] = ("fixed 15 %", "accumulated")) -> Compar
             for s in range(3)
         )
         arms.append(
-            ArmRow(name=name, policy=POLICIES[policy][0], policy_words=policy, model_words=size,
+            ArmRow(name=name, policy=POLICIES[policy][0], policy_label=policy, size_label=size,
                    runs=runs)
         )  # fmt: skip
     return ComparisonReport(
@@ -147,7 +146,7 @@ def comparison(names: tuple[str, ...] = ("fixed 15 %", "accumulated")) -> Compar
 
 
 def make(
-    trials: tuple[TrialRow, ...] | None = None, compared: ComparisonReport | None = None
+    trials: tuple[Trial, ...] | None = None, compared: ComparisonReport | None = None
 ) -> ReportInput:
     rows = search() if trials is None else trials
     results = [row.result for row in rows if row.result is not None]

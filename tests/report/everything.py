@@ -9,8 +9,8 @@ from mptune.analysis.kpi import Correlation, KpiReport, KpiValue
 from mptune.analysis.robustness import Condition, ConditionScore, Robustness, RobustnessRow
 from mptune.analysis.selection import Candidate, Confirmation, SearchSelection
 from mptune.analysis.sizes import BySize, Extrapolation, LawParameter, LawValue, SizeLaw, SizePoint
-from mptune.report.model import ComparisonReport, Importance, ReportInput, TrialRow
-from mptune.trial import LearningPoint
+from mptune.report.model import ComparisonReport, Importance, ReportInput
+from mptune.trial import LearningPoint, Trial
 from tests.report.conftest import SIZES, comparison, make
 
 
@@ -44,11 +44,11 @@ def _learning(final: float, size: str, speed: float) -> tuple[LearningPoint, ...
     )  # fmt: skip
 
 
-def _dressed(row: TrialRow) -> TrialRow:
+def _dressed(row: Trial) -> Trial:
     """With its law over training, what the sampler chose, and a KPI if it finished."""
     params: dict[str, float | str] = {
         "policy": str(row.policy["kind"]),
-        "model": row.model_words,
+        "model": row.size_label,
         "training.optimizer.learning_rate": 1e-3 * 1.4 ** (row.number % 5),
     }
     falling, rate = row.policy.get("kind") == "linear", float(row.policy.get("rate", 0.5))
@@ -92,7 +92,7 @@ def _with_compute(report: ComparisonReport) -> ComparisonReport:
     return report.model_copy(update={"arms": arms, "compute": tuple(found)})
 
 
-def _selection(trials: tuple[TrialRow, ...]) -> SearchSelection:
+def _selection(trials: tuple[Trial, ...]) -> SearchSelection:
     scores = sorted(
         ((t.result.lml.nats_per_token, t.number, t.label) for t in trials if t.result),
         reverse=True,
@@ -142,7 +142,7 @@ def _by_size() -> BySize:
     )
 
 
-def _robustness(trials: tuple[TrialRow, ...]) -> Robustness:
+def _robustness(trials: tuple[Trial, ...]) -> Robustness:
     conditions = (
         Condition(name="home", kind="home"),
         Condition(name="numpy", kind="domain"),

@@ -109,7 +109,7 @@ def test_every_section_is_there_in_every_language(everything: ReportInput, code:
 
 def test_every_string_is_escaped(everything: ReportInput) -> None:
     words: dict[str, Any] = {
-        "label": EVIL, "policy_words": EVIL, "model_words": EVIL, "arm": EVIL, "detail": EVIL,
+        "policy_label": EVIL, "size_label": EVIL, "arm": EVIL, "detail": EVIL,
         "reason": EVIL, "state": "FAIL",
     }  # fmt: skip
     first, *rest = search()

@@ -13,7 +13,6 @@ from mptune.report.markdown import markdown
 from mptune.report.model import (
     Ranked,
     ReportInput,
-    TrialRow,
     best_per_policy,
     half_width,
     is_accumulated,
@@ -21,12 +20,13 @@ from mptune.report.model import (
     ranking,
     spend,
 )
+from mptune.trial import Trial
 from tests.report.conftest import SIZES, comparison, make, result, search, trial
 
 SMALL, LARGE = SIZES
 
 
-def with_lml(row: TrialRow, nats_per_token: float) -> TrialRow:
+def with_lml(row: Trial, nats_per_token: float) -> Trial:
     assert row.result is not None
     lml = row.result.lml.model_copy(update={"nats_per_token": nats_per_token})
     return row.model_copy(update={"result": row.result.model_copy(update={"lml": lml})})
@@ -62,10 +62,10 @@ def test_half_width_is_student_over_sequences_per_token() -> None:
 
 def test_best_per_policy_keeps_fixed_15_apart() -> None:
     best = best_per_policy(ranking(search()))
-    assert [row.trial.policy_words for row in best] == [
+    assert [row.trial.policy_label for row in best] == [
         "uniform (accumulated)", "beta(2.1, 1.7)", "linear 60 → 15 %", "fixed 30 %", "fixed 15 %",
     ]  # fmt: skip
-    assert {row.trial.model_words for row in best} == {LARGE}
+    assert {row.trial.size_label for row in best} == {LARGE}
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_report_json_is_strict() -> None:
         raise AssertionError(f"{constant} is not JSON")
 
     value = json.loads(as_json(make(rows)), parse_constant=refuse)
-    assert value["schema_version"] == 1
+    assert value["schema_version"] == 2
     assert value["input"]["trials"][0]["result"]["lml"]["nats_per_token"] is None
     assert value["ranking"][0]["trial"] == 1
 

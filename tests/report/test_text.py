@@ -34,7 +34,7 @@ def test_terminal_has_ranking_recommendation_and_verdict(compared: ReportInput) 
 
 
 def test_terminal_takes_labels_literally() -> None:
-    row = trial(0, SMALL, "fixed 15 %", policy_words="[bold]x[/bold]")
+    row = trial(0, SMALL, "fixed 15 %", policy_label="[bold]x[/bold]")
     assert "[bold]x[/bold]" in shown(make((row,)))
 
 
@@ -67,7 +67,7 @@ def test_markdown_has_every_section(compared: ReportInput) -> None:
 
 def test_markdown_tables_are_rectangular(compared: ReportInput) -> None:
     rows = list(search())
-    rows[0] = rows[0].model_copy(update={"label": "a|b <script>", "policy_words": "a|b <script>"})
+    rows[0] = rows[0].model_copy(update={"policy_label": "a|b <script>"})
     text = markdown(compared.model_copy(update={"trials": tuple(rows)}))
     assert "\\<script\\>" in text
     for block in text.split("\n\n"):

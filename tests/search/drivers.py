@@ -10,7 +10,7 @@ from mptune import study
 from mptune.dispatch.local import LocalDispatcher
 from mptune.paths import RunDirectory
 from mptune.spec.schema import Pruner, Sampler, Search
-from mptune.trial import Event, TrialSpec
+from mptune.trial import Event, Trial, TrialSpec
 from tests import fakes
 
 SEARCH = Search(trials=8, seed=3, sampler=Sampler(startup_trials=2))
@@ -51,7 +51,7 @@ def driver(
         policy |= known.get(trial.number, {})
         return fakes.trial(
             trial.number, run.root / "trials", policy=policy, rungs=rungs,
-            label=f"fake {policy['rate']:.3f} · tiny",
+            policy_label=f"fake {policy['rate']:.3f}", size_label="tiny",
         )  # fmt: skip
 
     defaults: dict[str, Any] = {
@@ -64,7 +64,7 @@ def driver(
     return study.StudyDriver(study=opened, trials=trials, **{**defaults, **changes})
 
 
-def found(run: RunDirectory) -> list[study.TrialRecord]:
+def found(run: RunDirectory) -> list[Trial]:
     return study.records(run, None, "demo")
 
 

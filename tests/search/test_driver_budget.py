@@ -70,7 +70,7 @@ def test_a_trial_that_is_too_long_holds_up_no_other(run: RunDirectory, number: i
         width, policy = (999, SLOW) if long else (64, {})
         return fakes.trial(
             trial.number, run.root / "trials", policy={"kind": "fake", **policy},
-            model={"family": "fake", "width": width}, label="a · b", seed=trial.number,
+            model={"family": "fake", "width": width}, seed=trial.number,
         )  # fmt: skip
 
     driver(run, trials=4, propose=propose, budget=Budget(worker_s=5)).run()
@@ -198,7 +198,7 @@ def test_a_search_in_which_all_fail_leaves_what_was_held_back_in_the_queue(
         tokens = 1e9 if trial.number == 0 else 1e4
         return fakes.trial(
             trial.number, run.root / "trials", policy={"kind": "fake", **policy},
-            training=Training(budget_tokens=tokens), label="a · b", seed=trial.number,
+            training=Training(budget_tokens=tokens), seed=trial.number,
         )  # fmt: skip
 
     with pytest.raises(NoResultError):

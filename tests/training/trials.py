@@ -72,7 +72,8 @@ def trial(
     fields: dict[str, Any] = {
         "study": "search",
         "number": 7,
-        "label": "test",
+        "policy_label": "test",
+        "size_label": "tiny",
         "seed": 3,
         "model": {"family": "bert", "width": 16, "depth": 1, "heads": 2},
         "policy": {"kind": "fixed", "rate": 0.3},

@@ -17,7 +17,8 @@ from typing import Protocol
 from mptune.report.blocks import Section
 from mptune.report.findings import Findings, findings
 from mptune.report.language import Language
-from mptune.report.model import ArmRow, Ranked, ReportInput, TrialRow, best_per_policy, policy_kind
+from mptune.report.model import ArmRow, Ranked, ReportInput, best_per_policy, policy_kind
+from mptune.trial import Trial
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,15 @@ class Context:
         kinds += [policy_kind(arm) for arm in comparison.arms] if comparison else []
         return {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
 
-    def colour(self, row: TrialRow | ArmRow) -> int:
+    def colour(self, row: Trial | ArmRow) -> int:
         """Number of the colour of its kind of policy, the same in every figure."""
         return self._kinds.get(policy_kind(row), len(self._kinds))
 
     @staticmethod
     def labels(rows: Sequence[Ranked]) -> list[str]:
         """Policies in words, with the size where these rows have more than one."""
-        one_size = len({row.trial.model_words for row in rows}) < 2
-        return [row.trial.policy_words if one_size else row.trial.label for row in rows]
+        one_size = len({row.trial.size_label for row in rows}) < 2
+        return [row.trial.policy_label if one_size else row.trial.label for row in rows]
 
 
 class SectionFile(Protocol):

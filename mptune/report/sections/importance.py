@@ -107,7 +107,7 @@ def _tip(context: Context, name: str, row: Ranked) -> str:
     words = f"{value:.4g}" if isinstance(value, float) and math.isfinite(value) else str(value)
     return (
         f"{name} = {words}\n{minus(row.nats_per_token, 3)} {context.say('unit.nats_per_token')}\n"
-        f"{context.say('column.trial')} {row.trial.number}, {row.trial.policy_words}"
+        f"{context.say('column.trial')} {row.trial.number}, {row.trial.policy_label}"
     )
 
 

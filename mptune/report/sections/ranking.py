@@ -103,7 +103,7 @@ def _row(
     loss, accuracy = loss_at(row.result, 0.15), accuracy_at(row.result, 0.15)
     cells = [
         Cell(str(row.place), row.place),
-        policy_cell(row.trial.policy_words, row.trial.model_words, row.trial.arm),
+        policy_cell(row.trial.policy_label, row.trial.size_label, row.trial.arm),
         Cell(per_token(row.nats_per_token, row.half_width), row.nats_per_token),
     ]
     if candidates:

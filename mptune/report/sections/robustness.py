@@ -9,9 +9,10 @@ from mptune.report.blocks import Block, Cell, Column, Figures, Section, Table, T
 from mptune.report.charts import Axis, Chart, Point, Series
 from mptune.report.language import Language
 from mptune.report.layout import SERIES
-from mptune.report.model import ArmRow, Ranked, TrialRow, best_per_policy, shifts
+from mptune.report.model import ArmRow, Ranked, best_per_policy, shifts
 from mptune.report.sections import Context
 from mptune.report.words import per_token
+from mptune.trial import Trial
 
 ORDER = 80
 
@@ -106,7 +107,7 @@ def _shown(context: Context, found: Robustness) -> list[tuple[str, int, Robustne
     return shown[:SERIES]
 
 
-def _arm_colour(context: Context, arm: ArmRow | TrialRow | None) -> int:
+def _arm_colour(context: Context, arm: ArmRow | Trial | None) -> int:
     return context.colour(arm) if arm is not None else 0
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from mptune.report.blocks import Cell, Column, Section, Table, Text
 from mptune.report.layout import Area, Drawing, Stroke
 from mptune.report.markup import Html, element
-from mptune.report.model import TrialRow
 from mptune.report.sections import Context
 from mptune.report.svg import shape_element
 from mptune.report.words import minus
+from mptune.trial import Trial
 
 ORDER = 100
 
@@ -38,14 +38,14 @@ def section(context: Context) -> Section | None:
     return Section("trials", title, (Text(say("trials.spark"), soft=True), table))
 
 
-def _row(context: Context, trial: TrialRow, kpi: bool) -> tuple[Cell, ...]:
+def _row(context: Context, trial: Trial, kpi: bool) -> tuple[Cell, ...]:
     say = context.say
     lml = trial.result.lml.nats_per_token if trial.result else None
     state = say.optional(f"state.{trial.state}", trial.state.lower())
     value = trial.kpi.value if trial.kpi else None
     return (
         Cell(str(trial.number), trial.number),
-        Cell(trial.policy_words, below=trial.model_words, tag=trial.arm or ""),
+        Cell(trial.policy_label, below=trial.size_label, tag=trial.arm or ""),
         Cell(rate_words(trial), _mean_rate(trial), picture=spark(trial, say("trials.spark_label"))),
         Cell(state, tone=TONES.get(trial.state, ""), title=trial.detail or ""),
         Cell("–" if lml is None else minus(lml, 3), lml),
@@ -55,12 +55,12 @@ def _row(context: Context, trial: TrialRow, kpi: bool) -> tuple[Cell, ...]:
     )
 
 
-def _mean_rate(trial: TrialRow) -> float | None:
+def _mean_rate(trial: Trial) -> float | None:
     means = [mean for _, mean, _ in trial.mask_rates]
     return sum(means) / len(means) if means else None
 
 
-def rate_words(trial: TrialRow) -> str:
+def rate_words(trial: Trial) -> str:
     """Its mean mask rate, or where it begins and ends: `60 → 15 %`."""
     if not trial.mask_rates:
         return "–"
@@ -68,7 +68,7 @@ def rate_words(trial: TrialRow) -> str:
     return f"{first} %" if first == last else f"{first} → {last} %"
 
 
-def rung_words(context: Context, trial: TrialRow) -> str:
+def rung_words(context: Context, trial: Trial) -> str:
     """`−2.012 at 50 %` for each rung that the trial reached."""
     return context.say.join([
         context.say("trials.rung", value=minus(value, 3), progress=f"{100 * progress:.0f}")
@@ -76,7 +76,7 @@ def rung_words(context: Context, trial: TrialRow) -> str:
     ])  # fmt: skip
 
 
-def spark(trial: TrialRow, label: str) -> Html | None:
+def spark(trial: Trial, label: str) -> Html | None:
     """The mask rate over training: its mean, and the band that holds nine draws in ten."""
     if not trial.mask_rates:
         return None
