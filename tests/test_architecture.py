@@ -176,6 +176,7 @@ def test_a_cycle_is_seen() -> None:
         ["-m", "mptune", "validate", "search_spaces/quickstart.yaml"],
         ["-m", "mptune", "list", "policies"],
         ["-m", "mptune", "list", "families"],
+        ["-m", "mptune", "schema"],
         ["-m", "mptune", "verify", "--help"],
     ],
 )

@@ -34,6 +34,7 @@ COMMANDS = {
     "verify": "check the estimator where the answer is known",
     "impute": "fill a table's missing values with a trained model",
     "list": "policies, model families, data modalities, launchers",
+    "schema": "print the JSON schema of a spec, for completion in editors",
     "policy": "show what a mask policy does, with a picture",
 }
 

@@ -7,11 +7,12 @@ from importlib.resources import files
 from pathlib import Path
 
 from mptune.errors import InputError
-from mptune.paths import write_text
+from mptune.paths import write_json, write_text
+from mptune.spec.json_schema import json_schema
 
 EXAMPLES = """\
 examples:
-  mptune init mydata            # writes mydata/spec.yaml
+  mptune init mydata            # writes mydata/spec.yaml and its schema for editors
   mptune validate mydata/spec.yaml && mptune search mydata/spec.yaml
 """
 
@@ -35,6 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
     name = arguments.directory.absolute().name
     template = files("mptune.cli").joinpath("spec_template.yaml").read_text(encoding="utf-8")
     write_text(path, template.replace("NAME", _safe(name)))
+    # The template names this file in its first line, for completion in editors.
+    write_json(arguments.directory / "spec.schema.json", json_schema())
     print(f"wrote {path}; point data.source at your files, then: mptune validate {path}")
     return 0
 

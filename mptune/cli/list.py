@@ -60,7 +60,9 @@ def _type(field: dict[str, Any]) -> str:
         return " or ".join(_type(o) for o in options)
     if "enum" in field:
         return " | ".join(str(v) for v in field["enum"])
-    return f"{field.get('type', 'value')}{_bounds(field)}"
+    if "$ref" in field:
+        return str(field["$ref"]).rpartition("/")[2]
+    return f"{field.get('see') or field.get('type', 'value')}{_bounds(field)}"
 
 
 def _bounds(field: dict[str, Any]) -> str:

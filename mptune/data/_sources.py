@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any
 
-from pydantic import BeforeValidator, WithJsonSchema
+from pydantic import BeforeValidator
 
 from mptune.errors import did_you_mean
 from mptune.paths import cache_directory, write_text
@@ -45,9 +45,7 @@ def _as_tuple(value: object) -> object:
 
 
 Source = Annotated[
-    tuple[str, ...],
-    BeforeValidator(_as_tuple),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}]}),
+    tuple[str, ...], BeforeValidator(_as_tuple, json_schema_input_type=str | list[str])
 ]
 
 

@@ -44,7 +44,7 @@ class ModelFamily(Section):
         None,
         ge=1e3,
         le=1e12,
-        description="parameters, embeddings included, instead of width, depth and heads",
+        description="parameters, e.g. 110M, embeddings included, instead of width, depth and heads",
     )
     width: int = Field(64, gt=0, description="channels of the residual stream")
     depth: int = Field(2, gt=0, description="transformer blocks")

@@ -59,7 +59,14 @@ NestedPolicy = Annotated[
     MaskPolicy,
     BeforeValidator(_read),
     PlainSerializer(_write),
-    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "policy"}]}),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+                {"type": "object", "see": "policy"},
+            ]
+        }
+    ),
 ]
 """A policy field: a mask rate or a policy mapping in the spec, a `MaskPolicy` in Python."""
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, Field
 
 from mptune.errors import did_you_mean
 from mptune.spec.schema import Section
@@ -152,14 +152,19 @@ def _read(value: object) -> Structure:
     given: dict[str, Any] = dict(value) if isinstance(value, dict) else {"kind": value}
     kind = given.get("kind")
     if kind not in KINDS:
-        raise ValueError(f"is no structure; one of {', '.join(KINDS)}{did_you_mean(kind, KINDS)}")
+        raise ValueError(
+            f"is not a structure; one of {', '.join(KINDS)}{did_you_mean(kind, KINDS)}"
+        )
     return KINDS[str(kind)].model_validate(given)
 
 
+_Parameters = Token | Span | WholeWord | Block
 AnyStructure = Annotated[
-    Structure,
-    BeforeValidator(_read),
-    WithJsonSchema({"enum": [*KINDS, "{kind: span, p, longest}", "{kind: block, columns, ...}"]}),
+    _Parameters,
+    BeforeValidator(
+        _read,
+        json_schema_input_type=Literal["token", "span", "whole_word"] | _Parameters,
+    ),
 ]
 """A structure field: a name or a mapping with parameters in the spec."""
 

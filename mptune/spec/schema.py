@@ -52,11 +52,16 @@ def _mask_rate(value: float) -> float:
     return value
 
 
-MaskRate = Annotated[float, AfterValidator(_mask_rate)]
+MaskRate = Annotated[
+    float,
+    AfterValidator(_mask_rate),
+    WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "maximum": 1}),
+]
 """A fraction of the observed positions, in (0, 1]."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
+SIZE = re.compile(r"^([0-9.]+(?:[eE][0-9]+)?)\s*([KMBkmb]?)$")
 SIZE_SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9}
 
 
@@ -68,16 +73,23 @@ def parameter_count(value: object) -> object:
     """
     if not isinstance(value, str):
         return value
-    found = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)\s*([KMB]?)", value, flags=re.IGNORECASE)
+    found = SIZE.match(value)
     if found is None:
         raise ValueError("is no size; give parameters, e.g. 110M or 1.1e8")
     return float(found[1]) * SIZE_SUFFIXES[found[2].upper()]
 
 
 Size = Annotated[
-    float, BeforeValidator(parameter_count), WithJsonSchema({"type": "parameters, e.g. 110M"})
+    float,
+    BeforeValidator(
+        parameter_count,
+        json_schema_input_type=float | Annotated[str, Field(pattern=SIZE.pattern)],
+    ),
 ]
 """Parameters of a model: a number, or one with a suffix."""
+
+Arms = dict[str, Annotated[dict[str, Any], WithJsonSchema({"type": "object", "see": "arm"})]]
+"""Named changes to a spec. `see` names a definition of `mptune.spec.json_schema`."""
 
 PLUGIN_SECTIONS = {
     "data": ("modalities", "kind"),
@@ -291,7 +303,7 @@ class Search(Section):
     extrapolate_to: Free[tuple[Annotated[Size, Field(ge=1e3)], ...]] = Field(
         (), description="sizes for which the report states the laws over size, e.g. [110M]"
     )
-    arms: dict[str, dict[str, Any]] = Field(
+    arms: Arms = Field(
         default_factory=dict, description="named points of the space that always run, first"
     )
 
@@ -299,7 +311,7 @@ class Search(Section):
 class Comparison(Section):
     """Named arms over paired seeds. An arm says what it changes; `{}` is the search's best."""
 
-    arms: dict[str, dict[str, Any]] = Field(min_length=2)
+    arms: Arms = Field(min_length=2)
     baseline: str | None = Field(None, description="arm the others are held against; default first")
     seeds: int = Field(3, gt=1, description="paired training seeds per arm")
     max_seeds: int | None = Field(
@@ -434,9 +446,11 @@ class SearchSpec(Section):
     """A whole spec with every search dimension replaced by a value."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-    data: dict[str, Any]
-    model: Searchable[dict[str, Any]]
-    policy: Searchable[dict[str, Any]]
+    data: Annotated[dict[str, Any], WithJsonSchema({"type": "object", "see": "data"})]
+    model: Searchable[Annotated[dict[str, Any], WithJsonSchema({"type": "object", "see": "model"})]]
+    policy: Searchable[
+        Annotated[dict[str, Any], WithJsonSchema({"type": "object", "see": "policy"})]
+    ]
     training: Searchable[Training]
     score: Score = Score()
     search: Search = Search()

@@ -78,7 +78,7 @@ def test_blocks_of_a_grid():
 @pytest.mark.parametrize(
     ("structure", "message"),
     [
-        ("spam", "is no structure; one of token, span, whole_word, block; did you mean 'span'"),
+        ("spam", "is not a structure; one of token, span, whole_word, block; did you mean 'span'"),
         ({"kind": "span", "q": 1}, "q"),
         ({"kind": "span", "p": 0}, "greater than 0"),
         ({"kind": "block"}, "columns"),
@@ -87,6 +87,12 @@ def test_blocks_of_a_grid():
 def test_wrong_structures(structure, message):
     with pytest.raises(ValidationError, match=message):
         fixed(structure=structure)
+
+
+def test_a_written_structure_keeps_its_parameters():
+    policy = fixed(structure={"kind": "span", "p": 0.3})
+    assert policy.model_dump()["structure"] == {"kind": "span", "p": 0.3, "longest": 10}
+    assert build("policy", policy.model_dump()) == policy
 
 
 def test_a_structure_that_does_not_fit_the_data():
