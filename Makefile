@@ -1,6 +1,9 @@
 # Everything needs only Python 3.11+ and a C++ compiler.
 #   make demo    set up and run the quickstart search
-#   make test    set up and run all tests
+#   make test    set up and run the tests, two at a time (JOBS=2)
+#   make test-all   those, the long ones, and every simulation in full: most of an hour
+#   make soak    kill the driver of a search (-9) again and again (KILLS=20)
+#   make calibrate  simulations in full: coverage of intervals, rates of error
 #   make browser  install Chromium for the tests that open a report (Debian, Ubuntu, as root)
 #   make lint    ruff, ruff format --check, mypy --strict
 #   make metrics  how large the package is; AGAINST=REVISION shows a git revision beside it
@@ -13,7 +16,11 @@ READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-fast browser lint format metrics clean
+JOBS ?= 2
+KILLS ?= 20
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: setup demo test test-fast test-all soak calibrate browser lint format metrics clean
 
 $(READY): pyproject.toml constraints.txt
 	@command -v c++ >/dev/null || command -v g++ >/dev/null || { echo "a C++ compiler is needed (e.g. the package g++)"; exit 1; }
@@ -28,11 +35,23 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/mptune search search_spaces/quickstart.yaml
 
+setup: $(READY)
+
+# No test that needs the machine for itself is among these.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(PYTEST) -n $(JOBS) -m "not nightly" --durations=10
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -n $(JOBS) -m "not slow and not nightly"
+
+test-all: test
+	MPTUNE_SIMULATIONS=full $(PYTEST) -m "nightly or simulation" --durations=10
+
+soak: $(READY)
+	MPTUNE_KILLS=$(KILLS) $(PYTEST) tests/faults/test_driver_killed.py
+
+calibrate: $(READY)
+	MPTUNE_SIMULATIONS=full $(PYTEST) -n $(JOBS) -m simulation --durations=10
 
 browser:
 	tests/report/install-browser

@@ -1,17 +1,35 @@
-"""Fixtures that several folders share: prepared data, and gangs of real workers."""
+"""Fixtures that several folders share, and how tests are dealt out to processes."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import hypothesis
 import pytest
 
-from mptune.paths import free_port
-from mptune.training.worker import Worker
-from tests.training import trials
+from tests import groups
+
+# Time depends on what else the machine does.
+hypothesis.settings.register_profile("mptune", deadline=None)
+hypothesis.settings.load_profile("mptune")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> groups.Groups:
+    return groups.Groups(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # one of several processes
+        items.sort(key=lambda item: groups.place(item.nodeid))
 
 
 @pytest.fixture(scope="session")
 def study(tmp_path_factory):
     """Prepared data: `study(directory, workers, **changes)` is a trial on it."""
+    from mptune.training.worker import Worker
+    from tests.training import trials
+
     folder = tmp_path_factory.mktemp("study")
     asked = trials.request(folder)
     prepared = Worker(0, 1).prepare(asked)
@@ -25,6 +43,10 @@ def study(tmp_path_factory):
 @pytest.fixture(scope="session")
 def alone():
     """A gang of one, in this process."""
+    from mptune.paths import free_port
+    from mptune.training.worker import Worker
+    from tests.training import trials
+
     worker = Worker(0, 1)
     worker.join("127.0.0.1", free_port())
     yield lambda spec, control=None: list(worker.run(spec, control or trials.Script()))
@@ -34,6 +56,8 @@ def alone():
 @pytest.fixture(scope="session")
 def pair():
     """A gang of two processes."""
+    from tests.training import trials
+
     gang = trials.Gang(2)
     yield gang.run
     gang.close()

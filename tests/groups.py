@@ -1,0 +1,78 @@
+"""Which tests run one after the other when `pytest -n 2` runs tests in two processes.
+
+Tests of one group share a process: they start Ray clusters, whose nodes would take each other's
+ports, or share workers that take seconds to start. Every other file is a group of its own, so that
+its module's fixtures are made once; a file in `SPREAD` is dealt out test by test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from typing import Any
+
+from xdist.scheduler import LoadScopeScheduling
+
+GROUPS: dict[str, Sequence[str]] = {
+    # Each of these starts clusters of its own with `ray start`.
+    "clusters": (
+        "tests/faults/test_cluster.py",
+        "tests/faults/test_driver_killed.py",
+        "tests/faults/test_host_memory.py",
+        "tests/faults/test_shipping.py",
+        "tests/dispatch/test_capacity.py",
+        "tests/dispatch/test_crowded.py",
+        "tests/dispatch/test_elastic.py",
+        "tests/dispatch/test_preflight.py",
+        "tests/launch/test_ray.py",
+    ),
+    # A driver that starts Ray on this machine only, in this process or in one that it starts.
+    "local ray": (
+        "tests/faults/test_gang.py",
+        "tests/dispatch/test_ray.py",
+        "tests/dispatch/test_ray_worker.py",
+        "tests/dispatch/test_metrics.py",
+        "tests/test_end_to_end.py",
+        "tests/cli/test_watch.py",
+    ),
+    # They use the session's worker and its gang of two.
+    "gangs": (
+        "tests/training/test_loop.py",
+        "tests/training/test_resume.py",
+        "tests/training/test_worker.py",
+        "tests/tools/test_impute.py",
+    ),
+    "postgres": ("tests/faults/test_storage.py", "tests/k8s/test_postgres.py"),
+}
+"""Group -> its files; the first groups start first, because they take longest."""
+
+SPREAD = ("tests/policies/test_conformance.py",)
+"""Files of many tests without costly fixtures."""
+
+
+def group(nodeid: str) -> str:
+    """The group of a test."""
+    path = nodeid.partition("::")[0]
+    if any(fnmatch(path, pattern) for pattern in SPREAD):
+        return nodeid
+    return next(
+        (name for name, files in GROUPS.items() if any(fnmatch(path, file) for file in files)), path
+    )
+
+
+def place(nodeid: str) -> int:
+    """Sorting key of a test: groups one after the other, the other files last."""
+    names = list(GROUPS)
+    name = group(nodeid)
+    return names.index(name) if name in names else len(names)
+
+
+class Groups(LoadScopeScheduling):
+    """Gives each process a group at a time, in the order in which they were collected."""
+
+    def __init__(self, config: Any, log: Any) -> None:
+        config.option.loadscopereorder = False
+        super().__init__(config, log)
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group(nodeid)
