@@ -1,9 +1,9 @@
-"""Run a search somewhere else: on a Ray cluster, on Kubernetes, under Slurm, or beside this shell.
+"""Run a search elsewhere: on a Ray cluster, on Kubernetes, under Slurm, or in the background.
 
-`mptune launch SPEC --on PROFILE` submits the search and follows it; its report is copied to
-runs/NAME at the end. Ctrl-C detaches and stops nothing. From then on the search goes by its name:
-`status`, `logs` (follows again), `fetch` and `stop` work from any machine with the same profile.
-`stop` removes what was made and keeps the study and the artifacts: launched again, it goes on.
+`mptune launch SPEC --on PROFILE` submits the search, follows it, and copies its report to
+runs/NAME at the end. Ctrl-C detaches; the search runs on. Afterwards use the search's name:
+`status`, `logs` (follows again), `fetch` and `stop` work on any machine that has the profile.
+`stop` removes what was created, but keeps the study and the artifacts: launch again to resume.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from mptune.cli import _arguments
 from mptune.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
-    from mptune.launch.base import Launcher, Search
+    from mptune.launch.base import Launcher
 
-VERBS = ("status", "logs", "fetch", "stop")
+ACTIONS = ("status", "logs", "fetch", "stop")
 
 EXAMPLES = """\
 examples:
   mptune launch spec.yaml --on launchers/kubernetes.yaml --dry-run          # the exact manifests
-  mptune launch spec.yaml --on launchers/kubernetes.yaml --dry-run=server   # would it be taken?
+  mptune launch spec.yaml --on launchers/kubernetes.yaml --dry-run=server   # ask the server too
   mptune launch spec.yaml --on launchers/kubernetes.yaml                    # submit and follow
   mptune launch status NAME --on launchers/kubernetes.yaml
   mptune launch logs NAME --on launchers/kubernetes.yaml                    # follow again
@@ -36,11 +36,15 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = ", ".join(ACTIONS)
     parser.add_argument(
-        "words", nargs="+", metavar="SPEC | VERB NAME", help=f"a spec, or one of {', '.join(VERBS)}"
+        "words",
+        nargs="+",
+        metavar="SPEC | ACTION NAME",
+        help=f"a spec, or one of {actions} and the name of a search",
     )
     parser.add_argument(
-        "--on", type=Path, required=True, metavar="PROFILE", help="launchers/*.yaml: where"
+        "--on", type=Path, required=True, metavar="PROFILE", help="where to run: launchers/*.yaml"
     )
     _arguments.add_overrides(parser)
     parser.add_argument(
@@ -48,47 +52,61 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="client",
         metavar="server",
-        help="print what would be made and stop; =server asks the API server as well",
+        help="print what would be created and stop; =server asks the API server as well",
     )
-    parser.add_argument("--detach", action="store_true", help="submit and return")
+    parser.add_argument("--detach", action="store_true", help="submit the search and return")
     parser.add_argument(
-        "--into", type=Path, metavar="DIR", help="where the report goes; default runs/NAME"
+        "--into", type=Path, metavar="DIR", help="where to copy the report; default runs/NAME"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     from mptune.spec.source import read_plugin
 
-    verb, subject = _parsed(arguments.words)
+    first, *rest = arguments.words
     if arguments.dry_run not in (None, "client", "server"):
         raise InputError(f"--dry-run={arguments.dry_run}: must be --dry-run or --dry-run=server")
-    launcher: Launcher = read_plugin(arguments.on, "launchers", "kind")
-    if verb == "launch":
-        return _launch(arguments, launcher, Path(subject))
-    return _again(arguments, launcher, verb, _name(subject))
-
-
-def _parsed(words: list[str]) -> tuple[str, str]:
-    if len(words) == 1 and words[0] not in VERBS:
-        return "launch", words[0]
-    if words[0] not in VERBS:
+    if first not in ACTIONS and rest:
         raise InputError(
-            f"mptune launch {words[0]!r}: no such verb; verbs: {', '.join(VERBS)}"
-            f"{did_you_mean(words[0], VERBS)}"
+            f"mptune launch {first!r}: no such action; actions: {', '.join(ACTIONS)}"
+            f"{did_you_mean(first, ACTIONS)}"
         )
-    if len(words) != 2:
-        raise InputError(f"mptune launch {words[0]}: needs the NAME of one search")
-    return words[0], words[1]
-
-
-def _name(word: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", word):
-        raise InputError(f"{word!r} is not the name of a search; it is the spec's `name`")
-    return word
+    launcher: Launcher = read_plugin(arguments.on, "launchers", "kind")
+    if first not in ACTIONS:
+        return _launch(arguments, launcher, Path(first))
+    if len(rest) != 1:
+        raise InputError(f"mptune launch {first}: needs the NAME of one search")
+    name = rest[0]
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
+        raise InputError(f"{name!r} is not the name of a search; use the `name` of its spec")
+    if first == "status":
+        state = launcher.status(name)
+        print(f"{name}: {state.text}")
+        return 3 if state.phase == "failed" else 0
+    if first == "logs":
+        return _follow(arguments, launcher, name)
+    if first == "fetch":
+        return _fetch(arguments, launcher, name)
+    launcher.stop(name)
+    _say(f"{name}: stopped and removed; its study and artifacts are kept")
+    return 0
 
 
 def _launch(arguments: argparse.Namespace, launcher: Launcher, path: Path) -> int:
-    search = _search(path, arguments.overrides)
+    from mptune.launch.base import Submission
+    from mptune.spec.source import SpecFile
+
+    file = SpecFile.read(path, arguments.overrides)
+    # The data may exist only where the search will run.
+    spec = file.validate(data_is_here=False)
+    search = Submission(
+        name=spec.name,
+        spec=file.text,
+        resources=spec.resources,
+        source=path,
+        overrides=tuple(arguments.overrides),
+        storage_url=spec.storage.url,
+    )
     if arguments.dry_run:
         print(launcher.render(search), end="")
         if arguments.dry_run == "server":
@@ -97,62 +115,31 @@ def _launch(arguments: argparse.Namespace, launcher: Launcher, path: Path) -> in
     launcher.submit(search)
     _say(f"{search.name}: submitted")
     if arguments.detach:
-        _say(_how_to_go_on(search.name, arguments.on))
+        _say(_next_commands(arguments, search.name))
         return 0
-    return _follow(launcher, search.name, arguments.on, arguments.into)
+    return _follow(arguments, launcher, search.name)
 
 
-def _search(path: Path, overrides: list[str]) -> Search:
-    """The spec, checked as far as this machine can: the data may be where it will run only."""
-    from mptune.launch.base import Search
-    from mptune.spec.source import SpecFile
-
-    file = SpecFile.read(path, overrides)
-    spec = file.validate(data_is_here=False)
-    return Search(
-        name=spec.name,
-        spec=file.text,
-        resources=spec.resources,
-        source=path,
-        overrides=tuple(overrides),
-        storage_url=spec.storage.url,
-    )
-
-
-def _again(arguments: argparse.Namespace, launcher: Launcher, verb: str, name: str) -> int:
-    if verb == "status":
-        state = launcher.status(name)
-        print(f"{name}: {state.words}")
-        return 3 if state.phase == "failed" else 0
-    if verb == "logs":
-        return _follow(launcher, name, arguments.on, arguments.into)
-    if verb == "fetch":
-        return _fetch(launcher, name, arguments.into)
-    launcher.stop(name)
-    _say(f"{name}: stopped and removed; its study and artifacts are kept")
-    return 0
-
-
-def _follow(launcher: Launcher, name: str, profile: Path, into: Path | None) -> int:
+def _follow(arguments: argparse.Namespace, launcher: Launcher, name: str) -> int:
     try:
         state = launcher.follow(name, _say)
     except KeyboardInterrupt:
-        _say(f"\ndetached; {name} runs on.\n{_how_to_go_on(name, profile)}")
+        _say(f"\ndetached; {name} runs on.\n{_next_commands(arguments, name)}")
         return 0
     if state.phase != "succeeded":
         return 3
-    return _fetch(launcher, name, into)
+    return _fetch(arguments, launcher, name)
 
 
-def _fetch(launcher: Launcher, name: str, into: Path | None) -> int:
-    target = into or Path("runs") / name
+def _fetch(arguments: argparse.Namespace, launcher: Launcher, name: str) -> int:
+    target = arguments.into or Path("runs") / name
     launcher.fetch(name, target)
     _say(f"report: {target / 'report' / 'report.html'}")
     return 0
 
 
-def _how_to_go_on(name: str, profile: Path) -> str:
-    return "\n".join(f"  mptune launch {verb} {name} --on {profile}" for verb in VERBS)
+def _next_commands(arguments: argparse.Namespace, name: str) -> str:
+    return "\n".join(f"  mptune launch {a} {name} --on {arguments.on}" for a in ACTIONS)
 
 
 def _say(line: str) -> None:

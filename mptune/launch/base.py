@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import re
 import shlex
 import shutil
 import tarfile
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -26,12 +28,16 @@ Phase = Literal["waiting", "running", "succeeded", "failed"]
 
 
 class LaunchError(MptuneError):
-    """A search cannot be launched or reached, or cannot go on there; one line with what to do."""
+    """A search cannot be launched, reached or continued; one line that says what to do."""
+
+
+class Unreachable(LaunchError):
+    """The place does not answer, or cannot answer now. Trying again may help."""
 
 
 @dataclass(frozen=True)
-class Search:
-    """A search to be launched: its name, its spec as written, and what one trial takes."""
+class Submission:
+    """A search to be launched: its name, its spec as written, and what one trial needs."""
 
     name: str
     spec: str
@@ -41,19 +47,19 @@ class Search:
     storage_url: str | None = None
 
     def gangs(self) -> list[tuple[str, Resources]]:
-        """Every gang that trials of some size run on, with the place of its key in the spec."""
+        """Every gang size of the search, each with the place of its key in the spec."""
         base, *larger = self.resources.gangs()
         where = f"{self.source.name}: resources"
         return [(where, base), *((f"{where}.by_size", gang) for gang in larger)]
 
     def arguments(self, spec: str, run_directory: str, *more: str) -> list[str]:
-        """The command that drives the search where it runs."""
+        """The command that runs the search, as a list of arguments."""
         sets = [part for override in self.overrides for part in ("--set", override)]
         return ["mptune", "search", spec, "--run-dir", run_directory, *sets, *more]
 
 
-def in_words(gang: Resources) -> str:
-    """What a trial takes."""
+def trial_needs(gang: Resources) -> str:
+    """Describe the resources of one trial, for an error message."""
     return (
         f"a trial takes {gang.workers} workers of {gang.cpus_per_worker:g} CPUs and "
         f"{gang.gpus_per_worker:g} GPUs"
@@ -61,7 +67,10 @@ def in_words(gang: Resources) -> str:
 
 
 def machines_for(gang: Resources, cpus: float, gpus: float) -> float:
-    """How many machines of so many CPUs and GPUs hold it; infinity if not one worker fits."""
+    """How many machines with `cpus` CPUs and `gpus` GPUs the gang needs.
+
+    Infinity if one machine cannot hold a single worker.
+    """
     fits = int(cpus / gang.cpus_per_worker + 1e-6)
     if gang.gpus_per_worker:
         fits = min(fits, int(gpus / gang.gpus_per_worker + 1e-6))
@@ -69,19 +78,32 @@ def machines_for(gang: Resources, cpus: float, gpus: float) -> float:
 
 
 @dataclass(frozen=True)
-class State:
-    """How a launched search stands: whether it has ended, and how, in words for its user."""
+class SearchState:
+    """The state of a launched search.
+
+    `detail` says what the search waits for, how far it is, or why it failed. `stuck` means that
+    it cannot start unless somebody removes the cause, which `detail` names before its first colon.
+    """
 
     phase: Phase
-    words: str
+    detail: str = ""
+    stuck: bool = False
 
     @property
     def ended(self) -> bool:
         return self.phase in ("succeeded", "failed")
 
+    @property
+    def text(self) -> str:
+        """The state in one line."""
+        if self.phase == "succeeded":
+            return "finished"
+        shown = (self.detail,) if self.phase == "failed" else (self.phase, self.detail)
+        return ": ".join(filter(None, shown))
+
 
 class Launcher(Section):
-    """A place to run a search. Names identify launched searches; every verb takes one."""
+    """A place to run a search. A launched search is identified by its name."""
 
     kind: str
 
@@ -90,70 +112,146 @@ class Launcher(Section):
         """The Ray cluster to attach to, or None to start one on this machine."""
 
     @abstractmethod
-    def render(self, search: Search) -> str:
-        """Exactly what `submit` would make, as text; touches nothing.
+    def render(self, search: Submission) -> str:
+        """Exactly what `submit` would create, as text. Creates nothing.
 
         Raises:
             InputError: the search does not fit this place.
         """
 
-    def check(self, search: Search) -> list[str]:
-        """Ask the place itself whether it would take the search; one line per thing it would make.
+    def check(self, search: Submission) -> list[str]:
+        """Ask the place whether it would accept the search; one line per object to be created.
 
         Raises:
-            LaunchError: it would not, or there is nobody to ask.
+            LaunchError: it would not accept it, or it cannot be asked.
         """
         raise LaunchError(f"--dry-run=server needs a Kubernetes profile; this one is {self.kind!r}")
 
     @abstractmethod
-    def submit(self, search: Search) -> None:
-        """Make it run. Nothing is left behind if that fails.
+    def submit(self, search: Submission) -> None:
+        """Start the search. If that fails, nothing is left behind.
 
         Raises:
             InputError: the search does not fit this place.
-            LaunchError: the place refuses it, or a search of this name is there already.
+            LaunchError: the place refuses it, or a search of this name exists already.
         """
 
     @abstractmethod
-    def status(self, name: str) -> State:
-        """How the search stands now.
+    def status(self, name: str) -> SearchState:
+        """The present state of the search.
 
         Raises:
-            LaunchError: there is none of this name, or the place does not answer.
+            LaunchError: no search has this name, or the place does not answer.
         """
 
     @abstractmethod
-    def follow(self, name: str, say: Say) -> State:
-        """Show its log and every change of its state until it has ended.
+    def follow(self, name: str, say: Say) -> SearchState:
+        """Show the log and every change of state until the search has ended.
 
         Raises:
-            LaunchError: it can not go on by itself; the message says what to do.
+            LaunchError: it cannot continue by itself; the message says what to do.
         """
 
     @abstractmethod
     def fetch(self, name: str, into: Path) -> None:
-        """Copy its report into `into`.
+        """Copy the report into `into`.
 
         Raises:
-            LaunchError: there is none yet.
+            LaunchError: there is no report yet.
         """
 
     @abstractmethod
     def stop(self, name: str) -> None:
-        """End it and remove what `submit` made; the study and the artifacts stay.
+        """End the search and remove what `submit` created; the study and the artifacts stay.
 
         Raises:
-            LaunchError: there is none of this name.
+            LaunchError: no search has this name.
         """
 
 
-# --- reports through logs ----------------------------------------------------------------------
+# --- following a search ------------------------------------------------------------------------
+
+GIVE_UP_S = 600.0
+"""How long a follower waits for a place that does not answer."""
+
+PATIENCE_S = 45.0
+"""How long a stuck search may stay stuck: a registry or a quota can recover by itself."""
+
+DONE = re.compile(r"\((\d+) of (\d+) done\)|: (\d+) of (\d+) trials done")
+
+
+def progress(log: list[str]) -> str:
+    """`trial 13 of 64`, from the driver's last line of progress; empty if there is none."""
+    for line in reversed(log):
+        if found := DONE.search(line):
+            done, total = [int(g) for g in found.groups() if g is not None]
+            return f"trial {min(done + 1, total)} of {total}"
+    return ""
+
+
+def follow(
+    name: str,
+    say: Say,
+    look: Callable[[], tuple[SearchState, list[str]]],
+    *,
+    place: str,
+    pause_s: float,
+) -> SearchState:
+    """Show a search's log and each change of its state until it has ended.
+
+    `look` returns the present state and all lines of the log so far. `place` names what answers
+    it, for messages about an outage. Each look is followed by a pause of `pause_s` seconds.
+
+    Raises:
+        LaunchError: `look` raised it, the search stayed stuck for `PATIENCE_S`, or the place did
+            not answer for `GIVE_UP_S`.
+    """
+    shown, last_text = 0, ""
+    silent_since: float | None = None
+    stuck_since: float | None = None
+    while True:
+        try:
+            state, log = look()
+        except Unreachable as error:
+            if silent_since is None:
+                silent_since = time.monotonic()
+                say(f"{error}; trying again")
+            if time.monotonic() - silent_since > GIVE_UP_S:
+                raise
+            time.sleep(1)
+            continue
+        if silent_since is not None:
+            silent_since = None
+            say(f"{place} answers again")
+        for line in log[shown:]:
+            say(line)
+        shown = len(log)
+        # The advice follows if the search stays stuck; while it runs, its log shows the progress.
+        text = f"waiting: {state.detail.partition(':')[0]}" if state.stuck else state.text
+        if state.phase != "running" and text != last_text:
+            last_text = text
+            say(f"{name}: {text}")
+        if state.ended:
+            return state
+        if not state.stuck:
+            stuck_since = None
+        elif stuck_since is None:
+            stuck_since = time.monotonic()
+        elif time.monotonic() - stuck_since >= PATIENCE_S:
+            raise LaunchError(f"{name} cannot start: {state.detail}")
+        time.sleep(pause_s)
+
+
+# --- the report, sent through a log ------------------------------------------------------------
 
 MARK = "mptune-report"
 
 
 def pack_command(run_directory: str) -> str:
-    """A shell command that prints the report as text: every place has logs, few have copies."""
+    """A shell command that prints the report as text.
+
+    Every place can show a log; only some can copy a file.
+    """
     report = RunDirectory(Path(run_directory)).report
     folder, name = shlex.quote(str(report.parent)), shlex.quote(report.name)
     return (
@@ -164,10 +262,11 @@ def pack_command(run_directory: str) -> str:
 
 
 def unpack(lines: Iterable[str], into: Path) -> None:
-    """The report from what `pack_command` printed.
+    """Write the report that `pack_command` printed below `into`.
 
     Raises:
-        LaunchError: there is none, the text was cut short on its way, or it names other places.
+        LaunchError: there is no report, it is incomplete, or it has anything but files and
+            folders below `into` in it.
     """
     text = [line.strip() for line in lines]
     starts = [i for i, line in enumerate(text) if line.startswith(f"{MARK} ")]
@@ -175,22 +274,19 @@ def unpack(lines: Iterable[str], into: Path) -> None:
         raise LaunchError("there is no report yet; it is written when the search ends")
     packed = base64.b64decode("".join(text[starts[0] + 1 : starts[1]]))
     if hashlib.sha256(packed).hexdigest() != text[starts[0]].split()[1]:
-        raise LaunchError("the report did not arrive whole; fetch it again")
+        raise LaunchError("the report arrived incomplete; fetch it again")
     with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
         for member in archive:
-            _extract(archive, member, into)
-
-
-def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, into: Path) -> None:
-    """A file or folder below `into`, nothing else; Python has a filter for it from 3.11.4 on."""
-    target = (into / member.name).resolve()
-    if not target.is_relative_to(into.resolve()) or not (member.isfile() or member.isdir()):
-        raise LaunchError(f"the report has {member.name!r} in it, which does not belong there")
-    if member.isdir():
-        target.mkdir(parents=True, exist_ok=True)
-        return
-    content = archive.extractfile(member)
-    assert content is not None, "it is a file"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with content, target.open("wb") as file:
-        shutil.copyfileobj(content, file)
+            # The filter="data" of tarfile exists from Python 3.11.4 on only.
+            target = (into / member.name).resolve()
+            inside = target.is_relative_to(into.resolve())
+            if not inside or not (member.isfile() or member.isdir()):
+                raise LaunchError(f"the report contains {member.name!r}, which is not allowed")
+            if member.isdir():
+                target.mkdir(parents=True, exist_ok=True)
+                continue
+            content = archive.extractfile(member)
+            assert content is not None, "extractfile() opens every regular file"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with content, target.open("wb") as file:
+                shutil.copyfileobj(content, file)

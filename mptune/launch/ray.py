@@ -1,31 +1,53 @@
-"""A Ray cluster that is already running."""
+"""A Ray cluster that is already running, through its Jobs API.
+
+The only use of Ray in this folder is `JobSubmissionClient` (`ray.job_submission`). It is imported
+when a cluster is asked, so that `mptune launch --help` and other profiles do not load Ray.
+"""
 
 from __future__ import annotations
 
+import logging
+import os
 import shlex
+import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from textwrap import indent
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from mptune.errors import InputError, did_you_mean
-from mptune.launch._files import progress
-from mptune.launch._jobs_api import JobsApi, Silent
-from mptune.launch.base import Launcher, LaunchError, Say, Search, State, pack_command, unpack
+from mptune.launch.base import (
+    Launcher,
+    LaunchError,
+    Say,
+    SearchState,
+    Submission,
+    Unreachable,
+    follow,
+    pack_command,
+    progress,
+    unpack,
+)
 
-LOOK_S = 1.0
-GIVE_UP_S = 600.0
+POLL_S = 1.0
 PACK_S = 120.0
+"""How long the cluster may take to pack a report."""
+STOP_S = 60.0
+"""How long a driver may take to write checkpoints and end."""
+TIMEOUT_S = 30.0
+"""How long one request may take. Ray's client would wait for ever."""
 
-UNENDED = ("PENDING", "RUNNING")
+METADATA_KEY = "mptune-search"
+"""A job's metadata holds the name of its search under this key."""
 
-WORDS: dict[str, State] = {
-    "PENDING": State("waiting", "waiting: the driver starts"),
-    "RUNNING": State("running", "running"),
-    "SUCCEEDED": State("succeeded", "finished"),
-    "STOPPED": State("failed", "stopped; launched again, it resumes"),
+NOT_ENDED = ("PENDING", "RUNNING")
+STATES = {
+    "PENDING": SearchState("waiting", "the driver starts"),
+    "SUCCEEDED": SearchState("succeeded"),
+    "STOPPED": SearchState("failed", "stopped; launch it again to resume"),
 }
 
 
@@ -51,117 +73,189 @@ class ExistingRay(Launcher):
     def ray_address(self) -> str:
         return self.address
 
-    def render(self, search: Search) -> str:
-        self._refuse(search)
+    def render(self, search: Submission) -> str:
         return f"entrypoint: {self._entrypoint(search)}\nspec.yaml: |\n{indent(search.spec, '  ')}"
 
-    def submit(self, search: Search) -> None:
-        self._refuse(search)
-        api = self._api()
-        earlier = api.latest().get(search.name)
-        if earlier and api.state(earlier) in UNENDED:
+    def submit(self, search: Submission) -> None:
+        entrypoint = self._entrypoint(search)
+        client = self._client()
+        earlier = _latest_jobs(client).get(search.name)
+        if earlier and earlier.status in NOT_ENDED:
             raise LaunchError(f"{search.name} runs already; see `mptune launch logs`")
         if earlier:
-            api.delete(earlier)
-        api.submit(search.name, self._entrypoint(search), {"spec.yaml": search.spec})
+            client.delete_job(earlier.submission_id)
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "spec.yaml").write_text(search.spec, encoding="utf-8")
+            _start_job(client, search.name, entrypoint, {"working_dir": folder})
 
-    def status(self, name: str) -> State:
-        api = self._api()
-        return _state(api, _job(api, name))
+    def status(self, name: str) -> SearchState:
+        client = self._client()
+        job = self._job(client, name)
+        running = job.status == "RUNNING"
+        return _state(job, client.get_job_logs(job.submission_id) if running else "")
 
-    def follow(self, name: str, say: Say) -> State:
-        api = self._api()
-        follower = _Follower(api, name, _job(api, name), say)
-        while (state := follower.look()) is None:
-            time.sleep(LOOK_S)
-        return state
+    def follow(self, name: str, say: Say) -> SearchState:
+        client = self._client()
+        job_id = self._job(client, name).submission_id
+
+        def look() -> tuple[SearchState, list[str]]:
+            job = next((j for j in client.list_jobs() if j.submission_id == job_id), None)
+            if job is None:
+                raise LaunchError(f"{job_id} was deleted while it ran; launch it again to resume")
+            # The log is read after the state, so the log of an ended job is complete.
+            log = client.get_job_logs(job_id)
+            return _state(job, log), log.splitlines()
+
+        return follow(name, say, look, place="the Ray cluster", pause_s=POLL_S)
 
     def fetch(self, name: str, into: Path) -> None:
-        api = self._api()
-        _job(api, name)
-        job = api.submit(f"{name}.report", pack_command(self._run(name)), {})
+        client = self._client()
+        self._job(client, name)
+        run = f"{self.runs.rstrip('/')}/{name}"
+        job_id = _start_job(client, f"{name}.report", pack_command(run), {})
         try:
-            deadline = time.monotonic() + PACK_S
-            while api.state(job) in UNENDED and time.monotonic() < deadline:
-                time.sleep(0.3)
-            unpack(api.log(job), into)
+            _await_end(client, job_id, PACK_S)
+            unpack(client.get_job_logs(job_id).splitlines(), into)
         finally:
-            api.delete(job)
+            client.delete_job(job_id)
 
     def stop(self, name: str) -> None:
-        api = self._api()
-        job = _job(api, name)
-        if api.state(job) in UNENDED:
-            api.stop(job)
-        api.delete(job)
+        client = self._client()
+        job = self._job(client, name)
+        if job.status in NOT_ENDED:
+            client.stop_job(job.submission_id)
+            if not _await_end(client, job.submission_id, STOP_S):
+                raise LaunchError(f"{job.submission_id} does not stop; try again")
+        client.delete_job(job.submission_id)
 
-    def _api(self) -> JobsApi:
-        return JobsApi(self.dashboard.rstrip("/"))
+    def _client(self) -> Any:
+        return jobs_client(self.dashboard.rstrip("/"))
 
-    def _run(self, name: str) -> str:
-        return f"{self.runs.rstrip('/')}/{name}"
+    def _job(self, client: Any, name: str) -> Any:
+        """The latest job of a search.
 
-    def _entrypoint(self, search: Search) -> str:
-        # The shell of the cluster knows its home.
-        run = self._run(search.name)
+        Raises:
+            LaunchError: there is none.
+        """
+        jobs = _latest_jobs(client)
+        if name not in jobs:
+            url, near = self.dashboard.rstrip("/"), did_you_mean(name, jobs)
+            raise LaunchError(f"there is no search {name} on the Ray cluster at {url}{near}")
+        return jobs[name]
+
+    def _entrypoint(self, search: Submission) -> str:
+        if "/" in search.name or any(c.isspace() for c in self.runs):
+            raise InputError(f"runs: {self.runs!r} must have no blanks")
+        # The run directory is not quoted: the cluster's shell must expand `~`.
+        run = f"{self.runs.rstrip('/')}/{search.name}"
         words = search.arguments("spec.yaml", run, "--address", "auto")
         return " ".join(w if w == run else shlex.quote(w) for w in words)
 
-    def _refuse(self, search: Search) -> None:
-        if "/" in search.name or any(c.isspace() for c in self.runs):
-            raise InputError(f"runs: {self.runs!r} must have no blanks")
+
+def jobs_client(url: str) -> Any:
+    """Ray's `JobSubmissionClient` for the cluster at `url`, with errors of this package.
+
+    Raises:
+        LaunchError: `ray[default]` is not installed, or the cluster refuses the request.
+        Unreachable: the cluster does not answer.
+    """
+    try:
+        from ray.exceptions import AuthenticationError
+        from ray.job_submission import JobSubmissionClient
+
+        if find_spec("requests") is None:  # The client needs it, and `pip install ray` lacks it.
+            raise ImportError("requests")
+    except ImportError:
+        raise LaunchError(
+            "the Ray Jobs API needs Ray's client: pip install 'mptune[cluster]'"
+        ) from None
+
+    class JobsClient(JobSubmissionClient):
+        # Every request passes through this method. Ray's own sets no timeout.
+        def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+            try:
+                answer = super()._do_request(method, endpoint, timeout=TIMEOUT_S, **options)
+            except AuthenticationError:
+                raise LaunchError(
+                    f"{url} does not accept your token; set RAY_AUTH_TOKEN to the cluster's"
+                ) from None
+            except OSError as error:
+                # The cause is last: "... (Caused by X('...: [Errno 111] Connection refused'))".
+                reason = str(error).rsplit(": ", 1)[-1].removesuffix("))").strip("'\"")
+                raise Unreachable(
+                    f"no Ray Jobs API answers at {url} ({reason}); a running search is not affected"
+                ) from None
+            if answer.status_code in (502, 503, 504):
+                raise Unreachable(
+                    f"{url} cannot answer now ({answer.status_code}); a running search is not "
+                    "affected"
+                )
+            return answer
+
+        def _raise_error(self, answer: Any) -> None:
+            text = " ".join(answer.text.split())[:300]
+            raise LaunchError(f"{url} refuses ({answer.status_code}): {text}")
+
+    for handler in logging.getLogger("ray").handlers:
+        handler.setLevel(logging.WARNING)
+    token = _token()
+    # Ray's client would take these two addresses rather than that of the profile.
+    names = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+    hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        return JobsClient(url, headers={"Authorization": f"Bearer {token}"} if token else None)
+    finally:
+        os.environ.update(hidden)
 
 
-def _job(api: JobsApi, name: str) -> str:
-    jobs = api.latest()
-    if name not in jobs:
-        near = did_you_mean(name, jobs)
-        raise LaunchError(f"there is no search {name} on the Ray cluster at {api.url}{near}")
-    return jobs[name]
+def _token() -> str | None:
+    """The cluster's token, from the places where Ray's own tools look for it, in their order.
+
+    Ray's client sends it only if RAY_AUTH_MODE is set here as well.
+    """
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    token = os.environ.get("RAY_AUTH_TOKEN")
+    if token is None and path.is_file():
+        return path.read_text(encoding="utf-8").strip()
+    return token
 
 
-def _state(api: JobsApi, job: str) -> State:
-    state = api.state(job)
-    if state is None:
-        raise LaunchError(f"{job} was deleted while it ran; launch it again to go on")
-    if state == "FAILED":
-        message = " ".join(api.message(job).split(", last available logs")[0].split())
-        return State("failed", f"failed: {message}; its log says why, launched again it resumes")
-    if state == "RUNNING":
-        return State("running", f"running{progress(api.log(job))}")
-    return WORDS[state]
+def _start_job(client: Any, search: str, entrypoint: str, environment: dict[str, str]) -> str:
+    """Start `entrypoint` on the head node; the job's id.
+
+    Every id is new: Ray keeps the log of a deleted job, and would append to it.
+    """
+    started: str = client.submit_job(
+        entrypoint=entrypoint,
+        submission_id=f"{search}-{time.time_ns():x}",
+        runtime_env=environment,
+        metadata={METADATA_KEY: search},
+    )
+    return started
 
 
-class _Follower:
-    def __init__(self, api: JobsApi, name: str, job: str, say: Say) -> None:
-        self._api, self._name, self._job, self._say = api, name, job, say
-        self._said, self._shown = "", 0
-        self._silent_since: float | None = None
+def _latest_jobs(client: Any) -> dict[str, Any]:
+    """The latest job of every search, by the search's name."""
+    jobs = [j for j in client.list_jobs() if METADATA_KEY in (j.metadata or {}) and j.submission_id]
+    jobs.sort(key=lambda j: j.start_time or 0)
+    return {j.metadata[METADATA_KEY]: j for j in jobs}
 
-    def look(self) -> State | None:
-        """The state when the search has ended; what is new is shown."""
-        try:
-            state = _state(self._api, self._job)
-            lines = self._api.log(self._job)
-        except Silent as error:
-            self._silence(error)
-            return None
-        if self._silent_since is not None:
-            self._say("the Ray cluster answers again")
-            self._silent_since = None
-        # What the driver said comes before the word that it has ended.
-        for line in lines[self._shown :]:
-            self._say(line)
-        self._shown = len(lines)
-        if not state.words.startswith("running") and state.words != self._said:
-            self._said = state.words
-            self._say(f"{self._name}: {state.words}")
-        return state if state.ended else None
 
-    def _silence(self, error: Silent) -> None:
-        now = time.monotonic()
-        if self._silent_since is None:
-            self._silent_since = now
-            self._say(f"{error}; trying again")
-        if now - self._silent_since > GIVE_UP_S:
-            raise error
+def _await_end(client: Any, job_id: str, timeout_s: float) -> bool:
+    """Wait until the job has ended; False if it has not within `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while client.get_job_status(job_id) in NOT_ENDED:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.3)
+    return True
+
+
+def _state(job: Any, log: str) -> SearchState:
+    """The state of a search whose job is `job`; a running one needs the job's log."""
+    if job.status == "FAILED":
+        message = " ".join((job.message or "").split(", last available logs")[0].split())
+        return SearchState("failed", f"failed: {message}; its log says why; launch again to resume")
+    if job.status == "RUNNING":
+        return SearchState("running", progress(log.splitlines()))
+    return STATES[job.status]

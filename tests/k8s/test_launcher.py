@@ -13,13 +13,14 @@ import pytest
 import yaml
 
 from mptune.cli import main
-from mptune.launch import _follow, _rayjob
+from mptune.launch import _rayjob, _rayjob_state, base
+from mptune.launch._kubernetes_api import KubernetesApi
 from mptune.paths import RunDirectory
 from tests.k8s.apiserver import ApiServer
 from tests.k8s.render import overlay
 from tests.k8s.schemas import ROOT, Schemas
 
-PATIENCE_S, LOOK_S = _follow.PATIENCE_S, _follow.LOOK_S
+PATIENCE_S, POLL_S = base.PATIENCE_S, _rayjob_state.POLL_S
 SPEC = ROOT / "search_spaces" / "quickstart.yaml"
 PROFILE = ROOT / "launchers" / "kubernetes.yaml"
 LOG = [
@@ -46,8 +47,8 @@ def server(schemas: Schemas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path.write_text(yaml.safe_dump(config))
     monkeypatch.setenv("KUBECONFIG", str(path))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(_follow, "PATIENCE_S", 0.3)
-    monkeypatch.setattr(_follow, "LOOK_S", 1)
+    monkeypatch.setattr(base, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(_rayjob_state, "POLL_S", 1)
     yield api
     api.stop()
 
@@ -155,7 +156,7 @@ def test_ctrl_c_detaches_and_logs_follows_again(
 ) -> None:
     report_of(server, "succeeds")
     with monkeypatch.context() as patched:
-        patched.setattr(_follow._Follower, "look", _interrupt)
+        patched.setattr(KubernetesApi, "await_change", _interrupt)
         assert launch("succeeds") == 0
     out = capsys.readouterr().out
     assert "detached; succeeds runs on" in out
@@ -164,7 +165,7 @@ def test_ctrl_c_detaches_and_logs_follows_again(
     assert LOG[-1] in capsys.readouterr().out
 
 
-def _interrupt(_: object) -> None:
+def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
@@ -180,7 +181,7 @@ def test_asking_the_server_makes_nothing(
     server: ApiServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert launch("succeeds", "--dry-run=server") == 0
-    assert "RayJob succeeds: the API server takes it" in capsys.readouterr().err
+    assert "RayJob succeeds: the API server accepts it" in capsys.readouterr().err
     assert not any(server.objects.values())
     assert all(q["dryRun"] == "All" for _, q in server.writes)
 
@@ -245,22 +246,24 @@ def test_what_never_starts_says_why(
 
 
 def test_the_user_waits_for_that_line_less_than_a_minute() -> None:
-    assert PATIENCE_S + 2 * LOOK_S < 60
+    assert PATIENCE_S + 2 * POLL_S < 60
 
 
 def test_no_node_with_a_gpu_is_told_while_a_node_may_still_come(
     server: ApiServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looked = _follow._Follower.look
+    shown: list[str] = []
+    wait = KubernetesApi.await_change
 
-    def look(follower: Any) -> Any:
-        if "no node takes" in follower.said:
+    def await_change(api: KubernetesApi, job: Any, seconds: int) -> None:
+        shown.append(capsys.readouterr().out)
+        if "no node takes" in shown[-1]:
             raise KeyboardInterrupt
-        return looked(follower)
+        wait(api, job, seconds)
 
-    monkeypatch.setattr(_follow._Follower, "look", look)
+    monkeypatch.setattr(KubernetesApi, "await_change", await_change)
     assert launch("no-gpu-node") == 0
-    out = capsys.readouterr().out
+    out = "".join(shown)
     assert (
         "no-gpu-node: waiting: no node takes a pod: 0/1 nodes are available: 1 Insufficient "
         "nvidia.com/gpu; add such nodes, or change gpus" in out
@@ -281,7 +284,7 @@ def test_a_search_deleted_by_somebody_is_told(
         ("expired or wrong token", "does not accept your credentials (401 Unauthorized)"),
         ("role without list", "have the Role mptune-launcher bound to your account"),
         ("list with an impossible resourceVersion", "the API server cannot answer now (504)"),
-        ("namespace missing", "`kubectl apply -k k8s/overlays/...` makes it"),
+        ("namespace missing", "create it with `kubectl apply -k k8s/overlays/...`"),
         ("create again: conflict", "launch again after `mptune launch stop`"),
         ("wrong type", "cannot unmarshal string"),
         ("bad name", "a lowercase RFC 1123 subdomain"),
@@ -385,7 +388,7 @@ def test_a_report_cut_short_on_its_way_is_not_taken(
 
     monkeypatch.setattr(server, "_run", cut)
     assert again("fetch", "succeeds") == 3
-    assert "did not arrive whole" in failure(capsys)
+    assert "arrived incomplete" in failure(capsys)
 
 
 def test_no_report_yet(server: ApiServer, capsys: pytest.CaptureFixture[str]) -> None:

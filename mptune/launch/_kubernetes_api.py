@@ -1,0 +1,257 @@
+"""The requests to the Kubernetes API that a search needs. A refusal is one line with advice."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from mptune.errors import did_you_mean
+from mptune.launch.base import LaunchError, Unreachable
+
+Object = dict[str, Any]
+
+GROUP, VERSION, JOBS = "ray.io", "v1", "rayjobs"
+QUIET_S = 600
+"""How long a followed log may be silent before it is requested again."""
+
+IN_A_POD = "KUBERNETES_SERVICE_HOST"
+TIMEOUT_S = (5, 30)
+"""To connect, and between two packets."""
+
+
+class NotFound(LaunchError):
+    """There is no such object."""
+
+
+class KubernetesApi:
+    """One namespace of one cluster, through the user's kubeconfig or a pod's service account.
+
+    Raises:
+        LaunchError: the client is not installed, or there is no usable kubeconfig.
+    """
+
+    def __init__(self, namespace: str, context: str | None) -> None:
+        self.namespace = namespace
+        client = _client(context)
+        self.server = str(client.configuration.host)
+        from kubernetes import client as k8s
+
+        self._custom: Any = k8s.CustomObjectsApi(client)
+        self._core: Any = k8s.CoreV1Api(client)
+        self._rayjobs = (GROUP, VERSION, namespace, JOBS)
+
+    # --- writing -------------------------------------------------------------------------------
+
+    def create(self, manifest: Object, *, dry_run: bool = False) -> Object:
+        """Create an object of one of three kinds: RayJob, ConfigMap, Pod."""
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        # Without Strict, the server ignores misspelt fields.
+        options = {"field_validation": "Strict", **({"dry_run": "All"} if dry_run else {})}
+        call, place = {
+            "RayJob": (self._custom.create_namespaced_custom_object, self._rayjobs),
+            "ConfigMap": (self._core.create_namespaced_config_map, (self.namespace,)),
+            "Pod": (self._core.create_namespaced_pod, (self.namespace,)),
+        }[kind]
+        created: Object = self._request("create", kind, name, call, *place, manifest, **options)
+        return created
+
+    def delete_job(self, name: str) -> None:
+        """Delete the RayJob and what it owns: Ray cluster, submitter, ConfigMap."""
+        call = self._custom.delete_namespaced_custom_object
+        options = {"propagation_policy": "Background"}
+        self._request("delete", "RayJob", name, call, *self._rayjobs, name, **options)
+
+    def run_pod(self, manifest: Object, *, timeout_s: float = 120) -> list[str]:
+        """Run a small pod to its end and return its log. The pod is always removed."""
+        name = manifest["metadata"]["name"]
+        self.create(manifest)
+        deadline = time.monotonic() + timeout_s
+        try:
+            while True:
+                call = self._core.read_namespaced_pod
+                pod = self._json("get", "Pod", name, call, name, self.namespace)
+                phase = pod.get("status", {}).get("phase")
+                if phase in ("Succeeded", "Failed"):
+                    return list(self.log(name))
+                if time.monotonic() > deadline:
+                    raise LaunchError(
+                        f"pod {name} does not start (it is {phase}); see `kubectl -n "
+                        f"{self.namespace} describe pod {name}`, then try again"
+                    )
+                time.sleep(0.5)
+        finally:
+            call = self._core.delete_namespaced_pod
+            where, options = (name, self.namespace), {"grace_period_seconds": 0}
+            self._request("delete", "Pod", name, call, *where, **options)
+
+    # --- reading -------------------------------------------------------------------------------
+
+    def job(self, name: str) -> Object:
+        call = self._custom.get_namespaced_custom_object
+        found: Object = self._request("get", "RayJob", name, call, *self._rayjobs, name)
+        return found
+
+    def await_change(self, job: Object, seconds: int) -> None:
+        """Return when the RayJob changes, after `seconds`, or when the watch is lost."""
+        from kubernetes import watch
+        from kubernetes.client.exceptions import ApiException
+
+        meta = job["metadata"]
+        watcher: Any = watch.Watch
+        stream = watcher().stream(
+            self._custom.list_namespaced_custom_object,
+            *self._rayjobs,
+            field_selector=f"metadata.name={meta['name']}",
+            resource_version=meta["resourceVersion"],
+            timeout_seconds=seconds,
+            _request_timeout=(TIMEOUT_S[0], seconds + 5),
+        )
+        with self._errors("watch", "RayJob", meta["name"]):
+            try:
+                next(iter(stream), None)
+            except ApiException as error:
+                # 410: that version is no longer kept. The caller reads the present state anyway.
+                if error.status != 410:
+                    raise
+
+    def pods(self, selector: str) -> list[Object]:
+        call = self._core.list_namespaced_pod
+        found = self._json("list", "Pod", "", call, self.namespace, label_selector=selector)
+        items: list[Object] = found["items"]
+        return items
+
+    def warnings(self) -> list[Object]:
+        """The namespace's warning events, the latest last."""
+        call = self._core.list_namespaced_event
+        found = self._json("list", "Event", "", call, self.namespace, field_selector="type=Warning")
+        items: list[Object] = found["items"]
+        return items
+
+    def log(self, pod: str, *, follow: bool = False, last: int | None = None) -> Iterator[str]:
+        """The lines of a pod's log, as they come; with `last`, only that many of the latest."""
+        options: dict[str, Any] = {"tail_lines": last} if last else {}
+        if follow:
+            options["_request_timeout"] = (TIMEOUT_S[0], QUIET_S)
+        with self._errors("get", "Pod", pod):
+            call, options = self._core.read_namespaced_pod_log, {"follow": follow, **options}
+            answer = self._raw("get", "Pod", pod, call, pod, self.namespace, **options)
+            kept = b""
+            for chunk in answer.stream(4096, decode_content=True):
+                *whole, kept = (kept + chunk).split(b"\n")
+                yield from (line.decode(errors="replace") for line in whole)
+            if kept:
+                yield kept.decode(errors="replace")
+
+    # --- requests and their errors -------------------------------------------------------------
+
+    def _request(
+        self, verb: str, kind: str, name: str, call: Callable[..., Any], *where: Any, **options: Any
+    ) -> Any:
+        with self._errors(verb, kind, name):
+            return call(*where, **{"_request_timeout": TIMEOUT_S, **options})
+
+    def _raw(self, *request: Any, **options: Any) -> Any:
+        """The HTTP response, not parsed."""
+        return self._request(*request, _preload_content=False, **options)
+
+    def _json(self, *request: Any, **options: Any) -> Object:
+        """The server's JSON. The client's own models refuse fields that a newer server adds."""
+        found: Object = json.loads(self._raw(*request, **options).data)
+        return found
+
+    @contextmanager
+    def _errors(self, verb: str, kind: str, name: str) -> Iterator[None]:
+        """Turn the client's errors into a LaunchError."""
+        from kubernetes.client.exceptions import ApiException
+        from urllib3.exceptions import HTTPError
+
+        try:
+            yield
+        except ApiException as error:
+            raise self._refusal(error, verb, kind, name) from None
+        except (HTTPError, OSError) as error:
+            reason = " ".join(str(getattr(error, "reason", error)).split())
+            raise Unreachable(
+                f"the API server at {self.server} does not answer ({reason[:160]}); a running "
+                "search is not affected"
+            ) from None
+
+    def _refusal(self, error: Any, verb: str, kind: str, name: str) -> LaunchError:
+        reason, details = _reason(error)
+        match error.status:
+            case 401:
+                return LaunchError(
+                    f"{self.server} does not accept your credentials (401 {reason}); they have "
+                    "expired or belong to another cluster: log in again, then repeat the command"
+                )
+            case 403 if "exceeded quota" in reason:
+                return LaunchError(f"namespace {self.namespace} is full: {reason}")
+            case 403:
+                return LaunchError(
+                    f"you may not {verb} {kind}s in namespace {self.namespace} (403); have the "
+                    f"Role mptune-launcher bound to your account: {reason}"
+                )
+            case 404 if details.get("kind") == "namespaces":
+                return LaunchError(
+                    f"namespace {self.namespace} does not exist; create it with `kubectl apply -k "
+                    "k8s/overlays/...`"
+                )
+            case 404 if kind == "RayJob" and details.get("kind") != JOBS:
+                return LaunchError(
+                    "this cluster does not know RayJobs; install the KubeRay operator first"
+                )
+            case 404 if verb != "create":
+                near = ""
+                if kind == "RayJob":
+                    with suppress(LaunchError):
+                        call = self._custom.list_namespaced_custom_object
+                        jobs = self._request("list", kind, "", call, *self._rayjobs)["items"]
+                        near = did_you_mean(name, [j["metadata"]["name"] for j in jobs])
+                return NotFound(f"there is no {kind} {name} in namespace {self.namespace}{near}")
+            case 409:
+                return LaunchError(
+                    f"{kind} {name} is in namespace {self.namespace} already; see `mptune launch "
+                    "status`, and launch again after `mptune launch stop` (the study is kept)"
+                )
+            case status if status in (0, 429) or status >= 500:
+                return Unreachable(f"the API server cannot answer now ({status}): {reason}")
+        return LaunchError(f"the API server refuses {kind} {name} ({error.status}): {reason}")
+
+
+def _client(context: str | None) -> Any:
+    try:
+        from kubernetes import client
+        from kubernetes import config as kubernetes_config
+    except ImportError:
+        raise LaunchError(
+            "the Kubernetes client is not installed: pip install 'mptune[k8s]'"
+        ) from None
+    config: Any = kubernetes_config
+    settings = client.Configuration()
+    try:
+        if context is None and "KUBECONFIG" not in os.environ and IN_A_POD in os.environ:
+            config.load_incluster_config(client_configuration=settings)
+        else:
+            # The client itself reads KUBECONFIG only once, when it is imported.
+            file = os.environ.get("KUBECONFIG")
+            config.load_kube_config(file, context=context, client_configuration=settings)
+    except (config.ConfigException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise LaunchError(f"no usable kubeconfig (KUBECONFIG, ~/.kube/config): {reason}") from None
+    # The callers decide what to try again, and tell the user.
+    settings.retries = False
+    return client.ApiClient(settings)
+
+
+def _reason(error: Any) -> tuple[str, Object]:
+    """The server's reason in one line, and the object that it is about."""
+    text = error.body.decode() if isinstance(error.body, bytes) else str(error.body or "")
+    try:
+        status = json.loads(text)
+        return " ".join(str(status["message"]).split()), status.get("details") or {}
+    except (ValueError, KeyError, TypeError):
+        return " ".join(f"{error.reason} {text}".split())[:200], {}
