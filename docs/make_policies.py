@@ -19,11 +19,16 @@ MODEL = {"family": "bert", "width": 128, "depth": 2}
 HEAD = """\
 # Mask policies
 
-Made by `python docs/make_policies.py` from the code; do not edit. Each row is the first example of
-its file in `mptune/policies`, on sequences of D = 128 positions. *Mean rate* is E[M]/D over
-training; *M* is what can be drawn; ω is the share of each count in the loss over its mean (1
-everywhere trains on the accumulated log marginal likelihood); *cost* is training FLOPs per token
-over those of a fixed rate of 15 %, for bert 128×2 with 8192 symbols.
+`python docs/make_policies.py` writes this page from the code; do not edit it. A *mask policy*
+decides how many tokens of each training sequence are masked. The table shows the first example of
+each file in `mptune/policies`, for sequences of D = 128 positions:
+
+- *mean rate* is the average mask rate, E[M]/D, over training.
+- *M* is the range of mask counts that can be drawn.
+- *ω* is the weight of a mask count in the training loss, divided by the mean weight. A policy with
+  ω = 1 for every count trains on the accumulated log-marginal likelihood.
+- *cost* is training FLOPs per token, divided by those of a fixed rate of 15 %, for bert 128×2 with
+  a vocabulary of 8192.
 
 | policy | example | mean rate | M | ω at 15 % | ω at 50 % | ω at 95 % | cost |
 |---|---|---|---|---|---|---|---|

@@ -1,4 +1,4 @@
-"""What the documents say is true: the README's example runs, and its promises name real things."""
+"""The documents: examples run, commands and files exist, and the expected output is of one run."""
 
 from __future__ import annotations
 
@@ -24,21 +24,53 @@ def test_the_python_example_gives_the_figure_it_promises(
     assert value == pytest.approx(-44.36, abs=0.005)
 
 
-def test_every_command_of_the_readme_exists() -> None:
-    used = set(re.findall(r"^\$ mptune (\w+)", README, flags=re.MULTILINE))
-    assert used
-    assert used <= set(COMMANDS)
+def pages() -> dict[str, str]:
+    """Every page of the documentation, by its path below the repository's root."""
+    found = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "docs/examples/README.md"]
+    return {str(p.relative_to(ROOT)): p.read_text(encoding="utf-8") for p in found}
 
 
-def test_links_and_pictures_are_there() -> None:
-    targets = re.findall(r"\]\(((?!http)[^)]+)\)", README)
-    assert targets
-    assert [t for t in targets if not (ROOT / t).exists()] == []
+@pytest.mark.parametrize("page", pages())
+def test_every_command_of_a_page_exists(page: str) -> None:
+    used = re.findall(r"^\$ mptune ([\w-]+)", pages()[page], flags=re.MULTILINE)
+    assert used or page != "README.md"
+    assert [c for c in used if c not in COMMANDS] == []
 
 
-def test_the_readme_shows_a_real_end_of_the_demo() -> None:
-    assert "@@" not in README
-    assert "nats per sequence" in README
+@pytest.mark.parametrize("page", pages())
+def test_links_and_pictures_are_there(page: str) -> None:
+    text = pages()[page]
+    targets = re.findall(r"\]\(((?!http)[^)#]+)(?:#[^)]*)?\)", text)
+    assert targets or page != "README.md"
+    assert [t for t in targets if not ((ROOT / page).parent / t).exists()] == []
+
+
+@pytest.mark.parametrize("page", pages())
+def test_links_to_a_section_name_one(page: str) -> None:
+    for target, section in re.findall(r"\]\(((?!http)[^)#]*)#([^)]+)\)", pages()[page]):
+        path = (ROOT / page).parent / target if target else ROOT / page
+        titles = re.findall(r"^#+ (.*)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        anchors = {re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in titles}
+        assert section in anchors
+
+
+def test_the_expected_output_agrees_with_itself_and_with_the_example_report() -> None:
+    """A README that was edited by hand, or from another run than docs/examples, is found."""
+    (block,) = re.findall(r"```text\n(.*?)```", README, flags=re.DOTALL)
+    row = r"^ (\d)  +\d+ .*?(−\d+\.\d{3}) ±  +(\d+\.\d{3})  "
+    rows = re.findall(row, block, flags=re.MULTILINE)
+    assert [place for place, _, _ in rows] == ["1", "2", "3", "4", "5"]
+    scores = [float(lml.replace("−", "-")) for _, lml, _ in rows]
+    assert scores == sorted(scores, reverse=True)
+    (found,) = re.findall(r"Pre-train .*? bits per byte\)\.", block, flags=re.DOTALL)
+    recommendation = " ".join(found.split())
+    assert (
+        f"of 5 finished candidates it has the highest accumulated LML estimate, {rows[0][1]} ±"
+        in (recommendation)
+    )
+    assert recommendation.endswith(f"({rows[0][2]} bits per byte).")
+    report = ROOT / "docs" / "examples" / "quickstart" / "report.md"
+    assert recommendation in report.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["make demo", "make test", "make lint"])

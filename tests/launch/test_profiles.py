@@ -60,7 +60,10 @@ def test_a_dry_run_touches_nothing(
             "p.yaml:3: database.password: unknown key; allowed: host, port, user, database, secret",
         ),
         ("kind: kubernetes\npools:\n  - gpus: -1\n", "p.yaml:3: pools.0.gpus: -1 must be greater"),
-        ("kind: kubernetes\nray_version: 2.51.0\n", "p.yaml:1: : ray_version: 2.51.0 has no tokens"),
+        (
+            "kind: kubernetes\nray_version: 2.51.0\n",
+            "p.yaml:1: : ray_version: 2.51.0 has no tokens",
+        ),
         ("kind: ray\ndashboard: here\n", "p.yaml:2: dashboard: 'here' string should match"),
         ("kind: slurm\n", "p.yaml:1: cpus_per_node: is missing"),
         (
@@ -90,7 +93,10 @@ SLURM = str(ROOT / "launchers" / "slurm.yaml")
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["stat", "x", "--on", KUBERNETES], "no such action; actions: status, logs, fetch, stop; did"),
+        (
+            ["stat", "x", "--on", KUBERNETES],
+            "no such action; actions: status, logs, fetch, stop; did",
+        ),
         (["status", "--on", KUBERNETES], "mptune launch status: needs the NAME of one search"),
         (["status", "../x", "--on", KUBERNETES], "'../x' is not the name of a search"),
         (["status", "A_b", "--on", KUBERNETES], "'A_b' cannot name a RayJob"),
