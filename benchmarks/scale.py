@@ -37,7 +37,7 @@ from scipy.stats import t
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from mptune.dispatch.admission import Decision, Held, Retire, Start, Waiting, admit, free
-from mptune.dispatch.room import Node, Shape
+from mptune.dispatch.placement import Node, Shape
 from mptune.search.forecast import OVERDUE, Predictor
 from mptune.spec.schema import Resources
 from mptune.trial import TrialSpec
