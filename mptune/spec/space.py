@@ -6,15 +6,24 @@ that option was taken: Optuna sees a properly conditional space.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from mptune.errors import InputError
-from mptune.spec.source import Choice, Concrete, Node, Range, SpecFile, plain
+from mptune.spec.source import Choice, Concrete, Node, Range, Scalar, SpecFile, plain
 
-if TYPE_CHECKING:  # `mptune validate` checks arms here, and need not wait for Optuna's import
-    import optuna
+
+class Suggests(Protocol):
+    """An Optuna trial, as far as a space needs one."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[Scalar]) -> Scalar: ...
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int: ...
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None, log: bool
+    ) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -23,7 +32,7 @@ class Space:
 
     file: SpecFile
 
-    def suggest(self, trial: optuna.Trial) -> Concrete:
+    def suggest(self, trial: Suggests) -> Concrete:
         """Ask the trial's sampler for every dimension met on the way."""
         return self.file.concretise(lambda name, dimension: _suggest(trial, name, dimension))
 
@@ -55,7 +64,7 @@ class Space:
         return found
 
 
-def _suggest(trial: optuna.Trial, name: str, dimension: Choice | Range) -> Any:
+def _suggest(trial: Suggests, name: str, dimension: Choice | Range) -> Any:
     if isinstance(dimension, Choice):
         return trial.suggest_categorical(name, dimension.labels)
     if dimension.integer:
