@@ -183,11 +183,11 @@ def refine_lml(
         estimate = gathered.estimate()
         law = estimate.residual_variance
         yield estimate
-        if _finished(estimate, order.size, target_se):
+        if finished(estimate, order.size, target_se):
             return
 
 
-def _finished(estimate: LMLEstimate, available: int, target_se: float | None) -> bool:
+def finished(estimate: LMLEstimate, available: int, target_se: float | None) -> bool:
     """The target is reached, or more forwards of these sequences cannot help."""
     error, target = se_per_position(estimate), target_se or 0.0
     rounding = 1e-12 * abs(estimate.nats_per_position)

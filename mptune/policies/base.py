@@ -214,13 +214,12 @@ class MaskPolicy(Section):
         *,
         mask_id: int,
         vocabulary_size: int,
-        observed_BD: BoolArray | None = None,
+        observed_BD: BoolArray,
     ) -> IntArray:
         """The model's inputs: what stands at the masked positions instead of the tokens.
 
         `mask` puts [MASK] everywhere. `bert` puts [MASK] at 80 %, a random symbol at 10 % and
-        leaves 10 %. `swap` puts the same column's value of another sequence; `observed_BD` says
-        which values there are (all by default).
+        leaves 10 %. `swap` puts the same column's observed value of another sequence.
 
         Returns:
             int64 [B, D].
@@ -230,8 +229,7 @@ class MaskPolicy(Section):
             return np.where(mask_BD, mask_id, tokens_BD)
         if self.corruption == "bert":
             return bert(tokens_BD, mask_BD, rng, mask_id, vocabulary_size)
-        there_BD = np.ones(mask_BD.shape, bool) if observed_BD is None else observed_BD
-        return swap(tokens_BD, mask_BD, there_BD, rng)
+        return swap(tokens_BD, mask_BD, observed_BD, rng)
 
     def weights(self, counts_B: IntArray, lengths_B: IntArray, progress: float) -> FloatArray:
         """w_i, the weight on the *sum* of a sequence's masked losses.

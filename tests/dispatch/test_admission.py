@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mptune.dispatch.admission import (
@@ -337,7 +337,6 @@ clusters = st.lists(st.integers(1, 4), min_size=1, max_size=3).map(
 )
 
 
-@settings(deadline=None)
 @given(clusters, st.lists(jobs, max_size=12), st.booleans())
 def test_everything_that_fits_runs_and_nothing_is_overcommitted(total, jobs, known):
     jobs.sort(key=lambda job: job.arrives)
@@ -376,7 +375,6 @@ class Promised(Simulation):
         )
 
 
-@settings(deadline=None)
 @given(clusters, st.lists(jobs, max_size=12))
 def test_whose_turn_it_is_starts_when_there_is_room_if_predictions_are_exact(total, jobs):
     """Whatever comes later or goes in between, unless that has a larger head start."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import doctest
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +13,8 @@ from mptune.lml import (
     TokenCovariates,
     adaptive,
     compare_lml,
+    estimate_lml,
     estimate_to_target,
-    estimator,
-    plan,
     race_lml,
     refine_lml,
     se_per_position,
@@ -26,13 +25,6 @@ from mptune.models.oracles import HMM, MarkovChain
 HMM_16 = HMM.random(states=4, vocabulary_size=6, length=16, seed=1)
 COUNTS = TokenCovariates.fit(HMM_16.sample(1000, seed=2), None, 6)
 WORSE = HMM(HMM_16.initial_S, 0.7 * HMM_16.transition_SS + 0.3 / 4, HMM_16.emission_SV, 16)
-
-
-@pytest.mark.parametrize("module", [adaptive, estimator, plan])
-def test_examples_in_docstrings_run(module):
-    found = doctest.testmod(module)
-    assert found.attempted
-    assert found.failed == 0
 
 
 def test_refining_adds_sequences_and_then_forwards():
@@ -79,6 +71,17 @@ def test_a_target_out_of_reach_ends_where_more_forwards_cannot_help():
     estimate = estimate_to_target(HMM_16.log_prob, tokens, target_se=1e-4, covariates=COUNTS)
     assert se_per_position(estimate) > 1e-4
     assert estimate.forwards_used == 128
+
+
+@pytest.mark.parametrize(("target_se", "ends"), [(0.021, False), (0.019, True)])
+def test_more_forwards_go_on_while_they_can_reach_the_target(target_se, ends):
+    """Of a variance of 0.02^2 + 0.05^2, forwards of the same 64 sequences take away the second."""
+    tokens = HMM_16.sample(64, seed=3)
+    estimate = estimate_lml(HMM_16.log_prob, tokens)
+    of_masks, of_sequences = 16 * 0.05, 16 * 0.02
+    known = replace(estimate, se_fixed=of_masks, se_population=np.hypot(of_masks, of_sequences))
+    assert adaptive.finished(known, 64, target_se) == ends
+    assert not adaptive.finished(known, 65, target_se)
 
 
 def test_a_model_without_noise_stops_at_once():

@@ -89,4 +89,5 @@ def test_a_plan_at_one_rate_has_exact_counts(rate, counts):
     observed = np.array([[1, 1, 1, 1], [1, 0, 1, 0], [0, 0, 0, 0]], bool)
     plan = LMLPlan.make(observed, forwards=3).at_rate(rate, seed=9)
     assert plan.counts_Nk[:, 0].tolist() == counts
+    assert plan.weights_Nk[:, 0].tolist() == [1, 1, 0]
     assert plan.masks([0, 1], [0, 0]).sum(axis=1).tolist() == counts[:2]

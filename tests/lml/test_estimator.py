@@ -120,7 +120,7 @@ def test_values_missing_at_the_source_are_marginalised():
     assert estimate.positions.sum() == observed.sum()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 70), st.integers(1, 5), st.integers(0, 99))
 def test_ranks_and_batches_do_not_change_a_bit(batch_size, world_size, seed):
     tokens, observed = SMALL_HMM.sample(40, seed=5), uneven(40, 12)
@@ -183,6 +183,25 @@ def test_a_value_that_is_not_finite_is_named(value):
         estimate_lml(log_prob, tokens, plan=plan, batch_size=1)
     tokens[4] = 0
     assert estimate_lml(log_prob, tokens, plan=plan).nats_per_position == pytest.approx(-1, rel=0.5)
+
+
+def test_a_sum_that_is_not_finite_is_named():
+    plan = LMLPlan.make(np.ones((3, 4), bool), forwards=2)
+    sums_Nk = np.full((3, 2), -1.0)
+    sums_Nk[2, 1] = np.nan
+    with pytest.raises(NonFiniteLogProb, match=r"sequence 2 sums to nan .*band 1; 1 of 6"):
+        estimate_from_sums(plan, sums_Nk)
+
+
+def test_effective_sample_size_is_the_naive_variance_over_the_estimates():
+    """Of y at uniform M, from forwards drawn with weight w; too few forwards for a fit here."""
+    plan = LMLPlan.make(np.ones((5, 8), bool), forwards=3)
+    sums_Nk = -np.random.default_rng(4).gamma(plan.counts_Nk)
+    estimate = estimate_from_sums(plan, sums_Nk)
+    y_Nk, w_Nk = 8 / plan.counts_Nk * sums_Nk, plan.weights_Nk
+    naive = (w_Nk * y_Nk**2).mean() - (w_Nk * y_Nk).mean() ** 2
+    expected = naive / ((w_Nk * y_Nk).mean(axis=1).var(ddof=1) / 5)
+    assert estimate.effective_sample_size == pytest.approx(expected, rel=1e-12)
 
 
 def test_an_infinity_where_not_masked_is_ignored():

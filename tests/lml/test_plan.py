@@ -15,7 +15,7 @@ from mptune.lml import LMLPlan
 observed_masks = arrays(
     bool, st.tuples(st.integers(1, 12), st.integers(1, 9)), elements=st.booleans()
 ).filter(np.any)
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 
 
 def forwards_of(plan):
