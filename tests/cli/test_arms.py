@@ -8,25 +8,17 @@ from typing import Any
 
 import pytest
 
-from mptune import dispatch, study
+from mptune import study
 from mptune.cli import main
-from mptune.dispatch.local import LocalDispatcher
 from mptune.errors import InputError
 from mptune.paths import RunDirectory
 from mptune.search.arms import Arms
 from mptune.spec.source import SpecFile
 from mptune.spec.space import Space
+from tests.cli.conftest import leave_figures_out, use_fakes
 from tests.cli.test_commands import SPEC
-from tests.fakes import FAKE_WORKER
 
 BEST = {"kind": "fixed", "rate": 0.4}
-
-
-def fake(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Pretend workers, and reports without pictures."""
-    patch.chdir(folder)
-    patch.setattr(dispatch, "make", lambda *a, **k: LocalDispatcher(FAKE_WORKER))
-    patch.setattr("mptune.report.files._charts", lambda report, say: [])
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +28,15 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = SPEC[: SPEC.index("compare:")].replace("trials: 4", "trials: 12")
     (root / "spec.yaml").write_text(spec, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        fake(patch, root)
+        use_fakes(patch, root)
+        leave_figures_out(patch)
         assert main(["search", "spec.yaml"]) == 0
     return root
 
 
 @pytest.fixture
 def run(searched: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
-    fake(monkeypatch, searched)
+    use_fakes(monkeypatch, searched)
     return RunDirectory(Path("runs/demo"))
 
 

@@ -11,11 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mptune import dispatch
 from mptune.cli import main
-from mptune.dispatch.local import LocalDispatcher
-from tests.cli.test_commands import SPEC
-from tests.fakes import FAKE_WORKER
 
 BLOCKED = """\
 import sys
@@ -29,16 +25,21 @@ sys.exit(main(["replay", sys.argv[1], "--json"]))
 """
 
 
+@pytest.fixture(scope="module")
+def packed(searched: Path) -> Path:
+    """The bundle of a search with a comparison."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(searched)
+        assert main(["bundle", "runs/demo", "--out", "demo.zip"]) == 0
+    return searched / "demo.zip"
+
+
 @pytest.fixture
-def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Of a search with a comparison, whose run directory is gone; its report is `report.json`."""
+def bundle(packed: Path, searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it without the run directory; the run's report is `report.json`."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(dispatch, "make", lambda *a, **k: LocalDispatcher(FAKE_WORKER))
-    (tmp_path / "spec.yaml").write_text(SPEC, encoding="utf-8")
-    assert main(["search", "spec.yaml"]) == 0
-    assert main(["bundle", "runs/demo", "--out", "demo.zip"]) == 0
-    shutil.copy("runs/demo/report/report.json", "report.json")
-    shutil.rmtree("runs")
+    shutil.copy(packed, "demo.zip")
+    shutil.copy(searched / "runs" / "demo" / "report" / "report.json", "report.json")
     return tmp_path / "demo.zip"
 
 

@@ -18,9 +18,11 @@ from mptune.policies.base import MaskPolicy
 from mptune.spec.schema import build
 from tests.fakes import FAKE_WORKER
 
+ROOT = Path(__file__).parents[2]
+
 SPEC = """\
 name: demo
-data: {kind: text, source: python-stdlib, length: 32}
+data: {kind: text, source: LICENSE, documents: paragraph, length: 32}
 model: {choice: [{family: bert, width: 32, depth: 1}, {family: bert, width: 64, depth: 1}]}
 policy:
   choice:
@@ -37,7 +39,7 @@ compare:
   arms:
     fixed 15 %: {policy: {kind: fixed, rate: 0.15}}
     accumulated: {policy: {kind: uniform}}
-"""
+""".replace("LICENSE", str(ROOT / "LICENSE"))
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def json_of(capsys: pytest.CaptureFixture[str]) -> Any:
 
 
 def test_search_compares_reports_and_does_nothing_twice(
-    spec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    spec: Path, tmp_path: Path, figures: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["search", "spec.yaml"]) == 0
     out = capsys.readouterr().out
@@ -64,7 +66,8 @@ def test_search_compares_reports_and_does_nothing_twice(
     for name in ("report.html", "report.md", "report.json"):
         assert (run / "report" / name).stat().st_size > 500
         assert name in out
-        assert str(tmp_path) not in (run / "report" / name).read_text()  # it travels
+        assert str(tmp_path) not in (run / "report" / name).read_text()  # a report is shared
+    assert list((run / "report" / "figures").glob("*.png"))
     before = (run / "events.jsonl").read_text()
     assert main(["search", "spec.yaml"]) == 0
     assert (run / "events.jsonl").read_text() == before
@@ -96,10 +99,8 @@ def test_what_is_wrong_with_sizes_is_said(
 
 
 def test_status_best_and_report_speak_json(
-    spec: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    main(["search", "spec.yaml"])
-    capsys.readouterr()
     assert main(["status", "runs/demo", "--json"]) == 0
     told = json_of(capsys)
     assert told["search"] == {"total": 4, "complete": 4}
@@ -123,9 +124,8 @@ def test_status_best_and_report_speak_json(
 
 
 def test_best_exports_a_policy_that_loads(
-    spec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(["search", "spec.yaml"])
     assert main(["best", "runs/demo", "--export", "policy.yaml"]) == 0
     policy = build("policy", yaml.safe_load((tmp_path / "policy.yaml").read_text()))
     assert isinstance(policy, MaskPolicy)
@@ -142,8 +142,7 @@ def test_json_leaves_standard_output_to_the_result(
     assert json_of(capsys)["schema_version"] == 2
 
 
-def test_fresh_asks_for_yes(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["search", "spec.yaml"])
+def test_fresh_asks_for_yes(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", "spec.yaml", "--fresh"]) == 2
     assert "runs/demo holds 8 trials; --fresh deletes them, add --yes" in capsys.readouterr().err
     assert main(["search", "spec.yaml", "--fresh", "--yes", "--set", "search.seed=5"]) == 0
@@ -181,14 +180,12 @@ def test_a_store_that_cannot_be_opened_is_an_error_of_the_spec(
     assert said.count("\n") == 1
 
 
-def test_a_changed_spec_is_refused(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["search", "spec.yaml"])
+def test_a_changed_spec_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", "spec.yaml", "--set", "training.budget_tokens=2e5"]) == 2
     assert "training.budget_tokens was 100000.0, is 200000.0" in capsys.readouterr().err
 
 
-def test_more_trials_go_on(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["search", "spec.yaml"])
+def test_more_trials_go_on(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", "spec.yaml", "--set", "search.trials=6"]) == 0
     capsys.readouterr()
     main(["status", "runs/demo", "--json"])
@@ -358,9 +355,8 @@ def test_models_that_cannot_fit_are_told_before_anything_runs(
 
 
 def test_the_best_trials_are_confirmed_before_one_is_recommended(
-    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    spec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("mptune.report.files._charts", lambda report, say: [])
     alone = ["--set", "compare=null", "--set", "search.confirm={top: 2, seeds: 2}"]
     assert main(["search", "spec.yaml", *alone, "--dry-run"]) == 0
     assert "confirmation: 2 trials x 2 fresh seeds" in capsys.readouterr().out

@@ -10,14 +10,20 @@ from mptune.cli import main
 from mptune.paths import RunDirectory
 from mptune.search.evidence import collect, mask_rates, stored_spec
 from tests import fakes
-from tests.cli.test_commands import spec  # noqa: F401
+from tests.cli.conftest import leave_figures_out, use_fakes
+from tests.cli.test_commands import SPEC
 
 
-@pytest.fixture
-def evidence(spec: Path, tmp_path: Path):  # noqa: F811
-    assert main(["search", "spec.yaml", "--set", "search.trials=8"]) == 0
-    run = RunDirectory(tmp_path / "runs" / "demo")
-    return collect(run, stored_spec(run), "mptune search spec.yaml")
+@pytest.fixture(scope="module")
+def evidence(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("evidence")
+    (folder / "spec.yaml").write_text(SPEC, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        use_fakes(patch, folder)
+        leave_figures_out(patch)
+        assert main(["search", "spec.yaml", "--set", "search.trials=8"]) == 0
+        run = RunDirectory(folder / "runs" / "demo")
+        return collect(run, stored_spec(run), "mptune search spec.yaml")
 
 
 def test_importance_is_of_the_dimensions_that_were_searched(evidence) -> None:

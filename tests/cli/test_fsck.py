@@ -19,7 +19,7 @@ from tests import fakes
 
 SPEC = {
     "name": "demo",
-    "data": {"kind": "text", "source": "python-stdlib", "length": 32},
+    "data": {"kind": "text", "source": __file__, "length": 32},
     "model": {"family": "bert", "width": 16, "depth": 1},
     "policy": {"kind": "uniform"},
     "training": {"budget_tokens": 1000},

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mptune.cli import main
-from tests.cli.test_arms import fake
+from tests.cli.conftest import use_fakes
 from tests.cli.test_commands import SPEC
 
 WITH_KPI = ("search", "spec.yaml", "--set", "score.kpi=team_kpi:quality")
@@ -17,7 +17,7 @@ WITH_KPI = ("search", "spec.yaml", "--set", "score.kpi=team_kpi:quality")
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A finished search whose trials have pretend weights; the function fails on trial 1."""
-    fake(monkeypatch, tmp_path)
+    use_fakes(monkeypatch, tmp_path)
     spec = SPEC[: SPEC.index("compare:")].replace(
         "batch_size: 8", "batch_size: 8, keep_weights: true"
     )
