@@ -13,8 +13,8 @@ from mptune.dispatch.local import LocalDispatcher
 from mptune.search import budgets as _budgets
 from mptune.spec.schema import SearchSpec
 from mptune.spec.source import SpecFile
-from mptune.status import Stage
 from mptune.study import Budget
+from mptune.trial import StageName
 from tests import fakes
 from tests.cli.test_commands import SPEC
 
@@ -38,7 +38,7 @@ def use(search: float = 0, confirmation: float = 0, comparison: float = 0) -> An
     }
 
 
-def share(of: SearchSpec, stage: Stage, **used: float) -> float | None:
+def share(of: SearchSpec, stage: StageName, **used: float) -> float | None:
     return _budgets.share(of, stage, use(**used)).worker_s
 
 

@@ -48,7 +48,10 @@ def test_show_costs_the_model_that_is_given(
     [
         ("kind: fixed\nrate: 3\n", "policy.yaml:2: rate: 3 is not a mask rate"),
         ("kind: fixd\n", "policy.yaml:1: 'fixd' is not one of the policies"),
-        ("kind: fixed\nrate: .1\nstructure: spam\n", "policy.yaml:3: structure: 'spam' is no str"),
+        (
+            "kind: fixed\nrate: .1\nstructure: spam\n",
+            "policy.yaml:3: structure: 'spam' is not a str",
+        ),
         ("rate: .1\n", "policy.yaml:1: needs 'kind'"),
     ],
 )
