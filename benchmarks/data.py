@@ -187,7 +187,7 @@ def gang_step_s(folder: Path) -> float:
         directory=str(folder / "trial"),
     )
     (folder / "trial.json").write_text(trial.model_dump_json())
-    command = [sys.executable, "-m", "mptune.training.worker", str(folder / "trial.json")]
+    command = [sys.executable, "-m", "mptune.worker", str(folder / "trial.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     cost = json.loads(done.stdout.splitlines()[-1])["cost"]
     return float(cost["training_s"] / cost["steps"])

@@ -357,7 +357,7 @@ def on_gpu(shape: Shape, ranks: Any) -> list[dict[str, Any]]:
         case = Case(shape, rate, "bf16", FULL, "wall", 1)
         step_s = ours(case, ranks, compile=compiled, **ON_GPU)
         masked = round(rate * shape.length) * shape.batch
-        flops_per_s = inputs_of(shape, rate, "bf16").step_flops(masked) / step_s
+        flops_per_s = inputs_of(shape, rate, "bf16").step_flops(masked, shape.batch) / step_s
         rows.append(
             {
                 "model": shape.name,

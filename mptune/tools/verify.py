@@ -1,7 +1,7 @@
-"""The estimator held against known answers: exact models, the identity, the founding figures.
+"""Verifies the estimator against known answers: exact models, the identity, the founding figures.
 
 Every model here knows its log p(x), so a wrong estimate, a wrong standard error or a wrong identity
-is seen. Four parts, each a list of :class:`Check`:
+is seen. Four parts, each with its :class:`Check` list:
 
     beds      PPCA, HMM, Markov chain and a small joint, complete and with values missing
     identity  sum_M S(M) = log p(x) by enumeration of every mask (arXiv 2306.00520, Proposition 1)
@@ -37,26 +37,26 @@ Estimator: TypeAlias = Callable[..., LMLEstimate]
 """Called as :func:`mptune.lml.estimate_lml`."""
 
 OnProgress: TypeAlias = Callable[[str, float], None]
-"""(what runs now, share of the whole done)."""
+"""Called with what runs now, and the share of the whole that is done."""
 
 Z_LIMIT = 4.5
-"""A check on a mean fails beyond this many standard errors: 7 in a million by chance alone."""
+"""A check on a mean fails beyond this many standard errors; by chance 7 in a million do."""
 
 Band: TypeAlias = tuple[float, float]
 
 COVERAGE_BAR: dict[str, Band] = {"population": (0.93, 0.97), "fixed": (0.93, 0.99)}
 """True coverage that nominal 95 % intervals may have.
 
-The error for a fixed set takes differences between neighbouring strata of M for noise, so where D
-is small its intervals are too wide: measured on the joint, D = 5, over 2500 replications, 98.7 %
-and an error 1.33 times the spread. That is allowed, and shown; too narrow is not.
+The error for a fixed set counts differences between neighbouring strata of M as noise, so its
+intervals are too wide if D is small: measured on the joint, D = 5, over 2500 replications, 98.7 %
+and an error 1.33 times the spread. That is allowed, and reported; too narrow intervals are not.
 """
 
 SPREAD_BAR: Band = (0.85, 1.45)
-"""Claimed error for a fixed set over the actual spread: sees what is twice too wide."""
+"""Claimed error for a fixed set over the actual spread; an error twice too wide is outside."""
 
 CHANCE = 1e-3
-"""A coverage fails only where chance explains it less often than this, at either end of the bar."""
+"""A coverage fails only if chance explains it less often than this, at either end of the bar."""
 
 IDENTITY_TOLERANCE = 1e-12
 
@@ -84,7 +84,7 @@ FULL = Effort(replications=600, own_seeds=500, forwards_per_sequence=(2, 20, 200
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that must hold."""
+    """One thing that must hold; `words` has its figures."""
 
     name: str
     passed: bool
@@ -134,7 +134,7 @@ class RateResult:
     z: tuple[float, ...]
     """Sampled less closed form, in standard errors."""
     recorded: tuple[float, ...] = (1.82, 1.44, 0.67, -0.80, -3.14)
-    """An earlier measurement on another PPCA with D = 5: its signs must be ours."""
+    """An earlier measurement on another PPCA with D = 5, which must have the same signs."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class OursRow:
 
 @dataclass(frozen=True)
 class FoundingResult:
-    """The founding table, computed anew."""
+    """The founding table, recomputed."""
 
     recorded_exact: float
     exact: float
@@ -208,17 +208,17 @@ def verify(
     estimate: Estimator = estimate_lml,
     on_progress: OnProgress = lambda words, share: None,
 ) -> Verification:
-    """Hold ``estimate`` against every known answer.
+    """Check ``estimate`` against every known answer.
 
     ``seed`` fixes the samples and plans; the models and the founding data are always the same.
     """
     started, effort = monotonic(), QUICK if quick else FULL
     kinds = [(k, missing) for k in _ORACLES for missing in (0.0, _MISSING)]
-    found = []
+    beds = []
     for index, (kind, missing) in enumerate(kinds):
         bed = make_bed(kind, missing, _seed(seed, index))
         on_progress(bed.name, 0.8 * index / len(kinds))
-        found.append(run_bed(bed, effort.replications, _seed(seed, index, 1), estimate))
+        beds.append(run_bed(bed, effort.replications, _seed(seed, index, 1), estimate))
     on_progress("identity by enumeration", 0.8)
     identity, rates = identities(seed), fixed_rates(seed)
     on_progress("founding figures", 0.82)
@@ -231,12 +231,12 @@ def verify(
         coverage_band=coverage_band(effort.replications),
         coverage_allowed=coverage_allowed(effort.replications),
         spread_allowed=spread_allowed(effort.replications),
-        beds=tuple(found),
+        beds=tuple(beds),
         identity=identity,
         rates=rates,
         founding=founding,
         checks=(
-            *(check for bed in found for check in bed_checks(bed, effort.replications)),
+            *(check for bed in beds for check in bed_checks(bed, effort.replications)),
             *identity_checks(identity),
             *rate_checks(rates),
             *founding_checks(founding),
@@ -245,7 +245,7 @@ def verify(
 
 
 def _seed(*path: int) -> int:
-    """A seed of its own for every address."""
+    """A different seed for every path of numbers."""
     return int(np.random.SeedSequence(path).generate_state(1, np.uint64)[0])
 
 
@@ -285,26 +285,23 @@ _ORACLES: dict[str, Callable[[], Oracle]] = {
 def make_bed(kind: str, missing: float, seed: int) -> Bed:
     """A bed whose values are ``missing`` completely at random; every sequence keeps at least one.
 
-    Intervals for a population are held against the mean of this very pool, from which sequences
-    are drawn with replacement: so the truth has no sampling error of its own.
+    The population's truth is the mean of this very pool, from which sequences are drawn with
+    replacement, so it has no sampling error.
     """
     oracle = _ORACLES[kind]()
     tokens = oracle.sample(_POOL, seed=seed)
     observed = np.random.default_rng(seed).random(tokens.shape) >= missing
     kept = observed.any(axis=1)
     tokens, observed = tokens[kept], observed[kept]
-    hole = np.nan if isinstance(oracle, PPCA) else -1
+    train = oracle.sample(_TRAINING, seed=_seed(seed, 1))
+    covariates: Covariates
+    if isinstance(oracle, PPCA):
+        covariates, hole = GaussianCovariates.fit(train), np.nan
+    else:
+        covariates, hole = TokenCovariates.fit(train, None, int(train.max()) + 1), -1
     tokens = np.where(observed, tokens, hole)
     name = f"{kind}, missing" if missing else kind
-    covariates = _covariates(oracle, _seed(seed, 1))
     return Bed(name, oracle, covariates, tokens, observed, oracle.log_marginal(tokens))
-
-
-def _covariates(oracle: Oracle, seed: int) -> Covariates:
-    train = oracle.sample(_TRAINING, seed=seed)
-    if isinstance(oracle, PPCA):
-        return GaussianCovariates.fit(train)
-    return TokenCovariates.fit(train, None, int(train.max()) + 1)
 
 
 def run_bed(bed: Bed, replications: int, seed: int, estimate: Estimator) -> BedResult:
@@ -316,7 +313,9 @@ def run_bed(bed: Bed, replications: int, seed: int, estimate: Estimator) -> BedR
     for r in range(replications):
         one, truth_r = _score(bed, SEQUENCES, _seed(seed, r + 1), estimate)
         errors[r], claimed[r] = one.nats_per_sequence - truth_r, one.se_fixed
-        hits[r] = _covers(one, "population", population), _covers(one, "fixed", truth_r)
+        intervals = one.interval(0.95, "population"), one.interval(0.95, "fixed")
+        pairs = zip(intervals, (population, truth_r), strict=True)
+        hits[r] = [low <= true <= high for (low, high), true in pairs]
     bias, spread = float(errors.mean()), float(errors.std(ddof=1))
     return BedResult(
         name=bed.name,
@@ -334,7 +333,7 @@ def run_bed(bed: Bed, replications: int, seed: int, estimate: Estimator) -> BedR
 
 
 def _score(bed: Bed, n: int, seed: int, estimate: Estimator) -> tuple[LMLEstimate, float]:
-    """Our estimate for ``n`` sequences of the pool, and their exact mean log p."""
+    """The estimate for ``n`` sequences of the pool, and their exact mean log p."""
     rows = np.random.default_rng(seed).integers(len(bed.truth_N), size=n)
     found = estimate(
         bed.oracle.log_prob,
@@ -346,11 +345,6 @@ def _score(bed: Bed, n: int, seed: int, estimate: Estimator) -> tuple[LMLEstimat
         covariates=bed.covariates,
     )
     return found, float(bed.truth_N[rows].mean())
-
-
-def _covers(estimate: LMLEstimate, kind: Any, truth: float) -> bool:
-    low, high = estimate.interval(0.95, kind)
-    return low <= truth <= high
 
 
 def coverage_band(
@@ -368,13 +362,13 @@ def coverage_band(
 
 
 def coverage_allowed(replications: int) -> dict[str, Band]:
-    """Observed coverages that do not speak against the bar, by kind of interval."""
+    """Observed coverages that are consistent with the bar, by kind of interval."""
     level = 1 - 2 * CHANCE
     return {kind: coverage_band(replications, *bar, level) for kind, bar in COVERAGE_BAR.items()}
 
 
 def spread_allowed(replications: int) -> Band:
-    """Observed SE over spread that do not speak against the bar: a spread of R has 1 / sqrt(2R)."""
+    """Observed SE over spread that are consistent with the bar; of R values, noise 1 / sqrt(2R)."""
     noise = float(np.exp(3.5 / sqrt(2 * (replications - 1))))
     return SPREAD_BAR[0] / noise, SPREAD_BAR[1] * noise
 
@@ -384,11 +378,10 @@ def bed_checks(bed: BedResult, replications: int) -> Iterator[Check]:
     yield _close(f"{bed.name}: estimate", bed.z)
     yield _close(f"{bed.name}: bias over replications", bed.bias_z)
     shares = {"population": bed.coverage_population, "fixed": bed.coverage_fixed}
-    for kind, share in shares.items():
-        low, high = coverage_allowed(replications)[kind]
-        words = f"{100 * share:.1f} %, allowed {100 * low:.1f} to {100 * high:.1f} %"
+    for kind, (low, high) in coverage_allowed(replications).items():
+        words = f"{100 * shares[kind]:.1f} %, allowed {100 * low:.1f} to {100 * high:.1f} %"
         name = f"{bed.name}: coverage of the 95 % interval, {kind}"
-        yield Check(name, low <= share <= high, words)
+        yield Check(name, low <= shares[kind] <= high, words)
     low, high = spread_allowed(replications)
     words = f"{bed.se_over_spread:.2f}, allowed {low:.2f} to {high:.2f}"
     yield Check(f"{bed.name}: SE over spread", low <= bed.se_over_spread <= high, words)
@@ -418,25 +411,20 @@ def identities(seed: int) -> tuple[IdentityResult, ...]:
     """The small joint: every outcome there is, then every outcome with values missing."""
     joint = _ORACLES["joint"]()
     assert isinstance(joint, Joint)
-    outcomes = joint.outcomes_KD
-    shown = np.random.default_rng(_seed(seed, 100)).random(outcomes.shape) >= _MISSING
-    return (
-        _identity("joint", joint, outcomes, np.ones(outcomes.shape, bool)),
-        _identity("joint, missing", joint, np.where(shown, outcomes, -1), shown),
-    )
-
-
-def _identity(
-    name: str, joint: Joint, tokens_ND: IntArray, observed_ND: BoolArray
-) -> IdentityResult:
-    total_N = mask_scores(joint, tokens_ND, observed_ND).sum(axis=1)
-    error = float(np.abs(total_N - joint.log_marginal(tokens_ND)).max())
-    masks = int((2 ** observed_ND.sum(axis=1) - 1).sum())
-    return IdentityResult(name, len(tokens_ND), masks, error)
+    outcomes_ND = joint.outcomes_KD
+    shown_ND = np.random.default_rng(_seed(seed, 100)).random(outcomes_ND.shape) >= _MISSING
+    found = []
+    for name, observed_ND in (("joint", np.ones_like(shown_ND)), ("joint, missing", shown_ND)):
+        tokens_ND = np.where(observed_ND, outcomes_ND, -1)
+        total_N = mask_scores(joint, tokens_ND, observed_ND).sum(axis=1)
+        error = float(np.abs(total_N - joint.log_marginal(tokens_ND)).max())
+        masks = int((2 ** observed_ND.sum(axis=1) - 1).sum())
+        found.append(IdentityResult(name, len(tokens_ND), masks, error))
+    return tuple(found)
 
 
 def identity_checks(found: tuple[IdentityResult, ...]) -> Iterator[Check]:
-    """Exact to rounding."""
+    """The identity is exact up to rounding."""
     for one in found:
         words = f"largest error {one.error:.1e}, allowed {IDENTITY_TOLERANCE:.0e}"
         yield Check(f"{one.name}: Σ S(M) = log p(x)", one.error < IDENTITY_TOLERANCE, words)
@@ -469,25 +457,22 @@ def expected_rate_bias(covariance_DD: FloatArray) -> FloatArray:
     """
     length = len(covariance_DD)
     log_volume = np.linalg.slogdet(2 * np.pi * np.e * covariance_DD)[1]
-    score_D = [
-        np.mean([_log_conditional(covariance_DD, mask) for mask in combinations(range(length), m)])
-        for m in range(1, length + 1)
-    ]
-    bias: FloatArray = length * np.array(score_D) + 0.5 * log_volume
+    scores_D = []
+    for m in range(1, length + 1):
+        scores = []
+        for mask in combinations(range(length), m):
+            rest = [j for j in range(length) if j not in mask]
+            between = covariance_DD[np.ix_(rest, mask)]
+            known = np.linalg.solve(covariance_DD[np.ix_(rest, rest)], between)
+            variance = np.diag(covariance_DD)[list(mask)] - (between * known).sum(axis=0)
+            scores.append(float(-0.5 * np.log(2 * np.pi * np.e * variance).mean()))
+        scores_D.append(np.mean(scores))
+    bias: FloatArray = length * np.array(scores_D) + 0.5 * log_volume
     return bias
 
 
-def _log_conditional(covariance_DD: FloatArray, mask: tuple[int, ...]) -> float:
-    """E of the mean over the mask of log p(x_j | rest)."""
-    rest = [j for j in range(len(covariance_DD)) if j not in mask]
-    between = covariance_DD[np.ix_(rest, mask)]
-    known = np.linalg.solve(covariance_DD[np.ix_(rest, rest)], between)
-    variance = np.diag(covariance_DD)[list(mask)] - (between * known).sum(axis=0)
-    return float(-0.5 * np.log(2 * np.pi * np.e * variance).mean())
-
-
 def rate_checks(found: RateResult) -> Iterator[Check]:
-    """A low rate over-scores, a high one under-scores, and over all rates nothing is left."""
+    """A low rate scores too high, a high one too low, and over all rates the bias is 0."""
     bias = np.array(found.closed_form)
     words = ", ".join(f"{b:+.2f}" for b in bias)
     yield Check("fixed rates: bias falls with M", bool((np.diff(bias) < 0).all()), words)
@@ -516,8 +501,8 @@ _FOUNDING_CHUNK = 500
 class FoundingGenerator:
     """The random numbers of the founding run: those of ``torch.manual_seed``, without torch.
 
-    Written anew from what PyTorch's CPU generator does: a 32-bit Mersenne Twister, whose stream
-    numpy's legacy generator shares and has frozen; Box-Muller over blocks of 16; Fisher-Yates.
+    PyTorch's CPU generator is a 32-bit Mersenne Twister, whose stream numpy's legacy generator
+    shares and has frozen; with Box-Muller over blocks of 16, and Fisher-Yates.
     """
 
     def __init__(self, seed: int) -> None:
@@ -530,18 +515,24 @@ class FoundingGenerator:
     def normal(self, rows: int, columns: int) -> FloatArray:
         """Standard normal [rows, columns], of at least 16 values in all."""
         size = rows * columns
-        values = _box_muller(self._uniform(size)[: size // 16 * 16])
+
+        def box_muller(n: int) -> FloatArray:
+            """Normal values from n uniform multiples of 2^-24, in whole blocks: halves are paired.
+
+            The uniform ones left over are skipped.
+            """
+            uniform = (self.words(n) % np.uint64(2**24)).astype(np.float64) * 2.0**-24
+            blocks = uniform[: n // 16 * 16].reshape(-1, 2, 8)
+            radius, angle = np.sqrt(-2 * np.log1p(-blocks[:, 0])), 2 * np.pi * blocks[:, 1]
+            return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).ravel()
+
+        values = box_muller(size)
         if size % 16:
-            # The last block is drawn again, and overlaps what came before.
-            last = _box_muller(self._uniform(16))
+            # The last block is drawn again, and overlaps the values before it.
+            last = box_muller(16)
             values = np.concatenate([values, last[16 - size % 16 :]])
             values[-16:] = last
         return values.reshape(rows, columns)
-
-    def _uniform(self, n: int) -> FloatArray:
-        """Multiples of 2^-24 in [0, 1)."""
-        uniform: FloatArray = (self.words(n) % np.uint64(2**24)).astype(np.float64) * 2.0**-24
-        return uniform
 
     def permutations(self, count: int, length: int) -> IntArray:
         """``count`` random orders of 0..length-1, one after the other [count, length]."""
@@ -551,13 +542,6 @@ class FoundingGenerator:
             j = i + (words[:, i] % np.uint64(length - i)).astype(np.int64)
             orders[rows, j], orders[:, i] = orders[:, i].copy(), orders[rows, j]
         return orders
-
-
-def _box_muller(uniform: FloatArray) -> FloatArray:
-    """Normal values from as many uniform ones, a multiple of 16: halves of 8 are paired."""
-    blocks = uniform.reshape(-1, 2, 8)
-    radius, angle = np.sqrt(-2 * np.log1p(-blocks[:, 0])), 2 * np.pi * blocks[:, 1]
-    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).ravel()
 
 
 def founding_data() -> tuple[PPCA, FloatArray]:
@@ -622,64 +606,49 @@ def reproduce(effort: Effort, seed: int, estimate: Estimator) -> FoundingResult:
     ppca, tokens_ND = founding_data()
     truth = float(ppca.log_marginal(tokens_ND).mean())
     founding = FoundingEstimator(ppca, tokens_ND)
+    rows, ours = [], []
+    for permutations, (recorded, recorded_sd) in FOUNDING_FIGURES.items():
+        found = [founding.estimate(permutations, s) for s in _FOUNDING_SEEDS]
+        mean, sd = float(np.mean(found)), float(np.std(found, ddof=1))
+        forwards = _N * _D * permutations
+        rows.append(FoundingRow(permutations, forwards, recorded, recorded_sd, mean, sd))
     own = [founding.estimate(1, _seed(seed, 102, s) % 2**32) for s in range(effort.own_seeds)]
     own_mean, own_sd = float(np.mean(own)), float(np.std(own, ddof=1))
+    # Guesses come from other sequences of the same law, as training data would give them.
+    plan_seed = _seed(seed, 103)
+    covariates = GaussianCovariates.fit(ppca.sample(_TRAINING, _seed(plan_seed, 1)))
+    for forwards in effort.forwards_per_sequence:
+        made = estimate(
+            ppca.log_prob,
+            tokens_ND,
+            forwards=forwards,
+            seed=plan_seed,
+            batch_size=_BATCH,
+            covariates=covariates,
+        )
+        value, se = made.nats_per_sequence, made.se_fixed
+        ours.append(OursRow(made.forwards_used, value, se, _z(value - truth, se)))
     return FoundingResult(
         recorded_exact=FOUNDING_EXACT,
         exact=truth,
-        rows=tuple(_founding_row(founding, p) for p in FOUNDING_FIGURES),
+        rows=tuple(rows),
         own_seeds=effort.own_seeds,
         own_mean=own_mean,
         own_sd=own_sd,
         own_z=_z(own_mean - truth, own_sd / sqrt(len(own))),
-        ours=tuple(
-            _ours(ppca, tokens_ND, truth, k, _seed(seed, 103), estimate)
-            for k in effort.forwards_per_sequence
-        ),
+        ours=tuple(ours),
     )
-
-
-def _founding_row(founding: FoundingEstimator, permutations: int) -> FoundingRow:
-    found = [founding.estimate(permutations, s) for s in _FOUNDING_SEEDS]
-    recorded, recorded_sd = FOUNDING_FIGURES[permutations]
-    return FoundingRow(
-        permutations=permutations,
-        forwards=_N * _D * permutations,
-        recorded=recorded,
-        recorded_sd=recorded_sd,
-        mean=float(np.mean(found)),
-        sd=float(np.std(found, ddof=1)),
-    )
-
-
-def _ours(
-    ppca: PPCA, tokens_ND: FloatArray, truth: float, k: int, seed: int, estimate: Estimator
-) -> OursRow:
-    """Guesses come from other sequences of the same law, as training data would give them."""
-    train = ppca.sample(_TRAINING, _seed(seed, 1))
-    found = estimate(
-        ppca.log_prob,
-        tokens_ND,
-        forwards=k,
-        seed=seed,
-        batch_size=_BATCH,
-        covariates=GaussianCovariates.fit(train),
-    )
-    value, se = found.nats_per_sequence, found.se_fixed
-    return OursRow(found.forwards_used, value, se, _z(value - truth, se))
 
 
 def founding_checks(found: FoundingResult) -> Iterator[Check]:
     """The founding figures to their printed digits, and both estimators around the truth."""
-    yield _same("founding: exact LML", found.exact, found.recorded_exact)
+    figures = {"exact LML": (found.exact, found.recorded_exact)}
     for row in found.rows:
-        yield _same(f"founding: mean at P = {row.permutations}", row.mean, row.recorded)
-        yield _same(f"founding: sd at P = {row.permutations}", row.sd, row.recorded_sd)
+        figures[f"mean at P = {row.permutations}"] = row.mean, row.recorded
+        figures[f"sd at P = {row.permutations}"] = row.sd, row.recorded_sd
+    for name, (value, recorded) in figures.items():
+        same = isfinite(value) and abs(value - recorded) < FOUNDING_TOLERANCE
+        yield Check(f"founding: {name}", same, f"{value:.4f}, recorded {recorded}")
     yield _close(f"founding: its estimator over {found.own_seeds} other seeds", found.own_z)
     for ours in found.ours:
         yield _close(f"founding: our estimator with {ours.forwards} forwards", ours.z)
-
-
-def _same(name: str, value: float, recorded: float) -> Check:
-    words = f"{value:.4f}, recorded {recorded}"
-    return Check(name, isfinite(value) and abs(value - recorded) < FOUNDING_TOLERANCE, words)

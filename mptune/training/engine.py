@@ -1,18 +1,14 @@
-"""DeepSpeed: its process group and its engine. The only file that imports it."""
+"""The DeepSpeed engine and its process group."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
-import inspect
-import io
-import logging
 import os
 import sys
-from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,35 +17,32 @@ from torch import nn
 
 from mptune.spec.deepspeed import configuration
 from mptune.spec.schema import Training
-from mptune.training import allocator, baton
+from mptune.training import deepspeed_private as private
 from mptune.training.ranks import Ranks
-from mptune.training.sharedmean import SharedMean
+from mptune.training.torch_private import install_compile_lock
 
 COLLECTIVE_TIMEOUT = timedelta(hours=12)
 """Ranks wait for rank 0 at a rung as long as the driver takes; lost peers are noticed at once."""
 
-WAYS_TO_AVERAGE = {
-    "communication_data_type",
-    "gradient_allreduce_op",
-    "gradient_predivide_factor",
-    "managed_gradient_accumulation",
-    "prescale_gradients",
-}
-"""Keys of the user's section that say how or when DeepSpeed is to average gradients."""
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Parameters of mallopt(3)."""
+
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "V100": 125e12}
+"""Dense half-precision FLOPs per second of GPUs, by a part of their name; makers' data sheets."""
 
 
 def import_deepspeed() -> None:
-    """For this kind of device, and without its banner."""
+    """Import DeepSpeed for this kind of device, without its banner."""
     if not torch.cuda.device_count():
-        # Named, it is taken without a warning that there is no GPU.
+        # If it is named, DeepSpeed does not warn that there is no GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    baton.install()
-    with _quiet():
+    install_compile_lock()
+    with private.quiet():
         import deepspeed  # noqa: F401
 
 
 def join(rank: int, world_size: int, local_rank: int, master_addr: str, master_port: int) -> Ranks:
-    """Meet the other ranks; the process group is kept until `leave`."""
+    """Join the process group, which is kept until `leave`; blocks until all ranks are there."""
     gpus = torch.cuda.device_count()
     local_rank = local_rank % gpus if gpus else local_rank
     os.environ.update(
@@ -63,8 +56,8 @@ def join(rank: int, world_size: int, local_rank: int, master_addr: str, master_p
     )
     import_deepspeed()
     if not gpus:
-        allocator.keep_freed_memory()
-    with _quiet():
+        keep_freed_memory()
+    with private.quiet():
         import deepspeed
 
         deepspeed.init_distributed(
@@ -94,15 +87,15 @@ def engine(
     *,
     universal: bool = False,
 ) -> Iterator[Any]:
-    """A DeepSpeed engine that trains `module`; `reclaim` gives back its memory afterwards.
+    """A DeepSpeed engine that trains `module`; `reclaim` frees its memory afterwards.
 
     Args:
-        module: the model; a section `deepspeed.activation_checkpointing` asks for its
+        module: the model; a section `deepspeed.activation_checkpointing` needs its
             `checkpoint_activations`.
         training: the spec's section.
         ranks: this process's place.
         width: channels of the model, for the optimizer's width rule.
-        universal: it will load a checkpoint in the universal format.
+        universal: the engine will load a checkpoint in the universal format.
     """
     import deepspeed
 
@@ -111,94 +104,32 @@ def engine(
         module.checkpoint_activations()  # type: ignore[operator]
     if training.compile:
         module.compile()
-    with _quiet():
+    module = module.to(ranks.device)
+    adamw, optimizer = training.optimizer, None
+    if "optimizer" not in config:
+        optimizer = torch.optim.AdamW(
+            parameter_groups(module, training, width),
+            lr=adamw.learning_rate,
+            betas=adamw.betas,
+            eps=adamw.eps,
+            weight_decay=adamw.weight_decay,
+            # One kernel for all parameters; else a tenth of a small model's step is the update.
+            fused=True,
+        )
+    with private.quiet():
         made = deepspeed.initialize(
-            model=module.to(ranks.device),
-            optimizer=None if "optimizer" in config else _adamw(module, training, width),
-            config=config,
-            dist_init_required=False,
+            model=module, optimizer=optimizer, config=config, dist_init_required=False
         )[0]
-    if not zero_stage(made):
-        _average_apart(made, training, ranks)
+    if not made.zero_optimization_stage():
+        private.average_after_backward(made, training, ranks)
     try:
         yield made
     finally:
         made.destroy()
         del made
         if training.compile:
-            # What is compiled is kept by the place in the code, and only so much of it.
+            # torch keeps compiled code by its place in the source, up to a limit per place.
             torch.compiler.reset()
-
-
-def _average_apart(made: Any, training: Training, ranks: Ranks) -> None:
-    """Leave the average of gradients to `average_gradients`, unless the user's section has its way.
-
-    DeepSpeed would copy all of them, sum them over the ranks, be it one, and copy them back.
-    """
-    if ranks.world_size > 1 and not WAYS_TO_AVERAGE.isdisjoint(training.deepspeed):
-        return
-    made.enable_backward_allreduce = False
-    if ranks.world_size > 1 and ranks.device.type == "cpu":
-        otherwise = made.allreduce_no_retain
-        made.allreduce_no_retain = partial(_average, SharedMean(ranks), otherwise)
-
-
-def _average(
-    shared: SharedMean, otherwise: Callable[..., None], bucket: Sequence[torch.Tensor], **how: Any
-) -> None:
-    """Average a bucket of gradients in shared memory, or else as DeepSpeed would."""
-    if not shared.average(bucket):
-        otherwise(bucket, **how)
-
-
-def reclaim() -> None:
-    """Give back what the last trial held, once nobody holds its engine any more."""
-    _forget_zero_3()
-    # DeepSpeed's engines are knots of reference cycles, which would wait for the collector.
-    gc.collect()
-    if not gc.get_freeze_count():
-        # The libraries' half a million objects are there to stay: later collections skip them.
-        gc.freeze()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    else:
-        allocator.give_back_freed_memory()
-
-
-def _forget_zero_3() -> None:
-    """Empty what outlives DeepSpeed's ZeRO 3 engines and holds on to all of their weights."""
-    from deepspeed.runtime.zero import parameter_offload, partitioned_param_coordinator
-
-    for cache in _caches_of(partitioned_param_coordinator.PartitionedParameterCoordinator):
-        cache.cache_clear()
-    parameter_offload.FWD_MODULE_STACK.clear()
-
-
-def _caches_of(kind: type) -> Iterator[Any]:
-    """Methods that `functools.lru_cache` wraps, themselves or below one more decorator."""
-    for method in filter(inspect.isroutine, vars(kind).values()):
-        below = getattr(method, "__closure__", None) or ()
-        around = (method, *(cell.cell_contents for cell in below))
-        yield from (one for one in around if hasattr(one, "cache_clear"))
-
-
-def device_bytes() -> int:
-    """What this process holds of its GPU, used or not; 0 without one."""
-    return torch.cuda.memory_reserved() if torch.cuda.is_available() else 0
-
-
-def _adamw(module: nn.Module, training: Training, width: int | None) -> torch.optim.Optimizer:
-    """AdamW; biases and norms are not decayed."""
-    given = training.optimizer
-    return torch.optim.AdamW(
-        parameter_groups(module, training, width),
-        lr=given.learning_rate,
-        betas=given.betas,
-        eps=given.eps,
-        weight_decay=given.weight_decay,
-        # One kernel for all parameters: on small models the update would cost a tenth of a step.
-        fused=True,
-    )
 
 
 def parameter_groups(
@@ -206,9 +137,9 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """The optimizer's groups: by weight decay, and by the learning rate of the width rule.
 
-    `mup` divides the rate of matrices inside the model by width / base_width; embeddings (with
-    the decoder that shares them), biases and norms keep theirs (Yang et al. 2022, arXiv
-    2203.03466, table 8, Adam).
+    Biases and norms are not decayed. `mup` divides the rate of matrices inside the model by
+    width / base_width; embeddings (with the decoder that shares them), biases and norms keep
+    theirs (Yang et al. 2022, arXiv 2203.03466, table 8, Adam).
     """
     given = training.optimizer
     ratio = 1.0 if width is None else given.base_width / width
@@ -227,48 +158,54 @@ def parameter_groups(
     ]
 
 
-def waits_going_backward(made: Any) -> bool:
-    """Whether gradients are averaged in the backward pass, where each rank then waits for all."""
-    return bool(made.enable_backward_allreduce)
+def set_learning_rate(made: Any, factor: float) -> float:
+    """Set peak × `factor` in every parameter group; return the first group's learning rate.
+
+    Does not set it if the user's section has a scheduler.
+    """
+    groups = made.optimizer.param_groups
+    if made.lr_scheduler is None:
+        for group in groups:
+            group["lr"] = group.setdefault("peak_lr", group["lr"]) * factor
+    return float(groups[0]["lr"])
 
 
-def average_gradients(made: Any, ranks: Ranks) -> None:
-    """Average over the ranks what the backward passes of a step have left apart, if they have."""
-    if ranks.world_size > 1 and not waits_going_backward(made):
-        made.allreduce_gradients()
+def update(made: Any, ranks: Ranks, *, want_norm: bool) -> torch.Tensor | None:
+    """Update the weights from the accumulated gradients.
+
+    Returns:
+        The global norm of the gradients before clipping, if wanted and known.
+    """
+    private.average_gradients(made, ranks)
+    norm = None
+    # In fp32 without ZeRO the gradients are whole on every rank, and gone after the step.
+    whole = want_norm and not (made.zero_optimization_stage() or made.bfloat16_enabled())
+    if whole:
+        gradients = [p.grad for p in made.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients) if gradients else None
+    made.step()
+    if want_norm and not whole:
+        known = made.get_global_grad_norm()
+        norm = None if known is None else torch.as_tensor(known)
+    return norm
 
 
-def norm_before_step(made: Any) -> bool:
-    """Whether the gradients are whole on every rank, and gone after the step."""
-    return not (zero_stage(made) or made.bfloat16_enabled())
-
-
-def gradient_norm(made: Any) -> torch.Tensor | None:
-    """Global norm of the gradients before clipping; None where DeepSpeed does not keep it."""
-    if not norm_before_step(made):
-        norm = made.get_global_grad_norm()
-        return None if norm is None else torch.as_tensor(norm)
-    gradients = [p.grad for p in made.module.parameters() if p.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients) if gradients else None
-
-
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "V100": 125e12}
-"""Dense half-precision FLOPs per second of GPUs, by a word of their name; makers' data sheets."""
-
-
-def utilisation(flops_per_s: float, ranks: Ranks) -> float | None:
-    """Model FLOPs per second over the peak of all ranks' GPUs; None where that is not known."""
-    if ranks.device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(ranks.device)
-    peaks = [peak for word, peak in PEAK_FLOPS.items() if word in name]
-    return flops_per_s / (peaks[0] * ranks.world_size) if peaks else None
+def load(made: Any, folder: Path, tag: str) -> dict[str, Any]:
+    """Load a checkpoint; returns the state that was saved with it."""
+    groups = made.optimizer.param_groups
+    hyperparameters = [{k: v for k, v in g.items() if k != "params"} for g in groups]
+    with private.quiet():
+        _, client = made.load_checkpoint(str(folder), tag=tag)
+    if made.load_universal_checkpoint():
+        private.separate_groups(made, hyperparameters)
+    state: dict[str, Any] = client
+    return state
 
 
 @contextlib.contextmanager
 def whole_weights(made: Any) -> Iterator[None]:
-    """Within it, rank 0's module has all of its weights, also under ZeRO 3."""
-    if zero_stage(made) < 3:
+    """Inside it, rank 0's module has all of its weights, also under ZeRO 3."""
+    if made.zero_optimization_stage() < 3:
         yield
         return
     import deepspeed
@@ -277,70 +214,49 @@ def whole_weights(made: Any) -> Iterator[None]:
         yield
 
 
-def zero_stage(made: Any) -> int:
-    """The ZeRO stage that the engine runs with, the user's section included."""
-    return int(made.zero_optimization_stage())
+def reclaim() -> None:
+    """Free the memory of the last trial, once nothing refers to its engine any more."""
+    private.clear_zero_3_caches()
+    # DeepSpeed's engines are in reference cycles, which only the collector frees.
+    gc.collect()
+    if not gc.get_freeze_count():
+        # The libraries' half a million objects stay for ever: later collections skip them.
+        gc.freeze()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    else:
+        release_freed_memory()
 
 
-def load(made: Any, folder: Path, tag: str) -> dict[str, Any]:
-    """Load a checkpoint; returns the state that was saved with it."""
-    asked = [{k: v for k, v in g.items() if k != "params"} for g in made.optimizer.param_groups]
-    with _quiet():
-        _, client = made.load_checkpoint(str(folder), tag=tag)
-    if made.load_universal_checkpoint():
-        _set_apart(made, asked)
-    state: dict[str, Any] = client
-    return state
+def keep_freed_memory() -> None:
+    """Let this process use freed memory again, in blocks of any size.
 
-
-def _set_apart(made: Any, asked: Sequence[Mapping[str, Any]]) -> None:
-    """Part what DeepSpeed gives to all parameter groups from the first one of a universal format.
-
-    Those are the hyperparameters, which stay those of the spec, and the count of steps: shared, it
-    would be raised once for each group.
+    A training asks for the same large tensors in every step. glibc maps each block of more than
+    32 MiB afresh, and the kernel then clears it page by page: with a vocabulary of 8192 that was up
+    to a third of a step. Other C libraries are left as they are.
     """
-    optimizer = made.optimizer
-    if made.lr_scheduler is None:
-        for group, values in zip(optimizer.param_groups, asked, strict=True):
-            group.update(values, peak_lr=values["lr"])
-    for state in getattr(optimizer, "optimizer", optimizer).state.values():
-        if isinstance(state.get("step"), torch.Tensor):
-            state["step"] = state["step"].clone()
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
 
 
-def to_universal(folder: Path, target: Path) -> None:
-    """Convert a checkpoint of ZeRO shards so that any number of ranks can load it."""
-    from deepspeed.checkpoint import ds_to_universal
-
-    how = Namespace(
-        input_folder=str(folder),
-        output_folder=str(target),
-        num_extract_workers=1,
-        num_merge_workers=1,
-        keep_temp_folder=False,
-        strict=True,
-        inject_missing_state=True,
-    )
-    with _quiet(), contextlib.redirect_stderr(io.StringIO()):
-        ds_to_universal.main(how)
+def release_freed_memory() -> None:
+    """Return freed memory to the machine."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)
 
 
-def set_learning_rate(made: Any, factor: float) -> None:
-    """Peak times factor in every parameter group, unless the user's section has a scheduler."""
-    if made.lr_scheduler is not None:
-        return
-    for group in made.optimizer.param_groups:
-        group["lr"] = group.setdefault("peak_lr", group["lr"]) * factor
+def device_bytes() -> int:
+    """GPU memory that this process holds, used or not; 0 without a GPU."""
+    return torch.cuda.memory_reserved() if torch.cuda.is_available() else 0
 
 
-def learning_rate(made: Any) -> float:
-    return float(made.optimizer.param_groups[0]["lr"])
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """DeepSpeed greets on stdout and logs at INFO; neither tells a user anything."""
-    for name in ("DeepSpeed", "deepspeed"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
+def utilisation(flops_per_s: float, ranks: Ranks) -> float | None:
+    """Model FLOPs per second over the peak of all ranks' GPUs; None if the peak is not known."""
+    if ranks.device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(ranks.device)
+    peaks = [peak for part, peak in PEAK_FLOPS.items() if part in name]
+    return flops_per_s / (peaks[0] * ranks.world_size) if peaks else None

@@ -1,11 +1,11 @@
 """What a step works on: the global batch with its masks, and this rank's part on the device.
 
 The batch of a step is a pure function of the trial's seed, the step, the progress and the law of
-the masks, so it can be drawn ahead of its step, and any number of workers trains on the same.
+the masks, so it can be drawn before its step, and any number of workers trains on the same.
 
 Shape suffixes: B sequences of the global batch or a part of it, D positions, K masked positions
-of that part in row-major order, and after them rows of weight 0 where shapes are to stand; V
-predictable symbols, R intervals of the mask rate.
+of that part in row-major order, followed by spare rows of weight 0 where tensor shapes are static;
+V predictable symbols, R intervals of the mask rate.
 """
 
 from __future__ import annotations
@@ -26,17 +26,22 @@ from mptune.policies._structures import words_of
 from mptune.policies.base import RATE_BUCKETS, MaskedBatch, MaskPolicy, draw_batch, rate_bucket
 from mptune.spec.deepspeed import micro_batch_size
 from mptune.spec.schema import Training
-from mptune.training.batches import DataOrder, attended
-from mptune.training.packing import Packing
+from mptune.training.batches import (
+    BoolArray,
+    DataOrder,
+    HeadRows,
+    IntArray,
+    Packing,
+    attended,
+    deal,
+)
 from mptune.training.ranks import Ranks
 from mptune.training.schedule import Budget
-from mptune.training.shapes import HeadRows, deal
 
-IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
 MOST_ASKING = 0.8
-"""Share of the positions up to which it saves time to compute attention for those that are read."""
+"""Masked share up to which it saves time to compute attention for masked positions only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,29 +58,33 @@ class Inputs:
     vocabulary_size: int
     axes: tuple[int, ...] = ()
     """Sizes of the grid that positions lie on, each with an embedding; empty if they are a line."""
-    joins: NDArray[np.bool_] | None = None
-    """Which symbols go on with the word to their left and right, bool [2, ids]; see `words_of`."""
+    joins: BoolArray | None = None
+    """Which symbols continue the word to their left and right, bool [2, ids]; see `words_of`."""
 
     @property
     def length(self) -> int:
         return int(self.train.tokens.shape[1])
 
     @property
-    def tokens_per_step(self) -> int:
-        return self.training.batch_size * self.length
+    def parameters(self) -> int:
+        """Parameters of the model, those of the grid included."""
+        grid = sum(self.axes) * self.family.width
+        return self.family.parameters(self.vocabulary_size + 2, self.length) + grid
 
-    def step_flops(self, masked: int, rows: int | None = None) -> float:
-        """FLOPs of one step with that many masked positions in the global batch.
+    def step_flops(self, masked: int, rows: int) -> float:
+        """FLOPs of one step.
 
-        `rows` are those that the model computes: the batch's sequences, or fewer when packed.
+        Args:
+            masked: positions of the global batch that are masked.
+            rows: that the model computes; packed, fewer than the batch has sequences.
         """
-        vocabulary = self.vocabulary_size + 2
-        rows = self.training.batch_size if rows is None else rows
-        return self.family.flops(vocabulary, self.length, rows, masked)
+        return self.family.flops(self.vocabulary_size + 2, self.length, rows, masked)
 
     def budget(self) -> Budget:
-        masked = round(self.policy.mean_rate(self.length) * self.tokens_per_step)
-        return Budget.of(self.training, self.tokens_per_step, self.step_flops(masked))
+        """What the training may spend."""
+        rows = self.training.batch_size
+        masked = round(self.policy.mean_rate(self.length) * rows * self.length)
+        return Budget.of(self.training, rows * self.length, self.step_flops(masked, rows))
 
 
 @dataclass(frozen=True)
@@ -94,8 +103,8 @@ class Part:
     """What one forward works on.
 
     `arguments` are the model's; _K per row of the head: the true symbol, the weight, the sequence
-    (B for a row that only fills up); _B per sequence: whether it has masked positions, how many
-    (at least 1), and the interval of its mask rate.
+    (B for a spare row); _B per sequence: whether it has masked positions, how many (at least 1),
+    and the interval of its mask rate.
     """
 
     arguments: tuple[Tensor | None, ...]
@@ -106,7 +115,7 @@ class Part:
     count_B: Tensor
     bucket_B: Tensor
     code_B: Tensor
-    """What a sequence's summed loss counts in the prequential code length."""
+    """Factor of a sequence's summed loss in the prequential code length."""
 
     def tensors(self) -> list[Tensor]:
         """All of them."""
@@ -130,15 +139,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Batch:
-    """The global batch of one step, and how it is parted among forwards."""
+    """The global batch of one step, and how it is split into forwards."""
 
     tokens: NDArray[Any]
-    attend: NDArray[np.bool_] | None
+    attend: BoolArray | None
     drawn: MaskedBatch
     lengths: IntArray
     pad_id: int
     code_B: FloatArray | None
-    """See `code_weights`; None where the code length is not defined."""
+    """See `code_weights`; None if the code length is not defined."""
     parts: Sequence[IntArray]
     """Rows of each forward, those of rank 0 first."""
     pack: bool = False
@@ -161,7 +170,7 @@ class Batch:
 
     @cached_property
     def packings(self) -> list[Packing | None]:
-        """Where each part's sequences lie, if packed; nothing is to gain without padding."""
+        """Where each part's sequences lie, if packed; without padding nothing can be gained."""
         attend = self.attend if self.pack else None
         return [None if attend is None else Packing.of(attend[rows]) for rows in self.parts]
 
@@ -182,40 +191,43 @@ class Batch:
 
     def arrays(self, number: int) -> tuple[list[NDArray[Any] | None], list[NDArray[Any]]]:
         """The model's arguments for a part, and the other fields of `Part` in their order."""
-        rows, total = self.parts[number], self.head_rows[number]
-        mask_BD, count_B = self.drawn.mask_BD[rows], self.counts[rows]
-        arguments = self._arguments(rows, self.packings[number])
-        spare = total - int(count_B.sum())
+        rows, packing = self.parts[number], self.packings[number]
+        inputs_BD, mask_BD = self.drawn.inputs_BD[rows], self.drawn.mask_BD[rows]
+        count_B = self.counts[rows]
+        spare = self.head_rows[number] - int(count_B.sum())
         # Spare rows look at different positions: adding up gradients at one would be a queue.
-        arguments[1] = np.concatenate([arguments[1], np.arange(spare) % arguments[0].size])
+        arguments: list[NDArray[Any] | None]
+        if packing is None:
+            filled_K = np.arange(spare) % inputs_BD.size
+            attend_BD = None if self.attend is None else self.attend[rows]
+            arguments = [inputs_BD, np.append(np.flatnonzero(mask_BD), filled_K), attend_BD]
+        else:
+            inputs_RD = packing.moved(inputs_BD, self.pad_id)
+            filled_K = np.arange(spare) % inputs_RD.size
+            flat_K = np.append(packing.flat(mask_BD), filled_K)
+            arguments = [inputs_RD, flat_K, None, packing.documents(), packing.places()]
         if self.head is None and self.attend is None:
             arguments += [None, None, _asking(mask_BD)]
+
+        def padded(values_K: NDArray[Any], fill: int) -> NDArray[Any]:
+            return np.concatenate([values_K, np.full(spare, fill, values_K.dtype)])
+
         weight_K = np.repeat(self.drawn.weight_B[rows] / self.drawn.normaliser, count_B)
-        code_B = np.zeros(len(rows)) if self.code_B is None else self.code_B[rows]
         return arguments, [
-            _filled(self.tokens[rows][mask_BD].astype(np.int64), spare, 0),
-            _filled(weight_K.astype(np.float32), spare, 0),
-            _filled(np.repeat(np.arange(len(rows)), count_B), spare, len(rows)),
+            padded(self.tokens[rows][mask_BD].astype(np.int64), 0),
+            padded(weight_K.astype(np.float32), 0),
+            padded(np.repeat(np.arange(len(rows)), count_B), len(rows)),
             (count_B > 0).astype(np.float64),
             np.maximum(count_B, 1),
             rate_bucket(count_B, self.lengths[rows]),
-            code_B,
+            np.zeros(len(rows)) if self.code_B is None else self.code_B[rows],
         ]
 
-    def _arguments(self, rows: IntArray, packing: Packing | None) -> list[Any]:
-        """Input ids, flat masked positions, attention; of packed rows documents and places."""
-        inputs_BD, mask_BD = self.drawn.inputs_BD[rows], self.drawn.mask_BD[rows]
-        if packing is None:
-            attend_BD = None if self.attend is None else self.attend[rows]
-            return [inputs_BD, np.flatnonzero(mask_BD), attend_BD]
-        inputs_RD = packing.moved(inputs_BD, self.pad_id)
-        return [inputs_RD, packing.flat(mask_BD), None, packing.documents(), packing.places()]
 
-
-def _asking(mask_BD: NDArray[np.bool_]) -> IntArray | None:
+def _asking(mask_BD: BoolArray) -> IntArray | None:
     """Flat indices [B, M] of positions with all masked ones among them; None if nearly all.
 
-    M is the largest count, so that they are a rectangle: what it has more of is not masked.
+    M is the largest count, so that they are a rectangle; the other positions are not masked.
     """
     most, length = int(mask_BD.sum(1).max(initial=0)), mask_BD.shape[1]
     if most > MOST_ASKING * length:
@@ -224,16 +236,12 @@ def _asking(mask_BD: NDArray[np.bool_]) -> IntArray | None:
     return np.asarray(place_BM + length * np.arange(len(mask_BD))[:, None])
 
 
-def _filled(values: NDArray[Any], spare: int, fill: int) -> NDArray[Any]:
-    return np.concatenate([values, np.full(spare, fill, values.dtype)]) if spare else values
-
-
 def code_weights(
     law: MaskPolicy, counts_B: IntArray, lengths_B: IntArray, progress: float
 ) -> FloatArray | None:
     """1 / (M q(M)) [B]: times its summed loss, an unbiased estimate of a sequence's code length.
 
-    The code length of unseen sequences, before the update that they bring about, is the prequential
+    The code length of unseen sequences, before the update that they cause, is the prequential
     score (Dawid 1984): E over M of (1/q(M)) (1/M) sum of losses = - sum over M of S(M). None where
     it is not defined: q must give every M a chance, and masks must be uniform and all [MASK].
     """
@@ -246,33 +254,6 @@ def code_weights(
             return None
         weights_B[here] = 1.0 / (counts_B[here] * q_M[counts_B[here] - 1])
     return weights_B
-
-
-class Transfer:
-    """Copies arrays to the device beside what it computes; on a CPU nothing is copied."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.stream: Any = None
-        if device.type == "cuda":
-            self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-    def send(self, array: NDArray[Any]) -> Tensor:
-        """The array as a tensor of the device, which may still be on its way."""
-        tensor = torch.from_numpy(array)
-        if self.stream is None:
-            return tensor
-        with torch.cuda.stream(self.stream):
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-
-    def receive(self, tensors: Sequence[Tensor]) -> None:
-        """What the device computes from now on waits for them; the host does not."""
-        if self.stream is None:
-            return
-        now = torch.cuda.current_stream(self.device)
-        now.wait_stream(self.stream)
-        for tensor in tensors:
-            tensor.record_stream(now)
 
 
 @dataclass(frozen=True)
@@ -289,20 +270,29 @@ class Feed:
 
     def __init__(self, inputs: Inputs, ranks: Ranks) -> None:
         training = inputs.training
-        self._inputs, self._transfer = inputs, Transfer(ranks.device)
+        self._inputs, self._device = inputs, ranks.device
         self._order = DataOrder(len(inputs.train.tokens), training.batch_size, inputs.seed)
         self._micro = micro_batch_size(training, ranks.world_size)
         mine = training.batch_size // ranks.world_size // self._micro
         self._mine = range(ranks.rank * mine, (ranks.rank + 1) * mine)
         self._static = ranks.device.type == "cuda" or training.compile
+        self._stream: Any = None
+        if ranks.device.type == "cuda":
+            self._stream = torch.cuda.Stream(ranks.device)  # type: ignore[no-untyped-call]
         self._ahead: Ready | None = None
 
     def take(self, moment: Moment) -> Ready:
-        """The batch of a step: what was fetched for it, or else drawn now."""
+        """The batch of a step: the one fetched for it, or else drawn now."""
         ready, self._ahead = self._ahead, None
         if ready is None or ready.moment != moment:
             ready = self._send(moment)
-        self._transfer.receive([tensor for part in ready.parts for tensor in part.tensors()])
+        if self._stream is not None:
+            # What the device computes from now on waits for the tensors; the host does not.
+            now = torch.cuda.current_stream(self._device)
+            now.wait_stream(self._stream)
+            for part in ready.parts:
+                for tensor in part.tensors():
+                    tensor.record_stream(now)
         return ready
 
     def fetch(self, moment: Moment) -> None:
@@ -310,25 +300,32 @@ class Feed:
         self._ahead = self._send(moment)
 
     def _send(self, moment: Moment) -> Ready:
-        batch = self.draw(moment)
-        return Ready(moment, batch, [self._part(batch, number) for number in self._mine])
+        """Draw a batch; its tensors may still be on their way to the device."""
 
-    def _part(self, batch: Batch, number: int) -> Part:
-        arguments, values = batch.arrays(number)
-        send = self._transfer.send
-        sent = tuple(None if array is None else send(array) for array in arguments)
-        return Part(sent, *[send(array) for array in values])
+        def send(array: NDArray[Any]) -> Tensor:
+            tensor = torch.from_numpy(array)
+            if self._stream is None:
+                return tensor
+            with torch.cuda.stream(self._stream):
+                return tensor.pin_memory().to(self._device, non_blocking=True)
+
+        batch, parts = self.draw(moment), []
+        for number in self._mine:
+            arguments, values = batch.arrays(number)
+            sent = tuple(None if array is None else send(array) for array in arguments)
+            parts.append(Part(sent, *[send(array) for array in values]))
+        return Ready(moment, batch, parts)
 
     def draw(self, moment: Moment) -> Batch:
         """The masked global batch, the same on every rank."""
-        inputs = self._inputs
+        inputs, law, progress = self._inputs, moment.law, moment.progress
         rows_B = self._order.rows(moment.step)
         tokens_BD, observed_BD = inputs.train.tokens[rows_B], inputs.train.observed[rows_B]
         drawn = draw_batch(
-            moment.law,
+            law,
             tokens_BD,
             observed_BD,
-            progress=moment.progress,
+            progress=progress,
             seed=inputs.seed,
             step=moment.step,
             mask_id=inputs.vocabulary_size,
@@ -336,36 +333,16 @@ class Feed:
             words_BD=None if inputs.joins is None else words_of(tokens_BD, inputs.joins),
         )
         counts_B, lengths_B = drawn.mask_BD.sum(1), observed_BD.sum(1)
-        pad_id = inputs.vocabulary_size + 1
-        return Batch(
-            tokens_BD,
-            attended(tokens_BD, pad_id),
-            drawn,
-            lengths_B,
-            pad_id,
-            self._code_weights(moment, counts_B, lengths_B),
-            self._parts(counts_B),
-            inputs.training.pack,
-            self._head(moment),
-        )
-
-    def _code_weights(
-        self, moment: Moment, counts_B: IntArray, lengths_B: IntArray
-    ) -> FloatArray | None:
-        """`code_weights` in the first epoch, zeros after it."""
-        after = (moment.step + 1) * len(counts_B) > len(self._inputs.train.tokens)
-        if after or not moment.code:
-            return np.zeros(len(counts_B))
-        return code_weights(moment.law, counts_B, lengths_B, moment.progress)
-
-    def _parts(self, counts_B: IntArray) -> list[IntArray]:
-        """Rows of each forward: neighbours, or dealt so that shapes can stand."""
-        number = len(counts_B) // self._micro
+        # Only sequences that were not trained on before count in the code length.
+        first_epoch = (moment.step + 1) * len(rows_B) <= len(inputs.train.tokens)
+        code_B: FloatArray | None = np.zeros(len(rows_B))
+        if moment.code and first_epoch:
+            code_B = code_weights(law, counts_B, lengths_B, progress)
+        number, head = len(rows_B) // self._micro, None
+        parts = list(np.arange(len(rows_B)).reshape(number, self._micro))
         if self._static:
-            return deal(counts_B, number)
-        return list(np.arange(len(counts_B)).reshape(number, self._micro))
-
-    def _head(self, moment: Moment) -> HeadRows | None:
-        if not self._static:
-            return None
-        return HeadRows.of(moment.law, self._inputs.length, moment.progress, self._micro)
+            parts = deal(counts_B, number)
+            head = HeadRows.of(law, inputs.length, progress, self._micro)
+        pad_id, pack = inputs.vocabulary_size + 1, inputs.training.pack
+        attend_BD = attended(tokens_BD, pad_id)
+        return Batch(tokens_BD, attend_BD, drawn, lengths_B, pad_id, code_B, parts, pack, head)

@@ -27,45 +27,55 @@ from mptune.policies.base import RATE_BUCKETS, LossByRate, MaskPolicy
 from mptune.spec.schema import build
 from mptune.training import engine as ds
 from mptune.training.checkpoint import Checkpoints
+from mptune.training.deepspeed_private import averages_in_backward
 from mptune.training.feed import Batch, Feed, Inputs, Moment, Part
-from mptune.training.ranks import Ranks
+from mptune.training.ranks import Ranks, StoppedInScoring, agreed_stop
 from mptune.training.schedule import learning_rate_factor
-from mptune.training.scoring import AtRung
-from mptune.training.stops import StoppedInScoring, agreed_stop, vote
+from mptune.training.scoring import RungEstimate
 from mptune.trial import Control, LearningPoint, Progress, Rung, StopReason
 
 PROGRESS_EVERY_S = 0.5
 
 MEMORY = 0.5
-"""Share of what a policy has seen that it keeps when it chooses its law again: losses fall."""
+"""Share of its statistics that a policy keeps when it chooses a new law: losses fall over time."""
 
 WORTH_KEEPING = 0.1
 """Share of `checkpoint_every_s` after which the end of training is kept for the scoring to come.
 
-Less is not missed: a gang that has lost a rank takes about as long to come back as the tenth of the
-default, 6 s. More costs little to keep, whoever chose the interval having weighed what a checkpoint
-costs: 0.02 s for the quickstart's model of 0.1 M parameters, 3.6 s for BERT-base (two CPU ranks).
+Losing less costs little: a gang that has lost a rank takes about as long to come back as a tenth of
+the default, 6 s. Keeping more costs little: whoever chose the interval has weighed what a
+checkpoint costs, 0.02 s for the quickstart's model of 0.1 M parameters, 3.6 s for BERT-base (two
+CPU ranks).
 """
 
-RungScore = Callable[[], AtRung]
+RungScore = Callable[[], RungEstimate]
 """Scores the model as it is, on all ranks; raises `StoppedInScoring`."""
 
 
 @dataclass(frozen=True)
-class Agreed:
-    """What all ranks know about a step before any of them updates its weights."""
+class StepTotals:
+    """What all ranks know about a step before any of them updates its weights: sums over ranks."""
 
-    objective: float
-    loss_sum: float
-    failures: int
+    failures: float
     stop: StopReason | None
     checkpoint: bool
     seconds: float
-    by_rate: NDArray[np.float64]
-    """Sums of 1, y and y^2 over sequences by interval of the mask rate, [3, R]; y as in
-    `LossByRate`."""
+    objective: float
+    loss_sum: float
+    by_rate_3R: NDArray[np.float64]
+    """Sums of 1, y and y^2 over sequences by interval of the mask rate; y as in `LossByRate`."""
     code: float
     """Prequential code length of this batch, nats."""
+
+    @classmethod
+    def of(cls, total: NDArray[np.float64]) -> StepTotals:
+        """Split the vector that `Loop._step` has summed over the ranks."""
+        failures, index, preempted, due, seconds, objective, loss_sum = total[:7].tolist()
+        by_rate_3R = total[7:-1].reshape(3, RATE_BUCKETS)
+        stop = agreed_stop(index, preempted)
+        return cls(
+            failures, stop, bool(due), seconds, objective, loss_sum, by_rate_3R, float(total[-1])
+        )
 
 
 class Loop:
@@ -83,15 +93,21 @@ class Loop:
         self.checkpoints, self.rung_score = checkpoints, rung_score
         self.budget = inputs.budget()
         self.spent = checkpoints.load(engine)
+        self.seconds = self.spent.seconds
         self.stopped: StopReason | None = None
         self._feed = Feed(inputs, ranks)
-        self._law = self._current_law()
-        self._seen = np.zeros((3, RATE_BUCKETS))
+        self._law = inputs.policy
+        if inputs.policy.relearn_every is not None:
+            if not self.spent.learned:
+                first = inputs.policy.learn(LossByRate.of_sums(np.zeros((3, RATE_BUCKETS))))
+                self.spent.learned.append((0.0, first.model_dump(mode="json")))
+            self._law = build("policy", self.spent.learned[-1][1])
         self._largest = 0, 0
-        self._norm: Callable[[], float | None] = lambda: None
-        self.seconds = self.spent.seconds
         self._saved_at, self._saved_steps = time.monotonic(), self.spent.steps
-        self._told = (-math.inf, 0, 0.0, 0.0)
+        # Of the progress events: when and what the last one reported, and what came since.
+        self._reported = (-math.inf, 0, 0.0, 0.0)
+        self._by_rate_3R = np.zeros((3, RATE_BUCKETS))
+        self._norm: Callable[[], float | None] = lambda: None
 
     @property
     def progress(self) -> float:
@@ -99,8 +115,8 @@ class Loop:
         return self.budget.progress(self.spent)
 
     def run(self, control: Control) -> Iterator[Progress | Rung]:
-        """Train until the budget is spent or someone asks to stop; then `stopped` says why."""
-        self._told = (time.monotonic(), self.spent.tokens, self.seconds, self.spent.flops)
+        """Train until the budget is spent or a stop is asked for; `stopped` then has the reason."""
+        self._reported = (time.monotonic(), self.spent.tokens, self.seconds, self.spent.flops)
         # A checkpoint is written before the rung of its step is scored.
         yield from self._rungs_reached(control)
         while self.progress < 1.0 and self.stopped is None:
@@ -108,58 +124,102 @@ class Loop:
             if event is not None:
                 yield event
             yield from self._rungs_reached(control)
-        if self.stopped is None and self._is_worth_keeping():
-            self._keep()
+        if self.stopped is None:
+            unsaved_s = time.monotonic() - self._saved_at
+            worth = unsaved_s > WORTH_KEEPING * self.inputs.training.checkpoint_every_s
+            if self.ranks.from_first(worth):
+                self._save()
 
     @contextmanager
     def scoring(self) -> Iterator[None]:
-        """Within it the model is scored; what follows an agreed stop there is skipped."""
+        """The model is scored inside; an agreed stop ends the block and is recorded."""
         try:
             yield
-        except StoppedInScoring as asked:
-            self._stop(asked.reason)
+        except StoppedInScoring as stop:
+            self._stop(stop.reason)
 
     def _step(self, control: Control) -> Progress | None:
-        """One optimizer step on the global batch.
-
-        Where the backward pass waits for no other rank, none waits before it either. On a GPU the
-        host looks at the loss while it is under way, so that the device has work until it is given
-        more.
-        """
-        began = time.monotonic()
+        """One optimizer step on the global batch; returns a progress event if one is due."""
+        began, spent, ranks = time.monotonic(), self.spent, self.ranks
         ready = self._feed.take(self._moment())
-        batch, rate = ready.batch, self._set_learning_rate()
-        self._seed_dropout()
-        sums = torch.zeros(3 + 3 * RATE_BUCKETS, dtype=torch.float64, device=self.ranks.device)
-        objective, error = self._forwards(ready.parts, sums)
-        said = self._say(sums, error, control, self.seconds + time.monotonic() - began)
-        ahead = self._goes_ahead(batch)
-        if error is not None and ahead and ds.waits_going_backward(self.engine):
-            raise error
-        if ahead and error is None:
+        # At the middle of the step, so that not even the first step of a warm-up has rate 0.
+        steps = self.budget.expected_steps(spent)
+        middle = self.progress + (0.5 / steps if steps else 0.0)
+        factor = learning_rate_factor(self.inputs.training.schedule, middle)
+        rate = ds.set_learning_rate(self.engine, factor)
+        if self.inputs.family.dropout:
+            # A resumed training draws the same dropout; ranks and steps draw different ones.
+            key = np.random.SeedSequence([self.inputs.seed, spent.steps, ranks.rank])
+            torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
+
+        sums = torch.zeros(3 + 3 * RATE_BUCKETS, dtype=torch.float64, device=ranks.device)
+        for part in ready.parts[:-1]:
+            self._backward(self._forward(part, sums))
+            self.engine.step()
+        objective, error = torch.zeros(()), None
+        try:
+            objective = self._forward(ready.parts[-1], sums)
+        except Exception as raised:  # out of memory, say: kept until all ranks know of it
+            error = raised
+
+        # The one reduction of a step: sums of all ranks, decisions of rank 0.
+        stop = ranks.stop_votes(control.stop_requested())
+        now = time.monotonic()
+        due = float(now - self._saved_at > self.inputs.training.checkpoint_every_s)
+        of_first = (due, self.seconds + now - began) if ranks.first else (0.0, 0.0)
+        votes = torch.tensor([float(error is not None), *stop, *of_first], dtype=torch.float64)
+        pending = ranks.total_later(torch.cat([votes.to(sums.device, non_blocking=True), sums]))
+        ahead = self._goes_ahead(ready.batch)
+        if error is not None and ahead and averages_in_backward(self.engine):
+            raise error  # the peers wait in their backward passes and cannot hear of it
+        if error is None and ahead:
             self._backward(objective)
-        agreed = self._agree(said())
-        if agreed.failures:
-            self.ranks.raise_together(error)
-        if not (math.isfinite(agreed.objective) and math.isfinite(agreed.loss_sum)):
-            raise NonFiniteLoss(self.spent.steps, agreed.objective)
+        totals = StepTotals.of(pending())
+        if totals.failures:
+            ranks.raise_together(error)
+        if not (math.isfinite(totals.objective) and math.isfinite(totals.loss_sum)):
+            raise NonFiniteLoss(spent.steps, totals.objective)
         if not ahead:
             self._backward(objective)
-        self._update()
+
+        event_due = time.monotonic() - self._reported[0] >= PROGRESS_EVERY_S
+        norm = ds.update(self.engine, ranks, want_norm=event_due)
+        if event_due:
+            self._norm = ranks.later(norm)
         self.seconds += time.monotonic() - began
-        self._account(batch, agreed)
-        self._act_on(agreed)
+        self._account(ready.batch, totals)
+        if totals.stop is not None:
+            self._stop(totals.stop)
+        elif totals.checkpoint:
+            self._save()
         self._fetch_next()
-        return self._tell(batch, agreed, rate)
+        return self._report(ready.batch, totals, rate)
+
+    def _forward(self, part: Part, sums: Tensor) -> Tensor:
+        """A part's share of the objective; adds what the ranks sum up of it to `sums`."""
+        logits_KV = self.engine(*part.arguments)
+        loss_K = cross_entropy(logits_KV.float(), part.target_K, reduction="none")
+        objective = (loss_K * part.weight_K).sum()
+        with torch.no_grad():
+            sums += part.sums(objective, loss_K)
+        return objective
+
+    def _backward(self, objective: Tensor) -> None:
+        """Accumulate gradients.
+
+        DeepSpeed averages over ranks, while the objective is a sum. It has the normaliser of the
+        global batch, so accumulation must not scale it.
+        """
+        self.engine.backward(objective * self.ranks.world_size, scale_wrt_gas=False)
 
     def _goes_ahead(self, batch: Batch) -> bool:
         """Whether the backward pass begins before all ranks know that each could do its forward.
 
-        Where it waits for none of them; and where the device would wait for the host otherwise, and
-        no failure is to be expected: memory was enough for as large a step before. If one fails all
-        the same, its peers wait in their reductions, and the gang is to be ended.
+        It does if it waits for no other rank. Otherwise only if the device would have to wait for
+        the host, and no failure is expected: memory was enough for as large a step before. If one
+        fails all the same, its peers wait in their reductions, and the gang must be ended.
         """
-        if not ds.waits_going_backward(self.engine):
+        if not averages_in_backward(self.engine):
             return True
         needs = batch.rows_computed, max(batch.head_rows)
         known = all(now <= before for now, before in zip(needs, self._largest, strict=True))
@@ -168,239 +228,113 @@ class Loop:
 
     def _moment(self) -> Moment:
         """When the next step is, and what its masks are drawn from."""
-        spent = self.spent
-        return Moment(spent.steps, self.progress, self._law, spent.code is not None)
+        return Moment(self.spent.steps, self.progress, self._law, self.spent.code is not None)
 
     def _fetch_next(self) -> None:
-        """Have the next batch drawn and sent, if there is to be one; that is training time."""
+        """Draw and send the next batch, if there is one; that counts as training time."""
         if self.stopped is None and self.progress < 1.0:
             began = time.monotonic()
             self._feed.fetch(self._moment())
             self.seconds += time.monotonic() - began
 
-    def _current_law(self) -> MaskPolicy:
-        """The policy as it is; of one that learns, what it learned last."""
-        policy, learned = self.inputs.policy, self.spent.learned
-        if policy.relearn_every is None:
-            return policy
-        if not learned:
-            first = policy.learn(LossByRate.of_sums(np.zeros((3, RATE_BUCKETS))))
-            learned.append((0.0, first.model_dump(mode="json")))
-        law: MaskPolicy = build("policy", learned[-1][1])
-        return law
-
-    def _learn(self, agreed: Agreed) -> None:
-        """Add to what a policy learns from, and let it choose its law again when that is due."""
-        every, spent = self.inputs.policy.relearn_every, self.spent
-        if every is None:
-            return
-        seen_3R = np.asarray(spent.by_rate or np.zeros((3, RATE_BUCKETS))) + agreed.by_rate
-        if self.progress - spent.learned[-1][0] >= every and self.progress < 1.0:
-            law = self.inputs.policy.learn(LossByRate.of_sums(seen_3R))
-            spent.learned.append((self.progress, law.model_dump(mode="json")))
-            self._law = law
-            seen_3R = seen_3R * MEMORY
-        spent.by_rate = seen_3R.tolist()
-
-    def _set_learning_rate(self) -> float:
-        """At the middle of the step, so that not even the first step of a warm-up is idle."""
-        steps = self.budget.expected_steps(self.spent)
-        middle = self.progress + (0.5 / steps if steps else 0.0)
-        ds.set_learning_rate(
-            self.engine, learning_rate_factor(self.inputs.training.schedule, middle)
-        )
-        return ds.learning_rate(self.engine)
-
-    def _seed_dropout(self) -> None:
-        """A resumed training draws the same dropout; ranks and steps draw different ones."""
-        if self.inputs.family.dropout:
-            key = [self.inputs.seed, self.spent.steps, self.ranks.rank]
-            torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
-
-    def _forward(self, part: Part, sums: Tensor) -> Tensor:
-        """A part's share of the objective; adds it, and what `Agreed` has of it, to `sums`."""
-        logits_KV = self.engine(*part.arguments)
-        loss_K = cross_entropy(logits_KV.float(), part.target_K, reduction="none")
-        objective = (loss_K * part.weight_K).sum()
-        with torch.no_grad():
-            sums += part.sums(objective, loss_K)
-        return objective
-
-    def _forwards(self, parts: Sequence[Part], sums: Tensor) -> tuple[Tensor, Exception | None]:
-        """Train on all parts, up to the backward pass of the last one.
-
-        Its forward's error (out of memory, say) is kept until all ranks know of it.
-        """
-        for part in parts[:-1]:
-            self._backward(self._forward(part, sums))
-            self.engine.step()
-        try:
-            return self._forward(parts[-1], sums), None
-        except Exception as error:
-            return torch.zeros(()), error
-
-    def _backward(self, objective: Tensor) -> None:
-        """Accumulate gradients.
-
-        DeepSpeed averages over ranks, and the objective is to be summed. It has the normaliser of
-        the global batch, so accumulation must not scale it.
-        """
-        self.engine.backward(objective * self.ranks.world_size, scale_wrt_gas=False)
-
-    def _update(self) -> None:
-        """Update the weights from the gradients of all parts."""
-        due = time.monotonic() - self._told[0] >= PROGRESS_EVERY_S
-        ds.average_gradients(self.engine, self.ranks)
-        before = ds.gradient_norm(self.engine) if due and ds.norm_before_step(self.engine) else None
-        self.engine.step()
-        if due:
-            norm = ds.gradient_norm(self.engine) if before is None else before
-            self._norm = self.ranks.later(norm)
-
-    def _say(
-        self, sums: Tensor, error: Exception | None, control: Control, seconds: float
-    ) -> Callable[[], NDArray[np.float64]]:
-        """Begin the one reduction of a step: sums of all ranks, decisions of rank 0."""
-        stop = vote(control.stop_requested(), self.ranks.first)
-        says = [float(error is not None), *stop, 0.0, 0.0]
-        if self.ranks.first:
-            due = self._unsaved_s > self.inputs.training.checkpoint_every_s
-            says[3:] = [float(due), seconds]
-        said = torch.tensor(says, dtype=torch.float64).to(sums.device, non_blocking=True)
-        return self.ranks.total_later(torch.cat([said, sums]))
-
-    def _agree(self, total: NDArray[np.float64]) -> Agreed:
-        """What `_say` of all ranks comes to."""
-        failures, why, preempted, due, seconds, objective, loss_sum = total[:7].tolist()
-        by_rate_3R, code = total[7:-1].reshape(3, RATE_BUCKETS), float(total[-1])
-        stop = agreed_stop(why, preempted)
-        return Agreed(
-            objective, loss_sum, int(failures), stop, bool(due), seconds, by_rate_3R, code
-        )
-
-    def _account(self, batch: Batch, agreed: Agreed) -> None:
-        spent, masked, rows = self.spent, batch.masked, batch.rows_computed
+    def _account(self, batch: Batch, totals: StepTotals) -> None:
+        """Add the step to what was spent, and let a learning policy choose a new law if due."""
+        spent, policy, rows = self.spent, self.inputs.policy, batch.rows_computed
         spent.steps += 1
         spent.tokens += rows * self.inputs.length
         spent.observed += batch.observed
-        spent.masked += masked
-        spent.flops += self.inputs.step_flops(masked, rows)
-        spent.seconds = agreed.seconds
-        spent.record(self.progress, agreed.loss_sum, masked)
+        spent.masked += batch.masked
+        spent.flops += self.inputs.step_flops(batch.masked, rows)
+        spent.seconds = totals.seconds
+        spent.record(self.progress, totals.loss_sum, batch.masked)
         if batch.code_B is None:
             spent.code = None
         elif spent.code is not None and batch.code_B.any():
-            spent.code = (spent.code[0] + agreed.code, spent.code[1] + batch.observed)
-        self._seen += agreed.by_rate
-        self._learn(agreed)
-
-    def _act_on(self, agreed: Agreed) -> None:
-        """Stop after this step, and keep what an interrupted or long training has reached."""
-        if agreed.stop is not None:
-            self._stop(agreed.stop)
-        elif agreed.checkpoint:
-            self._keep()
+            spent.code = (spent.code[0] + totals.code, spent.code[1] + batch.observed)
+        self._by_rate_3R += totals.by_rate_3R
+        if policy.relearn_every is not None:
+            seen_3R = np.asarray(spent.by_rate or np.zeros((3, RATE_BUCKETS))) + totals.by_rate_3R
+            since = self.progress - spent.learned[-1][0]
+            if since >= policy.relearn_every and self.progress < 1.0:
+                self._law = policy.learn(LossByRate.of_sums(seen_3R))
+                spent.learned.append((self.progress, self._law.model_dump(mode="json")))
+                seen_3R = seen_3R * MEMORY
+            spent.by_rate = seen_3R.tolist()
 
     def _stop(self, reason: StopReason) -> None:
-        """End here, for good or to go on elsewhere from a checkpoint."""
+        """End here; unless it was pruned, the training can go on elsewhere from a checkpoint."""
         self.stopped = reason
         if reason != "pruned":
-            self._keep()
+            self._save()
 
-    def _keep(self) -> None:
-        """Write a checkpoint, unless the newest one is of this very step.
-
-        That one is good, and writing it anew might leave none.
-        """
+    def _save(self) -> None:
+        """Write a checkpoint, unless the newest one is of this step: writing could destroy it."""
         if self._saved_steps != self.spent.steps:
             self.checkpoints.save(self.engine, self.spent)
             self._saved_at, self._saved_steps = time.monotonic(), self.spent.steps
 
-    @property
-    def _unsaved_s(self) -> float:
-        """Seconds of work that a death would cost."""
-        return time.monotonic() - self._saved_at
-
-    def _is_worth_keeping(self) -> bool:
-        """Whether what was trained last is to outlive a death in the scoring that follows."""
-        worth = self._unsaved_s > WORTH_KEEPING * self.inputs.training.checkpoint_every_s
-        return self.ranks.from_first(worth)
-
-    def _tell(self, batch: Batch, agreed: Agreed, rate: float) -> Progress | None:
+    def _report(self, batch: Batch, totals: StepTotals, rate: float) -> Progress | None:
         """A progress event, if the last one is long ago or this is the last step."""
-        now, tokens = time.monotonic(), self.spent.tokens
-        since, tokens_then, seconds_then, flops_then = self._told
+        spent, now = self.spent, time.monotonic()
+        since, tokens, seconds, flops = self._reported
         if now - since < PROGRESS_EVERY_S and self.progress < 1.0:
             return None
-        self._told = (now, tokens, self.seconds, self.spent.flops)
-        passed_s = max(self.seconds - seconds_then, 1e-9)
-        flops_per_s = (self.spent.flops - flops_then) / passed_s
-        by_rate = _mean_by_rate(self._seen)
-        self._seen = np.zeros((3, RATE_BUCKETS))
+        self._reported = (now, spent.tokens, self.seconds, spent.flops)
+        passed_s = max(self.seconds - seconds, 1e-9)
+        flops_per_s = (spent.flops - flops) / passed_s
+        losses, self._by_rate_3R = LossByRate.of_sums(self._by_rate_3R), np.zeros((3, RATE_BUCKETS))
         return Progress(
             number=self.inputs.number,
-            step=self.spent.steps,
-            total_steps=self.budget.expected_steps(self.spent),
+            step=spent.steps,
+            total_steps=self.budget.expected_steps(spent),
             progress=self.progress,
-            loss=agreed.loss_sum / max(batch.masked, 1),
+            loss=totals.loss_sum / max(batch.masked, 1),
             mask_rate=batch.masked / max(batch.observed, 1),
             learning_rate=rate,
-            tokens_per_s=(tokens - tokens_then) / passed_s,
+            tokens_per_s=(spent.tokens - tokens) / passed_s,
             flops_per_s=flops_per_s,
             utilisation=ds.utilisation(flops_per_s, self.ranks),
             gradient_norm=self._norm(),
-            loss_by_rate=by_rate,
+            loss_by_rate=tuple(
+                ((k + 0.5) / RATE_BUCKETS, float(losses.mean[k]))
+                for k in np.flatnonzero(losses.count)
+            ),
         )
 
     def _rungs_reached(self, control: Control) -> Iterator[Rung]:
-        """Report at each rung that this step reached, and wait for the decision."""
-        rungs, done = self.inputs.rungs, len(self.spent.rungs)
-        while self.stopped is None and done < len(rungs) and self.progress >= rungs[done]:
-            found = self._scored()
-            if found is None:
+        """Score and report each rung that this step reached, and wait for the decision."""
+        rungs, spent = self.inputs.rungs, self.spent
+        while self.stopped is None and (done := len(spent.rungs)) < len(rungs):
+            if self.progress < rungs[done]:
                 return
-            point = self._learning_point(found)
+            found = None
+            with self.scoring():
+                found = self.rung_score()
+            if found is None:  # stopped: the rung is reported when the training goes on
+                return
+            point = LearningPoint(
+                progress=self.progress,
+                tokens=spent.tokens,
+                flops=spent.flops,
+                seconds=self.seconds,
+                nats_per_token=found.nats_per_token,
+                se=found.se,
+            )
             rung = Rung(number=self.inputs.number, index=done, **point.model_dump())
             yield rung
             go_on = self.ranks.from_first(self.ranks.first and control.go_on(rung))
-            self.spent.rungs.append((self.progress, found.nats_per_token))
-            self.spent.learning.append(point.model_dump())
-            self.spent.rung_scores.append(found.nats_per_sequence_n.tolist())
+            spent.rungs.append((self.progress, found.nats_per_token))
+            spent.learning.append(point.model_dump())
+            spent.rung_scores.append(found.nats_per_sequence_n.tolist())
             self.stopped = None if go_on else "pruned"
-            done += 1
-
-    def _scored(self) -> AtRung | None:
-        """The score as it is; None where the trial stops instead, to report it when it goes on."""
-        with self.scoring():
-            return self.rung_score()
-        return None
-
-    def _learning_point(self, found: AtRung) -> LearningPoint:
-        """The score as it is, with what it has cost."""
-        return LearningPoint(
-            progress=self.progress,
-            tokens=self.spent.tokens,
-            flops=self.spent.flops,
-            seconds=self.seconds,
-            nats_per_token=found.nats_per_token,
-            se=found.se,
-        )
-
-
-def _mean_by_rate(sums_3R: NDArray[np.float64]) -> tuple[tuple[float, float], ...]:
-    """(middle of the interval, mean loss in nats per masked position) where there is one."""
-    losses = LossByRate.of_sums(sums_3R)
-    return tuple(
-        ((k + 0.5) / RATE_BUCKETS, float(losses.mean[k])) for k in np.flatnonzero(losses.count)
-    )
 
 
 def learned_policy(policy: MaskPolicy, learned: Sequence[tuple[float, Any]]) -> Any:
-    """What a policy learned, as a policy that draws the same without learning; None if it did not.
+    """What a policy has learned, as a policy that draws the same masks without learning.
 
     Args:
         policy: the policy that learned.
-        learned: (progress, law) of each choice, the first at 0.
+        learned: (progress, law) of each choice, the first at 0; empty gives None.
     """
     if not learned:
         return None

@@ -1,8 +1,9 @@
-"""What the ranks of a trial say to each other, apart from DeepSpeed's gradients."""
+"""What the ranks of a trial exchange, apart from DeepSpeed's gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,8 +17,14 @@ from mptune import errors as faults
 from mptune.errors import FaultReason, MptuneError, NonFiniteLoss, one_line
 from mptune.lml import NonFiniteLogProb
 from mptune.paths import node_bytes
+from mptune.trial import StopReason
 
 T = TypeVar("T")
+
+CPU = torch.device("cpu")
+
+STOPS: tuple[StopReason | None, ...] = (None, "pruned", "interrupted", "preempted")
+"""Ranks send rank 0's stop reason as its index; any rank may be preempted."""
 
 
 class AgreedFailure(MptuneError):
@@ -28,7 +35,12 @@ class AgreedFailure(MptuneError):
         self.reason = reason
 
 
-CPU = torch.device("cpu")
+class StoppedInScoring(Exception):
+    """Raised on every rank, between the same two batches."""
+
+    def __init__(self, reason: StopReason) -> None:
+        super().__init__(reason)
+        self.reason: StopReason = reason
 
 
 @dataclass(frozen=True)
@@ -43,11 +55,21 @@ class Ranks:
     def first(self) -> bool:
         return self.rank == 0
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether the host can go on while the device works."""
+        return self.device.type == "cuda"
+
     def memory_bytes(self) -> float:
         """Memory of this rank's GPU; of the whole machine or container without one."""
         if self.device.type == "cuda":
             return float(torch.cuda.get_device_properties(self.device).total_memory)
         return node_bytes()
+
+    def stop_votes(self, reason: StopReason | None) -> tuple[float, float]:
+        """What this rank, asked to stop for `reason`, adds to two sums over the ranks."""
+        index = STOPS.index(reason) if self.first and reason != "preempted" else 0
+        return float(index), float(reason == "preempted")
 
     def total(self, values: Tensor) -> Tensor:
         """Sum over the ranks, in place."""
@@ -55,15 +77,10 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
-    @property
-    def overlaps(self) -> bool:
-        """Whether the host can go on while the device works."""
-        return self.device.type == "cuda"
-
     def total_later(self, values: Tensor) -> Callable[[], NDArray[np.float64]]:
-        """Begin to sum over the ranks, in place; the function that is returned waits for it."""
+        """Begin to sum over the ranks, in place; the returned function waits for the sum."""
         if self.overlaps or self.world_size == 1:
-            read = self._read_later(self.total(values))
+            read = _read_later(self.total(values))
             return lambda: read().numpy()
         work = dist.all_reduce(values, async_op=True)
 
@@ -74,25 +91,11 @@ class Ranks:
         return total
 
     def later(self, value: Tensor | None) -> Callable[[], float | None]:
-        """A number that the device is still computing; the function returned waits for it."""
+        """A number that the device is still computing; the returned function waits for it."""
         if value is None:
             return lambda: None
-        read = self._read_later(value)
+        read = _read_later(value)
         return lambda: float(read())
-
-    def _read_later(self, values: Tensor) -> Callable[[], Tensor]:
-        """What the host waits for, and no longer than until the device has come to this point."""
-        copy = values.to("cpu", non_blocking=True)
-        if values.device.type != "cuda":
-            return lambda: copy
-        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        done.record()
-
-        def read() -> Tensor:
-            done.synchronize()
-            return copy
-
-        return read
 
     def from_first(self, value: T) -> T:
         """Rank 0's value, on every rank."""
@@ -109,6 +112,16 @@ class Ranks:
             dist.all_gather_object(values, value)
         return tuple(values)
 
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """Raise `AgreedFailure` on every rank if the block fails on any of them."""
+        error = None
+        try:
+            yield
+        except Exception as raised:
+            error = raised
+        self.raise_together(error)
+
     def raise_together(self, error: Exception | None) -> None:
         """Raise `AgreedFailure` on every rank if there is an error on any of them."""
         mine = None if error is None else (reason_of(error), one_line(error))
@@ -119,13 +132,33 @@ class Ranks:
                 raise AgreedFailure(fault[0], where + fault[1]) from error
 
 
+def _read_later(values: Tensor) -> Callable[[], Tensor]:
+    """Copy to the host; the returned function waits until the device has come to this point."""
+    copy = values.to("cpu", non_blocking=True)
+    if values.device.type != "cuda":
+        return lambda: copy
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    done.record()
+
+    def read() -> Tensor:
+        done.synchronize()
+        return copy
+
+    return read
+
+
+def agreed_stop(index: float, preempted: float) -> StopReason | None:
+    """The stop reason that the sums of all ranks' `stop_votes` amount to."""
+    return STOPS[int(index)] or ("preempted" if preempted else None)
+
+
 def is_agreed(error: Exception) -> bool:
     """Whether every rank raised for this reason, so that none waits for another."""
     return isinstance(error, (AgreedFailure, NonFiniteLoss, NonFiniteLogProb))
 
 
 def reason_of(error: Exception) -> FaultReason:
-    """Why the trial failed: what the ranks agreed on, or what this one's error says."""
+    """Why the trial failed: the reason that the ranks agreed on, or that of this rank's error."""
     if isinstance(error, AgreedFailure):
         return error.reason
     return "non_finite_score" if isinstance(error, NonFiniteLogProb) else faults.reason_of(error)

@@ -1,4 +1,4 @@
-"""How far training is, and the learning rate there: pure functions of what was spent."""
+"""Training progress, and the learning rate there: pure functions of what was spent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def learning_rate_factor(schedule: LearningRateSchedule, progress: float) -> flo
     done = min(1.0, (progress - schedule.warmup) / max(1.0 - schedule.warmup, 1e-12))
     left = {"constant": 1.0, "linear": 1.0 - done, "cosine": (1.0 + math.cos(math.pi * done)) / 2}
     share = left[schedule.kind]
-    return share + (1.0 - share) * (schedule.final if schedule.kind != "constant" else 1.0)
+    return share + (1.0 - share) * schedule.final
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,17 @@
 """Scores a model on the frozen plan: the accumulated LML estimate, and losses at fixed rates.
 
-Nothing here knows how the model was trained. Every rank scores its share of the plan, the sums
-meet once, and the estimate is made from them on rank 0.
+Nothing here depends on how the model was trained. Every rank scores its share of the plan, the
+sums are added up once, and rank 0 makes the estimate from them.
 
-Shape suffixes: N held-out sequences, k forwards of each, B forwards of a batch, D positions,
-K masked positions of the batch in row-major order, V predictable symbols.
+Shape suffixes: N held-out sequences, n scored ones, k forwards of each, B forwards of a batch,
+D positions, K masked positions of the batch in row-major order, V predictable symbols.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -24,22 +24,44 @@ from torch.nn.functional import cross_entropy
 from mptune.data.table import Split, TokenTable
 from mptune.errors import InputError
 from mptune.lml import LMLEstimate, LMLPlan, TokenCovariates, check_finite, estimate_from_sums
-from mptune.spec.schema import Score
-from mptune.training.batches import attended, seeded_order
-from mptune.training.missing import removed
-from mptune.training.ranks import Ranks
-from mptune.training.stops import StoppedInScoring, agreed_stop, vote
+from mptune.spec.schema import Missing, Score
+from mptune.training.batches import BoolArray, IntArray, attended, seeded_order
+from mptune.training.ranks import Ranks, StoppedInScoring, agreed_stop
 from mptune.trial import CurvePoint, LMLScore, RateScore, StopReason
 
-BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 COVARIATE_TOKENS = 2**22
 """Training tokens counted for the control variates; more would cost time and gain little."""
 
 RATE_STREAM, EXTENSION_STREAM = 1 << 32, 1 << 33
 """Added to the score's seed, so that masks for different ends are different masks."""
+
+MISSING_STREAM = 0x6D697373
+"""Added to the number of an injection of missing values, to keep its random numbers apart."""
+
+
+def removed(observed_ND: BoolArray, missing: Missing, seed: int, number: int = 0) -> BoolArray:
+    """Observed positions [N, D] whose values are taken away before scoring.
+
+    An exact share of each sequence's, and at least one stays. The same for every trial and on
+    every version of numpy: Philox's raw words do not change.
+
+    Args:
+        missing: the share, and whether it is taken at random or as one block.
+        number: of the injection; a study may have several.
+    """
+    length_N1 = observed_ND.sum(1, keepdims=True)
+    count_N1 = np.minimum(np.rint(missing.fraction * length_N1), np.maximum(length_N1 - 1, 0))
+    words = np.random.Philox(key=np.array([seed, MISSING_STREAM + number], np.uint64))
+    uniform_ND = words.random_raw(observed_ND.size).reshape(observed_ND.shape) / 2.0**64
+    if missing.kind == "random":
+        place_ND = np.where(observed_ND, uniform_ND, 2.0).argsort(1).argsort(1)
+    else:
+        start_N1 = np.floor(uniform_ND[:, :1] * (length_N1 - count_N1 + 1))
+        place_ND = (observed_ND.cumsum(1) - 1 - start_N1).astype(np.int64)
+    gone_ND: BoolArray = observed_ND & (place_ND >= 0) & (place_ND < count_N1)
+    return gone_ND
 
 
 @dataclass(frozen=True)
@@ -57,7 +79,7 @@ class HeldOut:
     log_widths: NDArray[Any] | None = None
     """Log bin widths of the rows' values [N, D] in nats, 0 where not observed; None of symbols."""
     domain: str | None = None
-    """The held-out distribution; None is home."""
+    """The held-out distribution; None is the training data's own."""
 
     @classmethod
     def select(
@@ -81,30 +103,16 @@ class HeldOut:
         observed_ND = np.asarray(heldout.observed[rows])
         if plan is None:
             plan = LMLPlan.make(observed_ND, forwards=score.forwards, seed=score.seed)
-        _check_plan(plan, observed_ND, score)
+        same = np.array_equal(plan.observed_ND, observed_ND)
+        if not (same and plan.forwards == score.forwards and plan.seed == score.seed):
+            raise InputError(
+                "the frozen scoring plan belongs to other data or another `score` section, and "
+                "trials are comparable only on one plan; use another run directory, or delete "
+                "plan.npz"
+            )
         widths = None if heldout.log_widths is None else np.asarray(heldout.log_widths[rows])
         tokens_ND = np.asarray(heldout.tokens[rows])
         return cls(table, table.train, score, rows, tokens_ND, plan, widths, domain)
-
-    @cached_property
-    def log_width_sums(self) -> FloatArray:
-        """Sum of the log bin widths of each sequence's values, in nats."""
-        if self.log_widths is None:
-            return np.zeros(len(self.rows))
-        total: FloatArray = self.log_widths.astype(np.float64).sum(1)
-        return total
-
-    @cached_property
-    def log_bin_width(self) -> float:
-        """Their mean, nats per observed position."""
-        return float(self.log_width_sums.sum() / max(self.positions, 1))
-
-    @property
-    def bytes_per_token(self) -> float | None:
-        """Bytes of text per observed position, if it is text."""
-        if self.domain is None:
-            return self.table.bytes_per_token
-        return self.table.domain_bytes.get(self.domain)
 
     def shifted(self, domain: str) -> HeldOut:
         """The same for a domain of the table."""
@@ -116,7 +124,7 @@ class HeldOut:
     def without(self, number: int) -> HeldOut:
         """The same with the values of the score's injection `number` missing.
 
-        They look like values that were missing at the source: padding that nothing attends to.
+        They look like values that were missing at the source: padding that is not attended to.
         """
         observed_ND, score = self.plan.observed_ND, self.score
         gone_ND = removed(observed_ND, score.missing[number], score.seed, number)
@@ -138,6 +146,19 @@ class HeldOut:
     def positions(self) -> int:
         """Observed positions of the plan's sequences."""
         return int(self.plan.lengths.sum())
+
+    @cached_property
+    def log_width_sums(self) -> FloatArray:
+        """Sum of the log bin widths of each sequence's values, in nats."""
+        if self.log_widths is None:
+            return np.zeros(len(self.rows))
+        total: FloatArray = self.log_widths.astype(np.float64).sum(1)
+        return total
+
+    @cached_property
+    def log_bin_width(self) -> float:
+        """Their mean, nats per observed position."""
+        return float(self.log_width_sums.sum() / max(self.positions, 1))
 
     @cached_property
     def rung_plan(self) -> LMLPlan:
@@ -168,17 +189,8 @@ class HeldOut:
         return TokenCovariates.fit(tokens, observed, self.table.vocabulary_size)
 
 
-def _check_plan(plan: LMLPlan, observed_ND: BoolArray, score: Score) -> None:
-    same = np.array_equal(plan.observed_ND, observed_ND)
-    if not (same and plan.forwards == score.forwards and plan.seed == score.seed):
-        raise InputError(
-            "the frozen scoring plan belongs to other data or another `score` section, and trials "
-            "are comparable only on one plan; use another run directory, or delete plan.npz"
-        )
-
-
 @dataclass(frozen=True)
-class AtRung:
+class RungEstimate:
     """The score on the plan of the rungs: NaN, and no sequences, on other ranks than the first.
 
     Attributes:
@@ -192,9 +204,12 @@ class AtRung:
 
 
 class Scorer:
-    """Scores one model on all ranks; every method is to be called on every rank.
+    """Scores one model on all ranks; call every method on every rank.
 
     Each of them raises `StoppedInScoring`, on every rank, once one of them is asked to stop.
+
+    Args:
+        asked: returns, before every forward, why this rank must stop; None to go on.
     """
 
     def __init__(
@@ -204,162 +219,154 @@ class Scorer:
         ranks: Ranks,
         asked: Callable[[], StopReason | None] = lambda: None,
     ) -> None:
-        """`asked` says, before every forward, why this rank is to stop."""
         self.engine, self.heldout, self.ranks, self.asked = engine, heldout, ranks, asked
 
     def lml(self) -> tuple[LMLScore, FloatArray, IntArray] | None:
         """The score, nats per sequence [n] and the held-out rows [n]; None but on rank 0.
 
+        Of binned real values the score is a density.
+
         Raises:
             NonFiniteLogProb: on every rank.
         """
+        held, target = self.heldout, self.heldout.score
         parts: list[LMLEstimate] = []
-        while True:
-            estimate = self._estimate(self.heldout.extension(len(parts)))
+        enough, se_fixed = False, math.nan
+        while not enough:
+            estimate = self._estimate(held.extension(len(parts)))
             if estimate is not None:
                 parts.append(estimate)
-            enough = estimate is None or self._precise(parts)
-            if self.ranks.from_first(enough):
-                break
-        return self._summary(parts) if parts else None
-
-    def rung(self) -> AtRung:
-        """The score of the model as it is, on the rung plan."""
-        estimate = self._estimate(self.heldout.rung_plan)
-        if estimate is None:
-            return AtRung(math.nan, math.nan, np.zeros(0))
-        per_token = estimate.positions.sum() / estimate.n_sequences
-        widths_n = self.heldout.log_width_sums[self.heldout.rung_plan.kept]
-        nats = estimate.nats_per_position - float(widths_n.sum() / estimate.positions.sum())
-        per_sequence_n = estimate.per_sequence - widths_n
-        return AtRung(nats, estimate.se_population / float(per_token), per_sequence_n)
-
-    def rates(self) -> tuple[RateScore, ...]:
-        """Loss and accuracy at each of the score's rates."""
-        return tuple(self._rate(rate, plan) for rate, plan in self.heldout.rate_plans.items())
-
-    def _estimate(self, plan: LMLPlan) -> LMLEstimate | None:
-        log_probs_Nk, _ = self._forward(plan)
-        if not self.ranks.first:
+                # Of the mean of independent parts, for exactly these sequences.
+                se_fixed = math.sqrt(sum(part.se_fixed**2 for part in parts)) / len(parts)
+                per_token = parts[0].n_sequences / float(parts[0].positions.sum())
+                enough = (
+                    target.target_se is None
+                    or (len(parts) + 1) * target.forwards > target.max_forwards
+                    or not se_fixed * per_token > target.target_se
+                )
+            enough = self.ranks.from_first(enough)
+        if not parts:
             return None
-        return estimate_from_sums(
-            plan,
-            log_probs_Nk,
-            self.heldout.tokens[: len(plan.observed_ND)],
-            covariates=self.heldout.covariates,
-        )
-
-    def _forward(self, plan: LMLPlan) -> tuple[FloatArray, FloatArray]:
-        """Sum of log p, and exact hits, of every forward's masked positions, on every rank."""
-        table_2Nk = torch.zeros(2, *plan.counts_Nk.shape, dtype=torch.float64)
-        training = self.engine.training
-        self.engine.eval()
-        with torch.inference_mode():
-            for rows, bands, counted in self._batches(plan):
-                self._check_stop()
-                sums_2B = self._batch(plan, rows, bands)
-                if counted:
-                    table_2Nk[:, rows, bands] = sums_2B
-        self.engine.train(training)
-        totals = self.ranks.total(table_2Nk.to(self.ranks.device)).cpu().numpy()
-        rows, bands = np.nonzero(plan.counts_Nk)
-        check_finite(plan, rows, bands, totals[0][rows, bands])
-        return totals[0], totals[1]
-
-    def _check_stop(self) -> None:
-        # One small sum a forward: all that it costs is to wait for the slowest rank.
-        mine = torch.tensor(vote(self.asked(), self.ranks.first), dtype=torch.float64)
-        reason = agreed_stop(*self.ranks.total(mine.to(self.ranks.device)).tolist())
-        if reason is not None:
-            raise StoppedInScoring(reason)
-
-    def _batches(self, plan: LMLPlan) -> Iterator[tuple[IntArray, IntArray, bool]]:
-        """This rank's share; every rank makes as many forwards, as ZeRO stage 3 needs."""
-        size, ranks = self.heldout.score.batch_size, self.ranks
-        mine = list(plan.batches(size, ranks.rank, ranks.world_size))
-        idle = plan.kept[:1], np.zeros(1, np.int64)
-        for step in range(plan.steps(size, ranks.world_size)):
-            counted = step < len(mine)
-            yield (*(mine[step] if counted else idle), counted)
-
-    def _batch(self, plan: LMLPlan, rows_B: IntArray, bands_B: IntArray) -> torch.Tensor:
-        """Sums of log p and of hits over each forward's mask, float64 [2, B] on the CPU."""
-        table, device = self.heldout.table, self.ranks.device
-        tokens_BD, mask_BD = self.heldout.tokens[rows_B], plan.masks(rows_B, bands_B)
-        inputs_BD = np.where(mask_BD, table.mask_id, tokens_BD).astype(np.int64)
-        attend_BD = attended(tokens_BD, table.pad_id)
-        logits_KV = self.engine(
-            torch.from_numpy(inputs_BD).to(device),
-            torch.from_numpy(mask_BD).to(device),
-            None if attend_BD is None else torch.from_numpy(attend_BD).to(device),
-        ).float()
-        target_K = torch.from_numpy(tokens_BD[mask_BD].astype(np.int64)).to(device)
-        log_prob_K = -cross_entropy(logits_KV, target_K, reduction="none")
-        both_2K = torch.stack([log_prob_K.double(), (logits_KV.argmax(1) == target_K).double()])
-        row_K = torch.from_numpy(np.nonzero(mask_BD)[0]).to(device)
-        sums_2B = torch.zeros(2, len(rows_B), dtype=torch.float64, device=device)
-        return sums_2B.index_add_(1, row_K, both_2K).cpu()
-
-    def _precise(self, parts: list[LMLEstimate]) -> bool:
-        """Whether no more forwards are asked for, or allowed."""
-        score = self.heldout.score
-        if score.target_se is None or (len(parts) + 1) * score.forwards > score.max_forwards:
-            return True
-        per_token = parts[0].n_sequences / float(parts[0].positions.sum())
-        return not _se_fixed(parts) * per_token > score.target_se
-
-    def _summary(self, parts: list[LMLEstimate]) -> tuple[LMLScore, FloatArray, IntArray]:
-        """Mean over the parts, as densities where the data are binned real values."""
-        held, first = self.heldout, parts[0]
-        per_sequence = np.mean([part.per_sequence for part in parts], axis=0)
-        per_sequence = per_sequence - held.log_width_sums[first.sequence_index]
-        nats = float(per_sequence.mean())
-        nats_per_token = float(per_sequence.sum() / first.positions.sum())
-        se_fixed = _se_fixed(parts)
+        first, curve = parts[0], parts[0].curve
+        per_sequence_n = np.mean([part.per_sequence for part in parts], axis=0)
+        per_sequence_n = per_sequence_n - held.log_width_sums[first.sequence_index]
+        nats_per_token = float(per_sequence_n.sum() / first.positions.sum())
+        bytes_per_token = held.table.bytes_per_token
+        if held.domain is not None:
+            bytes_per_token = held.table.domain_bytes.get(held.domain)
         score = LMLScore(
-            nats_per_sequence=nats,
+            nats_per_sequence=float(per_sequence_n.mean()),
             nats_per_token=nats_per_token,
-            bits_per_byte=bits_per_byte(nats_per_token, held.bytes_per_token),
-            se_population=float(per_sequence.std(ddof=1) / math.sqrt(len(per_sequence))),
+            bits_per_byte=bits_per_byte(nats_per_token, bytes_per_token),
+            se_population=float(per_sequence_n.std(ddof=1) / math.sqrt(len(per_sequence_n))),
             se_fixed=None if math.isnan(se_fixed) else se_fixed,
             sequences=first.n_sequences,
             forwards=sum(part.forwards_used for part in parts),
             effective_sample_size=sum(part.effective_sample_size for part in parts),
-            plan_hash=self.heldout.hash,
-            curve=_curve(first, held.log_bin_width),
+            plan_hash=held.hash,
+            curve=tuple(
+                CurvePoint(
+                    mask_rate=float(rate),
+                    nats_per_token=float(nats) - held.log_bin_width,
+                    se=float(se),
+                )
+                for rate, nats, se in zip(
+                    curve.mask_rate, curve.mean_log_prob, curve.se, strict=True
+                )
+            ),
         )
-        return score, per_sequence, self.heldout.rows[first.sequence_index]
+        return score, per_sequence_n, held.rows[first.sequence_index]
 
-    def _rate(self, rate: float, plan: LMLPlan) -> RateScore:
-        log_probs_Nk, hits_Nk = self._forward(plan)
-        counts_n = plan.counts_Nk[plan.kept, 0]
-        loss, loss_se = _ratio(-log_probs_Nk[plan.kept, 0], counts_n)
-        accuracy, accuracy_se = _ratio(hits_Nk[plan.kept, 0], counts_n)
-        return RateScore(
-            rate=rate,
-            loss=loss + self.heldout.log_bin_width,
-            loss_se=loss_se,
-            accuracy=accuracy,
-            accuracy_se=accuracy_se,
-        )
+    def rung(self) -> RungEstimate:
+        """The score of the model as it is, on the rung plan."""
+        estimate = self._estimate(self.heldout.rung_plan)
+        if estimate is None:
+            return RungEstimate(math.nan, math.nan, np.zeros(0))
+        per_token = estimate.positions.sum() / estimate.n_sequences
+        widths_n = self.heldout.log_width_sums[self.heldout.rung_plan.kept]
+        nats = estimate.nats_per_position - float(widths_n.sum() / estimate.positions.sum())
+        per_sequence_n = estimate.per_sequence - widths_n
+        return RungEstimate(nats, estimate.se_population / float(per_token), per_sequence_n)
+
+    def rates(self) -> tuple[RateScore, ...]:
+        """Loss and accuracy at each of the score's rates."""
+        found = []
+        for rate, plan in self.heldout.rate_plans.items():
+            log_probs_Nk, hits_Nk = self._sums(plan)
+            counts_n = plan.counts_Nk[plan.kept, 0]
+            loss, loss_se = _ratio(-log_probs_Nk[plan.kept, 0], counts_n)
+            accuracy, accuracy_se = _ratio(hits_Nk[plan.kept, 0], counts_n)
+            found.append(
+                RateScore(
+                    rate=rate,
+                    loss=loss + self.heldout.log_bin_width,
+                    loss_se=loss_se,
+                    accuracy=accuracy,
+                    accuracy_se=accuracy_se,
+                )
+            )
+        return tuple(found)
+
+    def _estimate(self, plan: LMLPlan) -> LMLEstimate | None:
+        """The LML estimate on a plan; None on other ranks than the first."""
+        log_probs_Nk, _ = self._sums(plan)
+        if not self.ranks.first:
+            return None
+        tokens_ND = self.heldout.tokens[: len(plan.observed_ND)]
+        covariates = self.heldout.covariates
+        return estimate_from_sums(plan, log_probs_Nk, tokens_ND, covariates=covariates)
+
+    def _sums(self, plan: LMLPlan) -> tuple[FloatArray, FloatArray]:
+        """One scoring pass: log p and exact hits of each forward's masked positions.
+
+        Returns:
+            Their sums [N, k], on every rank those of all ranks.
+
+        Raises:
+            StoppedInScoring, NonFiniteLogProb: on every rank.
+        """
+        table, ranks, device = self.heldout.table, self.ranks, self.ranks.device
+        size, training = self.heldout.score.batch_size, self.engine.training
+        mine = list(plan.batches(size, ranks.rank, ranks.world_size))
+        table_2Nk = torch.zeros(2, *plan.counts_Nk.shape, dtype=torch.float64)
+        self.engine.eval()
+        with torch.inference_mode():
+            # ZeRO stage 3 needs as many forwards of every rank; the last ones may not count.
+            for step in range(plan.steps(size, ranks.world_size)):
+                # One small sum a forward: all that it costs is to wait for the slowest rank.
+                votes = torch.tensor(ranks.stop_votes(self.asked()), dtype=torch.float64)
+                reason = agreed_stop(*ranks.total(votes.to(device)).tolist())
+                if reason is not None:
+                    raise StoppedInScoring(reason)
+                counts = step < len(mine)
+                rows_B, bands_B = mine[step] if counts else (plan.kept[:1], np.zeros(1, np.int64))
+                tokens_BD, mask_BD = self.heldout.tokens[rows_B], plan.masks(rows_B, bands_B)
+                inputs_BD = np.where(mask_BD, table.mask_id, tokens_BD).astype(np.int64)
+                attend_BD = attended(tokens_BD, table.pad_id)
+                logits_KV = self.engine(
+                    torch.from_numpy(inputs_BD).to(device),
+                    torch.from_numpy(mask_BD).to(device),
+                    None if attend_BD is None else torch.from_numpy(attend_BD).to(device),
+                ).float()
+                target_K = torch.from_numpy(tokens_BD[mask_BD].astype(np.int64)).to(device)
+                log_prob_K = -cross_entropy(logits_KV, target_K, reduction="none")
+                hit_K = logits_KV.argmax(1) == target_K
+                both_2K = torch.stack([log_prob_K.double(), hit_K.double()])
+                row_K = torch.from_numpy(np.nonzero(mask_BD)[0]).to(device)
+                sums_2B = torch.zeros(2, len(rows_B), dtype=torch.float64, device=device)
+                sums_2B = sums_2B.index_add_(1, row_K, both_2K).cpu()
+                if counts:
+                    table_2Nk[:, rows_B, bands_B] = sums_2B
+        self.engine.train(training)
+        log_probs_Nk, hits_Nk = ranks.total(table_2Nk.to(device)).cpu().numpy()
+        rows, bands = np.nonzero(plan.counts_Nk)
+        check_finite(plan, rows, bands, log_probs_Nk[rows, bands])
+        return log_probs_Nk, hits_Nk
 
 
 def bits_per_byte(nats_per_token: float, bytes_per_token: float | None) -> float | None:
     """Code length per byte of text; None for data that is not text."""
     return -nats_per_token / math.log(2) / bytes_per_token if bytes_per_token else None
-
-
-def _se_fixed(parts: list[LMLEstimate]) -> float:
-    """Standard error, for exactly these sequences, of the mean of independent parts."""
-    return math.sqrt(sum(part.se_fixed**2 for part in parts)) / len(parts)
-
-
-def _curve(estimate: LMLEstimate, log_bin_width: float) -> tuple[CurvePoint, ...]:
-    curve = estimate.curve
-    return tuple(
-        CurvePoint(mask_rate=float(rate), nats_per_token=float(nats) - log_bin_width, se=float(se))
-        for rate, nats, se in zip(curve.mask_rate, curve.mean_log_prob, curve.se, strict=True)
-    )
 
 
 def _ratio(sums_n: FloatArray, counts_n: IntArray) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""What large blocks cost, in a process of its own: the allocator is told once for all."""
+"""What large blocks cost; in a process of its own, because mallopt cannot be undone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 FAULTS = """
 import resource, sys
 import numpy as np, psutil
-from mptune.training import allocator
+from mptune.training import engine
 
 def step():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -18,10 +18,10 @@ def step():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 if sys.argv[1] == "kept":
-    allocator.keep_freed_memory()
+    engine.keep_freed_memory()
 step()
 faults = step()
-allocator.give_back_freed_memory()
+engine.release_freed_memory()
 print(faults, psutil.Process().memory_info().rss)
 """
 

@@ -1,4 +1,4 @@
-"""What is taken away, and that it is the same for ever."""
+"""Which values are taken away before scoring, and that they never change."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from mptune.spec.schema import Missing
-from mptune.training.missing import removed
+from mptune.training.scoring import removed
 
 PINNED = [5, 8, 10, 14]
-"""Removed of 21 positions: frozen for ever."""
+"""Removed of 21 positions; must never change."""
 
 OBSERVED = np.arange(40) < np.array([[40], [21], [2], [1], [0]])
 
@@ -27,9 +27,18 @@ def test_an_exact_share_goes_and_something_stays(kind: str, fraction: float) -> 
 def test_a_block_is_one_stretch_of_what_is_observed() -> None:
     holes = OBSERVED & (np.arange(40) % 5 != 0)
     gone = removed(holes, Missing(fraction=0.4, kind="block"), seed=1)
-    for row, lost in zip(holes[:2], gone[:2], strict=True):
-        places = np.flatnonzero(lost[row])
-        assert (np.diff(places) == 1).all()
+    scattered = removed(holes, Missing(fraction=0.4, kind="random"), seed=1)
+
+    def stretches(lost: np.ndarray) -> list[int]:
+        """Runs of neighbours among the observed positions of the two longest sequences."""
+        return [
+            1 + int((np.diff(np.flatnonzero(gone_D[row_D])) > 1).sum())
+            for row_D, gone_D in zip(holes[:2], lost[:2], strict=True)
+        ]
+
+    assert gone.sum(1)[:2].tolist() == [13, 6], "0.4 of 32 and of 16 observed positions"
+    assert stretches(gone) == [1, 1]
+    assert min(stretches(scattered)) > 1
 
 
 def test_starts_and_places_are_uniform() -> None:

@@ -37,6 +37,7 @@ def test_flops_budget_counts_what_was_spent():
     budget = Budget.of(Training(budget_flops=1e6), tokens_per_step=300, flops_per_step=1e5)
     assert (budget.steps, budget.progress(Spent(flops=5e5))) == (10, 0.5)
     assert budget.expected_steps(Spent(steps=4, flops=5e5)) == 8
+    assert budget.progress(Spent(flops=1.3e6)) == 1.0, "the last step may spend more"
 
 
 def test_seconds_budget_learns_its_steps():

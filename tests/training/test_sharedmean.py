@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 
 from mptune.spec.schema import Training
-from mptune.training import engine, sharedmean
+from mptune.training import sharedmean
+from mptune.training.deepspeed_private import average_after_backward
 from mptune.training.ranks import Ranks
 from mptune.training.sharedmean import SharedMean
 
@@ -110,7 +111,7 @@ def test_a_lost_peer_is_noticed(found):
 def engine_of(world_size, **section):
     made = SimpleNamespace(allreduce_no_retain="theirs", enable_backward_allreduce=True)
     training = Training.model_validate({"budget_tokens": 1, "deepspeed": section})
-    engine._average_apart(made, training, Ranks(0, world_size))
+    average_after_backward(made, training, Ranks(0, world_size))
     return made
 
 
@@ -122,9 +123,10 @@ def test_which_engines_average_in_shared_memory():
 
 
 def test_where_no_memory_is_shared_deepspeed_averages(monkeypatch):
-    told = []
+    calls, bucket = [], [torch.ones(3)]
     monkeypatch.setattr(sharedmean, "shared_memory", lambda ranks, size: None)
-    shared, bucket = SharedMean(Ranks(0, 2)), [torch.ones(3)]
+    made = SimpleNamespace(allreduce_no_retain=lambda b, **options: calls.append((b, options)))
+    average_after_backward(made, Training(budget_tokens=1), Ranks(0, 2))
     for _ in range(2):
-        engine._average(shared, lambda b, **how: told.append((b, how)), bucket, dp_world_size=2)
-    assert told == [(bucket, {"dp_world_size": 2})] * 2
+        made.allreduce_no_retain(bucket, dp_world_size=2)
+    assert calls == [(bucket, {"dp_world_size": 2})] * 2

@@ -1,0 +1,124 @@
+"""The private parts of DeepSpeed that are used or replaced here.
+
+tests/training/test_deepspeed_private.py checks each of them against the installed version.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import logging
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mptune.spec.schema import Training
+from mptune.training.ranks import Ranks
+from mptune.training.sharedmean import SharedMean
+
+AVERAGING_KEYS = {
+    "communication_data_type",
+    "gradient_allreduce_op",
+    "gradient_predivide_factor",
+    "managed_gradient_accumulation",
+    "prescale_gradients",
+}
+"""Keys of the user's `deepspeed` section that change how or when DeepSpeed averages gradients."""
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Suppress the banner that DeepSpeed prints, and what it logs at INFO."""
+    for name in ("DeepSpeed", "deepspeed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def average_after_backward(engine: Any, training: Training, ranks: Ranks) -> None:
+    """Move the average of gradients from the backward pass to `average_gradients`.
+
+    DeepSpeed would copy all gradients, sum them even over one rank, and copy them back. Ranks of
+    one machine average in shared memory where they can. An engine of several ranks keeps
+    DeepSpeed's way if the user's section changes it.
+    """
+    if ranks.world_size > 1 and not AVERAGING_KEYS.isdisjoint(training.deepspeed):
+        return
+    engine.enable_backward_allreduce = False
+    if ranks.world_size > 1 and ranks.device.type == "cpu":
+        shared, of_deepspeed = SharedMean(ranks), engine.allreduce_no_retain
+
+        def average(bucket: Sequence[torch.Tensor], **options: Any) -> None:
+            if not shared.average(bucket):
+                of_deepspeed(bucket, **options)
+
+        engine.allreduce_no_retain = average
+
+
+def averages_in_backward(engine: Any) -> bool:
+    """Whether gradients are averaged in the backward pass, where each rank waits for all others."""
+    return bool(engine.enable_backward_allreduce)
+
+
+def average_gradients(engine: Any, ranks: Ranks) -> None:
+    """Average the gradients over the ranks, unless the backward pass has done it."""
+    if ranks.world_size > 1 and not averages_in_backward(engine):
+        engine.allreduce_gradients()
+
+
+def clear_zero_3_caches() -> None:
+    """Empty the module-level caches in which ZeRO 3 keeps the weights of destroyed engines."""
+    from deepspeed.runtime.zero import parameter_offload, partitioned_param_coordinator
+
+    for cache in lru_caches(partitioned_param_coordinator.PartitionedParameterCoordinator):
+        cache.cache_clear()
+    parameter_offload.FWD_MODULE_STACK.clear()
+
+
+def lru_caches(kind: type) -> Iterator[Any]:
+    """Methods of a class that `functools.lru_cache` wraps, also below one more decorator."""
+    for method in filter(inspect.isroutine, vars(kind).values()):
+        cells = getattr(method, "__closure__", None) or ()
+        wrapped = (method, *(cell.cell_contents for cell in cells))
+        yield from (function for function in wrapped if hasattr(function, "cache_clear"))
+
+
+def universal_arguments(folder: Path, target: Path) -> Namespace:
+    """Arguments of DeepSpeed's converter, which is made as a script."""
+    return Namespace(
+        input_folder=str(folder),
+        output_folder=str(target),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,
+    )
+
+
+def to_universal(folder: Path, target: Path) -> None:
+    """Convert a checkpoint of ZeRO shards so that any number of ranks can load it."""
+    from deepspeed.checkpoint import ds_to_universal
+
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):
+        ds_to_universal.main(universal_arguments(folder, target))
+
+
+def separate_groups(engine: Any, hyperparameters: Sequence[Mapping[str, Any]]) -> None:
+    """Undo what loading a universal checkpoint does to the parameter groups.
+
+    DeepSpeed gives all groups the hyperparameters of the first one; those of the spec are put
+    back. It also gives all parameters the same step counter, which would then be raised once per
+    group.
+    """
+    optimizer = engine.optimizer
+    if engine.lr_scheduler is None:
+        for group, values in zip(optimizer.param_groups, hyperparameters, strict=True):
+            group.update(values, peak_lr=values["lr"])
+    for state in getattr(optimizer, "optimizer", optimizer).state.values():
+        if isinstance(state.get("step"), torch.Tensor):
+            state["step"] = state["step"].clone()

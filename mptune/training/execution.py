@@ -1,0 +1,264 @@
+"""The execution of one trial on one rank: build, train, score, keep the result.
+
+A trial is a pure function of its `TrialSpec`; on CPU, with the same number of workers, the same
+spec gives the same result bit for bit.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from mptune.artifacts import Store, artifacts_of
+from mptune.data.table import TokenTable
+from mptune.errors import InputError
+from mptune.lml import LMLPlan
+from mptune.models import _memory as memory
+from mptune.paths import TrialDirectory, write_aside, write_text
+from mptune.spec.deepspeed import configuration
+from mptune.spec.schema import Score, build
+from mptune.training import engine
+from mptune.training.checkpoint import Checkpoints
+from mptune.training.feed import Inputs
+from mptune.training.loop import Loop, learned_policy
+from mptune.training.ranks import Ranks
+from mptune.training.scoring import HeldOut, Scorer
+from mptune.trial import (
+    Control,
+    Cost,
+    Device,
+    DeviceKind,
+    Event,
+    Finished,
+    LearningPoint,
+    LMLScore,
+    MissingScore,
+    Prepared,
+    Scoring,
+    Started,
+    Stopped,
+    TrialResult,
+    TrialSpec,
+)
+
+VERSIONS_OF = ("mptune", "torch", "deepspeed", "transformers", "numpy")
+
+
+@dataclass(frozen=True)
+class ScoringData:
+    """What the trials of one study are scored on; a worker keeps it from trial to trial."""
+
+    key: tuple[Prepared, Score]
+    heldout: HeldOut
+    shifted: dict[str, HeldOut]
+    """By domain."""
+    missing: list[HeldOut]
+    """By injection of missing values."""
+
+    @classmethod
+    def of(cls, trial: TrialSpec, kept: ScoringData | None) -> ScoringData:
+        """Open the table and the frozen plan; returns `kept` if it is the same study's.
+
+        Raises:
+            InputError: they cannot be opened, or are not those that the trial was made for.
+        """
+        prepared, score = key = trial.prepared, trial.score
+        if kept is not None and kept.key == key:
+            return kept
+        try:
+            plan = LMLPlan.load(prepared.plan)
+            heldout = HeldOut.select(TokenTable.open(Path(prepared.table)), score, plan)
+        except (ValueError, OSError) as error:
+            raise InputError(f"the prepared data cannot be opened: {error}") from error
+        if heldout.hash != prepared.plan_hash:
+            raise InputError(f"{prepared.plan} is not the plan that this trial was made for")
+        shifted = {name: heldout.shifted(name) for name in heldout.table.domains}
+        missing = [heldout.without(number) for number in range(len(score.missing))]
+        return cls(key, heldout, shifted, missing)
+
+
+def events(trial: TrialSpec, ranks: Ranks, control: Control, data: ScoringData) -> Iterator[Event]:
+    """Run the trial, on all ranks at once, and yield its events; its files are in its directory."""
+    began, number = time.monotonic(), trial.number
+    files = TrialDirectory(Path(trial.directory))
+    store = artifacts_of(files.root, trial.artifacts)
+    # What goes wrong before the first collective must be known to all ranks.
+    with ranks.failing_together():
+        inputs, module = built(trial, ranks, data.heldout)
+    checkpoints = Checkpoints(store.inside(files.checkpoint.name), trial.course(), ranks)
+    found = checkpoints.find()
+    universal = found is not None and found.universal
+    width = inputs.family.width
+    with engine.engine(module, trial.training, ranks, width, universal=universal) as made:
+        scorer = Scorer(made, data.heldout, ranks, control.stop_requested)
+        loop = Loop(inputs, made, ranks, checkpoints, scorer.rung)
+        setting_up_s = time.monotonic() - began
+        yield Started(
+            number=number,
+            gang="",
+            pids=ranks.gathered(os.getpid()),
+            total_steps=loop.budget.expected_steps(loop.spent),
+            parameters=inputs.parameters,
+            resumed_at=loop.spent.steps,
+        )
+        yield from loop.run(control)
+        result = None
+        if loop.stopped is None:
+            yield Scoring(number=number)
+            with loop.scoring():
+                result = score(trial, loop, scorer, data, began, setting_up_s)
+        if loop.stopped is not None:
+            if loop.stopped == "pruned":  # it will not go on
+                checkpoints.remove()
+            yield Stopped(number=number, reason=loop.stopped, step=loop.spent.steps)
+            return
+        if trial.training.keep_weights:
+            keep_weights(made, ranks, files, store)
+        if result is not None:
+            # The result is written last: a trial that has one is never run again.
+            write_text(files.result, result.model_dump_json(indent=2) + "\n")
+        checkpoints.remove()
+    if result is not None:
+        yield Finished(number=number, result=result)
+
+
+def built(trial: TrialSpec, ranks: Ranks, heldout: HeldOut) -> tuple[Inputs, nn.Module]:
+    """What needs no other rank: policy, and the model with its initial weights.
+
+    Raises:
+        InputError: the spec is wrong, or the policy does not fit the data.
+        DoesNotFit: the model needs more memory than this rank's device has. What is known of the
+            devices before there is a gang was refused by the driver.
+    """
+    torch.set_num_threads(max(1, int(trial.resources.cpus_per_worker)))
+    configuration(trial.training, ranks.world_size)
+    table = heldout.table
+    try:
+        policy, family = build("policy", trial.policy), build("model", trial.model)
+    except ValidationError as error:
+        raise InputError(str(error)) from error
+    joins, words_BD = None, None
+    if policy.structure.kind == "whole_word":
+        joins = build("data", trial.data).word_joins(table.total_vocabulary)
+        words_BD = None if joins is None else np.zeros((1, table.length), np.int64)
+    inputs = Inputs(
+        number=trial.number,
+        seed=trial.seed,
+        training=trial.training,
+        rungs=trial.rungs,
+        policy=policy,
+        family=family.sized(table.total_vocabulary, table.length),
+        train=heldout.train,
+        vocabulary_size=table.vocabulary_size,
+        axes=tuple(table.axes.values()),
+        joins=joins,
+    )
+    try:
+        policy.structure.units((1, table.length), np.random.default_rng(0), words_BD)
+    except ValueError as error:
+        raise InputError(f"policy.structure: {error}") from None
+    stated_gb = trial.resources.memory_gb
+    size = ranks.memory_bytes() if stated_gb is None else 1e9 * stated_gb
+    kind: DeviceKind = "cuda" if ranks.device.type == "cuda" else "cpu"
+    device = Device(kind=kind, bytes=size, words="the device")
+    gang = trial.resources.model_copy(update={"workers": ranks.world_size})
+    memory.check(memory.Sizes.of(trial, kind), trial.training, gang, lambda _: device)
+    torch.manual_seed(trial.seed)
+    module = inputs.family.build(table.total_vocabulary, table.vocabulary_size, table.length)
+    inputs.family.lay_out(module, inputs.axes, table.sizes)
+    return inputs, module
+
+
+def score(
+    trial: TrialSpec,
+    loop: Loop,
+    scorer: Scorer,
+    data: ScoringData,
+    began: float,
+    setting_up_s: float,
+) -> TrialResult | None:
+    """Score the trained model; None on other ranks than the first.
+
+    Args:
+        began: when the trial began, by `time.monotonic`.
+        setting_up_s: seconds from then to the start of the training.
+    """
+
+    def lml(heldout: HeldOut) -> LMLScore | None:
+        scored = Scorer(scorer.engine, heldout, scorer.ranks, scorer.asked).lml()
+        return None if scored is None else scored[0]
+
+    scoring, inputs, spent = time.monotonic(), loop.inputs, loop.spent
+    scored, rates = scorer.lml(), scorer.rates()
+    shifted = {name: lml(heldout) for name, heldout in data.shifted.items()}
+    missing = [lml(heldout) for heldout in data.missing]
+    if scored is None:
+        return None
+    now = time.monotonic()
+    of_home, nats_per_sequence, rows = scored
+    with write_aside(TrialDirectory(Path(trial.directory)).scores) as aside:
+        at_rungs = np.asarray(spent.rung_scores, np.float64)
+        np.savez(aside, nats_per_sequence=nats_per_sequence, rows=rows, at_rungs=at_rungs)
+    prequential = None
+    if spent.code and spent.code[1]:
+        # In the unit of the score: a density of binned values, higher is better.
+        prequential = -spent.code[0] / spent.code[1] - data.heldout.table.log_bin_width
+    return TrialResult(
+        fingerprint=trial.fingerprint(),
+        lml=of_home,
+        rates=rates,
+        lml_shift={name: found for name, found in shifted.items() if found is not None},
+        lml_missing=tuple(
+            MissingScore(fraction=injection.fraction, kind=injection.kind, lml=found)
+            for injection, found in zip(trial.score.missing, missing, strict=True)
+            if found is not None
+        ),
+        cost=Cost(
+            tokens=spent.tokens,
+            flops=spent.flops,
+            steps=spent.steps,
+            training_s=loop.seconds,
+            scoring_s=now - scoring,
+            total_s=now - began,
+            setting_up_s=setting_up_s,
+            workers=loop.ranks.world_size,
+            parameters=inputs.parameters,
+            tokens_per_s=spent.tokens / max(loop.seconds, 1e-9),
+        ),
+        rungs=tuple(spent.rungs),
+        learning=tuple(LearningPoint(**point) for point in spent.learning),
+        loss_curve=tuple(spent.loss_curve),
+        mean_mask_rate=spent.masked / max(spent.observed, 1),
+        prequential=prequential,
+        learned_policy=learned_policy(inputs.policy, spent.learned),
+        versions=_versions(),
+    )
+
+
+def keep_weights(made: Any, ranks: Ranks, files: TrialDirectory, store: Store) -> None:
+    """Store the final weights as a folder that transformers opens; complete or not at all."""
+    name = files.weights.name
+    aside = files.root / f".{name}"
+    with engine.whole_weights(made):
+        if ranks.first:
+            shutil.rmtree(aside, ignore_errors=True)
+            made.module.save_pretrained(str(aside))
+            torch.save(made.module.state_dict(), aside / files.module.name)
+            store.take(aside, name, last="config.json")
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in VERSIONS_OF}

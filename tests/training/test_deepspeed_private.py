@@ -1,0 +1,67 @@
+"""The contract with DeepSpeed: what `deepspeed_private` uses is still as it expects it."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+
+import pytest
+
+from mptune.training import deepspeed_private as private
+from mptune.training import engine
+
+engine.import_deepspeed()
+
+import deepspeed  # noqa: E402
+from deepspeed.checkpoint import ds_to_universal  # noqa: E402
+from deepspeed.runtime.engine import DeepSpeedEngine  # noqa: E402
+from deepspeed.runtime.zero import (  # noqa: E402
+    parameter_offload,
+    partitioned_param_coordinator,
+)
+
+CHANGED = f"DeepSpeed {deepspeed.__version__} has changed; adapt deepspeed_private.py: "
+
+
+def test_gradients_can_be_averaged_after_the_backward_pass():
+    source = inspect.getsource(DeepSpeedEngine)
+    for use in (
+        "if self.enable_backward_allreduce and not ",
+        "self.allreduce_no_retain(",
+        "def allreduce_gradients(self, bucket_size=",
+        "def allreduce_no_retain(self, bucket,",
+    ):
+        assert use in source, f"{CHANGED}the engine has no {use!r}"
+
+
+@pytest.mark.parametrize("key", sorted(private.AVERAGING_KEYS))
+def test_the_keys_about_averaging_are_still_read(key):
+    folder = Path(deepspeed.__file__).parent / "runtime"
+    files = [folder / name for name in ("config.py", "constants.py", "engine.py")]
+    assert any(f'"{key}"' in file.read_text() or f".{key}" in file.read_text() for file in files), (
+        f"{CHANGED}it does not read the key {key!r}"
+    )
+
+
+def test_the_caches_of_zero_3_are_found():
+    coordinator = partitioned_param_coordinator.PartitionedParameterCoordinator
+    assert list(private.lru_caches(coordinator)), f"{CHANGED}the coordinator has no lru_cache"
+    assert isinstance(parameter_offload.FWD_MODULE_STACK, list), (
+        f"{CHANGED}FWD_MODULE_STACK is no list"
+    )
+
+
+def test_the_converter_takes_the_arguments_that_it_is_given(monkeypatch):
+    command = ["ds_to_universal", "--input_folder", "in", "--output_folder", "out"]
+    monkeypatch.setattr(sys, "argv", command)
+    expected = set(vars(ds_to_universal.parse_arguments()))
+    given = set(vars(private.universal_arguments(Path("in"), Path("out"))))
+    assert given == expected, f"{CHANGED}the converter's arguments are {sorted(expected)}"
+
+
+def test_the_engine_says_what_it_has_loaded():
+    for name in ("load_universal_checkpoint", "zero_optimization_stage", "bfloat16_enabled"):
+        assert callable(getattr(DeepSpeedEngine, name, None)), f"{CHANGED}no engine.{name}()"
+    source = inspect.getsource(DeepSpeedEngine)
+    assert "scale_wrt_gas=" in source, f"{CHANGED}engine.backward() has no scale_wrt_gas"
