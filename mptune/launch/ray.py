@@ -204,6 +204,9 @@ def jobs_client(url: str) -> Any:
     hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         return JobsClient(url, headers={"Authorization": f"Bearer {token}"} if token else None)
+    except (OSError, RuntimeError, LookupError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise LaunchError(f"{url} is not a Jobs API that this Ray understands: {reason}") from None
     finally:
         os.environ.update(hidden)
 

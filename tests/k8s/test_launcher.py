@@ -17,7 +17,7 @@ from mptune.cli import main
 from mptune.launch import _rayjob, _rayjob_state, base
 from mptune.launch._kubernetes_api import KubernetesApi
 from mptune.paths import RunDirectory
-from tests.k8s.apiserver import ApiServer
+from tests.k8s.apiserver import ApiServer, recorded
 from tests.k8s.render import overlay
 from tests.k8s.schemas import ROOT, Schemas
 
@@ -116,7 +116,7 @@ def test_the_states_are_told_in_words(
 def test_a_running_search_says_which_trial_it_is_at(
     server: ApiServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server.pause_at = _first_running("deleted-while-running")
+    server.pause_at = _after("deleted-while-running", "RUNNING")
     assert launch("deleted-while-running", "--detach") == 0
     wait_for(lambda: _job_status(server, "deleted-while-running") == "RUNNING")
     capsys.readouterr()
@@ -128,15 +128,10 @@ def _job_status(api: ApiServer, name: str) -> str | None:
     return api.objects["rayjobs"][name].get("status", {}).get("jobStatus")
 
 
-def _first_running(scenario: str) -> int:
-    from tests.k8s.apiserver import recorded
-
-    steps = recorded(scenario)
-    return 1 + next(
-        i
-        for i, (_, s) in enumerate(steps)
-        if s["object"].get("status", {}).get("jobStatus") == "RUNNING"
-    )
+def _after(scenario: str, job_status: str) -> int:
+    """The number of recorded steps until the RayJob's `jobStatus` has this value."""
+    statuses = [s["object"].get("status", {}).get("jobStatus") for _, s in recorded(scenario)]
+    return 1 + statuses.index(job_status)
 
 
 def test_kueue_admits_one_at_a_time(
@@ -378,27 +373,35 @@ def test_a_watch_that_is_gone_is_begun_again(
     assert server.lost_watches == 0
 
 
-def test_an_api_server_that_goes_away_in_the_middle_is_waited_for(
-    server: ApiServer, capsys: pytest.CaptureFixture[str]
+def test_following_continues_after_an_outage_of_the_api_server(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     report_of(server, "succeeds")
-    server.pause_at = 20
+    server.pause_at = _after("succeeds", "PENDING")
+    shown: list[str] = []
+    log_is_shown, outage_is_shown = threading.Event(), threading.Event()
+
+    def say(line: str) -> None:
+        shown.append(line)
+        if line == LOG[-1]:
+            log_is_shown.set()
+        if "does not answer" in line:
+            outage_is_shown.set()
 
     def outage() -> None:
-        wait_for(lambda: "succeeds" in server.objects["rayjobs"])
-        time.sleep(0.5)
+        log_is_shown.wait(20)
         with server.gone():
-            time.sleep(3)
+            outage_is_shown.wait(20)
         server.go_on.set()
 
+    monkeypatch.setattr("mptune.cli.launch._say", say)
     thread = threading.Thread(target=outage)
     thread.start()
     assert launch("succeeds") == 0
     thread.join()
-    out = capsys.readouterr().out
-    assert out.count("does not answer") == 1
-    assert out.index("does not answer") < out.index("the API server answers again")
-    assert [out.count(line) for line in LOG] == [1, 1, 1]
+    (lost,) = [i for i, line in enumerate(shown) if "does not answer" in line]
+    assert shown.index(LOG[-1]) < lost < shown.index("the API server answers again")
+    assert [shown.count(line) for line in LOG] == [1, 1, 1]
 
 
 def test_a_report_cut_short_on_its_way_is_not_taken(

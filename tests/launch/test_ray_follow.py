@@ -30,6 +30,7 @@ class JobsServer(ThreadingHTTPServer):
 
     daemon_threads = True
     failures: list[int]
+    version: object
     tokens: set[str | None]
 
 
@@ -41,7 +42,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         answers: dict[str, Any] = {
-            "/api/version": {"ray_version": "2.60.0"},
+            "/api/version": self.server.version,
             "/api/jobs/": [JOB],
             "/api/jobs/tiny-1/logs": {"logs": "trial 2 of 2\nreport written\n"},
         }
@@ -59,7 +60,7 @@ class _Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[JobsServer]:
     found = JobsServer(("127.0.0.1", 0), _Handler)
-    found.failures, found.tokens = [], set()
+    found.failures, found.tokens, found.version = [], set(), {"ray_version": "2.60.0"}
     threading.Thread(target=found.serve_forever, args=(0.05,), daemon=True).start()
     yield found
     found.shutdown()
@@ -115,6 +116,15 @@ def test_a_token_is_sent_without_ray_auth_mode(
 def test_an_error_of_the_cluster_is_one_line(server: JobsServer) -> None:
     server.failures = [500]
     with pytest.raises(LaunchError, match=r"refuses \(500\): try later$"):
+        profile_of(server).status("tiny")
+
+
+@pytest.mark.parametrize("version", [{}, [], {"ray_version": "1.0.0"}])
+def test_another_server_at_the_address_is_one_line(server: JobsServer, version: object) -> None:
+    server.version = version
+    with pytest.raises(
+        LaunchError, match=r"^http\S+ is not a Jobs API that this Ray understands: "
+    ):
         profile_of(server).status("tiny")
 
 
