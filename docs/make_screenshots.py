@@ -16,9 +16,9 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from mptune.analysis.results import Report  # noqa: E402
 from mptune.report.html import page  # noqa: E402
 from mptune.report.language import language  # noqa: E402
-from mptune.report.model import ReportInput  # noqa: E402
 from tests.report.chromium import Tab, chromium, file_url  # noqa: E402
 
 DOCS = ROOT / "docs"
@@ -39,7 +39,7 @@ def main(run_directory: Path) -> None:
     import json
 
     text = (run_directory / "report" / "report.json").read_text(encoding="utf-8")
-    report = ReportInput.model_validate(json.loads(text)["input"])
+    report = Report.model_validate(json.loads(text)["input"])
     with tempfile.TemporaryDirectory() as folder, chromium() as tab:
         for code in ("en", "ja"):
             (Path(folder) / f"{code}.html").write_text(page(report, language(code)), "utf-8")

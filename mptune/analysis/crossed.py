@@ -128,7 +128,7 @@ def root(covariance_AA: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class SampleSize:
     """What would probably decide: in four of five cases, were the present estimates the truth.
 
     Attributes:
@@ -147,11 +147,11 @@ MOST_SEEDS, MOST_TIMES = 512, 4096
 """Beyond so many seeds, or so many times the sequences, nobody goes."""
 
 
-def forecast(d_SN: Array, p: float, margin: float | None = None) -> Forecast:
+def forecast(d_SN: Array, p: float, margin: float | None = None) -> SampleSize:
     """How much more would make the difference, or its lying within `margin`, plain at level `p`."""
     S, n = d_SN.shape
     if S < 2:
-        return Forecast(None, None)
+        return SampleSize(None, None)
     seed, sequence, residual = (float(ms[0, 0]) for ms in mean_squares(d_SN[None]))
     seed_variance = max(0.0, seed - residual) / n
     sequence_variance = max(0.0, sequence - residual) / S
@@ -169,7 +169,7 @@ def forecast(d_SN: Array, p: float, margin: float | None = None) -> Forecast:
 
     seeds = _smallest(lambda k: decides(S + k, n), MOST_SEEDS)
     times = _smallest(lambda k: decides(S, n + n * k // 4), 4 * MOST_TIMES)
-    return Forecast(seeds, None if times is None else n + n * times // 4)
+    return SampleSize(seeds, None if times is None else n + n * times // 4)
 
 
 def _smallest(holds: Callable[[int], bool], most: int) -> int | None:

@@ -11,11 +11,11 @@ from pathlib import Path
 from rich.console import Console
 
 from mptune import report
+from mptune.analysis.results import Report
 from mptune.cli import _arguments
 from mptune.errors import InterruptedSearch, NoResultError
 from mptune.paths import RunDirectory
 from mptune.report.language import language
-from mptune.report.model import ReportInput
 from mptune.search import budgets as _budgets
 from mptune.search import kpi as _kpi
 from mptune.search import notes as _notes
@@ -76,9 +76,7 @@ def _drive(session: Session, searching: bool) -> None:
         ) from None
 
 
-def answer(
-    console: Console, evidence: ReportInput, run: RunDirectory, as_json: bool, lang: str
-) -> int:
+def answer(console: Console, evidence: Report, run: RunDirectory, as_json: bool, lang: str) -> int:
     """Write the report and print what it says.
 
     Raises:

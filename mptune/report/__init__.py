@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
+from mptune.analysis.results import Report
 from mptune.report.files import write
-from mptune.report.model import ReportInput
 from mptune.report.text import show
 
-__all__ = ["ReportInput", "show", "write"]
+__all__ = ["Report", "show", "write"]

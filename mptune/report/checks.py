@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from mptune.analysis.kpi import Correlation, KpiReport
+from mptune.analysis.results import ArmRow, ComparisonReport, Outcomes, Ranked, Report
 from mptune.analysis.robustness import RobustnessRow
 from mptune.report.language import Language
-from mptune.report.model import ArmRow, ComparisonReport, Outcomes, Ranked, ReportInput
 from mptune.report.words import minus
 from mptune.trial import TrialResult
 
@@ -44,7 +44,7 @@ class Case:
         say: the language.
     """
 
-    report: ReportInput
+    report: Report
     results: Sequence[TrialResult]
     best: Ranked | None
     say: Language
@@ -54,7 +54,7 @@ Checker: TypeAlias = Callable[[Case], Iterator[Check]]
 
 
 def checklist(
-    report: ReportInput, best: Ranked | None, ranked: Sequence[Ranked], say: Language
+    report: Report, best: Ranked | None, ranked: Sequence[Ranked], say: Language
 ) -> Iterator[Check]:
     """Every check that applies, in order."""
     yield _finished(report, say)
@@ -67,7 +67,7 @@ def checklist(
         yield from check(case)
 
 
-def _finished(report: ReportInput, say: Language) -> Check:
+def _finished(report: Report, say: Language) -> Check:
     ended = Outcomes.of(report)
     words = say(
         "check.some_failed" if ended.failed else "check.none_failed",

@@ -16,8 +16,8 @@ from pydantic import Field
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
+from mptune.analysis.results import SCHEMA_VERSION, Report
 from mptune.report.findings import Findings, findings
-from mptune.report.model import SCHEMA_VERSION, ReportInput
 from mptune.trial import Message
 
 
@@ -85,10 +85,10 @@ class Document(Message):
     recommended: Recommended | None = Field(description="null when nothing has finished")
     ranking: tuple[Place, ...] = Field(description="finished trials, best first")
     findings: FindingsRow
-    input: ReportInput = Field(description="everything that the report is made from")
+    input: Report = Field(description="everything that the report is made from")
 
 
-def document(report: ReportInput) -> Document:
+def document(report: Report) -> Document:
     """The report's figures and findings as one value."""
     found = findings(report)
     return Document(
@@ -137,7 +137,7 @@ def _recommended(found: Findings) -> Recommended | None:
     )
 
 
-def as_json(report: ReportInput) -> str:
+def as_json(report: Report) -> str:
     """report.json as strict JSON."""
     value = _strict(document(report).model_dump(mode="python"))
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

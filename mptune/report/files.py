@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mptune.analysis.results import Report
 from mptune.paths import RunDirectory, write_aside, write_text
 from mptune.report import svg
 from mptune.report.charts import Chart
@@ -12,11 +13,10 @@ from mptune.report.html import page
 from mptune.report.language import Language, language
 from mptune.report.layout import lay_out
 from mptune.report.markdown import markdown
-from mptune.report.model import ReportInput
 from mptune.report.sections import Context, sections
 
 
-def write(report: ReportInput, paths: RunDirectory, say: Language | None = None) -> list[Path]:
+def write(report: Report, paths: RunDirectory, say: Language | None = None) -> list[Path]:
     """Write report.json, report.md, figures as PNG and SVG, and report.html; returns their paths.
 
     Pictures have English words where no font of this machine has the language's characters.
@@ -39,5 +39,5 @@ def write(report: ReportInput, paths: RunDirectory, say: Language | None = None)
     return written
 
 
-def _charts(report: ReportInput, say: Language) -> list[Chart]:
+def _charts(report: Report, say: Language) -> list[Chart]:
     return [c for section in sections(Context(report, say)) for c in section.charts]

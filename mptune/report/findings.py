@@ -11,20 +11,20 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from mptune.analysis import Difference, Selection
-from mptune.analysis.selection import Candidate, SearchSelection
-from mptune.report.checks import Check, checklist
-from mptune.report.language import Language, language
-from mptune.report.model import (
+from mptune.analysis.results import (
     ArmRow,
     ComparisonReport,
     Ranked,
-    ReportInput,
+    Report,
     is_accumulated,
     is_fixed_15,
     loss_at,
     policy_kind,
     ranking,
 )
+from mptune.analysis.selection import Candidate, SearchSelection
+from mptune.report.checks import Check, checklist
+from mptune.report.language import Language, language
 from mptune.report.verdicts import compute_words, others_first, said, sentence
 from mptune.report.words import interval, minus, per_token, power
 from mptune.trial import Trial, TrialResult
@@ -91,7 +91,7 @@ class Findings:
     failures: tuple[tuple[str, tuple[Trial, ...]], ...]
 
 
-def findings(report: ReportInput, say: Language | None = None) -> Findings:
+def findings(report: Report, say: Language | None = None) -> Findings:
     """Draw the conclusions of a report, in English unless another language is given."""
     say = say or language()
     ranked = tuple(ranking(report.trials))
@@ -149,7 +149,7 @@ def _choice(comparison: ComparisonReport | None, best: Ranked | None) -> Trial |
 
 
 def _recommendation(
-    report: ReportInput, ranked: Sequence[Ranked], best: Ranked | None, say: Language
+    report: Report, ranked: Sequence[Ranked], best: Ranked | None, say: Language
 ) -> Iterator[str]:
     if best is None:
         yield _without_search(report, say)
@@ -212,7 +212,7 @@ def _winner_over(best: Ranked, comparison: ComparisonReport | None) -> ArmRow | 
     return None
 
 
-def _without_search(report: ReportInput, say: Language) -> str:
+def _without_search(report: Report, say: Language) -> str:
     leader = _leading_arm(report.comparison)
     if leader is None:
         return say("recommendation.nothing")
@@ -262,7 +262,7 @@ _Verdict: TypeAlias = tuple[str, str, str, tuple[str, ...]]
 """Title, word, label, sentences."""
 
 
-def _verdict(report: ReportInput, say: Language) -> _Verdict:
+def _verdict(report: Report, say: Language) -> _Verdict:
     comparison = report.comparison
     if comparison is not None and comparison.differences:
         return _verdict_of(comparison, say)
@@ -317,7 +317,7 @@ class _Candidate:
     loss: float
 
 
-def flips(report: ReportInput, say: Language) -> list[Flip]:
+def flips(report: Report, say: Language) -> list[Flip]:
     """Fixed 15 % and accumulated at each size that has both: arms over their seeds if there are
     any, else the best trial of each."""
     found: dict[str, dict[Side, _Candidate]] = {}
@@ -372,7 +372,7 @@ def _other(pair: tuple[_Candidate, _Candidate], one: _Candidate) -> _Candidate:
 # --- certainty and cost ------------------------------------------------------------------------
 
 
-def _certainty(report: ReportInput, ranked: Sequence[Ranked], say: Language) -> Iterator[str]:
+def _certainty(report: Report, ranked: Sequence[Ranked], say: Language) -> Iterator[str]:
     comparison, selection = report.comparison, report.selection
     if comparison is not None and comparison.selection:
         yield _selection_words(comparison.selection, comparison, say)
@@ -423,7 +423,7 @@ def _search_words(selection: SearchSelection, say: Language) -> Iterator[str]:
                   optimism=minus(confirmed.optimism, 3))  # fmt: skip
 
 
-def _chances(report: ReportInput) -> list[tuple[str, float]]:
+def _chances(report: Report) -> list[tuple[str, float]]:
     """Of the arms if there was a comparison, else of the search's first candidates."""
     comparison, selection = report.comparison, report.selection
     if comparison is not None and comparison.selection:
@@ -434,7 +434,7 @@ def _chances(report: ReportInput) -> list[tuple[str, float]]:
     return sorted(found, key=lambda pair: -pair[1])[:5]
 
 
-def _cost(report: ReportInput, say: Language) -> str:
+def _cost(report: Report, say: Language) -> str:
     spend = report.spend
     wall = spend.wall_s
     return say(

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from functools import singledispatch
 from importlib.resources import files
 
+from mptune.analysis.results import Outcomes, Report
 from mptune.report import svg
 from mptune.report.blocks import Cell, Code, Details, Figures, Listing, Pairs, Section, Table, Text
 from mptune.report.charts import Chart
@@ -17,7 +18,6 @@ from mptune.report.findings import Findings
 from mptune.report.language import Language, language
 from mptune.report.layout import lay_out
 from mptune.report.markup import Html, element, join
-from mptune.report.model import Outcomes, ReportInput
 from mptune.report.sections import Context, sections
 from mptune.report.words import per_token, power
 
@@ -25,7 +25,7 @@ _TONES = {"better": "good", "worse": "good", "equivalent": "calm"}
 """Colour of the verdict: decided, for whichever side, or equivalent; else open."""
 
 
-def page(report: ReportInput, say: Language | None = None) -> str:
+def page(report: Report, say: Language | None = None) -> str:
     """The whole page; no request leaves it, and every string in it is escaped."""
     context = Context(report, say or language())
     made = sections(context)
@@ -52,7 +52,7 @@ def _asset(name: str) -> Html:
     return Html(files("mptune.report").joinpath("assets", name).read_text(encoding="utf-8"))
 
 
-def _head(report: ReportInput, say: Language) -> Html:
+def _head(report: Report, say: Language) -> Html:
     return element(
         "head",
         element("meta", charset="utf-8"),
@@ -68,7 +68,7 @@ def _head(report: ReportInput, say: Language) -> Html:
 # --- first screen ------------------------------------------------------------------------------
 
 
-def _header(report: ReportInput, say: Language) -> Html:
+def _header(report: Report, say: Language) -> Html:
     return element(
         "header",
         element("p", say("page.eyebrow"), class_="eyebrow"),
@@ -77,7 +77,7 @@ def _header(report: ReportInput, say: Language) -> Html:
     )
 
 
-def _hero(report: ReportInput, found: Findings, say: Language) -> Html:
+def _hero(report: Report, found: Findings, say: Language) -> Html:
     return element(
         "section",
         element("p", say("page.recommendation"), class_="eyebrow"),
@@ -95,7 +95,7 @@ def _headline(found: Findings, say: Language) -> Html:
     return element("p", found.choice.policy_label, size, class_="headline")
 
 
-def _facts(report: ReportInput, found: Findings, say: Language) -> Iterator[Html]:
+def _facts(report: Report, found: Findings, say: Language) -> Iterator[Html]:
     best = found.recommended
     if best is not None:
         score = per_token(*found.score)
@@ -117,7 +117,7 @@ def _fact(term: str, value: str, unit: str) -> Html:
     )
 
 
-def _cards(report: ReportInput, found: Findings, say: Language) -> Html:
+def _cards(report: Report, found: Findings, say: Language) -> Html:
     return element(
         "section",
         element("div", _verdict_card(found), _card(say("page.checklist"), _checklist(found, say))),
@@ -161,7 +161,7 @@ def _certainty_card(found: Findings, say: Language) -> Html:
     return _card(say("page.certainty"), *words, label, listed)
 
 
-def cost_pairs(report: ReportInput, say: Language) -> list[tuple[str, str]]:
+def cost_pairs(report: Report, say: Language) -> list[tuple[str, str]]:
     """What the study took: term and figure."""
     spend = report.spend
     pairs = [
@@ -357,6 +357,6 @@ def _filter(block: Table, say: Language) -> Html | None:
     return element("div", field, *menus, shown, class_="filter")
 
 
-def _footer(report: ReportInput, say: Language) -> Html:
+def _footer(report: Report, say: Language) -> Html:
     written = say("page.written", created=report.created)
     return element("footer", join(written, " "), element("code", report.plan_hash))

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import singledispatch
 
+from mptune.analysis.results import Report
 from mptune.report.blocks import Cell, Code, Details, Figures, Listing, Pairs, Section, Table, Text
 from mptune.report.findings import Findings
 from mptune.report.language import Language, language
-from mptune.report.model import ReportInput
 from mptune.report.sections import Context, sections
 
 
-def markdown(report: ReportInput, say: Language | None = None) -> str:
+def markdown(report: Report, say: Language | None = None) -> str:
     """The report as Markdown."""
     context = Context(report, say or language())
     say = context.say

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mptune.analysis.results import Ranked, Report, accuracy_at, loss_at, shifts
 from mptune.report.findings import findings
 from mptune.report.language import Language, language
-from mptune.report.model import Ranked, ReportInput, accuracy_at, loss_at, shifts
 from mptune.report.words import per_token
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def _cells(row: Ranked, text: bool) -> list[str]:
     ]
 
 
-def show(console: Console, report: ReportInput, say: Language | None = None) -> None:
+def show(console: Console, report: Report, say: Language | None = None) -> None:
     """Print ranking, recommendation, verdict, cost, and what the checklist finds missing."""
     from rich.text import Text
 

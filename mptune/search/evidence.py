@@ -16,6 +16,16 @@ import numpy as np
 from mptune import __version__, study
 from mptune.analysis import ArmScores, compare, selection_probabilities
 from mptune.analysis.compute import UNITS, Curves, equivalent_compute, mean_curve
+from mptune.analysis.results import (
+    ArmRow,
+    ArmRun,
+    ComparisonReport,
+    Importance,
+    Report,
+    is_accumulated,
+    is_fixed_15,
+    spend,
+)
 from mptune.analysis.robustness import Scored as Everywhere
 from mptune.analysis.robustness import robustness, worst_domain
 from mptune.analysis.selection import Scored, SearchSelection, search_selection, seed_noise
@@ -23,16 +33,6 @@ from mptune.analysis.sequential import schedule
 from mptune.analysis.sizes import ACCUMULATED, BASELINE, Measured, by_size
 from mptune.errors import InputError
 from mptune.paths import RunDirectory, TrialDirectory
-from mptune.report.model import (
-    ArmRow,
-    ArmRun,
-    ComparisonReport,
-    Importance,
-    ReportInput,
-    is_accumulated,
-    is_fixed_15,
-    spend,
-)
 from mptune.search import kpi as _kpi
 from mptune.spec.schema import Comparison, SearchSpec, build
 from mptune.spec.source import SpecFile
@@ -59,7 +59,7 @@ def stored_spec(run: RunDirectory) -> SearchSpec:
 
 def collect(
     run: RunDirectory, spec: SearchSpec, command: str, extrapolate_to: Sequence[float] | None = None
-) -> ReportInput:
+) -> Report:
     """Everything that the report of this run directory shows.
 
     `extrapolate_to` takes the place of the spec's sizes at which laws over size are stated.
@@ -74,7 +74,7 @@ def collect(
         if r.state not in ("WAITING", "RUNNING") and r.same_as is None
     ]
     results = [r.result for r in tried if r.result is not None]
-    return ReportInput(
+    return Report(
         study=spec.name,
         data=prepared.description if prepared else build("data", spec.data).words(),
         prepared=_without_places(prepared),

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mptune.analysis.kpi import Judged, KpiReport, kpi_report, measure
+from mptune.analysis.results import loss_at
 from mptune.artifacts import artifacts_of
 from mptune.errors import InputError
 from mptune.paths import RunDirectory, TrialDirectory, write_json
-from mptune.report.model import loss_at
 from mptune.spec.schema import Score
 from mptune.trial import KpiValue, Trial
 

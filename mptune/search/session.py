@@ -15,6 +15,7 @@ import yaml
 from rich.console import Console
 
 from mptune import dispatch, status, study
+from mptune.analysis.results import Report
 from mptune.analysis.sequential import schedule
 from mptune.artifacts import Remote
 from mptune.dispatch.base import Dispatcher
@@ -22,7 +23,6 @@ from mptune.errors import InputError
 from mptune.live.table import LiveView
 from mptune.models import _memory as memory
 from mptune.paths import RunDirectory, cache_directory, write_text
-from mptune.report.model import ReportInput
 from mptune.search import budgets as _budgets
 from mptune.search import cluster as _cluster
 from mptune.search import kpi as _kpi
@@ -395,7 +395,7 @@ class Session:
 
     # --- reporting -----------------------------------------------------------------------------
 
-    def evidence(self) -> ReportInput:
+    def evidence(self) -> Report:
         """What the report is made from."""
         return collect(self.run, self.spec, self.command)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mptune.analysis import ArmScores, compare, selection_probabilities
-from mptune.report.model import ArmRow, ArmRun, ComparisonReport, ReportInput, spend
+from mptune.analysis.results import ArmRow, ArmRun, ComparisonReport, Report, spend
 from mptune.trial import Cost, CurvePoint, LMLScore, Prepared, RateScore, Trial, TrialResult
 
 D = 128
@@ -147,11 +147,11 @@ def comparison(names: tuple[str, ...] = ("fixed 15 %", "accumulated")) -> Compar
 
 def make(
     trials: tuple[Trial, ...] | None = None, compared: ComparisonReport | None = None
-) -> ReportInput:
+) -> Report:
     rows = search() if trials is None else trials
     results = [row.result for row in rows if row.result is not None]
     results += [run.result for arm in (compared.arms if compared else ()) for run in arm.runs]
-    return ReportInput(
+    return Report(
         study="python-bytes",
         data="Python standard library, 1 412 modules as bytes, 128 positions per sequence",
         prepared=Prepared(
@@ -171,7 +171,7 @@ def make(
 
 
 @pytest.fixture(scope="session")
-def everything() -> ReportInput:
+def everything() -> Report:
     """A study with all there is: domains, missing values, sizes, KPI, confirmation."""
     from tests.report.everything import study
 
@@ -179,19 +179,19 @@ def everything() -> ReportInput:
 
 
 @pytest.fixture(scope="session")
-def compared() -> ReportInput:
+def compared() -> Report:
     """A search and its comparison."""
     return make(compared=comparison())
 
 
 @pytest.fixture(scope="session")
-def searched() -> ReportInput:
+def searched() -> Report:
     """A search without a comparison."""
     return make()
 
 
 @pytest.fixture(scope="session")
-def empty() -> ReportInput:
+def empty() -> Report:
     """Nothing has finished: one trial failed, one waits."""
     failed, waiting = search()[-1], trial(1, next(iter(SIZES)), "fixed 15 %", state="WAITING")
     return make((failed, waiting.model_copy(update={"result": None, "rungs": ()})))

@@ -6,15 +6,15 @@ import numpy as np
 
 from mptune.analysis.compute import EquivalentCompute
 from mptune.analysis.kpi import Correlation, KpiReport, KpiValue
+from mptune.analysis.results import ComparisonReport, Importance, Report
 from mptune.analysis.robustness import Condition, ConditionScore, Robustness, RobustnessRow
 from mptune.analysis.selection import Candidate, Confirmation, SearchSelection
 from mptune.analysis.sizes import BySize, Extrapolation, LawParameter, LawValue, SizeLaw, SizePoint
-from mptune.report.model import ComparisonReport, Importance, ReportInput
 from mptune.trial import LearningPoint, Trial
 from tests.report.conftest import SIZES, comparison, make
 
 
-def study() -> ReportInput:
+def study() -> Report:
     report = make(compared=comparison(("fixed 15 %", "fixed 30 %", "accumulated")))
     assert report.comparison is not None
     return report.model_copy(

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from mptune.analysis.results import Report
 from mptune.report.html import page
 from mptune.report.language import language
-from mptune.report.model import ReportInput
 from tests.report.chromium import Tab, chromium, executable, file_url
 
 NEEDED = "MPTUNE_BROWSER_TESTS"
@@ -33,7 +33,7 @@ def tab() -> Iterator[Tab]:
 
 
 @pytest.fixture(scope="module")
-def pages(everything: ReportInput, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pages(everything: Report, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pages")
     for code in ("en", "ja"):
         (folder / f"{code}.html").write_text(page(everything, language(code)), encoding="utf-8")
@@ -91,7 +91,7 @@ def test_real_runs_open_sort_and_filter(
 ) -> None:
     """What the quickstart and the two comparisons found, on today's page."""
     said = json.loads((EXAMPLES / name / "report.json").read_text(encoding="utf-8"))
-    written = page(ReportInput.model_validate(said["input"]), language(code))
+    written = page(Report.model_validate(said["input"]), language(code))
     (tmp_path / "page.html").write_text(written, encoding="utf-8")
     tab.open(file_url(tmp_path / "page.html"), width=width)
     assert (tab.complaints, tab.requests) == ([], [])

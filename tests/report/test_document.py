@@ -9,8 +9,8 @@ from typing import Any
 import jsonschema
 import pytest
 
+from mptune.analysis.results import SCHEMA_VERSION, Report
 from mptune.report.document import as_json, schema, schema_path
-from mptune.report.model import SCHEMA_VERSION, ReportInput
 
 KEYS = Path(__file__).parent.parent.parent / "docs" / "report.md"
 
@@ -22,13 +22,13 @@ def test_the_shipped_schema_is_up_to_date() -> None:
 
 @pytest.mark.parametrize("name", ["everything", "searched", "empty"])
 def test_a_report_is_valid(name: str, request: pytest.FixtureRequest) -> None:
-    report: ReportInput = request.getfixturevalue(name)
+    report: Report = request.getfixturevalue(name)
     value = json.loads(as_json(report))
     jsonschema.validate(value, json.loads(schema()))
     assert value["schema_version"] == SCHEMA_VERSION
 
 
-def test_an_unknown_key_is_not_valid(searched: ReportInput) -> None:
+def test_an_unknown_key_is_not_valid(searched: Report) -> None:
     value: dict[str, Any] = json.loads(as_json(searched))
     with pytest.raises(jsonschema.ValidationError, match="'extra' was unexpected"):
         jsonschema.validate({**value, "extra": 1}, json.loads(schema()))
@@ -37,5 +37,5 @@ def test_an_unknown_key_is_not_valid(searched: ReportInput) -> None:
 def test_every_key_at_the_top_is_documented() -> None:
     text = KEYS.read_text(encoding="utf-8")
     made = json.loads(schema())
-    keys = [*made["properties"], *made["$defs"]["ReportInput"]["properties"]]
+    keys = [*made["properties"], *made["$defs"]["Report"]["properties"]]
     assert [key for key in keys if f"`{key}`" not in text] == []

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from mptune.analysis.results import Report
 from mptune.paths import RunDirectory
 from mptune.report import write
 from mptune.report.html import page
 from mptune.report.language import language
 from mptune.report.markup import VOID, element
-from mptune.report.model import ReportInput
 from mptune.report.sections import section_files
 from tests.report.conftest import make, search
 
@@ -48,7 +48,7 @@ class Reader(HTMLParser):
         assert self.open.pop() == tag
 
 
-def read(report: ReportInput, code: str = "en") -> tuple[str, Reader]:
+def read(report: Report, code: str = "en") -> tuple[str, Reader]:
     text, reader = page(report, language(code)).replace("\u00a0", " "), Reader()
     reader.feed(text)
     reader.close()
@@ -57,7 +57,7 @@ def read(report: ReportInput, code: str = "en") -> tuple[str, Reader]:
 
 
 @pytest.fixture(scope="module")
-def whole(everything: ReportInput) -> tuple[str, Reader]:
+def whole(everything: Report) -> tuple[str, Reader]:
     return read(everything)
 
 
@@ -98,7 +98,7 @@ def test_figures_take_the_colours_of_the_page(whole: tuple[str, Reader]) -> None
 
 
 @pytest.mark.parametrize("code", ["en", "ja"])
-def test_every_section_is_there_in_every_language(everything: ReportInput, code: str) -> None:
+def test_every_section_is_there_in_every_language(everything: Report, code: str) -> None:
     text, reader = read(everything, code)
     names = {module.__name__.rpartition(".")[2] for module in section_files()}
     assert len(names) >= 13
@@ -107,7 +107,7 @@ def test_every_section_is_there_in_every_language(everything: ReportInput, code:
     assert text.count("<figure ") > 12
 
 
-def test_every_string_is_escaped(everything: ReportInput) -> None:
+def test_every_string_is_escaped(everything: Report) -> None:
     words: dict[str, Any] = {
         "policy_label": EVIL, "size_label": EVIL, "arm": EVIL, "detail": EVIL,
         "reason": EVIL, "state": "FAIL",
@@ -122,13 +122,13 @@ def test_every_string_is_escaped(everything: ReportInput) -> None:
     assert text.count("&lt;script&gt;alert") > 10
 
 
-def test_without_a_comparison(searched: ReportInput) -> None:
+def test_without_a_comparison(searched: Report) -> None:
     text, _ = read(searched)
     assert "not compared yet" in text
     assert 'id="comparison"' not in text
 
 
-def test_with_nothing_finished(empty: ReportInput) -> None:
+def test_with_nothing_finished(empty: Report) -> None:
     text, _ = read(empty)
     assert "No recommendation yet" in text
     assert "<figure" not in text
@@ -153,7 +153,7 @@ def test_element_escapes_all_but_elements() -> None:
     assert element("br") == "<br>"
 
 
-def test_write_puts_every_file_in_place(tmp_path: Path, compared: ReportInput) -> None:
+def test_write_puts_every_file_in_place(tmp_path: Path, compared: Report) -> None:
     paths = RunDirectory(tmp_path)
     written = write(compared, paths)
     names = {path.relative_to(paths.report).as_posix() for path in written}
@@ -165,5 +165,5 @@ def test_write_puts_every_file_in_place(tmp_path: Path, compared: ReportInput) -
     assert (paths.report / "report.html").stat().st_size < 3_000_000
 
 
-def test_a_page_is_the_same_bytes_every_time(searched: ReportInput) -> None:
+def test_a_page_is_the_same_bytes_every_time(searched: Report) -> None:
     assert page(searched) == page(searched)

@@ -7,11 +7,11 @@ import string
 
 import pytest
 
+from mptune.analysis.results import Report
 from mptune.errors import InputError
 from mptune.report.findings import findings
 from mptune.report.language import DEFAULT, Entry, language, languages
 from mptune.report.markdown import markdown
-from mptune.report.model import ReportInput
 
 OTHERS = [code for code in languages() if code != DEFAULT]
 
@@ -57,7 +57,7 @@ def test_an_unknown_language_is_one_line() -> None:
         language("jp")
 
 
-def test_numbers_are_the_same_in_every_language(everything: ReportInput) -> None:
+def test_numbers_are_the_same_in_every_language(everything: Report) -> None:
     """What the first screen says has the same figures, whatever the words around them."""
     english, japanese = (findings(everything, language(code)) for code in ("en", "ja"))
 
@@ -70,7 +70,7 @@ def test_numbers_are_the_same_in_every_language(everything: ReportInput) -> None
     assert english.verdict_word == japanese.verdict_word
 
 
-def test_markdown_in_japanese(everything: ReportInput) -> None:
+def test_markdown_in_japanese(everything: Report) -> None:
     text = markdown(everything, language("ja"))
     for heading in ("推奨", "採用前の確認事項", "順位", "全試行", "再現方法"):
         assert f"\n## {heading}\n" in text

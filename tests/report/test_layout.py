@@ -9,10 +9,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from mptune.analysis.results import Report
 from mptune.report.charts import Axis, Chart, Point, Series, number_tick, percent_tick, power_tick
 from mptune.report.language import language
 from mptune.report.layout import NARROW, SERIES, WIDE, Area, Label, Marker, Stroke, lay_out
-from mptune.report.model import ReportInput
 from mptune.report.png import png
 from mptune.report.sections import Context, sections
 from mptune.report.svg import PALETTE, document
@@ -61,7 +61,7 @@ def test_rows_are_below_each_other_and_labelled() -> None:
 
 
 @pytest.mark.parametrize(("narrow", "width"), [(False, WIDE), (True, NARROW)])
-def test_everything_is_on_the_canvas(everything: ReportInput, narrow: bool, width: int) -> None:
+def test_everything_is_on_the_canvas(everything: Report, narrow: bool, width: int) -> None:
     for section in sections(Context(everything, language())):
         for chart in section.charts:
             drawing = lay_out(replace(chart, short=False), narrow)

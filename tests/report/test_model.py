@@ -7,12 +7,9 @@ import math
 
 import pytest
 
-from mptune.report.document import as_json
-from mptune.report.findings import findings
-from mptune.report.markdown import markdown
-from mptune.report.model import (
+from mptune.analysis.results import (
     Ranked,
-    ReportInput,
+    Report,
     best_per_policy,
     half_width,
     is_accumulated,
@@ -20,6 +17,9 @@ from mptune.report.model import (
     ranking,
     spend,
 )
+from mptune.report.document import as_json
+from mptune.report.findings import findings
+from mptune.report.markdown import markdown
 from mptune.trial import Trial
 from tests.report.conftest import SIZES, comparison, make, result, search, trial
 
@@ -32,8 +32,8 @@ def with_lml(row: Trial, nats_per_token: float) -> Trial:
     return row.model_copy(update={"result": row.result.model_copy(update={"lml": lml})})
 
 
-def test_input_survives_json(compared: ReportInput) -> None:
-    assert ReportInput.model_validate_json(compared.model_dump_json()) == compared
+def test_input_survives_json(compared: Report) -> None:
+    assert Report.model_validate_json(compared.model_dump_json()) == compared
 
 
 def test_ranking_is_by_lml_and_only_of_finished_trials() -> None:
@@ -83,7 +83,7 @@ def test_sides(policy: dict[str, object], fixed: bool, accumulated: bool) -> Non
     assert (is_fixed_15(policy), is_accumulated(policy)) == (fixed, accumulated)
 
 
-def test_recommendation_without_a_comparison(searched: ReportInput) -> None:
+def test_recommendation_without_a_comparison(searched: Report) -> None:
     found = findings(searched)
     assert found.headline == f"uniform (accumulated) on {LARGE}"
     assert "of 10 finished candidates it has the highest accumulated LML" in found.recommendation[0]
@@ -92,7 +92,7 @@ def test_recommendation_without_a_comparison(searched: ReportInput) -> None:
     assert "not of training seeds" in found.certainty[0]
 
 
-def test_recommendation_with_a_comparison(compared: ReportInput) -> None:
+def test_recommendation_with_a_comparison(compared: Report) -> None:
     found = findings(compared)
     assert found.recommendation[1].startswith("On paired seeds, accumulated beats fixed 15 % by ")
     assert found.verdict_label == "accumulated is better"
@@ -116,7 +116,7 @@ def test_the_pair_that_the_study_is_about_comes_first() -> None:
     assert len(found.verdict) == 2
 
 
-def test_flip_says_which_criterion_prefers_what(searched: ReportInput) -> None:
+def test_flip_says_which_criterion_prefers_what(searched: Report) -> None:
     large, small = findings(searched).flips
     assert (large.by_loss, large.by_lml) == ("fixed 15 %", "accumulated")
     assert large.disagree
@@ -133,11 +133,11 @@ def test_no_flip_when_both_criteria_agree() -> None:
     assert "the LML also picks fixed 15 %" in flip.words
 
 
-def missing(report: ReportInput) -> str:
+def missing(report: Report) -> str:
     return "\n".join(check.words for check in findings(report).checks if not check.ok)
 
 
-def test_checklist_names_what_is_missing(searched: ReportInput, compared: ReportInput) -> None:
+def test_checklist_names_what_is_missing(searched: Report, compared: Report) -> None:
     assert "no comparison on paired seeds yet" in missing(searched)
     assert missing(compared).splitlines() == [
         "10 of 13 trials finished, 1 stopped early, 2 failed: see failures below",
@@ -146,13 +146,13 @@ def test_checklist_names_what_is_missing(searched: ReportInput, compared: Report
     ]
 
 
-def with_warnings(report: ReportInput, *warnings: str) -> ReportInput:
+def with_warnings(report: Report, *warnings: str) -> Report:
     assert report.prepared is not None
     prepared = report.prepared.model_copy(update={"warnings": warnings})
     return report.model_copy(update={"prepared": prepared})
 
 
-def test_checklist_repeats_what_the_inspection_of_the_data_found(searched: ReportInput) -> None:
+def test_checklist_repeats_what_the_inspection_of_the_data_found(searched: Report) -> None:
     clean, leaking = with_warnings(searched), with_warnings(searched, "leakage: 9 of 384 sequences")
     assert "the data: leakage: 9 of 384 sequences" in missing(leaking)
     assert "leakage" not in missing(clean)
@@ -160,7 +160,7 @@ def test_checklist_repeats_what_the_inspection_of_the_data_found(searched: Repor
     assert any(line.startswith("data inspected and frozen as table ab12cd34") for line in words)
 
 
-def test_checklist_of_a_comparison_alone_is_about_its_runs(compared: ReportInput) -> None:
+def test_checklist_of_a_comparison_alone_is_about_its_runs(compared: Report) -> None:
     alone = compared.model_copy(update={"trials": ()})
     arms = alone.comparison.arms if alone.comparison else ()
     runs = sum(len(arm.runs) for arm in arms)
@@ -170,7 +170,7 @@ def test_checklist_of_a_comparison_alone_is_about_its_runs(compared: ReportInput
     assert not any("score.kpi" in line for line in words)
 
 
-def test_checklist_of_a_study_with_everything(everything: ReportInput) -> None:
+def test_checklist_of_a_study_with_everything(everything: Report) -> None:
     assert missing(everything).splitlines() == [
         "10 of 13 trials finished, 1 stopped early, 2 failed: see failures below"
     ]
@@ -180,7 +180,7 @@ def test_checklist_of_a_study_with_everything(everything: ReportInput) -> None:
     assert "trained again with 3 fresh seeds" in words
 
 
-def test_the_interval_of_the_better_predictor_has_its_sign(everything: ReportInput) -> None:
+def test_the_interval_of_the_better_predictor_has_its_sign(everything: Report) -> None:
     assert everything.kpi is not None
     ends = {"difference": -0.26, "difference_low": -1.13, "difference_high": 0.6}
     kpi = everything.kpi.model_copy(update={**ends, "better": "loss", "certain": False})
@@ -188,7 +188,7 @@ def test_the_interval_of_the_better_predictor_has_its_sign(everything: ReportInp
     assert "τ is higher by 0.26 (95 % interval −0.60 to 1.13, 10 trials)" in page
 
 
-def test_a_kpi_whose_interval_holds_zero_is_open(everything: ReportInput) -> None:
+def test_a_kpi_whose_interval_holds_zero_is_open(everything: Report) -> None:
     kpi = everything.kpi
     assert kpi is not None
     weak = kpi.correlations[0].model_copy(update={"value": 0.1, "low": -0.4, "high": 0.6})
@@ -198,7 +198,7 @@ def test_a_kpi_whose_interval_holds_zero_is_open(everything: ReportInput) -> Non
     )
 
 
-def test_confirmed_trial_is_recommended_with_its_confirmed_score(everything: ReportInput) -> None:
+def test_confirmed_trial_is_recommended_with_its_confirmed_score(everything: Report) -> None:
     found = findings(everything)
     assert found.score == pytest.approx((-1.668, 0.018), abs=1e-3)
     assert "trained again with 3 fresh seeds" in found.recommendation[0]
@@ -207,7 +207,7 @@ def test_confirmed_trial_is_recommended_with_its_confirmed_score(everything: Rep
     )
 
 
-def test_confirming_may_overturn_the_search(everything: ReportInput) -> None:
+def test_confirming_may_overturn_the_search(everything: Report) -> None:
     selection = everything.selection
     assert selection is not None
     other = selection.candidates[1]
@@ -234,13 +234,13 @@ def test_checklist_sees_another_plan_and_other_budgets() -> None:
     assert "different versions" in found
 
 
-def test_failures_are_grouped_by_reason(searched: ReportInput) -> None:
+def test_failures_are_grouped_by_reason(searched: Report) -> None:
     ((reason, trials),) = findings(searched).failures
     assert reason == "non_finite_loss"
     assert [t.number for t in trials] == [11, 12]
 
 
-def test_nothing_finished(empty: ReportInput) -> None:
+def test_nothing_finished(empty: Report) -> None:
     found = findings(empty)
     assert found.headline == "No recommendation yet"
     assert found.recommended is None

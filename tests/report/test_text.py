@@ -7,10 +7,10 @@ import io
 import pytest
 from rich.console import Console
 
+from mptune.analysis.results import Report
 from mptune.report import show
 from mptune.report.language import language
 from mptune.report.markdown import markdown
-from mptune.report.model import ReportInput
 from mptune.report.text import TERMINAL_ROWS
 from mptune.report.words import count, duration, interval, power, probability
 from tests.report.conftest import SIZES, make, search, trial
@@ -18,13 +18,13 @@ from tests.report.conftest import SIZES, make, search, trial
 SMALL = next(iter(SIZES))
 
 
-def shown(report: ReportInput, width: int = 130) -> str:
+def shown(report: Report, width: int = 130) -> str:
     console = Console(file=io.StringIO(), record=True, width=width)
     show(console, report)
     return console.export_text()
 
 
-def test_terminal_has_ranking_recommendation_and_verdict(compared: ReportInput) -> None:
+def test_terminal_has_ranking_recommendation_and_verdict(compared: Report) -> None:
     text = shown(compared)
     assert "−1.654 ± 0.032" in text
     assert f"uniform (accumulated) on {list(SIZES)[1]}" in text
@@ -43,7 +43,7 @@ def test_terminal_says_how_many_rows_it_leaves_out() -> None:
     assert "and 3 more in the report" in shown(make(rows))
 
 
-def test_terminal_with_nothing_finished(empty: ReportInput) -> None:
+def test_terminal_with_nothing_finished(empty: Report) -> None:
     assert "No trial has finished, so there is nothing to recommend." in shown(empty)
 
 
@@ -56,7 +56,7 @@ def test_bits_per_byte_column_only_for_text() -> None:
     assert "bits per byte" in shown(make())
 
 
-def test_markdown_has_every_section(compared: ReportInput) -> None:
+def test_markdown_has_every_section(compared: Report) -> None:
     text = markdown(compared)
     for heading in ("Recommendation", "Ranking", "Every trial", "Failures", "Method", "Replay"):
         assert f"\n## {heading}\n" in text
@@ -65,7 +65,7 @@ def test_markdown_has_every_section(compared: ReportInput) -> None:
     assert "mptune search search_spaces/python-bytes.yaml" in text
 
 
-def test_markdown_tables_are_rectangular(compared: ReportInput) -> None:
+def test_markdown_tables_are_rectangular(compared: Report) -> None:
     rows = list(search())
     rows[0] = rows[0].model_copy(update={"policy_label": "a|b <script>"})
     text = markdown(compared.model_copy(update={"trials": tuple(rows)}))
@@ -75,7 +75,7 @@ def test_markdown_tables_are_rectangular(compared: ReportInput) -> None:
         assert len({line.count("|") for line in lines}) <= 1
 
 
-def test_markdown_with_nothing_finished(empty: ReportInput) -> None:
+def test_markdown_with_nothing_finished(empty: Report) -> None:
     assert "No trial has finished." in markdown(empty)
 
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Protocol
 
+from mptune.analysis.results import ArmRow, Ranked, Report, best_per_policy, policy_kind
 from mptune.report.blocks import Section
 from mptune.report.findings import Findings, findings
 from mptune.report.language import Language
-from mptune.report.model import ArmRow, Ranked, ReportInput, best_per_policy, policy_kind
 from mptune.trial import Trial
 
 
@@ -25,7 +25,7 @@ from mptune.trial import Trial
 class Context:
     """What a section is made from."""
 
-    report: ReportInput
+    report: Report
     say: Language
 
     @cached_property

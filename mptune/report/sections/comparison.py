@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator
 
 from mptune.analysis import Difference
+from mptune.analysis.results import ComparisonReport
 from mptune.report.blocks import Block, Cell, Column, Figures, Section, Table
 from mptune.report.charts import Axis, Chart, Point, Series
-from mptune.report.model import ComparisonReport
 from mptune.report.sections import Context
 from mptune.report.verdicts import factor, p_value
 from mptune.report.words import interval, minus

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mptune.analysis.results import Ranked, policy_kind
 from mptune.report.blocks import Figures, Section
 from mptune.report.charts import Axis, Chart, Point, Series, power_tick
 from mptune.report.layout import SERIES
-from mptune.report.model import Ranked, policy_kind
 from mptune.report.sections import Context
 from mptune.report.words import per_token, power
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mptune.analysis.results import Ranked, best_per_policy, is_fixed_15
 from mptune.report.blocks import Figures, Section
 from mptune.report.charts import Axis, Chart, Point, Series, percent_tick
 from mptune.report.layout import SERIES
-from mptune.report.model import Ranked, best_per_policy, is_fixed_15
 from mptune.report.sections import Context
 from mptune.report.words import interval
 from mptune.trial import CurvePoint

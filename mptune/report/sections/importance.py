@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from mptune.analysis.results import Importance, Ranked
 from mptune.report.blocks import Block, Figures, Section
 from mptune.report.charts import Axis, Chart, Point, Series, percent_tick, short
-from mptune.report.model import Importance, Ranked
 from mptune.report.sections import Context
 from mptune.report.words import minus
 

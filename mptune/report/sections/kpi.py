@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mptune.analysis.kpi import Correlation, KpiReport
+from mptune.analysis.results import Ranked, loss_at, policy_kind
 from mptune.report.blocks import Block, Cell, Column, Figures, Section, Table, Text
 from mptune.report.charts import Axis, Chart, Point, Series
-from mptune.report.model import Ranked, loss_at, policy_kind
 from mptune.report.sections import Context
 from mptune.report.words import minus
 

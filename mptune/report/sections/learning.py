@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mptune.analysis.compute import UNITS, Unit
+from mptune.analysis.results import best_per_policy
 from mptune.report.blocks import Figures, Section
 from mptune.report.charts import Axis, Chart, Point, Series, Tick, power_tick
 from mptune.report.layout import SERIES
-from mptune.report.model import best_per_policy
 from mptune.report.sections import Context
 from mptune.report.words import interval
 from mptune.trial import LearningPoint

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from mptune.analysis.results import Report
 from mptune.report.blocks import Listing, Section
 from mptune.report.language import Language
-from mptune.report.model import ReportInput
 from mptune.report.sections import Context
 
 ORDER = 120
@@ -23,7 +23,7 @@ def section(context: Context) -> Section:
     return Section("method", say("section.method"), (Listing(tuple(lines)),))
 
 
-def plan_words(report: ReportInput, say: Language) -> str:
+def plan_words(report: Report, say: Language) -> str:
     """What exactly was scored."""
     prepared = report.prepared
     if prepared is None:

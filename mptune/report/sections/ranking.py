@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from mptune.analysis.results import Ranked, accuracy_at, loss_at
 from mptune.analysis.selection import Candidate, SearchSelection
 from mptune.report.blocks import Block, Cell, Column, Figures, Section, Table, Text
 from mptune.report.charts import Axis, Chart, Point, Series
-from mptune.report.model import Ranked, accuracy_at, loss_at
 from mptune.report.sections import Context
 from mptune.report.words import interval, minus, per_token, power
 

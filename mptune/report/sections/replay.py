@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mptune.analysis.results import ArmRow
 from mptune.report.blocks import Code, Pairs, Section
-from mptune.report.model import ArmRow
 from mptune.report.sections import Context
 
 ORDER = 130

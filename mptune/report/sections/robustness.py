@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mptune.analysis.results import ArmRow, Ranked, best_per_policy, shifts
 from mptune.analysis.robustness import Condition, ConditionScore, Robustness, RobustnessRow
 from mptune.report.blocks import Block, Cell, Column, Figures, Section, Table, Text
 from mptune.report.charts import Axis, Chart, Point, Series
 from mptune.report.language import Language
 from mptune.report.layout import SERIES
-from mptune.report.model import ArmRow, Ranked, best_per_policy, shifts
 from mptune.report.sections import Context
 from mptune.report.words import per_token
 from mptune.trial import Trial

@@ -1,7 +1,7 @@
-"""What a report is made from, as one plain value, and the ranking of its trials.
+"""`Report`: the results of one study as plain values, and the ranking of its trials.
 
-Everything in `ReportInput` survives `model_dump_json` and `model_validate_json`; the renderers
-read nothing else.
+A `Report` survives `model_dump_json` and `model_validate_json`. The views (HTML, Markdown, JSON,
+terminal) read nothing else.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class ComparisonReport(Message):
     )
 
 
-class Spend(Message):
+class TotalSpend(Message):
     """What the whole study took, its comparison included."""
 
     trials: int = Field(0, description="runs that were trained, whatever became of them")
@@ -79,7 +79,7 @@ class Importance(Message):
     trials: int = Field(description="finished trials that it rests on")
 
 
-class ReportInput(Message):
+class Report(Message):
     """Everything that a report shows."""
 
     study: str
@@ -96,7 +96,7 @@ class ReportInput(Message):
     importance: tuple[Importance, ...] = Field(
         (), description="by share, largest first; empty with too few trials"
     )
-    spend: Spend = Spend()
+    spend: TotalSpend = TotalSpend()
     plan_hash: str = ""
     versions: dict[str, str] = Field(default_factory=dict)
     commands: tuple[str, ...] = Field((), description="what replays the study")
@@ -113,7 +113,7 @@ class Outcomes:
     pruned: int
 
     @classmethod
-    def of(cls, report: ReportInput) -> Outcomes:
+    def of(cls, report: Report) -> Outcomes:
         """Counted from the report."""
         if report.trials:
             states = [t.state for t in report.trials]
@@ -126,10 +126,10 @@ class Outcomes:
 
 def spend(
     results: Iterable[TrialResult], *, trials: int | None = None, wall_s: float | None = None
-) -> Spend:
+) -> TotalSpend:
     """Sum of what these results cost; `trials` counts also those that left no result."""
     costs = [result.cost for result in results]
-    return Spend(
+    return TotalSpend(
         trials=len(costs) if trials is None else trials,
         tokens=sum(cost.tokens for cost in costs),
         flops=sum(cost.flops for cost in costs),
