@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import socket
+from collections.abc import Collection
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from mptune.dispatch.admission import refusal
-from mptune.dispatch.base import Dispatcher, DurationForecast
+from mptune.dispatch.base import WORKER, Dispatcher, DurationForecast
 from mptune.dispatch.placement import FreeResources, Shape
-from mptune.dispatch.runtime import WORKER
 from mptune.spec.schema import Resources
 
 if TYPE_CHECKING:
-    from mptune.dispatch.leftovers import Leftover
+    from mptune.dispatch.claims import Orphan
+
+REACH_TIMEOUT_S = 3.0
 
 
 def make(
@@ -26,9 +29,8 @@ def make(
 ) -> Dispatcher:
     """The dispatcher for trials of this shape: in this process, on Ray here, or at `address`.
 
-    The names of its gangs on a cluster begin with `mark`.
-
-    `forecast` predicts how long trials take; the order in which they start depends on it.
+    The names of its gangs on a cluster begin with `mark`. `forecast` predicts how long trials
+    take; the order in which they start depends on it.
 
     Raises:
         DispatchError: Ray cannot be started or reached.
@@ -42,47 +44,53 @@ def make(
     return RayDispatcher(resources, runtime=runtime, address=address, forecast=forecast, mark=mark)
 
 
-def left_behind(address: str, mark: str) -> list[Leftover]:
-    """What a run of that mark has on the Ray cluster at `address`: gangs, and wished machines.
+def find_orphans(address: str, mark: str) -> list[Orphan]:
+    """Gangs and requests for machines that a dead driver of this mark has left at `address`.
 
     Raises:
         DispatchError: the cluster cannot be reached.
     """
-    from mptune.dispatch.leftovers import find as ask
+    from mptune.dispatch import claims
+    from mptune.dispatch.cluster import ClusterConnection
 
-    return ask(address, mark)
+    with closing(ClusterConnection(address)):
+        return claims.find_orphans(mark)
 
 
-def clear_away(address: str, mark: str, found: Iterable[Leftover]) -> None:
-    """Remove them: end those gangs, with their processes, and wish for nothing.
+def remove_orphans(address: str, mark: str, ids: Collection[str]) -> None:
+    """Remove those with these ids: end the gangs with their processes, withdraw the requests.
 
     Raises:
         DispatchError: the cluster cannot be reached.
     """
-    from mptune.dispatch.leftovers import remove as ask
+    from mptune.dispatch import claims
+    from mptune.dispatch.cluster import ClusterConnection
 
-    ask(address, mark, {one.id for one in found})
+    with closing(ClusterConnection(address)):
+        for orphan in claims.find_orphans(mark):
+            if orphan.id in ids:
+                orphan.remove()
 
 
 def is_reachable(address: str) -> bool:
-    """Whether anything listens there."""
-    from mptune.dispatch.leftovers import is_reachable as ask
-
-    return ask(address)
+    """Whether a server listens at `HOST:PORT`; Ray itself would try for a minute."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), REACH_TIMEOUT_S).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def misfits(resources: Resources, address: str) -> list[str]:
-    """Why some gangs could never be in the Ray cluster at `address`, one line each.
+    """Why some gangs never fit in the Ray cluster at `address`, one line each.
 
     Raises:
         DispatchError: the cluster cannot be reached.
     """
-    from mptune.dispatch.cluster import Cluster
+    from mptune.dispatch.cluster import ClusterConnection
 
-    cluster = Cluster(address)
-    try:
+    with closing(ClusterConnection(address)) as cluster:
         nodes = cluster.nodes()
-    finally:
-        cluster.close()
     shapes = dict.fromkeys(Shape.of(gang) for gang in resources.gangs())
     return [refusal(shape, nodes) for shape in shapes if not FreeResources.of(nodes).fits(shape)]

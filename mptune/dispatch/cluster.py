@@ -1,47 +1,75 @@
-"""Ray itself: started on this machine, or attached to; and what the cluster holds."""
+"""The connection to Ray: started on this machine or attached to, and what the cluster has."""
 
 from __future__ import annotations
 
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
-from functools import cached_property, partial
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib.metadata import Distribution, PackageNotFoundError, entry_points
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import psutil
 import ray
-from ray._private import ray_constants
-from ray._private import services as ray_services
-from ray._private import worker as ray_worker
-from ray._private.state import available_resources_per_node
-from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from mptune.dispatch import client, devices, reaper, shipping
-from mptune.dispatch.census import Census
-from mptune.dispatch.devices import Machine
-from mptune.dispatch.head import Head
+from mptune.dispatch import devices, process, ray_private
+from mptune.dispatch.devices import Gpu, Machine
 from mptune.dispatch.placement import ClusterNode
 from mptune.errors import DispatchError, one_line
+from mptune.plugins import GROUPS
 
 OBJECT_STORE_BYTES = 80 * 2**20
 """Near Ray's minimum: nothing large goes through its object store."""
 
-FROM_ELSEWHERE = "; a search runs on a machine of the cluster, from elsewhere use `mptune launch`"
-"""After the error of a machine that has no part in the cluster it has found."""
+CLIENT_SCHEME = "ray://"
+
+CLIENT_TIMEOUT_S = 90.0
+"""Ray starts a server for every client, and a worker for the question."""
+
+CLIENT_QUESTION = """
+import sys, ray
+
+ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR")
+
+@ray.remote(num_cpus=0)
+def head():
+    return ray.get_runtime_context().gcs_address
+
+print("head", ray.get(head.remote()))
+"""
+
+NO_PART_OF_CLUSTER = "; run the search on a machine of the cluster, or use `mptune launch`"
+"""After the error where an address of Ray Client was resolved, but attaching failed."""
+
+SURVEY_TIMEOUT_S = 30.0
+"""For the first nodes to report: a worker process starts on each and imports this module."""
+
+HEAD_TIMEOUT_S = 40.0
+"""How long a head may be away: Ray gives it 60 s, and closing takes some of them."""
+
+HEAD_RETRY_S = 0.5
+
+HEAD_NOTICE_S = 5.0
+"""For the watch to notice that the head has gone, after a request to Ray has failed."""
 
 
-class Cluster:
-    """A Ray of our own, with all CPUs and GPUs of this machine, on loopback; or one at `address`.
+class ClusterConnection:
+    """A Ray of our own with all CPUs and GPUs of this machine, on loopback; or one at `address`.
 
-    With `ship`, processes at `address` run this process's mptune and plugins, whatever they have.
-
-    Of a Ray Client server, ray://HOST:PORT, the cluster behind it is meant.
+    With `ship`, processes at `address` run this process's mptune and plugins instead of theirs.
+    The address of a Ray Client server, ray://HOST:PORT, means the cluster behind it.
 
     Raises:
         DispatchError: Ray does not start, does not answer, or is already in use in this process.
@@ -50,74 +78,73 @@ class Cluster:
     def __init__(self, address: str | None, *, ship: bool = False) -> None:
         if ray.is_initialized():
             raise DispatchError("Ray is already in use in this process; close it first")
-        by_client = address is not None and address.startswith(client.SCHEME)
+        by_client = address is not None and address.startswith(CLIENT_SCHEME)
         if address is not None and by_client:
-            address = client.head_of(address)
+            address = resolve_client_address(address)
         # Under `uv run` Ray would otherwise rebuild the environment for every worker process.
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-        self._reaper: subprocess.Popen[bytes] | None = None
+        self._cleanup: subprocess.Popen[bytes] | None = None
         self._own = address is None
-        self._census = Census()
+        self._survey = MachineSurvey()
         try:
             if address:
-                _init(address=address, runtime_env=shipping.environment() if ship else None)
+                _init(address=address, runtime_env=driver_code() if ship else None)
             else:
                 self._start()
         except Exception as error:
             where = f"reach the Ray cluster at {address}" if address else "start Ray here"
-            hint = FROM_ELSEWHERE if by_client else ""
-            raise DispatchError(f"cannot {where}: {_why(error)}{hint}") from error
-        gcs = ray.get_runtime_context().gcs_address
-        self.address = str(gcs) if address else None
-        """Of the head, if the cluster is not of our own."""
-        self._head = Head(gcs, lambda: str(GcsClient(address=gcs).cluster_id))
+            hint = NO_PART_OF_CLUSTER if by_client else ""
+            raise DispatchError(f"cannot {where}: {_describe(error)}{hint}") from error
+        gcs = str(ray.get_runtime_context().gcs_address)
+        self.address = gcs if address else None
+        """HOST:PORT of the head; None for a Ray of our own."""
+        self._head = HeadWatch(gcs, lambda: ray_private.cluster_id(gcs))
 
-    def is_there(self) -> bool:
-        """Whether Ray can be asked for something now; false while its head is away.
+    def is_reachable(self) -> bool:
+        """Whether Ray answers requests now; false while its head is away.
 
         Raises:
             DispatchError: the head is lost for good.
         """
-        return self._head.is_there()
+        return self._head.is_reachable()
 
     def is_away(self) -> bool:
-        """Whether Ray would not answer, now or ever."""
+        """Whether Ray would not answer a request, now or ever."""
         return self._head.is_away()
 
     @contextmanager
-    def asked(self) -> Iterator[None]:
-        """Ray is asked for something, which fails in silence if its head goes away meanwhile.
+    def tolerate_absence(self) -> Iterator[None]:
+        """Suppress the errors of requests to Ray that fail because its head has gone away.
 
         Raises:
-            DispatchError: the head is lost for good, or Ray fails although it is there.
+            DispatchError: the head is lost for good, or Ray fails although the head is there.
         """
         try:
             yield
         except RayError as error:
-            if not self._head.excuses(error):
+            if not self._head.explains(error):
                 raise DispatchError(f"Ray has failed: {one_line(error)}") from error
 
     def nodes(self) -> list[ClusterNode]:
         """All CPUs and GPUs of the machines that are up.
 
         Raises:
-            DispatchError: none is; not even the one that Ray itself runs on.
+            DispatchError: no machine is up, not even the one that Ray itself runs on.
         """
         alive = [n for n in ray.nodes() if n["Alive"]]  # type: ignore[no-untyped-call]
         if not alive:
-            raise DispatchError("Ray has died; the same command goes on where this one ended")
+            raise DispatchError("Ray has died; the same command continues the search")
         return [_node(n["NodeID"], n["Resources"]) for n in alive]
 
     def unused(self) -> dict[str, ClusterNode]:
-        """What nobody holds of each machine, or did a moment ago."""
-        nodes = available_resources_per_node()  # type: ignore[no-untyped-call]
-        return {id_: _node(id_, unused) for id_, unused in nodes.items()}
+        """The CPUs and GPUs of each machine that nothing uses, a moment ago."""
+        return {id_: _node(id_, free) for id_, free in ray_private.unused_resources().items()}
 
     def machines(self, nodes: Sequence[str]) -> dict[str, Machine]:
-        """Memory and GPUs of these nodes, without those that have not said yet; see `Census`."""
+        """Memory and GPUs of these nodes, without those that have not reported; see the survey."""
         if self._own:
             return dict.fromkeys(nodes, self._this_machine)
-        return self._census.known(nodes)
+        return self._survey.known(nodes)
 
     @cached_property
     def _this_machine(self) -> Machine:
@@ -132,28 +159,51 @@ class Cluster:
         return None
 
     def close(self) -> None:
-        """Stop Ray if it was started here, else leave it."""
+        """Disconnect; stop Ray if it was started here."""
         self._head.close()
         ray.shutdown()
-        if self._reaper:
-            self._reaper.communicate()
-            self._reaper = None
+        if self._cleanup:
+            self._cleanup.communicate()
+            self._cleanup = None
 
     def _start(self) -> None:
+        """Start Ray, and beside it a process that ends what is left of it after this process."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         before = _descendants()
-        with _on_loopback(), _in_own_sessions():
+        with ray_private.bound_to_loopback(), ray_private.own_sessions():
             _init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES)
-        self._reaper = _start_reaper(_descendants() - before)
+        leaders = []
+        for pid in _descendants() - before:
+            with suppress(OSError):  # it has ended
+                if os.getsid(pid) == pid:
+                    leaders.append(f"{pid}:{process.start_ticks(pid)}")
+        self._cleanup = subprocess.Popen(
+            [sys.executable, "-I", "-S", process.__file__, *leaders],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+
+def _init(**options: Any) -> None:
+    ray_private.silence_worker_output()
+    # Ray installs a handler of SIGTERM that exits at once.
+    before = signal.getsignal(signal.SIGTERM)
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    if before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
+
+
+def _descendants() -> set[int]:
+    return {child.pid for child in psutil.Process().children(recursive=True)}
 
 
 def _node(id_: str, resources: Mapping[str, float]) -> ClusterNode:
     return ClusterNode(id_, resources.get("CPU", 0), resources.get("GPU", 0))
 
 
-def _why(error: BaseException | None) -> str:
-    """The error in one line; of a refused token that is said, which Ray hides in the causes."""
-    cause = error
+def _describe(error: BaseException) -> str:
+    """The error in one line. Ray hides a refused token in the causes of its error."""
+    cause: BaseException | None = error
     while cause is not None:
         if "AuthenticationError" in f"{type(cause).__name__} {cause}":
             return (
@@ -161,69 +211,204 @@ def _why(error: BaseException | None) -> str:
                 "~/.ray/auth_token) to the cluster's"
             )
         cause = cause.__cause__
-    assert error is not None
     return one_line(error)
 
 
-def _init(**options: Any) -> None:
-    # Ray prints the raylet's view of every dead worker, even when told not to log to the driver;
-    # a dead worker is a failed trial here, and is reported as one.
-    ray_worker.print_to_stdstream = lambda *_, **__: None
-    with _same_handler(signal.SIGTERM):
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+def resolve_client_address(address: str) -> str:
+    """HOST:PORT of the head whose Ray Client server is at `address`, ray://HOST:PORT.
 
+    Ray Client ends actors with its connection, and its process belongs to no node, so gangs cannot
+    use it: the search attaches to the head instead. Ray's client mode changes all of Ray in a
+    process, so another process asks for the head.
 
-@contextmanager
-def _same_handler(number: signal.Signals) -> Iterator[None]:
-    """Give a signal back to whom it belonged: Ray takes SIGTERM, to exit at once."""
-    before = signal.getsignal(number)
-    yield
-    if before is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(number, before)
-
-
-@contextmanager
-def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, before)
-
-
-def _on_loopback() -> AbstractContextManager[None]:
-    """Let Ray bind to 127.0.0.1: it has a switch for that, but for macOS and Windows only."""
-    return _replaced(ray_constants, "ENABLE_RAY_CLUSTER", False)
-
-
-def _in_own_sessions() -> AbstractContextManager[None]:
-    """Keep Ray's services out of the reach of signals to the driver's process group.
-
-    `timeout`, Slurm and systemd send SIGTERM to the whole group: with Ray gone at once, the driver
-    could not stop its trials at a checkpoint.
+    Raises:
+        DispatchError: no answer, or not in time.
     """
-    popen = partial(subprocess.Popen, start_new_session=True)
-    return _replaced(ray_services, "ConsolePopen", popen)
+    command = [sys.executable, "-c", CLIENT_QUESTION, address]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=CLIENT_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise DispatchError(
+            f"--address: {address} did not answer in {CLIENT_TIMEOUT_S:.0f} s"
+        ) from None
+    for line in done.stdout.splitlines():
+        if line.startswith("head "):
+            return line.split()[1]
+    why = (done.stderr.strip() or "no answer").splitlines()[-1]
+    raise DispatchError(f"--address: {address} does not answer: {why}")
 
 
-def _descendants() -> set[int]:
-    return {child.pid for child in psutil.Process().children(recursive=True)}
+def driver_code() -> dict[str, Any]:
+    """Ray's runtime environment with the driver's mptune and the packages of its plugins.
+
+    Ray puts it first on the path of workers. The metadata of a distribution is included, because
+    entry points are found by it.
+    """
+    paths = [_package_path("mptune")]
+    with suppress(PackageNotFoundError):  # run from its sources
+        paths += _metadata(Distribution.from_name("mptune"))
+    for group in GROUPS:
+        for plugin in entry_points(group=f"mptune.{group}"):
+            paths.append(_package_path(plugin.module.partition(".")[0]))
+            paths += _metadata(plugin.dist) if plugin.dist else []
+    return {"py_modules": list(dict.fromkeys(map(str, paths))), "excludes": ["__pycache__"]}
 
 
-def _start_reaper(pids: set[int]) -> subprocess.Popen[bytes]:
-    """It acts when the pipe to it closes, as it does at any end of this process."""
-    leaders = [f"{pid}:{start}" for pid, start in _session_leaders(pids)]
-    return subprocess.Popen(
-        [sys.executable, "-I", "-S", reaper.__file__, *leaders],
-        stdin=subprocess.PIPE,
-        start_new_session=True,
-    )
+def _package_path(package: str) -> Path:
+    """The folder of a package, or the file of a module."""
+    spec = find_spec(package)
+    if spec is None:
+        raise ModuleNotFoundError(f"no module named {package!r}, which has plugins of mptune")
+    # A namespace package has no file of its own.
+    for folder in spec.submodule_search_locations or ():
+        return Path(folder)
+    assert spec.origin is not None, "a module that is no package is a file"
+    return Path(spec.origin)
 
 
-def _session_leaders(pids: set[int]) -> Iterator[tuple[int, int]]:
-    for pid in pids:
+def _metadata(distribution: Distribution) -> list[Path]:
+    names = ("entry_points.txt", "METADATA")
+    files = [file for file in distribution.files or () if file.name in names]
+    return [Path(str(file.locate())).parent for file in files]
+
+
+@dataclass
+class MachineSurvey:
+    """Memory and GPUs of the machines of a cluster; each reports once, by a task without CPUs.
+
+    The first question waits for the answers; nodes that join later are not waited for.
+    """
+
+    _accelerators: dict[str, tuple[Gpu, ...]] = field(default_factory=dict)
+    """Of every node that was asked: the GPUs that Ray names."""
+    _asked: dict[str, Any] = field(default_factory=dict)
+    _reported: dict[str, Machine] = field(default_factory=dict)
+
+    def known(self, nodes: Sequence[str]) -> dict[str, Machine]:
+        """Memory and GPUs of these nodes.
+
+        A node that has not reported yet has the accelerator that Ray names, or is left out; of a
+        node that cannot report (it has left, or has another version of mptune) nothing is known.
+        """
+        wait_s = 0.0 if self._accelerators else SURVEY_TIMEOUT_S
+        if new := [node for node in nodes if node not in self._accelerators]:
+            resources = {n["NodeID"]: n["Resources"] for n in ray.nodes()}  # type: ignore[no-untyped-call]
+            for node in new:
+                self._accelerators[node] = devices.named_accelerators(resources.get(node, {}))
+                self._asked[node] = ask_machine(node)
+        if self._asked:
+            refs = list(self._asked.values())
+            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=wait_s)
+            for node in [node for node, ref in self._asked.items() if ref in ready]:
+                found = Machine()
+                with suppress(RayError):
+                    found = Machine.from_json(ray.get(self._asked[node]))
+                del self._asked[node]
+                gpus = found.gpus or self._accelerators[node]
+                self._reported[node] = replace(found, gpus=gpus)
+        named = {node: Machine(gpus=gpus) for node, gpus in self._accelerators.items() if gpus}
+        known = named | self._reported
+        return {node: known[node] for node in nodes if node in known}
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _machine() -> str:
+    return devices.this_machine().as_json()
+
+
+def ask_machine(node: str) -> Any:
+    """A reference to what this node has, as JSON."""
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    return _machine.options(scheduling_strategy=there).remote()
+
+
+class HeadWatch:
+    """Watches over one open connection, in a thread, whether the head of the cluster is there.
+
+    Ray ends a process that cannot reach the head for a minute, and aborts one that sends a request
+    to a head that was restarted without its memory. So no request may go to Ray while the head is
+    away. A head that keeps its memory in Redis may come back with the same `identity`; the search
+    then continues.
+    """
+
+    def __init__(self, address: str, identity: Callable[[], str]) -> None:
+        host, _, port = address.rpartition(":")
+        self._address, self._socket_address = address, (host, int(port))
+        self._identity, self._known_identity = identity, identity()
+        self._connection = socket.create_connection(self._socket_address)
+        self._away_since: float | None = None
+        self._absences = self._explained = 0
+        self._restarted = False
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def is_reachable(self) -> bool:
+        """Whether Ray answers requests now.
+
+        Raises:
+            DispatchError: the head is lost for good.
+        """
+        if lost := self.loss():
+            raise DispatchError(lost)
+        return not self.is_away()
+
+    def is_away(self) -> bool:
+        """Whether Ray would not answer a request, now or ever."""
+        return self._restarted or self._away_since is not None
+
+    def loss(self) -> str | None:
+        """Why the head is lost for good; None if it is not."""
+        since = self._away_since
+        if self._restarted:
+            what = "was restarted"
+        elif since is not None and time.monotonic() - since > HEAD_TIMEOUT_S:
+            what = f"has been away for {HEAD_TIMEOUT_S:.0f} s"
+        else:
+            return None
+        return (
+            f"the head of the Ray cluster at {self._address} {what}; "
+            "finished trials are kept: the same command continues the search"
+        )
+
+    def explains(self, error: Exception) -> bool:
+        """Whether Ray failed because the head was away, perhaps too briefly to be noticed yet.
+
+        Raises:
+            DispatchError: the head is lost for good.
+        """
+        self._restarted |= ray_private.is_other_cluster(error)
+        give_up = time.monotonic() + HEAD_NOTICE_S
+        while self.is_reachable() and self._absences == self._explained:
+            if time.monotonic() > give_up:
+                return False
+            self._closed.wait(HEAD_RETRY_S / 10)
+        self._explained = self._absences
+        return True
+
+    def close(self) -> None:
+        """End the watch."""
+        self._closed.set()
         with suppress(OSError):
-            session, start = reaper.session_and_start(pid)
-            if session == pid:
-                yield pid, start
+            self._connection.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._connection.close()
+
+    def _watch(self) -> None:
+        while True:
+            with suppress(OSError):
+                while self._connection.recv(4096):
+                    pass
+            if self._closed.is_set():
+                return
+            self._away_since = time.monotonic()
+            self._absences += 1
+            while self._away_since is not None and not self._closed.is_set():
+                try:
+                    self._connection = socket.create_connection(self._socket_address)
+                    self._restarted = self._identity() != self._known_identity
+                    self._away_since = None
+                except Exception:
+                    self._closed.wait(HEAD_RETRY_S)

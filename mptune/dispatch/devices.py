@@ -1,14 +1,14 @@
-"""What the workers of a gang will compute on, found out without taking any of it.
+"""What the workers of a gang will compute on, found out without using any of it.
 
-A GPU says how much memory it has through NVML, to whoever asks on its node. So a process that holds
-no GPU asks: this one on its own machine, a task of Ray on the other nodes.
+Any process on a machine can ask NVML for the memory of its GPUs. So a process that holds no GPU
+asks: this one on its own machine, a task of Ray on the other nodes.
 """
 
 from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
@@ -19,9 +19,6 @@ from mptune.paths import node_bytes
 from mptune.spec.schema import Resources
 from mptune.trial import Device
 
-NVML = ("pynvml", "ray._private.thirdparty.pynvml")
-"""NVIDIA's own binding where it is installed, and the one that Ray brings."""
-
 SMI = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
 
 SMI_TIMEOUT_S = 20.0
@@ -31,7 +28,7 @@ ACCELERATORS: Mapping[str, float] = {
     "L40S": 48e9, "A100": 40e9, "A100-40G": 40e9, "A100-80G": 80e9, "H100": 80e9, "H20": 96e9,
     "GH200": 96e9, "H200": 141e9, "B200": 180e9,
 }  # fmt: skip
-"""Bytes of Ray's accelerator types, of which the smallest kind; makers' data sheets."""
+"""Ray's accelerator type -> bytes of its smallest variant, from the makers' data sheets."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """Memory of a node, and its GPUs; `bytes` is None where it is not known."""
+    """Memory of a node in bytes (None if not known), and its GPUs."""
 
     bytes: float | None = None
     gpus: tuple[Gpu, ...] = ()
@@ -58,42 +55,45 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """The machine or container that this process is in; its GPUs are not taken."""
+    """The machine or container that this process is in."""
     return Machine(node_bytes(), tuple(gpus()))
 
 
 def gpus() -> list[Gpu]:
-    """The GPUs of this machine, whoever may use them; none where nobody can tell."""
-    for library in NVML:
-        with suppress(Exception):  # no library, no driver, no permission: the next may know
-            return list(_by_nvml(import_module(library)))
+    """The GPUs of this machine, used or not; none if neither NVML nor nvidia-smi can tell."""
+    for load in (lambda: import_module("pynvml"), ray_nvml):
+        with suppress(Exception):  # no library, no driver, no permission: the next may work
+            return _from_nvml(load())
     with suppress(OSError, ValueError, subprocess.SubprocessError):
-        said = subprocess.run(
+        output = subprocess.run(
             SMI, capture_output=True, text=True, check=True, timeout=SMI_TIMEOUT_S
         ).stdout
-        return [_of_line(line) for line in said.splitlines() if line.strip()]
+        rows = [line.rpartition(",") for line in output.splitlines() if line.strip()]
+        return [Gpu(name.strip(), float(mebibytes) * 2**20) for name, _, mebibytes in rows]
     return []
 
 
-def _by_nvml(nvml: Any) -> Iterator[Gpu]:
+def ray_nvml() -> Any:
+    from mptune.dispatch import ray_private
+
+    return ray_private.nvml()
+
+
+def _from_nvml(nvml: Any) -> list[Gpu]:
     nvml.nvmlInit()
     try:
+        found = []
         for index in range(nvml.nvmlDeviceGetCount()):
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
             name = nvml.nvmlDeviceGetName(handle)
-            words = name.decode() if isinstance(name, bytes) else str(name)
-            yield Gpu(words, float(nvml.nvmlDeviceGetMemoryInfo(handle).total))
+            text = name.decode() if isinstance(name, bytes) else str(name)
+            found.append(Gpu(text, float(nvml.nvmlDeviceGetMemoryInfo(handle).total)))
+        return found
     finally:
         nvml.nvmlShutdown()
 
 
-def _of_line(line: str) -> Gpu:
-    """One line of `SMI`: a name and MiB."""
-    name, _, mebibytes = line.rpartition(",")
-    return Gpu(name.strip(), float(mebibytes) * 2**20)
-
-
-def of_accelerator(resources: Mapping[str, float]) -> tuple[Gpu, ...]:
+def named_accelerators(resources: Mapping[str, float]) -> tuple[Gpu, ...]:
     """The GPU that a node's resources name, as Ray's `accelerator_type:A100`, if it is known."""
     types = (key.partition(":")[2] for key in resources if key.startswith("accelerator_type:"))
     return tuple(Gpu(name, ACCELERATORS[name]) for name in types if name in ACCELERATORS)
@@ -102,49 +102,33 @@ def of_accelerator(resources: Mapping[str, float]) -> tuple[Gpu, ...]:
 def device(
     resources: Resources, nodes: Iterable[ClusterNode], machines: Mapping[str, Machine]
 ) -> Device:
-    """The largest that a worker of such a gang could get on these nodes: more is too much anywhere.
+    """The largest device that a worker of such a gang could get on these nodes.
 
-    On a CPU the ranks of the gang that fit on one node share its memory. What the spec says of the
-    memory is believed; what no node tells is not known.
+    What exceeds it fits nowhere. On a CPU, the ranks of a gang that fit on one node share its
+    memory. `resources.memory_gb` overrides what the nodes report. If one of the nodes on which a
+    worker fits reports nothing, the size is not known.
     """
-    kind = "cuda" if resources.gpus_per_worker else "cpu"
+    kind, words = ("cuda", "a GPU") if resources.gpus_per_worker else ("cpu", "a worker")
+    unknown = Device.model_validate({"kind": kind, "bytes": None, "words": words})
     if resources.memory_gb is not None:
         stated = {"bytes": 1e9 * resources.memory_gb, "words": "a worker (resources.memory_gb)"}
-        return Device.model_validate({"kind": kind, **stated})
-    kinds = {(node.cpus, node.gpus, machines.get(node.id, Machine())) for node in nodes}
-    found = [one for of_kind in kinds if (one := _one(resources, *of_kind)) is not None]
-    if any(one.bytes is None for one in found):
-        return UNKNOWN[kind]
-    return max(found, key=lambda one: one.bytes or 0.0, default=UNKNOWN[kind])
-
-
-def _one(resources: Resources, cpus: float, gpus: float, machine: Machine) -> Device | None:
-    """What a worker has on a node of this kind; None if the node takes no such worker."""
-    workers = FreeResources.of([ClusterNode("", cpus, gpus)]).count_workers(Shape.of(resources))
-    if not workers:
-        return None
-    if resources.gpus_per_worker:
-        return _of_gpu(resources.gpus_per_worker, machine)
-    return _of_node(min(resources.workers, workers), machine)
-
-
-UNKNOWN = {
-    "cpu": Device(kind="cpu", bytes=None, words="a worker"),
-    "cuda": Device(kind="cuda", bytes=None, words="a GPU"),
-}
-
-
-def _of_node(ranks: int, machine: Machine) -> Device:
-    if machine.bytes is None:
-        return UNKNOWN["cpu"]
-    words = "the node" if ranks == 1 else f"a worker (one of {ranks} on a node)"
-    return Device(kind="cpu", bytes=machine.bytes / ranks, words=words)
-
-
-def _of_gpu(each: float, machine: Machine) -> Device:
-    """A worker of less than one GPU has its share of it."""
-    if not machine.gpus:
-        return UNKNOWN["cuda"]
-    gpu, share = max(machine.gpus, key=lambda one: one.bytes), min(1.0, each)
-    words = gpu.name if share == 1 else f"a {share:g} share of {gpu.name}"
-    return Device(kind="cuda", bytes=share * gpu.bytes, words=words)
+        return unknown.model_copy(update=stated)
+    largest: Device | None = None
+    for cpus, count, machine in {(n.cpus, n.gpus, machines.get(n.id, Machine())) for n in nodes}:
+        node = FreeResources.of([ClusterNode("", cpus, count)])
+        ranks = min(resources.workers, node.count_workers(Shape.of(resources)))
+        if not ranks:
+            continue
+        if kind == "cuda" and machine.gpus:
+            gpu = max(machine.gpus, key=lambda one: one.bytes)
+            share = min(1.0, resources.gpus_per_worker)
+            size = share * gpu.bytes
+            words = gpu.name if share == 1 else f"a {share:g} share of {gpu.name}"
+        elif kind == "cpu" and machine.bytes is not None:
+            size = machine.bytes / ranks
+            words = "the node" if ranks == 1 else f"a worker (one of {ranks} on a node)"
+        else:
+            return unknown
+        if largest is None or size > (largest.bytes or 0.0):
+            largest = unknown.model_copy(update={"bytes": size, "words": words})
+    return largest or unknown

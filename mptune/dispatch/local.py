@@ -1,4 +1,4 @@
-"""The in-process twin of the Ray dispatcher: one worker, here, one trial at a time."""
+"""The in-process twin of the Ray dispatcher: one worker, in this process, one trial at a time."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 from mptune import plugins
 from mptune.dispatch import devices
-from mptune.dispatch.base import DispatchState
-from mptune.dispatch.devices import Machine
-from mptune.dispatch.placement import ClusterNode
-from mptune.dispatch.runtime import (
+from mptune.dispatch.base import (
     HARMLESS,
     WORKER,
+    DispatchState,
     End,
     Runtime,
     TrialControl,
     guarded,
-    resident_bytes,
 )
+from mptune.dispatch.devices import Machine
+from mptune.dispatch.placement import ClusterNode
+from mptune.dispatch.process import resident_bytes
 from mptune.errors import DispatchError, MptuneError, one_line
 from mptune.paths import free_port
 from mptune.spec.schema import Resources
@@ -47,45 +48,44 @@ GANG = "local"
 
 
 @dataclass
-class _Running:
-    trial: TrialSpec
+class LocalTrial:
+    """The trial that runs."""
+
+    spec: TrialSpec
     control: TrialControl
     events: Iterator[Event]
-    undecided: bool = False
-
-
-@dataclass
-class _Gang:
-    """The one worker, and what it has done."""
-
-    worker: Runtime
-    trials: int = 0
-    last_end: float | None = field(default=None)
+    at_rung: bool = False
+    """Whether it waits for a decision."""
 
 
 class LocalDispatcher:
-    """Runs trials in the calling process, with no Ray: for debugging and for tests.
+    """Runs trials in the calling process, without Ray: for debugging and for tests.
 
     A trial that asks for several workers runs on one with the same global batch. The trial runs
     inside `events()`, so `stop` takes effect at its next event. A worker that kills its process
     kills the search: only the Ray dispatcher survives that.
     """
 
-    def __init__(self, runtime: str = WORKER) -> None:
-        self._runtime = runtime
-        self._gang: _Gang | None = None
+    def __init__(
+        self, runtime: str = WORKER, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._runtime, self._clock = runtime, clock
+        self._worker: Runtime | None = None
+        self._trials = 0
+        """Of this worker."""
+        self._last_end: float | None = None
         self._queue: deque[TrialSpec] = deque()
-        self._running: _Running | None = None
+        self._running: LocalTrial | None = None
         self._outbox: list[Event] = []
-        self._something_to_do = threading.Event()
+        self._changed = threading.Event()
 
     def warm_up(self) -> None:
-        """The worker is this process: it would only be in the way."""
+        """Nothing to do: the worker is this process."""
 
     def prepare(self, request: PrepareRequest) -> Prepared:
-        gang = self._ready_gang(-1)
+        worker = self._ready_worker(-1)
         try:
-            return gang.worker.prepare(request)
+            return worker.prepare(request)
         except MptuneError:
             raise
         except Exception as error:
@@ -104,42 +104,52 @@ class LocalDispatcher:
 
     def submit(self, trial: TrialSpec) -> None:
         self._queue.append(trial)
-        self._something_to_do.set()
+        self._changed.set()
 
     def events(self, timeout_s: float) -> list[Event]:
         if not self._outbox and not self._can_advance():
-            self._something_to_do.wait(timeout_s)
-        self._something_to_do.clear()
+            self._changed.wait(timeout_s)
+        self._changed.clear()
         if not self._outbox and self._can_advance():
             self._advance()
         out, self._outbox = self._outbox, []
         return out
 
     def decide(self, number: int, go_on: bool) -> None:
-        if self._running and self._running.trial.number == number:
+        if self._running and self._running.spec.number == number:
             self._running.control.decide(go_on)
-            self._running.undecided = False
-            self._something_to_do.set()
+            self._running.at_rung = False
+            self._changed.set()
 
     def stop(self, number: int, reason: StopReason) -> None:
-        if self._running and self._running.trial.number == number:
+        if self._running and self._running.spec.number == number:
             self._running.control.stop(reason)
-            self._running.undecided = False
+            self._running.at_rung = False
         for trial in [t for t in self._queue if t.number == number]:
             self._queue.remove(trial)
             self._outbox.append(Stopped(number=number, reason=reason, step=0))
-        self._something_to_do.set()
+        self._changed.set()
 
     def state(self) -> DispatchState:
-        """One gang, and a queue that only it serves."""
         wait = Wait(kind="no_room", needs=1, free=0)
-        queue = (
+        queue = [
             QueuedTrial(number=t.number, label=t.label, workers=1, wait=wait) for t in self._queue
+        ]
+        gang = GangStatus(
+            name=GANG,
+            workers=1,
+            cpus_per_worker=1,
+            gpus_per_worker=0,
+            nodes=(socket.gethostname(),),
+            state="busy" if self._running else "idle",
+            trial=self._running.spec.number if self._running else None,
+            trials=self._trials,
+            resident_bytes=resident_bytes(),
         )
-        return DispatchState((self._gang_status(),) if self._gang else (), tuple(queue))
+        return DispatchState((gang,) if self._worker else (), tuple(queue))
 
     def publish(self, status: Status) -> None:
-        """Nobody collects metrics here."""
+        """Nothing to do: no metrics are collected here."""
 
     def address(self) -> str | None:
         return None
@@ -147,82 +157,57 @@ class LocalDispatcher:
     def close(self) -> None:
         self._queue.clear()
         self._running = None
-        self._drop_gang("closed")
-
-    def _gang_status(self) -> GangStatus:
-        assert self._gang is not None
-        return GangStatus(
-            name=GANG,
-            workers=1,
-            cpus_per_worker=1,
-            gpus_per_worker=0,
-            nodes=(socket.gethostname(),),
-            state="busy" if self._running else "idle",
-            trial=self._running.trial.number if self._running else None,
-            trials=self._gang.trials,
-            resident_bytes=resident_bytes(),
-        )
+        self._drop_worker("closed")
 
     def _can_advance(self) -> bool:
-        return not self._running.undecided if self._running else bool(self._queue)
+        return not self._running.at_rung if self._running else bool(self._queue)
 
     def _advance(self) -> None:
+        """Start the next trial if none runs, and run to the next event."""
         if self._running is None:
-            self._start(self._queue.popleft())
-        if self._running is not None:
-            self._pass_on(next(self._running.events), self._running)
-
-    def _start(self, trial: TrialSpec) -> None:
-        if self._gang and self._gang.trials >= trial.resources.trials_per_gang:
-            self._drop_gang(f"remade after {self._gang.trials} trials")
-        try:
-            gang = self._ready_gang(trial.number)
-        except DispatchError as error:
-            self._outbox.append(Failed(number=trial.number, reason="error", detail=str(error)))
-            return
-        gang.trials += 1
-        control = TrialControl()
-        self._running = _Running(trial, control, guarded(gang.worker, trial, control))
-
-    def _pass_on(self, event: Event, running: _Running) -> None:
-        assert self._gang is not None
+            trial = self._queue.popleft()
+            if self._trials >= trial.resources.trials_per_gang:
+                self._drop_worker(f"remade after {self._trials} trials")
+            try:
+                worker = self._ready_worker(trial.number)
+            except DispatchError as error:
+                self._outbox.append(Failed(number=trial.number, reason="error", detail=str(error)))
+                return
+            self._trials += 1
+            control = TrialControl()
+            self._running = LocalTrial(trial, control, guarded(worker, trial, control))
+        event = next(self._running.events)
         if isinstance(event, Started):
-            event = self._completed(event, self._gang)
+            turnaround_s = None if self._last_end is None else self._clock() - self._last_end
+            known = {"gang": GANG, "pids": (os.getpid(),), "turnaround_s": turnaround_s}
+            event = event.model_copy(update=known)
         self._outbox.append(event)
-        running.undecided = isinstance(event, Rung)
+        self._running.at_rung = isinstance(event, Rung)
         if isinstance(event, End):
-            self._running = None
-            self._gang.last_end = time.monotonic()
+            self._running, self._last_end = None, self._clock()
         if isinstance(event, Failed) and event.reason not in HARMLESS:
-            self._drop_gang(event.detail, event.number)
+            self._drop_worker(event.detail, event.number)
 
-    def _completed(self, event: Started, gang: _Gang) -> Started:
-        turnaround_s = None if gang.last_end is None else time.monotonic() - gang.last_end
-        known = {"gang": GANG, "pids": (os.getpid(),), "turnaround_s": turnaround_s}
-        return event.model_copy(update=known)
-
-    def _ready_gang(self, number: int) -> _Gang:
-        if self._gang is None:
-            self._tell("starting", number, "in this process")
+    def _ready_worker(self, number: int) -> Runtime:
+        if self._worker is None:
+            self._report("starting", number, "in this process")
             try:
                 worker: Runtime = plugins.load_object(self._runtime)(0, 1)
                 worker.join("127.0.0.1", free_port())
             except Exception as error:
-                self._tell("gone", number, one_line(error))
+                self._report("gone", number, one_line(error))
                 raise DispatchError(f"the worker did not start: {one_line(error)}") from error
-            self._gang = _Gang(worker)
-            self._tell("ready", number, "1 worker")
-        return self._gang
+            self._worker, self._trials, self._last_end = worker, 0, None
+            self._report("ready", number, "1 worker")
+        return self._worker
 
-    def _drop_gang(self, why: str, number: int = -1) -> None:
-        if self._gang is not None:
-            self._gang.worker.close()
-            self._gang = None
-            self._tell("gone", number, why)
+    def _drop_worker(self, why: str, number: int = -1) -> None:
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+            self._report("gone", number, why)
 
-    def _tell(self, state: str, number: int, detail: str) -> None:
-        self._outbox.append(
-            GangChanged.model_validate(
-                {"number": number, "gang": GANG, "state": state, "detail": detail}
-            )
-        )
+    def _report(
+        self, state: Literal["starting", "ready", "gone"], number: int, detail: str
+    ) -> None:
+        self._outbox.append(GangChanged(number=number, gang=GANG, state=state, detail=detail))

@@ -1,7 +1,7 @@
-"""Where a search stands, as metrics of its Ray cluster: Prometheus scrapes them from any node.
+"""The status of a search as metrics of its Ray cluster, for Prometheus.
 
-Ray sets `ray_` before each name. The driver tells them, about once a second, so they are served by
-the node that it is on.
+Ray puts `ray_` before each name. The driver sets them about once a second, so the node that it
+runs on serves them.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from mptune.status import Status
 from mptune.trial import Event, Failed, Started
 
 TURNAROUND_S = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
-"""Upper bounds of the buckets."""
+"""Upper bounds of the buckets, in seconds."""
 
 
 @dataclass(frozen=True)
-class Series:
-    """One metric; all have the label `study` besides."""
+class Metric:
+    """One metric; all have the label `study`, too."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
@@ -37,86 +37,86 @@ class Series:
         return kind(self.name, self.meaning, tag_keys=keys)
 
 
-TRIALS = Series("mptune_study_trials", "gauge",
+TRIALS = Metric("mptune_study_trials", "gauge",
                 "trials now: complete, pruned, fail, running, queued", "state")  # fmt: skip
-REQUESTED = Series("mptune_study_trials_requested", "gauge", "trials that were asked for")
-ENDED = Series("mptune_trials_total", "counter",
+REQUESTED = Metric("mptune_study_trials_requested", "gauge", "trials that were asked for")
+ENDED = Metric("mptune_trials_total", "counter",
                "trials ended under this driver: complete, pruned, fail", "state")  # fmt: skip
-FAULTS = Series("mptune_trial_faults_total", "counter",
+FAULTS = Metric("mptune_trial_faults_total", "counter",
                 "failed attempts, those that are run again among them", "reason")  # fmt: skip
-GANGS = Series("mptune_gangs", "gauge", "gangs: starting, idle, busy", "state")
-RESIDENT = Series("mptune_gangs_resident_bytes", "gauge", "resident memory of all gangs' ranks")
-QUEUE = Series("mptune_queue_length", "gauge", "trials that wait for room")
-WAIT = Series("mptune_queue_longest_wait_seconds", "gauge", "of a trial that waits now")
-TOKENS = Series("mptune_tokens_per_second", "gauge", "of all trials that train")
-TURNAROUND = Series("mptune_trial_turnaround_seconds", "histogram",
+GANGS = Metric("mptune_gangs", "gauge", "gangs: starting, idle, busy", "state")
+RESIDENT = Metric("mptune_gangs_resident_bytes", "gauge", "resident memory of all gangs' ranks")
+QUEUE = Metric("mptune_queue_length", "gauge", "trials that wait for room")
+WAIT = Metric("mptune_queue_longest_wait_seconds", "gauge", "of a trial that waits now")
+TOKENS = Metric("mptune_tokens_per_second", "gauge", "of all trials that train")
+TURNAROUND = Metric("mptune_trial_turnaround_seconds", "histogram",
                     "from the end of a gang's trial to the first step of its next")  # fmt: skip
-BEST = Series("mptune_best_nats_per_token", "gauge", "score of the best finished trial")
+BEST = Metric("mptune_best_nats_per_token", "gauge", "score of the best finished trial")
 
-_SPEND: dict[str, Series] = {
-    "worker_seconds": Series("mptune_spent_worker_seconds", "gauge",
+_SPEND: dict[str, Metric] = {
+    "worker_seconds": Metric("mptune_spent_worker_seconds", "gauge",
                              "used, running trials included, over all resumes"),
-    "gpu_hours": Series("mptune_spent_gpu_hours", "gauge", "likewise"),
-    "seconds": Series("mptune_spent_seconds", "gauge", "wall clock of drivers, over all resumes"),
-    "budget_worker_seconds": Series("mptune_budget_worker_seconds", "gauge", "if there is one"),
-    "budget_gpu_hours": Series("mptune_budget_gpu_hours", "gauge", "if there is one"),
-    "budget_seconds": Series("mptune_budget_seconds", "gauge", "if there is one"),
+    "gpu_hours": Metric("mptune_spent_gpu_hours", "gauge", "likewise"),
+    "seconds": Metric("mptune_spent_seconds", "gauge", "wall clock of drivers, over all resumes"),
+    "budget_worker_seconds": Metric("mptune_budget_worker_seconds", "gauge", "if there is one"),
+    "budget_gpu_hours": Metric("mptune_budget_gpu_hours", "gauge", "if there is one"),
+    "budget_seconds": Metric("mptune_budget_seconds", "gauge", "if there is one"),
 }  # fmt: skip
 """Of `Spend`."""
 
-_FORECAST: dict[str, Series] = {
-    "worker_seconds": Series("mptune_forecast_worker_seconds", "gauge",
+_FORECAST: dict[str, Metric] = {
+    "worker_seconds": Metric("mptune_forecast_worker_seconds", "gauge",
                              "predicted to be used at the study's end"),
-    "gpu_hours": Series("mptune_forecast_gpu_hours", "gauge", "likewise"),
-    "left_s": Series("mptune_forecast_left_seconds", "gauge", "predicted, to the study's end"),
+    "gpu_hours": Metric("mptune_forecast_gpu_hours", "gauge", "likewise"),
+    "left_s": Metric("mptune_forecast_left_seconds", "gauge", "predicted, to the study's end"),
 }  # fmt: skip
 """Of `Forecast`."""
 
-SERIES = (
+METRICS = (
     TRIALS, REQUESTED, ENDED, FAULTS, GANGS, RESIDENT, QUEUE, WAIT, TOKENS, TURNAROUND, BEST,
     *_SPEND.values(), *_FORECAST.values(),
 )  # fmt: skip
 
 
 @dataclass
-class Metrics:
-    """Made once Ray runs; `hear` collects, `say` tells all."""
+class SearchMetrics:
+    """Ray's instruments, made once Ray runs. Events are counted at the next `publish`."""
 
-    _made: dict[str, Any] = field(default_factory=lambda: {s.name: s.make() for s in SERIES})
-    _told: dict[str, Counts[str]] = field(default_factory=dict)
+    _made: dict[str, Any] = field(default_factory=lambda: {m.name: m.make() for m in METRICS})
+    _ended: dict[str, Counts[str]] = field(default_factory=dict)
+    """Study -> trials by state, as published last."""
     _faults: list[str] = field(default_factory=list)
     _turnarounds: list[float] = field(default_factory=list)
 
-    def hear(self, event: Event) -> None:
-        """What no picture shows: what happened in between."""
+    def count(self, event: Event) -> None:
+        """Note what the status does not show: faults and turnarounds between two of them."""
         if isinstance(event, Failed):
             self._faults.append(event.reason)
         if isinstance(event, Started) and event.turnaround_s is not None:
             self._turnarounds.append(event.turnaround_s)
 
-    def say(self, status: Status) -> None:
-        """Set every gauge, and add to the counters what has come since."""
+    def publish(self, status: Status) -> None:
+        """Set every gauge, and add to the counters what has happened since the last status.
+
+        The first status of a study has the trials of earlier drivers: they are not counted.
+        """
         study = {"study": status.study}
-        for series, value, label in _gauges(status):
-            labels = {series.label: label} if series.label else {}
-            self._made[series.name].set(value, tags={**study, **labels})
-        self._count(status)
+        for metric, value, label in _gauges(status):
+            labels = {metric.label: label} if metric.label else {}
+            self._made[metric.name].set(value, tags={**study, **labels})
+        ended = Counts(status.trials.model_dump(exclude={"total"}))
+        for state, new in (ended - self._ended.get(status.study, ended)).items():
+            self._made[ENDED.name].inc(new, tags={**study, "state": state})
+        self._ended[status.study] = ended
         for reason in self._faults:
             self._made[FAULTS.name].inc(1, tags={**study, "reason": reason})
         for seconds in self._turnarounds:
             self._made[TURNAROUND.name].observe(max(seconds, 1e-9), tags=study)
         self._faults, self._turnarounds = [], []
 
-    def _count(self, status: Status) -> None:
-        """The first picture has what earlier drivers ended."""
-        ended = Counts(status.trials.model_dump(exclude={"total"}))
-        for state, new in (ended - self._told.get(status.study, ended)).items():
-            self._made[ENDED.name].inc(new, tags={"study": status.study, "state": state})
-        self._told[status.study] = ended
 
-
-def _gauges(status: Status) -> Iterator[tuple[Series, float, str]]:
-    """(Series, value, value of its own label)."""
+def _gauges(status: Status) -> Iterator[tuple[Metric, float, str]]:
+    """(metric, value, value of its own label)."""
     trials = status.trials
     counts = {**trials.model_dump(exclude={"total"}), "running": len(status.running),
               "queued": len(status.queue)}  # fmt: skip
@@ -132,6 +132,6 @@ def _gauges(status: Status) -> Iterator[tuple[Series, float, str]]:
     if status.best:
         yield BEST, status.best.nats_per_token, ""
     for of, part in ((_SPEND, status.spend), (_FORECAST, status.forecast)):
-        for name, series in of.items():
+        for name, metric in of.items():
             if (value := getattr(part, name)) is not None:
-                yield series, value, ""
+                yield metric, value, ""

@@ -79,7 +79,7 @@ def _leftovers(run: RunDirectory, address: str | None) -> Iterator[Finding]:
     """What a dead driver has left on its cluster."""
     for where, mark in _cluster.places(run, address):
         try:
-            left = dispatch.left_behind(where, mark)
+            left = dispatch.find_orphans(where, mark)
         except DispatchError as error:
             if address is not None:
                 raise
@@ -87,7 +87,7 @@ def _leftovers(run: RunDirectory, address: str | None) -> Iterator[Finding]:
             yield Finding(f"the Ray cluster at {where}", f"not looked at: {error}", again)
             continue
         for one in left:
-            repair = partial(dispatch.clear_away, where, mark, [one])
+            repair = partial(dispatch.remove_orphans, where, mark, [one.id])
             yield Finding(f"the Ray cluster at {where}", one.problem, one.action, repair)
 
 

@@ -17,9 +17,9 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from mptune.dispatch import gang as gang_module
-from mptune.dispatch.gang import NODE_LABEL
 from mptune.dispatch.placement import FreeResources, Shape
 from mptune.dispatch.ray_dispatcher import RayDispatcher
+from mptune.dispatch.ray_private import NODE_LABEL
 from mptune.spec.schema import Resources
 from mptune.trial import Event, GangChanged, Started
 from tests import fakes
@@ -78,7 +78,7 @@ def main(address: str, directory: str, scene: str) -> None:
         (planned,) = FreeResources.of(dispatcher._cluster.nodes()).place(Shape.of(ONE)) or ()
         dispatcher.submit(fakes.trial(0, Path(directory), resources=ONE))
         events = globals()[scene](dispatcher, planned)
-        (at,) = {g.held().placement for g in dispatcher._gangs.values()}
+        (at,) = {g.held().placement for g in dispatcher._pool.gangs.values()}
         where = {"at": at, "cluster": dispatcher.address()}
         print(json.dumps({**said(events, planned), **where}))
     finally:

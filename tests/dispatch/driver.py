@@ -11,8 +11,8 @@ import signal
 import sys
 from pathlib import Path
 
+from mptune.dispatch.base import End
 from mptune.dispatch.ray_dispatcher import RayDispatcher
-from mptune.dispatch.runtime import End
 from mptune.spec.schema import Resources
 from tests import fakes
 

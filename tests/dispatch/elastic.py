@@ -12,8 +12,8 @@ import sys
 import threading
 from pathlib import Path
 
+from mptune.dispatch.base import End
 from mptune.dispatch.ray_dispatcher import RayDispatcher
-from mptune.dispatch.runtime import End
 from mptune.spec.schema import Resources
 from mptune.trial import Failed, Started
 from tests import fakes

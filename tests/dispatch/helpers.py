@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mptune.dispatch import Dispatcher
-from mptune.dispatch.runtime import End
+from mptune.dispatch.base import End
 from mptune.spec.schema import Score
 from mptune.trial import Control, Event, GangChanged, PrepareRequest, Rung, TrialSpec
 from tests import fakes

@@ -17,13 +17,15 @@ from tests.faults.cluster import RayCluster, ray_cluster
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
-CLIENT_PORT = free_port()
+@pytest.fixture(scope="module")
+def client_port() -> int:
+    return free_port()
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[RayCluster]:
+def cluster(client_port: int) -> Iterator[RayCluster]:
     """Two nodes of one CPU."""
-    server = f"--ray-client-server-port={CLIENT_PORT}"
+    server = f"--ray-client-server-port={client_port}"
     with ray_cluster(1, server, PYTHONPATH=str(Path(__file__).parents[2])) as made:
         made.add_nodes(1, 1)
         yield made
@@ -75,8 +77,8 @@ def test_auto_is_the_cluster_that_was_started_last_on_this_machine(
 
 
 def test_an_address_of_ray_client_stands_for_the_cluster_behind_it(
-    cluster: RayCluster, tmp_path: Path
+    cluster: RayCluster, client_port: int, tmp_path: Path
 ) -> None:
-    (ran,) = scene(cluster, tmp_path, "seen", f"ray://127.0.0.1:{CLIENT_PORT}")
+    (ran,) = scene(cluster, tmp_path, "seen", f"ray://127.0.0.1:{client_port}")
     assert ran["cluster"].endswith(f":{cluster.port}")
     assert len(ran["pids"]) == 1

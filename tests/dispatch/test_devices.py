@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from mptune.dispatch import devices
-from mptune.dispatch.devices import Gpu, Machine, device, of_accelerator
+from mptune.dispatch.devices import Gpu, Machine, device, named_accelerators
 from mptune.dispatch.placement import ClusterNode
 from mptune.spec.schema import Resources
 
@@ -74,8 +74,8 @@ def test_a_machine_survives_its_trip():
 
 
 def test_rays_accelerator_types():
-    assert of_accelerator({"CPU": 4, "accelerator_type:A100": 1}) == (Gpu("A100", 40e9),)
-    assert of_accelerator({"CPU": 4, "accelerator_type:NOVEL": 1}) == ()
+    assert named_accelerators({"CPU": 4, "accelerator_type:A100": 1}) == (Gpu("A100", 40e9),)
+    assert named_accelerators({"CPU": 4, "accelerator_type:NOVEL": 1}) == ()
 
 
 def nvml(*cards, name=lambda name: name):
@@ -89,6 +89,10 @@ def nvml(*cards, name=lambda name: name):
     )
 
 
+def no_library(name: str) -> object:
+    raise ModuleNotFoundError(name)
+
+
 @pytest.mark.parametrize("name", [str, str.encode])
 def test_gpus_by_nvml(monkeypatch, name):
     monkeypatch.setattr(devices, "import_module", lambda library: nvml(T4, H100, name=name))
@@ -97,7 +101,8 @@ def test_gpus_by_nvml(monkeypatch, name):
 
 def test_gpus_by_nvidia_smi(monkeypatch):
     said = SimpleNamespace(stdout="Tesla T4, 15360\nNVIDIA A100-SXM4-80GB, 81920\n")
-    monkeypatch.setattr(devices, "NVML", ())
+    monkeypatch.setattr(devices, "import_module", no_library)
+    monkeypatch.setattr(devices, "ray_nvml", lambda: no_library("nvml"))
     monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: said)
     found = devices.gpus()
     assert [gpu.name for gpu in found] == ["Tesla T4", "NVIDIA A100-SXM4-80GB"]
@@ -105,6 +110,7 @@ def test_gpus_by_nvidia_smi(monkeypatch):
 
 
 def test_a_machine_without_gpus(monkeypatch):
-    monkeypatch.setattr(devices, "NVML", ("no_such_library",))
+    monkeypatch.setattr(devices, "import_module", no_library)
+    monkeypatch.setattr(devices, "ray_nvml", lambda: no_library("nvml"))
     monkeypatch.setattr(devices, "SMI", ("no-such-program",))
     assert devices.gpus() == []

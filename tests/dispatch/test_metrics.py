@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mptune.dispatch.metrics import SERIES, Metrics, Series
+from mptune.dispatch.metrics import METRICS, Metric, SearchMetrics
 from mptune.status import Trials
 from mptune.trial import Failed, Started
 from tests.standings import standing
@@ -90,7 +90,7 @@ def test_a_search_is_scraped_while_it_runs(tmp_path: Path) -> None:
     finally:
         process.communicate("\n", timeout=60)
     assert ("mptune_budget_gpu_hours", "") not in found, "there is none"
-    known = {s.name.removesuffix("_total"): s.kind for s in SERIES}
+    known = {s.name.removesuffix("_total"): s.kind for s in METRICS}
     assert {n.removesuffix("_total"): kind for n, kind in kinds.items()}.items() <= known.items()
 
 
@@ -100,7 +100,7 @@ class Recorder:
 
     said: list[tuple[str, float, dict[str, str]]] = field(default_factory=list)
 
-    def making(self, series: Series) -> Any:
+    def making(self, series: Metric) -> Any:
         def note(value: float, tags: dict[str, str]) -> None:
             self.said.append((series.name, value, tags))
 
@@ -113,12 +113,12 @@ class Recorder:
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     made = Recorder()
-    monkeypatch.setattr(Series, "make", lambda series: made.making(series))
+    monkeypatch.setattr(Metric, "make", lambda series: made.making(series))
     return made
 
 
 def test_gauges_say_what_the_picture_shows(recorder: Recorder) -> None:
-    Metrics().say(standing(gangs=3, queued=2))
+    SearchMetrics().publish(standing(gangs=3, queued=2))
     study = {"study": "quickstart"}
     assert recorder.of("mptune_tokens_per_second") == [(31_234.0, study)]
     assert recorder.of("mptune_queue_longest_wait_seconds") == [(50, study)]
@@ -133,25 +133,25 @@ def test_gauges_say_what_the_picture_shows(recorder: Recorder) -> None:
 
 
 def test_counters_count_what_comes_after_the_first_picture(recorder: Recorder) -> None:
-    metrics = Metrics()
-    metrics.say(standing(trials=Trials(total=16, complete=5)))  # by earlier drivers
+    metrics = SearchMetrics()
+    metrics.publish(standing(trials=Trials(total=16, complete=5)))  # by earlier drivers
     assert recorder.of("mptune_trials_total") == []
-    metrics.say(standing(trials=Trials(total=16, complete=7, pruned=1)))
+    metrics.publish(standing(trials=Trials(total=16, complete=7, pruned=1)))
     study = {"study": "quickstart"}
     counted = [(2, {**study, "state": "complete"}), (1, {**study, "state": "pruned"})]
     assert recorder.of("mptune_trials_total") == counted
-    metrics.say(standing(study="quickstart/compare", trials=Trials(total=4)))
+    metrics.publish(standing(study="quickstart/compare", trials=Trials(total=4)))
     assert recorder.of("mptune_trials_total") == counted
 
 
 def test_what_happened_between_two_pictures_is_told_once(recorder: Recorder) -> None:
-    metrics = Metrics()
-    metrics.hear(Failed(number=1, reason="stalled", detail=""))
+    metrics = SearchMetrics()
+    metrics.count(Failed(number=1, reason="stalled", detail=""))
     first = Started(number=1, gang="g", pids=(), total_steps=1, parameters=1)
-    metrics.hear(first)
-    metrics.hear(first.model_copy(update={"turnaround_s": 0.5}))
+    metrics.count(first)
+    metrics.count(first.model_copy(update={"turnaround_s": 0.5}))
     for _ in range(2):
-        metrics.say(standing())
+        metrics.publish(standing())
     study = {"study": "quickstart"}
     assert recorder.of("mptune_trial_faults_total") == [(1, {**study, "reason": "stalled"})]
     assert recorder.of("mptune_trial_turnaround_seconds") == [(0.5, study)]
@@ -162,5 +162,5 @@ def test_the_table_of_metrics_is_what_the_code_says() -> None:
     rows = re.findall(r"^\| `(mptune_\w+)` \| (\w+) \| (.+?) \| (.+) \|$", page, re.MULTILINE)
     assert rows == [
         (s.name, s.kind, f"`study`, `{s.label}`" if s.label else "`study`", s.meaning)
-        for s in SERIES
+        for s in METRICS
     ]

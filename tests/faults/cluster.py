@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from mptune.dispatch import reaper
+from mptune.dispatch import process
 from mptune.paths import free_port
 
 RAY = str(Path(sys.executable).parent / "ray")
@@ -41,11 +41,11 @@ class Node:
     session: int
 
     def pids(self) -> set[int]:
-        return set(reaper.members({self.session}))
+        return set(process.session_members({self.session}))
 
     def has(self, pid: int) -> bool:
         with suppress(OSError):
-            return reaper.session_and_start(pid)[0] == self.session
+            return os.getsid(pid) == self.session
         return False
 
     def service(self, name: str) -> psutil.Process:

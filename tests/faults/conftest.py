@@ -172,8 +172,8 @@ def members() -> set[int]:
 
 
 def pids(dispatcher: RayDispatcher) -> set[int]:
-    """The processes of the gangs that stand."""
-    return {pid for gang in dispatcher._gangs.values() for pid in gang.pids}
+    """The processes of the present gangs."""
+    return {pid for gang in dispatcher._pool.gangs.values() for pid in gang.pids}
 
 
 def orphans(dispatcher: RayDispatcher, seconds: float = 20) -> set[int]:

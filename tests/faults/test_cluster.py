@@ -96,7 +96,7 @@ def test_a_head_that_was_restarted_ends_the_search_clearly_and_the_same_command_
     out = running.end(code=3)
     assert re.search(
         r"\nmptune: the head of the Ray cluster at \S+ was restarted; "
-        r"nothing that finished is lost: the same command goes on\n$", out
+        r"finished trials are kept: the same command continues the search\n$", out
     )  # fmt: skip
     assert wait_until_gone(pids) == set()
     finished = running.run.trial(0).result.stat().st_mtime_ns

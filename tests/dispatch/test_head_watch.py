@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from mptune.dispatch import head as head_module
-from mptune.dispatch.head import Head
+from mptune.dispatch import cluster
+from mptune.dispatch.cluster import HeadWatch
 from mptune.errors import DispatchError
 
 
@@ -41,8 +41,8 @@ class Place:
 
 
 @contextmanager
-def watched(place: Place) -> Iterator[tuple[Head, socket.socket]]:
-    head = Head(f"127.0.0.1:{place.port}", place.identity)
+def watched(place: Place) -> Iterator[tuple[HeadWatch, socket.socket]]:
+    head = HeadWatch(f"127.0.0.1:{place.port}", place.identity)
     try:
         yield head, place.visitor()
     finally:
@@ -51,7 +51,7 @@ def watched(place: Place) -> Iterator[tuple[Head, socket.socket]]:
 
 @pytest.fixture
 def place(monkeypatch) -> Place:
-    monkeypatch.setattr(head_module, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(cluster, "HEAD_RETRY_S", 0.01)
     return Place()
 
 
@@ -66,16 +66,16 @@ def until(condition) -> None:
 
 def test_one_that_stays_is_there(place):
     with watched(place) as (head, _):
-        assert head.is_there()
-        assert head.lost() is None
+        assert head.is_reachable()
+        assert head.loss() is None
 
 
 def test_one_that_comes_back_with_its_memory_is_there_again(place):
     with watched(place) as (head, visitor):
         place.go_away(visitor)
-        until(lambda: not head.is_there())
+        until(lambda: not head.is_reachable())
         place.come_back("the first")
-        until(head.is_there)
+        until(head.is_reachable)
         assert place.asked.is_set()
 
 
@@ -83,41 +83,41 @@ def test_one_that_comes_back_as_another_is_lost(place):
     with watched(place) as (head, visitor):
         place.go_away(visitor)
         place.come_back("the second")
-        until(head.lost)
-        with pytest.raises(DispatchError, match=r"was restarted; .* the same command goes on"):
-            head.is_there()
+        until(head.loss)
+        with pytest.raises(DispatchError, match=r"was restarted; .* the same command continues"):
+            head.is_reachable()
 
 
 def test_one_that_stays_away_is_lost_in_time(place, monkeypatch):
     with watched(place) as (head, visitor):
         place.go_away(visitor)
-        until(lambda: not head.is_there())
-        monkeypatch.setattr(head_module, "AWAY_S", 0.0)
-        with pytest.raises(DispatchError, match="is away for 0 s"):
-            head.is_there()
+        until(lambda: not head.is_reachable())
+        monkeypatch.setattr(cluster, "HEAD_TIMEOUT_S", 0.0)
+        with pytest.raises(DispatchError, match="has been away for 0 s"):
+            head.is_reachable()
 
 
 def test_a_failure_is_excused_by_an_absence_that_the_watch_sees_in_time(place):
     with watched(place) as (head, visitor):
         place.go_away(visitor)
-        assert head.excuses(RuntimeError("no answer"))
+        assert head.explains(RuntimeError("no answer"))
         place.come_back("the first")
-        until(head.is_there)
+        until(head.is_reachable)
 
 
-def test_an_absence_that_is_over_excuses_one_failure(place, monkeypatch):
-    monkeypatch.setattr(head_module, "NOTICE_S", 0.05)
+def test_an_absence_that_is_over_explains_one_failure(place, monkeypatch):
+    monkeypatch.setattr(cluster, "HEAD_NOTICE_S", 0.05)
     with watched(place) as (head, visitor):
         place.go_away(visitor)
-        until(lambda: not head.is_there())
+        until(lambda: not head.is_reachable())
         place.come_back("the first")
-        until(head.is_there)
-        assert head.excuses(RuntimeError("no answer"))
-        assert not head.excuses(RuntimeError("no answer"))
+        until(head.is_reachable)
+        assert head.explains(RuntimeError("no answer"))
+        assert not head.explains(RuntimeError("no answer"))
 
 
 def test_a_head_that_does_not_know_this_search_was_restarted(place):
     with watched(place) as (head, _):
-        message = r"was restarted; .* the same command goes on"
+        message = r"was restarted; .* the same command continues"
         with pytest.raises(DispatchError, match=message):
-            head.excuses(RuntimeError("RPC error: WrongClusterID: Perhaps the client ..."))
+            head.explains(RuntimeError("RPC error: WrongClusterID: Perhaps the client ..."))

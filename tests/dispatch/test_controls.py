@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-from mptune.dispatch.runtime import Controls
+from mptune.dispatch.base import Controls
 
 
 def test_a_word_before_the_run_reaches_it():

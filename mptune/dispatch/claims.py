@@ -1,0 +1,125 @@
+"""What a search claims on a shared cluster: gangs and, from its autoscaler, machines.
+
+Claims carry the mark of their run. Ray ends the gangs of a driver together with the driver; if it
+ever does not see the driver's end, they hold their machines until someone removes them by name.
+An autoscaler keeps the last request, of whichever driver, until it gets another one, also after
+the driver has died. So a note beside it in the cluster's key-value store has the driver's mark.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+
+import ray
+from ray.autoscaler.sdk import request_resources
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group_table,
+    remove_placement_group,
+)
+
+from mptune.dispatch import ray_private
+from mptune.dispatch.placement import Shape
+
+REPEAT_S = 30.0
+"""After this time a request is repeated: another driver may have replaced it."""
+
+NOTE = "wish"
+"""Key of the note about the last request."""
+
+
+@dataclass(frozen=True)
+class MachineRequest:
+    """The last request to the autoscaler: workers, and their CPUs and GPUs in all."""
+
+    mark: str
+    workers: int
+    cpus: float
+    gpus: float
+
+    def __str__(self) -> str:
+        gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
+        return f"{self.workers} workers ({self.cpus:g} CPU{gpus})"
+
+
+def last_request() -> MachineRequest | None:
+    """The last request that was noted and not withdrawn."""
+    with suppress(TypeError, ValueError):  # no note, or one of another version
+        return MachineRequest(**json.loads(ray_private.read_key(NOTE) or ""))
+    return None
+
+
+def withdraw_request() -> None:
+    """Let the cluster shrink to what is in use."""
+    request_resources(bundles=[])
+    ray_private.write_key(NOTE, None)
+
+
+class Autoscaler:
+    """Asks Ray's autoscaler for room. Before admission there is no placement group to see."""
+
+    def __init__(self, mark: str) -> None:
+        self._mark = mark
+        self._requested: list[dict[str, float]] | None = None
+        self._requested_at = 0.0
+
+    def request(self, gangs: Sequence[Shape]) -> None:
+        """Ask for room for these gangs, running ones among them; none withdraws the request."""
+        bundles = [
+            {"CPU": gang.cpus} | ({"GPU": gang.gpus} if gang.gpus else {})
+            for gang in gangs
+            for _ in range(gang.workers)
+        ]
+        now = time.monotonic()
+        repeat = bool(bundles) and now - self._requested_at > REPEAT_S
+        if bundles == self._requested and not repeat:
+            return
+        self._requested, self._requested_at = bundles, now
+        if not bundles:
+            withdraw_request()
+            return
+        cpus, gpus = (sum(b.get(kind, 0) for b in bundles) for kind in ("CPU", "GPU"))
+        note = MachineRequest(self._mark, len(bundles), cpus, gpus)
+        # The note comes first: one without its request is harmless.
+        ray_private.write_key(NOTE, json.dumps(asdict(note)))
+        request_resources(bundles=bundles)
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """A claim whose driver has ended; `action` says what `remove` does."""
+
+    id: str
+    """Unique on its cluster."""
+    problem: str
+    action: str
+    remove: Callable[[], None]
+
+
+def find_orphans(mark: str) -> list[Orphan]:
+    """All claims of the run of this mark on the connected cluster; its driver must have ended."""
+    found = [
+        Orphan(
+            id_,
+            f"gang {group['name']} ({group['state'].lower()}, {len(group['bundles'])} workers) "
+            "has no driver",
+            "end its processes",
+            partial(_remove_group, id_),
+        )
+        for id_, group in placement_group_table().items()
+        if group["name"].startswith(f"{mark}/") and group["state"] != "REMOVED"
+    ]
+    last = last_request()
+    if last is not None and last.mark.startswith(f"{mark}/"):
+        problem = f"its autoscaler is asked for machines for {last} by a driver that has ended"
+        found.append(Orphan("request", problem, "withdraw the request", withdraw_request))
+    return found
+
+
+def _remove_group(id_: str) -> None:
+    remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(id_))))

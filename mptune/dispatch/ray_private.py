@@ -1,0 +1,109 @@
+"""Every use of Ray that is not part of its public API.
+
+Tested against the versions of Ray that pyproject.toml allows: tests/dispatch/test_ray_private.py
+names the function here that a new version breaks.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from ray._private import ray_constants, services, state, worker
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.exceptions import ActorUnavailableError, RayError
+from ray.experimental import internal_kv
+
+NODE_LABEL = "ray.io/node-id"
+"""Ray gives every node this label; a bundle that selects it is placed on that node."""
+
+NODE_DEATH = "its node has died"
+"""In the message of the error about an actor whose node has died."""
+
+OTHER_CLUSTER = "WrongClusterID"
+"""In the error about a request that was meant for the head before the present one."""
+
+NAMESPACE = "mptune"
+"""Of our keys in the key-value store of the head."""
+
+
+def silence_worker_output() -> None:
+    """Keep Ray from printing the raylet's view of every dead worker, even with log_to_driver=False.
+
+    A dead worker is a failed trial, which is reported as one.
+    """
+    worker.print_to_stdstream = lambda *_, **__: None
+
+
+@contextmanager
+def bound_to_loopback() -> Iterator[None]:
+    """Start Ray's services on 127.0.0.1: Ray offers that on macOS and Windows only."""
+    with _replaced(ray_constants, "ENABLE_RAY_CLUSTER", False):
+        yield
+
+
+@contextmanager
+def own_sessions() -> Iterator[None]:
+    """Start each of Ray's services in a session of its own.
+
+    `timeout`, Slurm and systemd send SIGTERM to the driver's whole process group. If Ray ended
+    then, the driver could not stop its trials at a checkpoint.
+    """
+    popen = partial(subprocess.Popen, start_new_session=True)
+    with _replaced(services, "ConsolePopen", popen):
+        yield
+
+
+@contextmanager
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
+def unused_resources() -> Mapping[str, Mapping[str, float]]:
+    """Node id -> resources that nothing uses, a moment ago."""
+    found: Mapping[str, Mapping[str, float]] = state.available_resources_per_node()  # type: ignore[no-untyped-call]
+    return found
+
+
+def cluster_id(address: str) -> str:
+    """Identity of the head at `address`: a head restarted without its memory has another one."""
+    return str(GcsClient(address=address).cluster_id)
+
+
+def is_other_cluster(error: BaseException) -> bool:
+    """Whether a request failed because the head was restarted without its memory."""
+    return OTHER_CLUSTER in str(error)
+
+
+def is_node_death(error: RayError) -> bool:
+    """Whether the node of an actor died: a live node says itself how the actor ended."""
+    return isinstance(error, ActorUnavailableError) or NODE_DEATH in str(error)
+
+
+def nvml() -> Any:
+    """The binding of NVIDIA's management library that Ray brings along."""
+    from ray._private.thirdparty import pynvml
+
+    return pynvml
+
+
+def read_key(key: str) -> bytes | None:
+    """From the key-value store of the cluster's head."""
+    found: bytes | None = internal_kv._internal_kv_get(key, namespace=NAMESPACE)
+    return found
+
+
+def write_key(key: str, value: str | None) -> None:
+    """To the key-value store of the cluster's head; None deletes the key."""
+    if value is None:
+        internal_kv._internal_kv_del(key, namespace=NAMESPACE)
+    else:
+        internal_kv._internal_kv_put(key, value, overwrite=True, namespace=NAMESPACE)
