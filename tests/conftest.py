@@ -6,7 +6,6 @@ from typing import Any
 
 import hypothesis
 import pytest
-from hypothesis import settings
 
 from tests import groups
 
@@ -23,11 +22,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> groups.Group
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if hasattr(config, "workerinput"):  # one of several processes
         items.sort(key=lambda item: groups.place(item.nodeid))
-
-
-# How long an example takes depends on what else the machine runs.
-settings.register_profile("no deadline", deadline=None)
-settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")

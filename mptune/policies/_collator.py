@@ -1,8 +1,8 @@
 """A mask policy as a data collator for Hugging Face's `Trainer`.
 
-A dataloader's workers draw batches ahead of the step that trains on them, so progress must not be
-read from a variable that the training changes. Here it travels with the batch: the sampler of an
-attached trainer stamps every example with the optimizer step that will train on it.
+A dataloader's workers draw batches before the step that trains on them, so progress must not be
+read from a variable that the training changes. Here the sampler of an attached trainer stamps
+every example with the optimizer step that will train on it.
 
 Shape suffixes: B sequences of a batch, D positions of the longest of them.
 """
@@ -32,15 +32,15 @@ _PADDED = ("input_ids", "attention_mask", "token_type_ids", "special_tokens_mask
 
 
 class MaskingCollator:
-    """Pads and masks examples by a policy; stands where `DataCollatorForLanguageModeling` stands.
+    """Pads and masks examples by a policy; use it in place of `DataCollatorForLanguageModeling`.
 
         collator = mptune.MaskingCollator("policy.yaml", tokenizer, total_steps)
         trainer = Trainer(model, arguments, train_dataset=dataset, data_collator=collator)
         collator.attach(trainer)
 
-    Attached, every batch knows its optimizer step: the masks are the same for any number of
-    dataloader workers, over epochs and after a resume. Without `attach` a policy whose law does
-    not change is used all the same; one that changes counts its calls, and refuses to guess in a
+    With `attach`, every batch has the number of its optimizer step: the masks are the same for any
+    number of dataloader workers, over epochs and after a resume. Without it, a policy whose law
+    does not change works too; for one that changes the collator counts its calls, and raises in a
     dataloader's worker. Evaluation draws the same masks for the same examples, at progress 1.
 
     Special tokens and padding are never masked. Labels are the true ids at masked positions and
@@ -55,8 +55,8 @@ class MaskingCollator:
         pad_to_multiple_of: as of the tokenizer's `pad`.
 
     Raises:
-        InputError: the policy's file is wrong, the tokenizer has no [MASK], or the policy learns
-            from the loss, which a collator does not see.
+        InputError: the policy's file is wrong, the tokenizer has no [MASK], or the policy is
+            learned from the loss, which a collator does not know.
     """
 
     def __init__(
@@ -77,10 +77,12 @@ class MaskingCollator:
             raise InputError("the tokenizer has no mask token, which masked training needs")
         if self.policy.relearn_every is not None:
             raise InputError(
-                f"policy {self.policy.kind!r} learns from the loss, which a collator does not see; "
-                "`mptune best --export` writes what it learned"
+                f"policy {self.policy.kind!r} is learned from the loss, which a collator does not "
+                "know; use the policy that it led to: mptune best --export policy.yaml"
             )
-        self._changes = _changes(self.policy)
+        # Whether q(M | s) depends on s, judged on sequences of 64 positions.
+        laws = [self.policy.pmf(64, step / 32) for step in range(33)]
+        self._changes = any((law_M != laws[0]).any() for law_M in laws)
         self._attached, self._accumulation, self._calls = False, 1, 0
         whole_word = self.policy.structure.kind == "whole_word"
         self._joins = word_joins(tokenizer) if whole_word else None
@@ -93,7 +95,12 @@ class MaskingCollator:
             ValueError: the sequences do not fit the policy's structure.
         """
         stamps = [f.get(STAMP) for f in features if isinstance(f, Mapping)]
-        batch = self._padded(features)
+        kept = [
+            {k: f[k] for k in _PADDED if k in f} if isinstance(f, Mapping) else {"input_ids": f}
+            for f in features
+        ]
+        multiple = self.pad_to_multiple_of
+        batch = dict(self.tokenizer.pad(kept, return_tensors="pt", pad_to_multiple_of=multiple))
         tokens_BD = batch["input_ids"].numpy()
         observed_BD = self._observed(batch)
         step, key = stamps[0] if stamps and stamps[0] is not None else self._unstamped(tokens_BD)
@@ -113,7 +120,7 @@ class MaskingCollator:
         return batch
 
     def attach(self, trainer: Any) -> Any:
-        """Let the trainer's training batches carry their step; returns the trainer."""
+        """Make the trainer stamp its training batches with their step; returns the trainer."""
         arguments = trainer.args
         self._attached, self._accumulation = True, int(arguments.gradient_accumulation_steps)
         trainer.get_train_dataloader = lambda: self._loader(trainer)
@@ -145,15 +152,6 @@ class MaskingCollator:
         weight_K = (1.0 / counts_B.clamp(min=1))[masked_BD.nonzero()[:, 0]]
         return (loss_K * weight_K).sum() / (len(labels) * self._accumulation)
 
-    def _padded(self, features: Sequence[Any]) -> dict[str, Tensor]:
-        kept = [
-            {k: f[k] for k in _PADDED if k in f} if isinstance(f, Mapping) else {"input_ids": f}
-            for f in features
-        ]
-        multiple = self.pad_to_multiple_of
-        padded = self.tokenizer.pad(kept, return_tensors="pt", pad_to_multiple_of=multiple)
-        return dict(padded)
-
     def _observed(self, batch: dict[str, Tensor]) -> BoolArray:
         """Positions that may be masked: neither special nor padding."""
         special = batch.pop("special_tokens_mask", None)
@@ -167,7 +165,7 @@ class MaskingCollator:
         return observed_BD
 
     def _unstamped(self, tokens_BD: IntArray) -> tuple[int, int]:
-        """(step, key of the masks) of a batch that no sampler has stamped."""
+        """(step, key of the masks) of a batch without stamps."""
         if self._attached:
             return self.total_steps, zlib.crc32(tokens_BD.tobytes()) | 1 << 62
         if get_worker_info() is None:
@@ -175,7 +173,7 @@ class MaskingCollator:
             return (self._calls - 1) // self._accumulation, self._calls - 1
         if self._changes:
             raise InputError(
-                "the policy changes over training, and a dataloader's worker does not know the "
+                "the policy changes over training, but a dataloader's worker does not know the "
                 "step; call collator.attach(trainer) before trainer.train()"
             )
         return 0, int(torch.randint(1 << 62, ()))
@@ -225,7 +223,7 @@ class _StampingSampler(Sampler[tuple[int, int, int]]):
 
 
 class _Stamped(Dataset[dict[str, Any]]):
-    """A dataset whose examples carry the stamp that came with their index."""
+    """A dataset whose examples include the stamp that came with their index."""
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
@@ -241,10 +239,10 @@ class _Stamped(Dataset[dict[str, Any]]):
 
 
 def word_joins(tokenizer: Any) -> BoolArray:
-    """Which tokens go on with the word to their left, and to their right, bool [2, ids].
+    """Which tokens belong to the word on their left, and on their right, bool [2, ids].
 
-    Read from the marks of the common tokenizers: `##` goes on (WordPiece); a space mark begins a
-    word (byte-level BPE, SentencePiece). Special tokens stand alone.
+    Derived from the marks of the common tokenizers: `##` continues a word (WordPiece); a space mark
+    begins one (byte-level BPE, SentencePiece). Special tokens belong to no word.
     """
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     special = set(tokenizer.all_special_ids)
@@ -255,9 +253,3 @@ def word_joins(tokenizer: Any) -> BoolArray:
     ]
     alone = np.array([i in special for i in range(len(tokens))])
     return np.stack([np.array(left) & ~alone, ~alone])
-
-
-def _changes(policy: MaskPolicy) -> bool:
-    """Whether q(M | s) depends on s, judged on sequences of 64 positions."""
-    first_M = policy.pmf(64, 0.0)
-    return any((policy.pmf(64, s) != first_M).any() for s in np.linspace(0, 1, 33)[1:])

@@ -1,7 +1,7 @@
 """Which positions are masked together: tokens, spans, whole words or blocks of a grid.
 
-A structure cuts every sequence into units. Units are masked whole, in random order, until the
-drawn count is reached; the last one is cut off there, so that the count is exact.
+A structure cuts every sequence into units. Whole units are masked in random order until the drawn
+count is reached; the last unit is masked in part, so that the count is exact.
 
 Shape suffixes: _B sequences, _BD sequences x positions.
 """
@@ -47,7 +47,7 @@ class Structure(Section):
 
     @abstractmethod
     def words(self) -> str:
-        """The structure for labels; empty for single tokens."""
+        """The structure as text for labels; empty for single tokens."""
 
 
 class Token(Structure):
@@ -78,7 +78,7 @@ class Span(Structure):
         self, shape: tuple[int, int], rng: np.random.Generator, words_BD: IntArray | None
     ) -> IntArray | None:
         batch, length = shape
-        # The row is a window on a longer run of spans, so that no place favours a span's start.
+        # The row is a random window on a longer run of spans: starts are equally likely anywhere.
         before = 4 * self.longest
         lengths_BD = np.minimum(rng.geometric(self.p, (batch, length + before)), self.longest)
         ends_BD = np.cumsum(lengths_BD, axis=1) - rng.integers(before, size=(batch, 1))
@@ -103,7 +103,7 @@ class WholeWord(Structure):
         self, shape: tuple[int, int], rng: np.random.Generator, words_BD: IntArray | None
     ) -> IntArray | None:
         if words_BD is None:
-            raise ValueError("structure whole_word needs words, and the data has none")
+            raise ValueError("structure whole_word needs words, which the data does not have")
         return words_BD
 
     def words(self) -> str:
@@ -126,7 +126,8 @@ class Block(Structure):
     ) -> IntArray | None:
         if shape[1] % self.columns:
             raise ValueError(
-                f"structure block: {shape[1]} positions are no whole rows of {self.columns} columns"
+                f"structure block: {shape[1]} positions are not whole rows of {self.columns} "
+                "columns; give a divisor"
             )
         row_D, column_D = np.divmod(np.arange(shape[1]), self.columns)
         across = -(-self.columns // self.width)
@@ -172,7 +173,7 @@ AnyStructure = Annotated[
 def choose_units(
     observed_BD: BoolArray, counts_B: IntArray, units_BD: IntArray | None, rng: np.random.Generator
 ) -> BoolArray:
-    """Masks of exactly the given counts, made of whole units but for the last one of a row.
+    """Masks of exactly the given counts: whole units, of which the last in a row may be cut.
 
     Raises:
         ValueError: a sequence has fewer observed positions than its count.
@@ -193,9 +194,10 @@ def choose_units(
 def _by_unit(
     keys_BD: NDArray[np.float64], observed_BD: BoolArray, rng: np.random.Generator
 ) -> IntArray:
-    """Positions by the key of their unit, so that a unit comes as a whole.
+    """Positions in the order of their units' keys, so that a unit's positions are adjacent.
 
-    In half of the rows units come from their right end, so that neither end is cut off more often.
+    In half of the rows a unit's positions run from right to left, so that neither end is cut more
+    often.
     """
     side_B1 = rng.choice([-1, 1], size=(len(keys_BD), 1))
     place_BD = side_B1 * np.arange(keys_BD.shape[1])
@@ -210,7 +212,7 @@ def words_of(tokens_BD: NDArray[Any], joins_V: NDArray[np.bool_]) -> IntArray:
         joins_V: bool [2, ids]; a token belongs to its left neighbour's word if `joins_V[0]` holds
             for it and `joins_V[1]` for the neighbour.
     """
-    goes_on_BD = joins_V[0][tokens_BD[:, 1:]] & joins_V[1][tokens_BD[:, :-1]]
+    continues_BD = joins_V[0][tokens_BD[:, 1:]] & joins_V[1][tokens_BD[:, :-1]]
     words_BD = np.zeros(tokens_BD.shape, np.int64)
-    np.cumsum(~goes_on_BD, axis=1, out=words_BD[:, 1:])
+    np.cumsum(~continues_BD, axis=1, out=words_BD[:, 1:])
     return words_BD

@@ -12,12 +12,12 @@ from mptune.policies.histogram import Histogram
 
 
 class Adaptive(RatePolicy):
-    """Rates are drawn in proportion to the spread of the loss there, learned while training.
+    """Rates are drawn in proportion to the spread of the loss there, learned in training.
 
     It begins uniform. Every `every` of progress, each tenth of the rates gets the standard
     deviation of the sequences' mean losses in it as its weight, which is the allocation of draws
     with the least variance (Neyman 1934); a share `explore` stays uniform, so that every rate
-    goes on being measured. With `reduction: elbo` the objective stays the accumulated one.
+    is still measured. With `reduction: elbo` the objective stays the accumulated one.
 
     Source: P-POTS, arXiv 2511.18159; here by tenths of the mask rate.
     """
@@ -34,7 +34,7 @@ class Adaptive(RatePolicy):
         return rates
 
     def learn(self, losses: LossByRate) -> MaskPolicy:
-        """A histogram of the spread by rate; a rate never seen counts as the mean spread."""
+        """A histogram of the spread by rate; a rate without losses gets the mean spread."""
         seen_R = losses.count >= 2
         spread_R = np.sqrt(losses.variance)
         usual = spread_R[seen_R].mean() if seen_R.any() else 0.0

@@ -11,8 +11,8 @@ expectation is  sum_M omega(M) (-S(M)),  omega(M) = q(M) w(M) M up to the normal
 the accumulated log-marginal likelihood is omega = const (Moreno-Munoz et al. 2023, arXiv
 2306.00520, Proposition 1).
 
-A policy is a pure function of progress and a generator: it holds no state, so that any worker
-can draw any batch again.
+A policy is a pure function of progress and a generator. It holds no state, so every worker can draw
+every batch.
 
 Shape suffixes: _B sequences of the global batch, _BD sequences x positions, _M = counts 1..D.
 """
@@ -29,7 +29,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from mptune.policies._corruptions import bert, swap
 from mptune.policies._structures import AnyStructure, choose_units
 from mptune.spec.schema import Section
 from mptune.spec.source import read_plugin
@@ -42,19 +41,20 @@ RATE_BUCKETS = 10
 """Equal intervals of the mask rate by which losses are recorded and laws are learned."""
 
 _STREAM = 0x6D61736B
-"""Counter word that keeps this stream apart from other uses of the same (seed, step)."""
+"""Counter word of the Philox generator, so that masks share no random numbers with other uses of
+the same (seed, step)."""
 
 
 @dataclass(frozen=True)
 class LossByRate:
-    """What training has seen in each interval of the mask rate ((k - 1)/R, k/R], k = 1..R.
+    """Training losses in each interval of the mask rate ((k - 1)/R, k/R], k = 1..R.
 
     y is a sequence's mean loss over its masked positions, nats per position.
 
     Attributes:
         count: sequences, [R].
-        mean: mean of y, [R]; 0 where none was seen.
-        variance: variance of y, nats^2, [R]; 0 where none was seen.
+        mean: mean of y, [R]; 0 where the interval is empty.
+        variance: variance of y, nats^2, [R]; 0 where the interval is empty.
     """
 
     count: FloatArray
@@ -79,8 +79,8 @@ def rate_bucket(counts_B: IntArray, lengths_B: IntArray) -> IntArray:
 class MaskPolicy(Section):
     """A law of the mask count, how a sequence is weighted, and what replaces a masked token.
 
-    A subclass defines `pmf`, `law_words` and `examples`; its docstring says in one line what it
-    is and names its source, and every field has a description with its range.
+    A subclass defines `pmf`, `law_words` and `examples`. Its docstring describes it in one line and
+    names its source; every field has a description with its range.
     """
 
     kind: str
@@ -113,30 +113,30 @@ class MaskPolicy(Section):
 
     @abstractmethod
     def law_words(self) -> str:
-        """The law in words for labels, e.g. `"fixed 15 %"`."""
+        """The law as text for labels, e.g. `"fixed 15 %"`."""
 
     @classmethod
     @abstractmethod
     def examples(cls) -> list[Self]:
-        """Parameters that the conformance tests run on."""
+        """Policies that the conformance tests run on."""
 
     def words(self) -> str:
-        """The policy in words: the law, then what differs from the default treatment."""
-        extra = {"seq_mean": "", "token_mean": "token mean", "elbo": "ELBO weights"}
+        """The policy as text: the law, then every other field that is not at its default."""
+        weights = {"seq_mean": "", "token_mean": "token mean", "elbo": "ELBO weights"}
         inputs = {"mask": "", "bert": "80/10/10 corruption", "swap": "swap corruption"}
-        said = (extra[self.reduction], inputs[self.corruption], self.structure.words())
-        return ", ".join([self.law_words(), *filter(None, said)])
+        others = (weights[self.reduction], inputs[self.corruption], self.structure.words())
+        return ", ".join([self.law_words(), *filter(None, others)])
 
     @property
     def relearn_every(self) -> float | None:
-        """Progress between two choices of a law that is learned during training; None if none."""
+        """Progress between two updates of a law that is learned in training; None if it is not."""
         every = [e for p in _policies_in(self) if (e := p.relearn_every) is not None]
         return min(every, default=None)
 
     def learn(self, losses: LossByRate) -> MaskPolicy:
-        """The policy that the losses seen so far make of this one, a pure function of them.
+        """The policy for the next part of training, a pure function of the losses so far.
 
-        Policies with a fixed law return themselves; those made of others let each part learn.
+        A policy whose law is not learned returns itself; one made of others lets each part learn.
         """
         if self.relearn_every is None:
             return self
@@ -145,7 +145,7 @@ class MaskPolicy(Section):
 
     @classmethod
     def load(cls, path: str | Path) -> MaskPolicy:
-        """The policy in a YAML file, e.g. of `mptune best RUN_DIR --export policy.yaml`.
+        """Read the policy of a YAML file, e.g. of `mptune best RUN_DIR --export policy.yaml`.
 
         Raises:
             InputError: one line per problem, naming file, line, key, value and rule.
@@ -216,20 +216,30 @@ class MaskPolicy(Section):
         vocabulary_size: int,
         observed_BD: BoolArray,
     ) -> IntArray:
-        """The model's inputs: what stands at the masked positions instead of the tokens.
+        """The model's inputs: tokens, replaced at the masked positions.
 
-        `mask` puts [MASK] everywhere. `bert` puts [MASK] at 80 %, a random symbol at 10 % and
-        leaves 10 %. `swap` puts the same column's observed value of another sequence.
+        `mask`: by [MASK]. `bert`: by [MASK] at 80 %, by a random symbol at 10 %, and kept at 10 %
+        (Devlin et al. 2019, section 3.1). `swap`: by the same column's observed value of another
+        sequence of the batch (VIME, Yoon et al. 2020, NeurIPS).
 
         Returns:
             int64 [B, D].
         """
         tokens_BD = tokens_BD.astype(np.int64)
+        if self.corruption == "swap":
+            # Each column's observed values are shuffled: every one is used once.
+            keys_BD = np.where(observed_BD, rng.random(mask_BD.shape), 2.0)
+            shuffled_BD = np.argsort(keys_BD, axis=0)
+            place_BD = np.maximum(np.cumsum(observed_BD, axis=0) - 1, 0)
+            source_BD = np.take_along_axis(shuffled_BD, place_BD, axis=0)
+            return np.where(mask_BD, np.take_along_axis(tokens_BD, source_BD, axis=0), tokens_BD)
+        inputs_BD = np.where(mask_BD, mask_id, tokens_BD)
         if self.corruption == "mask":
-            return np.where(mask_BD, mask_id, tokens_BD)
-        if self.corruption == "bert":
-            return bert(tokens_BD, mask_BD, rng, mask_id, vocabulary_size)
-        return swap(tokens_BD, mask_BD, observed_BD, rng)
+            return inputs_BD
+        u_BD = rng.random(mask_BD.shape)
+        random_BD = rng.integers(vocabulary_size, size=mask_BD.shape)
+        inputs_BD = np.where(mask_BD & (u_BD >= 0.8), random_BD, inputs_BD)
+        return np.where(mask_BD & (u_BD >= 0.9), tokens_BD, inputs_BD)
 
     def weights(self, counts_B: IntArray, lengths_B: IntArray, progress: float) -> FloatArray:
         """w_i, the weight on the *sum* of a sequence's masked losses.
@@ -264,23 +274,24 @@ class MaskPolicy(Section):
 
         Args:
             length: D.
-            steps: points of progress that stand for the whole of training.
+            steps: points of progress to average over.
 
         Returns:
             float64 [D]; sums to 1, or under `elbo` to the share of counts that can be drawn.
         """
-        return self._mean_over_progress(lambda s: self._omega_at(length, s), steps)
+        counts_M = np.arange(1, length + 1)
+
+        def at(progress: float) -> FloatArray:
+            q_M = self.pmf(length, progress)
+            omega_M = q_M * self._count_weights(length, progress) * counts_M
+            return omega_M / (q_M @ counts_M) if self.reduction == "token_mean" else omega_M
+
+        return _mean_over_progress(at, steps)
 
     def mean_rate(self, length: int, steps: int = 64) -> float:
         """E[M] / D over the whole of training, a fraction in (0, 1]; arguments as `omega`."""
         rates_M = np.arange(1, length + 1) / length
-        return float(self._mean_over_progress(lambda s: self.pmf(length, s), steps) @ rates_M)
-
-    def _omega_at(self, length: int, progress: float) -> FloatArray:
-        counts_M = np.arange(1, length + 1)
-        q_M = self.pmf(length, progress)
-        omega_M = q_M * self._count_weights(length, progress) * counts_M
-        return omega_M / (q_M @ counts_M) if self.reduction == "token_mean" else omega_M
+        return float(_mean_over_progress(lambda s: self.pmf(length, s), steps) @ rates_M)
 
     def _count_weights(self, length: int, progress: float) -> FloatArray:
         """w(M | s) for M = 1..D; 0 where q(M | s) = 0 under `elbo`."""
@@ -292,10 +303,10 @@ class MaskPolicy(Section):
         q_M = self.pmf(length, progress)
         return np.divide(1.0, length * counts_M * q_M, out=np.zeros(length), where=q_M > 0)
 
-    @staticmethod
-    def _mean_over_progress(value: Callable[[float], FloatArray], steps: int) -> FloatArray:
-        midpoints = (np.arange(steps) + 0.5) / steps
-        return np.asarray(np.mean([value(float(s)) for s in midpoints], axis=0))
+
+def _mean_over_progress(value: Callable[[float], FloatArray], steps: int) -> FloatArray:
+    midpoints = (np.arange(steps) + 0.5) / steps
+    return np.asarray(np.mean([value(float(s)) for s in midpoints], axis=0))
 
 
 def _policies_in(value: object) -> list[MaskPolicy]:
@@ -340,8 +351,8 @@ class RatePolicy(MaskPolicy):
 class MaskedBatch:
     """One global batch, ready to train on; worker k of n trains on its rows k*B/n:(k+1)*B/n.
 
-    The loss is sum_i weight_i sum_{j in mask_i} -log p_ij / normaliser, with the global
-    normaliser on every worker, so that the workers' losses add up to the batch's.
+    The loss is sum_i weight_i sum_{j in mask_i} -log p_ij / normaliser. Every worker divides by the
+    global normaliser, so the workers' losses add up to the batch's.
     """
 
     inputs_BD: IntArray
@@ -364,8 +375,8 @@ def draw_batch(
 ) -> MaskedBatch:
     """Mask the global batch of one step: a pure function of its arguments.
 
-    The generator is Philox with the key (seed, step), so that the masks depend neither on the
-    number of workers nor on what was drawn before.
+    The generator is Philox with the key (seed, step), so the masks depend neither on the number of
+    workers nor on earlier batches.
 
     Args:
         policy: the mask policy.

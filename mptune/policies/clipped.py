@@ -43,7 +43,7 @@ class Clipped(MaskPolicy):
         return self._between(self.low, self.high).pmf(length, progress)
 
     def learn(self, losses: LossByRate) -> MaskPolicy:
-        """The bounds of least variance; the first ones until two sequences fell into each tenth."""
+        """The bounds of least variance; the first bounds until each tenth has two sequences."""
         if (losses.count < 2).any():
             return self._between(self.low, self.high)
         wide = max(1, round(self.narrowest * RATE_BUCKETS))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import cos, pi
 from typing import Literal
 
-from mptune.policies._ramp import Ramp
+from mptune.policies._schedules import Ramp
 
 
 class CosineSchedule(Ramp):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mptune.policies._ramp import Ramp
+from mptune.policies._schedules import Ramp
 
 
 class Linear(Ramp):

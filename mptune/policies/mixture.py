@@ -7,7 +7,7 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import Field
 
-from mptune.policies._nested import NestedPolicy
+from mptune.policies._schedules import NestedPolicy
 from mptune.policies.base import FloatArray, MaskPolicy
 from mptune.spec.schema import Section
 

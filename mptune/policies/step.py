@@ -6,12 +6,11 @@ from typing import Literal, Self
 
 from pydantic import Field
 
-from mptune.policies._ramp import arrow
-from mptune.policies._stages import Stages, stage_index
-from mptune.policies.base import FloatArray, MaskPolicy
+from mptune.policies._schedules import Schedule, Stages, arrow, stage_index
+from mptune.policies.base import MaskPolicy
 
 
-class Step(MaskPolicy):
+class Step(Schedule):
     """Each policy applies from its point of progress to the next one's; kinds may differ.
 
     Source: step schedules of Ankner et al. 2023, arXiv 2305.15096.
@@ -20,8 +19,8 @@ class Step(MaskPolicy):
     kind: Literal["step"] = "step"
     stages: Stages = Field(description="list of {at: progress, the first 0; policy}")
 
-    def pmf(self, length: int, progress: float) -> FloatArray:
-        return self.stages[stage_index(self.stages, progress)].policy.pmf(length, progress)
+    def at(self, progress: float) -> MaskPolicy:
+        return self.stages[stage_index(self.stages, progress)].policy
 
     def law_words(self) -> str:
         return f"step {arrow([s.policy for s in self.stages])}"

@@ -6,13 +6,18 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from mptune.policies._nested import NestedPolicy, check_interpolates, interpolate
-from mptune.policies._ramp import arrow
-from mptune.policies.base import FloatArray, MaskPolicy
+from mptune.policies._schedules import (
+    NestedPolicy,
+    Schedule,
+    arrow,
+    check_interpolates,
+    interpolate,
+)
+from mptune.policies.base import MaskPolicy
 from mptune.spec.schema import Fraction
 
 
-class WarmupPlateauDecay(MaskPolicy):
+class WarmupPlateauDecay(Schedule):
     """Parameters go from `start` to `plateau`, stay, and go on to `end`, linearly both times.
 
     Source: the trapezoid of warmup-stable-decay (Hu et al. 2024, arXiv 2404.06395) for a mask
@@ -30,21 +35,16 @@ class WarmupPlateauDecay(MaskPolicy):
     def _fits(self) -> Self:
         if self.warmup + self.decay > 1:
             raise ValueError(f"warmup {self.warmup} and decay {self.decay} are more than 1 in all")
-        check_interpolates(self.start, self.plateau)
-        check_interpolates(self.plateau, self.end)
+        check_interpolates([self.start, self.plateau, self.end])
         return self
 
     def at(self, progress: float) -> MaskPolicy:
-        """The policy that applies at this progress."""
         if progress < self.warmup:
             return interpolate(self.start, self.plateau, progress / self.warmup)
         left = 1.0 - progress
         if left < self.decay:
             return interpolate(self.plateau, self.end, 1.0 - left / self.decay)
         return self.plateau
-
-    def pmf(self, length: int, progress: float) -> FloatArray:
-        return self.at(progress).pmf(length, progress)
 
     def law_words(self) -> str:
         return f"trapezoid {arrow([self.start, self.plateau, self.end])}"

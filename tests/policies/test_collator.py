@@ -122,7 +122,7 @@ def test_whole_words(tokenizer):
 @pytest.mark.parametrize(
     ("policy", "steps", "message"),
     [
-        ({"kind": "adaptive"}, 5, "learns from the loss"),
+        ({"kind": "adaptive"}, 5, "is learned from the loss"),
         ({"kind": "uniform"}, 0, "total_steps 0"),
     ],
 )

@@ -96,9 +96,9 @@ def test_a_written_structure_keeps_its_parameters():
 
 
 def test_a_structure_that_does_not_fit_the_data():
-    with pytest.raises(ValueError, match="30 positions are no whole rows of 7 columns"):
+    with pytest.raises(ValueError, match="30 positions are not whole rows of 7 columns"):
         masks(fixed(structure={"kind": "block", "columns": 7}), 1, 30, 3)
-    with pytest.raises(ValueError, match="needs words, and the data has none"):
+    with pytest.raises(ValueError, match="needs words, which the data does not have"):
         masks(fixed(structure="whole_word"), 1, 30, 3)
 
 

@@ -265,7 +265,7 @@ def test_a_structure_that_the_data_does_not_fit(study, alone, tmp_path):
     policy = {"kind": "fixed", "rate": 0.3, "structure": {"kind": "block", "columns": 5}}
     failed = alone(study(tmp_path, policy=policy))[-1]
     assert isinstance(failed, Failed)
-    assert (failed.reason, "no whole rows of 5" in failed.detail) == ("wrong_input", True)
+    assert (failed.reason, "not whole rows of 5" in failed.detail) == ("wrong_input", True)
 
 
 def test_flops_budget(one, study, alone, tmp_path):
