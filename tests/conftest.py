@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
 
 from tests import groups
+
+if TYPE_CHECKING:
+    from tests.faults.postgres import Postgres
 
 # Time depends on what else the machine does.
 hypothesis.settings.register_profile("mptune", deadline=None)
@@ -61,3 +67,22 @@ def pair():
     gang = trials.Gang(2)
     yield gang.run
     gang.close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server."""
+    from tests.faults.postgres import Postgres
+
+    # Not in pytest's own folder: each run of pytest makes that unreadable for the server's user.
+    with TemporaryDirectory(prefix="mptune-pg-", ignore_cleanup_errors=True) as folder:
+        made = Postgres(Path(folder))
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def server(postgres: Postgres) -> Postgres:
+    """The PostgreSQL server, with a new database."""
+    postgres.use_new_database()
+    return postgres

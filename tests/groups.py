@@ -30,7 +30,6 @@ GROUPS: dict[str, Sequence[str]] = {
     "local ray": (
         "tests/faults/test_gang.py",
         "tests/dispatch/test_ray.py",
-        "tests/dispatch/test_ray_worker.py",
         "tests/dispatch/test_metrics.py",
         "tests/test_end_to_end.py",
         "tests/cli/test_watch.py",

@@ -50,7 +50,7 @@ def test_show_costs_the_model_that_is_given(
         ("kind: fixd\n", "policy.yaml:1: 'fixd' is not one of the policies"),
         (
             "kind: fixed\nrate: .1\nstructure: spam\n",
-            "policy.yaml:3: structure: 'spam' is not a str",
+            "policy.yaml:3: structure: 'spam' is not",
         ),
         ("rate: .1\n", "policy.yaml:1: needs 'kind'"),
     ],

@@ -141,6 +141,7 @@ def autoscaled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]
         yield cluster
 
 
+@pytest.mark.nightly
 def test_an_autoscaler_is_asked_for_what_waits_until_the_search_ends(autoscaled, tmp_path):
     with busy(autoscaled, tmp_path, "120") as said:
         grown = said(lambda s: len(s["running"]) == 2)
@@ -153,6 +154,7 @@ def fsck(cluster: RayCluster, run: RunDirectory, *more: str) -> subprocess.Compl
     return subprocess.run(command, env=cluster.env, capture_output=True, text=True, timeout=100)
 
 
+@pytest.mark.nightly
 def test_machines_that_a_killed_driver_asked_for_are_given_back_by_fsck(autoscaled, tmp_path):
     run, another = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "another")
     for made in (run, another):

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import optuna
@@ -21,7 +20,6 @@ from mptune.paths import RunDirectory, TrialDirectory
 from mptune.spec.schema import Pruner, Resources, Score, Search, Training
 from mptune.trial import Event, Finished, Prepared, Started, Trial, TrialSpec
 from tests.dispatch.helpers import prepare_request
-from tests.faults.postgres import Postgres
 from tests.training.trials import data_section
 
 PAIR = Resources(workers=2, cpus_per_worker=0.5)
@@ -139,15 +137,6 @@ def undisturbed(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Fin
     search = ground.search(tmp_path_factory.mktemp("undisturbed"))
     (end,) = search.ends(Finished)
     return end
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    # Not in pytest's own folder, which every other pytest shuts to the server's user.
-    with TemporaryDirectory(prefix="mptune-pg-", ignore_cleanup_errors=True) as folder:
-        made = Postgres(Path(folder))
-        yield made
-        made.close()
 
 
 def once(strike: Callable[[Event, Search_], bool]) -> Strike:

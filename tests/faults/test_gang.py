@@ -77,7 +77,9 @@ def test_a_rank_killed_in_a_step_costs_nothing_but_time(ground, undisturbed, tmp
 
     search = ground.search(tmp_path, once(strike))
     survived(search, "worker_died")
-    assert "died: killed, or crashed" in search.ends(Failed)[0].detail
+    detail = search.ends(Failed)[0].detail
+    assert f"(pid {search.started[0].pids[1]}) died: killed, or crashed" in detail
+    assert search.files.traceback.exists()
     assert search.ends(Finished)[0].result.lml == undisturbed.result.lml
 
 

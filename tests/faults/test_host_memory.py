@@ -10,7 +10,7 @@ from ray._private.utils import get_system_memory, get_used_memory
 from tests.faults.cluster import ray_cluster, wait_until_gone
 from tests.faults.search import Searches
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 MARGIN_BYTES = 3 * 2**30
 """Twice what the cluster and the search need, and what else may come and go on this machine."""

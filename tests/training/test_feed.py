@@ -165,7 +165,7 @@ def test_ranks_share_a_batch(static):
     assert [t.tolist() for share in shares for t in share] == [t.tolist() for t in whole]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_compiled_model_is_compiled_once():
     """Once for all draws; once more where sequences differ in length, for dynamic shapes."""
     for ragged, times in ((False, 1), (True, 2)):

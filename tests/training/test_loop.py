@@ -190,7 +190,7 @@ def test_bf16_on_two_workers(one, study, pair, tmp_path):
     assert losses(events) == pytest.approx(losses(one), rel=0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_compiled_model_trains_alike(one, study, alone, tmp_path):
     compiled = alone(study(tmp_path, training={"compile": True}))
     assert losses(compiled) == pytest.approx(losses(one), rel=1e-4)
