@@ -1,10 +1,11 @@
-"""The same search by mptune and by the stack of today, each as a process of its own.
+"""The same search with mptune and with Ray Tune, each as a process of its own.
 
-Both sides get the same spec and run the same trials: the same rates, seeds, budget of tokens, held-
-out sequences and masks, on gangs of two workers with DeepSpeed on the CPU. The wall-clock of a side
-is from the start of its process to its exit, with an empty cache of prepared data: imports, Ray,
-data, trials, and for mptune the report. The way from one trial to the next is from the moment when
-rank 0 has the score of one to the moment when rank 0 is about to take the first step of the next.
+Both sides get the same spec and run the same trials: the same rates, seeds, budget of tokens,
+held-out sequences and masks, on gangs of two workers with DeepSpeed on the CPU. The wall-clock
+time of a side is from the start of its process to its exit, with an empty cache of prepared data:
+imports, Ray, data, trials, and for mptune the report. The gap between two trials begins when rank
+0 has the score of the first one, and ends when rank 0 is about to take the first step of the next
+one.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ LIMIT_S = 1500.0
 
 @dataclass(frozen=True)
 class Side:
-    """What one of the two did."""
+    """Times and scores of one side."""
 
     wall_s: float
     first_step_s: float
@@ -46,7 +47,7 @@ class Side:
     ends_s: list[float]
 
     def wall_of(self, trials: int) -> float:
-        """Seconds that so many trials take: found, or stretched by the time from end to end."""
+        """Seconds of `trials` trials: measured, or extrapolated from the time between ends."""
         each = [b - a for a, b in itertools.pairwise(self.ends_s)]
         more = trials - len(self.ends_s)
         return self.wall_s + (more * statistics.median(each) if more > 0 else 0.0)
@@ -62,10 +63,10 @@ class Side:
 
 
 def measure(trials: int, seconds: float, ours: int, peers: int) -> dict[str, Any]:
-    """Both sides of a search of so many trials of about so many seconds of training each.
+    """Run both sides of a search of `trials` trials of about `seconds` seconds of training each.
 
-    `ours` and `peers` are how many each side really runs; the wall-clock of the rest is
-    extrapolated by the median time from one end to the next, and `extrapolated` says so.
+    `ours` and `peers` are the numbers of trials that each side really runs. The wall-clock time of
+    the rest is extrapolated from the median time between two ends; `extrapolated` says so.
     """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -84,14 +85,14 @@ def measure(trials: int, seconds: float, ours: int, peers: int) -> dict[str, Any
 
 
 def _run(folder: Path, trials: int, seconds: float, count: int, command: list[Any]) -> Side:
-    """One side's search of `count` of the trials, in a process of its own."""
+    """Run one side's search of `count` of the trials, in a process of its own."""
     folder.mkdir()
     spec, run = folder / "spec.yaml", folder / "run"
     spec.write_text(yaml.safe_dump(_spec(trials, seconds, count)), encoding="utf-8")
     script, *option = command
     call = [sys.executable, script, spec, *option, run]
     call += [] if option else ["--trials", count]
-    # Workers of both sides import the class that stamps; both keep prepared data here.
+    # Workers of both sides import the class that records times; both keep prepared data here.
     given = {"PYTHONPATH": str(HERE.parent), "MPTUNE_CACHE": str(folder / "cache")}
     with (folder / "log").open("w") as log:
         began = time.time()
@@ -125,7 +126,7 @@ def _side(stamps: Path, began: float, ended: float, count: int) -> Side:
 
 
 def _spec(trials: int, seconds: float, count: int) -> dict[str, Any]:
-    """A search whose trials are all named, so that nothing is left to a sampler."""
+    """A search whose trials are all given, so that the sampler proposes none."""
     rates = [round(float(rate), 3) for rate in np.linspace(0.1, 0.6, trials)]
     return {
         "name": "side-by-side",
@@ -145,7 +146,7 @@ def _spec(trials: int, seconds: float, count: int) -> dict[str, Any]:
 
 
 def ratio(ours: Sequence[float], peers: Sequence[float], draws: int = 2000) -> dict[str, float]:
-    """Ours over the peer's, of medians, with a 95 % interval by resampling both sides."""
+    """The ratio of our median to the peer's, with a 95 % interval from resampling both sides."""
     rng = np.random.default_rng(0)
     one, other = (rng.choice(np.array(each), (draws, len(each))) for each in (ours, peers))
     drawn = np.median(one, axis=1) / np.median(other, axis=1)
@@ -155,7 +156,7 @@ def ratio(ours: Sequence[float], peers: Sequence[float], draws: int = 2000) -> d
 
 
 def table(found: dict[str, Any]) -> str:
-    """The two rows, as they go into RESULTS.md."""
+    """The two rows for RESULTS.md."""
     ours, peer, gap = found["mptune"], found["peer"], found["gap_ratio"]
     said = f" (extrapolated from {ours['trials']} and {peer['trials']})"
     said = said if found["extrapolated"] else ""

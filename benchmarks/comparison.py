@@ -5,12 +5,13 @@
     python benchmarks/comparison.py --json comparison.json
     python benchmarks/comparison.py --cell 3,0.25,4 --cell 8,4,4 --replications 4000
 
-A cell is seeds, noise ratio, arms; with --cell only those are measured, on random numbers of their
-own, so that a cell that looked odd is not measured on what made it look so.
+A cell is a number of seeds, a noise ratio and a number of arms. With --cell only the given cells
+are measured, with other random numbers: a cell that looked odd must not be measured again on the
+numbers that made it look odd.
 
 Score of arm a, seed s, sequence i (nats): delta_a + seed_s + train_as + sequence_i + taste_ai +
-residual_asi. `ratio` is the variance that training seeds give to a difference over the variance
-that evaluation gives it.
+residual_asi. `ratio` is the variance of a difference that comes from training seeds, divided by
+the variance that comes from evaluation.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ SEQUENCES = 128
 
 @dataclass(frozen=True)
 class Cell:
-    """Shares of replications, in percent.
+    """Percentages of replications.
 
     Attributes:
         coverage: of the 95 % intervals, over all challengers.
-        null: families without any difference in which some verdict is better or worse.
-        mixed: families with and without differences, with a margin, with some wrong verdict.
-        power: challengers with a true difference of 3 standard errors that are decided rightly.
+        null: families without any difference in which at least one verdict is better or worse.
+        mixed: families with and without differences, with a margin and a wrong verdict.
+        power: challengers with a true difference of 3 standard errors and the right verdict.
     """
 
     seeds: int
@@ -55,7 +56,7 @@ class Cell:
 
 
 def scores(rng: np.random.Generator, deltas: Array, seeds: int, ratio: float) -> list[ArmScores]:
-    """One study; the difference of two arms has evaluation variance 4 / n + 2 / (S n)."""
+    """Scores of one study. The difference of two arms has evaluation variance 4 / n + 2 / (S n)."""
     n, A = SEQUENCES, len(deltas)
     train = math.sqrt(ratio * evaluation(seeds) * seeds / 2)
     z = deltas[:, None, None] + rng.normal(size=(1, seeds, 1)) + 3 * rng.normal(size=(1, 1, n))
@@ -80,7 +81,7 @@ def held(rng: np.random.Generator, deltas: Array, seeds: int, ratio: float) -> l
 
 
 def wrong(difference: Difference, delta: float) -> bool:
-    """A claim that the truth contradicts; undecided never is."""
+    """Whether the truth contradicts the verdict; it never contradicts undecided."""
     verdict = difference.verdict
     if verdict == "equivalent":
         return abs(delta) >= (difference.margin or 0.0) * (1 - 1e-9)
@@ -106,7 +107,7 @@ def cell(seeds: int, ratio: float, arms: int, replications: int, stream: int = 0
 
 
 def reliability(replications: int) -> list[tuple[float, float, int]]:
-    """(mean stated probability of being best, share that were, arms) by fifths of probability."""
+    """(mean stated probability of being best, share that were, arms), by fifths of it."""
     rng = np.random.default_rng(1)
     stated, true = [], []
     for seeds, ratio, arms in itertools.product(SEEDS, RATIOS, ARMS):
@@ -124,7 +125,7 @@ def reliability(replications: int) -> list[tuple[float, float, int]]:
 
 
 def growing(arms: int, ratio: float, replications: int) -> dict[str, float]:
-    """Type-I error in percent when seeds are added until everything is decided, 3 to 12."""
+    """Type-I error in percent if 3 to 12 seeds are used, until everything is decided."""
     rng = np.random.default_rng([arms, round(100 * ratio)])
     looks = schedule(3, 12)
     corrected, naive = [], []
@@ -141,14 +142,14 @@ def growing(arms: int, ratio: float, replications: int) -> dict[str, float]:
 
 
 def _stopped(made: list[ArmScores], look: int, looks: tuple[int, ...]) -> bool:
-    """Whether some verdict falls at this look, all arms being equal."""
+    """Whether a verdict other than undecided is given at this look, although all arms are equal."""
     seen = [ArmScores(a.name, a.nats_per_sequence_SN[:look], a.seeds[:look], 1.0) for a in made]
     return any(d.verdict != "undecided" for d in compare(seen, "0", looks=looks, forecasts=False))
 
 
 def cell_table(cells: list[Cell], replications: int) -> Iterator[str]:
     """Cells as a table in Markdown."""
-    yield f"{replications} replications a cell, {SEQUENCES} sequences; percent."
+    yield f"{replications} replications per cell, {SEQUENCES} sequences; percent."
     yield ""
     yield (
         "| seeds | noise ratio | arms | coverage of 95 % | family-wise error, no difference |"
@@ -190,7 +191,7 @@ def everything(replications: int) -> dict[str, Any]:
 
 
 def cell_named(words: str) -> tuple[int, float, int]:
-    """`3,0.25,4` as seeds, noise ratio and arms."""
+    """Parse `3,0.25,4` as seeds, noise ratio and arms."""
     seeds, ratio, arms = words.split(",")
     return int(seeds), float(ratio), int(arms)
 
@@ -198,9 +199,9 @@ def cell_named(words: str) -> tuple[int, float, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--quick", action="store_true", help="60 replications instead of 500")
-    parser.add_argument("--replications", type=int, metavar="N", help="of every cell")
+    parser.add_argument("--replications", type=int, metavar="N", help="replications of every cell")
     parser.add_argument("--cell", type=cell_named, action="append", metavar="SEEDS,RATIO,ARMS")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
     given = parser.parse_args()
     replications = given.replications or (60 if given.quick else 500)
     if given.cell:

@@ -1,14 +1,14 @@
-"""How fast, how flat and how true data preparation is.
+"""Speed, memory and accuracy of data preparation.
 
     python benchmarks/data.py                 # 15 minutes on 2 cores, 10 GB of disk
     python benchmarks/data.py --quick         # 2 minutes
     python benchmarks/data.py --json out.json
 
-- speed: text through a BPE, against the bare `datasets` map that calls the same tokenizer
+- speed: text through a BPE, compared with a plain `datasets` map that calls the same tokenizer
 - memory: peak resident memory of a process that prepares 100 MB to 2 GB of text
-- loader: reading one global batch from the largest table, against the step of a 2-worker gang
-- density: how far binned densities are from integrating to 1, and a Gaussian source's score from
-  its entropy
+- loader: time to read one global batch from the largest table, compared with a step of two workers
+- density: the integral of binned densities minus 1, and the score of a Gaussian source minus its
+  negative entropy
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ BATCH, LENGTH = 16, 128
 
 
 def documents(megabytes: float, seed: int = 0) -> Iterator[str]:
-    """Documents of about 2 kB: lines of the standard library in random order."""
+    """Documents of about 2 kB, made of lines of the standard library in random order."""
     folder = Path(os.__file__).parent
     lines = [
         line
@@ -54,7 +54,7 @@ def documents(megabytes: float, seed: int = 0) -> Iterator[str]:
 
 
 def corpus(path: Path, megabytes: float) -> Path:
-    """A JSONL file of that much text."""
+    """A JSONL file with this amount of text."""
     with path.open("w", encoding="utf-8") as file:
         for text in documents(megabytes):
             file.write(json.dumps({"text": text}) + "\n")
@@ -69,7 +69,7 @@ def text_section(source: Path, tokenizer: str) -> dict[str, Any]:
 
 
 def train_tokenizer(folder: Path) -> Path:
-    """A byte-level BPE of 8192 symbols, saved where both sides load it from."""
+    """A byte-level BPE with 8192 symbols, saved in a folder that both sides load."""
     from mptune.data._records import Record
     from mptune.data._tokenizers import Subwords
 
@@ -80,7 +80,7 @@ def train_tokenizer(folder: Path) -> Path:
 
 
 def bare_map(source: Path, tokenizer: Path, cache: Path) -> float:
-    """Seconds of `datasets.map` with the tokenizer's `encode_batch`, JSONL to Arrow."""
+    """Seconds of `datasets.map` with the tokenizer's `encode_batch`, from JSONL to Arrow."""
     import datasets
     from tokenizers import Tokenizer
 
@@ -97,7 +97,7 @@ def bare_map(source: Path, tokenizer: Path, cache: Path) -> float:
 
 
 def speed(folder: Path, megabytes: float, rounds: int) -> dict[str, Any]:
-    """Megabytes per second of both, the best of some rounds in turn."""
+    """Megabytes per second of both sides: the best of several rounds, in turn."""
     source, tokenizer = corpus(folder / "speed.jsonl", megabytes), train_tokenizer(folder / "bpe")
     bare, ours = [], []
     for number in range(rounds):
@@ -113,17 +113,17 @@ def speed(folder: Path, megabytes: float, rounds: int) -> dict[str, Any]:
 
 
 def prepare_here(source: str, cache: str) -> None:
-    """What the measured process does; prints its table, its peak memory in MB and its seconds."""
+    """Prepare the data and print the table, the peak memory in MB and the seconds."""
     began = time.perf_counter()
     table = build("data", text_section(Path(source), "bytes")).prepare(Path(cache))
-    # Not getrusage: a child's maximum there begins with its parent's memory.
+    # getrusage would count the parent's memory: a child's maximum starts with it.
     status = Path("/proc/self/status").read_text(encoding="ascii")
     peak = float(next(v for v in status.splitlines() if v.startswith("VmHWM")).split()[1]) / 1024
     print(json.dumps([str(table.path), peak, time.perf_counter() - began]))
 
 
 def memory(folder: Path, sizes: list[float]) -> tuple[dict[str, Any], Path]:
-    """Peak memory at each size of corpus, MB; and the table of the largest."""
+    """Peak memory in MB for each corpus size, and the table of the largest corpus."""
     peaks, seconds, table = {}, {}, ""
     for megabytes in sizes:
         source = corpus(folder / f"{megabytes:g}.jsonl", megabytes)
@@ -145,7 +145,7 @@ def memory(folder: Path, sizes: list[float]) -> tuple[dict[str, Any], Path]:
 
 
 def loader(folder: Path, large: Path, steps: int) -> dict[str, Any]:
-    """Milliseconds per step of reading the global batch, and of a 2-worker gang's whole step."""
+    """Milliseconds to read the global batch, and of the whole step of a gang of two workers."""
     train = TokenTable.open(large).train
     order = DataOrder(len(train), BATCH, seed=0)
     order.rows(0)
@@ -197,7 +197,7 @@ def gang_step_s(folder: Path) -> float:
 
 
 def density() -> dict[str, Any]:
-    """Integrals of binned densities by sums over fine grids, and Gaussian scores by bins."""
+    """Integrals of binned densities (sums over fine grids), and Gaussian scores."""
     rng = np.random.default_rng(0)
     train, test = rng.normal(size=200_000), rng.normal(size=200_000)
     entropy = 0.5 * np.log(2 * np.pi * np.e)
@@ -235,7 +235,7 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     fast, flat, load, true = (found[k] for k in ("speed", "memory", "loader", "density"))
     yield found["machine"]
     yield (
-        f"speed: {fast['mb_per_s']['mptune']:.1f} MB/s of text through a BPE, bare map "
+        f"speed: {fast['mb_per_s']['mptune']:.1f} MB/s of text through a BPE, plain map "
         f"{fast['mb_per_s']['bare']:.1f} MB/s: {fast['ratio']:.2f} ×"
     )
     peaks = ", ".join(f"{size}: {peak:.0f} MB" for size, peak in flat["peak_mb"].items())
@@ -256,7 +256,7 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes, 2 minutes")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
     parser.add_argument("--prepare", nargs=2, metavar="PATH", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.prepare:

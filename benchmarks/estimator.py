@@ -1,14 +1,14 @@
-"""What the accumulated LML estimator is worth: variance, decisions, coverage, and its own cost.
+"""Quality of the accumulated LML estimator: variance, decisions, coverage, and its own cost.
 
     python benchmarks/estimator.py [--quick] [--json FILE] [--only PART ...]
 
-Ground truth is independent of the estimator: exact likelihoods of an HMM and of a PPCA by their own
-recursions. The character model is trained here, for a few minutes, on the running Python's standard
-library. The naive estimator, which all ratios are against, draws M uniformly and independently and
+The true values do not depend on the estimator: they are exact likelihoods of an HMM and of a PPCA.
+The character model is trained here, for a few minutes, on the standard library of the running
+Python. Ratios compare with the naive estimator, which draws M uniformly and independently and
 averages (D/M) sum over the mask of log p.
 
-Parts: variance, decide, coverage, type1, cost. --quick takes fewer repeats and finds the same to a
-third or so; its ratios are not for quoting.
+Parts: variance, decide, coverage, type1, cost. --quick uses fewer repeats; its ratios
+are accurate to about a third, so do not quote them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ LENGTH = 128
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything."""
+    """Numbers of repeats and sequences."""
 
     repeats: int
     character_repeats: int
@@ -124,7 +124,7 @@ class Characters:
 
 @cache
 def characters(steps: int) -> Characters:
-    """ModernBERT 64 x 2 on bytes, trained with uniform mask counts; states at 80 % and later."""
+    """ModernBERT 64 x 2 on bytes, trained with uniform mask counts, and earlier states."""
     import torch
 
     from mptune.data.text import Text
@@ -198,7 +198,7 @@ def naive_scores(bed: Bed, tokens: Any, repeats: int, seed: int = 0) -> Any:
 
 
 def errors(bed: Bed, tokens: Any, plans: list[LMLPlan], covariates: Covariates | None) -> Any:
-    """Estimate less truth (or less the mean estimate) of each plan."""
+    """Estimate minus truth (or minus the mean estimate) of each plan."""
     found = [
         estimate_lml(
             bed.log_prob, tokens, plan=plan, batch_size=128, covariates=covariates
@@ -236,7 +236,7 @@ def variance(bed: Bed, k: int, repeats: int) -> dict[str, Any]:
 
 
 def decide(sizes: Sizes, nats: float) -> dict[str, Any]:
-    """Forwards per model to tell two trained models apart: ours, and naive independent ones."""
+    """Forwards per model to decide between two trained models: our method and naive sampling."""
     trained = characters(sizes.training_steps)
     other, gap, paired_variance = _worse_by(trained, nats)
     ours = []
@@ -265,8 +265,10 @@ def decide(sizes: Sizes, nats: float) -> dict[str, Any]:
 
 
 def _worse_by(trained: Characters, nats: float) -> tuple[int, float, float]:
-    """The earlier state whose score is nearest to so many nats below the last one's, by how much
-    it is, and the variance of their paired difference per sequence."""
+    """Find the earlier state whose score is nearest to `nats` below that of the last state.
+
+    Returns the state, the difference, and the variance of the paired difference per sequence.
+    """
     tokens = trained.sample(min(1024, len(trained.heldout)), 7)
     scores = [
         estimate_lml(
@@ -281,7 +283,7 @@ def _worse_by(trained: Characters, nats: float) -> tuple[int, float, float]:
 
 
 def _naive_difference(sizes: Sizes, other: int) -> float:
-    """Variance of a naive score of one model less that of the other, per forward of each."""
+    """Variance of the difference of two models' naive scores, per forward of each."""
     return sum(float(_pool(sizes, which).var(ddof=1)) for which in (0, other))
 
 
@@ -291,7 +293,7 @@ def _pool(sizes: Sizes, which: int) -> Any:
 
 @cache
 def _naive_pool(steps: int, which: int, repeats: int) -> Any:
-    """Naive scores of many sequences, to draw races from."""
+    """Naive scores of many sequences, from which races are drawn."""
     trained = characters(steps)
     bed = Bed("", trained.log_prob(which), trained.sample, trained.counts, None)
     tokens = trained.sample(min(2048, len(trained.heldout)), 11 + which)
@@ -299,7 +301,7 @@ def _naive_pool(steps: int, which: int, repeats: int) -> Any:
 
 
 def _naive_race(trained: Characters, other: int, sizes: Sizes, seed: int) -> tuple[int, bool]:
-    """The same stopping rule on scores of independent sequences and masks of the two models."""
+    """The same stopping rule, with independent sequences and masks for the two models."""
     rng, most = np.random.default_rng(seed), 400_000
     draws = [rng.choice(_pool(sizes, which), most) for which in (0, other)]
     means = (draws[0] - draws[1]).reshape(-1, BLOCK).mean(axis=1)
@@ -316,7 +318,7 @@ def _naive_race(trained: Characters, other: int, sizes: Sizes, seed: int) -> tup
 
 
 def coverage(bed: Bed, kind: str, repeats: int, n: int = 120) -> dict[str, Any]:
-    """Share of nominal 95 % intervals that hold the truth; new data each time, or new masks."""
+    """Share of nominal 95 % intervals that contain the truth, over new data or new masks."""
     fixed = bed.sample(n, 7)
     truth = _truth(bed, fixed if kind == "fixed" else None)
     hits = 0
@@ -332,7 +334,7 @@ def coverage(bed: Bed, kind: str, repeats: int, n: int = 120) -> dict[str, Any]:
 
 
 def _truth(bed: Bed, tokens: Any) -> float:
-    """Exact where it is known; else the mean of many estimates with other masks."""
+    """The exact value if it is known; otherwise the mean of many estimates with other masks."""
     if bed.truth is not None:
         return float(bed.truth(bed.sample(100_000, 10**7) if tokens is None else tokens).mean())
     if tokens is None:
@@ -357,7 +359,7 @@ def _truth(bed: Bed, tokens: Any) -> float:
 
 
 def type1(repeats: int) -> dict[str, Any]:
-    """Two models that differ on every sequence and are equal on average, by symmetry.
+    """Type-I error with two models that differ on every sequence but, by symmetry, not on average.
 
     A sequence is two independent stretches of one HMM; each model has wrong transitions for one of
     them. Every look counts, up to 64 blocks.
@@ -396,7 +398,7 @@ def type1(repeats: int) -> dict[str, Any]:
 
 
 def cost(sizes: Sizes) -> dict[str, Any]:
-    """Seconds of the estimator beside those of the forwards it asked for."""
+    """Seconds of the estimator itself, compared with those of its forwards."""
     trained = characters(sizes.training_steps)
     tokens, inside, model = trained.sample(1024, 5), 0.0, trained.log_prob(0)
 
@@ -452,7 +454,7 @@ def measure(sizes: Sizes, parts: list[str]) -> dict[str, Any]:
     if "coverage" in parts:
         figures["coverage"] = []
         small = hmm_bed(16, 4, 6), ppca_bed(20, 2, 0.3)
-        # Nobody knows the character model's truth: it takes 60,000 forwards to find.
+        # The true value of the character model is unknown; finding it takes 60,000 forwards.
         for bed in small if sizes is QUICK else beds(*small):
             for kind in ("population", "fixed"):
                 row = coverage(bed, kind, sizes.coverage)
@@ -467,7 +469,7 @@ def measure(sizes: Sizes, parts: list[str]) -> dict[str, Any]:
         print(f"type I    {100 * found['rate']:.1f} % of {found['repeats']} races", flush=True)
     if "cost" in parts:
         found = figures["cost"] = cost(sizes)
-        print(f"cost      {100 * found['share']:.1f} % beside the forwards of a {found['model']}")
+        print(f"cost      {100 * found['share']:.1f} % of the forwards of a {found['model']}")
     return figures
 
 
@@ -476,7 +478,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="few repeats, under 2 minutes")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
     arguments = parser.parse_args()
     figures = measure(QUICK if arguments.quick else FULL, arguments.only)

@@ -1,11 +1,11 @@
-"""How much memory do trials take on a CPU, against what the preflight says they need?
+"""Measured memory of trials on a CPU, compared with the estimate that refuses trials.
 
     python benchmarks/memory.py [--quick] [--json FILE]
 
-Each case is a trial of real workers, DeepSpeed included, in new processes: how far the largest
-resident set of rank 0 rises above what it was before, over training and scoring. A smaller trial
-ran before it, so that libraries are loaded. Printed as a table: the need by `models._memory`,
-what was measured, and their ratio. Below 1 the preflight would let through what does not fit.
+Each case is a trial of real workers, including DeepSpeed, in new processes. Measured is how much
+the largest resident set of rank 0 grows during training and scoring. A smaller trial runs first,
+so that libraries are loaded. The table has the estimate of `models._memory`, the measured value,
+and their ratio. With a ratio below 1, a trial that does not fit would be accepted.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Case:
 
 
 def cases(quick: bool) -> Iterator[Case]:
-    """Few: one of each kind that states, blocks, logits or scoring dominate."""
+    """The cases; with few, one of each kind: dominated by states, blocks, logits or scoring."""
     states = {"width": 768, "depth": 4, "vocabulary": 4000, "length": 32, "batch": 2}
     blocks = {"width": 128, "depth": 8, "vocabulary": 200, "length": 256, "batch": 32}
     logits = {"width": 64, "depth": 2, "vocabulary": 12000, "length": 128}
@@ -113,7 +113,7 @@ class Free:
 
 
 def resident(key: str) -> int:
-    """`VmRSS`, or `VmHWM`, the largest since `forget_largest`; bytes."""
+    """`VmRSS`, or `VmHWM` (the maximum since `forget_largest`), in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     line = next(line for line in lines if line.startswith(f"{key}:"))
     return int(line.split()[1]) * 1024
@@ -140,7 +140,7 @@ def work(rank: int, port: int, folder: Path, case: Case, answers: Any) -> None:
 
 
 def prepared_in(folder: Path, case: Case) -> Prepared:
-    """Random symbols, all of the vocabulary among them."""
+    """A table of random symbols that contains the whole vocabulary."""
     rows = max(400, -(-case.vocabulary // case.length))
     tokens_ND = np.random.default_rng(0).integers(case.vocabulary, size=(rows, case.length))
     tokens_ND.flat[: case.vocabulary] = np.arange(case.vocabulary)
@@ -157,7 +157,7 @@ def prepared_in(folder: Path, case: Case) -> Prepared:
 
 
 def measured(case: Case) -> tuple[memory.Demand, int]:
-    """What the preflight says, and bytes that were taken."""
+    """The estimate, and the bytes that were used."""
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
     with tempfile.TemporaryDirectory() as name:
@@ -181,9 +181,9 @@ def measured(case: Case) -> tuple[memory.Demand, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a third of the cases")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to FILE")
     arguments = parser.parse_args()
-    print("| trial | precision | ZeRO | workers | needed, MB | taken, MB | needed / taken |")
+    print("| trial | precision | ZeRO | workers | estimated, MB | used, MB | estimated / used |")
     print("|---|---|---|---|---|---|---|")
     rows = []
     for case in cases(arguments.quick):

@@ -1,4 +1,4 @@
-"""`mptune search` as it is, but for the worker's time stamps (see `peer.Stamped`).
+"""`mptune search`, with a worker that records times (see `peer.Stamped`).
 
 python benchmarks/ours.py SPEC --run-dir FOLDER
 """

@@ -1,11 +1,12 @@
-"""The stack of today beside mptune: Ray Tune + OptunaSearch + TorchTrainer, on the same spec.
+"""The peer of mptune in benchmarks: Ray Tune + OptunaSearch + TorchTrainer, on the same spec.
 
     python benchmarks/peer.py SPEC FOLDER [--trials N]
 
-Every trial is a TorchTrainer of its own, as its documentation has it; its training function is
-mptune's own worker, so that both do the same steps and the same scoring. The trials are the arms of
-the spec's search, given to OptunaSearch as the points to begin with, so that both run the same.
-`stamps.jsonl` in FOLDER tells when each took its first step and when it ended, see `Stamped`.
+Every trial is a TorchTrainer of its own, as its documentation recommends. Its training function is
+mptune's own worker, so that both sides do the same steps and the same scoring. The trials are the
+arms of the spec's search; OptunaSearch gets them as initial points, so both sides run the same
+trials. `stamps.jsonl` in FOLDER records when each trial took its first step and when it ended (see
+`Stamped`).
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ from mptune.trial import (
 
 
 class Stamped(Worker):
-    """mptune's worker; rank 0 notes when a trial takes its first step and when it has ended.
+    """mptune's worker. Rank 0 records when a trial takes its first step and when it ends.
 
-    Times are seconds since the epoch. Both sides run their trials by this class.
+    Times are seconds since the epoch. Both sides run their trials with this class.
     """
 
     def run(self, trial: TrialSpec, control: Control) -> Iterator[Event]:
@@ -56,14 +57,14 @@ class Stamped(Worker):
 
 
 def stamp(trial: TrialSpec, **said: Any) -> None:
-    """Add a line to the stamps, which lie beside the folder of all trials."""
+    """Add a line to the file of times, which is next to the folder of all trials."""
     line = {"number": trial.number, "time": time.time(), **said}
     with (Path(trial.directory).parents[1] / "stamps.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 
 class GoesOn:
-    """Nobody prunes, nobody stops."""
+    """A control that never prunes or stops a trial."""
 
     def stop_requested(self) -> StopReason | None:
         return None
@@ -86,7 +87,7 @@ def train(config: dict[str, Any]) -> None:
 
 
 class Trials:
-    """Tune's trainable: proposes nothing, runs one TorchTrainer."""
+    """Tune's trainable, which runs one TorchTrainer."""
 
     def __init__(self, spec: Path, folder: Path) -> None:
         self.file = SpecFile.read(spec)
@@ -110,8 +111,8 @@ class Trials:
         from ray.tune.search.optuna import OptunaSearch
 
         r, cpus = self.spec.resources, os.cpu_count() or 1
-        # One CPU more than there are, for the trainables that only wait: without it the trainers'
-        # placement groups never fit beside them.
+        # One logical CPU more than there are, for the trainables, which only wait: without it the
+        # placement groups of the trainers would never fit.
         ray.init(
             num_cpus=cpus + 1, include_dashboard=False, logging_level="error", log_to_driver=False
         )

@@ -1,19 +1,20 @@
-"""Admission at scale, under simulated time, by the code that runs in production.
+"""Admission at scale, under simulated time, with the code of real searches.
 
     python benchmarks/scale.py [--quick] [--first-seed N] [--seeds N] [--load X ...] [--json FILE]
 
 1,000 trials on gangs of 1, 2, 4, ..., 64 GPUs (one worker each, sizes equally frequent) on 512
-nodes of 8 GPUs. They arrive at random (exponential gaps) so fast that the work that arrives in an
-hour would fill the cluster `load` hours. Durations are log-normal around a time of the gang's size,
-which the predictor has to learn from the trials that end; single trials differ from it by 20 %.
+nodes of 8 GPUs. They arrive at random (exponential gaps). The work that arrives in one hour would
+keep the whole cluster busy for `load` hours. Durations are log-normal around a time that depends
+on the gang's size. The predictor estimates that time from trials that end; single trials differ
+from it by 20 %.
 
 - mptune: `mptune.dispatch.admission.admit` with `mptune.search.forecast.Predictor`
-- fcfs: plain first come, first served: nobody passes the oldest that does not fit
-- greedy: no admission: whatever fits starts, oldest first
+- fcfs: plain first come, first served: no trial starts before the oldest one that does not fit
+- greedy: no admission: every trial that fits starts, oldest first
 - misled: mptune, but each prediction is off by a random factor of 1/2 to 2
 
-Utilisation is GPU-seconds of work over GPUs x time from the first arrival to the last end. The rule
-was chosen on seeds 20 to 25; the default seeds are others.
+Utilisation is GPU-seconds of work, divided by GPUs x time from the first arrival to the last end.
+The rule was chosen on seeds 20 to 25; the default seeds are different ones.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ Policy = Callable[[Sequence[Waiting], Sequence[Held], Sequence[Node], float], li
 
 @dataclass(frozen=True)
 class Job:
-    """One trial as it really is: when it arrives, what it needs, how long it takes."""
+    """One trial: when it arrives, what it needs, and how long it really takes."""
 
     trial: TrialSpec
     arrives: float
@@ -68,7 +69,7 @@ class Job:
 
 
 def jobs(seed: int, count: int, load: float, misled: float = 1.0) -> list[Job]:
-    """The load of one seed; predictions are off by up to the factor `misled`, either way."""
+    """The jobs of one seed. Predictions are wrong by up to the factor `misled`."""
     rng = np.random.default_rng(seed)
     sizes = rng.choice(SIZES, count)
     typical = dict(zip(SIZES, HOUR_S * rng.lognormal(0, 0.5, len(SIZES)), strict=True))
@@ -81,7 +82,7 @@ def jobs(seed: int, count: int, load: float, misled: float = 1.0) -> list[Job]:
 
 
 def trial(number: int, gpus: int) -> TrialSpec:
-    """A trial on so many workers of one GPU each; its model is as large as its gang."""
+    """A trial on `gpus` workers of one GPU each. Its model's size follows the gang's size."""
     return fakes.trial(
         number, Path("nowhere"), model={"family": "fake", "width": 64 * gpus},
         resources=Resources(workers=gpus, cpus_per_worker=1, gpus_per_worker=1),
@@ -91,14 +92,14 @@ def trial(number: int, gpus: int) -> TrialSpec:
 def fcfs(
     queue: Sequence[Waiting], held: Sequence[Held], total: Sequence[Node], now: float
 ) -> list[Decision]:
-    """Nobody passes the oldest that does not fit."""
+    """Start trials in order, until one does not fit."""
     return _oldest_first(queue, held, total, stop=True)
 
 
 def greedy(
     queue: Sequence[Waiting], held: Sequence[Held], total: Sequence[Node], now: float
 ) -> list[Decision]:
-    """Whatever fits starts."""
+    """Start every trial that fits, oldest first."""
     return _oldest_first(queue, held, total, stop=False)
 
 
@@ -118,7 +119,7 @@ def _oldest_first(
 
 @dataclass
 class Simulation:
-    """The cluster, event by event; carries out what a policy decides."""
+    """The cluster, event by event. It carries out the decisions of a policy."""
 
     jobs: Sequence[Job]
     policy: Policy
@@ -155,7 +156,7 @@ class Simulation:
         self.predicted = {size: self.predictor.seconds(trial(0, size)) for size in SIZES}
         self.queue = {n: replace(w, seconds=self._seconds(n)) for n, w in self.queue.items()}
         ended = self.held.pop(gang)
-        if self.policy is admit:  # the others know no warm gangs
+        if self.policy is admit:  # the other policies have no warm gangs
             self.held[gang] = replace(ended, idle=True, ends=None)
 
     def _seconds(self, number: int) -> float | None:
@@ -172,7 +173,7 @@ class Simulation:
                 self._start(decision)
 
     def _seen(self, held: Held) -> Held:
-        """To end as predicted at its start; the overdue in a tenth of the time they are late."""
+        """The gang with its predicted end; an overdue one ends in a tenth of its delay."""
         if held.ends is None or held.ends > self.now:
             return held
         return replace(held, ends=self.now + OVERDUE * (self.now - held.ends))
@@ -201,7 +202,7 @@ class Simulation:
         }
 
     def _busy_while_queued(self) -> float:
-        """Share of the GPUs that work, over all the time in which a trial waits."""
+        """Share of the GPUs that work, over all times at which a trial waits."""
         changes: list[tuple[float, int, int]] = []  # (time, more in the queue, more GPUs at work)
         for n, job in enumerate(self.jobs):
             start = self.started[n]
@@ -223,7 +224,7 @@ class Simulation:
 
 @dataclass(frozen=True)
 class Side:
-    """A policy, and by how much its predictions are off."""
+    """A policy, and by which factor its predictions are wrong."""
 
     policy: Policy
     misled: float = 1.0
@@ -238,14 +239,14 @@ SIDES = {
 
 
 def simulate(name: str, seed: int, count: int, load: float) -> dict[str, float]:
-    """Figures of one side on one seed, and how long that took."""
+    """The figures of one side on one seed, and the time of the simulation."""
     side, began = SIDES[name], time.process_time()
     done = Simulation(jobs(seed, count, load, side.misled), side.policy).run()
     return done.figures() | {"simulated_in_s": time.process_time() - began}
 
 
 def measure(seeds: Sequence[int], count: int, load: float) -> dict[str, Any]:
-    """Figures of every side over the seeds: lists, in order of the seeds."""
+    """The figures of every side, as lists in the order of the seeds."""
     found: dict[str, Any] = {"trials": count, "gpus": GPUS, "load": load, "seeds": list(seeds)}
     with Pool() as pool:
         for name in SIDES:
@@ -257,7 +258,7 @@ def measure(seeds: Sequence[int], count: int, load: float) -> dict[str, Any]:
 
 
 def compare(found: dict[str, Any], ours: str) -> dict[str, list[float]]:
-    """Ours over the better of fcfs and greedy, seed by seed."""
+    """The ratio of ours to the better of fcfs and greedy, for each seed."""
 
     def ratios(key: str, best: Callable[[float, float], float]) -> list[float]:
         each = zip(found[ours][key], found["fcfs"][key], found["greedy"][key], strict=True)
@@ -270,7 +271,7 @@ def compare(found: dict[str, Any], ours: str) -> dict[str, list[float]]:
 
 
 def interval(ratios: Sequence[float]) -> tuple[float, float, float]:
-    """Their geometric mean with a 95 % t interval over the seeds."""
+    """The geometric mean of the ratios, with a 95 % t interval over the seeds."""
     logs = np.log(ratios)
     if len(logs) < 2:
         return (float(np.exp(logs[0])), float("nan"), float("nan"))
@@ -280,7 +281,7 @@ def interval(ratios: Sequence[float]) -> tuple[float, float, float]:
 
 
 def show(found: dict[str, Any]) -> None:
-    """The table of RESULTS.md."""
+    """Print the table of RESULTS.md."""
     seeds = found["seeds"]
     print(f"\n{found['trials']} trials, {GPUS:.0f} GPUs, load {found['load']:g}, "
           f"seeds {seeds[0]} to {seeds[-1]}: median (lowest to highest)\n")  # fmt: skip
@@ -305,10 +306,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="2 seeds, one load")
     parser.add_argument("--first-seed", type=int, default=10)
-    parser.add_argument("--seeds", type=int, default=10, help="how many")
+    parser.add_argument("--seeds", type=int, default=10, help="number of seeds")
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--load", type=float, nargs="+", default=[1.2, 1.5])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
     given = parser.parse_args()
     count, loads = (2, given.load[:1]) if given.quick else (given.seeds, given.load)
     seeds = range(given.first_seed, given.first_seed + count)

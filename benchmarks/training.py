@@ -1,13 +1,13 @@
-"""How fast does mptune train, against what one would run instead?
+"""Training speed of mptune, compared with `transformers.Trainer`.
 
     python benchmarks/training.py [--quick] [--threads N] [--clock cpu] [--json FILE]
     python benchmarks/training.py --quick       # under 2 minutes on 2 idle cores; without, about 6
     python benchmarks/training.py --gpu         # model FLOP utilisation of BERT-base on one GPU
 
-Against `transformers.Trainer` with `DataCollatorForLanguageModeling`: the same model, batch, data,
-learning rate and precision, on the same threads of the same machine, in turns. Printed: tokens per
-second of ours over theirs, the share of the step that masking takes, and the speed-up of two
-data-parallel workers over one at the same global batch.
+The other side is `transformers.Trainer` with `DataCollatorForLanguageModeling`: the same model,
+batch, data, learning rate and precision, on the same threads of the same machine, in turns. The
+output has the ratio of tokens per second, the share of a step that masking takes, and the speed-up
+of two data-parallel workers over one at the same global batch.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ ON_GPU = {"zero_stage": 1, "deepspeed": {"bf16": {"check_grad_overflow": False}}
 
 @dataclass(frozen=True)
 class Effort:
-    """How long a run measures."""
+    """How many steps and turns are measured."""
 
     turns: int
     warm: int
@@ -99,12 +99,12 @@ def tokens_of(shape: Shape) -> Any:
 
 
 def now(clock: str) -> float:
-    """Seconds on the wall, or of this process's CPU time."""
+    """Seconds of wall-clock time, or of this process's CPU time."""
     return time.perf_counter() if clock == "wall" else time.process_time()
 
 
 class Watch:
-    """A control that lets a number of steps pass, and times those after the warm-up."""
+    """A control that runs a number of steps, and times those after the warm-up."""
 
     def __init__(self, steps: int, warm: int, clock: str) -> None:
         self.steps, self.warm, self.clock, self.asked = steps, warm, clock, 0
@@ -132,7 +132,7 @@ class NoCheckpoints:
 
 @dataclass(frozen=True)
 class Case:
-    """One thing that is timed, and for how long."""
+    """One case that is timed, and its number of steps."""
 
     shape: Shape
     rate: float
@@ -167,7 +167,7 @@ def inputs_of(shape: Shape, rate: float, precision: str, **more: Any) -> Inputs:
 
 
 def ours(case: Case, ranks: Any, **more: Any) -> float:
-    """Seconds per optimizer step; `more` of the training section."""
+    """Seconds per optimizer step of mptune; `more` are further keys of the training section."""
     shape = case.shape
     inputs = inputs_of(shape, case.rate, case.precision, **more)
     torch.manual_seed(0)
@@ -195,7 +195,7 @@ def tokenizer_of(shape: Shape) -> Any:
 def theirs(case: Case) -> float:
     """Seconds per optimizer step of a Hugging Face training, in a process of its own.
 
-    In ours it would find a process group, and wrap the model for data-parallel training.
+    In our process it would find a process group, and wrap the model for data-parallel training.
     """
     from transformers import (
         BertConfig,
@@ -259,19 +259,19 @@ def theirs(case: Case) -> float:
 
 
 def masking_share(case: Case, step_s: float) -> float:
-    """The policy's draw and the batch's building, as a share of the step."""
+    """The time to draw masks and build a batch, as a share of the step."""
     inputs = inputs_of(case.shape, case.rate, "fp32")
     feed, spent = Feed(inputs, Ranks()), []
     for step in range(200):
         began = now(case.clock)
-        # No code length: a fixed rate has none, and a training stops asking at its first step.
+        # A fixed rate has no code length; training stops computing it at its first step.
         feed.take(Moment(step, 0.5, inputs.policy, code=False))
         spent.append(now(case.clock) - began)
     return statistics.median(spent) / step_s
 
 
 def ratios(case: Case, ranks: Any, other: Any) -> dict[str, Any]:
-    """Ours over theirs in tokens per second, in turns."""
+    """The ratio of our tokens per second to theirs, measured in turns."""
     shape, pairs = case.shape, []
     for _ in range(case.effort.turns):
         their_s = other.apply(theirs, (case,))
@@ -300,7 +300,7 @@ def free_port() -> int:
 
 
 class Gang:
-    """Workers with a thread each, that train when they are told to."""
+    """Workers with one thread each, which train on request."""
 
     def __init__(self, world: int) -> None:
         context, port = multiprocessing.get_context("spawn"), free_port()
@@ -337,7 +337,7 @@ def _rank(rank: int, world: int, port: int, orders: Any, found: Any) -> None:
 
 
 def speed_up(effort: Effort) -> dict[str, Any]:
-    """Two workers over one, a thread each, the same global batch, in turns."""
+    """The speed-up of two workers over one: one thread each, the same global batch."""
     one, two = Gang(1), Gang(2)
     each = [one.step_s(effort) / two.step_s(effort) for _ in range(effort.turns)]
     one.close()
@@ -351,7 +351,7 @@ def speed_up(effort: Effort) -> dict[str, Any]:
 
 
 def on_gpu(shape: Shape, ranks: Any) -> list[dict[str, Any]]:
-    """Model FLOP utilisation on one GPU, the model as it is and compiled, in bf16."""
+    """Model FLOP utilisation on one GPU in bf16, with and without compilation."""
     rows = []
     for rate, compiled in itertools.product((0.15, 0.5), (False, True)):
         case = Case(shape, rate, "bf16", FULL, "wall", 1)
@@ -384,7 +384,7 @@ def _gpu_line(row: dict[str, Any]) -> str:
 
 
 def main_gpu(file: Path | None) -> None:
-    """`--gpu`: its own table, for one GPU has nothing to do with the CPU's."""
+    """`--gpu`: a table of its own."""
     if not torch.cuda.is_available():
         raise SystemExit("--gpu: torch finds no GPU here")
     ranks = ds.join(0, 1, 0, "127.0.0.1", free_port())
@@ -423,13 +423,16 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer steps and turns")
     parser.add_argument(
-        "--threads", type=int, default=os.cpu_count() or 1, help="of both; default all cores"
+        "--threads",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="threads of both sides; default: all cores",
     )
     parser.add_argument(
-        "--clock", choices=["wall", "cpu"], default="wall", help="cpu on a machine that is shared"
+        "--clock", choices=["wall", "cpu"], default="wall", help="use cpu on a shared machine"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
-    parser.add_argument("--gpu", action="store_true", help="BERT-base on one GPU, nothing else")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
+    parser.add_argument("--gpu", action="store_true", help="only BERT-base on one GPU")
     return parser.parse_args()
 
 
@@ -438,7 +441,7 @@ def main_cpu(given: argparse.Namespace) -> None:
     began = time.monotonic()
     print(f"{machine(given.threads)}; {given.clock} time; {effort.words()}", flush=True)
     if given.quick:
-        print("quick: to see that it works and about where it stands; the full run decides")
+        print("quick: a rough check; use the full run for results")
     workers = speed_up(effort)
     other = multiprocessing.get_context("spawn").Pool(1)
     torch.set_num_threads(given.threads)
