@@ -3,6 +3,7 @@
 #   make test    set up and run the tests, two at a time (JOBS=2)
 #   make test-all   those, the long ones, and every simulation in full: most of an hour
 #   make soak    kill the driver of a search (-9) again and again (KILLS=20)
+#   make mutants   do the tests notice a mistake? N=30 of them, 10 minutes
 #   make calibrate  simulations in full: coverage of intervals, rates of error
 #   make browser  install Chromium for the tests that open a report (Debian, Ubuntu, as root)
 #   make lint    ruff, ruff format --check, mypy --strict
@@ -18,9 +19,10 @@ export OMP_NUM_THREADS ?= 1
 
 JOBS ?= 2
 KILLS ?= 20
+N ?= 30
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: setup demo test test-fast test-all soak calibrate browser lint format metrics clean
+.PHONY: setup demo test test-fast test-all soak mutants calibrate browser lint format metrics clean
 
 $(READY): pyproject.toml constraints.txt
 	@command -v c++ >/dev/null || command -v g++ >/dev/null || { echo "a C++ compiler is needed (e.g. the package g++)"; exit 1; }
@@ -49,6 +51,9 @@ test-all: test
 
 soak: $(READY)
 	MPTUNE_KILLS=$(KILLS) $(PYTEST) tests/faults/test_driver_killed.py
+
+mutants: $(READY)
+	$(BIN)/python tools/mutants.py --number $(N) --jobs $(JOBS)
 
 calibrate: $(READY)
 	MPTUNE_SIMULATIONS=full $(PYTEST) -n $(JOBS) -m simulation --durations=10
