@@ -1,55 +1,29 @@
 """The score: an estimate of log p(x) of a masked model, from any ``log_prob(tokens, mask)``."""
 
-from mptune.lml.adaptive import (
-    LMLComparison,
-    Side,
-    compare_lml,
-    estimate_to_target,
-    race_lml,
-    refine_lml,
-    se_per_position,
-    sequential_half_width,
-)
-from mptune.lml.covariates import Covariates, GaussianCovariates, TokenCovariates, position_controls
-from mptune.lml.diagnostics import OrderGap, RateScore, order_gap, score_at_rate
-from mptune.lml.estimator import (
-    LMLEstimate,
-    LogProb,
-    MPTCurve,
-    NonFiniteLogProb,
-    check_finite,
-    estimate_from_sums,
-    estimate_lml,
-    masked_sums,
-)
-from mptune.lml.plan import DEFAULT_VARIANCE, LMLPlan, VarianceLaw
-
-__all__ = [
-    "DEFAULT_VARIANCE",
-    "Covariates",
-    "GaussianCovariates",
-    "LMLComparison",
-    "LMLEstimate",
-    "LMLPlan",
-    "LogProb",
-    "MPTCurve",
-    "NonFiniteLogProb",
-    "OrderGap",
-    "RateScore",
-    "Side",
-    "TokenCovariates",
-    "VarianceLaw",
-    "check_finite",
-    "compare_lml",
-    "estimate_from_sums",
-    "estimate_lml",
-    "estimate_to_target",
-    "masked_sums",
-    "order_gap",
-    "position_controls",
-    "race_lml",
-    "refine_lml",
-    "score_at_rate",
-    "se_per_position",
-    "sequential_half_width",
-]
+from mptune.lml.adaptive import LMLComparison as LMLComparison
+from mptune.lml.adaptive import Side as Side
+from mptune.lml.adaptive import compare_lml as compare_lml
+from mptune.lml.adaptive import estimate_to_target as estimate_to_target
+from mptune.lml.adaptive import race_lml as race_lml
+from mptune.lml.adaptive import refine_lml as refine_lml
+from mptune.lml.adaptive import se_per_position as se_per_position
+from mptune.lml.adaptive import sequential_half_width as sequential_half_width
+from mptune.lml.covariates import Covariates as Covariates
+from mptune.lml.covariates import GaussianCovariates as GaussianCovariates
+from mptune.lml.covariates import TokenCovariates as TokenCovariates
+from mptune.lml.covariates import position_controls as position_controls
+from mptune.lml.diagnostics import OrderGap as OrderGap
+from mptune.lml.diagnostics import ScoreAtRate as ScoreAtRate
+from mptune.lml.diagnostics import order_gap as order_gap
+from mptune.lml.diagnostics import score_at_rate as score_at_rate
+from mptune.lml.estimator import LMLEstimate as LMLEstimate
+from mptune.lml.estimator import LogProb as LogProb
+from mptune.lml.estimator import MPTCurve as MPTCurve
+from mptune.lml.estimator import NonFiniteLogProb as NonFiniteLogProb
+from mptune.lml.estimator import check_finite as check_finite
+from mptune.lml.estimator import estimate_from_sums as estimate_from_sums
+from mptune.lml.estimator import estimate_lml as estimate_lml
+from mptune.lml.estimator import masked_sums as masked_sums
+from mptune.lml.plan import DEFAULT_VARIANCE as DEFAULT_VARIANCE
+from mptune.lml.plan import LMLPlan as LMLPlan
+from mptune.lml.plan import VarianceLaw as VarianceLaw

@@ -1,8 +1,8 @@
-"""More forwards, until the standard error is small enough or two models are told apart.
+"""More forwards, until the standard error is small enough or one of two models is better.
 
-Forwards are gathered in rounds. A round is a plan of its own (its own systematic offset) for some
-sequences of the table; the variance reduction is fitted on all rounds so far together, so nothing
-is lost by having stopped to look.
+Forwards are made in rounds. A round is a plan of its own (its own systematic offset) for some
+sequences of the table. The variance reduction is fitted on all rounds so far together, so a round
+that ends early costs no precision.
 
 Racing two models: block t = 1, 2, ... of sequences is scored by both with the same masks; d_t is
 the mean difference of z over the block. After every block from the eighth on, the difference is
@@ -12,7 +12,7 @@ the mean difference of z over the block. After every block from the eighth on, t
 
 with rho^2 = (-2 ln alpha + ln(-2 ln alpha) + 1) / 16: a normal-mixture confidence sequence
 (Robbins 1970; Waudby-Smith et al. 2021, arXiv 2103.06476, eq. 9), inflated by Student's t for the
-estimated s_t. It holds at all looks at once, so one may look after every block and stop.
+estimated s_t. It holds at all looks at once, so the race may stop after any block.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ MIN_BLOCKS = 8
 """Blocks before the first decision, so that their spread is known."""
 
 LOOK_GROWTH = 1.02
-"""After many blocks not every one is worth a new fit: looks grow by this factor at least."""
+"""Least growth of the blocks from one look to the next: a fit after every block costs too much."""
 
 ENOUGH = 0.05
 """More forwards of the same sequences stop when they explain less than this of the variance."""
@@ -61,8 +61,8 @@ Verdict = Literal["a", "b", "undecided"]
 class Side:
     """One model and the table it scores, prepared for rounds.
 
-    ``tokens`` [N, D], ``observed`` [N, D]; two sides that are compared have the same sequences in
-    the same order, though perhaps not cut into the same tokens.
+    ``tokens`` [N, D], ``observed`` [N, D]. Two sides that are compared have the same sequences in
+    the same order; their tokens may differ.
     """
 
     log_prob: LogProb
@@ -99,7 +99,7 @@ class Side:
 
 
 class Gathered:
-    """The forwards of one side so far: whole passes over its sequences, and one under way."""
+    """The forwards of one side so far: passes over its sequences, the last one perhaps in part."""
 
     def __init__(self, side: Side, seed: int) -> None:
         self.side, self.seed = side, seed
@@ -156,7 +156,7 @@ def refine_lml(
     max_forwards: int | None = None,
     target_se: float | None = None,
 ) -> Iterator[LMLEstimate]:
-    """Yield ever sharper estimates of the same score; stop iterating at any of them.
+    """Yield estimates of the same score, each more precise; stop iterating at any of them.
 
     New sequences come first, two forwards of each, in doubling rounds; when all ``tokens`` [N, D]
     are used, more forwards of the same ones follow. It ends after ``max_forwards``, with the
@@ -172,7 +172,7 @@ def refine_lml(
             "there is nothing to score"
         )
     gathered, spent, limit = Gathered(side, seed), 0, max_forwards or math.inf
-    # What is known so far is the pilot of the next round; its weights stay exact.
+    # The residual variance so far shapes the next round's plan; any law gives exact weights.
     law = DEFAULT_VARIANCE
     for rows, forwards, again in _rounds(order):
         affordable = int(min(len(rows), (limit - spent) // forwards))

@@ -1,4 +1,4 @@
-"""How far a masked model is from having one joint distribution, and what single rates say of it.
+"""How far a masked model is from having one joint distribution, and its scores at single rates.
 
 Notation: R the visible positions, i and j two masked ones. A model whose conditionals come from one
 joint p has
@@ -12,12 +12,18 @@ so the difference of the two sides says how much the order in which positions ar
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from mptune.lml.estimator import BoolArray, FloatArray, IntArray, LogProb, forward_sums
+from mptune.lml.estimator import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    LogProb,
+    as_float64,
+    forward_sums,
+)
 from mptune.lml.plan import LMLPlan
 
 
@@ -58,8 +64,10 @@ def order_gap(
     without_first, without_second = both_nD.copy(), both_nD.copy()
     without_first[index_n, first_n] = False
     without_second[index_n, second_n] = False
+    batches = [slice(start, start + batch_size) for start in range(0, pairs, batch_size)]
+    tokens_nD = tokens_ND[rows_n]
     values = [
-        _log_probs(log_prob, tokens_ND[rows_n], mask_nD, batch_size)
+        np.concatenate([as_float64(log_prob(tokens_nD[b], mask_nD[b])) for b in batches])
         for mask_nD in (both_nD, without_first, without_second)
     ]
     gap_n = (
@@ -84,22 +92,8 @@ def _pairs(observed_nD: BoolArray, seed: int) -> tuple[BoolArray, IntArray, IntA
     return mask_nD, order_nD[:, 0], order_nD[:, 1]
 
 
-def _log_probs(
-    log_prob: LogProb, tokens_nD: NDArray[Any], mask_nD: BoolArray, batch_size: int
-) -> FloatArray:
-    """log p [n, D] in float64, batch by batch."""
-    parts = []
-    for start in range(0, len(tokens_nD), batch_size):
-        part = slice(start, start + batch_size)
-        value = log_prob(tokens_nD[part], mask_nD[part])
-        if hasattr(value, "detach"):
-            value = value.detach().cpu().double().numpy()
-        parts.append(np.asarray(value, np.float64))
-    return np.concatenate(parts)
-
-
 @dataclass(frozen=True)
-class RateScore:
+class ScoreAtRate:
     """Score at one mask rate, nats per masked position."""
 
     rate: float
@@ -110,7 +104,7 @@ class RateScore:
 
 def score_at_rate(
     log_prob: LogProb, tokens: ArrayLike, observed: ArrayLike, rate: float, *, seed: int = 0
-) -> RateScore:
+) -> ScoreAtRate:
     """S(r) by one forward per sequence of ``tokens`` [N, D]; rate 0 is M = 1.
 
     The negative is the usual validation loss at that rate; at M = 1, times D, it is the
@@ -122,4 +116,4 @@ def score_at_rate(
     score = float(sums_n.sum() / counts_n.sum())
     residual_n = (sums_n - score * counts_n) / counts_n.mean()
     spread = float(residual_n.std(ddof=1)) if len(residual_n) > 1 else float("nan")
-    return RateScore(rate, score, spread / len(residual_n) ** 0.5, len(residual_n))
+    return ScoreAtRate(rate, score, spread / len(residual_n) ** 0.5, len(residual_n))

@@ -154,11 +154,16 @@ def estimate_lml(
     return estimate_from_sums(plan, sums_Nk, tokens_ND, observed, covariates=covariates)
 
 
+def as_float64(values: Any) -> FloatArray:
+    """A numpy array of float64, from numpy or torch of any dtype and device."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().double().numpy()
+    return np.asarray(values, np.float64)
+
+
 def masked_sums(log_prob_BD: Any, mask_BD: ArrayLike) -> FloatArray:
     """Sum log p over each mask [B], in float64; numpy or torch of any dtype and device."""
-    if hasattr(log_prob_BD, "detach"):
-        log_prob_BD = log_prob_BD.detach().cpu().double().numpy()
-    values_BD, mask = np.asarray(log_prob_BD, np.float64), np.asarray(mask_BD, np.bool_)
+    values_BD, mask = as_float64(log_prob_BD), np.asarray(mask_BD, np.bool_)
     if values_BD.shape != mask.shape:
         raise ValueError(
             f"log_prob must return one value per position, shape {mask.shape}; "
@@ -198,7 +203,10 @@ def estimate_from_sums(
     sums = np.asarray(sums_Nk, np.float64)
     if sums.shape != plan.counts_Nk.shape:
         raise ValueError(f"sums must be [N, k] = {plan.counts_Nk.shape}; they are {sums.shape}")
-    rows, bands = _all_forwards(plan)
+    rows, bands = (
+        np.repeat(plan.kept, plan.forwards),
+        np.tile(np.arange(plan.forwards), plan.kept.size),
+    )
     check_finite(plan, rows, bands, sums[rows, bands])
     if covariates is not None:
         if tokens is None:
@@ -236,17 +244,6 @@ def _check_table(plan: LMLPlan, tokens_ND: NDArray[Any], observed: ArrayLike | N
         )
 
 
-def _all_forwards(plan: LMLPlan) -> tuple[IntArray, IntArray]:
-    """Rows and bands [n k] of every forward, sequence by sequence."""
-    bands = np.tile(np.arange(plan.forwards), plan.kept.size)
-    return np.repeat(plan.kept, plan.forwards), bands
-
-
-def _no_guesses(plan: LMLPlan) -> tuple[FloatArray, FloatArray]:
-    n = plan.kept.size
-    return np.empty((n, plan.forwards, 0)), np.empty((n, 0))
-
-
 def _guesses(
     plan: LMLPlan, tokens_ND: NDArray[Any], covariates: Covariates
 ) -> tuple[FloatArray, FloatArray]:
@@ -254,17 +251,12 @@ def _guesses(
     parts = []
     for start in range(0, plan.kept.size, _CHUNK):
         rows_R = plan.kept[start : start + _CHUNK]
-        masks_RkD = _all_masks(plan, rows_R)
+        bands = np.tile(np.arange(plan.forwards), rows_R.size)
+        masks = plan.masks(np.repeat(rows_R, plan.forwards), bands)
+        masks_RkD = masks.reshape(rows_R.size, plan.forwards, -1)
         parts.append(covariates.controls(tokens_ND[rows_R], plan.observed_ND[rows_R], masks_RkD))
     controls, levels = zip(*parts, strict=True)
     return np.concatenate(controls), np.concatenate(levels)
-
-
-def _all_masks(plan: LMLPlan, rows_R: IntArray) -> BoolArray:
-    """The masks of every band of some sequences [R, k, D]."""
-    bands = np.tile(np.arange(plan.forwards), rows_R.size)
-    masks = plan.masks(np.repeat(rows_R, plan.forwards), bands)
-    return masks.reshape(rows_R.size, plan.forwards, -1)
 
 
 def observations(
@@ -273,9 +265,9 @@ def observations(
     tokens: ArrayLike | None = None,
     covariates: Covariates | None = None,
 ) -> Observations:
-    """What the forwards of the plan's kept sequences saw, with their control variates."""
+    """The forwards of the plan's kept sequences, with their control variates."""
     lengths_n, counts_nk = plan.lengths[plan.kept], plan.counts_Nk[plan.kept]
-    controls_nkC, levels_nC = _no_guesses(plan)
+    controls_nkC, levels_nC = np.empty((*counts_nk.shape, 0)), np.empty((len(lengths_n), 0))
     if covariates is not None:
         controls_nkC, levels_nC = _guesses(plan, np.asarray(tokens), covariates)
     return Observations(
@@ -295,6 +287,12 @@ def summarise(data: Observations, sequence_index: IntArray, plan_hash: str) -> L
     n, k = z_nk.shape
     row_means_n = z_nk.mean(axis=1)
     se_population = float(row_means_n.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
+    # Variance of y at uniform M, from forwards drawn with weight w.
+    first = float((data.weights_nk * data.y_nk).mean())
+    naive_variance = float((data.weights_nk * data.y_nk**2).mean()) - first**2
+    law = DEFAULT_VARIANCE
+    if reduction.terms is not None:
+        law = fit_residual_variance(data.rates_nk, reduction.residuals_nk)
     return LMLEstimate(
         nats_per_sequence=float(row_means_n.mean()),
         nats_per_position=float(row_means_n.sum() / data.lengths_n.sum()),
@@ -304,20 +302,13 @@ def summarise(data: Observations, sequence_index: IntArray, plan_hash: str) -> L
         sequence_index=sequence_index,
         positions=data.lengths_n,
         curve=_curve(data, reduction),
-        residual_variance=_residual_variance(data, reduction),
+        residual_variance=law,
         n_sequences=n,
         forwards_used=n * k,
-        effective_sample_size=_naive_variance(data) / max(se_population**2, 1e-300),
+        effective_sample_size=naive_variance / max(se_population**2, 1e-300),
         plan_hash=plan_hash,
         degrees_of_freedom={"population": n - 1, "fixed": n * (k - 1)},
     )
-
-
-def _residual_variance(data: Observations, reduction: Reduction) -> VarianceLaw:
-    """What a pilot teaches; nothing where no fit could be made."""
-    if reduction.terms is None:
-        return DEFAULT_VARIANCE
-    return fit_residual_variance(data.rates_nk, reduction.residuals_nk)
 
 
 def _se_fixed(z_nk: FloatArray) -> float:
@@ -329,12 +320,6 @@ def _se_fixed(z_nk: FloatArray) -> float:
     return float(np.sqrt(k / (k - 1) * squares) / (n * k))
 
 
-def _naive_variance(data: Observations) -> float:
-    """Variance of y at uniform M, from forwards drawn with weight w."""
-    first = float((data.weights_nk * data.y_nk).mean())
-    return float((data.weights_nk * data.y_nk**2).mean()) - first**2
-
-
 def _curve(data: Observations, reduction: Reduction) -> MPTCurve:
     """Bins of about equally many forwards, in order of mask rate."""
     rates = data.rates_nk.ravel()
@@ -343,6 +328,8 @@ def _curve(data: Observations, reduction: Reduction) -> MPTCurve:
     bins = np.array_split(order, min(_CURVE_BINS, -(-rates.size // 2)))
     mean_rate = np.array([rates[b].mean() for b in bins])
     sizes = np.array([b.size for b in bins])
+    squares = (data.weights_nk * reduction.residuals_nk).ravel() ** 2
+    total = float(squares.sum())
     spread = [scores[b].std(ddof=1) if b.size > 1 else np.nan for b in bins]
     return MPTCurve(
         mask_rate=mean_rate,
@@ -351,11 +338,7 @@ def _curve(data: Observations, reduction: Reduction) -> MPTCurve:
         se=np.array(spread) / np.sqrt(sizes),
         smooth=reduction.smooth(mean_rate),
         forwards=sizes,
-        variance_share=_shares((data.weights_nk * reduction.residuals_nk).ravel() ** 2, bins),
+        variance_share=np.array(
+            [squares[b].sum() / total if total else 1 / len(bins) for b in bins]
+        ),
     )
-
-
-def _shares(squares: FloatArray, bins: list[IntArray]) -> FloatArray:
-    """Each bin's share of a total; equal shares of nothing."""
-    total = float(squares.sum())
-    return np.array([squares[b].sum() / total if total else 1 / len(bins) for b in bins])

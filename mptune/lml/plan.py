@@ -1,4 +1,4 @@
-"""The frozen sampling plan: which positions of which sequence are masked, for every trial alike.
+"""The frozen sampling plan: which positions of which sequence are masked, the same for every trial.
 
 Notation (SCIENCE section 2)
     N, D    sequences and positions of the token table; D_i observed positions of sequence i
@@ -9,8 +9,8 @@ Notation (SCIENCE section 2)
 
 Shape suffixes: _ND sequences x positions, _Nk sequences x bands, _RD batch x positions.
 
-Every random number is a hash of (seed, purpose, i, b, j), so a mask depends on nothing but its own
-address: not on the batch, the rank, the number of columns of padding or the version of numpy.
+Every random number is a hash of (seed, purpose, i, b, j). So a mask does not depend on the batch,
+the rank, the columns of padding or the version of numpy.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mptune.lml._files import save_npz
+from mptune.paths import write_aside
 
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float64]
@@ -36,10 +36,10 @@ VarianceLaw = tuple[float, float, float]
 """(a, b, c), non-negative: residual variance a + b/t + c t^8 at mask rate t = M / D."""
 
 DEFAULT_VARIANCE: VarianceLaw = (1.0, 0.25, 1.0)
-"""Within 15-35 % of the best law on the HMM and PPCA beds; a pilot closes most of that."""
+"""Within 15-35 % of the best law on HMM and PPCA data; a pilot removes most of the difference."""
 
 SCHEME = 1
-"""Version of the recipe below; part of the hash, so that two recipes are never compared."""
+"""Version of the sampling below; part of the hash, so that two versions are never compared."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _OFFSET, _ORDER, _MASK = range(3)
@@ -65,20 +65,17 @@ def variance_basis(t: FloatArray) -> FloatArray:
     return np.stack([np.ones_like(t), 1.0 / t, t**8], axis=-1)
 
 
-def _count_law(length: int, variance: VarianceLaw) -> FloatArray:
-    """q(M), M = 1..length, proportional to the residual's standard deviation (Neyman 1934)."""
-    density = np.sqrt(variance_basis(np.arange(1, length + 1) / length) @ variance)
-    law: FloatArray = density / np.cumsum(density)[-1]
-    return law
-
-
 def _counts_and_weights(
     lengths: IntArray, p_nk: FloatArray, variance: VarianceLaw
 ) -> tuple[IntArray, FloatArray]:
-    """M = Q_i^{-1}(p) and w = 1 / (D_i q_i(M)), one quantile function for each distinct D_i."""
+    """M = Q_i^{-1}(p) and w = 1 / (D_i q_i(M)), one quantile function for each distinct D_i.
+
+    q(M) is proportional to the residual's standard deviation (Neyman 1934).
+    """
     counts, weights = np.zeros(p_nk.shape, np.int64), np.zeros(p_nk.shape)
     for length in np.unique(lengths):
-        law, here = _count_law(int(length), variance), lengths == length
+        density = np.sqrt(variance_basis(np.arange(1, length + 1) / length) @ variance)
+        law, here = density / np.cumsum(density)[-1], lengths == length
         index = np.searchsorted(np.cumsum(law), p_nk[here], side="right").clip(max=length - 1)
         counts[here], weights[here] = index + 1, 1.0 / (length * law[index])
     return counts, weights
@@ -255,15 +252,16 @@ class LMLPlan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan to ``path`` (.npz), aside first and then moved into place."""
-        arrays: dict[str, Any] = {
-            "seed": self.seed,
-            "observed": np.packbits(self.observed_ND),
-            "shape": self.observed_ND.shape,
-            "counts": self.counts_Nk,
-            "weights": self.weights_Nk,
-            "hash": self.hash,
-        }
-        save_npz(path, arrays)
+        with write_aside(Path(path)) as aside, aside.open("wb") as file:
+            np.savez_compressed(
+                file,
+                seed=self.seed,
+                observed=np.packbits(self.observed_ND),
+                shape=self.observed_ND.shape,
+                counts=self.counts_Nk,
+                weights=self.weights_Nk,
+                hash=self.hash,
+            )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LMLPlan:

@@ -25,7 +25,7 @@ from mptune.lml import (
     LMLEstimate,
     NonFiniteLogProb,
     OrderGap,
-    RateScore,
+    ScoreAtRate,
     Side,
     TokenCovariates,
     order_gap,
@@ -102,7 +102,7 @@ class ModelScore:
     estimate: LMLEstimate
     seconds: float = 0.0
     reached: bool = False
-    beside: list[RateScore] = field(default_factory=list)
+    beside: list[ScoreAtRate] = field(default_factory=list)
     gap: OrderGap | None = None
 
     @cached_property
