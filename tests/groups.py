@@ -25,14 +25,7 @@ GROUPS: dict[str, Sequence[str]] = {
         "tests/dispatch/test_elastic.py",
         "tests/dispatch/test_preflight.py",
         "tests/launch/test_ray.py",
-    ),
-    # A driver that starts Ray on this machine only, in this process or in one that it starts.
-    "local ray": (
-        "tests/faults/test_gang.py",
-        "tests/dispatch/test_ray.py",
-        "tests/dispatch/test_metrics.py",
-        "tests/test_end_to_end.py",
-        "tests/cli/test_watch.py",
+        "tests/launch/test_slurm.py",
     ),
     # They use the session's worker and its gang of two.
     "gangs": (
@@ -42,8 +35,16 @@ GROUPS: dict[str, Sequence[str]] = {
         "tests/tools/test_impute.py",
     ),
     "postgres": ("tests/faults/test_storage.py", "tests/k8s/test_postgres.py"),
+    # Ray on this machine only, started by the tests or by drivers that they start.
+    "local ray": (
+        "tests/faults/*",
+        "tests/dispatch/*",
+        "tests/launch/*",
+        "tests/test_end_to_end.py",
+        "tests/cli/test_watch.py",
+    ),
 }
-"""Group -> its files; the first groups start first, because they take longest."""
+"""Group -> its files, of which the first pattern counts; groups start in this order."""
 
 SPREAD = ("tests/policies/test_conformance.py",)
 """Files of many tests without costly fixtures."""
