@@ -33,7 +33,7 @@ import torch
 from mptune.data.table import Split
 from mptune.spec.schema import Training, build
 from mptune.training import engine as ds
-from mptune.training.feed import Feed, Inputs, Moment
+from mptune.training.feed import BatchKey, Feed, Inputs
 from mptune.training.loop import Loop
 from mptune.training.ranks import Ranks
 from mptune.training.schedule import Spent
@@ -265,7 +265,7 @@ def masking_share(case: Case, step_s: float) -> float:
     for step in range(200):
         began = now(case.clock)
         # A fixed rate has no code length; training stops computing it at its first step.
-        feed.take(Moment(step, 0.5, inputs.policy, code=False))
+        feed.take(BatchKey(step, 0.5, inputs.policy, code=False))
         spent.append(now(case.clock) - began)
     return statistics.median(spent) / step_s
 

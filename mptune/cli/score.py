@@ -16,7 +16,7 @@ from mptune.cli import _arguments, _score_words
 from mptune.errors import InputError
 
 if TYPE_CHECKING:
-    from mptune.tools.score import Options, Prepared
+    from mptune.tools.score import ModelText, Options
 
 EXAMPLES = """\
 examples:
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _score_one(prepared: Prepared, options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
+def _score_one(prepared: ModelText, options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
     from mptune.tools import score
 
     _warn_of_unknown(prepared)
@@ -100,7 +100,7 @@ def _score_one(prepared: Prepared, options: Options) -> tuple[dict[str, Any], di
 
 
 def _compare_two(
-    prepared: list[Prepared], same_tokens: bool, options: Options
+    prepared: list[ModelText], same_tokens: bool, options: Options
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     from mptune.tools import score
 
@@ -114,7 +114,7 @@ def _compare_two(
     return _score_words.race_figures(last), curves
 
 
-def _warn_of_unknown(prepared: Prepared) -> None:
+def _warn_of_unknown(prepared: ModelText) -> None:
     observed = int(prepared.side.observed.sum())
     if prepared.unknown > observed / 1000:
         print(

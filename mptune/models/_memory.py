@@ -1,4 +1,4 @@
-"""How much memory a trial needs on each device, said before any of it is taken.
+"""How much memory a trial needs on each device, estimated before any of it is allocated.
 
 Notation: P parameters, n ranks, v bytes of a value (2 in half precision, 4 in single).
 
@@ -11,7 +11,7 @@ Notation: P parameters, n ranks, v bytes of a value (2 in half precision, 4 in s
   with attention that keeps no scores, unless it is computed by plain products; and the logits.
 - Scoring: the logits of the plan's last batch, which masks most.
 
-The constants that are called measured are from `benchmarks/memory.py`.
+Constants marked as measured are from `benchmarks/memory.py`.
 """
 
 from __future__ import annotations
@@ -29,17 +29,18 @@ if TYPE_CHECKING:
     from mptune.models.base import ModelFamily
 
 ON_CPU = {False: 1.5, True: 2.6}
-"""What a block's activations take on a CPU, as a factor, without and with those computed again
+"""Memory of a block's activations on a CPU over their size, without and with recomputation
 (measured): the allocator keeps what a step has freed."""
 
 VALUES_WITHOUT_GRADIENTS = 12
-"""Those of the one block that a forward without gradients is in, an MLP four times as wide."""
+"""Values per channel of the one block that a forward without gradients is in; its MLP is four times
+as wide."""
 
 RESERVE = 1.1
-"""Allocator, collectives' buffers and the framework itself, as a factor."""
+"""Factor for the allocator, the collectives' buffers and the framework itself."""
 
 COPIES_ON_CPU = 1.85
-"""What ZeRO's states take on a CPU over their estimate, as a factor (measured: 1.3 to 1.84).
+"""Memory of ZeRO's states on a CPU over their estimate (measured: 1.3 to 1.84).
 
 DeepSpeed copies what it flattens, gathers and sends there, and the allocator keeps what was freed.
 """
@@ -50,21 +51,20 @@ LOGIT_BYTES: dict[tuple[DeviceKind, bool], int] = {
     ("cpu", False): 36,
     ("cpu", True): 30,
 }
-"""Of each logit in training, by device and half precision: itself, in fp32, its log softmax, and
-both gradients. On a CPU measured, as the allocator keeps blocks that were freed."""
+"""Bytes per logit in training, by device and half precision: itself, in fp32, its log softmax, and
+both gradients. Measured on a CPU, where the allocator keeps blocks that were freed."""
 
 SCORED_LOGIT_BYTES: dict[DeviceKind, int] = {"cuda": 10, "cpu": 13}
-"""In scoring: itself, in fp32, and its log softmax; on a CPU measured."""
+"""Bytes per logit in scoring: itself, in fp32, and its log softmax; measured on a CPU."""
 
 BUCKET, LIVE = 500_000_000, 1_000_000_000
 """DeepSpeed's defaults of `reduce_bucket_size` and `stage3_max_live_parameters`, in values."""
 
 GANGS = (1, 2, 4, 8, 16, 32, 64, 128)
-
-STAGES = (0, 1, 2, 3)
+"""Numbers of workers that are proposed."""
 
 Holds = Callable[[Resources], Device]
-"""What each worker of a gang with these resources computes on."""
+"""The device that each worker of a gang with these resources computes on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,23 +84,27 @@ class Demand:
     scoring: float
 
     @property
+    def working(self) -> float:
+        """The larger of activations and scoring, which comes after training."""
+        return max(self.activations, self.scoring)
+
+    @property
     def total(self) -> float:
-        """All of it, with the reserve; scoring comes after training."""
-        return RESERVE * (self.states + self.buffers + max(self.activations, self.scoring))
+        """All of it, with the reserve."""
+        return RESERVE * (self.states + self.buffers + self.working)
 
     def words(self) -> str:
-        """The total, and what it is made of."""
+        """The total, and its parts."""
         what = "scoring" if self.scoring > self.activations else "activations"
-        working = max(self.activations, self.scoring)
         return (
             f"{gigabytes(self.total)} per worker ({gigabytes(self.states + self.buffers)} states, "
-            f"{gigabytes(working)} {what})"
+            f"{gigabytes(self.working)} {what})"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What the demand depends on, apart from the training section.
+    """What the demand depends on, besides the training section.
 
     Attributes:
         vocabulary: ids that can be an input.
@@ -121,7 +125,7 @@ class Sizes:
 
     @classmethod
     def of(cls, trial: TrialSpec, device: DeviceKind) -> Sizes:
-        """Those of a trial whose data are prepared."""
+        """The sizes of a trial whose data are prepared."""
         vocabulary, length = trial.prepared.vocabulary_size + 2, trial.prepared.length
         plan = trial.prepared.heldout_sequences * trial.score.forwards
         scored = min(trial.score.batch_size, plan)
@@ -141,130 +145,93 @@ def demand(sizes: Sizes, training: Training, world_size: int) -> Demand:
     """The demand of one rank.
 
     Raises:
-        InputError: the batch cannot be dealt out to the ranks.
+        InputError: the batch cannot be divided among the ranks.
     """
     config = configuration(training, world_size)
     half = bool(config["bf16"]["enabled"]) or bool(config.get("fp16", {}).get("enabled"))
-    parameters = sizes.family.parameters(sizes.vocabulary, sizes.length)
-    zero = _Zero(config["zero_optimization"], parameters, half, world_size, sizes.device)
+    family, length, value = sizes.family, sizes.length, 2 if half else 4
+    parameters = family.parameters(sizes.vocabulary, length)
+    zero = config["zero_optimization"]
+    states, buffers = _zero_bytes(zero, parameters, half, world_size, sizes.device)
+    # Bytes per position: of each block, then of the logits.
+    scores = 0
+    if family.keeps_scores(sizes.device, half, length):
+        scores = 2 * family.attention_heads * length * value
+    block = family.kept_per_channel * family.width * value + scores
+    recomputed = "activation_checkpointing" in config
+    # Then blocks keep their input; only the last one and the one being computed keep the rest.
+    blocks = family.depth * family.width * value + 2 * block if recomputed else family.depth * block
+    if sizes.device == "cpu":
+        blocks *= ON_CPU[recomputed]
+    logits = sizes.masked_share * sizes.vocabulary * LOGIT_BYTES[sizes.device, half]
+    scored_logits = sizes.scored_share * sizes.vocabulary * SCORED_LOGIT_BYTES[sizes.device]
+    scored_block = VALUES_WITHOUT_GRADIENTS * family.width * value + scores
     micro = int(config["train_micro_batch_size_per_gpu"])
-    saved = "activation_checkpointing" in config
     return Demand(
-        states=zero.states(),
-        buffers=zero.buffers(),
-        activations=micro * sizes.length * _training_bytes(sizes, half, saved),
-        scoring=sizes.scored * sizes.length * _scoring_bytes(sizes, half),
+        states=states,
+        buffers=buffers,
+        activations=micro * length * (blocks + logits),
+        scoring=sizes.scored * length * (scored_block + scored_logits),
     )
 
 
-@dataclass(frozen=True)
-class _Zero:
-    """The states of ZeRO on one rank. `section` is DeepSpeed's, the user's keys included."""
+def _zero_bytes(
+    section: dict[str, Any], parameters: int, half: bool, ranks: int, device: DeviceKind
+) -> tuple[float, float]:
+    """States (weights, gradients, optimizer) and buffers of ZeRO on one rank, in bytes.
 
-    section: dict[str, Any]
-    parameters: int
-    half: bool
-    ranks: int
-    device: DeviceKind
+    Args:
+        section: DeepSpeed's, with the user's keys. Some may be `auto`, then the default counts.
+    """
+    stage, value = int(section["stage"]), 2 if half else 4
+    if stage == 0:
+        # Weights, gradients, Adam, and a copy: of gradients to reduce, or of half weights.
+        each = 20.0
+        if device == "cpu" and ranks > 1:
+            # Shared memory to average gradients: a row per rank and one for the mean. In single
+            # precision the rank's own row replaces the copy.
+            each += 4 / ranks + (4.0 if half else 0.0)
+        return parameters * each, 0.0
 
-    @property
-    def stage(self) -> int:
-        return int(self.section["stage"])
+    def count(key: str, default: int) -> int:
+        given = section.get(key, default)
+        return int(given) if isinstance(given, int | float) else default
 
-    @property
-    def value(self) -> int:
-        return 2 if self.half else 4
+    def offloads(what: str) -> bool:
+        there = str((section.get(what) or {}).get("device", "none"))
+        # A CPU would offload to the same memory.
+        return there != "none" and (device != "cpu" or there != "cpu")
 
-    def states(self) -> float:
-        """Weights, gradients and optimizer, bytes."""
-        if self.stage == 0:
-            # Weights, gradients, Adam, and a copy: of gradients to reduce, or of half weights.
-            return self.parameters * (20.0 + self._shared_mean())
-        own, shared = self._bytes_each()
-        return self._copied(self.parameters * (own + shared / self.ranks))
-
-    def _shared_mean(self) -> float:
-        """More bytes per parameter where ranks average gradients in memory that they share.
-
-        It has a row of each rank and one of the mean. In single precision the rank's own row takes
-        the place of the copy.
-        """
-        if self.device != "cpu" or self.ranks == 1:
-            return 0.0
-        return 4 / self.ranks + (4.0 if self.half else 0.0)
-
-    def _bytes_each(self) -> tuple[float, float]:
-        """Bytes per parameter that each rank has, and that the ranks share."""
-        weights, gradients = self.value, self.value
-        updates = 16  # in single precision: gradients, a master copy and Adam's two moments
-        if self._offloads("offload_optimizer"):
-            gradients, updates = 0, 0
-        if self.stage == 3 and self._offloads("offload_param"):
-            weights = 0
-        by_stage = {
-            1: (weights + gradients, updates),
-            2: (weights, gradients + updates),
-            3: (0, weights + updates),
-        }
-        return by_stage[self.stage]
-
-    def buffers(self) -> float:
-        """The bucket that gradients are reduced in, and at stage 3 the gathered weights, bytes."""
-        if self.stage == 0:
-            return 0.0
-        gathered = min(self.parameters, self._count("stage3_max_live_parameters", LIVE))
-        values = self._bucket() + (gathered if self.stage == 3 else 0)
-        return self._copied(float(self.value * values))
-
-    def _bucket(self) -> int:
-        if not self.section.get("contiguous_gradients", True):
-            return 0
-        size = self._count("reduce_bucket_size", BUCKET)
-        # A CPU's memory counts when it is written to, and of the bucket only so much is.
-        size = min(size, self.parameters) if self.device == "cpu" else size
-        return 2 * size if self.stage < 3 and self.section.get("overlap_comm") else size
-
-    def _count(self, key: str, default: int) -> int:
-        """DeepSpeed's own keys reach it as they are: some may be `auto`."""
-        said = self.section.get(key, default)
-        return int(said) if isinstance(said, int | float) else default
-
-    def _offloads(self, what: str) -> bool:
-        """Whether something is kept off the device; of a CPU that is the same memory."""
-        there = str((self.section.get(what) or {}).get("device", "none"))
-        return there != "none" and (self.device != "cpu" or there != "cpu")
-
-    def _copied(self, size: float) -> float:
-        return COPIES_ON_CPU * size if self.device == "cpu" else size
-
-
-def _training_bytes(sizes: Sizes, half: bool, saved: bool) -> float:
-    """Activations per position of a micro-batch; `saved` blocks are computed again."""
-    family, value = sizes.family, 2 if half else 4
-    block = family.kept_per_channel * family.width * value
-    if family.keeps_scores(sizes.device, half, sizes.length):
-        block += 2 * family.attention_heads * sizes.length * value
-    # Saved blocks keep their input; the last one is not saved, and one is computed again.
-    inputs = family.depth * family.width * value
-    blocks = inputs + 2 * block if saved else family.depth * block
-    if sizes.device == "cpu":
-        blocks *= ON_CPU[saved]
-    return blocks + sizes.masked_share * sizes.vocabulary * LOGIT_BYTES[sizes.device, half]
-
-
-def _scoring_bytes(sizes: Sizes, half: bool) -> float:
-    """What a forward without gradients has per position."""
-    family, value = sizes.family, 2 if half else 4
-    block = VALUES_WITHOUT_GRADIENTS * family.width * value
-    if family.keeps_scores(sizes.device, half, sizes.length):
-        block += 2 * family.attention_heads * sizes.length * value
-    return block + sizes.scored_share * sizes.vocabulary * SCORED_LOGIT_BYTES[sizes.device]
+    weights, gradients = value, value
+    updates = 16  # in single precision: gradients, a master copy and Adam's two moments
+    if offloads("offload_optimizer"):
+        gradients, updates = 0, 0
+    if stage == 3 and offloads("offload_param"):
+        weights = 0
+    own, shared = {
+        1: (weights + gradients, updates),
+        2: (weights, gradients + updates),
+        3: (0, weights + updates),
+    }[stage]
+    buffered = 0
+    if section.get("contiguous_gradients", True):
+        buffered = count("reduce_bucket_size", BUCKET)
+        if device == "cpu":
+            # A CPU's memory counts when it is written to, and no more of the bucket is.
+            buffered = min(buffered, parameters)
+        if stage < 3 and section.get("overlap_comm"):
+            buffered *= 2
+    if stage == 3:
+        buffered += min(parameters, count("stage3_max_live_parameters", LIVE))
+    copies = COPIES_ON_CPU if device == "cpu" else 1.0
+    return copies * (parameters * (own + shared / ranks)), copies * float(value * buffered)
 
 
 def refusal(trial: TrialSpec, holds: Holds) -> str | None:
-    """Why a trial cannot fit what its gang would be made of, or None: it fits, or nobody knows.
+    """Why a trial cannot fit the devices of its gang; None if it fits or their memory is unknown.
 
-    Asked before there is a gang. A batch that cannot be dealt out is the worker's to refuse.
+    Can be asked before there is a gang. A batch that cannot be divided among the ranks is refused
+    by the worker.
     """
     device = holds(trial.resources)
     try:
@@ -282,34 +249,30 @@ def check(sizes: Sizes, training: Training, resources: Resources, holds: Holds) 
     Args:
         sizes: the model and the data.
         training: the spec's section.
-        resources: of the gang that is meant.
+        resources: of the planned gang.
         holds: what a worker of this and of other gangs has.
 
     Raises:
-        DoesNotFit: one line with the demand, what is there, and the proposal.
-        InputError: the batch cannot be dealt out to the ranks.
+        DoesNotFit: one line with the demand, the available memory, and the proposal.
+        InputError: the batch cannot be divided among the ranks.
     """
     device = holds(resources)
     needed = demand(sizes, training, resources.workers)
     if device.fits(needed.total):
         return
-    there = gigabytes(device.bytes or 0.0)
+    found = next(fitting(sizes, training, resources, holds), None)
+    advice = f"no gang of up to {GANGS[-1]} fits it; use a smaller model or score.batch_size"
+    if found is not None:
+        advice = f"it fits with {found.words()}"
     raise DoesNotFit(
-        f"{sizes.family.words()} needs {needed.words()}, and {device.words} has {there}; "
-        + _advice(sizes, training, resources, holds)
+        f"{sizes.family.words()} needs {needed.words()}, and {device.words} has "
+        f"{gigabytes(device.bytes or 0.0)}; {advice}"
     )
 
 
-def _advice(sizes: Sizes, training: Training, resources: Resources, holds: Holds) -> str:
-    found = next(fitting(sizes, training, resources, holds), None)
-    if found is None:
-        return f"no gang of up to {GANGS[-1]} fits it; use a smaller model or score.batch_size"
-    return f"it fits with {found.words()}"
-
-
 @dataclass(frozen=True)
-class Gang:
-    """A gang that a model fits on. `micro_batch_size` is None where it is the default."""
+class FittingGang:
+    """A gang that a model fits on. `micro_batch_size` is None if it is the default."""
 
     workers: int
     zero_stage: int
@@ -324,42 +287,30 @@ class Gang:
         return f"{gang}, {stage} and training.micro_batch_size: {self.micro_batch_size}"
 
 
-def fitting(sizes: Sizes, training: Training, resources: Resources, holds: Holds) -> Iterator[Gang]:
+def fitting(
+    sizes: Sizes, training: Training, resources: Resources, holds: Holds
+) -> Iterator[FittingGang]:
     """Gangs that fit: the smallest first, then the lowest stage, then the largest micro-batch."""
+    section = dict(training.deepspeed)
+    if "zero_optimization" in section:
+        # The user's section may name a stage, too.
+        zero = section["zero_optimization"]
+        section["zero_optimization"] = {k: v for k, v in zero.items() if k != "stage"}
     for workers in GANGS:
         device = holds(resources.model_copy(update={"workers": workers}))
-        for stage in STAGES:
-            for micro in _micro_batches(training, workers):
-                if stage == 3 and training.compile:
-                    continue
-                asked = _at(training, stage, micro)
+        share, rest = divmod(training.batch_size, workers)
+        default = training.micro_batch_size or share
+        # Sizes that divide the batch evenly, none above the one asked for.
+        sizes_down = [] if rest else range(min(share, default), 0, -1)
+        for stage in (0, 1, 2) if training.compile else (0, 1, 2, 3):
+            for micro in (size for size in sizes_down if share % size == 0):
+                update = {"zero_stage": stage, "micro_batch_size": micro, "deepspeed": section}
+                asked = training.model_copy(update=update)
                 if device.fits(demand(sizes, asked, workers).total):
-                    yield Gang(workers, stage, _if_unusual(micro, training, workers))
+                    yield FittingGang(workers, stage, None if micro == default else micro)
                     break
 
 
-def _micro_batches(training: Training, workers: int) -> Iterator[int]:
-    """Sizes that deal the batch out evenly, the largest first, none above the one asked for."""
-    share, rest = divmod(training.batch_size, workers)
-    most = 0 if rest else min(share, training.micro_batch_size or share)
-    return (micro for micro in range(most, 0, -1) if share % micro == 0)
-
-
-def _if_unusual(micro: int, training: Training, workers: int) -> int | None:
-    usual = training.micro_batch_size or training.batch_size // workers
-    return None if micro == usual else micro
-
-
-def _at(training: Training, stage: int, micro: int) -> Training:
-    """The section with this stage, which the user's `deepspeed` section may have named, too."""
-    section = dict(training.deepspeed)
-    if "zero_optimization" in section:
-        zero = section["zero_optimization"]
-        section["zero_optimization"] = {k: v for k, v in zero.items() if k != "stage"}
-    update = {"zero_stage": stage, "micro_batch_size": micro, "deepspeed": section}
-    return training.model_copy(update=update)
-
-
 def gigabytes(size: float) -> str:
-    """In words, 1 GB = 1e9 bytes."""
+    """As text, 1 GB = 1e9 bytes."""
     return f"{size / 1e9:.3g} GB"

@@ -1,4 +1,4 @@
-"""What a model family is: the sizes that are searched, the module they give, and what it costs.
+"""The base of model families: the sizes that are searched, the module they give, and its cost.
 
 Shape suffixes: B sequences of a batch, D positions, K masked positions of the whole batch in
 row-major order, V predictable symbols.
@@ -30,7 +30,7 @@ ASPECT = 64
 MOST_BLOCKS = 96
 
 LONGEST_PLAIN = 512
-"""Positions up to which attention on a CPU keeps its scores in half precision, see `_attention`."""
+"""Positions up to which attention on a CPU keeps its scores in half precision, see `_masked`."""
 
 BACKWARD = 2
 """A backward pass multiplies every matrix twice: for the inputs' gradients and for the weights'."""
@@ -105,47 +105,49 @@ class ModelFamily(Section):
         return f"{self.family} {self.width}×{self.depth}"
 
     def sized(self, vocabulary: int, length: int) -> Self:
-        """The member with about `size` parameters, by width and depth; itself where they are given.
+        """The member with about `size` parameters, by width and depth; itself if these are given.
 
-        Of widths that are multiples of 32, the one whose parameters come nearest for each depth;
-        of those the best compromise between that distance and a width of 64 per block.
+        For each depth, the width (a multiple of 32) whose parameters come nearest; of those
+        members, the best compromise between that distance and a width of 64 per block.
 
         Raises:
             ValueError: no member is within a tenth of the size; names the nearest.
         """
         if self.size is None:
             return self
-        members = [self._nearest(depth, vocabulary, length) for depth in range(1, MOST_BLOCKS + 1)]
-        best = min(members, key=lambda m: self._misfit(m, vocabulary, length))
-        found = best.parameters(vocabulary, length)
-        if abs(found / self.size - 1) > 0.1:
+        size = self.size
+
+        def parameters(member: ModelFamily) -> int:
+            return member.parameters(vocabulary, length)
+
+        members = []
+        for depth in range(1, MOST_BLOCKS + 1):
+            low, high = 1, 1024  # parameters grow with the width, so halving finds it
+            while low < high:
+                middle = (low + high) // 2
+                if parameters(self._member(middle, depth)) < size:
+                    low = middle + 1
+                else:
+                    high = middle
+            pair = [self._member(max(1, low - 1), depth), self._member(low, depth)]
+            members.append(min(pair, key=lambda m: abs(parameters(m) - size)))
+        best = min(
+            members,
+            key=lambda m: (
+                abs(math.log(m.width / m.depth / ASPECT)) + 20 * abs(math.log(parameters(m) / size))
+            ),
+        )
+        found = parameters(best)
+        if abs(found / size - 1) > 0.1:
             raise ValueError(
-                f"size {_size_words(self.size)}: the nearest {self.family} with "
+                f"size {_size_words(size)}: the nearest {self.family} with "
                 f"{vocabulary} symbols is {best.words()} with {_size_words(found)} parameters"
             )
         return best
 
-    def _nearest(self, depth: int, vocabulary: int, length: int) -> Self:
-        """The width of a depth; parameters grow with width, so halving finds it."""
-        assert self.size is not None
-        low, high = 1, 1024
-        while low < high:
-            middle = (low + high) // 2
-            if self._member(middle, depth).parameters(vocabulary, length) < self.size:
-                low = middle + 1
-            else:
-                high = middle
-        pair = [self._member(units, depth) for units in (max(1, low - 1), low)]
-        return min(pair, key=lambda m: abs(m.parameters(vocabulary, length) - (self.size or 0)))
-
     def _member(self, units: int, depth: int) -> Self:
         width = units * WIDTH_PER_HEAD
         return self.model_copy(update={"size": None, "width": width, "depth": depth})
-
-    def _misfit(self, member: Self, vocabulary: int, length: int) -> float:
-        assert self.size is not None
-        aspect = abs(math.log(member.width / member.depth / ASPECT))
-        return aspect + 20 * abs(math.log(member.parameters(vocabulary, length) / self.size))
 
     @classmethod
     def examples(cls) -> list[Self]:
@@ -165,17 +167,23 @@ class ModelFamily(Section):
         """
 
     def lay_out(self, module: nn.Module, axes: Sequence[int], sizes: Sequence[int]) -> None:
-        """Tell a built module the grid its positions lie on, and which symbols each can have.
+        """Give a built module the grid its positions lie on, and the symbols each can have.
 
         A module without `lay_out` takes positions as a line and may predict every symbol.
         """
-        told: Any = getattr(module, "lay_out", None)
-        if told is not None and (axes or sizes):
-            told(axes, sizes)
+        method: Any = getattr(module, "lay_out", None)
+        if method is not None and (axes or sizes):
+            method(axes, sizes)
 
     @abstractmethod
     def parameters(self, vocabulary: int, length: int) -> int:
         """How many parameters the module has, in closed form."""
+
+    def classic_parameters(self, vocabulary: int, length: int) -> int:
+        """Those of BERT: learned positions, one segment, a norm, the blocks and the head."""
+        embeddings = (vocabulary + length + 1) * self.width + 2 * self.width
+        blocks = self.depth * self.classic_block_parameters()
+        return embeddings + blocks + self.classic_head_parameters(vocabulary)
 
     def classic_block_parameters(self) -> int:
         """A block of four projections and a two-layer MLP, all with biases, and two norms."""

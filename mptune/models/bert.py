@@ -18,28 +18,23 @@ class Bert(ModelFamily):
     def build(self, vocabulary: int, predictable: int, length: int) -> nn.Module:
         from transformers import BertConfig, BertForMaskedLM
 
-        from mptune.models._masked import MaskedPredictor, with_attention
+        from mptune.models._masked import MaskedPredictor, configured
 
-        config = BertConfig(
-            vocab_size=vocabulary,
-            hidden_size=self.width,
-            num_hidden_layers=self.depth,
-            num_attention_heads=self.attention_heads,
-            intermediate_size=self.mlp_width,
+        config = configured(
+            BertConfig,
+            self,
+            vocabulary,
             max_position_embeddings=length,
             type_vocab_size=1,
             hidden_dropout_prob=self.dropout,
             attention_probs_dropout_prob=self.dropout,
             pad_token_id=None,
         )
-        model = BertForMaskedLM(with_attention(config))
-        decoder = model.cls.predictions.decoder
-        last = model.bert.encoder.layer[-1]
+        model = BertForMaskedLM(config)
+        head, last = model.cls, model.bert.encoder.layer[-1]
         return MaskedPredictor(
-            model.bert, model.cls, predictable, model, decoder=decoder, last=last
+            model.bert, head, predictable, model, decoder=head.predictions.decoder, last=last
         )
 
     def parameters(self, vocabulary: int, length: int) -> int:
-        embeddings = (vocabulary + length + 1) * self.width + 2 * self.width
-        blocks = self.depth * self.classic_block_parameters()
-        return embeddings + blocks + self.classic_head_parameters(vocabulary)
+        return self.classic_parameters(vocabulary, length)

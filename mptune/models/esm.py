@@ -19,14 +19,12 @@ class Esm(RotaryFamily):
         from torch import nn
         from transformers import EsmConfig, EsmForMaskedLM
 
-        from mptune.models._masked import MaskedPredictor, with_attention
+        from mptune.models._masked import MaskedPredictor, configured
 
-        config = EsmConfig(
-            vocab_size=vocabulary,
-            hidden_size=self.width,
-            num_hidden_layers=self.depth,
-            num_attention_heads=self.attention_heads,
-            intermediate_size=self.mlp_width,
+        config = configured(
+            EsmConfig,
+            self,
+            vocabulary,
             max_position_embeddings=length,
             position_embedding_type="rotary",
             hidden_dropout_prob=self.dropout,
@@ -36,8 +34,8 @@ class Esm(RotaryFamily):
             pad_token_id=None,
             eos_token_id=None,
         )
-        model = EsmForMaskedLM(with_attention(config))
-        # It has parameters of its own that masked prediction never uses.
+        model = EsmForMaskedLM(config)
+        # The contact head has parameters that masked prediction never uses.
         model.esm.register_module("contact_head", nn.Identity())
         last = model.esm.encoder.layer[-1]
         return MaskedPredictor(
@@ -52,7 +50,7 @@ class Esm(RotaryFamily):
 
     @property
     def kept_per_channel(self) -> float:
-        """Its GELU is written out, and keeps two values more of each unit."""
+        """ESM's GELU is composed of single operations, and keeps two more values per unit."""
         return 9 + 4 * self.mlp_ratio
 
     def head_multiplications(self, vocabulary: int) -> float:

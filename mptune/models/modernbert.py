@@ -24,14 +24,12 @@ class ModernBert(RotaryFamily):
         from torch import nn
         from transformers import ModernBertConfig, ModernBertForMaskedLM
 
-        from mptune.models._masked import MaskedPredictor, with_attention
+        from mptune.models._masked import MaskedPredictor, configured
 
-        config = ModernBertConfig(
-            vocab_size=vocabulary,
-            hidden_size=self.width,
-            num_hidden_layers=self.depth,
-            num_attention_heads=self.attention_heads,
-            intermediate_size=self.mlp_width,
+        config = configured(
+            ModernBertConfig,
+            self,
+            vocabulary,
             max_position_embeddings=length,
             local_attention=self.window,
             embedding_dropout=self.dropout,
@@ -43,7 +41,7 @@ class ModernBert(RotaryFamily):
             cls_token_id=None,
             sep_token_id=None,
         )
-        model = ModernBertForMaskedLM(with_attention(config))
+        model = ModernBertForMaskedLM(config)
         head = nn.Sequential(model.head, model.decoder)
         return MaskedPredictor(
             model.model,
@@ -80,7 +78,7 @@ class ModernBert(RotaryFamily):
 
 
 def _narrow(block: Any, choose: Callable[[Tensor], Tensor]) -> None:
-    """Its blocks add attention's output themselves, so the last one is run here.
+    """Replace the block's forward: ModernBERT's blocks add attention's output themselves.
 
     Raises:
         AttributeError: this version of transformers names the parts of a block differently.

@@ -18,14 +18,12 @@ class Roberta(ModelFamily):
     def build(self, vocabulary: int, predictable: int, length: int) -> nn.Module:
         from transformers import RobertaConfig, RobertaForMaskedLM
 
-        from mptune.models._masked import MaskedPredictor, with_attention
+        from mptune.models._masked import MaskedPredictor, configured
 
-        config = RobertaConfig(
-            vocab_size=vocabulary,
-            hidden_size=self.width,
-            num_hidden_layers=self.depth,
-            num_attention_heads=self.attention_heads,
-            intermediate_size=self.mlp_width,
+        config = configured(
+            RobertaConfig,
+            self,
+            vocabulary,
             max_position_embeddings=length,
             type_vocab_size=1,
             hidden_dropout_prob=self.dropout,
@@ -35,13 +33,11 @@ class Roberta(ModelFamily):
             bos_token_id=None,
             eos_token_id=None,
         )
-        model = RobertaForMaskedLM(with_attention(config))
+        model = RobertaForMaskedLM(config)
         head, last = model.lm_head, model.roberta.encoder.layer[-1]
         return MaskedPredictor(
             model.roberta, head, predictable, model, decoder=head.decoder, last=last
         )
 
     def parameters(self, vocabulary: int, length: int) -> int:
-        embeddings = (vocabulary + length + 1) * self.width + 2 * self.width
-        blocks = self.depth * self.classic_block_parameters()
-        return embeddings + blocks + self.classic_head_parameters(vocabulary)
+        return self.classic_parameters(vocabulary, length)

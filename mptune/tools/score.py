@@ -80,7 +80,7 @@ class Pieces:
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class ModelText:
     """One model, and the sequences that it is to score."""
 
     model: PretrainedMaskedLM
@@ -98,7 +98,7 @@ class Prepared:
 class ModelScore:
     """The score of one model so far, and what stands beside it."""
 
-    prepared: Prepared
+    prepared: ModelText
     estimate: LMLEstimate
     seconds: float = 0.0
     reached: bool = False
@@ -119,7 +119,7 @@ class ModelScore:
 class Race:
     """The comparison of two models so far."""
 
-    prepared: tuple[Prepared, Prepared]
+    prepared: tuple[ModelText, ModelText]
     comparison: LMLComparison
     same_tokens: bool
     seconds: float = 0.0
@@ -142,7 +142,7 @@ def read_documents(options: Options) -> list[str]:
         raise InputError(f"--data: {error}") from error
 
 
-def prepare(names: Sequence[str], options: Options) -> tuple[list[Prepared], bool]:
+def prepare(names: Sequence[str], options: Options) -> tuple[list[ModelText], bool]:
     """Models with their sequences; and whether they share one tokenizer.
 
     Raises:
@@ -199,7 +199,9 @@ def _draw(cut: Sequence[Pieces], options: Options) -> IntArray:
     return order[: options.sequences]
 
 
-def _prepared(model: PretrainedMaskedLM, cut: Pieces, kept: IntArray, options: Options) -> Prepared:
+def _prepared(
+    model: PretrainedMaskedLM, cut: Pieces, kept: IntArray, options: Options
+) -> ModelText:
     scored = cut.take(kept)
     table = model.encode(scored.ids)
     others = cut.take(np.setdiff1d(np.arange(len(cut.ids)), kept))
@@ -207,10 +209,10 @@ def _prepared(model: PretrainedMaskedLM, cut: Pieces, kept: IntArray, options: O
     counted = model.encode(others.ids) if len(others.ids) >= len(kept) else table
     covariates = TokenCovariates.fit(counted.tokens, counted.observed, model.vocabulary_size)
     side = Side.of(model.log_prob, table.tokens, table.observed, covariates, options.batch_size)
-    return Prepared(model, side, scored.bytes_N, table.unknown)
+    return ModelText(model, side, scored.bytes_N, table.unknown)
 
 
-def score(prepared: Prepared, options: Options) -> Iterator[ModelScore]:
+def score(prepared: ModelText, options: Options) -> Iterator[ModelScore]:
     """Yield the score after every round, until the target, the data or the forwards end.
 
     Raises:
@@ -257,7 +259,7 @@ def add_what_stands_beside(found: ModelScore, options: Options) -> None:
         )
 
 
-def race(prepared: Sequence[Prepared], same_tokens: bool, options: Options) -> Iterator[Race]:
+def race(prepared: Sequence[ModelText], same_tokens: bool, options: Options) -> Iterator[Race]:
     """Yield the comparison after every look, until it is decided or the data end.
 
     Raises:

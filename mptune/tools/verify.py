@@ -1,7 +1,7 @@
 """Verifies the estimator against known answers: exact models, the identity, the founding figures.
 
 Every model here knows its log p(x), so a wrong estimate, a wrong standard error or a wrong identity
-is seen. Four parts, each with its :class:`Check` list:
+is seen. Four parts, each with its :class:`Claim` list:
 
     beds      PPCA, HMM, Markov chain and a small joint, complete and with values missing
     identity  sum_M S(M) = log p(x) by enumeration of every mask (arXiv 2306.00520, Proposition 1)
@@ -83,7 +83,7 @@ FULL = Effort(replications=600, own_seeds=500, forwards_per_sequence=(2, 20, 200
 
 
 @dataclass(frozen=True)
-class Check:
+class Claim:
     """One thing that must hold; `words` has its figures."""
 
     name: str
@@ -193,10 +193,10 @@ class Verification:
     identity: tuple[IdentityResult, ...]
     rates: RateResult
     founding: FoundingResult
-    checks: tuple[Check, ...]
+    checks: tuple[Claim, ...]
 
     @property
-    def failed(self) -> tuple[Check, ...]:
+    def failed(self) -> tuple[Claim, ...]:
         """The checks that do not hold."""
         return tuple(check for check in self.checks if not check.passed)
 
@@ -208,7 +208,7 @@ def verify(
     estimate: Estimator = estimate_lml,
     on_progress: OnProgress = lambda words, share: None,
 ) -> Verification:
-    """Check ``estimate`` against every known answer.
+    """Claim ``estimate`` against every known answer.
 
     ``seed`` fixes the samples and plans; the models and the founding data are always the same.
     """
@@ -249,8 +249,8 @@ def _seed(*path: int) -> int:
     return int(np.random.SeedSequence(path).generate_state(1, np.uint64)[0])
 
 
-def _close(name: str, z: float) -> Check:
-    return Check(name, abs(z) < Z_LIMIT, f"z = {z:.2f}, allowed ±{Z_LIMIT}")
+def _close(name: str, z: float) -> Claim:
+    return Claim(name, abs(z) < Z_LIMIT, f"z = {z:.2f}, allowed ±{Z_LIMIT}")
 
 
 def _z(error: float, se: float) -> float:
@@ -373,7 +373,7 @@ def spread_allowed(replications: int) -> Band:
     return SPREAD_BAR[0] / noise, SPREAD_BAR[1] * noise
 
 
-def bed_checks(bed: BedResult, replications: int) -> Iterator[Check]:
+def bed_checks(bed: BedResult, replications: int) -> Iterator[Claim]:
     """Near the truth, without bias, both intervals cover it, and the error is the spread."""
     yield _close(f"{bed.name}: estimate", bed.z)
     yield _close(f"{bed.name}: bias over replications", bed.bias_z)
@@ -381,10 +381,10 @@ def bed_checks(bed: BedResult, replications: int) -> Iterator[Check]:
     for kind, (low, high) in coverage_allowed(replications).items():
         words = f"{100 * shares[kind]:.1f} %, allowed {100 * low:.1f} to {100 * high:.1f} %"
         name = f"{bed.name}: coverage of the 95 % interval, {kind}"
-        yield Check(name, low <= shares[kind] <= high, words)
+        yield Claim(name, low <= shares[kind] <= high, words)
     low, high = spread_allowed(replications)
     words = f"{bed.se_over_spread:.2f}, allowed {low:.2f} to {high:.2f}"
-    yield Check(f"{bed.name}: SE over spread", low <= bed.se_over_spread <= high, words)
+    yield Claim(f"{bed.name}: SE over spread", low <= bed.se_over_spread <= high, words)
 
 
 # --- the identity, by enumeration --------------------------------------------------------------
@@ -423,11 +423,11 @@ def identities(seed: int) -> tuple[IdentityResult, ...]:
     return tuple(found)
 
 
-def identity_checks(found: tuple[IdentityResult, ...]) -> Iterator[Check]:
+def identity_checks(found: tuple[IdentityResult, ...]) -> Iterator[Claim]:
     """The identity is exact up to rounding."""
     for one in found:
         words = f"largest error {one.error:.1e}, allowed {IDENTITY_TOLERANCE:.0e}"
-        yield Check(f"{one.name}: Σ S(M) = log p(x)", one.error < IDENTITY_TOLERANCE, words)
+        yield Claim(f"{one.name}: Σ S(M) = log p(x)", one.error < IDENTITY_TOLERANCE, words)
 
 
 # --- the bias of one mask rate -----------------------------------------------------------------
@@ -471,15 +471,15 @@ def expected_rate_bias(covariance_DD: FloatArray) -> FloatArray:
     return bias
 
 
-def rate_checks(found: RateResult) -> Iterator[Check]:
+def rate_checks(found: RateResult) -> Iterator[Claim]:
     """A low rate scores too high, a high one too low, and over all rates the bias is 0."""
     bias = np.array(found.closed_form)
     words = ", ".join(f"{b:+.2f}" for b in bias)
-    yield Check("fixed rates: bias falls with M", bool((np.diff(bias) < 0).all()), words)
+    yield Claim("fixed rates: bias falls with M", bool((np.diff(bias) < 0).all()), words)
     same = bool((np.sign(bias) == np.sign(found.recorded)).all())
-    yield Check("fixed rates: signs as recorded", same, words)
+    yield Claim("fixed rates: signs as recorded", same, words)
     left = abs(float(bias.mean()))
-    yield Check("fixed rates: mean over M is 0", left < IDENTITY_TOLERANCE, f"it is {left:.1e}")
+    yield Claim("fixed rates: mean over M is 0", left < IDENTITY_TOLERANCE, f"it is {left:.1e}")
     worst = max(found.z, key=abs)
     yield _close("fixed rates: closed form against sampled sequences", worst)
 
@@ -640,7 +640,7 @@ def reproduce(effort: Effort, seed: int, estimate: Estimator) -> FoundingResult:
     )
 
 
-def founding_checks(found: FoundingResult) -> Iterator[Check]:
+def founding_checks(found: FoundingResult) -> Iterator[Claim]:
     """The founding figures to their printed digits, and both estimators around the truth."""
     figures = {"exact LML": (found.exact, found.recorded_exact)}
     for row in found.rows:
@@ -648,7 +648,7 @@ def founding_checks(found: FoundingResult) -> Iterator[Check]:
         figures[f"sd at P = {row.permutations}"] = row.sd, row.recorded_sd
     for name, (value, recorded) in figures.items():
         same = isfinite(value) and abs(value - recorded) < FOUNDING_TOLERANCE
-        yield Check(f"founding: {name}", same, f"{value:.4f}, recorded {recorded}")
+        yield Claim(f"founding: {name}", same, f"{value:.4f}, recorded {recorded}")
     yield _close(f"founding: its estimator over {found.own_seeds} other seeds", found.own_z)
     for ours in found.ours:
         yield _close(f"founding: our estimator with {ours.forwards} forwards", ours.z)

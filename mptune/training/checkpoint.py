@@ -32,7 +32,7 @@ UNIVERSAL = "universal"
 
 
 @dataclass(frozen=True)
-class Good:
+class WrittenCheckpoint:
     """A checkpoint that was written completely.
 
     Attributes:
@@ -54,10 +54,10 @@ class Good:
 
 
 @dataclass(frozen=True)
-class Found:
+class LoadableCheckpoint:
     """A verified checkpoint in a local folder, ready to be loaded; `tag` may be `UNIVERSAL`."""
 
-    good: Good
+    good: WrittenCheckpoint
     folder: Path
     tag: str
 
@@ -75,8 +75,8 @@ class Checkpoints:
 
     def __init__(self, store: Store, fingerprint: str, ranks: Ranks) -> None:
         self.store, self.fingerprint, self.ranks = store, fingerprint, ranks
-        self._newest: Good | None = None
-        self._found: Found | None = None
+        self._newest: WrittenCheckpoint | None = None
+        self._found: LoadableCheckpoint | None = None
         self._fetched = ExitStack()
 
     def save(self, engine: Any, spent: Spent) -> None:
@@ -116,7 +116,7 @@ class Checkpoints:
                         files[name] = (path.stat().st_size, sha256(path))
                 self.store.keep(folder, list(files))
             files = {n: known for each in self.ranks.gathered(files) for n, known in each.items()}
-        good = Good(tag, self.fingerprint, self.ranks.world_size, files)
+        good = WrittenCheckpoint(tag, self.fingerprint, self.ranks.world_size, files)
         with self.ranks.failing_together():
             if self.ranks.first:
                 kept = None if before is None or before.tag == tag else asdict(before)
@@ -124,7 +124,7 @@ class Checkpoints:
                 self.store.write(MARKER, marker + "\n")
         self._newest = good
 
-    def find(self) -> Found | None:
+    def find(self) -> LoadableCheckpoint | None:
         """The newest checkpoint of this training that is as it was written; None if there is none.
 
         Raises:
@@ -151,7 +151,7 @@ class Checkpoints:
                 workers = f"{ranks.world_size} workers instead of {good.world_size}"
                 self._give_up(good, f"cannot go on with {workers}", error)
             self._newest = good
-            self._found = Found(good, folder, UNIVERSAL if converts else good.tag)
+            self._found = LoadableCheckpoint(good, folder, UNIVERSAL if converts else good.tag)
             return self._found
         if named:
             self._give_up(named[0], "is not as it was written")
@@ -181,17 +181,19 @@ class Checkpoints:
         if self.ranks.first:
             self.store.remove()
 
-    def _named(self) -> list[Good]:
+    def _named(self) -> list[WrittenCheckpoint]:
         """The checkpoints of this training that the marker names, newest first."""
         try:
             marker = json.loads(self.store.read(MARKER) or "null")
             before = marker.pop("before")
-            found = [Good(**values) for values in (marker, before) if values is not None]
+            found = [
+                WrittenCheckpoint(**values) for values in (marker, before) if values is not None
+            ]
         except (ValueError, KeyError, TypeError, AttributeError):
             return []
         return [good for good in found if good.fingerprint == self.fingerprint]
 
-    def _give_up(self, good: Good, why: str, error: Exception | None = None) -> None:
+    def _give_up(self, good: WrittenCheckpoint, why: str, error: Exception | None = None) -> None:
         """Remove all checkpoints: the weights may be half loaded, so another run starts afresh."""
         self._close()
         self.remove()

@@ -88,7 +88,7 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Moment:
+class BatchKey:
     """When a batch is drawn, and from what."""
 
     step: int
@@ -260,7 +260,7 @@ def code_weights(
 class Ready:
     """A batch, and this rank's parts of it on the device."""
 
-    moment: Moment
+    moment: BatchKey
     batch: Batch
     parts: Sequence[Part]
 
@@ -281,7 +281,7 @@ class Feed:
             self._stream = torch.cuda.Stream(ranks.device)  # type: ignore[no-untyped-call]
         self._ahead: Ready | None = None
 
-    def take(self, moment: Moment) -> Ready:
+    def take(self, moment: BatchKey) -> Ready:
         """The batch of a step: the one fetched for it, or else drawn now."""
         ready, self._ahead = self._ahead, None
         if ready is None or ready.moment != moment:
@@ -295,11 +295,11 @@ class Feed:
                     tensor.record_stream(now)
         return ready
 
-    def fetch(self, moment: Moment) -> None:
+    def fetch(self, moment: BatchKey) -> None:
         """Draw the batch of a later step, and begin to send it."""
         self._ahead = self._send(moment)
 
-    def _send(self, moment: Moment) -> Ready:
+    def _send(self, moment: BatchKey) -> Ready:
         """Draw a batch; its tensors may still be on their way to the device."""
 
         def send(array: NDArray[Any]) -> Tensor:
@@ -316,7 +316,7 @@ class Feed:
             parts.append(Part(sent, *[send(array) for array in values]))
         return Ready(moment, batch, parts)
 
-    def draw(self, moment: Moment) -> Batch:
+    def draw(self, moment: BatchKey) -> Batch:
         """The masked global batch, the same on every rank."""
         inputs, law, progress = self._inputs, moment.law, moment.progress
         rows_B = self._order.rows(moment.step)

@@ -28,7 +28,7 @@ from mptune.spec.schema import build
 from mptune.training import engine as ds
 from mptune.training.checkpoint import Checkpoints
 from mptune.training.deepspeed_private import averages_in_backward
-from mptune.training.feed import Batch, Feed, Inputs, Moment, Part
+from mptune.training.feed import Batch, BatchKey, Feed, Inputs, Part
 from mptune.training.ranks import Ranks, StoppedInScoring, agreed_stop
 from mptune.training.schedule import learning_rate_factor
 from mptune.training.scoring import RungEstimate
@@ -226,9 +226,9 @@ class Loop:
         self._largest = max(needs[0], self._largest[0]), max(needs[1], self._largest[1])
         return self.ranks.overlaps and (known or self.ranks.world_size == 1)
 
-    def _moment(self) -> Moment:
+    def _moment(self) -> BatchKey:
         """When the next step is, and what its masks are drawn from."""
-        return Moment(self.spent.steps, self.progress, self._law, self.spent.code is not None)
+        return BatchKey(self.spent.steps, self.progress, self._law, self.spent.code is not None)
 
     def _fetch_next(self) -> None:
         """Draw and send the next batch, if there is one; that counts as training time."""

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForMaskedLM
 
 from mptune import plugins
-from mptune.models import _attention
+from mptune.models import _masked
 from mptune.spec.schema import build
 
 SYMBOLS, LENGTH = 18, 16
@@ -69,7 +69,7 @@ def kept_bytes(family, half):
 @pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", plugins.modules("families"))
 def test_what_a_block_keeps_for_its_backward_pass(name, half, monkeypatch):
-    monkeypatch.setattr(_attention, "LONGEST_PLAIN", 0)
+    monkeypatch.setattr(_masked, "LONGEST_PLAIN", 0)
     two, four = (build("model", {"family": name, "depth": depth}) for depth in (2, 4))
     each = (kept_bytes(four, half) - kept_bytes(two, half)) / 2
     expected = two.kept_per_channel * 4 * LENGTH * two.width * (2 if half else 4)

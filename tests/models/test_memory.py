@@ -11,7 +11,7 @@ from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
 from mptune.errors import DoesNotFit
-from mptune.models._memory import BUCKET, Gang, Sizes, check, demand, fitting, refusal
+from mptune.models._memory import BUCKET, FittingGang, Sizes, check, demand, fitting, refusal
 from mptune.paths import node_bytes
 from mptune.spec.schema import Resources, Training, build
 from mptune.training.ranks import reason_of
@@ -31,7 +31,7 @@ def training(**fields):
 
 
 def gigabytes_each(size):
-    """Every worker of any gang has so many GB."""
+    """Every worker of any gang has `size` GB."""
     return lambda resources: Device(kind="cuda", bytes=1e9 * size, words="a Tesla T4")
 
 
@@ -160,7 +160,7 @@ def test_the_proposal_fits_and_nothing_smaller_does(size, fields):
 
 def test_a_smaller_micro_batch_comes_before_a_larger_gang():
     found = next(fitting(SIZES, training(precision="bf16"), Resources(), gigabytes_each(10)))
-    assert found == Gang(1, 0, found.micro_batch_size)
+    assert found == FittingGang(1, 0, found.micro_batch_size)
     assert found.words().endswith(f"training.micro_batch_size: {found.micro_batch_size}")
 
 

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from mptune import plugins
 from mptune.data.table import Split
 from mptune.spec.schema import Training, build
-from mptune.training.feed import Feed, Inputs, Moment
+from mptune.training.feed import BatchKey, Feed, Inputs
 from mptune.training.ranks import Ranks
 from tests.training.syncs import Syncs
 
@@ -43,7 +43,7 @@ def inputs(family="bert", policy=None, ragged=False, **training):
 
 
 def moment(given, step=0):
-    return Moment(step, step / 8, given.policy, True)
+    return BatchKey(step, step / 8, given.policy, True)
 
 
 def ready(given, step=0):

@@ -35,7 +35,7 @@ NEVER_PREDICTED = ("mask", "pad", "cls", "sep", "bos", "eos")
 
 
 @dataclass(frozen=True, eq=False)
-class Encoded:
+class EncodedText:
     """Text as a table: `tokens` [N, D], and `observed` [N, D], False for specials and padding."""
 
     tokens: NDArray[np.int64]
@@ -126,7 +126,7 @@ class PretrainedMaskedLM:
         probe = "The quick brown fox (1984) isn't lazy >> 12.5 CC(=O)O"
         return bool(mine == theirs and self.pieces(probe) == other.pieces(probe))
 
-    def encode(self, pieces: Sequence[Sequence[int]]) -> Encoded:
+    def encode(self, pieces: Sequence[Sequence[int]]) -> EncodedText:
         """Sequences of ids, between the specials that the model expects, as a padded table."""
         before, after = self._frame
         width = max((len(p) for p in pieces), default=0) + len(before) + len(after)
@@ -137,7 +137,7 @@ class PretrainedMaskedLM:
             tokens_ND[n, : len(row)] = row
             observed_ND[n, len(before) : len(before) + len(piece)] = True
         unknown = observed_ND & (tokens_ND == self.tokenizer.unk_token_id)
-        return Encoded(tokens_ND, observed_ND, int(unknown.sum()))
+        return EncodedText(tokens_ND, observed_ND, int(unknown.sum()))
 
     @cached_property
     def _frame(self) -> tuple[list[int], list[int]]:
