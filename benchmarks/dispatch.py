@@ -33,12 +33,14 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+
 from benchmarks import against_peer
 from mptune import study
+from mptune.dispatch.base import End
 from mptune.dispatch.local import LocalDispatcher
 from mptune.dispatch.ray_dispatcher import RayDispatcher
-from mptune.dispatch.runtime import End
 from mptune.paths import RunDirectory
+from mptune.search.driver import StudyDriver
 from mptune.spec.schema import Resources, Score, Search, Training
 from mptune.trial import PrepareRequest, Started, TrialSpec
 from tests import fakes
@@ -59,7 +61,7 @@ class Silent:
     def finish_trial(self, number: int, state: str) -> None: ...
 
 
-def driver(run: RunDirectory, url: str | None, trials: int, search: Search) -> study.StudyDriver:
+def driver(run: RunDirectory, url: str | None, trials: int, search: Search) -> StudyDriver:
     """A driver of a study whose trials end at once."""
     opened = study.open_study(run, url, "bench", pruner=optuna.pruners.NopPruner())
 
@@ -77,7 +79,7 @@ def driver(run: RunDirectory, url: str | None, trials: int, search: Search) -> s
             size_label=f"{layers}x{width}",
         )
 
-    return study.StudyDriver(
+    return StudyDriver(
         study=opened,
         trials=trials,
         propose=propose,

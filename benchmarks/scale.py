@@ -37,20 +37,22 @@ from scipy.stats import t
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from mptune.dispatch.admission import Decision, Held, Retire, Start, Waiting, admit, free
-from mptune.dispatch.placement import Node, Shape
+from mptune.dispatch.admission import Decision, Retire, Start, WaitingTrial, admit, unused
+from mptune.dispatch.placement import ClusterNode, PlacedGang, Shape
 from mptune.search.forecast import OVERDUE, Predictor
 from mptune.spec.schema import Resources
 from mptune.trial import TrialSpec
 from tests import fakes
 
-NODES = [Node(f"node-{n:03d}", 64, 8) for n in range(512)]
+NODES = [ClusterNode(f"node-{n:03d}", 64, 8) for n in range(512)]
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 LARGEST = SIZES[-1]
 GPUS = sum(node.gpus for node in NODES)
 HOUR_S = 3600.0
 
-Policy = Callable[[Sequence[Waiting], Sequence[Held], Sequence[Node], float], list[Decision]]
+Policy = Callable[
+    [Sequence[WaitingTrial], Sequence[PlacedGang], Sequence[ClusterNode], float], list[Decision]
+]
 
 
 @dataclass(frozen=True)
@@ -90,23 +92,32 @@ def trial(number: int, gpus: int) -> TrialSpec:
 
 
 def fcfs(
-    queue: Sequence[Waiting], held: Sequence[Held], total: Sequence[Node], now: float
+    queue: Sequence[WaitingTrial],
+    held: Sequence[PlacedGang],
+    total: Sequence[ClusterNode],
+    now: float,
 ) -> list[Decision]:
     """Start trials in order, until one does not fit."""
     return _oldest_first(queue, held, total, stop=True)
 
 
 def greedy(
-    queue: Sequence[Waiting], held: Sequence[Held], total: Sequence[Node], now: float
+    queue: Sequence[WaitingTrial],
+    held: Sequence[PlacedGang],
+    total: Sequence[ClusterNode],
+    now: float,
 ) -> list[Decision]:
     """Start every trial that fits, oldest first."""
     return _oldest_first(queue, held, total, stop=False)
 
 
 def _oldest_first(
-    queue: Sequence[Waiting], held: Sequence[Held], total: Sequence[Node], stop: bool
+    queue: Sequence[WaitingTrial],
+    held: Sequence[PlacedGang],
+    total: Sequence[ClusterNode],
+    stop: bool,
 ) -> list[Decision]:
-    room, started = free(total, held), list[Decision]()
+    room, started = unused(total, held), list[Decision]()
     for waiting in queue:
         placement = room.place(waiting.shape)
         if placement:
@@ -127,8 +138,8 @@ class Simulation:
     predictor: Predictor = field(default_factory=Predictor)
     predicted: dict[int, float | None] = field(default_factory=dict)
     """Seconds of a trial, by the size of its gang."""
-    queue: dict[int, Waiting] = field(default_factory=dict)
-    held: dict[str, Held] = field(default_factory=dict)
+    queue: dict[int, WaitingTrial] = field(default_factory=dict)
+    held: dict[str, PlacedGang] = field(default_factory=dict)
     started: dict[int, float] = field(default_factory=dict)
     events: list[tuple[float, str, int]] = field(default_factory=list)
 
@@ -145,7 +156,7 @@ class Simulation:
     def _arrive(self, number: int) -> None:
         shape = Shape.of(self.jobs[number].trial.resources)
         seconds = self._seconds(number)
-        self.queue[number] = Waiting(number, shape, since=self.now, seconds=seconds)
+        self.queue[number] = WaitingTrial(number, shape, since=self.now, seconds=seconds)
 
     def _end(self, gang: str, number: int) -> None:
         job = self.jobs[number]
@@ -172,7 +183,7 @@ class Simulation:
             elif isinstance(decision, Start):
                 self._start(decision)
 
-    def _seen(self, held: Held) -> Held:
+    def _seen(self, held: PlacedGang) -> PlacedGang:
         """The gang with its predicted end; an overdue one ends in a tenth of its delay."""
         if held.ends is None or held.ends > self.now:
             return held
@@ -183,7 +194,7 @@ class Simulation:
         name = decision.gang or f"gang-{decision.number}"
         placement = decision.placement or self.held.pop(name).placement
         ends = None if waiting.seconds is None else self.now + waiting.seconds
-        self.held[name] = Held(name, waiting.shape, placement, idle=False, ends=ends)
+        self.held[name] = PlacedGang(name, waiting.shape, placement, idle=False, ends=ends)
         self.started[decision.number] = self.now
         heapq.heappush(self.events, (self.now + job.lasts, name, decision.number))
 
