@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from mptune.analysis.results import Report  # noqa: E402
-from mptune.report.html import page  # noqa: E402
 from mptune.report.language import language  # noqa: E402
+from mptune.report.pages import page  # noqa: E402
 from tests.report.chromium import Tab, chromium, file_url  # noqa: E402
 
 DOCS = ROOT / "docs"

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 from mptune.report.charts import Chart
-from mptune.report.markup import Html
+from mptune.report.layout import Drawing
 
 
 @dataclass(frozen=True)
 class Text:
     """A paragraph; `soft` is a remark about how to read what follows."""
 
+    kind: ClassVar = "text"
     words: str
     soft: bool = False
 
@@ -30,9 +31,14 @@ class Figures:
         choose: what is chosen, in words.
     """
 
+    kind: ClassVar = "figures"
     charts: tuple[Chart, ...]
     choices: tuple[str, ...] = ()
     choose: str = ""
+
+    @property
+    def side_by_side(self) -> bool:
+        return len(self.charts) > 1 and all(chart.short for chart in self.charts)
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class Cell:
         tag: a short word beside, e.g. the name of an arm.
         tone: `good`, `bad` or `open`.
         title: words that appear where it is pointed at.
-        picture: a small drawing; its words are for where there is none.
+        drawing: a small picture beside the text, and `label`, its text alternative.
     """
 
     words: str
@@ -62,7 +68,8 @@ class Cell:
     tag: str = ""
     tone: str = ""
     title: str = ""
-    picture: Html | None = None
+    drawing: Drawing | None = None
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,7 @@ class Table:
         filters: column number -> whether its distinct words are offered as a filter.
     """
 
+    kind: ClassVar = "table"
     label: str
     head: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
@@ -84,11 +92,16 @@ class Table:
     searchable: bool = False
     filters: tuple[int, ...] = ()
 
+    def choices(self, column: int) -> list[str]:
+        """The distinct texts of a column, in order of appearance."""
+        return list(dict.fromkeys(row[column].words for row in self.rows))
+
 
 @dataclass(frozen=True)
 class Listing:
     """Numbered lines."""
 
+    kind: ClassVar = "listing"
     lines: tuple[str, ...]
 
 
@@ -96,6 +109,7 @@ class Listing:
 class Pairs:
     """Terms and what belongs to them."""
 
+    kind: ClassVar = "pairs"
     pairs: tuple[tuple[str, str], ...]
 
 
@@ -103,6 +117,7 @@ class Pairs:
 class Code:
     """Lines to copy."""
 
+    kind: ClassVar = "code"
     lines: tuple[str, ...]
 
 
@@ -110,6 +125,7 @@ class Code:
 class Details:
     """Lines below a title that can be folded."""
 
+    kind: ClassVar = "details"
     title: str
     lines: tuple[str, ...]
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mptune.report.charts import Axis, Chart, Point, Series, percent_tick
 from mptune.report.language import language
 from mptune.report.layout import lay_out
-from mptune.report.png import png
+from mptune.report.svg import png
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -71,7 +71,6 @@ class Label:
     colour: str = "ink"
     anchor: Anchor = "start"
     size: float = FONT
-    bold: bool = False
     series: int | None = None
 
 
@@ -143,13 +142,13 @@ def _extent(axis: Axis, values: Sequence[float], pad: float) -> tuple[float, flo
 def _ticks(axis: Axis, low: float, high: float, most: int) -> list[tuple[float, str]]:
     if axis.ticks:
         return list(axis.ticks)
-    places = _log_places(low, high, most) if axis.log else _places(low, high, most)
+    places = _log_places(low, high, most) if axis.log else axis_places(low, high, most)
     step = places[1] - places[0] if len(places) > 1 else 1.0
     words = axis.tick or (power_tick if axis.log else number_tick(step))
     return [(place, words(place)) for place in places]
 
 
-def _places(low: float, high: float, most: int) -> list[float]:
+def axis_places(low: float, high: float, most: int) -> list[float]:
     """Multiples of 1, 2, 2.5 or 5 times a power of ten, at most `most` of them."""
     rough = (high - low) / max(1, most)
     power = 10.0 ** math.floor(math.log10(rough))
@@ -161,7 +160,7 @@ def _places(low: float, high: float, most: int) -> list[float]:
 def _log_places(low: float, high: float, most: int) -> list[float]:
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     if high < 8 * low:
-        return _places(low, high, most)
+        return axis_places(low, high, most)
     for factors in ((1, 2, 5), (1, 3), (1,)):
         every = [f * 10.0**k for k in range(first, last + 1) for f in factors]
         places = [p for p in every if low <= p <= high]

@@ -6,12 +6,14 @@ Shape suffixes: _SM points of progress x counts, _M counts, _SR points of progre
 
 from __future__ import annotations
 
-import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mptune.report.layout import Area, Drawing, Label, Scale, Shape, Stroke, axis_places
+from mptune.report.svg import png
 
 if TYPE_CHECKING:
     from mptune.models.base import ModelFamily
@@ -136,30 +138,46 @@ class Profile:
     def _omega_rows(self) -> list[float]:
         return [float(part.mean()) for part in np.array_split(self.omega_M, ROWS)]
 
-    def png(self) -> bytes:
+    def drawing(self) -> Drawing:
         """The picture: q over progress as a heat map, omega beside it."""
-        from matplotlib.figure import Figure
+        progress, rate = Scale(0, 1, 40, 424, False), Scale(0, 100, 230, 30, False)
+        weights_M = self.omega_M * self.length
+        weight = Scale(0, 1.05 * max(1.0, float(weights_M.max())), 470, 640, False)
+        intervals = min(self.length, 50)
+        flat = replace(self, law_SM=np.ones_like(self.law_SM))  # 50 may not divide D
+        law_SR = self.law_by_rate(STEPS, intervals) / flat.law_by_rate(STEPS, intervals)
+        columns = [progress(k / STEPS) for k in range(STEPS + 1)]
+        rows = [round(rate(100 * k / intervals)) for k in range(intervals + 1)]
+        shapes: list[Shape] = [Label((40, 16), self.words)]
+        for (s, r), q in np.ndenumerate(law_SR):
+            left, right, low, high = columns[s], columns[s + 1], rows[r], rows[r + 1]
+            cell = ((left, low), (right, low), (right, high), (left, high))
+            shapes += [Area(cell, "series-1", float(q / law_SR.max()))] if q else []
+        for percent in range(0, 101, 20):
+            y = rate(percent)
+            shapes += [Label((34, y + 4), str(percent), "faint", "end", 12)]
+            shapes += [Stroke(((470, y), (640, y)), "line")]
+        for share in (0.0, 0.5, 1.0):
+            shapes += [Label((progress(share), 247), f"{share:g}", "faint", "middle", 12)]
+        for value in axis_places(0, weight.high, 4):
+            shapes += [Label((weight(value), 247), f"{value:g}", "faint", "middle", 12)]
+        curve = zip(weights_M, np.arange(1, self.length + 1) / self.length, strict=True)
+        line = tuple((weight(float(v)), rate(100 * float(r))) for v, r in curve)
+        outline = ((40, 30), (424, 30), (424, 230), (40, 230), (40, 30))
+        shapes += [
+            Stroke(outline, "axis"),
+            Stroke(((470, 230), (640, 230)), "axis"),
+            Stroke(((weight(1), 30), (weight(1), 230)), "faint", 1.0, (3, 3)),
+            Stroke(line, "series-1", 2.0),
+            Label((232, 266), "training progress s", "faint", "middle", 12),
+            Label((555, 266), "ω(M) over its mean", "faint", "middle", 12),
+            Label((470, 16), "mask rate, %", "faint", "start", 12),
+        ]
+        return Drawing(656, 270, tuple(shapes))
 
-        figure = Figure(figsize=(6.4, 2.6), layout="constrained")
-        law, weight = figure.subplots(1, 2, width_ratios=(2, 1))
-        rows = min(self.length, 50)
-        law.imshow(
-            self.law_by_rate(STEPS, rows).T,
-            origin="lower",
-            aspect="auto",
-            extent=(0, 1, 0, 100),
-            cmap="Blues",
-            vmin=0,
-        )
-        law.set(xlabel="training progress s", ylabel="mask rate, %", title=self.words)
-        law.title.set_fontsize(9)
-        rates_M = 100 * np.arange(1, self.length + 1) / self.length
-        weight.plot(self.omega_M * self.length, rates_M, color="#0072b2")
-        weight.axvline(1, color="#66707f", linewidth=0.8, linestyle=":")
-        weight.set(xlabel="ω(M) over its mean", ylim=(0, 100), xlim=(0, None))
-        stream = io.BytesIO()
-        figure.savefig(stream, format="png", dpi=110, metadata={"Software": None})
-        return stream.getvalue()
+    def png(self) -> bytes:
+        """The picture in light colours."""
+        return png(self.drawing())
 
 
 def _shade(share: float) -> int:

@@ -1,11 +1,20 @@
-"""A drawing as SVG: for the body of a page, or as a file of its own."""
+"""A drawing as SVG, inside a page or as a file, and as PNG made from that SVG.
+
+The PNG uses DejaVu Sans from `assets/` (a subset: Latin, Greek, Cyrillic, mathematical signs), so
+that figures have text on machines without fonts; other scripts need a font of the machine.
+"""
 
 from __future__ import annotations
 
-from functools import singledispatch
+import re
+from functools import cache
+from importlib.resources import as_file, files
+from typing import Any, TypeAlias
 
-from mptune.report.layout import FONT, Area, Drawing, Label, Marker, MarkerShape, Pixel, Stroke
-from mptune.report.markup import Html, element
+from markupsafe import Markup
+
+from mptune.report.layout import Area, Drawing, Label, Marker, MarkerShape, Pixel, Shape, Stroke
+from mptune.report.templates import template
 
 PALETTE = {
     "ink": ("#1c2430", "#e7ebf0"),
@@ -20,125 +29,15 @@ PALETTE = {
     "series-5": ("#b87e00", "#f0b93a"),
     "series-6": ("#3a9fd6", "#8fd0f5"),
 }
-"""Colour name -> its value in the light and in the dark."""
+"""Colour name -> its value in light mode and in dark mode."""
 
+MARGIN = 12
+"""Pixels around a drawing in a file of its own."""
 
-def palette_css() -> str:
-    """The colours as custom properties, for the light and the dark."""
-    light, dark = (
-        "".join(f"--{name}:{values[k]};" for name, values in PALETTE.items()) for k in (0, 1)
-    )
-    return f":root{{{light}}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}"
+SCALE = 2.0
+"""Pixels of a PNG for one pixel of the drawing."""
 
-
-def inline(drawing: Drawing, label: str) -> Html:
-    """An element for a page, in the page's colours and font."""
-    return element(
-        "svg",
-        *(shape_element(shape) for shape in drawing.shapes),
-        viewBox=f"0 0 {drawing.width} {drawing.height}",
-        role="img",
-        aria_label=label,
-        tabindex=0,
-    )
-
-
-def document(drawing: Drawing, title: str) -> str:
-    """A file of its own, on the colours that whoever opens it prefers."""
-    style = palette_css() + "text{font-family:system-ui,'Noto Sans CJK JP',sans-serif}"
-    size = {"width": drawing.width + 24, "height": drawing.height + 24}
-    canvas = element("rect", x=-12, y=-12, **size, style="fill:var(--paper)")
-    body = element(
-        "svg",
-        element("title", title),
-        element("style", Html(style)),
-        canvas,
-        *(shape_element(shape) for shape in drawing.shapes),
-        xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"-12 -12 {size['width']} {size['height']}",
-        **size,
-    )
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + body + "\n"
-
-
-@singledispatch
-def shape_element(shape: object) -> Html:
-    """The SVG element of a shape."""
-    raise TypeError(f"no SVG for a {type(shape).__name__}")
-
-
-@shape_element.register
-def _(shape: Stroke) -> Html:
-    return element(
-        "polyline",
-        points=_pixels(shape.pixels),
-        style=f"fill:none;stroke:var(--{shape.colour})",
-        stroke_width=_number(shape.width),
-        stroke_dasharray=" ".join(map(_number, shape.dash)) or None,
-        stroke_linejoin="round",
-        data_s=shape.series,
-    )
-
-
-@shape_element.register
-def _(shape: Area) -> Html:
-    return element(
-        "polygon",
-        points=_pixels(shape.pixels),
-        style=f"fill:var(--{shape.colour})",
-        fill_opacity=_number(shape.opacity) if shape.opacity < 1 else None,
-        data_s=shape.series,
-    )
-
-
-@shape_element.register
-def _(shape: Marker) -> Html:
-    x, y = shape.at
-    drawn = marker_path(shape.shape, x, y, shape.radius)
-    stroked = shape.shape in ("cross", "plus", "tick")
-    paint = "fill:none;stroke" if stroked else "fill"
-    return element(
-        "path",
-        d=drawn,
-        style=f"{paint}:var(--{shape.colour})",
-        stroke_width=("1.3" if shape.shape == "tick" else "2.4") if stroked else None,
-        data_s=shape.series,
-        data_tip=shape.tip or None,
-        data_x=_number(x) if shape.tip else None,
-        data_y=_number(y) if shape.tip else None,
-    )
-
-
-@shape_element.register
-def _(shape: Label) -> Html:
-    x, y = shape.at
-    return element(
-        "text",
-        shape.words,
-        x=_number(x),
-        y=_number(y),
-        style=f"fill:var(--{shape.colour})",
-        font_size=_number(shape.size) if shape.size != FONT else _number(FONT),
-        text_anchor=shape.anchor if shape.anchor != "start" else None,
-        font_weight=600 if shape.bold else None,
-        data_s=shape.series,
-    )
-
-
-def marker_path(shape: MarkerShape, x: float, y: float, r: float) -> str:
-    """Outline of a marker."""
-    if shape == "circle" or r == 0:
-        turn = f"a{_n(r)} {_n(r)} 0 1 0"
-        return f"M{_n(x - r)} {_n(y)}{turn} {_n(2 * r)} 0{turn} {_n(-2 * r)} 0z"
-    strokes = " ".join(
-        ("M" if k == 0 else "L") + f"{_n(x + r * dx)} {_n(y + r * dy)}"
-        for line in OUTLINES[shape]
-        for k, (dx, dy) in enumerate(line)
-    )
-    return strokes if shape in ("cross", "plus", "tick") else strokes + "z"
-
-
-OUTLINES: dict[str, tuple[tuple[Pixel, ...], ...]] = {
+OUTLINES: dict[MarkerShape, tuple[tuple[Pixel, ...], ...]] = {
     "square": (((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),),
     "triangle": (((0, -1.15), (1.1, 0.85), (-1.1, 0.85)),),
     "diamond": (((0, -1.25), (1.25, 0), (0, 1.25), (-1.25, 0)),),
@@ -148,15 +47,131 @@ OUTLINES: dict[str, tuple[tuple[Pixel, ...], ...]] = {
 }
 """Lines of a marker of radius 1 around zero."""
 
-
-def _pixels(pixels: tuple[Pixel, ...]) -> str:
-    return " ".join(f"{_n(x)},{_n(y)}" for x, y in pixels)
-
-
-def _number(value: float) -> str:
-    return f"{value:.2f}".rstrip("0").rstrip(".")
+Element: TypeAlias = tuple[str, dict[str, Any], str]
+"""Tag, attributes, text; an attribute that is None is left out."""
 
 
-def _n(value: float) -> str:
-    text = f"{value:.1f}".rstrip("0").rstrip(".")
-    return "0" if text in ("-0", "") else text
+def palette_css() -> str:
+    """The colours as CSS custom properties, for light and dark mode."""
+    light, dark = (
+        "".join(f"--{name}:{values[k]};" for name, values in PALETTE.items()) for k in (0, 1)
+    )
+    return f":root{{{light}}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}"
+
+
+def inline(drawing: Drawing, label: str, **attributes: Any) -> Markup:
+    """An `<svg>` element that takes the colours and the font of the page around it."""
+    box = {"viewBox": f"0 0 {drawing.width} {drawing.height}", "role": "img", "aria-label": label}
+    return _svg(drawing, {**box, **attributes})
+
+
+def document(drawing: Drawing, title: str) -> str:
+    """A file of its own, in light or dark colours as the viewer prefers."""
+    style = palette_css() + "text{font-family:system-ui,'Noto Sans CJK JP',sans-serif}"
+    size = {"width": drawing.width + 2 * MARGIN, "height": drawing.height + 2 * MARGIN}
+    box = {
+        "xmlns": "http://www.w3.org/2000/svg",
+        "viewBox": f"{-MARGIN} {-MARGIN} {size['width']} {size['height']}",
+        **size,
+    }
+    canvas = {"x": -MARGIN, "y": -MARGIN, **size, "style": "fill:var(--paper)"}
+    head: list[Element] = [("title", {}, title), ("style", {}, style), ("rect", canvas, "")]
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{_svg(drawing, box, head)}\n'
+
+
+def png(drawing: Drawing) -> bytes:
+    """The drawing as a PNG in light colours."""
+    light = re.sub(r"var\(--([\w-]+)\)", lambda m: PALETTE[m[1]][0], document(drawing, ""))
+    return _rasterise(re.sub(r"<style>.*?</style>", "", light))
+
+
+@cache
+def has_font_for(text: str) -> bool:
+    """Whether a PNG can show a text of two different characters with the fonts of this machine."""
+    head = '<svg xmlns="http://www.w3.org/2000/svg" width="40" height="30"><text y="20">'
+    one, other = (_rasterise(f"{head}{sign}</text></svg>") for sign in text)
+    return one != other
+
+
+def _rasterise(svg: str) -> bytes:
+    from resvg_py import svg_to_bytes
+
+    with as_file(files("mptune.report").joinpath("assets", "DejaVuSans.ttf")) as font:
+        return svg_to_bytes(
+            svg_string=svg, zoom=SCALE, font_files=[str(font)], font_family="DejaVu Sans"
+        )
+
+
+def _svg(drawing: Drawing, attributes: dict[str, Any], head: list[Element] | None = None) -> Markup:
+    elements = [*(head or ()), *map(_element, drawing.shapes)]
+    return Markup(template("figure.svg").render(attributes=attributes, elements=elements))
+
+
+def _element(shape: Shape) -> Element:
+    paint = f"var(--{shape.colour})"
+    series = {"data-s": shape.series}
+    match shape:
+        case Stroke():
+            return "polyline", {
+                "points": _points(shape.pixels),
+                "style": f"fill:none;stroke:{paint}",
+                "stroke-width": _number(shape.width),
+                "stroke-dasharray": " ".join(map(_number, shape.dash)) or None,
+                "stroke-linejoin": "round",
+                **series,
+            }, ""  # fmt: skip
+        case Area():
+            opacity = _number(shape.opacity) if shape.opacity < 1 else None
+            points = _points(shape.pixels)
+            style = f"fill:{paint}"
+            return (
+                "polygon",
+                {"points": points, "style": style, "fill-opacity": opacity} | series,
+                "",
+            )
+        case Marker():
+            x, y = shape.at
+            stroked = shape.shape in ("cross", "plus", "tick")
+            return "path", {
+                "d": _path(shape.shape, x, y, shape.radius),
+                "style": f"fill:none;stroke:{paint}" if stroked else f"fill:{paint}",
+                "stroke-width": ("1.3" if shape.shape == "tick" else "2.4") if stroked else None,
+                **series,
+                "data-tip": shape.tip or None,
+                "data-x": _number(x) if shape.tip else None,
+                "data-y": _number(y) if shape.tip else None,
+            }, ""  # fmt: skip
+        case Label():
+            return "text", {
+                "x": _number(shape.at[0]),
+                "y": _number(shape.at[1]),
+                "style": f"fill:{paint}",
+                "font-size": _number(shape.size),
+                "text-anchor": shape.anchor if shape.anchor != "start" else None,
+                **series,
+            }, shape.words  # fmt: skip
+
+
+def _path(shape: MarkerShape, x: float, y: float, r: float) -> str:
+    """Outline of a marker."""
+    if shape == "circle" or r == 0:
+        turn = f"a{_number(r, 1)} {_number(r, 1)} 0 1 0"
+        return (
+            f"M{_number(x - r, 1)} {_number(y, 1)}"
+            f"{turn} {_number(2 * r, 1)} 0{turn} {_number(-2 * r, 1)} 0z"
+        )
+    lines = " ".join(
+        f"{'L' if k else 'M'}{_number(x + r * dx, 1)} {_number(y + r * dy, 1)}"
+        for line in OUTLINES[shape]
+        for k, (dx, dy) in enumerate(line)
+    )
+    return lines if shape in ("cross", "plus", "tick") else lines + "z"
+
+
+def _points(pixels: tuple[Pixel, ...]) -> str:
+    return " ".join(f"{_number(x, 1)},{_number(y, 1)}" for x, y in pixels)
+
+
+def _number(value: float, digits: int = 2) -> str:
+    text = f"{value:.{digits}f}".rstrip("0").rstrip(".")
+    return "0" if text == "-0" else text

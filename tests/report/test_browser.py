@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from mptune.analysis.results import Report
-from mptune.report.html import page
 from mptune.report.language import language
+from mptune.report.pages import page
 from tests.report.chromium import Tab, chromium, executable, file_url
 
 NEEDED = "MPTUNE_BROWSER_TESTS"

@@ -12,11 +12,13 @@ import pytest
 from mptune.analysis.results import Report
 from mptune.paths import RunDirectory
 from mptune.report import write
-from mptune.report.html import page
 from mptune.report.language import language
-from mptune.report.markup import VOID, element
+from mptune.report.pages import page
 from mptune.report.sections import section_files
+from mptune.report.templates import code
 from tests.report.conftest import make, search
+
+VOID = frozenset({"meta", "br", "img", "link", "input"})
 
 EVIL = "<script>alert('x')</script>\"&$x_1$"
 
@@ -145,12 +147,8 @@ def test_sortable_cells_carry_numbers(whole: tuple[str, Reader]) -> None:
     assert re.search(r'<td class="num" data-sort="-1\.6\d+">−1\.654 ± 0\.032</td>', text)
 
 
-def test_element_escapes_all_but_elements() -> None:
-    inner = element("b", "<&>")
-    assert element("p", inner, "\"'", None, 3, title='"', hidden=None) == (
-        '<p title="&quot;"><b>&lt;&amp;&gt;</b>&quot;&#x27;3</p>'
-    )
-    assert element("br") == "<br>"
+def test_code_between_backticks_is_escaped_too() -> None:
+    assert code("run `a <b>` & `c`") == ("run <code>a &lt;b&gt;</code> &amp; <code>c</code>")
 
 
 def test_write_puts_every_file_in_place(tmp_path: Path, compared: Report) -> None:

@@ -11,7 +11,7 @@ from mptune.analysis.results import Report
 from mptune.errors import InputError
 from mptune.report.findings import findings
 from mptune.report.language import DEFAULT, Entry, language, languages
-from mptune.report.markdown import markdown
+from mptune.report.pages import markdown
 
 OTHERS = [code for code in languages() if code != DEFAULT]
 

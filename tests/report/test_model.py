@@ -19,7 +19,7 @@ from mptune.analysis.results import (
 )
 from mptune.report.document import as_json
 from mptune.report.findings import findings
-from mptune.report.markdown import markdown
+from mptune.report.pages import markdown
 from mptune.trial import Trial
 from tests.report.conftest import SIZES, comparison, make, result, search, trial
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from mptune.analysis.results import Report
 from mptune.report import show
 from mptune.report.language import language
-from mptune.report.markdown import markdown
+from mptune.report.pages import markdown
 from mptune.report.text import TERMINAL_ROWS
 from mptune.report.words import count, duration, interval, power, probability
 from tests.report.conftest import SIZES, make, search, trial

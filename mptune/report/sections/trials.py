@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from mptune.report.blocks import Cell, Column, Section, Table, Text
 from mptune.report.layout import Area, Drawing, Stroke
-from mptune.report.markup import Html, element
 from mptune.report.sections import Context
-from mptune.report.svg import shape_element
 from mptune.report.words import minus
 from mptune.trial import Trial
 
@@ -46,7 +44,12 @@ def _row(context: Context, trial: Trial, kpi: bool) -> tuple[Cell, ...]:
     return (
         Cell(str(trial.number), trial.number),
         Cell(trial.policy_label, below=trial.size_label, tag=trial.arm or ""),
-        Cell(rate_words(trial), _mean_rate(trial), picture=spark(trial, say("trials.spark_label"))),
+        Cell(
+            rate_words(trial),
+            _mean_rate(trial),
+            drawing=_spark(trial),
+            label=f"{say('trials.spark_label')}: {rate_words(trial)}",
+        ),
         Cell(state, tone=TONES.get(trial.state, ""), title=trial.detail or ""),
         Cell("–" if lml is None else minus(lml, 3), lml),
         *([Cell("–" if value is None else f"{value:.4g}", value)] if kpi else []),
@@ -76,27 +79,18 @@ def rung_words(context: Context, trial: Trial) -> str:
     ])  # fmt: skip
 
 
-def spark(trial: Trial, label: str) -> Html | None:
+def _spark(trial: Trial) -> Drawing | None:
     """The mask rate over training: its mean, and the band that holds nine draws in ten."""
     if not trial.mask_rates:
         return None
     last = len(trial.mask_rates) - 1
     xs = [1 + k * (SPARK_WIDTH - 2) / max(1, last) for k in range(last + 1)]
-
-    def line(which: int) -> list[tuple[float, float]]:
-        high = SPARK_HEIGHT - 2
-        return [
-            (x, 1 + high * (1 - rates[which]))
+    low, mean, high = (
+        [
+            (x, 1 + (SPARK_HEIGHT - 2) * (1 - rates[k]))
             for x, rates in zip(xs, trial.mask_rates, strict=True)
         ]
-
-    band = Area((*line(0), *reversed(line(2))), "series-1", 0.25)
-    drawing = Drawing(SPARK_WIDTH, SPARK_HEIGHT, (band, Stroke(tuple(line(1)), "series-1", 1.8)))
-    return element(
-        "svg",
-        *(shape_element(shape) for shape in drawing.shapes),
-        viewBox=f"0 0 {drawing.width} {drawing.height}",
-        role="img",
-        aria_label=f"{label}: {rate_words(trial)}",
-        class_="spark",
+        for k in range(3)
     )
+    band = Area((*low, *reversed(high)), "series-1", 0.25)
+    return Drawing(SPARK_WIDTH, SPARK_HEIGHT, (band, Stroke(tuple(mean), "series-1", 1.8)))
