@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mptune.analysis.sizes import Measured, SizeLaw, by_size
+from tests.simulations import repetitions
 
 SIZES, RATES = (1e5, 4e5, 1.6e6), (0.1, 0.15, 0.3, 0.5, 0.7)
 N0 = math.exp(np.mean([math.log(N) for N in SIZES]))
@@ -111,10 +112,11 @@ def test_the_law_of_the_gap() -> None:
     )
 
 
+@pytest.mark.simulation
 @pytest.mark.parametrize("levels", [(1.0,), (0.25, 0.5, 1.0)])
 def test_intervals_cover(levels: tuple[float, ...]) -> None:
     """The named size lies 70 times outside the data; the interval has to say so."""
-    rng, replications = np.random.default_rng(len(levels)), 120
+    rng, replications = np.random.default_rng(len(levels)), repetitions(60, 120)
     rates, gaps = 0, 0
     for _ in range(replications):
         far = best_rate_law(list(fixed(rng, 0.01, levels)), 200).extrapolation[0].at
