@@ -28,7 +28,7 @@ import yaml
 
 HERE = Path(__file__).parent
 TOKENS_PER_S = 80_000
-"""Roughly those of the model below on two cores; what a trial really took is measured."""
+"""An estimate for the model below on two cores; the real time of a trial is measured."""
 
 LIMIT_S = 1500.0
 

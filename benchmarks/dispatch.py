@@ -48,7 +48,7 @@ from tests import fakes
 CONTROL_TRIALS = 20
 
 IN_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
-"""Where an instant trial costs no wait for a disk; its size is no part of the resident memory."""
+"""A folder in memory, so that instant trials do not wait for a disk; not resident memory."""
 
 
 class Silent:

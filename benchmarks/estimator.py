@@ -71,7 +71,7 @@ class Bed:
     sample: Callable[[int, int], Any]
     covariates: Covariates
     truth: Callable[[Any], Any] | None
-    """Exact log p(x) [N], or None where nobody knows it."""
+    """Exact log p(x) [N], or None if it is unknown."""
 
 
 @cache

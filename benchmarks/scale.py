@@ -63,7 +63,7 @@ class Job:
     arrives: float
     lasts: float
     misled: float = 1.0
-    """What is predicted for it is off by this factor."""
+    """The factor by which its prediction is wrong."""
 
     @property
     def gpus(self) -> int:

@@ -70,7 +70,7 @@ SPEED_UP, MASKING, UTILISATION = (1.6, 1.9), (0.03, 0.01), (0.45, 0.6)
 """(bar, aim) of two workers over one, of masking's share of a step, and of a GPU's peak."""
 
 ON_GPU = {"zero_stage": 1, "deepspeed": {"bf16": {"check_grad_overflow": False}}}
-"""With which DeepSpeed keeps the host waiting least, see docs/training.md."""
+"""The setting with which the host waits least for DeepSpeed; see docs/training.md."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""A small stateful Kubernetes API server on loopback, which plays what a real cluster did.
+"""A small stateful Kubernetes API server on loopback, which replays what a real cluster did.
 
 It validates every write with the real schemas and keeps objects, versions and watches. Once a
-RayJob is made, the recorded stream of its name is played: statuses of the RayJob, its pods, the
+RayJob is created, the recorded stream of its name is replayed: states of the RayJob, its pods, the
 events. Refusals are the recorded answers of a real server.
 """
 
@@ -77,7 +77,7 @@ def _refusal(status: int, message: str, reason: str, **details: str) -> Refusal:
 
 @dataclass
 class ApiServer:
-    """The state of one namespace, and how the server is to behave."""
+    """The state of one namespace, and how the server behaves."""
 
     schemas: Schemas
     artifacts: Path
@@ -114,7 +114,7 @@ class ApiServer:
 
     @contextmanager
     def gone(self) -> Iterator[None]:
-        """Nobody listens."""
+        """The server does not listen."""
         self.down = True
         self.stop()
         yield
@@ -137,7 +137,7 @@ class ApiServer:
             self.changed.notify_all()
 
     def play(self, name: str) -> None:
-        """Do to the job what was done to the recorded one of its name."""
+        """Apply the changes of the recorded job of this name."""
         for number, (resource, step) in enumerate(recorded(name)):
             if number == self.pause_at:
                 self.go_on.wait(20)
@@ -183,7 +183,7 @@ class ApiServer:
         return made
 
     def _run(self, pod: Object) -> None:
-        """Run the pod's command for real, with the search's folder of the volume in its place."""
+        """Run the pod's command, with the search's folder of the volume instead of the mount."""
         (container,) = pod["spec"]["containers"]
         (mount,) = [m for m in container["volumeMounts"] if m["mountPath"] == RUN]
         folder = self.artifacts / mount["subPath"]
@@ -248,7 +248,7 @@ class ApiServer:
             shown = len(self.log)
 
     def _still_up(self) -> None:
-        """Connections that stand end with the server."""
+        """Open connections end with the server."""
         if self.down:
             raise ConnectionResetError
 

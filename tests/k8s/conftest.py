@@ -1,4 +1,4 @@
-"""The schemas, where they are; without them the tests that need them are skipped, visibly."""
+"""The Kubernetes schemas; without them, the tests that need them are skipped."""
 
 from __future__ import annotations
 

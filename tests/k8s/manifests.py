@@ -1,4 +1,4 @@
-"""What schemas cannot see: references between manifests, and rules that a cluster's owner has."""
+"""Checks outside the schemas: references between manifests, and security rules."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def where(manifest: Manifest) -> str:
 
 
 def pods(manifest: Manifest) -> Iterator[tuple[Manifest, dict[str, str]]]:
-    """(pod spec, labels it will have) of everything that the manifest makes pods from."""
+    """(pod spec, labels of the pod) for every pod template of the manifest."""
     kind, spec = manifest["kind"], manifest.get("spec", {})
     if kind == "Pod":
         yield spec, manifest["metadata"].get("labels", {})
@@ -38,7 +38,7 @@ def _template(template: Manifest, **more: str) -> tuple[Manifest, dict[str, str]
 
 
 def _ray_pods(spec: Manifest) -> Iterator[tuple[Manifest, dict[str, str]]]:
-    """With the labels that KubeRay adds (recorded from a real one)."""
+    """With the labels that KubeRay adds (recorded from a real cluster)."""
     if "submitterPodTemplate" in spec:
         yield _template(spec["submitterPodTemplate"])
     cluster, ray = spec["rayClusterSpec"], {"ray.io/is-ray-node": "yes"}
@@ -61,7 +61,7 @@ def _amount(quantity: object) -> float:
 
 
 def mistakes(manifests: list[Manifest]) -> list[str]:
-    """Everything an API server takes and that cannot work."""
+    """Mistakes that an API server accepts, but with which nothing works."""
     checks = (_names, _ray_jobs, _resources, _ports, _selectors, _references, _roles, _twice)
     return [line for check in checks for line in check(manifests)]
 
@@ -161,7 +161,7 @@ def _walk(node: Any) -> Iterator[tuple[str, Any]]:
 
 
 OUTSIDE = [{"app.kubernetes.io/name": "kuberay-operator"}]
-"""Pods that other people's manifests make."""
+"""Pods that manifests of other projects create."""
 
 
 def _selectors(manifests: list[Manifest]) -> Iterator[str]:
@@ -268,7 +268,7 @@ URL_PASSWORD = re.compile(r"://[^/\s:@]+:[^/\s@]+@")
 
 
 def violations(manifests: list[Manifest]) -> list[str]:
-    """Every breach of the house's rules, as `rule: where`."""
+    """Every violation of a security rule, as `rule: where`."""
     found = [
         f"{rule}: {where(m)}"
         for m in manifests

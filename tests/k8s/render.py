@@ -1,4 +1,4 @@
-"""Renders what users render: overlays by the real kubectl, searches by `--dry-run`."""
+"""Renders overlays with the real kubectl, and searches with `--dry-run`."""
 
 from __future__ import annotations
 

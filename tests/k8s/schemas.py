@@ -1,4 +1,4 @@
-"""Validates manifests as strictly as an API server asked for `fieldValidation=Strict`.
+"""Validates manifests as strictly as an API server with `fieldValidation=Strict`.
 
 The schemas are Kubernetes' own OpenAPI and the CRDs of KubeRay and Kueue. They are not part of the
 project: MPTUNE_K8S_SCHEMAS names their folder.
@@ -25,14 +25,14 @@ INT_OR_STRING = "io.k8s.apimachinery.pkg.util.intstr.IntOrString"
 
 
 def folder() -> Path | None:
-    """Where the schemas are on this machine, if they are."""
+    """The folder of the schemas on this machine, if there is one."""
     named = os.environ.get("MPTUNE_K8S_SCHEMAS")
     path = Path(named) if named else DEFAULT
     return path if (path / "kubernetes" / "definitions-trimmed.json").is_file() else None
 
 
 class Refused(Exception):
-    """A manifest that no API server would take; one line per problem."""
+    """A manifest that an API server would refuse; one line per problem."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -40,7 +40,7 @@ class Refused(Exception):
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, where YAML parsers keep the last in silence."""
+    """SafeLoader that refuses a duplicate key; YAML parsers silently keep the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(k, deep=True) for k, _ in node.value]
@@ -55,7 +55,7 @@ def documents(text: str) -> list[dict[str, Any]]:
     """Every document of the text.
 
     Raises:
-        Refused: there is none, one is no mapping, or a key is given twice.
+        Refused: there is no document, one is not a mapping, or a key is given twice.
     """
     found = [d for d in yaml.load_all(text, _Loader) if d is not None]
     if not found:
@@ -104,7 +104,7 @@ class Schemas:
         return Draft202012Validator({**self.kinds[key], "definitions": self._definitions})
 
     def problems(self, manifest: dict[str, Any]) -> Iterator[str]:
-        """One line for each thing that the API server would refuse."""
+        """One line for each problem that the API server would refuse."""
         key = (str(manifest.get("apiVersion")), str(manifest.get("kind")))
         if key not in self.kinds:
             yield f"unknown kind {key[0]} {key[1]}"
@@ -113,7 +113,7 @@ class Schemas:
             yield f"{key[1]}.{'.'.join(str(p) for p in error.absolute_path)}: {error.message[:200]}"
 
     def check(self, manifests: list[dict[str, Any]]) -> None:
-        """Raises Refused unless an API server takes all of them."""
+        """Raises Refused unless an API server accepts all of them."""
         found = [p for m in manifests for p in self.problems(m)]
         if found:
             raise Refused(found)
@@ -124,7 +124,7 @@ def _api_version(group: str, version: str) -> str:
 
 
 def _closed(schema: Any) -> Any:
-    """The schema with unknown fields refused, wherever it does not say that it takes any."""
+    """The schema with unknown fields refused, except where it allows any field."""
     if isinstance(schema, list):
         return [_closed(s) for s in schema]
     if not isinstance(schema, dict):
@@ -142,7 +142,7 @@ def _closed(schema: Any) -> Any:
 
 
 def _property(name: str, schema: dict[str, Any]) -> Any:
-    # CRDs leave metadata open; the API server decodes it as ObjectMeta all the same.
+    # CRDs allow any metadata, but the API server decodes it as ObjectMeta.
     if name == "metadata" and schema.get("type") == "object" and "properties" not in schema:
         return {"$ref": f"#/definitions/{META}"}
     return _closed(schema)

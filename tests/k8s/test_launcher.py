@@ -1,4 +1,4 @@
-"""`mptune launch` against a loopback API server that plays what a real cluster was seen to do."""
+"""`mptune launch` against a local API server that replays recordings of a real cluster."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def again(verb: str, name: str, *more: str) -> int:
 
 
 def report_of(api: ApiServer, name: str) -> None:
-    """What the driver leaves on the volume."""
+    """Write the report that the driver would write to the volume."""
     report = RunDirectory(api.artifacts / "runs" / name).report_html
     report.parent.mkdir(parents=True)
     report.write_text("<p>uniform wins</p>")
@@ -79,7 +79,7 @@ def wait_for(truth: Any) -> None:
 # --- the way to a report -----------------------------------------------------------------------
 
 
-def test_a_search_is_submitted_followed_and_its_report_comes_back(
+def test_a_search_is_submitted_followed_and_its_report_is_fetched(
     server: ApiServer, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     report_of(server, "succeeds")
@@ -94,16 +94,14 @@ def test_a_search_is_submitted_followed_and_its_report_comes_back(
     assert "succeeds-report" not in server.objects["pods"]
 
 
-def test_every_write_asks_the_server_to_be_strict(server: ApiServer) -> None:
+def test_every_write_uses_strict_validation(server: ApiServer) -> None:
     report_of(server, "succeeds")
     assert launch("succeeds") == 0
     assert {r for r, _ in server.writes} == {"rayjobs", "configmaps", "pods"}
     assert all(q.get("fieldValidation") == "Strict" for _, q in server.writes)
 
 
-def test_the_states_are_told_in_words(
-    server: ApiServer, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_following_shows_every_state(server: ApiServer, capsys: pytest.CaptureFixture[str]) -> None:
     server.step_s = 0.1
     report_of(server, "succeeds")
     assert launch("succeeds") == 0
@@ -113,7 +111,7 @@ def test_the_states_are_told_in_words(
     assert told[-1] == "finished"
 
 
-def test_a_running_search_says_which_trial_it_is_at(
+def test_the_status_of_a_running_search_has_its_progress(
     server: ApiServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.pause_at = _after("deleted-while-running", "RUNNING")
@@ -173,7 +171,7 @@ def test_stop_leaves_nothing_but_study_and_artifacts(server: ApiServer) -> None:
     assert (server.artifacts / "runs" / "succeeds").is_dir()
 
 
-def test_asking_the_server_makes_nothing(
+def test_a_dry_run_on_the_server_creates_nothing(
     server: ApiServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert launch("succeeds", "--dry-run=server") == 0
@@ -182,7 +180,7 @@ def test_asking_the_server_makes_nothing(
     assert all(q["dryRun"] == "All" for _, q in server.writes)
 
 
-def test_the_role_has_exactly_the_verbs_that_were_used(server: ApiServer) -> None:
+def test_the_role_has_exactly_the_verbs_that_the_launcher_uses(server: ApiServer) -> None:
     report_of(server, "succeeds")
     assert launch("succeeds") == 0
     assert again("status", "succeds") == 3
@@ -205,13 +203,13 @@ def test_the_role_has_exactly_the_verbs_that_were_used(server: ApiServer) -> Non
 
 
 def failure(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that the user is left with."""
+    """The one line on stderr."""
     (line,) = capsys.readouterr().err.splitlines()
     assert "Traceback" not in line
     return line
 
 
-def test_a_driver_that_fails_is_a_failure_with_its_reason(
+def test_a_failed_driver_is_reported_with_its_reason(
     server: ApiServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert launch("fails-exit-3") == 3
@@ -269,7 +267,7 @@ def test_a_search_that_cannot_start_says_why_within_a_minute(
     assert PATIENCE_S <= now - shown[-1][0] < 60
 
 
-def test_no_node_with_a_gpu_is_told_while_a_node_may_still_come(
+def test_following_continues_while_no_node_fits(
     server: ApiServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[str] = []
@@ -291,7 +289,7 @@ def test_no_node_with_a_gpu_is_told_while_a_node_may_still_come(
     assert out.count("no node takes") == 1
 
 
-def test_a_search_deleted_by_somebody_is_told(
+def test_a_search_that_is_deleted_while_it_runs_is_reported(
     server: ApiServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert launch("deleted-while-running") == 3
@@ -319,7 +317,7 @@ def test_each_refusal_is_one_line_that_says_what_to_do(
     assert server.objects["rayjobs"] == {}
 
 
-def test_a_name_that_is_there_is_left_alone(
+def test_a_search_of_the_same_name_is_not_changed(
     server: ApiServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert launch("succeeds", "--detach") == 0
@@ -328,7 +326,7 @@ def test_a_name_that_is_there_is_left_alone(
     assert list(server.objects["configmaps"]) == ["succeeds-spec"]
 
 
-def test_a_name_that_is_not_there_gets_the_nearest(
+def test_an_unknown_name_gets_a_suggestion(
     server: ApiServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert launch("succeeds", "--detach") == 0
@@ -338,7 +336,9 @@ def test_a_name_that_is_not_there_gets_the_nearest(
     )
 
 
-def test_nobody_at_home(server: ApiServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_server_that_does_not_answer_is_one_line(
+    server: ApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
     with server.gone():
         assert again("status", "succeeds") == 3
     line = failure(capsys)
@@ -346,7 +346,7 @@ def test_nobody_at_home(server: ApiServer, capsys: pytest.CaptureFixture[str]) -
     assert "Connection refused" in line
 
 
-def test_a_field_that_the_server_does_not_know_is_not_dropped_in_silence(
+def test_an_unknown_field_is_refused(
     server: ApiServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = _rayjob._pod
@@ -355,7 +355,7 @@ def test_a_field_that_the_server_does_not_know_is_not_dropped_in_silence(
     assert "nodeSelectr" in failure(capsys)
 
 
-def test_a_search_made_by_half_is_removed(
+def test_a_partly_created_search_is_removed(
     server: ApiServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.refuse[("configmaps", "create")] = "role without list"
@@ -364,7 +364,7 @@ def test_a_search_made_by_half_is_removed(
     assert server.objects["rayjobs"] == {}
 
 
-def test_a_watch_that_is_gone_is_begun_again(
+def test_a_lost_watch_is_started_again(
     server: ApiServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.lost_watches = 3
@@ -404,7 +404,7 @@ def test_following_continues_after_an_outage_of_the_api_server(
     assert [shown.count(line) for line in LOG] == [1, 1, 1]
 
 
-def test_a_report_cut_short_on_its_way_is_not_taken(
+def test_an_incomplete_report_is_refused(
     server: ApiServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     report_of(server, "succeeds")
@@ -419,7 +419,9 @@ def test_a_report_cut_short_on_its_way_is_not_taken(
     assert "arrived incomplete" in failure(capsys)
 
 
-def test_no_report_yet(server: ApiServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_search_without_a_report_is_one_line(
+    server: ApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert again("fetch", "succeeds") == 3
     assert "there is no report yet" in failure(capsys)
 
@@ -431,7 +433,7 @@ def test_no_report_yet(server: ApiServer, capsys: pytest.CaptureFixture[str]) ->
     "MPTUNE_TEST_KUBECONFIG" not in os.environ,
     reason="MPTUNE_TEST_KUBECONFIG is not set: not run on a real cluster",
 )
-def test_a_real_cluster_takes_shows_and_removes_a_search(
+def test_a_real_cluster_accepts_shows_and_removes_a_search(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", os.environ["MPTUNE_TEST_KUBECONFIG"])

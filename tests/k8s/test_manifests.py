@@ -1,4 +1,4 @@
-"""Every overlay and every dry run is taken by the real schemas, hangs together, and is safe."""
+"""Every overlay and dry run: valid in the real schemas, complete references, security rules."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def rendered(profile: Path, sets: list[str]) -> str:
 
 
 def whole(profile: str) -> list[Manifest]:
-    """What stands in the namespace once a search has been launched."""
+    """Every object in the namespace after a search has been launched."""
     return copy.deepcopy(
         [*overlay(ROOT / "k8s" / "overlays" / PAIRS[profile]), *documents(dry_run(profile))]
     )
@@ -63,14 +63,16 @@ def test_every_overlay_has_a_profile_and_every_profile_an_overlay() -> None:
 
 
 @pytest.mark.parametrize("folder", OVERLAYS, ids=lambda p: p.name)
-def test_an_api_server_takes_every_overlay(schemas: Schemas, folder: Path) -> None:
+def test_an_api_server_accepts_every_overlay(schemas: Schemas, folder: Path) -> None:
     manifests = overlay(folder)
     schemas.check(manifests)
     assert {"Namespace", "StatefulSet", "NetworkPolicy"} <= {m["kind"] for m in manifests}
 
 
 @pytest.mark.parametrize("profile", PAIRS)
-def test_an_api_server_takes_every_dry_run(schemas: Schemas, tmp_path: Path, profile: str) -> None:
+def test_an_api_server_accepts_every_dry_run(
+    schemas: Schemas, tmp_path: Path, profile: str
+) -> None:
     (tmp_path / "search.yaml").write_text(dry_run(profile))
     (tmp_path / "kustomization.yaml").write_text("resources: [search.yaml]\n")
     manifests = documents(dry_run(profile))
@@ -80,12 +82,12 @@ def test_an_api_server_takes_every_dry_run(schemas: Schemas, tmp_path: Path, pro
 
 
 @pytest.mark.parametrize("profile", PAIRS)
-def test_what_is_rendered_hangs_together(profile: str) -> None:
+def test_the_references_of_an_overlay_and_its_search_are_complete(profile: str) -> None:
     assert mistakes(whole(profile)) == []
 
 
 @pytest.mark.parametrize("profile", PAIRS)
-def test_what_is_rendered_keeps_the_rules(profile: str) -> None:
+def test_an_overlay_and_its_search_keep_the_security_rules(profile: str) -> None:
     assert violations(whole(profile)) == []
 
 
@@ -93,7 +95,7 @@ def test_what_is_rendered_keeps_the_rules(profile: str) -> None:
     "component", ["managed-postgres", "object-store", "optuna-dashboard", "prometheus"]
 )
 def test_every_component_fits_the_base(schemas: Schemas, tmp_path: Path, component: str) -> None:
-    # kubectl takes no absolute path, and none outside the folder but by a relative one.
+    # kubectl accepts relative paths only.
     relative = Path(*[".."] * (len(tmp_path.resolve().parts) - 1), *ROOT.parts[1:], "k8s")
     text = {"resources": [f"{relative}/base"], "components": [f"{relative}/components/{component}"]}
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(text))
@@ -240,32 +242,32 @@ def test_a_manifest_with_one_thing_wrong_is_refused(schemas: Schemas, name: str)
 
 
 @pytest.mark.parametrize("text", ["", "---\n---\n", "a: 1\na: 2\n", "x: {b: 1, b: 2}", "- a\n"])
-def test_nothing_and_a_key_given_twice_are_refused(text: str) -> None:
+def test_an_empty_text_and_a_duplicate_key_are_refused(text: str) -> None:
     with pytest.raises(Refused):
         documents(text)
 
 
 @pytest.mark.parametrize("line", MISTAKES)
-def test_each_mistake_is_seen(line: str) -> None:
+def test_each_mistake_is_found(line: str) -> None:
     manifests = whole("kubernetes-kueue")
     MISTAKES[line](manifests)
     assert [m for m in mistakes(manifests) if line in m], mistakes(manifests)
 
 
 @pytest.mark.parametrize("rule", POLICY_BREAKERS)
-def test_each_rule_is_broken_by_a_manifest_that_breaks_it(rule: str) -> None:
+def test_each_security_rule_refuses_a_manifest_that_breaks_it(rule: str) -> None:
     manifests = whole("kubernetes-kueue")
     POLICY_BREAKERS[rule](manifests)
     assert [v for v in violations(manifests) if v.startswith(f"{rule}: ")]
 
 
-def test_a_password_in_an_entrypoint_is_a_secret_in_clear() -> None:
+def test_a_password_in_an_entrypoint_is_found() -> None:
     manifests = whole("kubernetes")
     job(manifests)["spec"]["entrypoint"] += " --set storage.url=postgresql://me:word@host/db"
     assert [v for v in violations(manifests) if v.startswith("secret in clear: RayJob")]
 
 
-def test_a_pool_that_may_grow_brings_the_autoscaler(schemas: Schemas, tmp_path: Path) -> None:
+def test_a_pool_that_may_grow_enables_the_autoscaler(schemas: Schemas, tmp_path: Path) -> None:
     text = (ROOT / "launchers" / "kubernetes-kueue.yaml").read_text()
     path = tmp_path / "kubernetes-kueue.yaml"
     path.write_text(text.replace("    gpus: 4\n", "    gpus: 4\n    max_gangs: 3\n"))
@@ -279,12 +281,12 @@ def test_a_pool_that_may_grow_brings_the_autoscaler(schemas: Schemas, tmp_path: 
     assert workers(manifests)["maxReplicas"] == 3
 
 
-def test_source_files_give_no_key_twice() -> None:
+def test_source_files_have_no_duplicate_key() -> None:
     for path in (ROOT / "k8s").rglob("*.yaml"):
         documents(path.read_text())
 
 
-def test_the_image_has_the_ray_that_the_profiles_name() -> None:
+def test_the_image_has_the_ray_version_of_the_profiles() -> None:
     pinned = (ROOT / "constraints.txt").read_text()
     for profile in BY_NAME:
         version = job(documents(dry_run(profile)))["spec"]["rayClusterSpec"]["rayVersion"]

@@ -18,7 +18,7 @@ PASSWORD = "only-in-the-environment"
 
 @pytest.fixture
 def address(postgres: Postgres) -> dict[str, str]:
-    """libpq's variables for a server that asks for the password."""
+    """libpq's variables for a server that requires the password."""
     server = postgres
     server.psql(f"CREATE ROLE mptune LOGIN PASSWORD '{PASSWORD}'")
     server.psql("CREATE DATABASE mptune OWNER mptune")

@@ -1,4 +1,4 @@
-"""A search that is over in seconds, and `mptune launch` as users run it."""
+"""A search that takes seconds, and `mptune launch` in a process of its own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ search: {trials: 2, seed: 1, pruner: {kind: none}}
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
-    """This interpreter's programs first, everything that is written in `folder`."""
+    """The environment of a process: this interpreter's programs first, and files below `folder`."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return {
         **os.environ,

@@ -14,13 +14,13 @@ PROFILES = sorted((ROOT / "launchers").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda p: p.stem)
-def test_every_profile_is_valid_and_says_how_it_is_used(path: Path) -> None:
+def test_every_profile_is_valid_and_shows_its_command(path: Path) -> None:
     assert read_plugin(path, "launchers", "kind").kind in path.stem
     assert f"--on launchers/{path.name}" in path.read_text()
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda p: p.stem)
-def test_a_dry_run_touches_nothing(
+def test_a_dry_run_writes_nothing(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -150,7 +150,7 @@ def test_a_mistake_on_the_command_line_is_one_line(
     assert line in shown
 
 
-def test_no_kubeconfig_is_told(
+def test_a_missing_kubeconfig_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
@@ -158,7 +158,7 @@ def test_no_kubeconfig_is_told(
     assert "no usable kubeconfig (KUBECONFIG, ~/.kube/config)" in capsys.readouterr().err
 
 
-def test_data_that_is_only_where_the_search_runs_is_no_mistake(
+def test_launch_accepts_data_that_this_machine_does_not_have(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = tmp_path / "spec.yaml"

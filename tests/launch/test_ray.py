@@ -69,7 +69,7 @@ def _await(url: str) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """This cluster only: other people's Ray may run on the same machine."""
+    """End this cluster only: other Ray clusters may run on the same machine."""
     parent = psutil.Process(process.pid)
     family = [*parent.children(recursive=True), parent]
     for member in family:
@@ -81,7 +81,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             member.kill()
 
 
-def test_a_search_goes_from_a_spec_to_a_report(cluster: tuple[Path, str]) -> None:
+def test_a_search_runs_to_its_report_and_can_be_fetched_again(cluster: tuple[Path, str]) -> None:
     folder, _ = cluster
     done = launch(folder, "spec.yaml", "--on", "ray.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -101,7 +101,7 @@ def test_a_search_goes_from_a_spec_to_a_report(cluster: tuple[Path, str]) -> Non
     assert "started on gang" not in resumed.stdout
 
 
-def test_a_search_is_left_stopped_and_gone_on_with(cluster: tuple[Path, str]) -> None:
+def test_a_detached_search_can_be_stopped(cluster: tuple[Path, str]) -> None:
     folder, _ = cluster
     more = ("--set", "name=long", "--set", "training.budget_tokens=4e7", "--detach")
     assert launch(folder, "spec.yaml", "--on", "ray.yaml", *more).returncode == 0
@@ -111,7 +111,7 @@ def test_a_search_is_left_stopped_and_gone_on_with(cluster: tuple[Path, str]) ->
     twice = launch(folder, "spec.yaml", "--on", "ray.yaml", *more)
     assert twice.returncode == 3
     assert twice.stderr == "mptune: long runs already; see `mptune launch logs`\n"
-    # A job runs before its driver has imported everything and made the run directory.
+    # The job is RUNNING before its driver has imported everything and created the run directory.
     while not (folder / "shared" / "long").is_dir():
         assert time.monotonic() < deadline, "no run directory"
         time.sleep(0.1)
@@ -123,7 +123,7 @@ def test_a_search_is_left_stopped_and_gone_on_with(cluster: tuple[Path, str]) ->
     assert (folder / "shared" / "long").is_dir()
 
 
-def test_a_driver_that_fails_says_so(cluster: tuple[Path, str]) -> None:
+def test_a_failed_driver_is_reported(cluster: tuple[Path, str]) -> None:
     folder, _ = cluster
     done = launch(
         folder,
@@ -139,7 +139,7 @@ def test_a_driver_that_fails_says_so(cluster: tuple[Path, str]) -> None:
     assert "wide: failed: " in done.stdout
 
 
-def test_a_wrong_token_is_told(cluster: tuple[Path, str]) -> None:
+def test_a_wrong_token_is_one_line(cluster: tuple[Path, str]) -> None:
     folder, url = cluster
     env = environment(folder, RAY_AUTH_TOKEN="f" * 32)
     done = launch(folder, "status", "tiny", "--on", "ray.yaml", env=env)
@@ -149,7 +149,7 @@ def test_a_wrong_token_is_told(cluster: tuple[Path, str]) -> None:
     )
 
 
-def test_nobody_at_home(cluster: tuple[Path, str]) -> None:
+def test_a_server_that_does_not_answer_is_one_line(cluster: tuple[Path, str]) -> None:
     folder, _ = cluster
     (port,) = free_ports(1)
     (folder / "gone.yaml").write_text(f"kind: ray\ndashboard: http://127.0.0.1:{port}\n")

@@ -1,4 +1,4 @@
-"""The report's way through a log: packed there, unpacked here."""
+"""A report that is packed as text, sent through a log, and unpacked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mptune.paths import RunDirectory
 
 
 def text_of(*members: tuple[tarfile.TarInfo, bytes]) -> list[str]:
-    """What a place would print of an archive with these members."""
+    """The text of an archive with these members."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
         for info, content in members:
@@ -27,7 +27,7 @@ def text_of(*members: tuple[tarfile.TarInfo, bytes]) -> list[str]:
     return [f"{MARK} {digest}", base64.b64encode(value).decode(), f"{MARK} end"]
 
 
-def test_a_report_arrives_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_arrives_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     run, here = RunDirectory(tmp_path / "a run"), tmp_path / "here"
     (run.report / "figures").mkdir(parents=True)
@@ -41,7 +41,7 @@ def test_a_report_arrives_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("name", ["../outside", "report/../../outside", "/tmp/outside-of-it"])
-def test_nothing_is_written_elsewhere(name: str, tmp_path: Path) -> None:
+def test_nothing_is_written_outside_the_target(name: str, tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match="which is not allowed"):
         unpack(text_of((tarfile.TarInfo(name), b"evil")), tmp_path / "here")
     assert not (tmp_path / "outside").exists()
@@ -54,7 +54,7 @@ def test_a_link_is_refused(tmp_path: Path) -> None:
         unpack(text_of((link, b"")), tmp_path / "here")
 
 
-def test_what_was_cut_short_is_refused(tmp_path: Path) -> None:
+def test_an_incomplete_report_is_refused(tmp_path: Path) -> None:
     first, body, end = text_of((tarfile.TarInfo("report/report.md"), b"best"))
     with pytest.raises(LaunchError, match="arrived incomplete"):
         unpack([first, body[: len(body) // 8 * 4], end], tmp_path)

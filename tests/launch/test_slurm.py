@@ -1,4 +1,4 @@
-"""`launchers/slurm.yaml`: its sbatch script is run, by a sbatch and a srun of our own."""
+"""`launchers/slurm.yaml`: its script runs with a fake sbatch and a fake srun."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FAKE = Path(__file__).parent / "fake_slurm"
 
 
 class Site:
-    """A folder with a spec and a profile, and a Slurm of its own."""
+    """A folder with a spec, a profile and a fake Slurm."""
 
     def __init__(self, folder: Path, **profile: object) -> None:
         self.folder = folder
@@ -39,7 +39,7 @@ class Site:
         return self.folder / "runs" / "long" / "logs" / "launch" / "log.txt"
 
     def start_long(self) -> int:
-        """A search that goes on until it is stopped; the process of its script."""
+        """Start a search that runs until it is stopped; the process id of its script."""
         more = ("--set", "name=long", "--set", "training.budget_tokens=4e7", "--detach")
         done = self.launch("spec.yaml", *more)
         assert done.returncode == 0, done.stderr
@@ -56,7 +56,7 @@ class Site:
 
 
 def left_over(folder: Path) -> list[str]:
-    """Command lines of processes that still belong to jobs of this site."""
+    """Command lines of processes that belong to jobs of this site."""
     found = []
     for process in psutil.process_iter(["environ", "cmdline", "status"]):
         environ = process.info["environ"] or {}
@@ -73,7 +73,7 @@ def wait_until_gone(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_nodes_from_a_spec_to_a_report(tmp_path: Path) -> None:
+def test_a_search_on_two_nodes_runs_to_its_report(tmp_path: Path) -> None:
     site = Site(tmp_path, nodes=2, cpus_per_node=1)
     done = site.launch("spec.yaml", "--set", "resources.workers=2")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -86,7 +86,7 @@ def test_two_nodes_from_a_spec_to_a_report(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_job_whose_time_is_up_writes_checkpoints_and_queues_again(tmp_path: Path) -> None:
+def test_a_job_writes_checkpoints_and_is_queued_again_before_its_time_is_up(tmp_path: Path) -> None:
     site = Site(tmp_path)
     script = site.start_long()
     assert site.launch("status", "long").stdout.startswith("long: running")
@@ -99,7 +99,7 @@ def test_a_job_whose_time_is_up_writes_checkpoints_and_queues_again(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_stop_lets_the_trials_write_and_leaves_no_process(tmp_path: Path) -> None:
+def test_stop_writes_checkpoints_and_leaves_no_process(tmp_path: Path) -> None:
     site = Site(tmp_path)
     site.start_long()
     stopped = site.launch("stop", "long")
@@ -122,7 +122,7 @@ def test_a_refusal_of_sbatch_is_one_line(tmp_path: Path) -> None:
     )
 
 
-def test_the_script_is_valid_and_asks_for_what_the_profile_says(tmp_path: Path) -> None:
+def test_the_script_is_valid_and_requests_what_the_profile_says(tmp_path: Path) -> None:
     site = Site(tmp_path, nodes=3, gpus_per_node=8, partition="gpu", options=["--constraint=a100"])
     script = site.launch("spec.yaml", "--dry-run").stdout
     asked = {line for line in script.splitlines() if line.startswith("#SBATCH")}
