@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from mptune.data._bins import Bins
-from mptune.data.table import TokenTable
+from mptune.data._table import TokenTable
 from mptune.spec.schema import Score, Training, build
 from mptune.training.batches import DataOrder
 from mptune.trial import PrepareRequest, Resources, TrialSpec

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mptune.data.table import Split
+from mptune.data._table import Split
 from mptune.spec.schema import Training, build
 from mptune.training import engine as ds
 from mptune.training.feed import BatchKey, Feed, Inputs

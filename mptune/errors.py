@@ -121,8 +121,13 @@ def reason_of(error: BaseException) -> FaultReason:
     return "error"
 
 
+def message_of(error: BaseException) -> str:
+    """The error's message on one line, or its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def one_line(error: BaseException) -> str:
-    """The error on one line: as it is if it was written for a user, else short, with its type."""
+    """One of mptune's errors: its message. Another: its type and message, shortened."""
     text = " ".join(str(error).split()) or "no message"
     if isinstance(error, MptuneError):
         return text

@@ -7,15 +7,21 @@ A real value x falls in bin b of width w, and a model gives log p(b). Its log de
 
 where n training values fall in that outermost bin: the next value lies beyond the largest of n
 with probability 1/(n + 1), and there the density falls exponentially at the scale of the bin. So
-the density integrates to 1 over all reals. A value that more training rows have than a bin would
-is a symbol of its own: an atom, with a probability instead of a density.
+the density integrates to 1 over all reals. A value that is more frequent in training than a bin
+would be is a symbol of its own: an atom, with a probability instead of a density.
+
+Both kinds of columns have the same methods:
+    size           symbols, 0..size-1
+    symbols        the symbol of each value; -1 where it is missing or has no symbol
+    log_widths     what is subtracted from log p of each value's symbol, in nats; 0 where missing
+    as_json        everything; `column` is the inverse
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,28 +30,11 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 OTHER = "(other)"
-"""The category that rare ones are pooled in."""
-
-
-class Column(Protocol):
-    """How one column's values become symbols 0..size-1."""
-
-    @property
-    def size(self) -> int:
-        """Symbols that it has."""
-
-    def symbols(self, values: NDArray[Any]) -> IntArray:
-        """The symbol of each value; -1 where it is missing or no symbol stands for it."""
-
-    def log_widths(self, values: NDArray[Any]) -> FloatArray:
-        """What is subtracted from log p of each value's symbol, in nats; 0 of missing ones."""
-
-    def as_json(self) -> dict[str, Any]:
-        """All of it; `column` is the inverse."""
+"""The category of all rare ones together."""
 
 
 def column(stored: dict[str, Any]) -> Bins | Categories:
-    """A column from what `as_json` gave."""
+    """The column that `as_json` describes."""
     if stored["kind"] == "categories":
         return Categories(tuple(stored["names"]), stored["pooled"])
     numbers = {key: stored[key] for key in ("mean", "scale", "standardised")}
@@ -131,7 +120,7 @@ class Bins:
         bin_ = np.searchsorted(self.edges[1:-1], values, side="right")
         width, beyond = np.diff(self.edges)[bin_], 1 / (self.counts[bin_] + 1)
         distance = np.maximum(np.maximum(self.edges[0] - values, values - self.edges[-1]), 0)
-        # Only the two outermost bins give some of their probability to what lies beyond.
+        # Only the two outermost bins give some of their probability to values beyond the range.
         outer = (bin_ == 0) * 1 + (bin_ == self.intervals - 1)
         beyond = beyond / np.maximum(outer, 1)
         inside = np.log(width) - np.log1p(-outer * beyond)
@@ -150,7 +139,7 @@ class Bins:
     def centres(self) -> FloatArray:
         """A value for each symbol [size]: the median of its bin's training values, or the atom.
 
-        The middle of an outermost bin would follow the one outlier that ends it.
+        The middle of an outermost bin would depend on a single outlier.
         """
         return np.concatenate([self.medians, self.atoms])
 
@@ -217,19 +206,19 @@ def _mixture_quantile(
 
 @dataclass(frozen=True)
 class Categories:
-    """Named categories, one symbol each; `pooled` if the last one stands for rare ones."""
+    """Named categories, one symbol each; `pooled`: the last one is that of all rare ones."""
 
     names: tuple[str, ...]
     pooled: bool
-    _number: dict[str, int] = field(init=False, repr=False, compare=False, default_factory=dict)
+    number: dict[str, int] = field(init=False, repr=False, compare=False, default_factory=dict)
     kind: ClassVar[str] = "categories"
 
     def __post_init__(self) -> None:
-        self._number.update({name: i for i, name in enumerate(self.names)})
+        self.number.update({name: i for i, name in enumerate(self.names)})
 
     @classmethod
     def fit(cls, values: NDArray[Any], rare: int) -> Categories:
-        """Categories of training values; those met less than `rare` times are pooled."""
+        """Categories of training values; those with fewer than `rare` values are pooled."""
         counts = Counter(v for v in values.tolist() if v is not None)
         if not counts:
             raise ValueError("no training value is observed")
@@ -243,7 +232,7 @@ class Categories:
 
     def symbols(self, values: NDArray[Any]) -> IntArray:
         unknown = self.size - 1 if self.pooled else -1
-        found = [-1 if v is None else self._number.get(v, unknown) for v in values.ravel().tolist()]
+        found = [-1 if v is None else self.number.get(v, unknown) for v in values.ravel().tolist()]
         return np.array(found, np.int64).reshape(values.shape)
 
     def log_widths(self, values: NDArray[Any]) -> FloatArray:

@@ -1,28 +1,34 @@
-"""Columns of CSV, JSONL, Parquet and NumPy files, in memory, each row with its place.
+"""Columns of CSV, JSONL, Parquet and NumPy files, in memory, with the file and row of each value.
 
 Shape suffixes: _N rows of all files together.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import pickle
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mptune.data._records import UNREADABLE, OnError, csv_rows, parquet_batches
+from mptune.data._records import (
+    UNREADABLE,
+    BrokenRecords,
+    OnError,
+    csv_rows,
+    json_rows,
+    parquet_batches,
+    require,
+)
 from mptune.data._sources import DATASET, File, open_dataset
-from mptune.errors import did_you_mean
+from mptune.errors import message_of
 
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "-"})
-"""Words, in any case, that mean a missing value."""
+"""Text, in any case, that means a missing value."""
 
 MOSTLY = 0.5
 """A column of which more values than this are numbers is a column of numbers."""
@@ -39,29 +45,28 @@ _PICKLED = {
     ("numpy", "dtype"),
     ("_codecs", "encode"),
 }
-"""What a pickled array needs to be rebuilt; a pickle that asks for anything else is refused."""
+"""Functions and classes that a pickled array is rebuilt with; any other is refused."""
 
 
 @dataclass
 class Frame:
-    """Columns [N] as they were read, and where each row stands.
+    """Columns [N] as they were read, and the file and row of each.
 
     Attributes:
         columns: float64 with NaN, or objects with None, where missing.
-        skipped: reason -> how often, of what was left out on the user's word.
+        broken: called with each broken row.
     """
 
     columns: dict[str, NDArray[Any]]
     files: list[str]
     file_N: NDArray[np.int32]
     row_N: NDArray[np.int64]
-    on_error: OnError = "stop"
-    skipped: Counter[str] = field(default_factory=Counter)
+    broken: BrokenRecords
 
     def __len__(self) -> int:
         return len(self.row_N)
 
-    def place(self, row: int) -> str:
+    def place(self, row: int | np.int64) -> str:
         """`file:row` of a row."""
         return f"{self.files[self.file_N[row]]}:{self.row_N[row]}"
 
@@ -71,22 +76,8 @@ class Frame:
         Raises:
             ValueError: there is none of that name.
         """
-        if name not in self.columns:
-            raise ValueError(
-                f"{self.files[0]}: no column {name!r}; there are {', '.join(self.columns)}"
-                f"{did_you_mean(name, self.columns)}"
-            )
+        require(self.files[0], [name], self.columns)
         return self.columns[name]
-
-    def broken(self, row: int, what: str) -> None:
-        """Stop at a broken row, or count it.
-
-        Raises:
-            ValueError: unless broken rows are skipped.
-        """
-        if self.on_error == "stop":
-            raise ValueError(f"{self.place(row)}: {what}")
-        self.skipped[what.split(";")[0].split(": ")[0]] += 1
 
     def numeric(self, name: str) -> bool:
         """Whether a column holds numbers: most of its values are."""
@@ -100,7 +91,7 @@ class Frame:
         """A column of numbers, NaN where missing.
 
         Raises:
-            ValueError: a value is no number, or infinite; names the file and the row.
+            ValueError: a value is not a number, or infinite; names the file and the row.
         """
         values = self.column(name)
         if values.dtype.kind in "iufb":
@@ -110,15 +101,15 @@ class Frame:
             missing = np.array([_is_missing(v) for v in values.tolist()], bool)
             for row in np.flatnonzero(np.isnan(found) & ~missing):
                 what = f"column {name!r}; {values[row]!r} is not a number"
-                self.broken(int(row), f"{what}, and missing values are empty, NA or NaN")
+                self.broken(self.place(row), f"{what}, and missing values are empty, NA or NaN")
         for row in np.flatnonzero(np.isinf(found)):
-            self.broken(int(row), f"column {name!r}; the value is infinite")
+            self.broken(self.place(row), f"column {name!r}; the value is infinite")
             found[row] = np.nan
         return found
 
     def words(self, name: str) -> NDArray[Any]:
         """A column of categories as strings, None where missing."""
-        return np.array([None if _is_missing(v) else _word(v) for v in self.column(name)], object)
+        return np.array([None if _is_missing(v) else word(v) for v in self.column(name)], object)
 
     def times(self, name: str) -> NDArray[np.float64]:
         """A column of numbers or ISO dates as seconds.
@@ -129,9 +120,8 @@ class Frame:
         values = self.column(name)
         found = np.array([_seconds(v) for v in values.tolist()], np.float64)
         for row in np.flatnonzero(np.isnan(found)):
-            self.broken(
-                int(row), f"column {name!r}; {values[row]!r} is no time, give numbers or ISO dates"
-            )
+            what = f"column {name!r}; {values[row]!r} is not a time"
+            self.broken(self.place(row), f"{what}, give numbers or ISO dates")
         return found
 
 
@@ -157,7 +147,7 @@ def _or_nan(value: Any) -> float:
     return math.nan if found is None else found
 
 
-def _word(value: Any) -> str:
+def word(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -193,8 +183,8 @@ def read(
         ValueError: a file is broken, or there is no row; names the file and the row.
         OSError: a file cannot be read.
     """
-    skipped: Counter[str] = Counter()
-    parts = [_readable(f, on_error, skipped, names, key) for f in files]
+    broken = BrokenRecords(on_error)
+    parts = [_read(f, broken, names, key) for f in files]
     first = parts[0][0]
     for file, (columns, _) in zip(files, parts, strict=True):
         if set(columns) != set(first):
@@ -208,52 +198,33 @@ def read(
         files=[f.place for f in files],
         file_N=np.repeat(np.arange(len(files), dtype=np.int32), [len(r) for r in rows]),
         row_N=np.concatenate(rows),
-        on_error=on_error,
-        skipped=skipped,
+        broken=broken,
     )
     if not len(frame):
         raise ValueError(f"{files[0].place}: holds no rows")
     return frame
 
 
-def _readable(file: File, *arguments: Any) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
-    try:
-        return _read(file, *arguments)
-    except UNREADABLE as error:
-        raise ValueError(f"{file.place}: cannot be read: {' '.join(str(error).split())}") from None
-
-
 def _read(
-    file: File, on_error: OnError, skipped: Counter[str], names: Sequence[str], key: str | None
+    file: File, broken: BrokenRecords, names: Sequence[str], key: str | None
 ) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
     """(columns, row numbers) of one file."""
-
-    def broken(place: str, what: str) -> None:
-        if on_error == "stop":
-            raise ValueError(f"{place}: {what}")
-        skipped[what.split(";")[0].split(": ")[0]] += 1
-
-    if file.suffix in (".npy", ".npz"):
-        columns = _numpy_columns(file, names, key)
-        return columns, np.arange(1, len(next(iter(columns.values()))) + 1)
-    if file.suffix in (".parquet", DATASET):
-        table = _table(file)
-        columns = {n: _objects(table[n]) for n in table}
-        return columns, np.arange(1, len(next(iter(columns.values()))) + 1)
-    rows = _json_rows(file, broken) if file.suffix in (".jsonl", ".ndjson") else None
-    return _gather(file, csv_rows(file, broken) if rows is None else rows)
-
-
-def _gather(
-    file: File, rows: Iterator[tuple[int, Mapping[str, Any]]]
-) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
-    numbers, cells = list[int](), dict[str, list[Any]]()
-    for number, values in rows:
-        if not cells:
-            cells = {name: [] for name in values}
-        numbers.append(number)
-        for name, cell in cells.items():
-            cell.append(values.get(name))
+    try:
+        if file.suffix in (".npy", ".npz"):
+            columns = _numpy_columns(file, names, key)
+            return columns, np.arange(1, len(next(iter(columns.values()))) + 1)
+        if file.suffix in (".parquet", DATASET):
+            columns = {name: _objects(values) for name, values in _table(file).items()}
+            return columns, np.arange(1, len(next(iter(columns.values()))) + 1)
+        rows = json_rows if file.suffix in (".jsonl", ".ndjson") else csv_rows
+        numbers, cells = list[int](), dict[str, list[Any]]()
+        for number, values in rows(file, broken):
+            cells = cells or {name: [] for name in values}
+            numbers.append(number)
+            for name, cell in cells.items():
+                cell.append(values.get(name))
+    except UNREADABLE as error:
+        raise ValueError(f"{file.place}: cannot be read: {message_of(error)}") from None
     if not numbers:
         raise ValueError(f"{file.place}: holds no rows")
     return {n: _objects(c) for n, c in cells.items()}, np.array(numbers, np.int64)
@@ -268,18 +239,6 @@ def _objects(values: Sequence[Any]) -> NDArray[Any]:
     found = np.empty(len(values), object)
     found[:] = values
     return found
-
-
-def _json_rows(file: File, broken: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-    with file.open() as stream:
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                try:
-                    values = json.loads(line)
-                except ValueError as error:
-                    broken(f"{file.place}:{number}", f"not JSON: {error}")
-                    continue
-                yield number, values
 
 
 def _table(file: File) -> dict[str, list[Any]]:
@@ -303,10 +262,7 @@ def _numpy_columns(file: File, names: Sequence[str], key: str | None) -> dict[st
     held = load_arrays(file)
     if key is None:
         key = next(iter(held))
-    if key not in held:
-        raise ValueError(
-            f"{file.place}: no array {key!r}; there are {', '.join(held)}{did_you_mean(key, held)}"
-        )
+    require(file.place, [key], held, "array")
     recordings = _recordings(file, held[key])
     lengths = [len(r) for r in recordings]
     values = np.concatenate(recordings)
@@ -341,7 +297,7 @@ def load_arrays(file: File) -> dict[str, Any]:
     A `.npy` file of a pickled dictionary is read if it holds arrays, lists and text only.
 
     Raises:
-        ValueError: it is no NumPy file, or holds other objects.
+        ValueError: it is not a NumPy file, or holds other objects.
     """
     with file.open() as stream:
         try:
@@ -355,16 +311,17 @@ def load_arrays(file: File) -> dict[str, Any]:
             stream.seek(0)
             return {"values": np.load(stream, allow_pickle=False)}
         except (ValueError, OSError, EOFError, pickle.UnpicklingError) as error:
-            detail = " ".join(str(error).split())
-            raise ValueError(f"{file.place}: not a NumPy file of numbers: {detail}") from None
+            raise ValueError(
+                f"{file.place}: not a NumPy file of numbers: {message_of(error)}"
+            ) from None
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Runs no code of the file's: rebuilds arrays, and refuses everything else."""
+    """Rebuilds arrays and refuses everything else, so that a file cannot run code."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _PICKLED:
-            raise pickle.UnpicklingError(f"it holds {module}.{name} objects, which are not read")
+            raise pickle.UnpicklingError(f"it holds {module}.{name} objects, which are refused")
         return super().find_class(module, name)
 
 

@@ -1,4 +1,4 @@
-"""What a prepared table will teach, and what in it would spoil the score.
+"""Statistics of a prepared table, and warnings of what would spoil the score.
 
 Shape suffixes: _ND sequences x positions, _N sequences, _D positions, _C channels, _V symbols.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mptune.data.table import Split, TokenTable
+from mptune.data._table import Split, TokenTable
 
 CHUNK = 8192
 """Sequences in memory at a time."""
@@ -25,7 +25,7 @@ SMALL_HELDOUT = 100
 """Fewer held-out sequences leave intervals too wide to tell policies apart."""
 
 LEAK = 0.01
-"""A larger share of held-out sequences that are training sequences too is worth a warning."""
+"""Share of held-out sequences that are training sequences too, above which a warning is given."""
 
 LEAST_FILLED = 0.5
 """Training rows with less than this observed are mostly padding or gaps."""
@@ -144,10 +144,10 @@ def _channels(table: TokenTable) -> list[Report]:
     columns = codec_columns(table)
     if not columns or "row" in table.axes:
         return []
-    missing = {
-        name: 1 - _observed_share(split).reshape(-1, len(columns)).mean(0)
-        for name, split in (("train", table.train), ("heldout", table.heldout))
-    }
+    missing = {}
+    for name, split in (("train", table.train), ("heldout", table.heldout)):
+        observed_D = np.sum([observed_ND.sum(0) for _, observed_ND in _chunks(split)], axis=0)
+        missing[name] = 1 - (observed_D / len(split)).reshape(-1, len(columns)).mean(0)
     return [
         {
             "name": name,
@@ -160,19 +160,11 @@ def _channels(table: TokenTable) -> list[Report]:
     ]
 
 
-def _observed_share(split: Split) -> NDArray[np.float64]:
-    total_D = np.zeros(split.tokens.shape[1])
-    for _, observed_ND in _chunks(split):
-        total_D += observed_ND.sum(0)
-    share: NDArray[np.float64] = total_D / max(len(split), 1)
-    return share
-
-
 # --- example -----------------------------------------------------------------------------------
 
 
 def _decoder(table: TokenTable) -> Callable[[list[int]], str]:
-    """Ids to what a person reads."""
+    """A function from ids to readable text."""
     if (table.path / "tokenizer.json").exists():
         from tokenizers import Tokenizer
 
@@ -197,21 +189,11 @@ def _example(table: TokenTable) -> str:
     mask_D = np.isin(np.arange(table.length), masked)
     if table.axes or not table.bytes_per_token:
         return _grid(table, tokens_D, observed_D, mask_D)
-    return _line(_decoder(table), tokens_D, observed_D, mask_D)
-
-
-def _line(
-    words: Callable[[list[int]], str],
-    tokens_D: NDArray[Any],
-    observed_D: NDArray[np.bool_],
-    mask_D: NDArray[np.bool_],
-) -> str:
-    kind_D = np.where(mask_D, 2, np.where(observed_D, 1, 0))
+    text, kind_D = _decoder(table), np.where(mask_D, 2, np.where(observed_D, 1, 0))
     found = []
     for part in np.split(np.arange(len(kind_D)), np.flatnonzero(np.diff(kind_D)) + 1):
         shown = kind_D[part[0]]
-        text = words(tokens_D[part].tolist()) if shown == 1 else "·▒▒"[shown] * len(part)
-        found.append(text)
+        found.append(text(tokens_D[part].tolist()) if shown == 1 else "·▒▒"[shown] * len(part))
     return "".join(found).replace("\r", " ")
 
 
@@ -250,8 +232,8 @@ def _warnings(report: Report) -> Iterator[str]:
         if twins > LEAK * split["sequences"]:
             yield (
                 f"leakage: {twins} of {split['sequences']} {name} sequences are also training "
-                "sequences, so the score counts what was memorised; hold out whole groups, or "
-                "make sequences longer"
+                "sequences, so the score rewards memorising; hold out whole groups, or make "
+                "sequences longer"
             )
     if home["sequences"] < SMALL_HELDOUT:
         yield (
@@ -269,15 +251,11 @@ def _warnings(report: Report) -> Iterator[str]:
     for reason, count in report["skipped"].items():
         yield f"skipped {count}: {reason}"
     for channel in report["channels"]:
-        yield from _channel_warnings(channel)
-
-
-def _channel_warnings(channel: Report) -> Iterator[str]:
-    if channel["symbols"] < 2:
-        yield (
-            f"channel {channel['name']!r} is constant in training: it is predicted for nothing and "
-            "makes every score look better; leave it out"
-        )
-    for split, share in channel["missing"].items():
-        if math.isclose(share, 1):
-            yield f"channel {channel['name']!r} is never observed in {split}"
+        if channel["symbols"] < 2:
+            yield (
+                f"channel {channel['name']!r} is constant in training: predicting it costs nothing "
+                "and makes every score better; leave it out"
+            )
+        for split, share in channel["missing"].items():
+            if math.isclose(share, 1):
+                yield f"channel {channel['name']!r} is never observed in {split}"

@@ -1,4 +1,4 @@
-"""What files hold: texts, one record after another, with the file and row that an error names.
+"""Records of text in files, each with the file and row that an error names.
 
 Formats by a file's name: `.jsonl`, `.ndjson`, `.parquet`, `.csv`, `.tsv`, FASTA (`.fasta`, `.fa`,
 `.faa`, `.fna`), data sets of `datasets`; anything else is plain text. `.gz`, `.bz2`, `.xz` and
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mptune.data._sources import DATASET, File, open_dataset
-from mptune.errors import did_you_mean
+from mptune.errors import did_you_mean, message_of
 
 Unit = Literal["file", "line", "paragraph"]
 OnError = Literal["stop", "skip"]
@@ -38,7 +38,7 @@ _FORMATS = {
 }
 
 UNREADABLE = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error)
-"""What decompression raises of a file that is cut short or broken."""
+"""Raised by decompression if a file is cut short or broken."""
 
 LONGEST_LINE = 2**30
 """Bytes of one line or CSV field; a longer one means that the file is something else."""
@@ -46,33 +46,51 @@ LONGEST_LINE = 2**30
 
 @dataclass(frozen=True)
 class Record:
-    """One text with where it comes from."""
+    """One text and its origin."""
 
     name: str
-    """Of the record, the same on every machine: it decides which split it falls in."""
+    """The same on every machine: it decides the record's split."""
     place: str
     """`file:row`, for errors."""
     content: bytes
     keys: tuple[Any, ...] = ()
-    """Values of the extra columns that were asked for."""
+    """Values of the extra columns."""
+
+
+@dataclass
+class BrokenRecords:
+    """Call it with a broken record: it stops the preparation, or counts the record as skipped."""
+
+    on_error: OnError = "stop"
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Reason -> number of records."""
+
+    def __call__(self, place: str, what: str) -> None:
+        """Handle a broken record; the reason is `what` up to the first `;` or `: `.
+
+        Raises:
+            ValueError: unless broken records are skipped.
+        """
+        if self.on_error == "stop":
+            raise ValueError(f"{place}: {what}")
+        self.skipped[what.split(";")[0].split(": ")[0]] += 1
 
 
 @dataclass
 class Reader:
-    """Reads records; what is broken stops it, or is skipped and counted.
+    """Reads the records of text files.
 
     Attributes:
         column: of the text in files with columns.
-        extra: columns whose values come along.
+        extra: further columns to read.
         unit: what a record of plain text is.
-        skipped: reason -> how often, with `on_error` "skip".
+        broken: called with each broken record.
     """
 
     column: str = "text"
     extra: tuple[str, ...] = ()
     unit: Unit = "file"
-    on_error: OnError = "stop"
-    skipped: Counter[str] = field(default_factory=Counter)
+    broken: BrokenRecords = field(default_factory=BrokenRecords)
 
     def read(self, file: File) -> Iterator[Record]:
         """The records of one file.
@@ -88,17 +106,7 @@ class Reader:
         try:
             yield from reader(file)
         except UNREADABLE as error:
-            raise ValueError(f"{file.place}: cannot be read: {_line(error)}") from None
-
-    def broken(self, place: str, what: str) -> None:
-        """Stop at a broken record, or count it.
-
-        Raises:
-            ValueError: unless broken records are skipped.
-        """
-        if self.on_error == "stop":
-            raise ValueError(f"{place}: {what}")
-        self.skipped[what.split(";")[0].split(": ")[0]] += 1
+            raise ValueError(f"{file.place}: cannot be read: {message_of(error)}") from None
 
     def _text(self, file: File) -> Iterator[Record]:
         with file.open() as stream:
@@ -110,32 +118,23 @@ class Reader:
                 yield Record(f"{file.name}:{index}", f"{file.place}:{row}", content)
 
     def _jsonl(self, file: File) -> Iterator[Record]:
-        with file.open() as stream:
-            for row, line in _lines(stream):
-                place = f"{file.place}:{row}"
-                if not line.strip():
-                    continue
-                try:
-                    values = json.loads(line)
-                except (ValueError, UnicodeDecodeError) as error:
-                    self.broken(place, f"not JSON: {_line(error)}")
-                    continue
-                if isinstance(values, dict):
-                    yield from self._record(file, row, values)
-                else:
-                    self.broken(place, "is not a JSON object")
+        for row, values in json_rows(file, self.broken):
+            yield from self._record(file, row, values)
 
     def _csv(self, file: File) -> Iterator[Record]:
         for row, values in csv_rows(file, self.broken):
             yield from self._record(file, row, values)
 
     def _parquet(self, file: File) -> Iterator[Record]:
-        for row, values in parquet_rows(file, (self.column, *self.extra)):
-            yield from self._record(file, row, values)
+        row = 0
+        for batch in parquet_batches(file, (self.column, *self.extra)):
+            for values in batch.to_pylist():
+                row += 1
+                yield from self._record(file, row, values)
 
     def _dataset(self, file: File) -> Iterator[Record]:
         found = open_dataset(file.place)
-        _require(file.place, (self.column, *self.extra), found.column_names)
+        require(file.place, (self.column, *self.extra), found.column_names)
         wanted = found.select_columns([self.column, *self.extra])
         row = 0
         for batch in wanted.iter(1000):
@@ -168,7 +167,7 @@ class Reader:
 
     def _record(self, file: File, row: int, values: dict[str, Any]) -> Iterator[Record]:
         place = f"{file.place}:{row}"
-        _require(place, (self.column, *self.extra), values)
+        require(place, (self.column, *self.extra), values)
         text = values[self.column]
         if not isinstance(text, str):
             kind = "missing" if text is None else type(text).__name__
@@ -178,11 +177,16 @@ class Reader:
         yield Record(f"{file.name}:{row}", place, text.encode("utf-8", "surrogatepass"), keys)
 
 
-def _require(place: str, wanted: Sequence[str], known: Any) -> None:
+def require(place: str, wanted: Sequence[str], known: Any, what: str = "column") -> None:
+    """Check that all wanted names are known.
+
+    Raises:
+        ValueError: one is not; names the place and the known ones.
+    """
     for name in wanted:
         if name not in known:
             raise ValueError(
-                f"{place}: no column {name!r}; there are {', '.join(map(str, known))}"
+                f"{place}: no {what} {name!r}; there are {', '.join(map(str, known))}"
                 f"{did_you_mean(name, known)}"
             )
 
@@ -204,9 +208,24 @@ def _paragraphs(stream: Any) -> Iterator[tuple[int, bytes]]:
     yield first, b"".join(parts)
 
 
-def csv_rows(
-    file: File, broken: Callable[[str, str], None]
-) -> Iterator[tuple[int, dict[str, str]]]:
+def json_rows(file: File, broken: BrokenRecords) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, key -> value) of every line that holds a JSON object; others are `broken`."""
+    with file.open() as stream:
+        for row, line in _lines(stream):
+            if not line.strip():
+                continue
+            try:
+                values = json.loads(line)
+            except ValueError as error:
+                broken(f"{file.place}:{row}", f"not JSON: {message_of(error)}")
+                continue
+            if isinstance(values, dict):
+                yield row, values
+            else:
+                broken(f"{file.place}:{row}", "is not a JSON object")
+
+
+def csv_rows(file: File, broken: BrokenRecords) -> Iterator[tuple[int, dict[str, str]]]:
     """(line number, column -> field) of every row after the header.
 
     Raises:
@@ -235,21 +254,12 @@ def csv_rows(
             raise ValueError(f"{file.place}:{rows.line_num}: not CSV: {error}") from None
 
 
-def parquet_rows(file: File, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number from 1, column -> value), a batch in memory at a time.
+def parquet_batches(file: File, columns: Sequence[str], size: int = 1024) -> Iterator[Any]:
+    """Record batches of `columns` (all if empty), one in memory at a time.
 
     Raises:
-        ValueError: not Parquet, cut short, or without a column that was asked for.
+        ValueError: not Parquet, cut short, or one of `columns` is missing.
     """
-    row = 0
-    for batch in parquet_batches(file, columns):
-        for values in batch.to_pylist():
-            row += 1
-            yield row, values
-
-
-def parquet_batches(file: File, columns: Sequence[str], size: int = 1024) -> Iterator[Any]:
-    """Record batches of `columns`; errors as in `parquet_rows`."""
     try:
         import pyarrow as pa
         from pyarrow import parquet
@@ -260,14 +270,10 @@ def parquet_batches(file: File, columns: Sequence[str], size: int = 1024) -> Ite
             opened = parquet.ParquetFile(stream, pre_buffer=False)
         except (pa.ArrowException, OSError) as error:
             raise ValueError(
-                f"{file.place}: not a Parquet file, or cut short: {_line(error)}"
+                f"{file.place}: not a Parquet file, or cut short: {message_of(error)}"
             ) from None
-        _require(file.place, columns, opened.schema_arrow.names)
+        require(file.place, columns, opened.schema_arrow.names)
         try:
             yield from opened.iter_batches(size, columns=list(columns) or None, use_threads=False)
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{file.place}: broken inside: {_line(error)}") from None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+            raise ValueError(f"{file.place}: broken inside: {message_of(error)}") from None

@@ -1,7 +1,7 @@
-"""Rows of numbers and categories to token tables: what sensors, tables and images share.
+"""Rows of numbers and categories to token tables: the base of series, tables and images.
 
-Every row of the source gets a split: training, held out, or one of the domains. Columns are fitted
-on training rows alone. A sequence is `window` rows of one split, `window` x C values.
+Every row of the source belongs to a split: training, held out, or one of the domains. Columns are
+fitted on training rows alone. A sequence is `window` rows of one split, `window` x C values.
 
 Shape suffixes: _N rows of the source, _W sequences, _WT sequences x window, C columns,
 _WTC sequences x window x columns, _WD the same with D = T C.
@@ -12,9 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -27,8 +26,7 @@ from mptune.data._bins import Bins, Categories
 from mptune.data._frames import RECORDING, Frame
 from mptune.data._records import OnError
 from mptune.data._sources import Source
-from mptune.data.base import Modality
-from mptune.data.table import (
+from mptune.data._table import (
     Meta,
     Split,
     TokenTable,
@@ -38,17 +36,21 @@ from mptune.data.table import (
     write_meta,
     write_split,
 )
+from mptune.data.base import Modality
 from mptune.paths import write_json
 from mptune.spec.schema import Section
 
 IntArray = NDArray[np.int64]
+Fitted = tuple[Bins | Categories, NDArray[Any]]
+"""A column's codec, and its values [N]."""
+
 Values = str | int | float | list[str | int | float]
 
 TRAIN, HELDOUT, DOMAIN = 0, 1, 2
 """Split of a row; domain i is DOMAIN + i."""
 
 CODEC = "codec.json"
-"""Beside the table: how its columns became symbols."""
+"""File of a table: the symbols of its columns."""
 
 
 class RowDomain(Section):
@@ -121,7 +123,7 @@ class RowModality(Modality):
             raise ValueError("split: time needs time, the column to go by")
         return self
 
-    # What a modality says of itself.
+    # Defined by each modality.
 
     @abstractmethod
     def _names(self, frame: Frame) -> Sequence[str]:
@@ -145,8 +147,8 @@ class RowModality(Modality):
         """The rows of these files, read as the source is."""
         return _frames.read(files, self.errors)
 
-    def _fit(self, frame: Frame, name: str, train_N: NDArray[Any]) -> tuple[Any, NDArray[Any]]:
-        """(the column's codec, its values [N])."""
+    def _fit(self, frame: Frame, name: str, train_N: NDArray[Any]) -> Fitted:
+        """Fit a column's codec on its training values."""
         values = frame.numbers(name)
         known = values[train_N & ~np.isnan(values)]
         if not len(known):
@@ -160,7 +162,7 @@ class RowModality(Modality):
         kept = np.flatnonzero(split_N >= 0)
         return Windows(kept[:, None], split_N[kept])
 
-    # What all of them share.
+    # The same for all modalities of rows.
 
     def resolved(self, base: Path) -> Self:
         return self.model_copy(update={"source": _sources.absolute(self.source, base)})
@@ -176,26 +178,97 @@ class RowModality(Modality):
         return build_table(path, lambda aside: self._write(aside, files))
 
     def cover(self, frame: Frame) -> IntArray:
-        """Sequences [W, T] of new rows that together hold every row; -1 in gaps."""
+        """Sequences [W, T] that together contain every row of a new source; -1 in gaps."""
         return np.arange(len(frame))[:, None]
 
     def _write(self, folder: Path, files: Sequence[_sources.File]) -> None:
+        """Fit the columns on the training rows, then write every split and what describes it."""
         frame = self.frame(files)
-        names = list(self._names(frame))
-        split_N = self.splits(frame)
+        names, split_N = list(self._names(frame)), self.splits(frame)
         fitted = [self._fit(frame, name, split_N == TRAIN) for name in names]
-        columns, values = [c for c, _ in fitted], [v for _, v in fitted]
+        columns = [column for column, _ in fitted]
         windows = self._grid(frame, split_N)
-        table = _Table(self, columns, values, self._groups(frame), windows)
-        meta = table.write(folder, self._axes(names), frame)
+        # Groups are numbered in the order of their names.
+        group_N = np.unique(self._labels(frame), return_inverse=True)[1].astype(np.int64)
+
+        def encode(split: int, noise: float = 0.0, missing: float = 0.0) -> Split:
+            return self._encode(windows.of(split), fitted, group_N, noise, missing)
+
+        train, heldout = replace(encode(TRAIN), log_widths=None), encode(HELDOUT)
+        splits = {"train": train, "heldout": heldout}
+        for number, (name, domain) in enumerate(self.domains.items()):
+            rows = DOMAIN + number if domain.where else HELDOUT
+            splits[domain_file(name)] = encode(rows, domain.noise, domain.missing)
+        source = ", ".join(self.source)
+        for name, split in splits.items():
+            needed, what = (1, "training") if name == "train" else (2, name)
+            if len(split) < needed:
+                raise ValueError(
+                    f"source: {len(split)} {'held-out' if what == 'heldout' else what} sequences "
+                    f"of {source}; at least {needed} are needed"
+                )
+
+        sizes = np.tile([c.size for c in columns], self._window)
+        axes, skipped = self._axes(names), frame.broken.skipped
+        binned = any(isinstance(c, Bins) and c.intervals for c in columns)
+        assert heldout.log_widths is not None
+        meta = Meta(
+            vocabulary_size=int(sizes.max()),
+            length=self.length,
+            description=f"{source}: {len(train)} + {len(heldout)} sequences of "
+            + " × ".join(f"{n} {name}" for name, n in axes.items())
+            + (f", {skipped.total()} broken rows skipped" if skipped else ""),
+            groups={name: len(np.unique(splits[name].documents)) for name in ("train", "heldout")},
+            log_bin_width=float(heldout.log_widths[heldout.observed].mean()) if binned else 0.0,
+            axes=axes,
+            sizes=tuple(int(n) for n in sizes),
+            domains=tuple(self.domains),
+            skipped=dict(skipped),
+            unknown=_unknown(np.unique(windows.of(HELDOUT)), fitted),
+        )
+        for name, split in splits.items():
+            write_split(folder, name, split, meta)
         stored = {name: c.as_json() for name, c in zip(names, columns, strict=True)}
         write_json(folder / CODEC, {"columns": stored})
         write_meta(folder, meta)
 
-    # Who is held out.
+    def _encode(
+        self,
+        rows_WT: IntArray,
+        fitted: Sequence[Fitted],
+        group_N: IntArray,
+        noise: float,
+        missing: float,
+    ) -> Split:
+        """Sequences of symbols [W, D] with their widths; those with nothing observed are left out.
+
+        Noise and missing values depend on the seed alone, so they are the same in a repetition.
+        """
+        rng = np.random.default_rng([self.seed, 2])
+        gap_WT = rows_WT < 0
+        symbols, widths = [], []
+        for column, values in fitted:
+            values_WT = values[rows_WT].copy()
+            values_WT[gap_WT] = None if values.dtype.kind == "O" else np.nan
+            values_WT = _with_noise(values_WT, column, noise, rng) if noise else values_WT
+            symbols.append(column.symbols(values_WT))
+            widths.append(column.log_widths(values_WT))
+        symbols_WD = np.stack(symbols, axis=-1).reshape(len(rows_WT), self.length)
+        widths_WD = np.stack(widths, axis=-1).reshape(len(rows_WT), self.length)
+        observed_WD = (symbols_WD >= 0) & (rng.random(symbols_WD.shape) >= missing)
+        group_W = group_N[rows_WT.max(1)] if len(rows_WT) else np.zeros(0, np.int64)
+        kept_W = observed_WD.any(1)
+        return Split(
+            np.maximum(symbols_WD, 0)[kept_W],
+            observed_WD[kept_W],
+            group_W[kept_W].astype(np.int32),
+            np.where(observed_WD, widths_WD, 0).astype(np.float32)[kept_W],
+        )
+
+    # What is held out.
 
     def _labels(self, frame: Frame) -> NDArray[Any]:
-        """The name of each row's group: that of `group`, else its recording, else its own."""
+        """The name of each row's group: in the column `group`, or its recording, or its own."""
         if self.group is not None:
             return frame.column(self.group).astype(str)
         if RECORDING in frame.columns and len(np.unique(frame.columns[RECORDING])) > 1:
@@ -203,12 +276,8 @@ class RowModality(Modality):
         return self._own_labels(frame)
 
     def _own_labels(self, frame: Frame) -> NDArray[Any]:
-        """Groups of a source that names none: every row is one."""
+        """Groups of a source without a column of groups: every row is one."""
         return np.arange(len(frame)).astype(str)
-
-    def _groups(self, frame: Frame) -> IntArray:
-        """The number of each row's group."""
-        return np.unique(self._labels(frame), return_inverse=True)[1].astype(np.int64)
 
     def splits(self, frame: Frame) -> IntArray:
         """The split of each row [N]: TRAIN, HELDOUT, or DOMAIN + the number of a domain."""
@@ -236,8 +305,8 @@ class RowModality(Modality):
         if len(home) < 2:
             raise ValueError(
                 f"{'source' if self.group is None else f'group: {self.group}'}: {len(home)} group "
-                "beside the domains, of which none can be held out; give heldout_where, or time "
-                "and split: time"
+                "outside the domains, so none can be held out; give heldout_where, or time and "
+                "split: time"
             )
         keys = [hashlib.sha256(f"{self.seed}/{names[g]}".encode()).hexdigest() for g in home]
         count = min(max(1, round(self.heldout * len(home))), len(home) - 1)
@@ -248,13 +317,13 @@ def _matching(frame: Frame, where: Mapping[str, Values], key: str) -> NDArray[np
     """Rows whose columns have one of the wanted values.
 
     Raises:
-        ValueError: no row has; names the key and the values that there are.
+        ValueError: there is no such row; names the key and the column's values.
     """
     chosen_N = np.ones(len(frame), bool)
     for name, wanted in where.items():
         listed = wanted if isinstance(wanted, list) else [wanted]
-        words = frame.words(name)
-        chosen_N &= np.isin(words.astype(str), [_frames._word(_as_number(w)) for w in listed])
+        words = [_frames.word(float(w) if isinstance(w, int | float) else w) for w in listed]
+        chosen_N &= np.isin(frame.words(name).astype(str), words)
     if not chosen_N.any():
         name = next(iter(where))
         there = sorted({str(w) for w in frame.words(name)})[:12]
@@ -265,130 +334,24 @@ def _matching(frame: Frame, where: Mapping[str, Values], key: str) -> NDArray[np
     return chosen_N
 
 
-def _as_number(value: str | int | float) -> Any:
-    return float(value) if isinstance(value, int | float) else value
+def _unknown(rows: IntArray, fitted: Sequence[Fitted]) -> dict[str, int]:
+    """Number of held-out values without a symbol of their own in training."""
+    rows, found = rows[rows >= 0], 0
+    for column, values in fitted:
+        if isinstance(column, Categories):
+            found += sum(v is not None and v not in column.number for v in values[rows])
+        else:
+            found += int(((column.symbols(values[rows]) < 0) & ~np.isnan(values[rows])).sum())
+    return {"held-out values": found} if found else {}
 
 
-@dataclass
-class _Table:
-    """Values, their columns and windows, on the way to the files of a table."""
-
-    data: RowModality
-    columns: list[Bins | Categories]
-    values: list[NDArray[Any]]
-    group_N: IntArray
-    windows: Windows
-
-    def write(self, folder: Path, axes: dict[str, int], frame: Frame) -> Meta:
-        """Write every split; the meta that describes them."""
-        names = list(self.data.domains)
-        train, heldout = self._split(TRAIN), self._split(HELDOUT)
-        scored = {"heldout": heldout}
-        for number, name in enumerate(names):
-            scored[domain_file(name)] = self._domain(number, self.data.domains[name])
-        self._refuse_too_little(train, scored)
-        meta = self._meta(train, heldout, axes, frame)
-        write_split(folder, "train", _without_widths(train), meta)
-        for name, split in scored.items():
-            write_split(folder, name, split, meta)
-        return meta
-
-    def _meta(self, train: Split, heldout: Split, axes: dict[str, int], frame: Frame) -> Meta:
-        sizes = np.tile([c.size for c in self.columns], self.data._window)
-        skipped = Counter(frame.skipped)
-        binned = any(isinstance(c, Bins) and c.intervals for c in self.columns)
-        widths = heldout.log_widths
-        assert widths is not None
-        source = _sources.shown(self.data.source)
-        return Meta(
-            vocabulary_size=int(sizes.max()),
-            length=self.data.length,
-            description=f"{source}: {len(train)} + {len(heldout)} sequences of "
-            + " × ".join(f"{n} {name}" for name, n in axes.items())
-            + (f", {skipped.total()} broken rows skipped" if skipped else ""),
-            groups={
-                name: len(np.unique(split.documents))
-                for name, split in (("train", train), ("heldout", heldout))
-            },
-            log_bin_width=float(widths[heldout.observed].mean()) if binned else 0.0,
-            axes=axes,
-            sizes=tuple(int(n) for n in sizes),
-            domains=tuple(self.data.domains),
-            skipped=dict(skipped),
-            unknown=self._unknown(),
-        )
-
-    def _unknown(self) -> dict[str, int]:
-        """Values held out for which no training row gave a symbol, or only the pooled one."""
-        rows = np.unique(self.windows.of(HELDOUT))
-        rows = rows[rows >= 0]
-        found: dict[str, int] = {}
-        for values, column in zip(self.values, self.columns, strict=True):
-            if isinstance(column, Categories):
-                unseen = sum(v is not None and v not in column._number for v in values[rows])
-            else:
-                unseen = int(((column.symbols(values[rows]) < 0) & ~np.isnan(values[rows])).sum())
-            if unseen:
-                found[f"column {len(found)}"] = unseen
-        return {"held-out values": sum(found.values())} if found else {}
-
-    def _split(self, split: int, chosen: IntArray | None = None, **shift: float) -> Split:
-        rows_WT = self.windows.of(split) if chosen is None else chosen
-        return self._encode(rows_WT, **shift)
-
-    def _domain(self, number: int, domain: RowDomain) -> Split:
-        split = DOMAIN + number if domain.where else HELDOUT
-        return self._split(split, noise=domain.noise, missing=domain.missing)
-
-    def _encode(self, rows_WT: IntArray, noise: float = 0.0, missing: float = 0.0) -> Split:
-        """Sequences of symbols [W, D] with their widths; those with nothing observed are left out.
-
-        A repetition gives the same noise: it depends on the seed alone.
-        """
-        rng = np.random.default_rng([self.data.seed, 2])
-        gap_WT = rows_WT < 0
-        symbols, widths = [], []
-        for values, column in zip(self.values, self.columns, strict=True):
-            values_WT = values[rows_WT].copy()
-            values_WT[gap_WT] = None if values.dtype.kind == "O" else np.nan
-            values_WT = _shaken(values_WT, column, noise, rng) if noise else values_WT
-            symbols.append(column.symbols(values_WT))
-            widths.append(column.log_widths(values_WT))
-        symbols_WD = np.stack(symbols, axis=-1).reshape(len(rows_WT), self.data.length)
-        widths_WD = np.stack(widths, axis=-1).reshape(len(rows_WT), self.data.length)
-        observed_WD = (symbols_WD >= 0) & (rng.random(symbols_WD.shape) >= missing)
-        group_W = self.group_N[rows_WT.max(1)] if len(rows_WT) else np.zeros(0, np.int64)
-        kept_W = observed_WD.any(1)
-        return Split(
-            np.maximum(symbols_WD, 0)[kept_W],
-            observed_WD[kept_W],
-            group_W[kept_W].astype(np.int32),
-            np.where(observed_WD, widths_WD, 0).astype(np.float32)[kept_W],
-        )
-
-    def _refuse_too_little(self, train: Split, scored: Mapping[str, Split]) -> None:
-        counts = {"training": (len(train), 1)}
-        counts |= {name: (len(split), 2) for name, split in scored.items()}
-        for name, (found, needed) in counts.items():
-            if found < needed:
-                words = "held-out" if name == "heldout" else name
-                raise ValueError(
-                    f"source: {found} {words} sequences of {_sources.shown(self.data.source)}; at "
-                    f"least {needed} are needed"
-                )
-
-
-def _without_widths(split: Split) -> Split:
-    return Split(split.tokens, split.observed, split.documents)
-
-
-def _shaken(
+def _with_noise(
     values_WT: NDArray[Any], column: Bins | Categories, noise: float, rng: np.random.Generator
 ) -> NDArray[Any]:
     """Values with noise; missing ones stay missing."""
     if isinstance(column, Bins) and column.intervals:
-        shaken: NDArray[Any] = values_WT + noise * column.scale * rng.normal(size=values_WT.shape)
-        return shaken
+        noisy: NDArray[Any] = values_WT + noise * column.scale * rng.normal(size=values_WT.shape)
+        return noisy
     choices: Any = column.atoms if isinstance(column, Bins) else np.array(column.names, object)
     hit = rng.random(values_WT.shape) < min(noise, 1.0)
     drawn = rng.choice(choices, values_WT.shape)

@@ -1,4 +1,4 @@
-"""Where data lie: local files, folders and globs, files of packages, fsspec URLs, datasets.
+"""Sources of data: local files, folders and globs, files of packages, fsspec URLs, datasets.
 
 An entry of a source is one of
 
@@ -23,7 +23,8 @@ from typing import IO, Annotated, Any
 
 from pydantic import BeforeValidator
 
-from mptune.errors import did_you_mean
+from mptune.artifacts import sha256
+from mptune.errors import did_you_mean, message_of
 from mptune.paths import cache_directory, write_text
 
 STDLIB = "python-stdlib"
@@ -63,7 +64,7 @@ class File:
 
     @property
     def suffix(self) -> str:
-        """What it holds by its name, compression left out: `.jsonl` of `a.jsonl.gz`."""
+        """The name's ending without that of a compression: `.jsonl` of `a.jsonl.gz`."""
         if self.place.startswith(DATASET) or is_dataset(self.place):
             return DATASET
         path = Path(self.place.split("?")[0])
@@ -85,7 +86,7 @@ class File:
         return opened
 
     def size(self) -> int:
-        """Bytes as stored, or 0 where nobody says."""
+        """Bytes as stored, or 0 where the size is unknown."""
         if self.suffix == DATASET:
             return 0
         if self.local:
@@ -94,7 +95,7 @@ class File:
         return int(system.size(path) or 0)
 
     def digest(self) -> str:
-        """Hash of the content; what the file system says of a remote file (ETag, time, size)."""
+        """Hash of the content; of a remote file, hash of its ETag, or of its time and size."""
         if self.suffix == DATASET:
             return _dataset_digest(self.place)
         if self.local:
@@ -119,7 +120,7 @@ def _absolute(entry: str, base: Path) -> str:
 
 
 def check(name: str, source: Sequence[str]) -> None:
-    """Local entries are there.
+    """Check that local entries exist.
 
     Raises:
         ValueError: one line that begins with the key `name`.
@@ -146,11 +147,6 @@ def files(name: str, source: Sequence[str]) -> list[File]:
     return found
 
 
-def shown(source: Sequence[str]) -> str:
-    """The entries in words."""
-    return ", ".join(source)
-
-
 def short(source: Sequence[str]) -> str:
     """The last parts of the entries, for labels."""
     return ", ".join(Path(entry).name or entry for entry in source)
@@ -160,7 +156,7 @@ def short(source: Sequence[str]) -> str:
 
 
 def _files(entry: str, name: str) -> Iterator[File]:
-    """The files of one entry, in no particular order; hidden files of a folder do not count."""
+    """The files of one entry, in any order, without the hidden files of a folder."""
     if entry.startswith(DATASET):
         yield File(entry.removeprefix(DATASET), entry)
     elif "://" in entry:
@@ -207,7 +203,7 @@ def _seen(file: Path, root: Path) -> bool:
 
 
 def _stdlib_files() -> Iterator[Path]:
-    """Build configuration differs between installations of one version, so it is left out."""
+    """Without files that differ between installations of one version (build configuration)."""
     root = _root(STDLIB)
     for file in root.rglob("*.py"):
         parts = file.relative_to(root).parts
@@ -242,7 +238,7 @@ def _remote_files(entry: str, name: str) -> Iterator[File]:
         if not matches or not system.exists(matches[0]):
             return
     except Exception as error:
-        raise ValueError(f"{name}: {entry} cannot be listed: {_line(error)}") from None
+        raise ValueError(f"{name}: {entry} cannot be listed: {message_of(error)}") from None
     for match in matches:
         whole = match if "://" in match else f"{protocol}://{match.lstrip('/')}"
         yield File(match.rsplit("/", 1)[-1] if len(matches) == 1 else match, whole)
@@ -254,9 +250,9 @@ def _file_system(url: str, name: str = "source") -> tuple[Any, str]:
     try:
         system, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
-        raise ValueError(f"{name}: {url} needs a package: {_line(error)}") from None
+        raise ValueError(f"{name}: {url} needs a package: {message_of(error)}") from None
     except Exception as error:
-        raise ValueError(f"{name}: {url} cannot be opened: {_line(error)}") from None
+        raise ValueError(f"{name}: {url} cannot be opened: {message_of(error)}") from None
     return system, str(path)
 
 
@@ -275,32 +271,23 @@ def _missing(entry: str) -> str:
     return f"no such file: {entry}{did_you_mean(path.name, (s.name for s in siblings))}"
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 # --- content -----------------------------------------------------------------------------------
 
 
 def _local_digest(path: Path) -> str:
-    """SHA-256 of a file; one that has not changed since it was last read is not read again."""
+    """SHA-256 of a file, cached until its size, time or inode changes."""
     stat = path.stat()
     state = [str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_dev]
     key = hashlib.sha256(json.dumps(state).encode()).hexdigest()
     note = cache_directory() / "digests" / key[:2] / key
     if stat.st_size < 2**20:
-        return _sha256(path)
+        return sha256(path)
     try:
         return note.read_text(encoding="ascii")
     except OSError:
-        found = _sha256(path)
+        found = sha256(path)
         write_text(note, found)
         return found
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _dataset_digest(place: str) -> str:
@@ -312,7 +299,7 @@ def open_dataset(place: str) -> Any:
     """The data set of an `hf:` entry or of a local folder that `datasets` has saved.
 
     Raises:
-        ValueError: it cannot be had, or has several splits and none is named.
+        ValueError: it cannot be loaded, or has several splits and none is named.
     """
     try:
         import datasets
@@ -324,7 +311,7 @@ def open_dataset(place: str) -> Any:
         load = datasets.load_from_disk if is_dataset(name) else datasets.load_dataset
         found = load(name)
     except Exception as error:
-        raise ValueError(f"source: {place} cannot be loaded: {_line(error)}") from None
+        raise ValueError(f"source: {place} cannot be loaded: {message_of(error)}") from None
     if not isinstance(found, datasets.DatasetDict):
         return found
     if not split and len(found) == 1:

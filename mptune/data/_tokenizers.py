@@ -1,7 +1,8 @@
 """Text to ids: bytes, characters, or a tokenizer of the `tokenizers` library.
 
-Every codec says of each id whether it is known (an unknown one is not observed) and how many
-bytes of text its known ids stand for, so that scores become bits per byte.
+Every codec has a `vocabulary_size` V and turns documents into ids 0..V-1 with `encode`. It also
+gives which ids are known (an unknown one is not observed), and the bytes of text of the known ones,
+for scores in bits per byte.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mptune.data._records import Record
-from mptune.errors import did_you_mean
+from mptune.errors import did_you_mean, message_of
 
 KINDS = ("bytes", "characters", "bpe")
 
@@ -34,21 +35,6 @@ class Encoded:
     size: int
 
 
-class Codec(Protocol):
-    """Turns documents into ids 0..V-1."""
-
-    @property
-    def vocabulary_size(self) -> int:
-        """V."""
-
-    def encode(self, records: Sequence[Record]) -> list[Encoded]:
-        """The ids of each document.
-
-        Raises:
-            ValueError: text that is not UTF-8, where characters are needed.
-        """
-
-
 def text_of(record: Record) -> str:
     """The document as characters.
 
@@ -62,7 +48,7 @@ def text_of(record: Record) -> str:
 
 
 def not_utf8(error: UnicodeDecodeError) -> str:
-    """Why a text is not characters, and what helps."""
+    """The message for a text that is not UTF-8."""
     return f"byte {error.start} is not UTF-8; use tokenizer: bytes"
 
 
@@ -101,13 +87,13 @@ class Characters:
         return len(self._alphabet)
 
     def encode(self, records: Sequence[Record]) -> list[Encoded]:
-        return [self._encode(text_of(r)) for r in records]
-
-    def _encode(self, text: str) -> Encoded:
-        codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
-        place = np.minimum(codes, len(self._id) - 1)
-        known = self._known[place]
-        return Encoded(self._id[place], known, _utf8_bytes(codes[known]))
+        found = []
+        for record in records:
+            codes = np.frombuffer(text_of(record).encode("utf-32-le"), "<u4")
+            place = np.minimum(codes, len(self._id) - 1)
+            known = self._known[place]
+            found.append(Encoded(self._id[place], known, _utf8_bytes(codes[known])))
+        return found
 
     def save(self, folder: Path) -> None:
         """Keep the alphabet beside the table."""
@@ -159,8 +145,8 @@ class Subwords:
             made = Tokenizer.from_file(str(path)) if path else Tokenizer.from_pretrained(name)
         except Exception as error:
             raise ValueError(
-                f"tokenizer: {name!r} is none of {', '.join(KINDS)}, no local folder, and cannot "
-                f"be loaded: {' '.join(str(error).split())}{did_you_mean(name, KINDS)}"
+                f"tokenizer: {name!r} is not one of {', '.join(KINDS)}, nor a local folder, and "
+                f"cannot be loaded: {message_of(error)}{did_you_mean(name, KINDS)}"
             ) from None
         return cls(made)
 
@@ -171,15 +157,13 @@ class Subwords:
     def encode(self, records: Sequence[Record]) -> list[Encoded]:
         texts = [text_of(r) for r in records]
         found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [
-            self._encoded(np.array(e.ids, np.uint32), text, len(record.content))
-            for e, text, record in zip(found, texts, records, strict=True)
-        ]
-
-    def _encoded(self, ids: NDArray[np.uint32], text: str, size: int) -> Encoded:
-        known = np.ones(len(ids), bool) if self._unknown is None else ids != self._unknown
-        lost = 0 if known.all() else self._unknown_bytes(text)
-        return Encoded(ids, known, size - lost)
+        encoded = []
+        for each, text, record in zip(found, texts, records, strict=True):
+            ids = np.array(each.ids, np.uint32)
+            known = np.ones(len(ids), bool) if self._unknown is None else ids != self._unknown
+            lost = 0 if known.all() else self._unknown_bytes(text)
+            encoded.append(Encoded(ids, known, len(record.content) - lost))
+        return encoded
 
     def _unknown_bytes(self, text: str) -> int:
         found = self._tokenizer.encode(text, add_special_tokens=False)
@@ -191,8 +175,11 @@ class Subwords:
         self._tokenizer.save(str(folder / "tokenizer.json"))
 
 
+Codec = Bytes | Characters | Subwords
+
+
 def tokenizer_file(name: str) -> Path | None:
-    """The `tokenizer.json` that a local path means, if it means one."""
+    """The `tokenizer.json` of a local path (a folder or the file), or None."""
     path = Path(name)
     if path.is_dir() and (path / "tokenizer.json").is_file():
         return path / "tokenizer.json"

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from mptune.data._bins import Bins
+from mptune.data._table import Meta, Split, TokenTable, store, table_key
 from mptune.data.base import Modality
-from mptune.data.table import Meta, Split, TokenTable, store, table_key
 from mptune.errors import did_you_mean
 
 
@@ -65,11 +65,6 @@ class Array(Modality):
     def words(self) -> str:
         return f"{Path(self.source).name}, D = {self.length}"
 
-    @classmethod
-    def examples(cls) -> list[Self]:
-        """None: an array needs a file of the user's."""
-        return []
-
     @property
     def _files(self) -> list[tuple[str, str]]:
         files = (("source", self.source), ("groups", self.groups))
@@ -100,13 +95,15 @@ class Array(Modality):
         return self._meta(train, heldout, sizes, symbols), train, heldout
 
     def _meta(self, train: Split, heldout: Split, sizes: tuple[int, ...], symbols: int) -> Meta:
-        counts = {"train": train, "heldout": heldout}
         widths = heldout.log_widths
         return Meta(
             vocabulary_size=symbols,
             length=self.length,
             description=f"{self.source}: {len(train)} + {len(heldout)} rows of {self.length}",
-            groups={name: len(np.unique(split.documents)) for name, split in counts.items()},
+            groups={
+                name: len(np.unique(split.documents))
+                for name, split in (("train", train), ("heldout", heldout))
+            },
             log_bin_width=0.0 if widths is None else float(widths[heldout.observed].mean()),
             sizes=sizes,
         )
@@ -136,7 +133,7 @@ class Array(Modality):
         return np.maximum(symbols_ND, 0), observed_ND, widths_ND.astype(np.float32), sizes
 
     def _fit(self, values: NDArray[Any], column: int) -> Bins:
-        """The bins of a column; it needs two values that differ, or it has no density."""
+        """The bins of a column; a density needs at least two values that differ."""
         known = values[~np.isnan(values)].astype(np.float64)
         if len(np.unique(known)) < 2:
             raise ValueError(

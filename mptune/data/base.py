@@ -1,4 +1,4 @@
-"""What a data modality is: an adapter from a source to a token table, and nothing else."""
+"""A data modality: an adapter from a source to a token table, and nothing else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from mptune.data.table import TokenTable
+from mptune.data._table import TokenTable
 from mptune.paths import write_json
 from mptune.spec.schema import Section
 
@@ -19,8 +19,8 @@ from mptune.spec.schema import Section
 class Modality(Section):
     """A source of sequences and how they become tokens.
 
-    Models, policies, training and scoring see only the table that `prepare` gives. A subclass's
-    docstring says in one line what it reads, and every field has a description with its range.
+    Models, policies, training and scoring use only the table that `prepare` returns. A subclass's
+    docstring describes in one line what it reads; every field has a description with its range.
     """
 
     kind: str
@@ -32,7 +32,7 @@ class Modality(Section):
 
     @abstractmethod
     def check(self) -> None:
-        """Cheap checks before anything runs: the source is there. Reads no data.
+        """Cheap checks before anything runs: the source exists. Reads no data.
 
         Raises:
             ValueError: one line, for the user.
@@ -40,7 +40,7 @@ class Modality(Section):
 
     @abstractmethod
     def prepare(self, cache: Path) -> TokenTable:
-        """The token table in a directory below `cache`, made only if it is not there yet.
+        """The token table in a directory below `cache`, made unless it exists.
 
         Any number of processes may prepare the same table at once.
 
@@ -50,20 +50,20 @@ class Modality(Section):
         """
 
     def inspect(self, table: TokenTable) -> dict[str, Any]:
-        """What the prepared table holds, as plain JSON with the keys of `mptune data inspect`."""
+        """A summary of the prepared table, as plain JSON with the keys of `mptune data inspect`."""
         from mptune.data._inspect import inspect
 
         return inspect(table)
 
     def warnings(self, table: TokenTable) -> tuple[str, ...]:
-        """What in the prepared table would spoil the score; found once, then kept beside it."""
+        """Problems of the prepared table that would spoil the score; found once, then stored."""
         kept = table.path / "warnings.json"
         if not kept.exists():
             write_json(kept, self.inspect(table)["warnings"])
         return tuple(json.loads(kept.read_text(encoding="utf-8")))
 
     def word_joins(self, ids: int) -> NDArray[np.bool_] | None:
-        """For whole-word masks, bool [2, ids]: an id goes on with the word to its left, its right.
+        """For whole-word masks, bool [2, ids]: an id belongs to the word on its left, its right.
 
         None where the data has no words.
         """
@@ -71,9 +71,9 @@ class Modality(Section):
 
     @abstractmethod
     def words(self) -> str:
-        """The data in words for labels."""
+        """The data as text for labels."""
 
     @classmethod
-    @abstractmethod
     def examples(cls) -> list[Self]:
-        """Parameters that work on any machine, for the conformance tests; may be empty."""
+        """Modalities for the conformance tests; none where a source needs files of the user's."""
+        return []

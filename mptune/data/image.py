@@ -12,14 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from mptune.data import _frames
+from mptune.data import _frames, _sources
 from mptune.data._bins import Bins
 from mptune.data._frames import Frame
-from mptune.data._rows import TRAIN, RowModality
+from mptune.data._records import BrokenRecords
+from mptune.data._rows import TRAIN, Fitted, RowModality
 from mptune.data._sources import File
 
 ROUNDS = 20
-"""Of k-means; small codebooks have settled by then."""
+"""Iterations of k-means; small codebooks have converged by then."""
 
 
 class Image(RowModality):
@@ -60,15 +61,8 @@ class Image(RowModality):
         return self
 
     def words(self) -> str:
-        from mptune.data._sources import short
-
         rows, columns = (side // self.patch for side in self.shape)
-        return f"{short(self.source)}, {rows} × {columns} tokens"
-
-    @classmethod
-    def examples(cls) -> list[Self]:
-        """None: images need files of the user's; a ready spec has some."""
-        return []
+        return f"{_sources.short(self.source)}, {rows} × {columns} tokens"
 
     def _names(self, frame: Frame) -> Sequence[str]:
         return [str(i) for i in range(self.length)]
@@ -77,7 +71,7 @@ class Image(RowModality):
         return {"row": self.shape[0] // self.patch, "column": self.shape[1] // self.patch}
 
     def frame(self, files: Sequence[File]) -> Frame:
-        """One column per token, so that an image is a row like any other."""
+        """One column per token and one row per image."""
         parts = [self._pixels(f) for f in files]
         pixels_NF = np.concatenate([p for p, _ in parts])
         columns: dict[str, NDArray[Any]] = {"label": np.concatenate([label for _, label in parts])}
@@ -86,7 +80,7 @@ class Image(RowModality):
             files=[f.place for f in files],
             file_N=np.repeat(np.arange(len(files), dtype=np.int32), [len(p) for p, _ in parts]),
             row_N=np.concatenate([np.arange(1, len(p) + 1) for p, _ in parts]),
-            on_error=self.errors,
+            broken=BrokenRecords(self.errors),
         )
         tokens_NP = pixels_NF if self.patch == 1 else self._codes(frame, pixels_NF)
         columns |= {str(i): tokens_NP[:, i] for i in range(self.length)}
@@ -119,8 +113,8 @@ class Image(RowModality):
         book_KF = _codebook(train, self.bins, self.seed)
         return _nearest(patches.reshape(-1, p * p), book_KF).reshape(-1, self.length)
 
-    def _fit(self, frame: Frame, name: str, train_N: NDArray[Any]) -> tuple[Any, NDArray[Any]]:
-        """All pixels share their symbols: what is white is white everywhere."""
+    def _fit(self, frame: Frame, name: str, train_N: NDArray[Any]) -> Fitted:
+        """All pixels share their symbols."""
         found = np.concatenate([frame.columns[str(i)][train_N] for i in range(self.length)])
         levels = np.unique(found[~np.isnan(found)])
         if len(levels) <= self.bins:

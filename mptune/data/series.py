@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from mptune.data import _frames
+from mptune.data import _frames, _sources
 from mptune.data._frames import RECORDING, Frame
 from mptune.data._rows import TRAIN, RowModality, Windows
 from mptune.data._sources import File
@@ -20,7 +20,7 @@ from mptune.data._sources import File
 IntArray = NDArray[np.int64]
 
 BLOCK = 10
-"""Windows of one stretch: neighbours in time are alike, so single windows would leak."""
+"""Windows of one stretch: neighbours in time are similar, so single windows would leak."""
 
 
 class Series(RowModality):
@@ -48,7 +48,7 @@ class Series(RowModality):
     step_s: float | None = Field(
         None, gt=0, description="seconds from one step to the next; default the smallest difference"
     )
-    every: int = Field(1, ge=1, description="keep every so manieth step of each series")
+    every: int = Field(1, ge=1, description="use every n-th step of each series")
     values: str | None = Field(None, description="name of the values in a NumPy file of several")
     length: int = Field(
         0, ge=0, description="positions per sequence; window × channels, or left out"
@@ -73,14 +73,7 @@ class Series(RowModality):
         return self
 
     def words(self) -> str:
-        from mptune.data._sources import short
-
-        return f"{short(self.source)}, {len(self.channels)} channels × {self.window} steps"
-
-    @classmethod
-    def examples(cls) -> list[Self]:
-        """None: series need files of the user's; the ready specs have some."""
-        return []
+        return f"{_sources.short(self.source)}, {len(self.channels)} channels × {self.window} steps"
 
     @property
     def _window(self) -> int:
@@ -143,7 +136,8 @@ class Series(RowModality):
         step = self.step_s or (float(positive.min()) if len(positive) else 1.0)
         at = np.rint((times - times[0]) / step).astype(np.int64)
         for twin in np.flatnonzero(np.diff(at) == 0) + 1:
-            frame.broken(int(rows[twin]), "second row of one time step; skip keeps the first")
+            place = frame.place(rows[twin])
+            frame.broken(place, "second row of one time step; skip keeps the first")
         if at[-1] > 1000 * len(rows) + 1000:
             raise ValueError(
                 f"step_s: steps of {step:g} s make {at[-1]} steps of {len(rows)} rows; give the "
@@ -164,7 +158,7 @@ def _runs(series_T: IntArray, split_N: IntArray) -> Iterator[tuple[IntArray, int
 
 
 def _windows(run_T: IntArray, window: int, stride: int) -> IntArray:
-    """Windows [W, T] of a run; what is left at its end is too short and left out."""
+    """Windows [W, T] of a run; the end that is shorter than a window is left out."""
     count = (len(run_T) - window) // stride + 1
     if count < 1:
         return np.zeros((0, window), np.int64)

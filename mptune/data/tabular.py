@@ -9,17 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from mptune.data import _sources
 from mptune.data._bins import Categories
 from mptune.data._frames import Frame
-from mptune.data._rows import RowModality
+from mptune.data._rows import Fitted, RowModality
 
 
 class Tabular(RowModality):
     """Rows of a table, D = the number of columns; missing values are not observed.
 
     A column is of numbers if most of its values are, unless `categorical` names it. Categories
-    that fewer than `rare` training rows have are pooled, and new ones held out join that pool; if
-    there is none they are not observed. A row is its own group unless `group` names a column.
+    of fewer than `rare` training rows are pooled, and held-out categories that are new belong to
+    that pool; without one they are not observed. A row is its own group unless `group` names a
+    column.
     """
 
     kind: Literal["tabular"] = "tabular"
@@ -47,18 +49,11 @@ class Tabular(RowModality):
             raise ValueError(f"length {self.length} is not the number of columns; leave it out")
         unknown = [c for c in self.categorical if c not in self.columns]
         if unknown:
-            raise ValueError(f"categorical names {unknown[0]!r}, which is none of columns")
+            raise ValueError(f"categorical names {unknown[0]!r}, which is not in columns")
         return self
 
     def words(self) -> str:
-        from mptune.data._sources import short
-
-        return f"{short(self.source)}, {len(self.columns)} columns"
-
-    @classmethod
-    def examples(cls) -> list[Self]:
-        """None: tables need files of the user's."""
-        return []
+        return f"{_sources.short(self.source)}, {len(self.columns)} columns"
 
     def _names(self, frame: Frame) -> Sequence[str]:
         return self.columns
@@ -66,7 +61,7 @@ class Tabular(RowModality):
     def _axes(self, names: Sequence[str]) -> dict[str, int]:
         return {"column": len(names)}
 
-    def _fit(self, frame: Frame, name: str, train_N: NDArray[Any]) -> tuple[Any, NDArray[Any]]:
+    def _fit(self, frame: Frame, name: str, train_N: NDArray[Any]) -> Fitted:
         if name not in self.categorical and frame.numeric(name):
             return super()._fit(frame, name, train_N)
         values = frame.words(name)

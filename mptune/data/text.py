@@ -1,7 +1,7 @@
 """Text and sequences: bytes, characters or subwords of documents.
 
-A corpus is read as a stream: once for the names and hashes that decide what is held out,
-once for each split to be tokenized. In memory are some batches and a few bytes per document.
+A corpus is read as a stream: once for the names and hashes that decide what is held out, once for
+each split to tokenize it. In memory are some batches and a few bytes per document.
 
 Shape suffixes: _N rows of a split, _ND rows x positions, _U documents of the source.
 """
@@ -9,12 +9,10 @@ Shape suffixes: _N rows of a split, _ND rows x positions, _U documents of the so
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass
 from os import cpu_count
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -24,22 +22,10 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from mptune.data import _sources
-from mptune.data._index import DocumentIndex
-from mptune.data._progress import progress
-from mptune.data._records import OnError, Reader, Record, Unit
+from mptune.data._corpus import Corpus, DocumentIndex
+from mptune.data._records import BrokenRecords, OnError, Reader, Record, Unit
 from mptune.data._sources import STDLIB, File, Source
-from mptune.data._tokenizers import (
-    KINDS,
-    Bytes,
-    Characters,
-    Codec,
-    Encoded,
-    Subwords,
-    not_utf8,
-    tokenizer_file,
-)
-from mptune.data.base import Modality
-from mptune.data.table import (
+from mptune.data._table import (
     Meta,
     Split,
     SplitWriter,
@@ -50,11 +36,21 @@ from mptune.data.table import (
     table_key,
     write_meta,
 )
+from mptune.data._tokenizers import (
+    KINDS,
+    Bytes,
+    Characters,
+    Codec,
+    Encoded,
+    Subwords,
+    tokenizer_file,
+)
+from mptune.data.base import Modality
 from mptune.errors import did_you_mean
 from mptune.spec.schema import Section
 
 BATCH_BYTES = 2**21
-"""Text that is tokenized at once."""
+"""Size of a batch of text to tokenize."""
 
 NOISE = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz", np.uint8)
 
@@ -95,11 +91,11 @@ def documents(source: Sequence[str], unit: Unit, base: Path) -> list[str]:
 class Text(Modality):
     """Documents of text or of sequences (DNA, proteins, SMILES), cut into rows of `length` tokens.
 
-    Whole documents (or groups of them) are held out, so that no document is in both splits, and
-    of documents with the same content only the first counts. A row belongs to one document and
-    its end is padded, unless training rows are packed; held-out rows never are, so that mask
-    counts are those of one document. Padding, separators and tokens unknown to the tokenizer are
-    not observed, and unknown tokens' bytes do not count in bits per byte.
+    Whole documents (or groups of them) are held out, so no document is in both splits. Of documents
+    with the same content, only the first counts. A row holds one document and is padded, unless
+    training rows are packed; held-out rows are never packed, so that mask counts are those of one
+    document. Padding, separators and tokens unknown to the tokenizer are not observed, and bytes of
+    unknown tokens do not count in bits per byte.
 
     Sources: text files, JSONL, Parquet, CSV, FASTA, `datasets`; local paths and globs, fsspec
     URLs, `hf:NAME:SPLIT`, `package:NAME/path`, and `python-stdlib`, the `*.py` files of the running
@@ -167,10 +163,8 @@ class Text(Modality):
             else domain
             for name, domain in self.domains.items()
         }
-        update: dict[str, Any] = {
-            "domains": domains,
-            "source": _sources.absolute(self.source, base),
-        }
+        source = _sources.absolute(self.source, base)
+        update: dict[str, Any] = {"domains": domains, "source": source}
         if self.heldout_source is not None:
             update["heldout_source"] = _sources.absolute(self.heldout_source, base)
         if self.tokenizer not in KINDS and tokenizer_file(str(base / self.tokenizer)):
@@ -183,7 +177,7 @@ class Text(Modality):
         near = did_you_mean(self.tokenizer, KINDS)
         if self.tokenizer not in KINDS and near and tokenizer_file(self.tokenizer) is None:
             raise ValueError(
-                f"tokenizer: {self.tokenizer!r} is none of {', '.join(KINDS)} and no file or "
+                f"tokenizer: {self.tokenizer!r} is not one of {', '.join(KINDS)}, nor a file or "
                 f"folder{near}"
             )
 
@@ -238,112 +232,15 @@ def _tokenizer_digest(name: str) -> str:
     return name if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-# --- documents ---------------------------------------------------------------------------------
-
-
-@dataclass
-class _Corpus:
-    """The documents of one source: an index of them on disk, and a way to read them again.
-
-    Documents are held out in the order of a rank: a hash of the seed and the name or group; or
-    the time, the latest first.
-    """
-
-    name: str
-    shown: str
-    files: list[File]
-    reader: Callable[[], Reader]
-    utf8: bool
-    seed: int
-    index: DocumentIndex
-    by_key: Literal["group", "time"] | None = None
-    skipped: Counter[str] = field(default_factory=Counter)
-
-    def scan(self) -> None:
-        """Read all documents once.
-
-        Raises:
-            ValueError: a document is broken, or there is no text at all.
-        """
-        reader = self.reader()
-        self.index.fill(
-            (self._rank(record), self._digest(record, reader))
-            for record in self._records(reader, f"reading {self.name}")
-        )
-        self.skipped = reader.skipped
-        if not self.index.distinct:
-            raise ValueError(f"{self.name}: {self.shown} holds no text")
-
-    def _records(self, reader: Reader, what: str) -> Iterator[Record]:
-        with progress(what, sum(f.size() for f in self.files)) as advance:
-            for file in self.files:
-                for record in reader.read(file):
-                    advance(len(record.content))
-                    yield record
-
-    def _rank(self, record: Record) -> int:
-        if self.by_key == "time":
-            return _time_rank(record)
-        name = record.keys[0] if self.by_key else record.name
-        digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
-        return int.from_bytes(digest[:8], "big")
-
-    def _digest(self, record: Record, reader: Reader) -> int:
-        """Of the content; 0 where there is nothing, or nothing usable."""
-        if not record.content or record.content.isspace():
-            return 0
-        if self.utf8:
-            try:
-                record.content.decode("utf-8")
-            except UnicodeDecodeError as error:
-                reader.broken(record.place, not_utf8(error))
-                return 0
-        return int.from_bytes(hashlib.sha256(record.content).digest()[:8], "big") or 1
-
-    def read(self, chosen_U: NDArray[np.bool_], what: str) -> Iterator[Record]:
-        """The chosen documents again, in order."""
-        records = self._records(self.reader(), what)
-        for number, record in enumerate(records):
-            if chosen_U[number]:
-                yield record
-
-
-def _time_rank(record: Record) -> int:
-    """Seconds, so that the latest document has the smallest rank."""
-    value = record.keys[0]
-    try:
-        at = float(value)
-    except (TypeError, ValueError):
-        try:
-            at = datetime.fromisoformat(str(value)).timestamp()
-        except ValueError:
-            raise ValueError(f"{record.place}: {value!r} is no number and no ISO date") from None
-    return 2**63 - math.floor(at * 1000)
-
-
-def _held_out(corpus: _Corpus, share: float) -> NDArray[np.bool_]:
-    """The documents or groups with the smallest ranks, at least one, and never all of them."""
-    index = corpus.index
-    units = index.ranks() if corpus.by_key else index.distinct
-    if units < 2:
-        what = "group" if corpus.by_key else "document"
-        raise ValueError(
-            f"source: {corpus.shown} is one {what}, of which none can be held out; "
-            "give more files, heldout_source, or documents: line or paragraph"
-        )
-    count = min(max(1, round(share * units)), units - 1)
-    return index.of_lowest_ranks(count) if corpus.by_key else index.lowest(count)
-
-
 # --- preparing ---------------------------------------------------------------------------------
 
 
 @dataclass
 class _Part:
-    """A split in the making: documents of a corpus, and what came out."""
+    """A split: its documents of a corpus, and the counts of what was written."""
 
     name: str
-    corpus: _Corpus
+    corpus: Corpus
     chosen_U: NDArray[np.bool_]
     most: int | None = None
     packing: bool = False
@@ -352,10 +249,6 @@ class _Part:
     tokens: int = 0
     unknown: int = 0
     bytes: int = 0
-
-    @property
-    def documents(self) -> int:
-        return int(self.chosen_U.sum())
 
 
 class _Preparation:
@@ -367,29 +260,39 @@ class _Preparation:
 
     def run(self) -> None:
         """Write everything; the caller moves it into place."""
-        parts = self._parts()
+        train, *scored = parts = self._parts()
         for index in self._indexes:
             index.close()
-        codec = self._codec(parts[0])
+        codec = self._codec(train)
         for part in parts:
             self._write(part, codec)
-        self._refuse_too_little(parts)
+        for part in scored:
+            if part.rows < 2:
+                what = "held-out" if part.name == "heldout" else part.name
+                raise ValueError(
+                    f"{part.rows} {what} sequence of {self._data.length} "
+                    f"{_symbols(self._data.tokenizer)}; scoring needs at least 2: give more text, "
+                    "a larger heldout or a smaller length"
+                )
         if isinstance(codec, Characters | Subwords):
             codec.save(self._folder)
         write_meta(self._folder, self._meta(parts, codec))
 
-    def _corpus(self, name: str, domain: TextDomain | None = None) -> _Corpus:
+    def _corpus(self, name: str, domain: TextDomain | None = None) -> Corpus:
         data = self._data
         key = data.group or data.time
         extra = (key,) if key and name == "source" else ()
-        column = (domain and domain.column) or data.column
-        unit = (domain and domain.documents) or data.documents
         self._indexes.append(DocumentIndex(self._folder / f"documents-{len(self._indexes)}.db"))
-        corpus = _Corpus(
+        corpus = Corpus(
             name=name,
-            shown=_sources.shown(dict(data._sources())[name]),
+            shown=", ".join(dict(data._sources())[name]),
             files=self._files[name],
-            reader=lambda: Reader(column, extra, unit, data.errors),
+            reader=Reader(
+                column=(domain and domain.column) or data.column,
+                extra=extra,
+                unit=(domain and domain.documents) or data.documents,
+                broken=BrokenRecords(data.errors),
+            ),
             utf8=data.tokenizer != "bytes",
             seed=data.seed,
             index=self._indexes[-1],
@@ -399,30 +302,28 @@ class _Preparation:
         return corpus
 
     def _parts(self) -> list[_Part]:
-        """Training, held-out and domain documents; no document twice in the first two."""
+        """Training, held-out and domain documents; no document is in both of the first two."""
         data, source = self._data, self._corpus("source")
         if data.heldout_source is None:
-            held = _Part("heldout", source, _held_out(source, data.heldout))
+            held = _Part("heldout", source, source.held_out(data.heldout))
         else:
             other = self._corpus("heldout_source")
             held = _Part("heldout", other, other.index.all())
-        domains = [self._domain(name, domain, held) for name, domain in data.domains.items()]
-        for part in (held, *domains):
+        parts = [held]
+        for name, domain in data.domains.items():
+            corpus, chosen_U = held.corpus, held.chosen_U
+            if domain.source is not None:
+                corpus = self._corpus(f"domains.{name}.source", domain)
+                chosen_U = corpus.index.all()
+            file, most = domain_file(name), domain.max_sequences
+            parts.append(_Part(file, corpus, chosen_U, most, noise=domain.noise))
+        for part in parts:
             source.index.exclude(part.corpus.index, part.chosen_U)
         train_U = source.index.rest()
         if not train_U.any():
-            raise ValueError("source: nothing is left to train on beside the held-out documents")
+            raise ValueError("source: all documents are held out; none is left to train on")
         held.most = data.max_heldout_sequences
-        train = _Part("train", source, train_U, data.max_train_sequences, data.packing)
-        return [train, held, *domains]
-
-    def _domain(self, name: str, domain: TextDomain, held: _Part) -> _Part:
-        corpus, chosen_U = held.corpus, held.chosen_U
-        if domain.source is not None:
-            corpus = self._corpus(f"domains.{name}.source", domain)
-            chosen_U = corpus.index.all()
-        file = domain_file(name)
-        return _Part(file, corpus, chosen_U, domain.max_sequences, noise=domain.noise)
+        return [_Part("train", source, train_U, data.max_train_sequences, data.packing), *parts]
 
     def _codec(self, train: _Part) -> Codec:
         kind = self._data.tokenizer
@@ -436,11 +337,14 @@ class _Preparation:
         return Subwords.train(records, self._data.vocabulary)
 
     def _write(self, part: _Part, codec: Codec) -> None:
-        """Tokenize a part's documents into rows, and keep a random subset if one is asked for."""
-        length, size = self._data.length, codec.vocabulary_size
+        """Tokenize a part's documents into rows, and keep a random subset if `most` is given."""
+        length, seed = self._data.length, self._data.seed
+        records = part.corpus.read(part.chosen_U, f"tokenizing {part.name}")
+        if part.noise:
+            records = _noisy(records, part.noise, seed)
         rows = _Rows(length, part.packing)
-        with SplitWriter(self._folder, part.name, length, size) as writer:
-            for encoded in _encoded(self._records(part), codec):
+        with SplitWriter(self._folder, part.name, length, codec.vocabulary_size) as writer:
+            for encoded in _encoded(records, codec):
                 part.tokens += sum(int(e.known.sum()) for e in encoded)
                 part.unknown += sum(int((~e.known).sum()) for e in encoded)
                 part.bytes += sum(e.size for e in encoded)
@@ -448,52 +352,34 @@ class _Preparation:
             writer.append(rows.rest())
             part.rows = writer.rows
         if part.most is not None and part.most < part.rows:
-            draw = np.random.default_rng(self._data.seed)
+            draw = np.random.default_rng(seed)
             kept = np.sort(draw.choice(np.arange(part.rows), part.most, replace=False))
             drop_rows(self._folder, part.name, kept, ("tokens", "observed", "documents"))
             part.rows = part.most
 
-    def _records(self, part: _Part) -> Iterator[Record]:
-        records = part.corpus.read(part.chosen_U, f"tokenizing {part.name}")
-        return _noisy(records, part.noise, self._data.seed) if part.noise else records
-
-    def _refuse_too_little(self, parts: list[_Part]) -> None:
-        for part in parts[1:]:
-            if part.rows < 2:
-                what = "held-out" if part.name == "heldout" else part.name
-                raise ValueError(
-                    f"{part.rows} {what} sequence of {self._data.length} "
-                    f"{_symbols(self._data.tokenizer)}; scoring needs at least 2: give more text, "
-                    "a larger heldout or a smaller length"
-                )
-
     def _meta(self, parts: list[_Part], codec: Codec) -> Meta:
-        train, held, *domains = parts
-        skipped = sum((c.skipped for c in {id(p.corpus): p.corpus for p in parts}.values()),
-                      Counter[str]())  # fmt: skip
+        data, (train, held, *domains) = self._data, parts
+        corpora = {id(part.corpus): part.corpus for part in parts}.values()
+        skipped = sum((corpus.reader.broken.skipped for corpus in corpora), Counter[str]())
+        documents = {part.name: int(part.chosen_U.sum()) for part in (train, held)}
+        symbols = _symbols(data.tokenizer)
         return Meta(
             vocabulary_size=codec.vocabulary_size,
-            length=self._data.length,
-            description=self._describe(train, held, skipped),
-            groups={part.name: part.documents for part in (train, held)},
+            length=data.length,
+            description=f"{', '.join(data.source)}: {train.rows} + {held.rows} sequences of "
+            f"{data.length} {symbols} from {documents['train']} training + "
+            f"{documents['heldout']} held-out documents"
+            + (f", {held.unknown} held-out {symbols} unknown" if held.unknown else "")
+            + (f", {skipped.total()} broken records skipped" if skipped else ""),
+            groups=documents,
             bytes_per_token=held.bytes / max(held.tokens, 1),
-            domains=tuple(self._data.domains),
+            domains=tuple(data.domains),
             domain_bytes={
                 name: part.bytes / max(part.tokens, 1)
-                for name, part in zip(self._data.domains, domains, strict=True)
+                for name, part in zip(data.domains, domains, strict=True)
             },
             skipped=dict(skipped),
             unknown={part.name: part.unknown for part in parts if part.unknown},
-        )
-
-    def _describe(self, train: _Part, held: _Part, skipped: Counter[str]) -> str:
-        symbols = _symbols(self._data.tokenizer)
-        return (
-            f"{_sources.shown(self._data.source)}: {train.rows} + {held.rows} sequences of "
-            f"{self._data.length} {symbols} from {train.documents} training + "
-            f"{held.documents} held-out documents"
-            + (f", {held.unknown} held-out {symbols} unknown" if held.unknown else "")
-            + (f", {skipped.total()} broken records skipped" if skipped else "")
         )
 
 
@@ -502,7 +388,7 @@ def _symbols(tokenizer: str) -> str:
 
 
 def _noisy(records: Iterator[Record], share: float, seed: int) -> Iterator[Record]:
-    """ASCII letters, digits and signs replaced at random; other bytes stay, so UTF-8 does too."""
+    """Replace ASCII letters, digits and signs by random letters; other bytes stay valid UTF-8."""
     rng = np.random.default_rng([seed, 1])
     for record in records:
         codes = np.frombuffer(record.content, np.uint8)
@@ -524,7 +410,7 @@ def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
 
 
 def _encoded(records: Iterator[Record], codec: Codec) -> Iterator[list[Encoded]]:
-    """Batches in order, tokenized on all cores while the next ones are read."""
+    """Tokenize batches on all cores while the next ones are read; yields them in order."""
     workers = cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[list[Encoded]]] = deque()
@@ -545,7 +431,7 @@ class _Rows:
         self._left = Encoded(np.zeros(0, np.uint32), np.zeros(0, bool), 0)
 
     def cut(self, documents: list[Encoded]) -> Split:
-        """The rows that these documents fill; with packing the last ones wait for more."""
+        """The rows that these documents fill; with packing, the rest is kept for the next call."""
         if self._packing:
             return self._packed(documents)
         lengths = np.array([len(d.ids) for d in documents])
@@ -573,7 +459,7 @@ class _Rows:
         return self._block(flat[:full], seen[:full])
 
     def rest(self) -> Split:
-        """What waits for more documents when there are none."""
+        """The last row, of the tokens kept by `cut`."""
         short = -len(self._left.ids) % self._length
         return self._block(np.pad(self._left.ids, (0, short)), np.pad(self._left.known, (0, short)))
 
@@ -587,6 +473,6 @@ class _Rows:
 def _observed_rows(
     tokens_ND: NDArray[Any], observed_ND: NDArray[np.bool_], documents_N: NDArray[Any]
 ) -> Split:
-    """Rows of which nothing is observed are left out."""
+    """The rows with an observed position."""
     kept_N = observed_ND.any(1)
     return Split(tokens_ND[kept_N], observed_ND[kept_N], documents_N[kept_N].astype(np.int32))

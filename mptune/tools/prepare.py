@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mptune.data.table import TokenTable
+from mptune.data._table import TokenTable
 from mptune.errors import InputError
 from mptune.spec.schema import build
 

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from mptune.artifacts import Store, artifacts_of
-from mptune.data.table import TokenTable
+from mptune.data._table import TokenTable
 from mptune.errors import InputError
 from mptune.lml import LMLPlan
 from mptune.models import _memory as memory

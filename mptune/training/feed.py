@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mptune.data.table import Split
+from mptune.data._table import Split
 from mptune.models.base import ModelFamily
 from mptune.policies._structures import words_of
 from mptune.policies.base import RATE_BUCKETS, MaskedBatch, MaskPolicy, draw_batch, rate_bucket

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
-from mptune.data.table import Split, TokenTable
+from mptune.data._table import Split, TokenTable
 from mptune.errors import InputError
 from mptune.lml import LMLEstimate, LMLPlan, TokenCovariates, check_finite, estimate_from_sums
 from mptune.spec.schema import Missing, Score

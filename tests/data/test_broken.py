@@ -65,7 +65,7 @@ CASES = {
         "t.csv: no column 'b'; there are a, c"),
     "not a date": ({"t.csv": b"a,b,at\n1,2,2020-01-01\n2,3,soon\n"},
         {**SERIES, "time": "at", "split": "time"},
-        "t.csv:3: column 'at'; 'soon' is no time, give numbers or ISO"),
+        "t.csv:3: column 'at'; 'soon' is not a time, give numbers or ISO"),
     "a time twice": ({"t.csv": b"a,b,at\n1,2,0\n2,3,60\n5,5,60\n2,3,120\n"},
         {**SERIES, "time": "at", "split": "time"}, "t.csv:4: second row of one time step"),
     "nothing matches": ({"t.csv": f"a,b\n{ROWS}\n".encode()},

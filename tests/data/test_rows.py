@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mptune.data import _sources as sources
-from mptune.data.table import TokenTable
+from mptune.data._table import TokenTable
 from mptune.spec.schema import build
 
 RNG = np.random.default_rng

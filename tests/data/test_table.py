@@ -9,7 +9,7 @@ import signal
 import numpy as np
 import pytest
 
-from mptune.data.table import (
+from mptune.data._table import (
     Meta,
     Split,
     SplitWriter,

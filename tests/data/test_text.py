@@ -209,10 +209,10 @@ def test_bad_utf_8_names_file_and_byte(tmp_path):
     [
         ({"a": ""}, {}, r"source: .*\*.txt holds no text"),
         ({"a": " \n"}, {}, "holds no text"),
-        ({"a": "one document"}, {}, "is one document, of which none can be held out; give more"),
+        ({"a": "one document"}, {}, "is one document, so nothing can be held out; give more"),
         ({"a": "long enough", "b": "1"}, {"heldout_source": "b.txt"},
          "1 held-out sequence of 8 bytes; scoring needs at least 2"),
-        ({"a": "the same text"}, {"heldout_source": "a.txt"}, "nothing is left to train on"),
+        ({"a": "the same text"}, {"heldout_source": "a.txt"}, "none is left to train on"),
     ],
 )  # fmt: skip
 def test_too_little_text(tmp_path, files, options, message):

@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.functional import cross_entropy
 
 from mptune import plugins
-from mptune.data.table import Split
+from mptune.data._table import Split
 from mptune.spec.schema import Training, build
 from mptune.training.feed import BatchKey, Feed, Inputs
 from mptune.training.ranks import Ranks

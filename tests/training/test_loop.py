@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from mptune.artifacts import Folder, Remote
-from mptune.data.table import TokenTable
+from mptune.data._table import TokenTable
 from mptune.errors import NonFiniteLoss
 from mptune.paths import TrialDirectory, free_port
 from mptune.spec.schema import Missing, build

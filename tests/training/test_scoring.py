@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mptune.data.table import Meta, Split, store
+from mptune.data._table import Meta, Split, store
 from mptune.errors import InputError
 from mptune.lml import LMLPlan, NonFiniteLogProb
 from mptune.spec.schema import Missing, Score

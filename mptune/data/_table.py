@@ -1,13 +1,10 @@
-"""The token table: what every modality becomes, on disk and memory-mapped.
-
-(A package, because every plain module of the folder above is a modality.)
+"""The token table that every modality is prepared as: on disk and memory-mapped.
 
 Shape suffixes: _N sequences of a split, _ND sequences x positions.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -23,10 +20,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import psutil
+from filelock import FileLock
 from numpy.typing import NDArray
 
 FORMAT = 2
-"""Version of the files below; modalities put it into every table's hash."""
+"""Version of the files below; part of every table's hash."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Split:
         tokens: ids, [N, D], of the smallest unsigned dtype; `pad_id` where not observed.
         observed: bool [N, D]; padding, specials and missing values are not observed, so they
             are never masked and never scored.
-        documents: int32 [N], the number of the document (or group) a sequence comes from.
+        documents: int32 [N], the number of the document (or group) of each sequence.
         log_widths: float32 [N, D], log bin width of each value in nats, where values are binned;
             log p minus this is a log density. None for symbols, and for training rows.
     """
@@ -53,12 +52,12 @@ class Split:
 
 @dataclass(frozen=True)
 class Meta:
-    """What `meta.json` says.
+    """The content of `meta.json`.
 
     Attributes:
         vocabulary_size: V, symbols that can be predicted, ids 0..V-1.
         length: D, positions per sequence.
-        description: the data in one line of words.
+        description: the data in one line of text.
         groups: documents per split.
         bytes_per_token: bytes of text per observed held-out position; None if it is not text.
         log_bin_width: mean log bin width of the observed held-out positions, in nats per
@@ -66,10 +65,10 @@ class Meta:
         axes: names and sizes of the grid that the positions lie on, slowest first, e.g.
             {"time": 24, "channel": 6}; their product is D. Empty where positions are a line.
         sizes: symbols that are possible at each position, [D] of at most V; empty if all are.
-        domains: names of the held-out distributions that are scored beside `heldout`.
+        domains: names of the held-out distributions that are scored besides `heldout`.
         domain_bytes: bytes of text per observed position of each domain, where it is text.
-        skipped: what was left out of the source on the user's word, and how often.
-        unknown: held-out symbols that no training sequence has, and how often each is met.
+        skipped: reason -> number of broken records of the source that were left out.
+        unknown: held-out symbols that no training sequence has, and the number of each.
     """
 
     vocabulary_size: int
@@ -110,7 +109,7 @@ class TokenTable(Meta):
         {train,heldout}_{tokens,observed,documents}.npy    `Split`
         heldout_log_widths.npy                             of binned values only
         domain-NAME_*.npy                                  a split for each domain
-        and what the modality keeps: codec.json, tokenizer.json
+        codec.json, tokenizer.json, ...                    files of the modality
 
     No document has sequences in both splits.
     """
@@ -159,7 +158,7 @@ def domain_file(name: str) -> str:
 
 
 def table_key(*parts: Any) -> str:
-    """The name of a table's directory: a hash of everything that its content depends on."""
+    """The name of a table's directory: a hash of all that determines its content."""
     text = json.dumps([FORMAT, *parts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -179,16 +178,20 @@ def store(path: Path, make: Callable[[], tuple[Meta, Split, Split]]) -> TokenTab
 def build_table(path: Path, write: Callable[[Path], None]) -> TokenTable:
     """The table at `path`; unless it is there, `write` fills an empty directory that becomes it.
 
-    It is written aside and renamed, so that it appears whole or not at all. Of processes on one
-    machine that want it at the same time one makes it and the others wait; on several machines
-    one wins. What a killed process has left half-written is removed by the next one.
+    The table is written aside and renamed, so it appears whole or not at all. Processes of one
+    machine wait for the one that makes it; of several machines, the first to finish wins. The files
+    of a process that was killed are removed by the next one.
     """
-    if not (path / "meta.json").exists():
-        with _one_at_a_time(path):
-            if not (path / "meta.json").exists():
-                _sweep(path)
-                with _directory_aside(path) as aside:
-                    write(aside)
+    if (path / "meta.json").exists():
+        return TokenTable.open(path)
+    name = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:24]
+    locks = Path(tempfile.gettempdir()) / f"mptune-locks-{os.getuid()}"
+    locks.mkdir(mode=0o700, exist_ok=True)
+    with FileLock(locks / name):
+        if not (path / "meta.json").exists():
+            _remove_leftovers(path)
+            with _directory_aside(path) as aside:
+                write(aside)
     return TokenTable.open(path)
 
 
@@ -201,34 +204,13 @@ def row_dtype(vocabulary_size: int) -> np.dtype[Any]:
     return np.dtype(np.min_scalar_type(vocabulary_size + 1))
 
 
-@contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
-    """Hold this machine's lock of a table; the kernel lets go of it when its holder dies."""
-    name = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:24]
-    folder = Path(tempfile.gettempdir()) / f"mptune-locks-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    with (folder / name).open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
-def _sweep(path: Path) -> None:
-    """Remove what processes of this machine that no longer live have left of this table."""
+def _remove_leftovers(path: Path) -> None:
+    """Remove the temporary directories of this table whose processes, of this machine, are dead."""
     mark = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(socket.gethostname())}\.(\d+)\.")
     for aside in path.parent.glob(f".{path.name}.*"):
         found = mark.match(aside.name)
-        if found and not _alive(int(found[1])):
+        if found and not psutil.pid_exists(int(found[1])):
             shutil.rmtree(aside, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 @contextmanager
@@ -262,7 +244,7 @@ def write_split(folder: Path, name: str, split: Split, meta: Meta) -> None:
 
 
 class SplitWriter:
-    """Appends rows to a split on disk; of the rows only the ones at hand are in memory."""
+    """Appends rows to a split on disk; only the rows of one call are in memory."""
 
     def __init__(self, folder: Path, name: str, length: int, vocabulary_size: int) -> None:
         self._folder, self._name, self._length = folder, name, length
@@ -271,13 +253,8 @@ class SplitWriter:
         self.rows = 0
 
     def __enter__(self) -> SplitWriter:
-        self.append(
-            Split(
-                np.zeros((0, self._length), self._dtype),
-                np.zeros((0, self._length), bool),
-                np.zeros(0, np.int32),
-            )
-        )
+        none = np.zeros((0, self._length), bool)  # so that a split without rows has its files
+        self.append(Split(none, none, np.zeros(0, np.int32)))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -285,7 +262,7 @@ class SplitWriter:
             file.close()
 
     def append(self, split: Split) -> None:
-        """Rows to add at the end; ids of positions that are not observed do not matter."""
+        """Add rows at the end; where not observed, ids become the id of padding."""
         tokens_ND = split.tokens.astype(self._dtype)
         self._to("tokens", np.where(split.observed, tokens_ND, self._dtype.type(self._pad)))
         self._to("observed", split.observed)
@@ -302,26 +279,19 @@ class SplitWriter:
 
 
 class _GrowingArray:
-    """A `.npy` file whose number of rows is known when it is closed."""
-
-    HEADER = 256
+    """A `.npy` file to which rows are appended."""
 
     def __init__(self, path: Path, dtype: np.dtype[Any], tail: tuple[int, ...]) -> None:
         self._file: BinaryIO = path.open("wb")
         self._dtype, self._tail, self._rows = dtype, tail, 0
-        self._file.write(self._header())
+        self._write_header()
 
-    def _header(self) -> bytes:
-        text = repr(
-            {
-                "descr": np.lib.format.dtype_to_descr(self._dtype),
-                "fortran_order": False,
-                "shape": (self._rows, *self._tail),
-            }
-        )
-        magic = np.lib.format.magic(1, 0)
-        size = self.HEADER - len(magic) - 2
-        return magic + size.to_bytes(2, "little") + text.ljust(size - 1).encode() + b"\n"
+    def _write_header(self) -> None:
+        # numpy leaves room in the header for the number of rows to grow.
+        descr = np.lib.format.dtype_to_descr(self._dtype)
+        shape = (self._rows, *self._tail)
+        header = {"descr": descr, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self._file, header)
 
     def append(self, values: NDArray[Any]) -> None:
         self._file.write(np.ascontiguousarray(values, self._dtype).data)
@@ -329,12 +299,12 @@ class _GrowingArray:
 
     def close(self) -> None:
         self._file.seek(0)
-        self._file.write(self._header())
+        self._write_header()
         self._file.close()
 
 
 def drop_rows(folder: Path, name: str, kept: NDArray[np.int64], parts: Iterable[str]) -> None:
-    """Keep only these rows (ascending) of a split that is being written, a piece at a time."""
+    """Keep only these rows (ascending) of a split that is being written."""
     for part in parts:
         path = folder / f"{name}_{part}.npy"
         whole = np.load(path, mmap_mode="r")
@@ -346,13 +316,7 @@ def drop_rows(folder: Path, name: str, kept: NDArray[np.int64], parts: Iterable[
 
 
 def _open_split(path: Path, name: str) -> Split:
-    def opened(part: str) -> Any:
-        return np.load(path / f"{name}_{part}.npy", mmap_mode="r")
-
-    widths = path / f"{name}_log_widths.npy"
-    return Split(
-        opened("tokens"),
-        opened("observed"),
-        opened("documents"),
-        opened("log_widths") if widths.exists() else None,
-    )
+    files = {part: path / f"{name}_{part}.npy" for part in Split.__dataclass_fields__}
+    if not files["log_widths"].exists():
+        del files["log_widths"]
+    return Split(**{part: np.load(file, mmap_mode="r") for part, file in files.items()})

@@ -1,0 +1,241 @@
+"""The documents of a text source: read as a stream, indexed on disk, and chosen for each split.
+
+Shape suffixes: _U documents of the source.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sqlite3
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mptune.data._records import BrokenRecords, Reader, Record
+from mptune.data._sources import File
+from mptune.data._tokenizers import not_utf8
+
+CACHE_KIB = 2048
+OFFSET = 2**63
+"""SQLite's integers are signed: hashes are stored this much lower, in the same order."""
+
+QUIET_S = 2.0
+"""Progress is shown of what takes longer."""
+
+LINE_EVERY_S = 10.0
+"""Seconds between lines of progress where there is no terminal."""
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yield `advance(n)`; `total` and `n` are bytes. Shows a bar on stderr, or lines in a log."""
+    began = shown = time.monotonic()
+    done, terminal, open_line = 0, sys.stderr.isatty(), False
+
+    def advance(size: int) -> None:
+        nonlocal done, shown, open_line
+        done += size
+        now = time.monotonic()
+        if now - began <= QUIET_S or now - shown <= (0.2 if terminal else LINE_EVERY_S):
+            return
+        shown, open_line = now, terminal
+        share = min(1.0, done / total) if total else 0.0
+        line = f"{what} {'━' * round(24 * share):24} {share:4.0%} {done / 1e6:,.0f} MB, "
+        line += f"{done / (now - began) / 1e6:.1f} MB/s"
+        print(line, end="\r" if terminal else "\n", file=sys.stderr, flush=True)
+
+    yield advance
+    if open_line:
+        print(" " * 78, end="\r", file=sys.stderr, flush=True)
+
+
+class DocumentIndex:
+    """Rank (its place in the order of holding out) and content hash of every distinct document.
+
+    In SQLite on disk: memory holds its cache, and one byte per document for each split.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self.documents, self.distinct = path, 0, 0
+        self._db = sqlite3.connect(path)
+        for line in ("journal_mode = OFF", "synchronous = OFF", "temp_store = FILE",
+                     f"cache_size = -{CACHE_KIB}"):  # fmt: skip
+            self._db.execute(f"PRAGMA {line}")
+        self._db.execute("CREATE TABLE scored (digest INTEGER PRIMARY KEY) WITHOUT ROWID")
+
+    def fill(self, found: Iterable[tuple[int, int]]) -> None:
+        """Add rank and digest of every document, in 0..2^64-1; digest 0 is left out.
+
+        Of documents with the same digest, only the first one counts.
+        """
+        self._db.execute("CREATE TABLE every (number INTEGER PRIMARY KEY, rank, digest)")
+        self._db.executemany("INSERT INTO every VALUES (?, ?, ?)", self._rows(found))
+        # SQLite takes the other columns from the row that has the minimum.
+        self._db.execute(
+            "CREATE TABLE document AS SELECT min(number) AS number, rank, digest FROM every "
+            "GROUP BY digest"
+        )
+        self._db.execute("DROP TABLE every")
+        self.distinct = self._number("SELECT count(*) FROM document")
+
+    def _rows(self, found: Iterable[tuple[int, int]]) -> Iterable[tuple[int, int, int]]:
+        for rank, digest in found:
+            if digest:
+                yield self.documents, rank - OFFSET, digest - OFFSET
+            self.documents += 1
+
+    def ranks(self) -> int:
+        """Number of different ranks of the distinct documents."""
+        return self._number("SELECT count(DISTINCT rank) FROM document")
+
+    def all(self) -> NDArray[np.bool_]:
+        """The distinct documents [U]."""
+        return self._chosen("SELECT number FROM document")
+
+    def lowest(self, count: int) -> NDArray[np.bool_]:
+        """The `count` distinct documents of the lowest ranks [U]; the digest decides ties."""
+        return self._chosen("SELECT number FROM document ORDER BY rank, digest LIMIT ?", count)
+
+    def of_lowest_ranks(self, count: int) -> NDArray[np.bool_]:
+        """All distinct documents of the `count` lowest ranks [U]."""
+        return self._chosen(
+            "SELECT number FROM document WHERE rank <= (SELECT DISTINCT rank FROM document "
+            "ORDER BY rank LIMIT 1 OFFSET ?)",
+            count - 1,
+        )
+
+    def exclude(self, other: DocumentIndex, chosen_U: NDArray[np.bool_]) -> None:
+        """Leave out of `rest` the contents of these documents of an index, or of this one."""
+        found = other._db.execute("SELECT number, digest FROM document")
+        self._db.executemany(
+            "INSERT OR IGNORE INTO scored VALUES (?)", ((d,) for n, d in found if chosen_U[n])
+        )
+
+    def rest(self) -> NDArray[np.bool_]:
+        """The distinct documents whose content was not excluded [U]."""
+        return self._chosen(
+            "SELECT number FROM document WHERE digest NOT IN (SELECT digest FROM scored)"
+        )
+
+    def close(self) -> None:
+        """Delete the file."""
+        self._db.close()
+        self._path.unlink()
+
+    def _number(self, query: str) -> int:
+        return int(self._db.execute(query).fetchone()[0])
+
+    def _chosen(self, query: str, *values: Any) -> NDArray[np.bool_]:
+        chosen_U = np.zeros(self.documents, bool)
+        for (number,) in self._db.execute(query, values):
+            chosen_U[number] = True
+        return chosen_U
+
+
+@dataclass
+class Corpus:
+    """The documents of one source: an index of them on disk, and a way to read them again.
+
+    Documents are held out in the order of a rank: a hash of the seed and the name or group; or
+    the time, the latest first.
+
+    Attributes:
+        name: of the source's key in the spec.
+        shown: the source as text, for errors.
+        utf8: documents must be UTF-8.
+        by_key: the rank is that of a column; None: of the document's name.
+    """
+
+    name: str
+    shown: str
+    files: list[File]
+    reader: Reader
+    utf8: bool
+    seed: int
+    index: DocumentIndex
+    by_key: Literal["group", "time"] | None = None
+
+    def scan(self) -> None:
+        """Read all documents once.
+
+        Raises:
+            ValueError: a document is broken, or there is no text at all.
+        """
+        found = ((self._rank(r), self._digest(r)) for r in self._records(f"reading {self.name}"))
+        self.index.fill(found)
+        if not self.index.distinct:
+            raise ValueError(f"{self.name}: {self.shown} holds no text")
+
+    def read(self, chosen_U: NDArray[np.bool_], what: str) -> Iterator[Record]:
+        """The chosen documents again, in order."""
+        # Broken records are counted by `scan` alone.
+        again = replace(self.reader, broken=BrokenRecords(self.reader.broken.on_error))
+        for number, record in enumerate(replace(self, reader=again)._records(what)):
+            if chosen_U[number]:
+                yield record
+
+    def held_out(self, share: float) -> NDArray[np.bool_]:
+        """The documents or groups with the smallest ranks [U], at least one, and never all of them.
+
+        Raises:
+            ValueError: there is only one.
+        """
+        units = self.index.ranks() if self.by_key else self.index.distinct
+        if units < 2:
+            what = "group" if self.by_key else "document"
+            raise ValueError(
+                f"source: {self.shown} is one {what}, so nothing can be held out; "
+                "give more files, heldout_source, or documents: line or paragraph"
+            )
+        count = min(max(1, round(share * units)), units - 1)
+        return self.index.of_lowest_ranks(count) if self.by_key else self.index.lowest(count)
+
+    def _records(self, what: str) -> Iterator[Record]:
+        with progress(what, sum(f.size() for f in self.files)) as advance:
+            for file in self.files:
+                for record in self.reader.read(file):
+                    advance(len(record.content))
+                    yield record
+
+    def _rank(self, record: Record) -> int:
+        if self.by_key == "time":
+            return _time_rank(record)
+        name = record.keys[0] if self.by_key else record.name
+        digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
+        return int.from_bytes(digest[:8], "big")
+
+    def _digest(self, record: Record) -> int:
+        """Hash of the content; 0 where it is empty or not usable."""
+        if not record.content or record.content.isspace():
+            return 0
+        if self.utf8:
+            try:
+                record.content.decode("utf-8")
+            except UnicodeDecodeError as error:
+                self.reader.broken(record.place, not_utf8(error))
+                return 0
+        return int.from_bytes(hashlib.sha256(record.content).digest()[:8], "big") or 1
+
+
+def _time_rank(record: Record) -> int:
+    """Milliseconds, so that the latest document has the smallest rank."""
+    value = record.keys[0]
+    try:
+        at = float(value)
+    except (TypeError, ValueError):
+        try:
+            at = datetime.fromisoformat(str(value)).timestamp()
+        except ValueError:
+            raise ValueError(
+                f"{record.place}: {value!r} is neither a number nor an ISO date"
+            ) from None
+    return 2**63 - math.floor(at * 1000)
