@@ -17,11 +17,8 @@ from functools import partial
 
 import ray
 from ray.autoscaler.sdk import request_resources
-from ray.util.placement_group import (
-    PlacementGroup,
-    placement_group_table,
-    remove_placement_group,
-)
+from ray.util import placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 
 from mptune.dispatch import ray_private
 from mptune.dispatch.placement import Shape

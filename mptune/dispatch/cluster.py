@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from importlib.metadata import Distribution, PackageNotFoundError, entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -98,19 +97,7 @@ class ClusterConnection:
         gcs = str(ray.get_runtime_context().gcs_address)
         self.address = gcs if address else None
         """HOST:PORT of the head; None for a Ray of our own."""
-        self._head = HeadWatch(gcs, lambda: ray_private.cluster_id(gcs))
-
-    def is_reachable(self) -> bool:
-        """Whether Ray answers requests now; false while its head is away.
-
-        Raises:
-            DispatchError: the head is lost for good.
-        """
-        return self._head.is_reachable()
-
-    def is_away(self) -> bool:
-        """Whether Ray would not answer a request, now or ever."""
-        return self._head.is_away()
+        self.head = HeadWatch(gcs, lambda: ray_private.cluster_id(gcs))
 
     @contextmanager
     def tolerate_absence(self) -> Iterator[None]:
@@ -122,7 +109,7 @@ class ClusterConnection:
         try:
             yield
         except RayError as error:
-            if not self._head.explains(error):
+            if not self.head.explains(error):
                 raise DispatchError(f"Ray has failed: {one_line(error)}") from error
 
     def nodes(self) -> list[ClusterNode]:
@@ -143,12 +130,8 @@ class ClusterConnection:
     def machines(self, nodes: Sequence[str]) -> dict[str, Machine]:
         """Memory and GPUs of these nodes, without those that have not reported; see the survey."""
         if self._own:
-            return dict.fromkeys(nodes, self._this_machine)
+            return dict.fromkeys(nodes, devices.this_machine())
         return self._survey.known(nodes)
-
-    @cached_property
-    def _this_machine(self) -> Machine:
-        return devices.this_machine()
 
     def metrics_url(self) -> str | None:
         """Where this process's metrics are served: on its node, if its agent serves any."""
@@ -160,7 +143,7 @@ class ClusterConnection:
 
     def close(self) -> None:
         """Disconnect; stop Ray if it was started here."""
-        self._head.close()
+        self.head.close()
         ray.shutdown()
         if self._cleanup:
             self._cleanup.communicate()

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -54,6 +55,7 @@ class Machine:
         return cls(found["bytes"], tuple(Gpu(**gpu) for gpu in found["gpus"]))
 
 
+@cache
 def this_machine() -> Machine:
     """The machine or container that this process is in."""
     return Machine(node_bytes(), tuple(gpus()))

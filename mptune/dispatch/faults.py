@@ -38,6 +38,8 @@ class GangLost(Exception):
     reason: FaultReason
     detail: str
     story: str = ""
+    may_be_symptom: bool = False
+    """Whether a rank may only have seen the death of another one: a closed connection."""
 
 
 class GangOverdue(GangLost):
@@ -54,7 +56,8 @@ def loss_of(error: RayError, who: str, info: MemberInfo | None, logs: Iterable[P
     """
     story = COLOURS.sub("", str(error))
     if isinstance(error, RayTaskError):
-        return GangLost(reason_of(error.cause), f"{who}: {one_line(error.cause)}", story)
+        detail = f"{who}: {one_line(error.cause)}"
+        return GangLost(reason_of(error.cause), detail, story, "onnection" in str(error.cause))
     if isinstance(error, RuntimeEnvSetupError):
         detail = (
             f"{who} could not get the driver's code ({_last_line(error)}): install it on every "
@@ -77,11 +80,6 @@ def loss_of(error: RayError, who: str, info: MemberInfo | None, logs: Iterable[P
         return GangLost("node_lost", f"{who} is out of reach: {node} died", story)
     pid = f" (pid {info.pid})" if info else ""
     return GangLost("worker_died", f"{who}{pid} died: killed, or crashed", story)
-
-
-def is_broken_connection(error: RayError) -> bool:
-    """Whether a rank raised what it sees of another rank's death: a closed connection."""
-    return isinstance(error, RayTaskError) and "onnection" in str(error.cause)
 
 
 def end_of_trial(trial: TrialSpec, reported: End | None, lost: GangLost) -> End:

@@ -16,32 +16,14 @@ from typing import Any, Literal
 
 import ray
 from ray.exceptions import RayError, RayTaskError
-from ray.util.placement_group import (
-    placement_group,
-    placement_group_table,
-    remove_placement_group,
-)
+from ray.util import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from mptune import __version__
 from mptune.dispatch import stall
 from mptune.dispatch.base import End
-from mptune.dispatch.faults import (
-    SAME_VERSION,
-    GangLost,
-    GangOverdue,
-    is_broken_connection,
-    loss_of,
-)
-from mptune.dispatch.lifecycle import (
-    GANG_TRANSITIONS,
-    TRIAL_TRANSITIONS,
-    GangEvent,
-    GangState,
-    TrialEvent,
-    TrialState,
-    next_state,
-)
+from mptune.dispatch.faults import SAME_VERSION, GangLost, GangOverdue, loss_of
+from mptune.dispatch.lifecycle import GangEvent, GangState, TrialEvent, TrialState
 from mptune.dispatch.member import MemberInfo, RemoteMember
 from mptune.dispatch.placement import PlacedGang, Placement, Shape
 from mptune.dispatch.process import Footprint, MemoryGrowth
@@ -102,7 +84,7 @@ class DispatchedTrial:
         return Shape.of(self.spec.resources)
 
     def on(self, event: TrialEvent) -> None:
-        self.state = next_state(TRIAL_TRANSITIONS, self.state, event)
+        self.state = self.state.after(event)
 
 
 @dataclass(eq=False)
@@ -261,9 +243,9 @@ class Gang:
             value = ray.get(ref)
         except RayError as error:
             lost = self._loss(rank, error)
-            if not is_broken_connection(error):
+            if not lost.may_be_symptom:
                 raise lost from error
-            # The other end of the connection may have died: its death would be the better reason.
+            # Another rank may have died: its death would be the better reason.
             self._due.setdefault("symptom", (time.monotonic() + stall.ANSWER_TIMEOUT_S, lost))
             return []
         return handler(value)
@@ -323,7 +305,7 @@ class Gang:
         remove_placement_group(self._group)
 
     def _on(self, event: GangEvent) -> None:
-        self.state = next_state(GANG_TRANSITIONS, self.state, event)
+        self.state = self.state.after(event)
 
     def _expect(self, ref: Ref, rank: int, handler: Handler) -> None:
         self.pending[ref] = rank, handler

@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum, auto
-from typing import TypeVar
+
+
+class IllegalTransition(RuntimeError):
+    """An event that cannot happen in this state."""
+
+    def __init__(self, state: Enum, event: Enum) -> None:
+        super().__init__(f"{type(state).__name__} {state.name} has no transition for {event.name}")
 
 
 class GangState(Enum):
@@ -22,6 +28,16 @@ class GangState(Enum):
     STALLED = auto()  # The trial does nothing; the ranks were asked for their stacks
     FINISHING = auto()  # Rank 0 has ended the trial; other ranks have not
     ENDED = auto()  # Its processes were killed and its resources released
+
+    def after(self, event: GangEvent) -> GangState:
+        """The state after the event.
+
+        Raises:
+            IllegalTransition: `GANG_TRANSITIONS` has no such transition.
+        """
+        if (self, event) not in GANG_TRANSITIONS:
+            raise IllegalTransition(self, event)
+        return GANG_TRANSITIONS[self, event]
 
     @property
     def is_ready(self) -> bool:
@@ -79,6 +95,16 @@ class TrialState(Enum):
     STOPPING = auto()  # It was asked to stop
     ENDED = auto()  # Its last event is reported
 
+    def after(self, event: TrialEvent) -> TrialState:
+        """The state after the event.
+
+        Raises:
+            IllegalTransition: `TRIAL_TRANSITIONS` has no such transition.
+        """
+        if (self, event) not in TRIAL_TRANSITIONS:
+            raise IllegalTransition(self, event)
+        return TRIAL_TRANSITIONS[self, event]
+
 
 class TrialEvent(Enum):
     """What changes the state of a trial."""
@@ -98,26 +124,3 @@ TRIAL_TRANSITIONS: Mapping[tuple[TrialState, TrialEvent], TrialState] = {
     (TrialState.STOPPING, TrialEvent.STOP): TrialState.STOPPING,
     **{(s, TrialEvent.END): TrialState.ENDED for s in TrialState if s is not TrialState.ENDED},
 }
-
-
-class IllegalTransition(RuntimeError):
-    """An event that cannot happen in this state."""
-
-
-State = TypeVar("State", bound=Enum)
-Trigger = TypeVar("Trigger", bound=Enum)
-
-
-def next_state(
-    transitions: Mapping[tuple[State, Trigger], State], state: State, event: Trigger
-) -> State:
-    """The state after the event.
-
-    Raises:
-        IllegalTransition: the table has no such transition.
-    """
-    try:
-        return transitions[state, event]
-    except KeyError:
-        what = f"{type(state).__name__} {state.name} has no transition for {event.name}"
-        raise IllegalTransition(what) from None

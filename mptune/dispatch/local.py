@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 from mptune import plugins
@@ -23,7 +22,6 @@ from mptune.dispatch.base import (
     TrialControl,
     guarded,
 )
-from mptune.dispatch.devices import Machine
 from mptune.dispatch.placement import ClusterNode
 from mptune.dispatch.process import resident_bytes
 from mptune.errors import DispatchError, MptuneError, one_line
@@ -96,11 +94,7 @@ class LocalDispatcher:
 
     def device(self, resources: Resources) -> Device:
         here = ClusterNode("here", resources.cpus_per_worker, resources.gpus_per_worker)
-        return devices.device(resources, [here], {"here": self._machine})
-
-    @cached_property
-    def _machine(self) -> Machine:
-        return devices.this_machine()
+        return devices.device(resources, [here], {"here": devices.this_machine()})
 
     def submit(self, trial: TrialSpec) -> None:
         self._queue.append(trial)

@@ -87,7 +87,7 @@ class GangPool:
 
     def nodes(self) -> Sequence[ClusterNode]:
         """The nodes of the cluster, at most a second old unless its head is away."""
-        if time.monotonic() >= self._nodes_due and not self.cluster.is_away():
+        if time.monotonic() >= self._nodes_due and not self.cluster.head.is_away():
             self.update_nodes()
         return self._nodes
 
@@ -266,7 +266,7 @@ class RayDispatcher:
 
     def device(self, resources: Resources) -> Device:
         nodes = self._pool.nodes()
-        if not self._cluster.is_away():
+        if not self._cluster.head.is_away():
             self._machines = self._cluster.machines([node.id for node in nodes])
         known = [node for node in nodes if node.id in self._machines]
         return devices.device(resources, known, self._machines)
@@ -277,7 +277,7 @@ class RayDispatcher:
     def events(self, timeout_s: float) -> list[Event]:
         until = time.monotonic() + timeout_s
         while True:
-            if self._cluster.is_reachable():
+            if self._cluster.head.is_reachable():
                 with self._cluster.tolerate_absence():
                     self._pool.check_nodes()
                     self._admit()
@@ -313,7 +313,7 @@ class RayDispatcher:
 
     def state(self) -> DispatchState:
         gangs, now = self._pool.gangs.values(), time.monotonic()
-        if not self._cluster.is_away():
+        if not self._cluster.head.is_away():
             for gang in gangs:
                 gang.ask_memory()
         waiting, held, nodes = self._waiting(), self._held(now), self._pool.nodes()
@@ -344,7 +344,7 @@ class RayDispatcher:
 
     def close(self) -> None:
         self._trials.clear()
-        if not self._cluster.is_away():
+        if not self._cluster.head.is_away():
             for gang in list(self._pool.gangs.values()):
                 self._pool.drop(gang, "closed")
             self._request_machines()
@@ -419,7 +419,7 @@ class RayDispatcher:
             DispatchError: it cannot be placed or started.
         """
         while not (gang := self._spare_gang(shape)).state.is_ready:
-            if self._cluster.is_reachable():
+            if self._cluster.head.is_reachable():
                 self._pool.collect(SLICE_S)
                 self._pool.check_nodes()  # it may have to be placed elsewhere
             else:
@@ -448,7 +448,7 @@ class RayDispatcher:
             fits = FreeResources.of(self._pool.nodes()).fits(shape)
             if not fits and time.monotonic() >= give_up:
                 raise DispatchError(f"no room in the cluster for {shape}")
-            if self._cluster.is_reachable():
+            if self._cluster.head.is_reachable():
                 self._request_machines(shape)
             time.sleep(SLICE_S)
         return self._pool.start(shape, placement)

@@ -14,7 +14,6 @@ from mptune.dispatch.lifecycle import (
     IllegalTransition,
     TrialEvent,
     TrialState,
-    next_state,
 )
 
 MACHINES = {
@@ -26,14 +25,14 @@ MACHINES = {
 def gang_after(*events: GangEvent) -> GangState:
     state = GangState.PLACING
     for event in events:
-        state = next_state(GANG_TRANSITIONS, state, event)
+        state = state.after(event)
     return state
 
 
 def trial_after(*events: TrialEvent) -> TrialState:
     state = TrialState.QUEUED
     for event in events:
-        state = next_state(TRIAL_TRANSITIONS, state, event)
+        state = state.after(event)
     return state
 
 
@@ -96,7 +95,7 @@ def test_any_other_transition_raises(kind: str) -> None:
                 with pytest.raises(
                     IllegalTransition, match=rf"{state.name} has no .* {event.name}"
                 ):
-                    next_state(transitions, state, event)
+                    state.after(event)
 
 
 @pytest.mark.parametrize("kind", MACHINES)

@@ -408,7 +408,7 @@ def test_preparing_waits_for_no_head_that_is_lost(dispatcher, tmp_path, monkeypa
         raise DispatchError("the head is away")
 
     monkeypatch.setattr(dispatcher._pool, "gangs", {})
-    monkeypatch.setattr(dispatcher._cluster, "is_reachable", lost)
+    monkeypatch.setattr(dispatcher._cluster.head, "is_reachable", lost)
     if not room:
         full = FreeResources.of([ClusterNode("small", 0.1)])
         monkeypatch.setattr(dispatcher._pool, "free", lambda: full)
