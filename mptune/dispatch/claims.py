@@ -26,7 +26,7 @@ from mptune.dispatch.placement import Shape
 REPEAT_S = 30.0
 """After this time a request is repeated: another driver may have replaced it."""
 
-NOTE = "wish"
+NOTE = "machine-request"
 """Key of the note about the last request."""
 
 
