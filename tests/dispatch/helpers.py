@@ -33,13 +33,13 @@ def until_ended(
 
 
 def until(dispatcher: Dispatcher, kind: type, number: int) -> Any:
-    """The first event of this kind that a trial tells."""
+    """The first event of this kind of this trial."""
     give_up = time.monotonic() + PATIENCE_S
     while time.monotonic() < give_up:
         for event in dispatcher.events(1.0):
             if isinstance(event, kind) and event.number == number:
                 return event
-    raise AssertionError(f"trial {number} told no {kind.__name__}")
+    raise AssertionError(f"trial {number} sent no {kind.__name__}")
 
 
 def ends(events: Sequence[Event]) -> dict[int, Any]:
@@ -56,7 +56,7 @@ def prepare_request(directory: Path, **fields: Any) -> PrepareRequest:
 
 
 class Endless(fakes.FakeWorker):
-    """A worker whose trials go on until they are stopped."""
+    """A worker whose trials run until they are stopped."""
 
     def run(self, trial: TrialSpec, control: Control) -> Iterator[Event]:
         policy = {**trial.policy, "steps": 10**9, "step_s": 0.02}

@@ -1,4 +1,4 @@
-"""Admission under simulated time: who starts when, and that nobody starves or overcommits."""
+"""Admission under simulated time: which trial starts when, without starving or overcommitting."""
 
 from __future__ import annotations
 
@@ -359,7 +359,7 @@ class Promised(Simulation):
         super()._admit()
         if self.promise and self.promise[0] in self.started:
             number, start = self.promise
-            assert self.started[number] <= start, "somebody took its place"
+            assert self.started[number] <= start, "another trial took its place"
         first = next(iter(in_turn(self._waiting())), None)
         if first and (self.promise is None or self.promise[0] != first.number):
             self.promise = first.number, self._room_at(first.shape)

@@ -1,4 +1,4 @@
-"""What others hold of a cluster, from what Ray says is unused."""
+"""What others use of a cluster, computed from what Ray reports as unused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def ours(*placement: str) -> PlacedGang:
 
 
 def amounts(usage: OtherUsage) -> dict[str, tuple[float, float]]:
-    """What admission is told of each node."""
+    """(CPUs, GPUs) that admission sees as used on each node."""
     return {h.placement[0]: (h.shape.cpus, h.shape.gpus) for h in usage.held()}
 
 
@@ -87,7 +87,7 @@ def test_what_waits_for_others_keeps_nobody_waiting_until_its_own_search_is_in_i
 
 
 def test_a_reservation_outlives_the_moment_in_which_a_gang_before_it_leaves_its_place():
-    """Ray lets go of it a little later, so that somebody else seems to be there."""
+    """Ray releases it a little later, so that another program seems to use it."""
     nodes = [ClusterNode("a", 1), ClusterNode("b", 1)]
     large, small = WaitingTrial(1, Shape(2, 1, 0)), WaitingTrial(2, Shape(1, 1, 0), since=1.0)
     on_b, usage = PlacedGang("gang-1", small.shape, ("b",), idle=False), OtherUsage()

@@ -1,4 +1,4 @@
-"""What a worker would have, from what nodes say, without taking anything."""
+"""The device that a worker would get, from what nodes report."""
 
 from __future__ import annotations
 
@@ -100,10 +100,10 @@ def test_gpus_by_nvml(monkeypatch, name):
 
 
 def test_gpus_by_nvidia_smi(monkeypatch):
-    said = SimpleNamespace(stdout="Tesla T4, 15360\nNVIDIA A100-SXM4-80GB, 81920\n")
+    listed = SimpleNamespace(stdout="Tesla T4, 15360\nNVIDIA A100-SXM4-80GB, 81920\n")
     monkeypatch.setattr(devices, "import_module", no_library)
     monkeypatch.setattr(devices, "ray_nvml", lambda: no_library("nvml"))
-    monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: said)
+    monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: listed)
     found = devices.gpus()
     assert [gpu.name for gpu in found] == ["Tesla T4", "NVIDIA A100-SXM4-80GB"]
     assert found[1].bytes == 81920 * 2**20

@@ -88,9 +88,9 @@ def test_a_queued_trial_is_dropped(dispatcher, tmp_path):
     dispatcher.submit(trial(0, tmp_path))
     dispatcher.submit(trial(1, tmp_path))
     dispatcher.stop(1, "pruned")
-    told = ends(until_ended(dispatcher, 0, 1))
-    assert told[1] == Stopped(number=1, reason="pruned", step=0)
-    assert isinstance(told[0], Finished)
+    ended = ends(until_ended(dispatcher, 0, 1))
+    assert ended[1] == Stopped(number=1, reason="pruned", step=0)
+    assert isinstance(ended[0], Finished)
 
 
 def test_a_diverged_trial_keeps_the_worker(dispatcher, tmp_path):

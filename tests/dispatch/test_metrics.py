@@ -98,26 +98,26 @@ def test_a_search_is_scraped_while_it_runs(tmp_path: Path) -> None:
 class Recorder:
     """Stands in for Ray's instruments."""
 
-    said: list[tuple[str, float, dict[str, str]]] = field(default_factory=list)
+    recorded: list[tuple[str, float, dict[str, str]]] = field(default_factory=list)
 
-    def making(self, series: Metric) -> Any:
+    def making(self, metric: Metric) -> Any:
         def note(value: float, tags: dict[str, str]) -> None:
-            self.said.append((series.name, value, tags))
+            self.recorded.append((metric.name, value, tags))
 
         return SimpleNamespace(set=note, inc=note, observe=note)
 
     def of(self, name: str) -> list[tuple[float, dict[str, str]]]:
-        return [(value, tags) for known, value, tags in self.said if known == name]
+        return [(value, tags) for known, value, tags in self.recorded if known == name]
 
 
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     made = Recorder()
-    monkeypatch.setattr(Metric, "make", lambda series: made.making(series))
+    monkeypatch.setattr(Metric, "make", lambda metric: made.making(metric))
     return made
 
 
-def test_gauges_say_what_the_picture_shows(recorder: Recorder) -> None:
+def test_gauges_have_what_the_status_shows(recorder: Recorder) -> None:
     SearchMetrics().publish(standing(gangs=3, queued=2))
     study = {"study": "quickstart"}
     assert recorder.of("mptune_tokens_per_second") == [(31_234.0, study)]
@@ -132,7 +132,7 @@ def test_gauges_say_what_the_picture_shows(recorder: Recorder) -> None:
     assert recorder.of("mptune_best_nats_per_token") == [], "none has finished"
 
 
-def test_counters_count_what_comes_after_the_first_picture(recorder: Recorder) -> None:
+def test_counters_count_what_comes_after_the_first_status(recorder: Recorder) -> None:
     metrics = SearchMetrics()
     metrics.publish(standing(trials=Trials(total=16, complete=5)))  # by earlier drivers
     assert recorder.of("mptune_trials_total") == []
@@ -144,7 +144,7 @@ def test_counters_count_what_comes_after_the_first_picture(recorder: Recorder) -
     assert recorder.of("mptune_trials_total") == counted
 
 
-def test_what_happened_between_two_pictures_is_told_once(recorder: Recorder) -> None:
+def test_what_happened_between_two_statuses_is_counted_once(recorder: Recorder) -> None:
     metrics = SearchMetrics()
     metrics.count(Failed(number=1, reason="stalled", detail=""))
     first = Started(number=1, gang="g", pids=(), total_steps=1, parameters=1)

@@ -161,8 +161,8 @@ def test_a_node_that_joins_is_not_waited_for_and_counts_once_it_has_said(
 def test_a_node_that_has_not_said_yet_is_known_by_its_accelerator(
     dispatcher: RayDispatcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = [{"NodeID": "new", "Resources": {"accelerator_type:A100": 1.0}}]
-    monkeypatch.setattr(ray, "nodes", lambda: said)
+    listed = [{"NodeID": "new", "Resources": {"accelerator_type:A100": 1.0}}]
+    monkeypatch.setattr(ray, "nodes", lambda: listed)
     file = tmp_path / "later"
     monkeypatch.setattr(cluster_module, "ask_machine", lambda _: _said_once.remote(str(file)))
     monkeypatch.setattr(cluster_module, "SURVEY_TIMEOUT_S", 0.0)

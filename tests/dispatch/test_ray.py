@@ -97,22 +97,22 @@ def test_two_ranks_run_every_trial_of_their_gang(dispatcher, tmp_path):
     dispatcher.submit(trial(1, tmp_path, seed=1))
     events = until_ended(dispatcher, 0, 1)
     for number in (0, 1):
-        told, end = started(events)[number], ends(events)[number]
-        assert len(set(told.pids)) == 2
+        runs, end = started(events)[number], ends(events)[number]
+        assert len(set(runs.pids)) == 2
         assert end.result == fakes.result(trial(number, tmp_path, seed=number))
     assert [e.step for e in events if isinstance(e, Progress) and e.number == 0] == [
         4, 8, 12, 16, 20,
     ]  # fmt: skip
 
 
-def test_the_turnaround_is_told(dispatcher, tmp_path):
+def test_the_turnaround_is_reported(dispatcher, tmp_path):
     began = time.monotonic()
     for number in range(3):
         dispatcher.submit(trial(number, tmp_path, resources=whole_machine()))
-    told = started(until_ended(dispatcher, 0, 1, 2))
-    assert told[1].turnaround_s > 0
-    assert told[2].turnaround_s > 0
-    assert told[1].turnaround_s + told[2].turnaround_s < time.monotonic() - began
+    runs = started(until_ended(dispatcher, 0, 1, 2))
+    assert runs[1].turnaround_s > 0
+    assert runs[2].turnaround_s > 0
+    assert runs[1].turnaround_s + runs[2].turnaround_s < time.monotonic() - began
 
 
 def test_a_rung_waits_for_the_driver(dispatcher, tmp_path):
@@ -148,8 +148,8 @@ def test_a_queued_trial_and_one_whose_gang_starts_are_dropped(dispatcher, tmp_pa
     until(dispatcher, GangChanged, 0)
     for number in (0, 1):
         dispatcher.stop(number, "interrupted")
-    told = ends(until_ended(dispatcher, 0, 1))
-    assert [told[n] for n in (0, 1)] == [
+    ended = ends(until_ended(dispatcher, 0, 1))
+    assert [ended[n] for n in (0, 1)] == [
         Stopped(number=n, reason="interrupted", step=0) for n in (0, 1)
     ]
 
@@ -338,8 +338,8 @@ def test_a_result_counts_even_if_another_rank_hangs_after_it(dispatcher, tmp_pat
 def test_a_gang_is_remade_after_its_share_of_trials(dispatcher, tmp_path):
     for number in range(3):
         dispatcher.submit(trial(number, tmp_path, resources=whole_machine(trials_per_gang=2)))
-    told = started(until_ended(dispatcher, 0, 1, 2))
-    assert told[0].pids == told[1].pids != told[2].pids
+    runs = started(until_ended(dispatcher, 0, 1, 2))
+    assert runs[0].pids == runs[1].pids != runs[2].pids
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_a_gang_whose_memory_does_not_come_back_is_remade(dispatcher, tmp_path, 
     for number, megabytes in enumerate([0, 30, 30, 0]):
         dispatcher.submit(trial(number, tmp_path, resources=shape, **{leak: megabytes}))
     events = until_ended(dispatcher, 0, 1, 2, 3)
-    pids = [told.pids for told in started(events).values()]
+    pids = [runs.pids for runs in started(events).values()]
     assert pids[0] == pids[1] == pids[2] != pids[3]
     gone = [e.detail for e in events if isinstance(e, GangChanged) and e.state == "gone"]
     assert re.search(what, gone[-1])
@@ -441,9 +441,9 @@ def status_of(dispatcher: RayDispatcher, name: str) -> GangStatus:
 
 def test_members_are_out_of_the_terminals_reach_and_their_memory_is_known(dispatcher, tmp_path):
     dispatcher.submit(trial(0, tmp_path))
-    told = started(until_ended(dispatcher, 0))[0]
-    assert all(os.getpgid(pid) != os.getpgid(0) for pid in told.pids)
-    while (found := status_of(dispatcher, told.gang).resident_bytes) is None:
+    runs = started(until_ended(dispatcher, 0))[0]
+    assert all(os.getpgid(pid) != os.getpgid(0) for pid in runs.pids)
+    while (found := status_of(dispatcher, runs.gang).resident_bytes) is None:
         dispatcher.events(0.1)
     assert 2 * 10e6 < found < 2 * 1e9
 
@@ -461,7 +461,7 @@ def test_one_ray_per_process(dispatcher):
 
 @contextmanager
 def pinned_gang(node: str) -> Iterator[Gang]:
-    """One that has said nothing yet: nobody has listened."""
+    """A gang whose answers have not been collected."""
     made = Gang("pinned", Shape(1, 0.1, 0), (node,), fakes.FAKE_WORKER, pinned=True)
     try:
         yield made
