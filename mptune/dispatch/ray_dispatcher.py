@@ -167,14 +167,14 @@ class GangPool:
                 continue
             self.outbox += events
             if trial and trial.state is TrialState.ENDED:
-                self._drop_if_worn(gang, trial)
+                self._drop_unless_reusable(gang, trial)
         for gang in list(self.gangs.values()):
             try:
                 gang.check_time()
             except GangLost as overdue:
                 self.lose(gang, overdue)
 
-    def _drop_if_worn(self, gang: Gang, trial: DispatchedTrial) -> None:
+    def _drop_unless_reusable(self, gang: Gang, trial: DispatchedTrial) -> None:
         """End a gang that should run no other trial after this one."""
         number, end, resources = trial.spec.number, trial.reported, trial.spec.resources
         if isinstance(end, Failed) and end.reason not in HARMLESS:
@@ -451,4 +451,5 @@ class RayDispatcher:
             if self._cluster.head.is_reachable():
                 self._request_machines(shape)
             time.sleep(SLICE_S)
+        self._fitted[shape] = time.monotonic()
         return self._pool.start(shape, placement)
