@@ -7,7 +7,7 @@ import pytest
 
 from mptune.lml import GaussianCovariates, LMLPlan, TokenCovariates, estimate_lml, masked_sums
 from mptune.models.oracles import HMM, PPCA
-from tests.simulations import repetitions
+from tests.simulations import FULL, repetitions
 
 REPLICATIONS = repetitions(100, 400)
 # Three binomial standard deviations about 0.95.
@@ -77,7 +77,8 @@ def naive_mean(oracle, tokens, forwards, rng):
 def test_one_forward_is_worth_several_naive_ones(oracle, forwards, at_least):
     tokens, covariates = oracle.sample(512 // forwards, seed=3), covariates_of(oracle)
     truth, rng = oracle.log_marginal(tokens).mean(), np.random.default_rng(0)
-    naive = [naive_mean(oracle, tokens, forwards, rng) - truth for _ in range(150)]
+    times = repetitions(60, 150)
+    naive = [naive_mean(oracle, tokens, forwards, rng) - truth for _ in range(times)]
     ours = [
         estimate_lml(
             oracle.log_prob,
@@ -87,7 +88,8 @@ def test_one_forward_is_worth_several_naive_ones(oracle, forwards, at_least):
             covariates=covariates,
         ).nats_per_sequence
         - truth
-        for seed in range(150)
+        for seed in range(times)
     ]
-    assert np.mean(np.square(naive)) > at_least * np.mean(np.square(ours))
-    assert abs(np.mean(ours)) < 3.5 * np.std(ours) / np.sqrt(150)
+    ratio = np.mean(np.square(naive)) / np.mean(np.square(ours))
+    assert ratio > at_least * (1 if FULL else 0.75)  # few repetitions: known to about a quarter
+    assert abs(np.mean(ours)) < 3.5 * np.std(ours) / np.sqrt(times)
