@@ -1,12 +1,12 @@
-"""What a search looks like now, as its driver tells it: the JSON of `RunDirectory.status`.
+"""The status of a running search: the JSON of `RunDirectory.status`, written by its driver.
 
-Written for the live table, for `mptune status --json` from another terminal, and for metrics: all
-three show the same. Times that lie ahead are predictions, and None where nothing is known yet.
+The live table, `mptune status --json` in another terminal, and the metrics all show this. Times
+that lie in the future are predictions; they are None while there is nothing to predict from.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -14,23 +14,24 @@ from mptune.paths import RunDirectory, write_text
 from mptune.trial import Message, StageName
 
 STALE_S = 15.0
-"""A picture older than this was left by a driver that is dead, or hangs."""
+"""A status older than this was left by a driver that has died or hangs."""
 
 
 class Wait(Message):
-    """Why a queued trial does not run yet."""
+    """Why a queued trial has not started yet."""
 
     kind: Literal["next", "reserved", "no_room", "behind", "no_such_node"] = Field(
-        description="next: it starts now. reserved: the first that must wait, what becomes free is "
-        "kept for it. no_room: as many workers are not free. behind: there is room, but the "
-        "reservation would be delayed. no_such_node: it fits only with nodes that may still join"
+        description="next: it starts now. reserved: it is the first that must wait, and workers "
+        "that become free are kept for it. no_room: too few workers are free. behind: there is "
+        "room, but starting it would delay the reserved trial. no_such_node: it fits only on "
+        "nodes that may still join"
     )
     needs: int = Field(description="workers of its gang")
-    free: int = Field(description="of these, how many would fit now")
+    free: int = Field(description="how many of these could be placed now")
     behind: int | None = Field(None, description="number of the trial that has the reservation")
 
     def words(self) -> str:
-        """In words for people."""
+        """The reason in a few words."""
         match self.kind:
             case "next":
                 return "starts now"
@@ -44,48 +45,52 @@ class Wait(Message):
 
 
 class QueuedTrial(Message):
-    """A trial that waits for room."""
+    """A trial that waits for free workers."""
 
     number: int
-    label: str = Field(description="policy and size in words")
+    policy_label: str
+    size_label: str
     workers: int
     waited_s: float | None = Field(None, description="in the queue so far")
-    starts_in_s: float | None = Field(None, description="if all that run end as predicted")
+    starts_in_s: float | None = Field(None, description="if all running trials end as predicted")
     wait: Wait
 
 
 class GangStatus(Message):
-    """A gang of workers that stands."""
+    """A gang of workers."""
 
     name: str
     workers: int
     cpus_per_worker: float
     gpus_per_worker: float
-    nodes: tuple[str, ...] = Field(description="ids of the nodes that it is on")
+    nodes: tuple[str, ...] = Field(description="ids of its nodes")
     state: Literal["starting", "idle", "busy"]
-    trial: int | None = Field(description="the trial that it runs, or starts for")
-    trials: int = Field(description="that it was given so far")
-    resident_bytes: int | None = Field(description="resident memory of all ranks, if asked yet")
+    trial: int | None = Field(description="number of the trial that it runs or starts for")
+    trials: int = Field(description="number of trials that it was given so far")
+    resident_bytes: int | None = Field(
+        description="resident memory of all ranks; None until it is known"
+    )
 
 
 class RunningTrial(Message):
     """A trial on its gang."""
 
     number: int
-    label: str = Field(description="policy and size in words")
+    policy_label: str
+    size_label: str
     state: Literal["starting", "training", "scoring"] = Field(
-        description="starting: its gang starts, or it sets up"
+        description="starting: its gang starts, or the trial loads data and model"
     )
     workers: int
     progress: float = Field(0.0, description="of training, 0 to 1")
     loss: float | None = Field(None, description="last training loss, nats per masked position")
     tokens_per_s: float | None = None
-    left_s: float | None = Field(None, description="predicted, to its end, scoring included")
-    retries: int = Field(0, description="how often its machine failed it")
+    left_s: float | None = Field(None, description="predicted time to its end, scoring included")
+    retries: int = Field(0, description="restarts after faults of its machine")
 
 
 class Spend(Message):
-    """What the study has used, running trials included, over all resumes; and its budgets."""
+    """What the study has used over all resumes, running trials included, and its budgets."""
 
     seconds: float = Field(description="wall-clock")
     worker_seconds: float
@@ -96,19 +101,23 @@ class Spend(Message):
 
 
 class Forecast(Message):
-    """What will have been used, and when, once the study ends; None is not known."""
+    """What the study will have used when it ends; None where there is no prediction."""
 
-    trials: int = Field(description="that will have ended: fewer than asked for under a budget")
+    trials: int = Field(
+        description="trials that will have ended; fewer than requested if a budget ends the study"
+    )
     worker_seconds: float | None
     gpu_hours: float | None
-    left_s: float | None = Field(description="to the end of the study")
-    limited_by: Literal["budget_seconds", "budget_worker_seconds", "budget_gpu_hours"] | None
+    left_s: float | None = Field(description="time to the end of the study")
+    limited_by: Literal["budget_seconds", "budget_worker_seconds", "budget_gpu_hours"] | None = (
+        Field(description="the budget that will end the study, if one will")
+    )
 
 
 class Trials(Message):
     """Trials of a study by state."""
 
-    total: int = Field(description="that were asked for")
+    total: int = Field(description="number of trials requested")
     complete: int = 0
     pruned: int = 0
     fail: int = 0
@@ -118,64 +127,59 @@ class Trials(Message):
         return self.complete + self.pruned + self.fail
 
 
-class BestTrial(Message):
-    """The finished trial with the highest score."""
-
-    number: int
-    label: str
-    nats_per_token: float
-
-
 class StageEnd(Message):
-    """Where a stage of the search was left that is not driven now."""
+    """The last status of a stage that is not running now."""
 
     trials: Trials
-    best: BestTrial | None
+    best: dict[str, Any] | None = Field(description="as in `Status`")
     spend: Spend
 
 
 class Status(Message):
-    """Where one study of a search stands."""
+    """The status of one study of a search."""
 
     version: Literal[1] = 1
-    time: float = Field(description="when this was so, seconds since 1970")
-    study: str = Field(description="its name in the storage")
+    time: float = Field(description="of this status, seconds since 1970")
+    study: str = Field(description="name of the study in the storage")
     stage: StageName
     driver: str = Field(description="`process PID on HOST`")
-    stopping: bool = Field(description="it was asked to stop; trials write their checkpoints")
+    stopping: bool = Field(description="a stop was requested; trials write their checkpoints")
     trials: Trials
-    best: BestTrial | None
+    best: dict[str, Any] | None = Field(
+        description="`number`, `label` and `nats_per_token` of the finished trial with the "
+        "highest score"
+    )
     running: tuple[RunningTrial, ...]
-    queue: tuple[QueuedTrial, ...] = Field(description="in the order of their turn")
+    queue: tuple[QueuedTrial, ...] = Field(description="in the order in which they will start")
     gangs: tuple[GangStatus, ...]
     spend: Spend
     forecast: Forecast
     metrics: str | None = Field(None, description="URL of the driver's metrics for Prometheus")
     earlier: dict[StageName, StageEnd] = Field(
-        default_factory=dict, description="stages of the same search that were driven before"
+        default_factory=dict, description="stages of the same search that ran before"
     )
 
     def stages(self) -> dict[StageName, StageEnd]:
-        """All stages that were driven, this one included."""
+        """All stages that have run, this one included."""
         here = StageEnd(trials=self.trials, best=self.best, spend=self.spend)
         return {**self.earlier, self.stage: here}
 
     def age_s(self, now: float) -> float:
-        """Seconds since this was so; `now` in seconds since 1970."""
+        """Age of this status; `now` in seconds since 1970."""
         return max(0.0, now - self.time)
 
     def in_flight(self, number: int) -> bool:
-        """Whether the trial runs or waits to."""
+        """Whether the trial runs or is queued."""
         return number in {t.number for t in self.running} | {t.number for t in self.queue}
 
 
 def write(run: RunDirectory, status: Status) -> None:
-    """Replace the picture in the run directory; readers see the last one or this one."""
+    """Replace the status file of the run; a reader sees the old one or the new one, whole."""
     write_text(run.status, status.model_dump_json(indent=2) + "\n")
 
 
 def read(run: RunDirectory) -> Status | None:
-    """The last picture that a driver left, however old; None if there is none that can be read."""
+    """The last status that a driver wrote, however old; None if there is no readable one."""
     try:
         return Status.model_validate_json(run.status.read_text(encoding="utf-8"))
     except (OSError, ValidationError):

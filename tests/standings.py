@@ -15,18 +15,18 @@ from mptune.status import (
     Wait,
 )
 
-LABEL = "uniform · modernbert 64×2"
+LABELS = {"policy_label": "uniform", "size_label": "modernbert 64×2"}
 
 
 def running(number: int) -> RunningTrial:
-    return RunningTrial(number=number, label=LABEL, state="training", workers=2,
+    return RunningTrial(number=number, **LABELS, state="training", workers=2,
                         progress=0.5, loss=2.345, tokens_per_s=31_234.0, left_s=125)  # fmt: skip
 
 
 def waiting(number: int, kind: str = "reserved", starts_in_s: float | None = 185) -> QueuedTrial:
     behind = 3 if kind == "behind" else None
     wait = Wait(kind=kind, needs=4, free=2, behind=behind)  # type: ignore[arg-type]
-    return QueuedTrial(number=number, label=LABEL, workers=4, waited_s=50,
+    return QueuedTrial(number=number, **LABELS, workers=4, waited_s=50,
                        starts_in_s=starts_in_s, wait=wait)  # fmt: skip
 
 

@@ -97,7 +97,7 @@ class _Found:
         return {
             "search": _states(search or _nothing(self.spec.search.trials)),
             "comparison": _states(compared or _nothing(self._runs)) if self._runs else None,
-            "best": search.best.model_dump() if search and search.best else None,
+            "best": search.best if search else None,
             "spent": _spent(search or _nothing(0)),
         }
 

@@ -127,7 +127,14 @@ class LocalDispatcher:
     def state(self) -> DispatchState:
         wait = Wait(kind="no_room", needs=1, free=0)
         queue = [
-            QueuedTrial(number=t.number, label=t.label, workers=1, wait=wait) for t in self._queue
+            QueuedTrial(
+                number=t.number,
+                policy_label=t.policy_label,
+                size_label=t.size_label,
+                workers=1,
+                wait=wait,
+            )
+            for t in self._queue
         ]
         gang = GangStatus(
             name=GANG,

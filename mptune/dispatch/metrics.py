@@ -130,7 +130,7 @@ def _gauges(status: Status) -> Iterator[tuple[Metric, float, str]]:
     training = [t for t in status.running if t.state == "training"]
     yield TOKENS, sum(t.tokens_per_s or 0.0 for t in training), ""
     if status.best:
-        yield BEST, status.best.nats_per_token, ""
+        yield BEST, status.best["nats_per_token"], ""
     for of, part in ((_SPEND, status.spend), (_FORECAST, status.forecast)):
         for name, metric in of.items():
             if (value := getattr(part, name)) is not None:

@@ -325,7 +325,8 @@ class RayDispatcher:
             queue.append(
                 QueuedTrial(
                     number=number,
-                    label=trial.spec.label,
+                    policy_label=trial.spec.policy_label,
+                    size_label=trial.spec.size_label,
                     workers=trial.shape.workers,
                     waited_s=now - trial.since,
                     starts_in_s=None if start is None else max(0.0, start - now),

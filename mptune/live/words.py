@@ -27,7 +27,7 @@ def running_table(running: Sequence[RunningTrial]) -> Table:
     for trial in running:
         table.add_row(
             str(trial.number),
-            Text(trial.label),
+            Text(f"{trial.policy_label} · {trial.size_label}"),
             f"{trial.progress:.0%}",
             "" if trial.loss is None else f"{trial.loss:.3f}",
             "" if trial.tokens_per_s is None else count(trial.tokens_per_s),

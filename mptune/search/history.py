@@ -13,7 +13,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from mptune.status import BestTrial, Trials
+from mptune.status import Trials
 from mptune.study.attributes import ENDED, has_failed
 
 
@@ -34,7 +34,8 @@ class History:
     waiting: set[int] = field(default_factory=set)
     twins: dict[str, int] = field(default_factory=dict)
     """Fingerprint of each finished trial that was trained: its number."""
-    best: BestTrial | None = None
+    best: dict[str, Any] | None = None
+    """Its `number`, `label` and `nats_per_token`."""
 
     @classmethod
     def of(cls, study: optuna.Study) -> History:
@@ -67,9 +68,9 @@ class History:
         """A trial has finished, with this score in nats per token."""
         self.ended += 1
         self.repeated += "same_as" in attrs
-        if self.best is None or value > self.best.nats_per_token:
+        if self.best is None or value > self.best["nats_per_token"]:
             label = attrs.get("label", "")
-            self.best = BestTrial(number=number, label=label, nats_per_token=value)
+            self.best = {"number": number, "label": label, "nats_per_token": value}
         if "fingerprint" in attrs and "same_as" not in attrs:
             self.twins.setdefault(attrs["fingerprint"], number)
 

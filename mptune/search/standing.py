@@ -101,7 +101,8 @@ class Watched:
     def _running(self, flight: InFlight, now: float) -> RunningTrial:
         return RunningTrial(
             number=flight.spec.number,
-            label=flight.spec.label,
+            policy_label=flight.spec.policy_label,
+            size_label=flight.spec.size_label,
             workers=flight.spec.resources.workers,
             retries=flight.retries,
             left_s=self._left_s(flight.spec, now),

@@ -60,7 +60,7 @@ def test_a_resume_counts_what_was_before(
     assert first.trials.complete >= 2
     assert first.best is not None
     assert before.best is not None
-    assert first.best.nats_per_token >= before.best.nats_per_token
+    assert first.best["nats_per_token"] >= before.best["nats_per_token"]
     assert first.spend.worker_seconds >= before.spend.worker_seconds
 
 
