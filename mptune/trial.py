@@ -102,6 +102,10 @@ class TrialSpec(Message):
         anyhow = {"training": training, "resources": Resources()}
         return self.model_copy(update=anyhow).fingerprint()
 
+    def run_key(self) -> str:
+        """Hash that all seeds of an arm share, under whatever name they were queued."""
+        return self.model_copy(update={"seed": 0, "rungs": ()}).course()
+
     def fingerprint(self) -> str:
         """Hash of what determines the numbers: two trials with the same one have equal results."""
         names = {"study", "number", "policy_label", "size_label"}
@@ -287,6 +291,16 @@ class Trial(Message):
     def nats_per_token(self) -> float:
         """Its LML estimate in nats per token; NaN without a result."""
         return self.result.lml.nats_per_token if self.result else math.nan
+
+    def require_result(self) -> TrialResult:
+        """The result of a finished trial.
+
+        Raises:
+            ValueError: it has none.
+        """
+        if self.result is None:
+            raise ValueError(f"trial {self.number} has no result")
+        return self.result
 
 
 StopReason = Literal["pruned", "interrupted", "preempted"]

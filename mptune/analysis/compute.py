@@ -14,7 +14,7 @@ Shape suffixes: S seeds, R rungs (the end of training the last), N sequences, Z 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal, TypeAlias
@@ -23,7 +23,7 @@ import numpy as np
 from pydantic import Field
 
 from mptune.analysis.crossed import Array, estimate, joint_noise
-from mptune.trial import LearningPoint, Message
+from mptune.trial import LearningPoint, Message, Trial
 
 Unit: TypeAlias = Literal["tokens", "flops", "seconds"]
 
@@ -87,6 +87,36 @@ class Curves:
         """What it had cost at each rung, [R]: the mean over seeds."""
         mean_R: Array = self.cost_SR[unit].mean(0)
         return mean_R
+
+
+def curves_of(
+    name: str, trials: Sequence[Trial], scores: Callable[[Trial], Mapping[str, Array]]
+) -> Curves | None:
+    """Learning curves of the trials that were scored at the same rungs; None if there are none.
+
+    `scores` gives the stored scores of a trial, `at_rungs` [R, N] among them.
+    """
+    learned = [
+        (trial.seed, trial.result.learning, z_RN)
+        for trial in trials
+        if trial.seed is not None and trial.result is not None and trial.result.learning
+        if len(z_RN := scores(trial).get("at_rungs", np.zeros(0))) == len(trial.result.learning)
+    ]
+    alike = [row for row in learned if row[2].shape == learned[0][2].shape]
+    if not alike:
+        return None
+    z_SRN, first = np.stack([z_RN for _, _, z_RN in alike]), alike[0][1]
+    return Curves(
+        name=name,
+        seeds=tuple(seed for seed, _, _ in alike),
+        nats_per_sequence_SRN=z_SRN,
+        cost_SR={
+            unit: np.array([[float(getattr(p, unit)) for p in points] for _, points, _ in alike])
+            for unit in UNITS
+        },
+        progress_R=tuple(point.progress for point in first),
+        tokens_per_sequence=float(z_SRN[0, 0].mean()) / first[0].nats_per_token,
+    )
 
 
 def mean_curve(curves: Curves) -> tuple[LearningPoint, ...]:

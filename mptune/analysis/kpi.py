@@ -21,7 +21,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from textwrap import shorten
@@ -32,7 +31,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy.special import ndtri, stdtrit
 
-from mptune.trial import KpiValue, Message
+from mptune.analysis.ranking import loss_at
+from mptune.trial import KpiValue, Message, Trial
 
 FloatArray: TypeAlias = NDArray[np.float64]
 Predictor: TypeAlias = Literal["lml", "loss"]
@@ -138,54 +138,43 @@ def _short(words: str) -> str:
 # --- correlating -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Judged:
-    """One finished trial by both scores and by the KPI.
-
-    Attributes:
-        trial: its number.
-        lml: nats per token.
-        loss: at 15 % masking, nats per masked position; None if it was not recorded.
-        kpi: what the user's function said.
-    """
-
-    trial: int
-    lml: float
-    loss: float | None
-    kpi: KpiValue
-
-
-def kpi_report(name: str, found: Sequence[Judged], higher_is_better: bool = True) -> KpiReport:
-    """The KPI over finished trials, and which score predicts it better.
+def kpi_report(
+    name: str, trials: Sequence[Trial], higher_is_better: bool = True
+) -> KpiReport | None:
+    """The KPI over finished trials, and which score predicts it better; None without trials.
 
     Args:
         name: of the function.
-        found: the trials on which it ran.
+        trials: those without a KPI are left out, as are trials that took over another's result.
         higher_is_better: whether a higher KPI is a better one.
     """
-    valued = [t for t in found if t.kpi.value is not None]
+    measured = [
+        (trial, trial.kpi, trial.result)
+        for trial in trials
+        if trial.kpi and trial.result and trial.state == "COMPLETE" and trial.same_as is None
+    ]
+    if not measured:
+        return None
     sign = 1.0 if higher_is_better else -1.0
-    kpi_n = np.array([sign * (t.kpi.value or 0.0) for t in valued])
-    scores = _scores(valued)
-    best = max(valued, key=lambda t: sign * (t.kpi.value or 0.0), default=None)
+    valued = [(t, sign * k.value, result) for t, k, result in measured if k.value is not None]
+    kpi_n = np.array([value for _, value, _ in valued])
+    # What may predict the KPI, [n] each, higher is better; the loss only if all trials have it.
+    scores: dict[Predictor, FloatArray] = {
+        "lml": np.array([result.lml.nats_per_token for _, _, result in valued])
+    }
+    losses = [loss for _, _, result in valued if (loss := loss_at(result, 0.15)) is not None]
+    if len(losses) == len(valued):
+        scores["loss"] = -np.array(losses)
+    best = max(valued, key=lambda row: row[1], default=None)
     return KpiReport(
         name=name,
         higher_is_better=higher_is_better,
         trials=len(valued),
-        failed=len(found) - len(valued),
+        failed=len(measured) - len(valued),
         correlations=tuple(_correlations(scores, kpi_n)),
         **_better(scores, kpi_n),
-        best_trial=None if best is None else best.trial,
+        best_trial=None if best is None else best[0].number,
     )
-
-
-def _scores(valued: Sequence[Judged]) -> dict[Predictor, FloatArray]:
-    """What may predict the KPI, [n] each, higher is better; the loss only if all trials have it."""
-    scores: dict[Predictor, FloatArray] = {"lml": np.array([t.lml for t in valued])}
-    losses = [t.loss for t in valued if t.loss is not None]
-    if len(losses) == len(valued):
-        scores["loss"] = -np.array(losses)
-    return scores
 
 
 def _correlations(scores: dict[Predictor, FloatArray], kpi_n: FloatArray) -> Iterator[Correlation]:

@@ -1,4 +1,4 @@
-"""`Report`: the results of one study as plain values, and the ranking of its trials.
+"""`Report`: the results of one study as plain values, made from its trials and their scores.
 
 A `Report` survives `model_dump_json` and `model_validate_json`. The views (HTML, Markdown, JSON,
 terminal) read nothing else.
@@ -6,65 +6,31 @@ terminal) read nothing else.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
+import numpy as np
 from pydantic import Field
 
-from mptune.analysis import Difference, Selection
-from mptune.analysis.compute import EquivalentCompute
-from mptune.analysis.kpi import KpiReport
-from mptune.analysis.robustness import Robustness
-from mptune.analysis.selection import SearchSelection
-from mptune.analysis.sizes import BySize
-from mptune.trial import LearningPoint, LMLScore, Message, Prepared, Trial, TrialResult
+from mptune.analysis.comparison import Asked, ComparisonReport, Scores, comparison_report
+from mptune.analysis.kpi import KpiReport, kpi_report
+from mptune.analysis.ranking import ranking
+from mptune.analysis.robustness import Robustness, robustness
+from mptune.analysis.selection import SearchSelection, select_trial
+from mptune.analysis.sizes import BySize, by_size
+from mptune.errors import InputError
+from mptune.spec.schema import SearchSpec, build
+from mptune.trial import Message, Prepared, Trial, TrialResult, TrialSpec
 
-SCHEMA_VERSION = 2
-"""Of report.json; raised when a key changes its meaning or goes away."""
-
-
-class ArmRun(Message):
-    """One training seed of an arm."""
-
-    seed: int
-    result: TrialResult
-
-
-class ArmRow(Message):
-    """One arm of the comparison, over its seeds."""
-
-    name: str
-    policy: dict[str, Any] = Field(default_factory=dict)
-    policy_label: str = ""
-    size_label: str = ""
-    runs: tuple[ArmRun, ...] = ()
-    failures: int = Field(0, description="runs that ended without a result")
-    learning: tuple[LearningPoint, ...] = Field(
-        (), description="mean over seeds, the end included; its se carries both noises"
-    )
-
-
-class ComparisonReport(Message):
-    """Named arms over paired seeds, and what comparing them said."""
-
-    baseline: str
-    level: float = 0.95
-    arms: tuple[ArmRow, ...]
-    differences: tuple[Difference, ...] = Field(
-        (), description="each other arm against the baseline; empty while a pair is missing"
-    )
-    selection: tuple[Selection, ...] = ()
-    compute: tuple[EquivalentCompute, ...] = Field(
-        (), description="baseline and challengers, both ways, in every unit; empty without rungs"
-    )
+PROFILE_STEPS, PROFILE_LENGTH = 16, 512
+"""Steps of progress, and most positions, of the mask rates that a report shows."""
 
 
 class TotalSpend(Message):
     """What the whole study took, its comparison included."""
 
-    trials: int = Field(0, description="runs that were trained, whatever became of them")
+    trials: int = Field(0, description="runs that were trained, in whatever state they ended")
     tokens: int = Field(0, description="positions processed in training")
     flops: float = 0.0
     worker_s: float = Field(0.0, description="seconds of work, times the workers of each trial")
@@ -83,7 +49,7 @@ class Report(Message):
     """Everything that a report shows."""
 
     study: str
-    data: str = Field(description="the data in one line of words")
+    data: str = Field(description="the data in one line of text")
     prepared: Prepared | None = None
     trials: tuple[Trial, ...] = ()
     comparison: ComparisonReport | None = None
@@ -103,25 +69,82 @@ class Report(Message):
     created: str = Field("", description="time of the report, ISO 8601")
 
 
-@dataclass(frozen=True)
-class Outcomes:
-    """How the trials of the search ended, or the runs of the arms where nothing was searched."""
+def build_report(
+    spec: SearchSpec,
+    prepared: Prepared | None,
+    *,
+    searched: Sequence[Trial],
+    confirmed: Sequence[Trial] = (),
+    compared: Sequence[Trial] = (),
+    asked: Asked | None = None,
+    scores: Scores,
+    extrapolate_to: Sequence[float] | None = None,
+    importances: Mapping[str, float] | None = None,
+    wall_s: float | None = None,
+    command: str = "",
+    versions: Mapping[str, str] | None = None,
+    created: str = "",
+) -> Report:
+    """The results of a study.
 
-    all: int
-    finished: int
-    failed: int
-    pruned: int
-
-    @classmethod
-    def of(cls, report: Report) -> Outcomes:
-        """Counted from the report."""
-        if report.trials:
-            states = [t.state for t in report.trials]
-            finished = sum(t.finished for t in report.trials)
-            return cls(len(states), finished, states.count("FAIL"), states.count("PRUNED"))
-        arms = report.comparison.arms if report.comparison else ()
-        finished, failed = sum(len(arm.runs) for arm in arms), sum(arm.failures for arm in arms)
-        return cls(finished + failed, finished, failed, 0)
+    Args:
+        prepared: of the search; None before the data are prepared.
+        searched, confirmed, compared: the trials of the three stages, in order of number; those
+            of the search with their KPI.
+        asked: the comparison that was run last.
+        scores: the stored per-sequence scores of a trial.
+        extrapolate_to: sizes at which the laws over size are evaluated; default: the spec's.
+        importances: dimension -> its share of the score, largest first.
+        wall_s: seconds that drivers have run.
+        command: what replays the study.
+        versions: of the packages installed here; those of the first result take precedence.
+        created: time of the report, ISO 8601.
+    """
+    arms = asked.arms(compared) if asked else {}
+    by_worst = spec.search.choose_by == "worst_domain"
+    trained = [
+        trial
+        for trial in (*searched, *confirmed, *compared)
+        if trial.state not in ("WAITING", "RUNNING") and trial.same_as is None
+    ]
+    results = [trial.result for trial in trained if trial.result is not None]
+    named = {}
+    if prepared is not None:
+        # Strip directories from paths: a report is shared with other people.
+        named = {"table": Path(prepared.table).name, "plan": Path(prepared.plan).name}
+    return Report(
+        study=spec.name,
+        data=prepared.description if prepared else build("data", spec.data).words(),
+        prepared=prepared.model_copy(update=named) if prepared else None,
+        trials=tuple(
+            trial.model_copy(update={"mask_rates": mask_rates(trial.spec)})
+            for trial in searched
+            if trial.state != "WAITING"
+        ),
+        comparison=comparison_report(asked, compared, prepared, scores),
+        selection=select_trial(searched, confirmed, arms, prepared, scores, by_worst),
+        by_size=by_size(
+            (*searched, *compared),
+            spec.search.extrapolate_to if extrapolate_to is None else extrapolate_to,
+        ),
+        robustness=robustness(ranking(searched), arms, by_worst),
+        kpi=kpi_report(spec.score.kpi, searched, spec.score.kpi_higher_is_better)
+        if spec.score.kpi
+        else None,
+        spend=spend(results, trials=len(trained), wall_s=wall_s),
+        importance=tuple(
+            Importance(
+                name=name,
+                share=share,
+                trials=sum(t.state == "COMPLETE" and name in t.params for t in searched),
+            )
+            for name, share in (importances or {}).items()
+        ),
+        plan_hash=prepared.plan_hash if prepared else "",
+        versions={**(versions or {}), **(results[0].versions if results else {})},
+        commands=(command,),
+        created=created,
+    )
 
 
 def spend(
@@ -138,124 +161,43 @@ def spend(
     )
 
 
-@dataclass(frozen=True)
-class Ranked:
-    """A finished trial in its place.
+def mask_rates(spec: TrialSpec | None) -> tuple[tuple[float, float, float], ...]:
+    """Quantile 0.05, mean and quantile 0.95 of the trial's mask rate at steps of progress.
 
-    Attributes:
-        place: 1 is the best.
-        nats_per_token: its LML estimate.
-        half_width: of the 95 % interval over new held-out sequences and masks, nats per token.
-            Trials are scored on the same sequences and masks, so that a difference between two
-            is more certain than their intervals suggest.
+    Empty without a spec, and where the policy is a plugin that is not installed here.
     """
-
-    place: int
-    trial: Trial
-    result: TrialResult
-    nats_per_token: float
-    half_width: float
-
-    @property
-    def bits_per_byte(self) -> float | None:
-        return self.result.lml.bits_per_byte
-
-    @property
-    def parameters(self) -> int:
-        return self.trial.parameters or self.result.cost.parameters
-
-
-def half_width(lml: LMLScore) -> float:
-    """Half of the 95 % interval over the population of sequences, in nats per token."""
-    from scipy.special import stdtrit
-
-    if not lml.nats_per_token or lml.sequences < 2:
-        return math.nan
-    tokens_per_sequence = lml.nats_per_sequence / lml.nats_per_token
-    return float(stdtrit(lml.sequences - 1, 0.975)) * lml.se_population / tokens_per_sequence
-
-
-def ranking(trials: Sequence[Trial]) -> list[Ranked]:
-    """Finished trials by LML in nats per token, best first; the same point counts once."""
-    first: dict[str, tuple[Trial, TrialResult]] = {}
-    for trial in trials:
-        if trial.finished and trial.result is not None:
-            first.setdefault(trial.result.fingerprint, (trial, trial.result))
-    rows = list(first.values())
-    rows.sort(key=lambda row: (-row[1].lml.nats_per_token, row[0].number))
-    return [
-        Ranked(place, trial, result, result.lml.nats_per_token, half_width(result.lml))
-        for place, (trial, result) in enumerate(rows, start=1)
-    ]
-
-
-@dataclass(frozen=True)
-class Shift:
-    """One trial on one held-out distribution.
-
-    Attributes:
-        nats_per_token: its LML estimate there, and the half-width of its 95 % interval.
-        drop: how much lower that is than at home; its half-width takes the two as independent.
-    """
-
-    domain: str
-    nats_per_token: float
-    half_width: float
-    drop: float
-    drop_half_width: float
-
-
-def shifts(row: Ranked) -> list[Shift]:
-    """A trial on every domain, in the spec's order."""
+    if spec is None:
+        return ()
+    length = min(spec.prepared.length, PROFILE_LENGTH)
+    try:
+        policy = build("policy", spec.policy)
+    except InputError:
+        return ()
+    rates_M = np.arange(1, length + 1) / length
     found = []
-    for name, lml in row.result.lml_shift.items():
-        half = half_width(lml)
-        found.append(
-            Shift(
-                domain=name,
-                nats_per_token=lml.nats_per_token,
-                half_width=half,
-                drop=row.nats_per_token - lml.nats_per_token,
-                drop_half_width=math.hypot(half, row.half_width),
-            )
-        )
-    return found
+    for step in range(PROFILE_STEPS):
+        q_M = policy.pmf(length, (step + 0.5) / PROFILE_STEPS)
+        below, above = np.searchsorted(q_M.cumsum(), (0.05, 0.95)).clip(0, length - 1)
+        found.append((float(rates_M[below]), float(rates_M @ q_M), float(rates_M[above])))
+    return tuple(found)
 
 
-def policy_kind(trial: Trial | ArmRow) -> str:
-    """What trials are grouped by: the kind of policy, with fixed 15 % a kind of its own."""
-    if is_fixed_15(trial.policy):
-        return "fixed 15 %"
-    return str(trial.policy.get("kind", trial.policy_label))
+@dataclass(frozen=True)
+class Outcomes:
+    """How the trials of the search ended, or those of the arms where nothing was searched."""
 
+    all: int
+    finished: int
+    failed: int
+    pruned: int
 
-def best_per_policy(ranked: Sequence[Ranked]) -> list[Ranked]:
-    """The best trial of each kind of policy, best first."""
-    best: dict[str, Ranked] = {}
-    for row in ranked:
-        best.setdefault(policy_kind(row.trial), row)
-    return list(best.values())
-
-
-def loss_at(result: TrialResult, rate: float) -> float | None:
-    """Loss at one mask rate in nats per masked position, or None if it was not recorded."""
-    return next((r.loss for r in result.rates if math.isclose(r.rate, rate)), None)
-
-
-def accuracy_at(result: TrialResult, rate: float) -> float | None:
-    """Share of masked positions predicted exactly at one mask rate, if it was recorded."""
-    return next((r.accuracy for r in result.rates if math.isclose(r.rate, rate)), None)
-
-
-def is_fixed_15(policy: dict[str, Any]) -> bool:
-    """The habit that the study questions: a fixed rate of 15 %."""
-    return policy.get("kind") == "fixed" and math.isclose(float(policy.get("rate", 0)), 0.15)
-
-
-def is_accumulated(policy: dict[str, Any]) -> bool:
-    """Training on the LML itself: uniform counts, every count with the same total weight."""
-    return (
-        policy.get("kind") == "uniform"
-        and (policy.get("low", 0.0), policy.get("high", 1.0)) == (0.0, 1.0)
-        and policy.get("reduction") != "token_mean"
-    )
+    @classmethod
+    def of(cls, report: Report) -> Outcomes:
+        """Counted from the report."""
+        trials = report.trials
+        if not trials and report.comparison is not None:
+            arms = report.comparison.arms.values()
+            trials = tuple(t for arm in arms for t in arm if t.result or t.state == "FAIL")
+        states = [trial.state for trial in trials]
+        finished = sum(trial.finished for trial in trials)
+        return cls(len(trials), finished, states.count("FAIL"), states.count("PRUNED"))

@@ -26,8 +26,13 @@ import numpy as np
 from pydantic import Field
 
 from mptune.analysis.arms import ArmScores, selection_probabilities
+from mptune.analysis.comparison import Arms, Scores, arm_scores, scores_of_arms
 from mptune.analysis.crossed import Array, estimate
-from mptune.trial import Message
+from mptune.analysis.intervals import half_width
+from mptune.analysis.ranking import ranking
+from mptune.analysis.robustness import worst_domain
+from mptune.errors import NoResultError
+from mptune.trial import Message, Prepared, Trial
 
 
 class Confirmation(Message):
@@ -46,8 +51,7 @@ class Confirmation(Message):
 class Candidate(Message):
     """One finished trial of the search, as something to choose."""
 
-    trial: int
-    label: str
+    trial: int = Field(description="its number")
     nats_per_token: float = Field(description="its score in the search")
     shrunken: float = Field(
         description="what to expect of it, nats per token: drawn to the mean of all candidates as "
@@ -76,15 +80,6 @@ class SearchSelection(Message):
     overturned: bool = Field(
         False, description="the recommended one was not the search's best: confirming changed it"
     )
-
-
-@dataclass(frozen=True, eq=False)
-class Scored:
-    """A finished trial of the search; all of them on the same sequences in the same order."""
-
-    trial: int
-    label: str
-    nats_per_sequence_N: Array
 
 
 @dataclass(frozen=True)
@@ -121,161 +116,201 @@ SEED_VARIANCES = 32
 """Equally probable values of the seed variance, given its estimate, that draws are shared among."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Posterior:
-    """Of the candidates' true scores, nats per sequence, as draws of their deviations."""
+def _posterior(
+    z_AN: Array, noise: SeedNoise | None, draws: int, seed: int
+) -> tuple[Array, Array, Array]:
+    """The candidates' true scores in nats per sequence, given the observed ones.
 
-    mean_A: Array
-    se_A: Array
-    drawn_ZA: Array
-
-    @classmethod
-    def of(cls, z_AN: Array, noise: SeedNoise | None, draws: int, seed: int) -> _Posterior:
-        rng, (A, n) = np.random.default_rng(seed), z_AN.shape
-        x_A, sigma_AA = z_AN.mean(1), np.atleast_2d(np.cov(z_AN)) / n
-        # Contrasts that the sequences' noise leaves uncorrelated; training noise is alike in all.
-        contrast_AB = _helmert(A)
-        noise_B, turn_BB = np.linalg.eigh(contrast_AB.T @ sigma_AA @ contrast_AB)
-        axes_AB = contrast_AB @ turn_BB
-        x_B = x_A @ axes_AB
-        means, variances, drawn = [], [], []
-        for variance in _seed_variances(noise):
-            total_B = noise_B + variance
-            tau2 = max(0.0, float((x_B**2 - total_B).mean())) if A > 1 else 0.0
-            keep_B = tau2 / np.maximum(tau2 + total_B, 1e-300)
-            spread_B = tau2 * (1 - keep_B)
-            normal_ZB = rng.standard_normal((draws // SEED_VARIANCES, A - 1))
-            means.append(x_A.mean() + axes_AB @ (keep_B * x_B))
-            variances.append(axes_AB**2 @ spread_B)
-            drawn.append(means[-1] + normal_ZB * np.sqrt(spread_B) @ axes_AB.T)
-        shared = float(z_AN.mean(0).var(ddof=1)) / n
-        spread_A = np.mean(variances, 0) + np.var(means, 0) + shared
-        return cls(np.mean(means, 0), np.sqrt(spread_A), np.concatenate(drawn))
-
-    def probability(self) -> Array:
-        """That each is the best, [A]."""
-        best_Z = self.drawn_ZA.argmax(1)
-        return np.bincount(best_Z, minlength=self.drawn_ZA.shape[1]) / len(best_Z)
-
-    def regret(self) -> Array:
-        """Expected loss by choosing each, [A]."""
-        lost_A: Array = (self.drawn_ZA.max(1, keepdims=True) - self.drawn_ZA).mean(0)
-        return lost_A
-
-
-def _seed_variances(noise: SeedNoise | None) -> Array:
-    """Quantiles of variance * df / chi² with df degrees of freedom."""
+    Returns:
+        Mean [A], standard deviation [A], and draws of the deviations from what all share [Z, A].
+    """
+    from scipy.linalg import helmert
     from scipy.special import chdtri
 
-    if noise is None:
-        return np.zeros(SEED_VARIANCES)
-    above = 1 - (np.arange(SEED_VARIANCES) + 0.5) / SEED_VARIANCES
-    found: Array = noise.variance * noise.degrees / chdtri(noise.degrees, above)
-    return found
+    rng, (A, n) = np.random.default_rng(seed), z_AN.shape
+    x_A, sigma_AA = z_AN.mean(1), np.atleast_2d(np.cov(z_AN)) / n
+    # Contrasts that the sequences' noise leaves uncorrelated; training noise is alike in all.
+    contrast_AB = helmert(A).T
+    noise_B, turn_BB = np.linalg.eigh(contrast_AB.T @ sigma_AA @ contrast_AB)
+    axes_AB = contrast_AB @ turn_BB
+    x_B = x_A @ axes_AB
+    seed_variances = np.zeros(SEED_VARIANCES)
+    if noise is not None:
+        # Quantiles of variance * df / chi², the distribution of the variance given its estimate.
+        above = 1 - (np.arange(SEED_VARIANCES) + 0.5) / SEED_VARIANCES
+        seed_variances = noise.variance * noise.degrees / chdtri(noise.degrees, above)
+    means, variances, drawn = [], [], []
+    for variance in seed_variances:
+        total_B = noise_B + variance
+        tau2 = max(0.0, float((x_B**2 - total_B).mean())) if A > 1 else 0.0
+        keep_B = tau2 / np.maximum(tau2 + total_B, 1e-300)
+        spread_B = tau2 * (1 - keep_B)
+        normal_ZB = rng.standard_normal((draws // SEED_VARIANCES, A - 1))
+        means.append(x_A.mean() + axes_AB @ (keep_B * x_B))
+        variances.append(axes_AB**2 @ spread_B)
+        drawn.append(means[-1] + normal_ZB * np.sqrt(spread_B) @ axes_AB.T)
+    shared = float(z_AN.mean(0).var(ddof=1)) / n
+    spread_A = np.mean(variances, 0) + np.var(means, 0) + shared
+    return np.mean(means, 0), np.sqrt(spread_A), np.concatenate(drawn)
 
 
-def _helmert(A: int) -> Array:
-    """Orthonormal contrasts of A values, [A, A - 1]."""
-    from scipy.linalg import helmert
+def select_trial(
+    searched: Sequence[Trial],
+    confirmed: Sequence[Trial],
+    arms: Arms,
+    prepared: Prepared | None,
+    scores: Scores,
+    by_worst: bool = False,
+) -> SearchSelection | None:
+    """The choice among the finished trials of a search; None if none is scored.
 
-    found: Array = helmert(A).T
-    return found
+    Args:
+        searched: the trials of the search.
+        confirmed: trials that repeat some of them with fresh seeds.
+        arms: the trials of each arm of a comparison, which tell the noise of training seeds, too.
+        prepared: of the search; None before the data are prepared.
+        scores: the stored per-sequence scores of a trial.
+        by_worst: choose by the worst domain, where there are domains.
+    """
+    ranked = ranking(searched)
+    if prepared is None:
+        return None
+    found = ((trial.number, scores(trial).get("nats_per_sequence")) for trial in ranked)
+    nats = {number: nats_N for number, nats_N in found if nats_N is not None}
+    if not nats:
+        return None
+    again: dict[int, list[Trial]] = {}
+    for trial in confirmed:
+        if (number := repeated_trial(trial)) is not None:
+            again.setdefault(number, []).append(trial)
+    fresh = {
+        number: arm
+        for number, trials in again.items()
+        if (arm := arm_scores(f"trial {number}", trials, prepared, scores)) is not None
+    }
+    worst: dict[int, float] = {}
+    for trial in ranked if by_worst else ():
+        results = [t.result for t in again.get(trial.number, ()) if t.result is not None]
+        lowest = worst_domain(results or [trial.require_result()])
+        if lowest is not None:
+            worst[trial.number] = lowest[1]
+    return search_selection(
+        nats,
+        prepared.heldout_tokens / prepared.heldout_sequences,
+        seed_noise([list(fresh.values()), scores_of_arms(arms, prepared, scores)]),
+        fresh,
+        worst or None,
+    )
+
+
+def recommended(selection: SearchSelection | None, searched: Sequence[Trial]) -> Trial:
+    """The trial to adopt: the selected one, else the one with the highest LML.
+
+    Raises:
+        NoResultError: no trial has finished.
+    """
+    ranked = ranking(searched)
+    if not ranked:
+        raise NoResultError("no trial has finished, so there is nothing to recommend")
+    number = selection.recommended if selection else ranked[0].number
+    return next((trial for trial in ranked if trial.number == number), ranked[0])
+
+
+def repeated_trial(trial: Trial) -> int | None:
+    """Number of the search's trial that a trial of the confirmation trains again.
+
+    Trials that were queued before `repeats` was stored have it in the name of their arm only.
+    """
+    if trial.repeats is not None or trial.arm is None:
+        return trial.repeats
+    word, _, number = trial.arm.partition(" ")
+    return int(number) if word == "trial" and number.isdigit() else None
 
 
 def search_selection(
-    scored: Sequence[Scored],
+    scores: Mapping[int, Array],
     tokens_per_sequence: float,
     noise: SeedNoise | None = None,
-    confirmed: Sequence[ArmScores] = (),
+    confirmed: Mapping[int, ArmScores] | None = None,
     worst: Mapping[int, float] | None = None,
     draws: int = 6400,
     seed: int = 0,
 ) -> SearchSelection:
     """The choice among the finished trials of a search.
 
-    `confirmed` are the scores of fresh trainings on a fresh plan, each named `trial N`; where there
-    are at least two with a seed in common, the best of those is recommended, and else the best of
-    the search. `worst` has the score that decides instead, by number of the trial: that of its
-    worst domain.
+    Args:
+        scores: number of each trial -> nats per sequence, [N], the same sequences for all.
+        tokens_per_sequence: mean number of observed positions per sequence.
+        noise: of training seeds; None leaves evaluation noise only.
+        confirmed: number of a trial -> its scores with fresh seeds on a fresh plan. If at least
+            two share a seed, the best of those is recommended, else the best of the search.
+        worst: number of a trial -> its score at its worst domain, which decides instead.
 
     Raises:
-        ValueError: nothing is scored.
+        ValueError: `scores` is empty.
     """
-    if not scored:
+    if not scores:
         raise ValueError("no trial is scored, so there is nothing to choose")
-    z_AN = np.stack([trial.nats_per_sequence_N for trial in scored])
-    posterior = _Posterior.of(z_AN, noise, draws, seed)
-    again = _confirmations(confirmed, z_AN.mean(1), scored, tokens_per_sequence)
-    rows = zip(
-        scored,
-        z_AN.mean(1),
-        posterior.mean_A,
-        posterior.se_A,
-        posterior.probability(),
-        posterior.regret(),
-        strict=True,
-    )
+    z_AN = np.stack(list(scores.values()))
+    mean_A, se_A, drawn_ZA = _posterior(z_AN, noise, draws, seed)
+    best_Z = drawn_ZA.argmax(1)
+    probability_A = np.bincount(best_Z, minlength=len(z_AN)) / len(best_Z)
+    regret_A = (drawn_ZA.max(1, keepdims=True) - drawn_ZA).mean(0)
+    searched = {number: float(x) for number, x in zip(scores, z_AN.mean(1), strict=True)}
+    again = _confirmations(confirmed or {}, searched, tokens_per_sequence)
+    rows = zip(searched.items(), mean_A, se_A, probability_A, regret_A, strict=True)
     candidates = [
         Candidate(
-            trial=trial.trial,
-            label=trial.label,
-            nats_per_token=float(x) / tokens_per_sequence,
+            trial=number,
+            nats_per_token=x / tokens_per_sequence,
             shrunken=float(mean) / tokens_per_sequence,
-            half_width=1.96 * float(se) / tokens_per_sequence,
+            half_width=half_width(float(se)) / tokens_per_sequence,
             probability=float(probability),
             expected_regret=float(regret) / tokens_per_sequence,
-            confirmation=again.get(trial.trial),
+            confirmation=again.get(number),
         )
-        for trial, x, mean, se, probability, regret in rows
+        for (number, x), mean, se, probability, regret in rows
     ]
     candidates.sort(key=lambda c: (-c.nats_per_token, c.trial))
-    recommended = _recommended(candidates, worst)
-    chosen_by: Literal["search", "confirmation"] = "confirmation" if again else "search"
-    return SearchSelection(
-        candidates=tuple(candidates),
-        recommended=recommended.trial,
-        chosen_by=chosen_by if worst is None else "worst_domain",
-        seed_sd=noise.variance**0.5 / tokens_per_sequence if noise else None,
-        seed_runs=noise.runs if noise else 0,
-        overturned=recommended is not candidates[0],
-    )
 
-
-def _recommended(candidates: Sequence[Candidate], worst: Mapping[int, float] | None) -> Candidate:
-    """Of the confirmed ones if there are any; the earlier in the ranking of equals."""
-
-    def score(c: Candidate) -> float:
+    def deciding(c: Candidate) -> float:
         if worst is not None:
             return worst.get(c.trial, -math.inf)
         return c.confirmation.nats_per_token if c.confirmation else c.nats_per_token
 
-    return max([c for c in candidates if c.confirmation] or candidates, key=score)
+    # Of equals `max` takes the first, which is the better one in the search.
+    chosen = max([c for c in candidates if c.confirmation] or candidates, key=deciding)
+    chosen_by: Literal["search", "confirmation"] = "confirmation" if again else "search"
+    return SearchSelection(
+        candidates=tuple(candidates),
+        recommended=chosen.trial,
+        chosen_by=chosen_by if worst is None else "worst_domain",
+        seed_sd=noise.variance**0.5 / tokens_per_sequence if noise else None,
+        seed_runs=noise.runs if noise else 0,
+        overturned=chosen is not candidates[0],
+    )
 
 
 def _confirmations(
-    confirmed: Sequence[ArmScores],
-    x_A: Array,
-    scored: Sequence[Scored],
-    tokens_per_sequence: float,
+    confirmed: Mapping[int, ArmScores], searched: Mapping[int, float], tokens_per_sequence: float
 ) -> dict[int, Confirmation]:
-    """By number of the trial; empty unless at least two can be held against each other."""
-    known = {
-        f"trial {trial.trial}": (trial.trial, float(x))
-        for trial, x in zip(scored, x_A, strict=True)
-    }
-    arms = [arm for arm in confirmed if arm.name in known]
-    common = set.intersection(*(set(arm.seeds) for arm in arms)) if arms else set()
+    """By number of the trial; empty unless at least two can be compared.
+
+    `searched` has the score of every trial in the search, nats per sequence.
+    """
+    arms = {number: arm for number, arm in confirmed.items() if number in searched}
+    common = set.intersection(*(set(arm.seeds) for arm in arms.values())) if arms else set()
     if len(arms) < 2 or not common:
         return {}
     found = {}
-    for arm, selection in zip(arms, selection_probabilities(arms), strict=True):
-        number, searched = known[arm.name]
+    chances = selection_probabilities(list(arms.values()))
+    for (number, arm), selection in zip(arms.items(), chances, strict=True):
         mean = estimate(arm.nats_per_sequence_SN)
         found[number] = Confirmation(
             nats_per_token=mean.mean / arm.tokens_per_sequence,
             half_width=mean.half_width(0.05) / arm.tokens_per_sequence,
             seeds=len(arm.seeds),
-            optimism=searched / tokens_per_sequence - mean.mean / arm.tokens_per_sequence,
+            optimism=searched[number] / tokens_per_sequence - mean.mean / arm.tokens_per_sequence,
             probability=selection.probability,
             expected_regret=selection.expected_regret / arm.tokens_per_sequence,
         )

@@ -19,7 +19,7 @@ Shape suffixes: R rows, P coefficients, Z draws.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,7 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from mptune.trial import Message
+from mptune.analysis.intervals import half_width
+from mptune.analysis.ranking import ACCUMULATED, FIXED_15, is_accumulated, is_fixed_15
+from mptune.trial import Message, Trial
 
 Array = NDArray[np.float64]
 
@@ -105,27 +107,36 @@ class BySize(Message):
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One score of one training run.
+class _Row:
+    """What one training run, or one difference of two runs, adds to a law.
 
     Attributes:
-        run: names the run; its scores at several budgets share its noise.
-        policy: what is compared: `fixed 15 %`, `accumulated`, or the policy's kind.
-        kind: of the policy; best rates are sought within one kind.
+        parameters: of the model.
+        scores: level (training progress, 1 at the end) -> (positions trained on, nats per token).
+            They share the noise of the run.
         rate: mean mask rate.
-        seed: of training; runs with the same one are paired.
-        level: training progress, 1 at the end.
     """
 
-    run: str
-    policy: str
-    kind: str
-    rate: float
     parameters: int
-    seed: int
-    level: float
-    tokens: float
-    nats_per_token: float
+    scores: Mapping[float, tuple[float, float]]
+    rate: float = math.nan
+
+
+def _row(trial: Trial) -> _Row:
+    """A finished trial with its score at the end, and at the rungs before."""
+    result = trial.require_result()
+    scores = {
+        round(point.progress, 2): (float(point.tokens), point.nats_per_token)
+        for point in result.learning
+        if point.progress < 1
+    }
+    scores[1.0] = float(result.cost.tokens), result.lml.nats_per_token
+    return _Row(result.cost.parameters, scores, _rate(trial))
+
+
+def _rate(trial: Trial) -> float:
+    fixed = trial.policy.get("kind") == "fixed"
+    return float(trial.policy["rate"] if fixed else trial.require_result().mean_mask_rate)
 
 
 class NoLaw(Exception):
@@ -133,19 +144,23 @@ class NoLaw(Exception):
 
 
 def by_size(
-    measured: Sequence[Measured],
+    trials: Sequence[Trial],
     extrapolate_to: Sequence[float] = (),
     draws: int = 4000,
     seed: int = 0,
 ) -> BySize | None:
-    """Both laws, as far as they can be fitted; None with fewer than two sizes."""
-    if len({m.parameters for m in measured}) < 2:
+    """Both laws, as far as they can be fitted; None with fewer than two sizes.
+
+    Trials that did not finish, and those that took over another's result, are left out.
+    """
+    used = [t for t in trials if t.result and t.state == "COMPLETE" and t.same_as is None]
+    if len({_row(trial).parameters for trial in used}) < 2:
         return None
     laws: dict[str, SizeLaw | None] = {}
     reasons = {}
     for name, fit in (("best_rate", _best_rate), ("gap", _gap)):
         try:
-            laws[name], reasons[name] = fit(measured, extrapolate_to, draws, seed), ""
+            laws[name], reasons[name] = fit(used, extrapolate_to, draws, seed), ""
         except NoLaw as error:
             laws[name], reasons[name] = None, str(error)
     return BySize(
@@ -187,29 +202,6 @@ class _Fit:
         return np.vstack([self.mean_P, self.drawn_ZP])
 
 
-@dataclass(frozen=True, eq=False)
-class _Runs:
-    """One row for each run: its mean over the budgets, and its slope over them.
-
-    Attributes:
-        first: the score of each run at its first budget, for what does not change.
-        slope_R: change of the score with b; None with one budget.
-    """
-
-    first: tuple[Measured, ...]
-    mean_R: Array
-    slope_R: Array | None
-
-    @classmethod
-    def of(cls, used: Sequence[Measured], scale: _Scale) -> _Runs:
-        by_run = {m.run: m for m in reversed(used)}
-        score = {(m.run, m.level): m.nats_per_token for m in used}
-        y_RL = np.array([[score[run, level] for level, _ in scale.levels] for run in by_run])
-        b_L = np.array([scale.b(tokens) for _, tokens in scale.levels])
-        slope_R = y_RL @ b_L / (b_L @ b_L) if scale.several else None
-        return cls(tuple(by_run.values()), y_RL.mean(1), slope_R)
-
-
 def _interval(value_Z: Array) -> tuple[float, float, float]:
     """The estimate, which comes first, and the 95 % interval of the draws."""
     low, high = np.quantile(value_Z[1:], (0.025, 0.975), method="nearest")
@@ -218,29 +210,34 @@ def _interval(value_Z: Array) -> tuple[float, float, float]:
 
 @dataclass(frozen=True, eq=False)
 class _Scale:
-    """n and b of sizes and budgets."""
+    """n and b of sizes and budgets.
+
+    Attributes:
+        levels: (training progress, positions) of the budgets that every row has.
+    """
 
     N0: float
     B0: float
     levels: tuple[tuple[float, float], ...]
-    """(progress, positions) of the budgets that every run has."""
 
     @classmethod
-    def of(cls, used: Sequence[Measured]) -> _Scale:
-        per_run = [{m.level for m in used if m.run == run} for run in {m.run for m in used}]
-        levels = sorted(set.intersection(*per_run))
-        tokens = {v: float(np.mean([m.tokens for m in used if m.level == v])) for v in levels}
-        sizes = [math.log(m.parameters) for m in used]
+    def of(cls, rows: Sequence[_Row]) -> _Scale:
+        levels = sorted(set.intersection(*(set(row.scores) for row in rows)))
+        tokens = {v: float(np.mean([row.scores[v][0] for row in rows])) for v in levels}
+        sizes = [math.log(row.parameters) for row in rows for _ in row.scores]
         budgets = [math.log(tokens[v]) for v in levels]
         n0, b0 = math.exp(np.mean(sizes)), math.exp(np.mean(budgets))
         return cls(n0, b0, tuple(tokens.items()))
 
+    def mean_and_slope(self, rows: Sequence[_Row]) -> tuple[Array, Array | None]:
+        """Each row's mean over the budgets, and its change with b; None with one budget."""
+        y_RL = np.array([[row.scores[level][1] for level, _ in self.levels] for row in rows])
+        b_L = np.array([self.b(tokens) for _, tokens in self.levels])
+        return y_RL.mean(1), y_RL @ b_L / (b_L @ b_L) if self.several else None
+
     @property
     def several(self) -> bool:
         return len(self.levels) > 1
-
-    def has(self, m: Measured) -> bool:
-        return any(m.level == level for level, _ in self.levels)
 
     def n(self, parameters: float) -> float:
         return math.log(parameters / self.N0)
@@ -257,7 +254,7 @@ def _law(
     what: Literal["best rate", "gap"],
     of: str,
     form: str,
-    used: Sequence[Measured],
+    rows: Sequence[_Row],
     scale: _Scale,
     named: Sequence[tuple[str, Array]],
     points: Sequence[SizePoint],
@@ -265,7 +262,7 @@ def _law(
     extrapolate_to: Sequence[float],
 ) -> SizeLaw:
     """A law from its coefficients and from its values at (N, B), estimate first, then draws."""
-    sizes = [m.parameters for m in used]
+    sizes = [row.parameters for row in rows]
     ends = [*sizes, *extrapolate_to]
 
     def at(parameters: float, tokens: float) -> LawValue:
@@ -290,7 +287,7 @@ def _law(
             Extrapolation(at=at(N, last), beyond=max(1.0, N / max(sizes), min(sizes) / N))
             for N in extrapolate_to
         ),
-        runs=len({m.run for m in used}),
+        runs=len(rows),
         size_matters=slope.low > 0 or slope.high < 0,
     )
 
@@ -299,24 +296,25 @@ def _law(
 
 
 def _best_rate(
-    measured: Sequence[Measured], extrapolate_to: Sequence[float], draws: int, seed: int
+    trials: Sequence[Trial], extrapolate_to: Sequence[float], draws: int, seed: int
 ) -> SizeLaw:
-    kind = _searched_kind(measured)
-    used = [m for m in measured if m.kind == kind]
-    scale = _Scale.of(used)
-    used = [m for m in used if scale.has(m)]
-    runs, rng = _Runs.of(used, scale), np.random.default_rng(seed)
-    sizes = sorted({m.parameters for m in used})
-    level_RS = np.array([[float(m.parameters == N) for N in sizes] for m in runs.first])
-    x_R = np.array([_logit(m.rate) for m in runs.first])
-    n_R = np.array([scale.n(m.parameters) for m in runs.first])
+    kind = _searched_kind(trials)
+    rows = [_row(trial) for trial in trials if trial.policy["kind"] == kind]
+    scale, rng = _Scale.of(rows), np.random.default_rng(seed)
+    points = _points(scale, rows, _best_tried)
+    rows.reverse()  # least squares sums from the last row on; the order decides the last digit
+    mean_R, slope_R = scale.mean_and_slope(rows)
+    sizes = sorted({row.parameters for row in rows})
+    level_RS = np.array([[float(row.parameters == N) for N in sizes] for row in rows])
+    x_R = np.array([_logit(row.rate) for row in rows])
+    n_R = np.array([scale.n(row.parameters) for row in rows])
     terms_R3 = np.column_stack([x_R, x_R**2, x_R * n_R])
-    fit = _Fit.of(np.hstack([level_RS, terms_R3]), runs.mean_R, draws, rng)
+    fit = _Fit.of(np.hstack([level_RS, terms_R3]), mean_R, draws, rng)
     d_Z, e_Z, f_Z = fit.all[:, len(sizes) :].T
     g_Z = np.zeros_like(d_Z)
-    if runs.slope_R is not None:
+    if slope_R is not None:
         x_RP = np.column_stack([level_RS, x_R])
-        g_Z = _Fit.of(x_RP, runs.slope_R, draws, rng).all[:, -1]
+        g_Z = _Fit.of(x_RP, slope_R, draws, rng).all[:, -1]
     if e_Z[0] >= 0 or (e_Z[1:] >= 0).mean() > MOST_UPWARD:
         raise NoLaw("the score does not fall on both sides of a best rate within the rates tried")
     down_Z = e_Z < 0
@@ -331,16 +329,16 @@ def _best_rate(
         "best rate",
         kind,
         scale.words("logit r"),
-        used,
+        rows,
         scale,
         [(name, value_Z[down_Z]) for name, value_Z in named[: 3 if scale.several else 2]],
-        list(_best_tried(used)),
+        points,
         value,
         extrapolate_to,
     )
 
 
-def _searched_kind(measured: Sequence[Measured]) -> str:
+def _searched_kind(trials: Sequence[Trial]) -> str:
     """The kind of policy with the most rates at two sizes or more; fixed rates first.
 
     Raises:
@@ -348,10 +346,12 @@ def _searched_kind(measured: Sequence[Measured]) -> str:
     """
 
     def rates(kind: str) -> int:
-        own = [m for m in measured if m.kind == kind]
-        return len({round(m.rate, 3) for m in own}) if len({m.parameters for m in own}) > 1 else 0
+        own = [_row(trial) for trial in trials if trial.policy["kind"] == kind]
+        sizes = {row.parameters for row in own}
+        return len({round(row.rate, 3) for row in own}) if len(sizes) > 1 else 0
 
-    kinds = sorted({m.kind for m in measured}, key=lambda k: (k != "fixed", -rates(k), k))
+    found = {str(trial.policy["kind"]) for trial in trials}
+    kinds = sorted(found, key=lambda k: (k != "fixed", -rates(k), k))
     enough = [kind for kind in kinds if rates(kind) >= 3]
     if not enough:
         raise NoLaw("needs one kind of policy at three rates or more, and at two sizes or more")
@@ -363,12 +363,25 @@ def _logit(rate: float) -> float:
     return math.log(inside / (1 - inside))
 
 
-def _best_tried(used: Sequence[Measured]) -> Iterator[SizePoint]:
-    """The best rate that was run in each cell."""
-    for parameters, level in sorted({(m.parameters, m.level) for m in used}):
-        cell = [m for m in used if (m.parameters, m.level) == (parameters, level)]
-        best = max(cell, key=lambda m: m.nats_per_token)
-        yield SizePoint(parameters=parameters, tokens=best.tokens, value=best.rate, runs=len(cell))
+def _points(
+    scale: _Scale,
+    rows: Sequence[_Row],
+    make: Callable[[Sequence[_Row], float], SizePoint],
+) -> list[SizePoint]:
+    """What `make` makes of the rows of each size at each budget that all rows have."""
+    return [
+        make([row for row in rows if row.parameters == parameters], level)
+        for parameters in sorted({row.parameters for row in rows})
+        for level, _ in scale.levels
+    ]
+
+
+def _best_tried(rows: Sequence[_Row], level: float) -> SizePoint:
+    """The best rate that was run."""
+    best = max(rows, key=lambda row: row.scores[level][1])
+    return SizePoint(
+        parameters=best.parameters, tokens=best.scores[level][0], value=best.rate, runs=len(rows)
+    )
 
 
 def _expit(x_Z: Array) -> Array:
@@ -378,27 +391,25 @@ def _expit(x_Z: Array) -> Array:
 
 # --- the gap -----------------------------------------------------------------------------------
 
-BASELINE, ACCUMULATED = "fixed 15 %", "accumulated"
-
 
 def _gap(
-    measured: Sequence[Measured], extrapolate_to: Sequence[float], draws: int, seed: int
+    trials: Sequence[Trial], extrapolate_to: Sequence[float], draws: int, seed: int
 ) -> SizeLaw:
-    pairs = list(_pairs(measured, lambda m: m.policy == ACCUMULATED))
-    of = f"{ACCUMULATED} - {BASELINE}"
-    if len({p.parameters for p in pairs}) < 2:
-        pairs, of = list(_pairs(measured, lambda m: True)), f"best - {BASELINE}"
-    if len({p.parameters for p in pairs}) < 2:
-        raise NoLaw(f"needs {BASELINE} beside another policy at two sizes or more, seed by seed")
-    scale = _Scale.of(pairs)
-    pairs = [p for p in pairs if scale.has(p)]
-    runs, rng = _Runs.of(pairs, scale), np.random.default_rng(seed)
-    n_R = np.array([scale.n(p.parameters) for p in runs.first])
-    a_Z, s_Z = _Fit.of(np.column_stack([np.ones_like(n_R), n_R]), runs.mean_R, draws, rng).all.T
+    rows = _gaps(trials, lambda trial: is_accumulated(trial.policy))
+    of = f"{ACCUMULATED} - {FIXED_15}"
+    if len({row.parameters for row in rows}) < 2:
+        rows, of = _gaps(trials, lambda trial: True), f"best - {FIXED_15}"
+    if len({row.parameters for row in rows}) < 2:
+        raise NoLaw(f"needs {FIXED_15} beside another policy at two sizes or more, seed by seed")
+    scale, rng = _Scale.of(rows), np.random.default_rng(seed)
+    points = _points(scale, rows, _mean_gap)
+    rows.reverse()  # as in `_best_rate`
+    mean_R, slope_R = scale.mean_and_slope(rows)
+    n_R = np.array([scale.n(row.parameters) for row in rows])
+    a_Z, s_Z = _Fit.of(np.column_stack([np.ones_like(n_R), n_R]), mean_R, draws, rng).all.T
     coefficients = [a_Z, s_Z]
-    if runs.slope_R is not None:
-        ones_R1 = np.ones((len(n_R), 1))
-        coefficients.append(_Fit.of(ones_R1, runs.slope_R, draws, rng).all[:, 0])
+    if slope_R is not None:
+        coefficients.append(_Fit.of(np.ones((len(n_R), 1)), slope_R, draws, rng).all[:, 0])
 
     def value(parameters: float, tokens: float) -> Array:
         terms = (1.0, scale.n(parameters), scale.b(tokens))
@@ -407,43 +418,47 @@ def _gap(
         return found
 
     named = list(zip("ast", coefficients, strict=False))
-    form = scale.words("gap")
-    points = list(_mean_gaps(pairs))
-    return _law("gap", of, form, pairs, scale, named, points, value, extrapolate_to)
+    return _law("gap", of, scale.words("gap"), rows, scale, named, points, value, extrapolate_to)
 
 
-def _pairs(
-    measured: Sequence[Measured], challenger: Callable[[Measured], bool]
-) -> Iterator[Measured]:
-    """Differences to the baseline at the same size, budget and seed, of the best challenger."""
-    keys = sorted({(m.parameters, m.seed, m.level) for m in measured})
-    for parameters, seed, level in keys:
-        cell = [m for m in measured if (m.parameters, m.seed, m.level) == (parameters, seed, level)]
-        base = [m.nats_per_token for m in cell if m.policy == BASELINE]
-        others = [m for m in cell if m.policy != BASELINE and challenger(m)]
-        if base and others:
-            best = max(others, key=lambda m: m.nats_per_token)
-            gap = best.nats_per_token - float(np.mean(base))
-            values = {**vars(best), "run": f"{parameters}/{seed}", "nats_per_token": gap}
-            yield Measured(**values)
+def _gaps(trials: Sequence[Trial], challenger: Callable[[Trial], bool]) -> list[_Row]:
+    """Differences to fixed 15 % at the same size, seed and budget, of the best challenger."""
+    cells: dict[tuple[int, int], list[Trial]] = {}
+    for trial in trials:
+        parameters = trial.require_result().cost.parameters
+        cells.setdefault((parameters, trial.seed or 0), []).append(trial)
+    found = []
+    for (parameters, _), cell in sorted(cells.items(), key=lambda item: item[0]):
+        base = [_row(trial).scores for trial in cell if is_fixed_15(trial.policy)]
+        others = [
+            _row(trial).scores
+            for trial in cell
+            if not is_fixed_15(trial.policy) and challenger(trial)
+        ]
+        gaps = {}
+        for level in sorted({level for scores in others for level in scores}):
+            means = [scores[level][1] for scores in base if level in scores]
+            if means:
+                best = max(
+                    (scores[level] for scores in others if level in scores), key=lambda s: s[1]
+                )
+                gaps[level] = best[0], best[1] - float(np.mean(means))
+        if gaps:
+            found.append(_Row(parameters, gaps))
+    return found
 
 
-def _mean_gaps(pairs: Sequence[Measured]) -> Iterator[SizePoint]:
-    """The mean over seeds in each cell, with Student's interval where there are two or more."""
-    from scipy.special import stdtrit
-
-    for parameters, level in sorted({(p.parameters, p.level) for p in pairs}):
-        cell = [p for p in pairs if (p.parameters, p.level) == (parameters, level)]
-        gaps = np.array([p.nats_per_token for p in cell])
-        half = math.nan
-        if len(gaps) > 1:
-            half = float(stdtrit(len(gaps) - 1, 0.975) * gaps.std(ddof=1) / math.sqrt(len(gaps)))
-        mean, known = float(gaps.mean()), math.isfinite(half)
-        yield SizePoint(
-            parameters=parameters,
-            tokens=cell[0].tokens,
-            value=mean,
-            low=mean - half if known else None,
-            high=mean + half if known else None,
-            runs=2 * len(gaps),
-        )
+def _mean_gap(rows: Sequence[_Row], level: float) -> SizePoint:
+    """The mean over seeds, with Student's interval where there are two or more."""
+    gaps = np.array([row.scores[level][1] for row in rows])
+    mean, half = float(gaps.mean()), None
+    if len(gaps) > 1:
+        half = half_width(float(gaps.std(ddof=1)), len(gaps) - 1) / math.sqrt(len(gaps))
+    return SizePoint(
+        parameters=rows[0].parameters,
+        tokens=rows[0].scores[level][0],
+        value=mean,
+        low=None if half is None else mean - half,
+        high=None if half is None else mean + half,
+        runs=2 * len(gaps),
+    )

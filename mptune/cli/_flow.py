@@ -6,6 +6,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from rich.console import Console
@@ -91,8 +92,8 @@ def answer(console: Console, evidence: Report, run: RunDirectory, as_json: bool,
         console.print(say("terminal.written"))
         for path in shown(written):
             console.print(f"  {path}", soft_wrap=True)
-    runs = [r for arm in evidence.comparison.arms for r in arm.runs] if evidence.comparison else []
-    if not runs and not any(t.finished for t in evidence.trials):
+    arms = evidence.comparison.arms.values() if evidence.comparison else ()
+    if not any(trial.finished for trial in (*evidence.trials, *chain(*arms))):
         raise NoResultError("no trial finished; see the reasons above")
     return 0
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from mptune.analysis.intervals import half_width
+
 if TYPE_CHECKING:
     from mptune.tools.score import ModelScore, Options, Race
 
@@ -112,15 +114,16 @@ def _model_words(found: dict[str, Any]) -> str:
         f"(95 % interval {low:.4f} to {high:.4f})",
         f"                    {found['nats_per_sequence']:.2f} nats per sequence, "
         f"{found['bits_per_byte']:.4f} bits per byte",
-        f"  loss at 15 %      {loss['nats_per_token']:.4f} ± {1.96 * loss['se']:.4f} nats per "
-        f"masked token: flatters the model by {found['bias_of_scoring_at_15_nats_per_token']:.4f}",
-        f"  pseudo-log-lik.   {pseudo['nats_per_token']:.4f} ± {1.96 * pseudo['se']:.4f} nats per "
-        "token (M = 1; not a likelihood)",
+        f"  loss at 15 %      {loss['nats_per_token']:.4f} ± {half_width(loss['se']):.4f} "
+        "nats per masked token: flatters the model by "
+        f"{found['bias_of_scoring_at_15_nats_per_token']:.4f}",
+        f"  pseudo-log-lik.   {pseudo['nats_per_token']:.4f} ± {half_width(pseudo['se']):.4f} "
+        "nats per token (M = 1; not a likelihood)",
     ]
     if found["order_gap_nats"]:
         gap = found["order_gap_nats"]
         lines.append(
-            f"  order gap         {gap['rms']:.3f} ± {1.96 * gap['se']:.3f} nats between two "
+            f"  order gap         {gap['rms']:.3f} ± {half_width(gap['se']):.3f} nats between two "
             "orders of a pair (0 for one joint distribution)"
         )
     reached = "" if found["target_reached"] else f"; {_what_lacks(found)}"

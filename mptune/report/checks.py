@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from mptune.analysis.comparison import ComparisonReport
 from mptune.analysis.kpi import Correlation, KpiReport
-from mptune.analysis.results import ArmRow, ComparisonReport, Outcomes, Ranked, Report
+from mptune.analysis.results import Outcomes, Report
 from mptune.analysis.robustness import RobustnessRow
 from mptune.report.language import Language
 from mptune.report.words import minus
-from mptune.trial import TrialResult
+from mptune.trial import Trial, TrialResult
 
 MIN_FORWARDS = 100
 """Below this many forwards an interval is not to be trusted (racing experiments)."""
@@ -46,7 +47,7 @@ class Case:
 
     report: Report
     results: Sequence[TrialResult]
-    best: Ranked | None
+    best: Trial | None
     say: Language
 
 
@@ -54,12 +55,13 @@ Checker: TypeAlias = Callable[[Case], Iterator[Check]]
 
 
 def checklist(
-    report: Report, best: Ranked | None, ranked: Sequence[Ranked], say: Language
+    report: Report, best: Trial | None, ranked: Sequence[Trial], say: Language
 ) -> Iterator[Check]:
     """Every check that applies, in order."""
     yield _finished(report, say)
-    runs = [run.result for arm in _arms(report.comparison) for run in arm.runs]
-    results = [row.result for row in ranked] or ([] if report.trials else runs)
+    results = [trial.require_result() for trial in ranked]
+    if not report.trials:
+        results = _results_of_arms(report.comparison)
     if not results:
         return
     case = Case(report, results, best, say)
@@ -104,14 +106,15 @@ def _data(case: Case) -> Iterator[Check]:
 def _plan(case: Case) -> Iterator[Check]:
     report = case.report
     results = [t.result for t in report.trials if t.result is not None]
-    results += [r.result for a in _arms(report.comparison) for r in a.runs]
+    results += _results_of_arms(report.comparison)
     hashes = {result.lml.plan_hash for result in results} | {report.plan_hash}
     one = len(hashes) == 1
     yield Check(one, case.say("check.one_plan" if one else "check.other_plan"))
 
 
-def _arms(comparison: ComparisonReport | None) -> Sequence[ArmRow]:
-    return comparison.arms if comparison else ()
+def _results_of_arms(comparison: ComparisonReport | None) -> list[TrialResult]:
+    arms = comparison.arms.values() if comparison else ()
+    return [trial.result for arm in arms for trial in arm if trial.result is not None]
 
 
 def _forwards(case: Case) -> Iterator[Check]:
@@ -188,7 +191,7 @@ def _row_of(case: Case) -> RobustnessRow | None:
     rows = case.report.robustness.rows if case.report.robustness else ()
     if case.best is None:
         return None
-    number = case.best.trial.number
+    number = case.best.number
     return next((r for r in rows if r.trial == number), None)
 
 

@@ -16,9 +16,13 @@ from pydantic import Field
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from mptune.analysis.results import SCHEMA_VERSION, Report
+from mptune.analysis.intervals import lml_half_width
+from mptune.analysis.results import Report
 from mptune.report.findings import Findings, findings
 from mptune.trial import Message
+
+SCHEMA_VERSION = 2
+"""Of report.json; raised when a key changes its meaning or goes away."""
 
 
 class Recommended(Message):
@@ -97,14 +101,14 @@ def document(report: Report) -> Document:
         recommended=_recommended(found),
         ranking=tuple(
             Place(
-                place=row.place,
-                trial=row.trial.number,
-                label=row.trial.label,
-                nats_per_token=row.nats_per_token,
-                half_width=row.half_width,
-                bits_per_byte=row.bits_per_byte,
+                place=place,
+                trial=trial.number,
+                label=trial.label,
+                nats_per_token=trial.nats_per_token,
+                half_width=lml_half_width(trial.require_result().lml),
+                bits_per_byte=trial.require_result().lml.bits_per_byte,
             )
-            for row in found.ranked
+            for place, trial in enumerate(found.ranked, start=1)
         ),
         findings=_findings(found),
         input=report,
@@ -133,7 +137,7 @@ def _recommended(found: Findings) -> Recommended | None:
         policy=found.choice.policy,
         policy_label=found.choice.policy_label,
         size_label=found.choice.size_label,
-        best_trial=found.recommended.trial.number if found.recommended else None,
+        best_trial=found.recommended.number if found.recommended else None,
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mptune.analysis.intervals import NORMAL_95
 from mptune.report.charts import Axis, Chart, Point, Series, percent_tick
 from mptune.report.language import language
 from mptune.report.layout import lay_out
@@ -48,7 +49,7 @@ def curves_png(curves: Mapping[str, Curve]) -> bytes:
 
 
 def _points(curve: Curve) -> tuple[Point, ...]:
-    half = 1.96 * curve.se
+    half = NORMAL_95 * curve.se
     low, high = curve.mean_log_prob - half, curve.mean_log_prob + half
     rows = zip(curve.mask_rate, curve.mean_log_prob, low, high, strict=True)
     return tuple(Point(float(r), float(s), y_low=float(a), y_high=float(b)) for r, s, a, b in rows)

@@ -6,30 +6,21 @@ Every renderer shows these same sentences, so that terminal, Markdown and HTML c
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from mptune.analysis import Difference, Selection
-from mptune.analysis.results import (
-    ArmRow,
-    ComparisonReport,
-    Ranked,
-    Report,
-    is_accumulated,
-    is_fixed_15,
-    loss_at,
-    policy_kind,
-    ranking,
-)
+from mptune.analysis.comparison import ComparisonReport
+from mptune.analysis.intervals import lml_half_width
+from mptune.analysis.ranking import ACCUMULATED, FIXED_15, Side, loss_at, policy_kind, ranking, side
+from mptune.analysis.results import Report
 from mptune.analysis.selection import Candidate, SearchSelection
 from mptune.report.checks import Check, checklist
 from mptune.report.language import Language, language
 from mptune.report.verdicts import compute_words, others_first, said, sentence
 from mptune.report.words import interval, minus, per_token, power
-from mptune.trial import Trial, TrialResult
-
-Side: TypeAlias = Literal["fixed 15 %", "accumulated"]
+from mptune.trial import Trial
 
 
 @dataclass(frozen=True)
@@ -58,8 +49,8 @@ class Findings:
     Attributes:
         ranked: finished trials, best first.
         recommended: the finished trial that the search recommends, or None.
-        choice: the trial or arm whose policy is recommended: the recommended trial, unless an
-            arm beat its policy on paired seeds; None when nothing finished.
+        choice: the trial whose policy is recommended: the recommended one, unless an arm beat its
+            policy on paired seeds; then a trial of that arm; None when nothing finished.
         score: LML of the recommended trial and the half-width of its 95 % interval, nats per
             token: confirmed where it was confirmed; not a number when nothing finished.
         headline: the recommended policy and size, short.
@@ -73,9 +64,9 @@ class Findings:
         cost: what the study took.
     """
 
-    ranked: tuple[Ranked, ...]
-    recommended: Ranked | None
-    choice: Trial | ArmRow | None
+    ranked: tuple[Trial, ...]
+    recommended: Trial | None
+    choice: Trial | None
     score: tuple[float, float]
     headline: str
     recommendation: tuple[str, ...]
@@ -118,22 +109,24 @@ def findings(report: Report, say: Language | None = None) -> Findings:
     )
 
 
-def recommended(selection: SearchSelection | None, ranked: Sequence[Ranked]) -> Ranked | None:
+def recommended(selection: SearchSelection | None, ranked: Sequence[Trial]) -> Trial | None:
     """The search's choice, which confirming may have changed; else the highest LML."""
     wanted = selection.recommended if selection else None
     first = ranked[0] if ranked else None
-    return next((row for row in ranked if row.trial.number == wanted), first)
+    return next((trial for trial in ranked if trial.number == wanted), first)
 
 
-def _score(selection: SearchSelection | None, best: Ranked | None) -> tuple[float, float]:
+def _score(selection: SearchSelection | None, best: Trial | None) -> tuple[float, float]:
     if best is None:
         return math.nan, math.nan
-    candidate = candidate_of(selection, best.trial.number)
+    candidate = candidate_of(selection, best.number)
     found = candidate.confirmation if candidate else None
-    return (found or best).nats_per_token, (found or best).half_width
+    if found is not None:
+        return found.nats_per_token, found.half_width
+    return best.nats_per_token, lml_half_width(best.require_result().lml)
 
 
-def _headline(choice: Trial | ArmRow | None, say: Language) -> str:
+def _headline(choice: Trial | None, say: Language) -> str:
     if choice is None:
         return say("recommendation.none_yet")
     return say("recommendation.headline", policy=choice.policy_label, size=choice.size_label)
@@ -142,14 +135,15 @@ def _headline(choice: Trial | ArmRow | None, say: Language) -> str:
 # --- recommendation ----------------------------------------------------------------------------
 
 
-def _choice(comparison: ComparisonReport | None, best: Ranked | None) -> Trial | ArmRow | None:
+def _choice(comparison: ComparisonReport | None, best: Trial | None) -> Trial | None:
     if best is None:
-        return _leading_arm(comparison)
-    return _winner_over(best, comparison) or best.trial
+        leader = _leading_arm(comparison)
+        return comparison.arms[leader][0] if comparison and leader else None
+    return _winner_over(best, comparison) or best
 
 
 def _recommendation(
-    report: Report, ranked: Sequence[Ranked], best: Ranked | None, say: Language
+    report: Report, ranked: Sequence[Trial], best: Trial | None, say: Language
 ) -> Iterator[str]:
     if best is None:
         yield _without_search(report, say)
@@ -159,23 +153,23 @@ def _recommendation(
     yield _compared(report.comparison, best, say) or _runner_up(ranked, best, say)
 
 
-def _overruled(winner: ArmRow, best: Ranked, say: Language) -> str:
+def _overruled(winner: Trial, best: Trial, say: Language) -> str:
     return say(
         "recommendation.overruled",
         size=winner.size_label,
         policy=winner.policy_label,
-        other=best.trial.policy_label,
-        score=per_token(best.nats_per_token, best.half_width),
+        other=best.policy_label,
+        score=_score_words(best),
     )
 
 
 def _chosen(
-    selection: SearchSelection | None, ranked: Sequence[Ranked], best: Ranked, say: Language
+    selection: SearchSelection | None, ranked: Sequence[Trial], best: Trial, say: Language
 ) -> str:
     """Why this trial: confirmed, or best in its worst domain, or simply the highest LML."""
-    candidate = candidate_of(selection, best.trial.number)
+    candidate = candidate_of(selection, best.number)
     confirmed = candidate.confirmation if candidate else None
-    values = {"size": best.trial.size_label, "policy": best.trial.policy_label}
+    values = {"size": best.size_label, "policy": best.policy_label}
     if confirmed is not None:
         return say(
             "recommendation.confirmed",
@@ -184,14 +178,19 @@ def _chosen(
             score=interval(confirmed.nats_per_token, confirmed.half_width, 3),
         )
     key = "worst_domain" if selection and selection.chosen_by == "worst_domain" else "best"
-    bits = say("recommendation.bits", bits=f"{b:.3f}") if (b := best.bits_per_byte) else ""
+    b = best.require_result().lml.bits_per_byte
+    bits = say("recommendation.bits", bits=f"{b:.3f}") if b else ""
     return say(
         f"recommendation.{key}",
         **values,
         n=len(ranked),
-        score=per_token(best.nats_per_token, best.half_width),
+        score=_score_words(best),
         bits=bits,
     )
+
+
+def _score_words(trial: Trial) -> str:
+    return per_token(trial.nats_per_token, lml_half_width(trial.require_result().lml))
 
 
 def candidate_of(selection: SearchSelection | None, trial: int) -> Candidate | None:
@@ -199,60 +198,67 @@ def candidate_of(selection: SearchSelection | None, trial: int) -> Candidate | N
     return next((c for c in selection.candidates if c.trial == trial), None) if selection else None
 
 
-def _winner_over(best: Ranked, comparison: ComparisonReport | None) -> ArmRow | None:
-    """The arm that beat the best trial's policy on paired seeds: more evidence than one run."""
-    arms = {arm.name: arm for arm in comparison.arms} if comparison else {}
+def _winner_over(best: Trial, comparison: ComparisonReport | None) -> Trial | None:
+    """A trial of the arm that beat the best trial's policy: paired seeds outweigh one run."""
+    arms = {name: arm[0] for name, arm in comparison.arms.items() if arm} if comparison else {}
     for difference in comparison.differences if comparison else ():
         ahead, behind = arms.get(difference.arm), arms.get(difference.baseline)
         if difference.verdict == "worse":
             ahead, behind = behind, ahead
         decided = difference.verdict in ("better", "worse")
-        if decided and ahead and behind and behind.policy_label == best.trial.policy_label:
+        if decided and ahead and behind and behind.policy_label == best.policy_label:
             return ahead
     return None
 
 
 def _without_search(report: Report, say: Language) -> str:
-    leader = _leading_arm(report.comparison)
-    if leader is None:
+    leader, comparison = _leading_arm(report.comparison), report.comparison
+    if leader is None or comparison is None:
         return say("recommendation.nothing")
-    mean = _mean([run.result.lml.nats_per_token for run in leader.runs])
-    return say("recommendation.arm", arm=leader.name, score=minus(mean, 3), n=len(leader.runs))
+    scores = [trial.nats_per_token for trial in comparison.finished(leader)]
+    return say("recommendation.arm", arm=leader, score=minus(_mean(scores), 3), n=len(scores))
 
 
-def _leading_arm(comparison: ComparisonReport | None) -> ArmRow | None:
-    arms = [arm for arm in comparison.arms if arm.runs] if comparison else []
-    return max(
-        arms, key=lambda a: _mean([r.result.lml.nats_per_token for r in a.runs]), default=None
-    )
+def _leading_arm(comparison: ComparisonReport | None) -> str | None:
+    means = {
+        name: _mean([trial.nats_per_token for trial in finished])
+        for name in (comparison.arms if comparison else ())
+        if comparison and (finished := comparison.finished(name))
+    }
+    return max(means, key=lambda name: means[name], default=None)
 
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else math.nan
 
 
-def _compared(comparison: ComparisonReport | None, best: Ranked, say: Language) -> str | None:
+def _compared(comparison: ComparisonReport | None, best: Trial, say: Language) -> str | None:
     """What the comparison says about the recommended policy, if it was one of the arms."""
     if comparison is None:
         return None
-    own = {a.name for a in comparison.arms if a.policy_label == best.trial.policy_label}
+    own = {
+        name
+        for name, arm in comparison.arms.items()
+        if arm and arm[0].policy_label == best.policy_label
+    }
     found = [d for d in comparison.differences if d.arm in own or d.baseline in own]
     if found:
         return say("recommendation.paired", words=sentence(found[0], say))
     return None
 
 
-def _runner_up(ranked: Sequence[Ranked], best: Ranked, say: Language) -> str:
-    own = policy_kind(best.trial)
-    other = next((r for r in ranked if policy_kind(r.trial) != own), None)
+def _runner_up(ranked: Sequence[Trial], best: Trial, say: Language) -> str:
+    own = policy_kind(best)
+    other = next((trial for trial in ranked if policy_kind(trial) != own), None)
     if other is None:
         return say("recommendation.alone")
+    is_behind = ranked.index(other) > ranked.index(best)
     return say(
         "recommendation.next",
-        policy=other.trial.policy_label,
-        size=other.trial.size_label,
+        policy=other.policy_label,
+        size=other.size_label,
         behind=f"{abs(best.nats_per_token - other.nats_per_token):.3g}",
-        side=say("recommendation.behind" if other.place > best.place else "recommendation.ahead"),
+        side=say("recommendation.behind" if is_behind else "recommendation.ahead"),
     )
 
 
@@ -289,7 +295,7 @@ def _verdict_label(difference: Difference, say: Language) -> str:
 
 def main_difference(comparison: ComparisonReport) -> Difference:
     """Accumulated against fixed 15 %, if both are there; else the first pair."""
-    sides = {arm.name: side(arm) for arm in comparison.arms}
+    sides = {name: side(arm[0].policy) for name, arm in comparison.arms.items() if arm}
     for difference in comparison.differences:
         if {sides.get(difference.arm), sides.get(difference.baseline)} == {
             "fixed 15 %",
@@ -299,80 +305,47 @@ def main_difference(comparison: ComparisonReport) -> Difference:
     return comparison.differences[0]
 
 
-def side(row: ArmRow | Trial) -> Side | None:
-    """Which of the two that the study is about, if it is one of them."""
-    if is_fixed_15(row.policy):
-        return "fixed 15 %"
-    return "accumulated" if is_accumulated(row.policy) else None
-
-
 # --- the flip ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    side: Side
-    size_label: str
-    nats_per_token: float
-    loss: float
 
 
 def flips(report: Report, say: Language) -> list[Flip]:
     """Fixed 15 % and accumulated at each size that has both: arms over their seeds if there are
     any, else the best trial of each."""
-    found: dict[str, dict[Side, _Candidate]] = {}
-    for candidate in [*_from_arms(report.comparison), *_from_trials(report.trials)]:
-        found.setdefault(candidate.size_label, {}).setdefault(candidate.side, candidate)
-    return [
-        _flip(sides["fixed 15 %"], sides["accumulated"], say)
-        for sides in found.values()
-        if len(sides) == 2
-    ]
+    arms = report.comparison.arms.values() if report.comparison else ()
+    found: dict[str, dict[Side, tuple[float, float]]] = {}
+    for trials in [*arms, *([trial] for trial in ranking(report.trials))]:
+        which = side(trials[0].policy) if trials else None
+        results = [trial.result for trial in trials if trial.result is not None]
+        losses = [loss for result in results if (loss := loss_at(result, 0.15)) is not None]
+        if which and losses:
+            score = _mean([result.lml.nats_per_token for result in results])
+            sides = found.setdefault(trials[0].size_label, {})
+            sides.setdefault(which, (_mean(losses), score))
+    return [_flip(size, sides, say) for size, sides in found.items() if len(sides) == 2]
 
 
-def _from_arms(comparison: ComparisonReport | None) -> Iterator[_Candidate]:
-    for arm in comparison.arms if comparison else ():
-        yield from _candidate(arm, [run.result for run in arm.runs])
-
-
-def _from_trials(trials: Sequence[Trial]) -> Iterator[_Candidate]:
-    for row in ranking(trials):
-        yield from _candidate(row.trial, [row.result])
-
-
-def _candidate(row: ArmRow | Trial, results: Sequence[TrialResult]) -> Iterator[_Candidate]:
-    found = side(row)
-    losses = [loss for result in results if (loss := loss_at(result, 0.15)) is not None]
-    if found and losses:
-        score = _mean([result.lml.nats_per_token for result in results])
-        yield _Candidate(found, row.size_label, score, _mean(losses))
-
-
-def _flip(fixed: _Candidate, accumulated: _Candidate, say: Language) -> Flip:
-    pair = (fixed, accumulated)
-    by_loss = min(pair, key=lambda c: c.loss)
-    by_lml = max(pair, key=lambda c: c.nats_per_token)
+def _flip(size: str, sides: Mapping[Side, tuple[float, float]], say: Language) -> Flip:
+    """`sides` has loss and LML of both; at equal values fixed 15 % is preferred."""
+    pair: tuple[Side, Side] = FIXED_15, ACCUMULATED
+    by_loss = min(pair, key=lambda which: sides[which][0])
+    by_lml = max(pair, key=lambda which: sides[which][1])
     words = say(
         "flip.agree" if by_loss is by_lml else "flip.disagree",
-        size=fixed.size_label,
-        by_loss=by_loss.side,
-        loss=f"{by_loss.loss:.3f}",
-        other_loss=f"{_other(pair, by_loss).loss:.3f}",
-        by_lml=by_lml.side,
-        lml=minus(by_lml.nats_per_token, 3),
-        other_lml=minus(_other(pair, by_lml).nats_per_token, 3),
+        size=size,
+        by_loss=by_loss,
+        loss=f"{min(loss for loss, _ in sides.values()):.3f}",
+        other_loss=f"{max(loss for loss, _ in sides.values()):.3f}",
+        by_lml=by_lml,
+        lml=minus(max(lml for _, lml in sides.values()), 3),
+        other_lml=minus(min(lml for _, lml in sides.values()), 3),
     )
-    return Flip(fixed.size_label, by_loss.side, by_lml.side, words)
-
-
-def _other(pair: tuple[_Candidate, _Candidate], one: _Candidate) -> _Candidate:
-    return pair[1] if one is pair[0] else pair[0]
+    return Flip(size, by_loss, by_lml, words)
 
 
 # --- certainty and cost ------------------------------------------------------------------------
 
 
-def _certainty(report: Report, ranked: Sequence[Ranked], say: Language) -> Iterator[str]:
+def _certainty(report: Report, ranked: Sequence[Trial], say: Language) -> Iterator[str]:
     comparison, selection = report.comparison, report.selection
     if comparison is not None and comparison.selection:
         yield _selection_words(comparison.selection, comparison, say)
@@ -429,8 +402,9 @@ def _chances(report: Report) -> list[tuple[str, float]]:
     if comparison is not None and comparison.selection:
         found = [(s.arm, s.probability) for s in comparison.selection]
     else:
+        labels = {trial.number: trial.label for trial in report.trials}
         candidates = selection.candidates if selection else ()
-        found = [(c.label, c.probability) for c in candidates]
+        found = [(labels[c.trial], c.probability) for c in candidates]
     return sorted(found, key=lambda pair: -pair[1])[:5]
 
 

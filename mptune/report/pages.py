@@ -90,10 +90,15 @@ def _facts(context: Context) -> Iterator[tuple[str, str, str]]:
     say, best = context.say, context.found.recommended
     if best is not None:
         yield say("fact.lml"), per_token(*context.found.score), say("fact.lml_unit")
-        if best.bits_per_byte is not None:
-            bits = f"{best.bits_per_byte:.3f}"
+        result = best.require_result()
+        if result.lml.bits_per_byte is not None:
+            bits = f"{result.lml.bits_per_byte:.3f}"
             yield say("fact.code_length"), bits, say("unit.bits_per_byte")
-        yield say("fact.size"), say.count(best.parameters), say("unit.parameters")
+        yield (
+            say("fact.size"),
+            say.count(best.parameters or result.cost.parameters),
+            say("unit.parameters"),
+        )
     ended = Outcomes.of(context.report)
     share = say("fact.trials_of", finished=ended.finished, all=ended.all)
     yield say("fact.trials"), share, say("fact.finished")

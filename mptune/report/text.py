@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mptune.analysis.results import Ranked, Report, accuracy_at, loss_at, shifts
+from mptune.analysis.intervals import lml_half_width
+from mptune.analysis.ranking import accuracy_at, loss_at
+from mptune.analysis.results import Report
 from mptune.report.findings import findings
 from mptune.report.language import Language, language
 from mptune.report.words import per_token
+from mptune.trial import Trial
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,12 +22,12 @@ TERMINAL_ROWS = 20
 """Ranked trials that the terminal shows; the report has all."""
 
 
-def ranking_table(ranked: Sequence[Ranked], say: Language) -> Table:
+def ranking_table(ranked: Sequence[Trial], say: Language) -> Table:
     """Finished trials by LML, as many as a terminal is good for."""
     from rich.table import Column, Table
 
     shown = ranked[:TERMINAL_ROWS]
-    text = any(row.bits_per_byte is not None for row in shown)
+    text = any(trial.require_result().lml.bits_per_byte is not None for trial in shown)
     table = Table(
         Column("", justify="right"),
         Column(say("column.trial"), justify="right"),
@@ -37,22 +41,24 @@ def ranking_table(ranked: Sequence[Ranked], say: Language) -> Table:
         header_style="bold",
         padding=(0, 1),
     )
-    for row in shown:
-        table.add_row(*_cells(row, text), style="bold green" if row.place == 1 else "")
+    for place, trial in enumerate(shown, start=1):
+        table.add_row(*_cells(place, trial, text), style="bold green" if place == 1 else "")
     return table
 
 
-def _cells(row: Ranked, text: bool) -> list[str]:
+def _cells(place: int, trial: Trial, text: bool) -> list[str]:
     from rich.markup import escape
 
-    bits = [f"{row.bits_per_byte:.3f}" if row.bits_per_byte else "–"] if text else []
-    loss, accuracy = loss_at(row.result, 0.15), accuracy_at(row.result, 0.15)
+    result = trial.require_result()
+    lml = result.lml
+    bits = [f"{lml.bits_per_byte:.3f}" if lml.bits_per_byte else "–"] if text else []
+    loss, accuracy = loss_at(result, 0.15), accuracy_at(result, 0.15)
     return [
-        str(row.place),
-        str(row.trial.number),
-        escape(row.trial.policy_label),
-        escape(row.trial.size_label),
-        per_token(row.nats_per_token, row.half_width),
+        str(place),
+        str(trial.number),
+        escape(trial.policy_label),
+        escape(trial.size_label),
+        per_token(lml.nats_per_token, lml_half_width(lml)),
         *bits,
         "–" if loss is None else f"{loss:.3f}",
         "–" if accuracy is None else f"{100 * accuracy:.1f} %",
@@ -89,14 +95,21 @@ def show(console: Console, report: Report, say: Language | None = None) -> None:
     out("yellow", *(f"! {check.words}" for check in found.checks if not check.ok))
 
 
-def shift_words(row: Ranked, say: Language) -> list[str]:
-    """A line for each domain: the score there, and how much lower it is than at home."""
+def shift_words(trial: Trial, say: Language) -> list[str]:
+    """A line for each domain: the score there, and how much lower it is than at home.
+
+    The half-width of the difference takes the two scores as independent.
+    """
+    home = trial.require_result().lml
     return [
         say(
             "terminal.domain",
-            domain=s.domain,
-            score=per_token(s.nats_per_token, s.half_width),
-            drop=per_token(s.drop, s.drop_half_width),
+            domain=name,
+            score=per_token(lml.nats_per_token, lml_half_width(lml)),
+            drop=per_token(
+                home.nats_per_token - lml.nats_per_token,
+                math.hypot(lml_half_width(lml), lml_half_width(home)),
+            ),
         )
-        for s in shifts(row)
+        for name, lml in trial.require_result().lml_shift.items()
     ]

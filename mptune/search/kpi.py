@@ -8,8 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mptune.analysis.kpi import Judged, KpiReport, kpi_report, measure
-from mptune.analysis.results import loss_at
+from mptune.analysis.kpi import measure
 from mptune.artifacts import artifacts_of
 from mptune.errors import InputError
 from mptune.paths import RunDirectory, TrialDirectory, write_json
@@ -82,22 +81,6 @@ def stored(run: RunDirectory, function: str, record: Trial) -> KpiValue | None:
         return KpiValue.model_validate(said) if said.pop("kpi") == function else None
     except (OSError, ValueError, KeyError):
         return None
-
-
-def report(run: RunDirectory, score: Score, found: Sequence[Trial]) -> KpiReport | None:
-    """The KPI against both scores; None if the spec names none, or nothing was measured."""
-    if score.kpi is None:
-        return None
-    judged = [j for record in found if (j := _judged(run, score.kpi, record)) is not None]
-    return kpi_report(score.kpi, judged, score.kpi_higher_is_better) if judged else None
-
-
-def _judged(run: RunDirectory, function: str, record: Trial) -> Judged | None:
-    value = stored(run, function, record) if _is_finished(record) else None
-    if value is None or record.result is None:
-        return None
-    loss = loss_at(record.result, 0.15)
-    return Judged(record.number, record.result.lml.nats_per_token, loss, value)
 
 
 def _is_finished(record: Trial) -> bool:

@@ -15,6 +15,7 @@ import yaml
 from rich.console import Console
 
 from mptune import dispatch, status, study
+from mptune.analysis.comparison import undecided_arms
 from mptune.analysis.results import Report
 from mptune.analysis.sequential import schedule
 from mptune.artifacts import Remote
@@ -26,7 +27,7 @@ from mptune.paths import RunDirectory, cache_directory, write_text
 from mptune.search import budgets as _budgets
 from mptune.search import cluster as _cluster
 from mptune.search import kpi as _kpi
-from mptune.search.evidence import Asked, collect, comparison_report, finalists, recommended
+from mptune.search.evidence import Asked, Scores, collect, finalists, recommended
 from mptune.search.forecast import Predictor, Work
 from mptune.spec.schema import Comparison, Score, SearchSpec, build
 from mptune.spec.source import Concrete, SpecFile, merge_arm, plain
@@ -347,10 +348,7 @@ class Session:
         kept = {(run.key, run.seed) for run in ran}
         found = study.records(self.run, self.url, name)
         seen = [r for r in found if r.spec and (study.run_key(r.spec), r.params["seed"]) in kept]
-        said = comparison_report(asked, seen, self.prepared(), self.run)
-        open_pairs = [d for d in said.differences if d.verdict == "undecided"] if said else []
-        names = {name for d in open_pairs for name in (d.arm, d.baseline)}
-        return [arm for arm in asked.comparison.arms if arm in names]
+        return undecided_arms(asked, seen, self.prepared(), Scores(self.run))
 
     def _arms(self, opened: optuna.Study, comparison: Comparison) -> dict[str, Concrete]:
         """Each arm's spec: the base with the arm's changes. The base never moves once chosen."""

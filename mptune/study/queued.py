@@ -51,7 +51,7 @@ class Run:
 
 def run_key(spec: TrialSpec) -> str:
     """What all seeds of an arm have in common, whatever the arm is called."""
-    return spec.model_copy(update={"seed": 0, "rungs": ()}).course()
+    return spec.run_key()
 
 
 def enqueue_runs(study: optuna.Study, runs: Sequence[Run]) -> int:

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mptune.analysis.kpi import Judged, KpiValue, kpi_report, measure
+from mptune.analysis.kpi import kpi_report, measure
 from mptune.spec.schema import Score
+from mptune.trial import KpiValue, LMLScore, RateScore, Trial, TrialResult
 
 FUNCTIONS = """
 import sys, time
@@ -59,12 +60,19 @@ def test_what_names_no_function_is_refused(name):
         Score(kpi=name)
 
 
-def judged(kpi, lml, loss=None) -> list[Judged]:
+def judged(kpi, lml, loss=None) -> list[Trial]:
     losses = [None] * len(kpi) if loss is None else loss
-    return [
-        Judged(n, s, lo, KpiValue(value=k))
-        for n, (k, s, lo) in enumerate(zip(kpi, lml, losses, strict=True))
-    ]
+    rows = zip(kpi, lml, losses, strict=True)
+    return [trial(n, s, lo, KpiValue(value=k)) for n, (k, s, lo) in enumerate(rows)]
+
+
+def trial(number: int, lml: float, loss: float | None, kpi: KpiValue) -> Trial:
+    rate = RateScore.model_construct(rate=0.15, loss=loss)
+    result = TrialResult.model_construct(
+        lml=LMLScore.model_construct(nats_per_token=lml),
+        rates=() if loss is None else (rate,),
+    )
+    return Trial.model_construct(number=number, state="COMPLETE", result=result, kpi=kpi)
 
 
 def test_the_better_predictor_is_named_and_certain():
@@ -90,7 +98,7 @@ def test_a_lower_kpi_may_be_the_better_one():
 
 
 def test_trials_without_a_value_are_counted_and_left_out():
-    found = [*judged([1, 2], [-2.0, -1.0]), Judged(9, -5.0, None, KpiValue(value=None, error="x"))]
+    found = [*judged([1, 2], [-2.0, -1.0]), trial(9, -5.0, None, KpiValue(value=None, error="x"))]
     report = kpi_report("f", found)
     assert (report.trials, report.failed, report.better) == (2, 1, None)
 

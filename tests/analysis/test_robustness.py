@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mptune.analysis.robustness import Robustness, Scored, robustness, worst_domain
-from mptune.analysis.selection import Scored as Candidate
+from mptune.analysis.robustness import Robustness, robustness, worst_domain
 from mptune.analysis.selection import search_selection
-from mptune.trial import LMLScore, MissingScore, TrialResult
+from mptune.trial import LMLScore, MissingScore, Trial, TrialResult
 from tests.fakes import result, trial
 
 
@@ -31,11 +30,16 @@ def found(tmp_path: Path, home: float, far: float, near: float, gone: float = -3
     return result(trial(0, tmp_path)).model_copy(update=changes)
 
 
+def finished(number: int, result: TrialResult) -> Trial:
+    return Trial(number=number, state="COMPLETE", result=result)
+
+
 def made(tmp_path: Path) -> Robustness:
     a, b = found(tmp_path, -2.0, -3.0, -2.5), found(tmp_path, -2.1, -2.8, -2.7)
     again = found(tmp_path, -2.2, -3.0, -2.7)
-    trials = [Scored("a", [a], trial=3), Scored("b", [b], trial=5)]
-    report = robustness([*trials, Scored("b", [b, again], arm="b")], by_worst=False)
+    trials = [finished(3, a), finished(5, b)]
+    arms = {"b": [finished(0, b), finished(1, again)]}
+    report = robustness(trials, arms, by_worst=False)
     assert report is not None
     return report
 
@@ -59,12 +63,12 @@ def test_an_arm_is_the_mean_over_seeds_with_their_noise(tmp_path: Path) -> None:
 
 def test_home_alone_is_no_report(tmp_path: Path) -> None:
     home = result(trial(0, tmp_path))
-    assert robustness([Scored("a", [home], trial=0)], by_worst=False) is None
+    assert robustness([finished(0, home)], {}, by_worst=False) is None
     assert worst_domain([home]) is None
 
 
 def test_the_worst_domain_may_decide() -> None:
     rng = np.random.default_rng(0)
-    scored = [Candidate(n, f"{n}", rng.normal(-40 - n, 1, 50)) for n in range(3)]
+    scored = {n: rng.normal(-40 - n, 1, 50) for n in range(3)}
     chosen = search_selection(scored, 16.0, worst={0: -3.0, 1: -2.5, 2: -2.9})
     assert (chosen.recommended, chosen.chosen_by, chosen.overturned) == (1, "worst_domain", True)

@@ -8,7 +8,6 @@ import pytest
 from mptune.analysis import ArmScores
 from mptune.analysis.crossed import Array
 from mptune.analysis.selection import (
-    Scored,
     SearchSelection,
     SeedNoise,
     search_selection,
@@ -18,25 +17,27 @@ from mptune.analysis.selection import (
 TOKENS, SEQUENCES = 16.0, 48
 
 
-def searched(rng: np.random.Generator, truth_A: Array, seed_sd: float) -> list[Scored]:
+def searched(rng: np.random.Generator, truth_A: Array, seed_sd: float) -> dict[int, Array]:
     """Candidates with training noise, and sequences that are hard for all of them."""
     shared_N = 4 * rng.normal(size=SEQUENCES)
     seed_A1 = seed_sd * rng.normal(size=(len(truth_A), 1))
     z_AN = truth_A[:, None] + seed_A1 + shared_N + rng.normal(size=(len(truth_A), SEQUENCES))
-    return [Scored(a, f"candidate {a}", z_N) for a, z_N in enumerate(z_AN)]
+    return dict(enumerate(z_AN))
 
 
-def again(rng: np.random.Generator, truth_A: Array, top: list[int], sd: float) -> list[ArmScores]:
+def again(
+    rng: np.random.Generator, truth_A: Array, top: list[int], sd: float
+) -> dict[int, ArmScores]:
     shared = 4 * rng.normal(size=(1, SEQUENCES))
-    return [
-        ArmScores(
+    return {
+        a: ArmScores(
             f"trial {a}",
             truth_A[a] + sd * rng.normal(size=(3, 1)) + shared + rng.normal(size=(3, SEQUENCES)),
             (0, 1, 2),
             TOKENS,
         )
         for a in top
-    ]
+    }
 
 
 def test_stated_probabilities_and_shrunken_scores_are_honest() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
-from mptune.analysis.sizes import Measured, SizeLaw, by_size
+from mptune.analysis.sizes import SizeLaw, by_size
+from mptune.trial import Cost, LearningPoint, LMLScore, Trial, TrialResult
 from tests.simulations import repetitions
 
 SIZES, RATES = (1e5, 4e5, 1.6e6), (0.1, 0.15, 0.3, 0.5, 0.7)
@@ -30,59 +32,62 @@ def logit(r: float) -> float:
     return math.log(r / (1 - r))
 
 
-def fixed(rng: np.random.Generator, sd: float, levels: tuple[float, ...]) -> Iterator[Measured]:
+def trial(
+    policy: dict[str, Any], rate: float, N: float, seed: int, scores: dict[float, float]
+) -> Trial:
+    """A finished trial with these scores by level, the last one at the end."""
+    result = TrialResult.model_construct(
+        lml=LMLScore.model_construct(nats_per_token=scores[1.0]),
+        cost=Cost.model_construct(parameters=int(N), tokens=1_000_000),
+        learning=tuple(
+            LearningPoint.model_construct(progress=level, tokens=1e6 * level, nats_per_token=y)
+            for level, y in scores.items()
+        ),
+        mean_mask_rate=rate,
+    )
+    return Trial.model_construct(state="COMPLETE", policy=policy, seed=seed, result=result)
+
+
+def fixed(rng: np.random.Generator, sd: float, levels: tuple[float, ...]) -> Iterator[Trial]:
     """Fixed rates at every size; the scores of one run share its noise."""
     for N in SIZES:
         for r in RATES:
-            own = sd * rng.normal()
+            own, scores = sd * rng.normal(), {}
             for level in levels:
                 top = -3 + 0.2 * math.log(N) + 0.5 * math.log(level)
                 y = top - 0.08 * (logit(r) - logit(best_rate(N, level))) ** 2
-                yield Measured(
-                    run=f"{N}/{r}",
-                    policy="fixed 15 %" if r == 0.15 else "fixed",
-                    kind="fixed",
-                    rate=r,
-                    parameters=int(N),
-                    seed=0,
-                    level=level,
-                    tokens=1e6 * level,
-                    nats_per_token=y + own + 0.3 * sd * rng.normal(),
-                )
+                scores[level] = y + own + 0.3 * sd * rng.normal()
+            yield trial({"kind": "fixed", "rate": r}, r, N, 0, scores)
 
 
 def paired(
     rng: np.random.Generator, sd: float, levels: tuple[float, ...], seeds: int = 3
-) -> Iterator[Measured]:
+) -> Iterator[Trial]:
     """Fixed 15 % and accumulated at every size and seed."""
     for N in SIZES:
         for seed in range(seeds):
-            for policy, rate in (("fixed 15 %", 0.15), ("accumulated", 0.5)):
-                own = sd * rng.normal()
+            for kind, rate in (("fixed", 0.15), ("uniform", 0.5)):
+                own, scores = sd * rng.normal(), {}
                 for level in levels:
-                    y = -3 + (gap(N, level) if policy == "accumulated" else 0.0)
-                    yield Measured(
-                        run=f"{policy}/{N}/{seed}",
-                        policy=policy,
-                        kind="uniform" if policy == "accumulated" else "fixed",
-                        rate=rate,
-                        parameters=int(N),
-                        seed=seed,
-                        level=level,
-                        tokens=1e6 * level,
-                        nats_per_token=y + own + 0.3 * sd * rng.normal(),
-                    )
+                    y = -3 + (gap(N, level) if kind == "uniform" else 0.0)
+                    scores[level] = y + own + 0.3 * sd * rng.normal()
+                policy = {"kind": kind} if kind == "uniform" else {"kind": kind, "rate": rate}
+                yield trial(policy, rate, N, seed, scores)
 
 
-def best_rate_law(measured: list[Measured], draws: int = 500) -> SizeLaw:
-    found = by_size(measured, [LARGE], draws=draws)
+def size(t: Trial) -> int:
+    return t.require_result().cost.parameters
+
+
+def best_rate_law(trials: list[Trial], draws: int = 500) -> SizeLaw:
+    found = by_size(trials, [LARGE], draws=draws)
     assert found is not None
     assert found.best_rate is not None, found.best_rate_missing
     return found.best_rate
 
 
-def gap_law(measured: list[Measured], draws: int = 500) -> SizeLaw:
-    found = by_size(measured, [LARGE], draws=draws)
+def gap_law(trials: list[Trial], draws: int = 500) -> SizeLaw:
+    found = by_size(trials, [LARGE], draws=draws)
     assert found is not None
     assert found.gap is not None, found.gap_missing
     return found.gap
@@ -138,22 +143,21 @@ def test_too_little_says_what_is_needed(
     rates: tuple[float, ...], sizes: tuple[float, ...], said: str
 ) -> None:
     all_runs = fixed(np.random.default_rng(0), 0.01, (1.0,))
-    found = by_size([m for m in all_runs if m.rate in rates and m.parameters in sizes])
+    found = by_size([t for t in all_runs if t.policy["rate"] in rates and size(t) in sizes])
     assert found is not None
     assert found.best_rate is None
     assert said in found.best_rate_missing
 
 
 def test_no_top_is_no_law() -> None:
-    runs = [
-        Measured(**{**vars(m), "nats_per_token": -m.nats_per_token})
-        for m in fixed(np.random.default_rng(0), 1e-4, (1.0,))
-    ]
-    found = by_size(runs)
+    runs = fixed(np.random.default_rng(0), 1e-4, (1.0,))
+    found = by_size([
+        trial(t.policy, t.policy["rate"], size(t), 0, {1.0: -t.nats_per_token}) for t in runs
+    ])  # fmt: skip
     assert found is not None
     assert "does not fall on both sides" in found.best_rate_missing
 
 
 def test_one_size_has_no_law() -> None:
-    runs = [m for m in fixed(np.random.default_rng(0), 0.01, (1.0,)) if m.parameters == SIZES[0]]
+    runs = [t for t in fixed(np.random.default_rng(0), 0.01, (1.0,)) if size(t) == SIZES[0]]
     assert by_size(runs) is None

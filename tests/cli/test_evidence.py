@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from mptune.analysis.results import mask_rates
 from mptune.cli import main
 from mptune.paths import RunDirectory
-from mptune.search.evidence import collect, mask_rates, stored_spec
+from mptune.search.evidence import collect, stored_spec
 from tests import fakes
 from tests.cli.conftest import leave_figures_out, use_fakes
 from tests.cli.test_commands import SPEC

@@ -142,13 +142,13 @@ def _selection(selection: Mapping[str, Any]) -> Iterator[Row]:
 
 def _comparison(comparison: Mapping[str, Any]) -> Iterator[Row]:
     yield from _fields("comparison", comparison, ("baseline", "level"))
-    for arm in comparison["arms"]:
-        prefix = f"arm.{arm['name']}"
-        yield from flat(f"{prefix}.seeds", [run["seed"] for run in arm["runs"]])
-        scores = [run["result"]["lml"]["nats_per_token"] for run in arm["runs"]]
+    for name, arm in comparison["arms"].items():
+        prefix, finished = f"arm.{name}", [trial for trial in arm if trial["result"]]
+        yield from flat(f"{prefix}.seeds", [trial["seed"] for trial in finished])
+        scores = [trial["result"]["lml"]["nats_per_token"] for trial in finished]
         yield from flat(f"{prefix}.nats_per_token", scores)
         learning = ("progress", "tokens", "flops", "nats_per_token", "se")
-        for place, point in enumerate(arm["learning"]):
+        for place, point in enumerate(comparison["learning"].get(name, ())):
             yield from _fields(f"{prefix}.learning.{place}", point, learning)
     differences = ("nats_per_sequence", "half_width", "low", "high", "level", "seeds", "sequences")
     differences += ("se_seed", "se_sequences", "p_value", "verdict", "nats_per_token")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mptune.analysis import ArmScores, compare, selection_probabilities
-from mptune.analysis.results import ArmRow, ArmRun, ComparisonReport, Report, spend
+from mptune.analysis.comparison import ComparisonReport
+from mptune.analysis.results import Report, spend
 from mptune.trial import Cost, CurvePoint, LMLScore, Prepared, RateScore, Trial, TrialResult
 
 D = 128
@@ -123,23 +124,23 @@ def comparison(names: tuple[str, ...] = ("fixed 15 %", "accumulated")) -> Compar
     words = {"accumulated": "uniform (accumulated)"}
     rng = np.random.default_rng(0)
     shared_N = 12 * rng.normal(size=384)
-    arms, scores = [], []
+    arms, scores = {}, []
     for name in names:
         policy = words.get(name, name)
         base = result(size, policy).lml.nats_per_sequence
         z_SN = base + shared_N + rng.normal(0, 1.2, (3, 1)) + rng.normal(0, 3, (3, 384))
         scores.append(ArmScores(name, z_SN, (0, 1, 2), D, 1.0))
-        runs = tuple(
-            ArmRun(seed=s, result=result(size, policy, float(z_SN[s].mean() - base) / D))
+        arms[name] = tuple(
+            Trial(
+                stage="comparison", number=len(names) * s + len(arms), state="COMPLETE", arm=name,
+                seed=s, policy=POLICIES[policy][0], policy_label=policy, size_label=size,
+                result=result(size, policy, float(z_SN[s].mean() - base) / D),
+            )
             for s in range(3)
-        )
-        arms.append(
-            ArmRow(name=name, policy=POLICIES[policy][0], policy_label=policy, size_label=size,
-                   runs=runs)
         )  # fmt: skip
     return ComparisonReport(
         baseline=names[0],
-        arms=tuple(arms),
+        arms=arms,
         differences=tuple(compare(scores, names[0])),
         selection=tuple(selection_probabilities(scores)),
     )
@@ -150,7 +151,8 @@ def make(
 ) -> Report:
     rows = search() if trials is None else trials
     results = [row.result for row in rows if row.result is not None]
-    results += [run.result for arm in (compared.arms if compared else ()) for run in arm.runs]
+    arms = compared.arms.values() if compared else ()
+    results += [t.result for arm in arms for t in arm if t.result is not None]
     return Report(
         study="python-bytes",
         data="Python standard library, 1 412 modules as bytes, 128 positions per sequence",

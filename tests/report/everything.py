@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from mptune.analysis.comparison import ComparisonReport
 from mptune.analysis.compute import EquivalentCompute
 from mptune.analysis.kpi import Correlation, KpiReport, KpiValue
-from mptune.analysis.results import ComparisonReport, Importance, Report
+from mptune.analysis.results import Importance, Report
 from mptune.analysis.robustness import Condition, ConditionScore, Robustness, RobustnessRow
 from mptune.analysis.selection import Candidate, Confirmation, SearchSelection
 from mptune.analysis.sizes import BySize, Extrapolation, LawParameter, LawValue, SizeLaw, SizePoint
@@ -63,11 +64,10 @@ def _dressed(row: Trial) -> Trial:
 
 
 def _with_compute(report: ComparisonReport) -> ComparisonReport:
-    arms = tuple(
-        arm.model_copy(update={"learning": _learning(
-            arm.runs[0].result.lml.nats_per_token, list(SIZES)[1], 3.0 + k)})
-        for k, arm in enumerate(report.arms)
-    )  # fmt: skip
+    learning = {
+        name: _learning(arm[0].nats_per_token, list(SIZES)[1], 3.0 + k)
+        for k, (name, arm) in enumerate(report.arms.items())
+    }
     found = []
     for unit, factor in (("tokens", 0.58), ("flops", 0.62), ("seconds", 0.6)):
         found.append(
@@ -89,25 +89,22 @@ def _with_compute(report: ComparisonReport) -> ComparisonReport:
             arm="fixed 15 %", reaches="accumulated", unit=unit, level=-1.65, factor=None, low=1.2,
             high=None, reading="not reached", spent=0.94, probability_reached=0.02,
             seeds=3))  # fmt: skip
-    return report.model_copy(update={"arms": arms, "compute": tuple(found)})
+    return report.model_copy(update={"learning": learning, "compute": tuple(found)})
 
 
 def _selection(trials: tuple[Trial, ...]) -> SearchSelection:
-    scores = sorted(
-        ((t.result.lml.nats_per_token, t.number, t.label) for t in trials if t.result),
-        reverse=True,
-    )
+    scores = sorted(((t.nats_per_token, t.number) for t in trials if t.result), reverse=True)
     shares = [0.71, 0.2, 0.05, 0.02, 0.01] + [0.002] * len(scores)
     candidates = tuple(
         Candidate(
-            trial=number, label=label, nats_per_token=score, shrunken=score - 0.012,
+            trial=number, nats_per_token=score, shrunken=score - 0.012,
             half_width=0.021, probability=shares[k], expected_regret=0.002 + 0.03 * k,
             confirmation=Confirmation(
                 nats_per_token=score - 0.014, half_width=0.018, seeds=3, optimism=0.014,
                 probability=0.9 if k == 0 else 0.1, expected_regret=0.001,
             ) if k < 2 else None,
         )
-        for k, (score, number, label) in enumerate(scores)
+        for k, (score, number) in enumerate(scores)
     )  # fmt: skip
     return SearchSelection(
         candidates=candidates, recommended=candidates[0].trial, chosen_by="confirmation",
@@ -152,7 +149,7 @@ def _robustness(trials: tuple[Trial, ...]) -> Robustness:
     )
     rows = tuple(
         RobustnessRow(
-            trial=t.number, label=t.label, worst_domain="e-mail <lists>",
+            trial=t.number, worst_domain="e-mail <lists>",
             worst_nats_per_token=t.result.lml.nats_per_token - 0.5,
             scores=tuple(
                 ConditionScore(name=c.name, nats_per_token=t.result.lml.nats_per_token - drop,

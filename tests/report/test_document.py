@@ -9,8 +9,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from mptune.analysis.results import SCHEMA_VERSION, Report
-from mptune.report.document import as_json, schema, schema_path
+from mptune.analysis.results import Report
+from mptune.report.document import SCHEMA_VERSION, as_json, schema, schema_path
 
 KEYS = Path(__file__).parent.parent.parent / "docs" / "report.md"
 

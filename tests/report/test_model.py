@@ -7,16 +7,9 @@ import math
 
 import pytest
 
-from mptune.analysis.results import (
-    Ranked,
-    Report,
-    best_per_policy,
-    half_width,
-    is_accumulated,
-    is_fixed_15,
-    ranking,
-    spend,
-)
+from mptune.analysis.intervals import lml_half_width
+from mptune.analysis.ranking import best_per_policy, is_accumulated, is_fixed_15, ranking
+from mptune.analysis.results import Report, spend
 from mptune.report.document import as_json
 from mptune.report.findings import findings
 from mptune.report.pages import markdown
@@ -40,32 +33,32 @@ def test_ranking_is_by_lml_and_only_of_finished_trials() -> None:
     ranked = ranking(search())
     scores = [row.nats_per_token for row in ranked]
     assert scores == sorted(scores, reverse=True)
-    assert [row.place for row in ranked] == list(range(1, 11))
-    assert {row.trial.state for row in ranked} == {"COMPLETE"}
+    assert len(ranked) == 10
+    assert {row.state for row in ranked} == {"COMPLETE"}
 
 
 def test_a_score_that_is_not_finite_has_no_place() -> None:
     rows = search()
     broken = with_lml(rows[7], math.nan)
-    assert 7 not in {row.trial.number for row in ranking((*rows[:7], broken))}
+    assert 7 not in {row.number for row in ranking((*rows[:7], broken))}
 
 
 def test_equal_scores_keep_their_order() -> None:
     rows = [with_lml(trial(n, SMALL, "fixed 15 %"), -1.0) for n in (4, 2, 3)]
-    assert [row.trial.number for row in ranking(rows)] == [2, 3, 4]
+    assert [row.number for row in ranking(rows)] == [2, 3, 4]
 
 
 def test_half_width_is_student_over_sequences_per_token() -> None:
     lml = result(SMALL, "fixed 15 %").lml
-    assert half_width(lml) == pytest.approx(1.96618 * 2.1 / 128, rel=1e-4)
+    assert lml_half_width(lml) == pytest.approx(1.96618 * 2.1 / 128, rel=1e-4)
 
 
 def test_best_per_policy_keeps_fixed_15_apart() -> None:
     best = best_per_policy(ranking(search()))
-    assert [row.trial.policy_label for row in best] == [
+    assert [row.policy_label for row in best] == [
         "uniform (accumulated)", "beta(2.1, 1.7)", "linear 60 → 15 %", "fixed 30 %", "fixed 15 %",
     ]  # fmt: skip
-    assert {row.trial.size_label for row in best} == {LARGE}
+    assert {row.size_label for row in best} == {LARGE}
 
 
 @pytest.mark.parametrize(
@@ -162,8 +155,8 @@ def test_checklist_repeats_what_the_inspection_of_the_data_found(searched: Repor
 
 def test_checklist_of_a_comparison_alone_is_about_its_runs(compared: Report) -> None:
     alone = compared.model_copy(update={"trials": ()})
-    arms = alone.comparison.arms if alone.comparison else ()
-    runs = sum(len(arm.runs) for arm in arms)
+    arms = alone.comparison.arms.values() if alone.comparison else ()
+    runs = sum(len(arm) for arm in arms)
     words = [check.words for check in findings(alone).checks]
     assert words[0] == f"{runs} of {runs} trials finished, 0 stopped early, none failed"
     assert "every score is on the same held-out sequences and masks" in words
@@ -215,8 +208,8 @@ def test_confirming_may_overturn_the_search(everything: Report) -> None:
     alone = everything.model_copy(update={"selection": changed, "comparison": None})
     found = findings(alone)
     assert found.recommended is not None
-    assert found.recommended.trial.number == other.trial
-    assert found.recommended.place == 2
+    assert found.recommended.number == other.trial
+    assert found.ranked.index(found.recommended) == 1
     assert "ahead in the search" in found.recommendation[1]
 
 
@@ -268,9 +261,3 @@ def test_report_json_is_strict() -> None:
 def test_spend_counts_worker_time() -> None:
     total = spend([result(SMALL, "fixed 15 %")] * 2, trials=3, wall_s=60.0)
     assert (total.trials, total.tokens, total.worker_s) == (3, 3_000_000, 2 * 57.0 * 2)
-
-
-def test_parameters_come_from_the_result_if_the_row_has_none() -> None:
-    row = trial(0, SMALL, "fixed 15 %", parameters=None)
-    ranked: Ranked = ranking([row])[0]
-    assert ranked.parameters == SIZES[SMALL]

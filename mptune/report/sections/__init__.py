@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Protocol
 
-from mptune.analysis.results import ArmRow, Ranked, Report, best_per_policy, policy_kind
+from mptune.analysis.ranking import best_per_policy, policy_kind
+from mptune.analysis.results import Report
 from mptune.report.blocks import Section
 from mptune.report.findings import Findings, findings
 from mptune.report.language import Language
@@ -33,25 +34,30 @@ class Context:
         return findings(self.report, self.say)
 
     @property
-    def ranked(self) -> tuple[Ranked, ...]:
+    def ranked(self) -> tuple[Trial, ...]:
         return self.found.ranked
 
     @cached_property
     def _kinds(self) -> dict[str, int]:
-        kinds = [policy_kind(row.trial) for row in best_per_policy(self.ranked)]
+        kinds = [policy_kind(trial) for trial in best_per_policy(self.ranked)]
         comparison = self.report.comparison
-        kinds += [policy_kind(arm) for arm in comparison.arms] if comparison else []
+        arms = comparison.arms.values() if comparison else ()
+        kinds += [policy_kind(arm[0]) for arm in arms if arm]
         return {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
 
-    def colour(self, row: Trial | ArmRow) -> int:
+    def trial(self, number: int | None) -> Trial:
+        """The trial of the search with this number."""
+        return next(trial for trial in self.report.trials if trial.number == number)
+
+    def colour(self, trial: Trial) -> int:
         """Number of the colour of its kind of policy, the same in every figure."""
-        return self._kinds.get(policy_kind(row), len(self._kinds))
+        return self._kinds.get(policy_kind(trial), len(self._kinds))
 
     @staticmethod
-    def labels(rows: Sequence[Ranked]) -> list[str]:
-        """Policies in words, with the size where these rows have more than one."""
-        one_size = len({row.trial.size_label for row in rows}) < 2
-        return [row.trial.policy_label if one_size else row.trial.label for row in rows]
+    def labels(trials: Sequence[Trial]) -> list[str]:
+        """Policies in words, with the size where these trials have more than one."""
+        one_size = len({trial.size_label for trial in trials}) < 2
+        return [trial.policy_label if one_size else trial.label for trial in trials]
 
 
 class SectionFile(Protocol):

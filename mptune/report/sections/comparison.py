@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from mptune.analysis import Difference
-from mptune.analysis.results import ComparisonReport
+from mptune.analysis.comparison import ComparisonReport
 from mptune.report.blocks import Block, Cell, Column, Figures, Section, Table
 from mptune.report.charts import Axis, Chart, Point, Series
 from mptune.report.sections import Context
@@ -30,9 +30,10 @@ def section(context: Context) -> Section | None:
 
 
 def _chart(context: Context, comparison: ComparisonReport) -> Chart:
-    say, arms = context.say, {arm.name: arm for arm in comparison.arms}
+    say = context.say
+    colours = {name: context.colour(arm[0]) for name, arm in comparison.arms.items() if arm}
     series = [
-        Series("", tuple(_points(context, comparison, d, row)), context.colour(arms[d.arm]), "dots")
+        Series("", tuple(_points(context, comparison, d, row)), colours[d.arm], "dots")
         for row, d in enumerate(comparison.differences)
     ]
     return Chart(
@@ -67,8 +68,10 @@ def _points(
 
 def _seed_differences(comparison: ComparisonReport, d: Difference) -> list[tuple[int, float]]:
     scores = {
-        arm.name: {run.seed: run.result.lml.nats_per_sequence for run in arm.runs}
-        for arm in comparison.arms
+        name: {
+            t.seed: t.result.lml.nats_per_sequence for t in arm if t.result and t.seed is not None
+        }
+        for name, arm in comparison.arms.items()
     }
     arm, baseline = scores.get(d.arm, {}), scores.get(d.baseline, {})
     return [(seed, arm[seed] - baseline[seed]) for seed in sorted(arm.keys() & baseline.keys())]

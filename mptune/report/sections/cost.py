@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mptune.analysis.results import Ranked, policy_kind
+from mptune.analysis.intervals import lml_half_width
+from mptune.analysis.ranking import policy_kind
 from mptune.report.blocks import Figures, Section
 from mptune.report.charts import Axis, Chart, Point, Series, power_tick
 from mptune.report.layout import SERIES
 from mptune.report.sections import Context
 from mptune.report.words import per_token, power
+from mptune.trial import Trial
 
 ORDER = 60
 
@@ -23,28 +25,28 @@ def section(context: Context) -> Section | None:
     return Section("cost", context.say("section.cost"), (Figures((_chart(context),)),))
 
 
-def front(ranked: Sequence[Ranked]) -> list[Ranked]:
+def front(ranked: Sequence[Trial]) -> list[Trial]:
     """Trials that no trial of at most their FLOPs beats, by cost."""
-    found: list[Ranked] = []
-    for row in sorted(ranked, key=lambda r: (r.result.cost.flops, -r.nats_per_token)):
-        if not found or row.nats_per_token > found[-1].nats_per_token:
-            found.append(row)
+    found: list[Trial] = []
+    for trial in sorted(ranked, key=lambda t: (t.require_result().cost.flops, -t.nats_per_token)):
+        if not found or trial.nats_per_token > found[-1].nats_per_token:
+            found.append(trial)
     return found
 
 
 def _chart(context: Context) -> Chart:
     say, best = context.say, front(context.ranked)
-    kinds: dict[str, list[Ranked]] = {}
-    for row in context.ranked:
-        kinds.setdefault(policy_kind(row.trial), []).append(row)
+    kinds: dict[str, list[Trial]] = {}
+    for trial in context.ranked:
+        kinds.setdefault(policy_kind(trial), []).append(trial)
     dots = [
-        Series(kind, tuple(_point(context, row) for row in rows), context.colour(rows[0].trial),
+        Series(kind, tuple(_point(context, trial) for trial in trials), context.colour(trials[0]),
                "dots")
-        for kind, rows in kinds.items()
+        for kind, trials in kinds.items()
     ]  # fmt: skip
     line = Series(
         say("figure.cost.front"),
-        tuple(Point(row.result.cost.flops, row.nats_per_token) for row in best),
+        tuple(Point(t.require_result().cost.flops, t.nats_per_token) for t in best),
         FRONT,
         "steps",
     )
@@ -58,10 +60,11 @@ def _chart(context: Context) -> Chart:
     )
 
 
-def _point(context: Context, row: Ranked) -> Point:
+def _point(context: Context, trial: Trial) -> Point:
+    cost, half = trial.require_result().cost, lml_half_width(trial.require_result().lml)
     tip = (
-        f"{row.trial.label}\n{per_token(row.nats_per_token, row.half_width)} "
-        f"{context.say('unit.nats_per_token')}\n{power(row.result.cost.flops)} FLOPs, "
-        f"{context.say.duration(row.result.cost.total_s)}"
+        f"{trial.label}\n{per_token(trial.nats_per_token, half)} "
+        f"{context.say('unit.nats_per_token')}\n{power(cost.flops)} FLOPs, "
+        f"{context.say.duration(cost.total_s)}"
     )
-    return Point(row.result.cost.flops, row.nats_per_token, tip)
+    return Point(cost.flops, trial.nats_per_token, tip)

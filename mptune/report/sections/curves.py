@@ -6,19 +6,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mptune.analysis.results import Ranked, best_per_policy, is_fixed_15
+from mptune.analysis.intervals import half_width
+from mptune.analysis.ranking import best_per_policy, is_fixed_15
 from mptune.report.blocks import Figures, Section
 from mptune.report.charts import Axis, Chart, Point, Series, percent_tick
 from mptune.report.layout import SERIES
 from mptune.report.sections import Context
 from mptune.report.words import interval
-from mptune.trial import CurvePoint
+from mptune.trial import CurvePoint, Trial
 
 ORDER = 20
 
 
 def section(context: Context) -> Section | None:
-    rows = [r for r in best_per_policy(context.ranked) if len(r.result.lml.curve) > 1][:SERIES]
+    rows = [r for r in best_per_policy(context.ranked) if len(_curve(r)) > 1][:SERIES]
     if not rows:
         return None
     charts = [_curves(context, rows)]
@@ -27,15 +28,15 @@ def section(context: Context) -> Section | None:
     return Section("curves", context.say("section.curves"), (Figures(tuple(charts)),))
 
 
-def _curve(row: Ranked) -> list[CurvePoint]:
-    return sorted(row.result.lml.curve, key=lambda point: point.mask_rate)
+def _curve(row: Trial) -> list[CurvePoint]:
+    return sorted(row.require_result().lml.curve, key=lambda point: point.mask_rate)
 
 
 def _tip(label: str, rate: float, value: float, half_width: float, unit: str) -> str:
     return f"{label}\nr = {percent_tick(rate)}\n{interval(value, half_width, 3)} {unit}"
 
 
-def _curves(context: Context, rows: Sequence[Ranked]) -> Chart:
+def _curves(context: Context, rows: Sequence[Trial]) -> Chart:
     say = context.say
     unit = say("unit.nats_per_masked")
     series = []
@@ -45,14 +46,14 @@ def _curves(context: Context, rows: Sequence[Ranked]) -> Chart:
             Point(
                 p.mask_rate,
                 p.nats_per_token,
-                _tip(label, p.mask_rate, p.nats_per_token, 1.96 * p.se, unit),
-                y_low=p.nats_per_token - 1.96 * p.se,
-                y_high=p.nats_per_token + 1.96 * p.se,
+                _tip(label, p.mask_rate, p.nats_per_token, half_width(p.se), unit),
+                y_low=p.nats_per_token - half_width(p.se),
+                y_high=p.nats_per_token + half_width(p.se),
             )
             for p in _curve(row)
         )
         first = place == 0
-        series.append(Series(label, points, context.colour(row.trial), area=first, bold=first))
+        series.append(Series(label, points, context.colour(row), area=first, bold=first))
     return Chart(
         name="curve",
         title=say("figure.curve.title"),
@@ -64,9 +65,9 @@ def _curves(context: Context, rows: Sequence[Ranked]) -> Chart:
     )
 
 
-def _differences(context: Context, rows: Sequence[Ranked]) -> Chart:
+def _differences(context: Context, rows: Sequence[Trial]) -> Chart:
     say = context.say
-    reference = next((row for row in rows if is_fixed_15(row.trial.policy)), rows[-1])
+    reference = next((row for row in rows if is_fixed_15(row.policy)), rows[-1])
     base = _curve(reference)
     rates, scores = ([getattr(p, n) for p in base] for n in ("mask_rate", "nats_per_token"))
     series = []
@@ -80,7 +81,7 @@ def _differences(context: Context, rows: Sequence[Ranked]) -> Chart:
             Point(r, d, _tip(label, r, d, float("nan"), say("unit.nats_per_masked")))
             for r, d in found
         )
-        series.append(Series(label, points, context.colour(row.trial), bold=row is rows[0]))
+        series.append(Series(label, points, context.colour(row), bold=row is rows[0]))
     name = labels[rows.index(reference)]
     return Chart(
         name="curve-difference",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from mptune.analysis.results import Importance, Ranked
+from mptune.analysis.results import Importance
 from mptune.report.blocks import Block, Figures, Section
 from mptune.report.charts import Axis, Chart, Point, Series, percent_tick, short
 from mptune.report.sections import Context
 from mptune.report.words import minus
+from mptune.trial import Trial
 
 ORDER = 50
 
@@ -32,7 +33,7 @@ def section(context: Context) -> Section | None:
 
 
 def _dimensions(context: Context) -> list[str]:
-    return sorted({name for row in context.ranked for name in row.trial.params})
+    return sorted({name for row in context.ranked for name in row.params})
 
 
 def _bars(context: Context, rows: Sequence[Importance]) -> Chart:
@@ -54,16 +55,16 @@ def _bars(context: Context, rows: Sequence[Importance]) -> Chart:
 
 
 def _slice(context: Context, name: str) -> Chart | None:
-    rows = [row for row in context.ranked if name in row.trial.params]
-    values = [row.trial.params[name] for row in rows]
+    rows = [row for row in context.ranked if name in row.params]
+    values = [row.params[name] for row in rows]
     if len(set(values)) < 2:
         return None
     numeric = all(isinstance(value, float) for value in values)
     return _numeric(context, name, rows) if numeric else _categories(context, name, rows)
 
 
-def _numeric(context: Context, name: str, rows: Sequence[Ranked]) -> Chart:
-    values = [float(row.trial.params[name]) for row in rows]
+def _numeric(context: Context, name: str, rows: Sequence[Trial]) -> Chart:
+    values = [float(row.params[name]) for row in rows]
     log = min(values) > 0 and max(values) / min(values) > 30
     points = [(value, row.nats_per_token, row) for value, row in zip(values, rows, strict=True)]
     return Chart(
@@ -73,7 +74,7 @@ def _numeric(context: Context, name: str, rows: Sequence[Ranked]) -> Chart:
         x=Axis(name, log=log),
         y=Axis(context.say("axis.lml")),
         series=tuple(
-            Series("", (Point(x, y, _tip(context, name, row)),), context.colour(row.trial), "dots")
+            Series("", (Point(x, y, _tip(context, name, row)),), context.colour(row), "dots")
             for x, y, row in points
         ),
         height=200,
@@ -81,12 +82,12 @@ def _numeric(context: Context, name: str, rows: Sequence[Ranked]) -> Chart:
     )
 
 
-def _categories(context: Context, name: str, rows: Sequence[Ranked]) -> Chart:
+def _categories(context: Context, name: str, rows: Sequence[Trial]) -> Chart:
     """The best first; a row for each choice, a point for each trial."""
-    order = list(dict.fromkeys(str(row.trial.params[name]) for row in rows))[:CATEGORIES]
-    shown = [row for row in rows if str(row.trial.params[name]) in order]
+    order = list(dict.fromkeys(str(row.params[name]) for row in rows))[:CATEGORIES]
+    shown = [row for row in rows if str(row.params[name]) in order]
     points = tuple(
-        Point(row.nats_per_token, order.index(str(row.trial.params[name])),
+        Point(row.nats_per_token, order.index(str(row.params[name])),
               _tip(context, name, row))
         for row in shown
     )  # fmt: skip
@@ -102,12 +103,12 @@ def _categories(context: Context, name: str, rows: Sequence[Ranked]) -> Chart:
     )
 
 
-def _tip(context: Context, name: str, row: Ranked) -> str:
-    value = row.trial.params[name]
+def _tip(context: Context, name: str, row: Trial) -> str:
+    value = row.params[name]
     words = f"{value:.4g}" if isinstance(value, float) and math.isfinite(value) else str(value)
     return (
         f"{name} = {words}\n{minus(row.nats_per_token, 3)} {context.say('unit.nats_per_token')}\n"
-        f"{context.say('column.trial')} {row.trial.number}, {row.trial.policy_label}"
+        f"{context.say('column.trial')} {row.number}, {row.policy_label}"
     )
 
 

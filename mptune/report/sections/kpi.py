@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mptune.analysis.intervals import half_width
 from mptune.analysis.kpi import Correlation, KpiReport
-from mptune.analysis.results import Ranked, loss_at, policy_kind
+from mptune.analysis.ranking import loss_at, policy_kind
 from mptune.report.blocks import Block, Cell, Column, Figures, Section, Table, Text
 from mptune.report.charts import Axis, Chart, Point, Series
 from mptune.report.sections import Context
 from mptune.report.words import minus
+from mptune.trial import Trial
 
 ORDER = 90
 
@@ -57,15 +59,15 @@ def _or_dash(value: float | None) -> str:
 
 def _chart(context: Context, kpi: KpiReport, predictor: str) -> Chart | None:
     say = context.say
-    value: Callable[[Ranked], float | None] = (
-        (lambda row: row.nats_per_token)
+    value: Callable[[Trial], float | None] = (
+        (lambda trial: trial.nats_per_token)
         if predictor == "lml"
-        else (lambda row: loss_at(row.result, 0.15))
+        else (lambda trial: loss_at(trial.require_result(), 0.15))
     )
-    kinds: dict[str, list[Ranked]] = {}
-    for row in context.ranked:
-        if row.trial.kpi and row.trial.kpi.value is not None and value(row) is not None:
-            kinds.setdefault(policy_kind(row.trial), []).append(row)
+    kinds: dict[str, list[Trial]] = {}
+    for trial in context.ranked:
+        if trial.kpi and trial.kpi.value is not None and value(trial) is not None:
+            kinds.setdefault(policy_kind(trial), []).append(trial)
     if not kinds:
         return None
     return Chart(
@@ -75,24 +77,22 @@ def _chart(context: Context, kpi: KpiReport, predictor: str) -> Chart | None:
         x=Axis(say("axis.lml" if predictor == "lml" else "axis.loss")),
         y=Axis(kpi.name),
         series=tuple(
-            Series(kind, tuple(_point(context, row, value(row) or 0.0) for row in rows),
-                   context.colour(rows[0].trial), "dots")
-            for kind, rows in kinds.items()
+            Series(kind, tuple(_point(trial, value(trial) or 0.0) for trial in trials),
+                   context.colour(trials[0]), "dots")
+            for kind, trials in kinds.items()
         ),
         height=230,
         short=True,
     )  # fmt: skip
 
 
-def _point(context: Context, row: Ranked, x: float) -> Point:
-    found = row.trial.kpi
+def _point(trial: Trial, x: float) -> Point:
+    found = trial.kpi
     y, se = (found.value or 0.0, found.se) if found else (0.0, None)
-    error = f" ± {1.96 * se:.3g}" if se else ""
-    tip = f"{row.trial.label}\n{x:.3f}\nKPI {y:.4g}{error}".replace("-", "−")
-    return Point(
-        x, y, tip,
-        y_low=y - 1.96 * se if se else None, y_high=y + 1.96 * se if se else None,
-    )  # fmt: skip
+    half = half_width(se) if se else None
+    error = f" ± {half:.3g}" if half else ""
+    tip = f"{trial.label}\n{x:.3f}\nKPI {y:.4g}{error}".replace("-", "−")
+    return Point(x, y, tip, y_low=y - half if half else None, y_high=y + half if half else None)
 
 
 def _table(context: Context, kpi: KpiReport) -> Table:

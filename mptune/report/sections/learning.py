@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mptune.analysis.compute import UNITS, Unit
-from mptune.analysis.results import best_per_policy
+from mptune.analysis.intervals import half_width
+from mptune.analysis.ranking import best_per_policy
 from mptune.report.blocks import Figures, Section
 from mptune.report.charts import Axis, Chart, Point, Series, Tick, power_tick
 from mptune.report.layout import SERIES
@@ -38,15 +39,14 @@ def section(context: Context) -> Section | None:
 def _learners(context: Context) -> Iterator[_Learner]:
     """Arms over their seeds if there was a comparison, else the best trial of each policy."""
     comparison = context.report.comparison
-    arms = comparison.arms if comparison else ()
-    if any(len(arm.learning) > 1 for arm in arms):
-        for arm in arms:
-            yield _Learner(arm.name, context.colour(arm), arm.learning)
+    if comparison and any(len(points) > 1 for points in comparison.learning.values()):
+        for name, points in comparison.learning.items():
+            yield _Learner(name, context.colour(comparison.arms[name][0]), points)
         return
-    rows = best_per_policy(context.ranked)
-    for row, label in zip(rows, context.labels(rows), strict=True):
-        points = row.trial.learning or row.result.learning
-        yield _Learner(label, context.colour(row.trial), points)
+    trials = best_per_policy(context.ranked)
+    for trial, label in zip(trials, context.labels(trials), strict=True):
+        points = trial.learning or trial.require_result().learning
+        yield _Learner(label, context.colour(trial), points)
 
 
 def _chart(context: Context, learners: Sequence[_Learner], unit: Unit) -> Chart:
@@ -78,9 +78,9 @@ def _series(context: Context, learner: _Learner, unit: Unit, first: bool) -> Ser
             float(getattr(p, unit)),
             p.nats_per_token,
             f"{learner.label}\n{_amount(context, p, unit)}\n"
-            f"{interval(p.nats_per_token, 1.96 * p.se, 3)} {say('unit.nats_per_token')}",
-            y_low=p.nats_per_token - 1.96 * p.se,
-            y_high=p.nats_per_token + 1.96 * p.se,
+            f"{interval(p.nats_per_token, half_width(p.se), 3)} {say('unit.nats_per_token')}",
+            y_low=p.nats_per_token - half_width(p.se),
+            y_high=p.nats_per_token + half_width(p.se),
         )
         for p in sorted(learner.points, key=lambda p: p.progress)
     )

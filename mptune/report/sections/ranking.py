@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from mptune.analysis.results import Ranked, accuracy_at, loss_at
+from mptune.analysis.intervals import lml_half_width
+from mptune.analysis.ranking import accuracy_at, loss_at
 from mptune.analysis.selection import Candidate, SearchSelection
 from mptune.report.blocks import Block, Cell, Column, Figures, Section, Table, Text
 from mptune.report.charts import Axis, Chart, Point, Series
 from mptune.report.sections import Context
 from mptune.report.words import interval, minus, per_token, power
+from mptune.trial import Trial
 
 ORDER = 40
 
@@ -41,8 +43,8 @@ def _chart(context: Context) -> Chart:
     hidden = len(context.ranked) - len(rows)
     more = say("figure.ranking.more", n=hidden) if hidden else ""
     series = [
-        Series("", (_point(context, row, y),), context.colour(row.trial), "dots")
-        for y, row in enumerate(rows)
+        Series("", (_point(context, trial, y),), context.colour(trial), "dots")
+        for y, trial in enumerate(rows)
     ]
     return Chart(
         name="ranking",
@@ -55,14 +57,12 @@ def _chart(context: Context) -> Chart:
     )
 
 
-def _point(context: Context, row: Ranked, y: int) -> Point:
-    say, value, half = context.say, row.nats_per_token, row.half_width
+def _point(context: Context, trial: Trial, y: int) -> Point:
+    say, value = context.say, trial.nats_per_token
+    half = lml_half_width(trial.require_result().lml)
+    tip = f"{y + 1}. {trial.label}\n{per_token(value, half)} {say('unit.nats_per_token')}"
     half = half if half == half else 0.0
-    tip = (
-        f"{row.place}. {row.trial.label}\n{per_token(value, row.half_width)} "
-        f"{say('unit.nats_per_token')}"
-    )
-    candidate = _candidates(context).get(row.trial.number)
+    candidate = _candidates(context).get(trial.number)
     if candidate is not None:
         tip += f"\n{say('column.best_probability')}: {say.probability(candidate.probability)}"
     return Point(value, y, tip, value - half, value + half)
@@ -70,7 +70,7 @@ def _point(context: Context, row: Ranked, y: int) -> Point:
 
 def _table(context: Context) -> Table:
     say, candidates = context.say, _candidates(context)
-    bits = any(row.bits_per_byte is not None for row in context.ranked)
+    bits = any(t.require_result().lml.bits_per_byte is not None for t in context.ranked)
     head = [
         Column("#"),
         Column(say("column.policy"), numeric=False),
@@ -86,7 +86,10 @@ def _table(context: Context) -> Table:
         Column(say("column.time")),
         Column(say("column.trial")),
     ]  # fmt: skip
-    rows = tuple(_row(context, row, candidates, bits) for row in context.ranked)
+    rows = tuple(
+        _row(context, place, trial, candidates, bits)
+        for place, trial in enumerate(context.ranked, start=1)
+    )
     chosen = context.found.recommended
     first = context.ranked.index(chosen) if chosen else None
     return Table(say("section.ranking"), tuple(head), rows, first)
@@ -97,28 +100,30 @@ def _any_confirmed(context: Context) -> bool:
 
 
 def _row(
-    context: Context, row: Ranked, candidates: dict[int, Candidate], bits: bool
+    context: Context, place: int, trial: Trial, candidates: dict[int, Candidate], bits: bool
 ) -> tuple[Cell, ...]:
-    say, cost = context.say, row.result.cost
-    loss, accuracy = loss_at(row.result, 0.15), accuracy_at(row.result, 0.15)
+    say, result = context.say, trial.require_result()
+    cost, lml = result.cost, result.lml
+    loss, accuracy = loss_at(result, 0.15), accuracy_at(result, 0.15)
+    parameters = trial.parameters or cost.parameters
     cells = [
-        Cell(str(row.place), row.place),
-        policy_cell(row.trial.policy_label, row.trial.size_label, row.trial.arm),
-        Cell(per_token(row.nats_per_token, row.half_width), row.nats_per_token),
+        Cell(str(place), place),
+        Cell(trial.policy_label, below=trial.size_label, tag=trial.arm or ""),
+        Cell(per_token(lml.nats_per_token, lml_half_width(lml)), lml.nats_per_token),
     ]
     if candidates:
-        cells += _candidate_cells(context, candidates.get(row.trial.number))
+        cells += _candidate_cells(context, candidates.get(trial.number))
     if bits:
-        b = row.bits_per_byte
+        b = lml.bits_per_byte
         cells.append(Cell("–" if b is None else f"{b:.3f}", b))
     return (
         *cells,
         Cell("–" if loss is None else f"{loss:.3f}", loss),
         Cell("–" if accuracy is None else f"{100 * accuracy:.1f} %", accuracy),
-        Cell(say.count(row.parameters), row.parameters),
+        Cell(say.count(parameters), parameters),
         Cell(power(cost.flops), cost.flops),
         Cell(say.duration(cost.total_s), cost.total_s),
-        Cell(str(row.trial.number), row.trial.number),
+        Cell(str(trial.number), trial.number),
     )
 
 
@@ -138,8 +143,3 @@ def _candidate_cells(context: Context, candidate: Candidate | None) -> list[Cell
         optimism = context.say("ranking.optimism", value=minus(found.optimism, 3))
         cells.append(Cell(words, found.nats_per_token, title=optimism))
     return cells
-
-
-def policy_cell(policy: str, size: str, arm: str | None) -> Cell:
-    """A trial's policy, with its size below."""
-    return Cell(policy, below=size, tag=arm or "")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mptune.analysis.results import ArmRow
 from mptune.report.blocks import Code, Pairs, Section
 from mptune.report.sections import Context
 
@@ -23,10 +22,7 @@ def _facts(context: Context) -> Iterator[tuple[str, str]]:
         yield say("replay.plan"), report.plan_hash
     if report.prepared is not None:
         yield say("replay.table"), report.prepared.table_hash
-    seeds = sorted({run.seed for arm in _arms(context) for run in arm.runs})
+    arms = report.comparison.arms.values() if report.comparison else ()
+    seeds = sorted({t.seed for arm in arms for t in arm if t.result and t.seed is not None})
     if seeds:
         yield say("replay.seeds"), say.join([str(seed) for seed in seeds])
-
-
-def _arms(context: Context) -> tuple[ArmRow, ...]:
-    return context.report.comparison.arms if context.report.comparison else ()

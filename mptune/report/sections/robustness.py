@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mptune.analysis.results import ArmRow, Ranked, best_per_policy, shifts
-from mptune.analysis.robustness import Condition, ConditionScore, Robustness, RobustnessRow
+from mptune.analysis.ranking import best_per_policy
+from mptune.analysis.robustness import Condition, Robustness, RobustnessRow
 from mptune.report.blocks import Block, Cell, Column, Figures, Section, Table, Text
 from mptune.report.charts import Axis, Chart, Point, Series
 from mptune.report.language import Language
 from mptune.report.layout import SERIES
 from mptune.report.sections import Context
 from mptune.report.words import per_token
-from mptune.trial import Trial
 
 ORDER = 80
 
 
 def section(context: Context) -> Section | None:
-    found = context.report.robustness or _from_shifts(context.ranked)
-    if found is None or len(found.conditions) < 2:
+    found = context.report.robustness
+    if found is None:
         return None
     say = context.say
     blocks: list[Block] = [Figures((_chart(context, found),)), _table(context, found)]
@@ -28,33 +27,6 @@ def section(context: Context) -> Section | None:
     elif found.best_at_worst is not None:
         blocks.append(Text(say("robustness.best_at_worst", trial=found.best_at_worst), soft=True))
     return Section("robustness", say("section.robustness"), tuple(blocks))
-
-
-def _from_shifts(ranked: Sequence[Ranked]) -> Robustness | None:
-    """The domains alone, for a study that was not asked for more."""
-    if not ranked or not ranked[0].result.lml_shift:
-        return None
-    domains = [Condition(name=s.domain, kind="domain") for s in shifts(ranked[0])]
-    return Robustness(
-        conditions=(Condition(name="home", kind="home"), *domains),
-        rows=tuple(_row_from(row) for row in ranked),
-    )
-
-
-def _row_from(row: Ranked) -> RobustnessRow:
-    home = ("home", row.nats_per_token, row.half_width)
-    found = [home, *((s.domain, s.nats_per_token, s.half_width) for s in shifts(row))]
-    worst = min(found[1:], key=lambda score: score[1], default=None)
-    return RobustnessRow(
-        trial=row.trial.number,
-        label=row.trial.label,
-        scores=tuple(
-            ConditionScore(name=name, nats_per_token=value, half_width=half, se=half / 1.96)
-            for name, value, half in found
-        ),
-        worst_domain=worst[0] if worst else None,
-        worst_nats_per_token=worst[1] if worst else None,
-    )
 
 
 def condition_words(condition: Condition, say: Language) -> str:
@@ -88,27 +60,19 @@ def _chart(context: Context, found: Robustness) -> Chart:
 def _shown(context: Context, found: Robustness) -> list[tuple[str, int, RobustnessRow]]:
     """The best trial of each policy; the arms where only they were scored."""
     by_trial = {row.trial: row for row in found.rows if row.trial is not None}
-    best = [r for r in best_per_policy(context.ranked) if r.trial.number in by_trial]
+    best = [t for t in best_per_policy(context.ranked) if t.number in by_trial]
     shown = [
-        (label, context.colour(r.trial), by_trial[r.trial.number])
-        for r, label in zip(best, context.labels(best), strict=True)
+        (label, context.colour(t), by_trial[t.number])
+        for t, label in zip(best, context.labels(best), strict=True)
     ]
     if not shown:
-        arms = (
-            {a.name: a for a in context.report.comparison.arms}
-            if (context.report.comparison)
-            else {}
-        )
+        arms = context.report.comparison.arms if context.report.comparison else {}
         shown = [
-            (row.arm, _arm_colour(context, arms.get(row.arm)), row)
+            (row.arm, context.colour(arms[row.arm][0]) if arms.get(row.arm) else 0, row)
             for row in found.rows
             if row.arm is not None
         ]
     return shown[:SERIES]
-
-
-def _arm_colour(context: Context, arm: ArmRow | Trial | None) -> int:
-    return context.colour(arm) if arm is not None else 0
 
 
 def _points(context: Context, found: Robustness, row: RobustnessRow) -> list[Point]:
@@ -117,8 +81,9 @@ def _points(context: Context, found: Robustness, row: RobustnessRow) -> list[Poi
     for y, condition in enumerate(found.conditions):
         score = scores.get(condition.name)
         if score is not None:
+            name = row.arm or context.trial(row.trial).label
             tip = (
-                f"{row.label}\n{condition_words(condition, context.say)}\n"
+                f"{name}\n{condition_words(condition, context.say)}\n"
                 f"{per_token(score.nats_per_token, score.half_width)} "
                 f"{context.say('unit.nats_per_token')}"
             )
@@ -135,21 +100,22 @@ def _table(context: Context, found: Robustness) -> Table:
         *(Column(condition_words(c, say)) for c in found.conditions),
         *([Column(say("column.worst"), numeric=False)] if domains else []),
     ]
-    rows = tuple(_row(row, found.conditions, say, domains) for row in found.rows)
-    wanted = context.found.recommended.trial.number if context.found.recommended else None
+    rows = tuple(_row(context, row, found.conditions, domains) for row in found.rows)
+    wanted = context.found.recommended.number if context.found.recommended else None
     first = next((k for k, r in enumerate(found.rows) if r.trial == wanted), None)
     return Table(say("section.robustness"), tuple(head), rows, first)
 
 
 def _row(
-    row: RobustnessRow, conditions: Sequence[Condition], say: Language, domains: bool
+    context: Context, row: RobustnessRow, conditions: Sequence[Condition], domains: bool
 ) -> tuple[Cell, ...]:
-    policy, _, size = row.label.partition(" · ")
     scores = {s.name: s for s in row.scores}
     cells = [
         Cell(per_token(s.nats_per_token, s.half_width), s.nats_per_token) if s else Cell("–")
         for s in (scores.get(c.name) for c in conditions)
     ]
-    arm = say("word.arm") if row.arm is not None else ""
     worst = [Cell(row.worst_domain or "–")] if domains else []
-    return (Cell(policy, below=size, tag=arm), *cells, *worst)
+    if row.arm is not None:
+        return (Cell(row.arm, below="", tag=context.say("word.arm")), *cells, *worst)
+    trial = context.trial(row.trial)
+    return (Cell(trial.policy_label, below=trial.size_label, tag=""), *cells, *worst)
