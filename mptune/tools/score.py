@@ -1,8 +1,8 @@
 """Scores masked-LM checkpoints on text: what `mptune score` runs.
 
 Text is cut into sequences that the model can hold. One model is scored until its standard error is
-small enough; two are raced on a common plan. Where their tokenizers differ, both get the same
-pieces of text, and only bits per byte mean the same for both.
+small enough; two are compared on a common plan until one is better. If their tokenizers differ,
+both get the same pieces of text, and only bits per byte can be compared.
 """
 
 from __future__ import annotations
@@ -39,10 +39,13 @@ from mptune.models.pretrained import PretrainedMaskedLM
 IntArray = NDArray[np.int64]
 
 EXTRA_FORWARDS = 256
-"""Forwards for each figure that stands beside the score."""
+"""Forwards for each figure that is reported next to the score."""
+
+MOST_TOKENS = 512
+"""Most tokens of a sequence, if the model holds more."""
 
 CHARACTERS = 512
-"""Most characters of a piece of text that two tokenizers cut differently."""
+"""Most characters of a piece of text if two models have different tokenizers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,17 +72,6 @@ class Options:
 
 
 @dataclass(frozen=True, eq=False)
-class Pieces:
-    """Sequences of one model's tokens, and how many bytes of text each of them stands for."""
-
-    ids: list[list[int]]
-    bytes_N: IntArray
-
-    def take(self, rows: IntArray) -> Pieces:
-        return Pieces([self.ids[row] for row in rows], self.bytes_N[rows])
-
-
-@dataclass(frozen=True, eq=False)
 class ModelText:
     """One model, and the sequences that it is to score."""
 
@@ -96,7 +88,7 @@ class ModelText:
 
 @dataclass(eq=False)
 class ModelScore:
-    """The score of one model so far, and what stands beside it."""
+    """The score of one model so far, and the figures reported next to it."""
 
     prepared: ModelText
     estimate: LMLEstimate
@@ -130,40 +122,41 @@ class Race:
         return float(self.prepared[0].bytes_N[rows].mean())
 
 
-def read_documents(options: Options) -> list[str]:
-    """The distinct documents of the source, decoded; bad bytes become U+FFFD.
-
-    Raises:
-        InputError: there is nothing to read.
-    """
-    try:
-        return documents(options.source, options.documents, Path.cwd())
-    except (ValueError, OSError) as error:
-        raise InputError(f"--data: {error}") from error
-
-
 def prepare(names: Sequence[str], options: Options) -> tuple[list[ModelText], bool]:
-    """Models with their sequences; and whether they share one tokenizer.
+    """Models with their sequences, and whether they share one tokenizer.
+
+    The sequences are the same for every model and in random order. Bytes that are not UTF-8 become
+    U+FFFD.
 
     Raises:
         InputError: a model or the text cannot be used.
     """
     models = [PretrainedMaskedLM.open(name) for name in names]
-    texts = read_documents(options)
+    try:
+        texts = documents(options.source, options.documents, Path.cwd())
+    except (ValueError, OSError) as error:
+        raise InputError(f"--data: {error}") from error
     same = all(models[0].same_tokens(other) for other in models[1:])
     if not same:
         texts = _split_alike(models, texts)
-    length = _length(models, options)
-    cut = [_cut(model, texts, length) for model in models]
-    kept = _draw(cut, options)
-    return [_prepared(m, c, kept, options) for m, c in zip(models, cut, strict=True)], same
-
-
-def _length(models: Sequence[PretrainedMaskedLM], options: Options) -> int:
-    room = min(min(model.room for model in models), 512)
+    room = min(min(model.room for model in models), MOST_TOKENS)
     if options.length is not None and not 1 <= options.length <= room:
         raise InputError(f"--length: {options.length} is not in 1..{room}, what the model can hold")
-    return options.length or room
+    cuts = [_cut(model, texts, options.length or room) for model in models]
+    found = len(cuts[0][0])
+    if not found or any(len(ids) != found for ids, _ in cuts):
+        raise InputError(f"--data: {', '.join(options.source)} holds no text to score")
+    order = np.random.default_rng(options.seed).permutation(found)
+    kept, rest = order[: options.sequences], np.sort(order[options.sequences :])
+    prepared = []
+    for model, (ids, bytes_N) in zip(models, cuts, strict=True):
+        table = model.encode([ids[row] for row in kept])
+        # Covariates are counted on other text if there is enough; a guess need not be good.
+        counted = model.encode([ids[row] for row in rest]) if len(rest) >= len(kept) else table
+        covariates = TokenCovariates.fit(counted.tokens, counted.observed, model.vocabulary_size)
+        side = Side.of(model.log_prob, table.tokens, table.observed, covariates, options.batch_size)
+        prepared.append(ModelText(model, side, bytes_N[kept], table.unknown))
+    return prepared, same
 
 
 def _split_alike(models: Sequence[PretrainedMaskedLM], documents: list[str]) -> list[str]:
@@ -178,8 +171,10 @@ def _split_alike(models: Sequence[PretrainedMaskedLM], documents: list[str]) -> 
     raise InputError("--data: no piece of the text is short enough for both models")
 
 
-def _cut(model: PretrainedMaskedLM, documents: Sequence[str], length: int) -> Pieces:
-    """Documents cut into sequences of at most ``length`` tokens, none across two documents."""
+def _cut(
+    model: PretrainedMaskedLM, documents: Sequence[str], length: int
+) -> tuple[list[list[int]], IntArray]:
+    """Sequences of at most ``length`` token ids, none across two documents, and their bytes."""
     ids, sizes = [], []
     for text in documents:
         tokens, starts = model.spans(text)
@@ -187,29 +182,7 @@ def _cut(model: PretrainedMaskedLM, documents: Sequence[str], length: int) -> Pi
         for n, at in enumerate(range(0, len(tokens), length)):
             ids.append(tokens[at : at + length])
             sizes.append(len(text[edges[n] : edges[n + 1]].encode()))
-    return Pieces(ids, np.array(sizes, np.int64))
-
-
-def _draw(cut: Sequence[Pieces], options: Options) -> IntArray:
-    """Rows to score, the same of every model, in random order; the others are for counting."""
-    found = len(cut[0].ids)
-    if not found or any(len(c.ids) != found for c in cut):
-        raise InputError(f"--data: {', '.join(options.source)} holds no text to score")
-    order = np.random.default_rng(options.seed).permutation(found)
-    return order[: options.sequences]
-
-
-def _prepared(
-    model: PretrainedMaskedLM, cut: Pieces, kept: IntArray, options: Options
-) -> ModelText:
-    scored = cut.take(kept)
-    table = model.encode(scored.ids)
-    others = cut.take(np.setdiff1d(np.arange(len(cut.ids)), kept))
-    # Counted beside the scored text where there is enough of it; a guess need not be good.
-    counted = model.encode(others.ids) if len(others.ids) >= len(kept) else table
-    covariates = TokenCovariates.fit(counted.tokens, counted.observed, model.vocabulary_size)
-    side = Side.of(model.log_prob, table.tokens, table.observed, covariates, options.batch_size)
-    return ModelText(model, side, scored.bytes_N, table.unknown)
+    return ids, np.array(sizes, np.int64)
 
 
 def score(prepared: ModelText, options: Options) -> Iterator[ModelScore]:

@@ -256,15 +256,6 @@ def code_weights(
     return weights_B
 
 
-@dataclass(frozen=True)
-class Ready:
-    """A batch, and this rank's parts of it on the device."""
-
-    moment: BatchKey
-    batch: Batch
-    parts: Sequence[Part]
-
-
 class Feed:
     """The batches of a training on one rank, each drawn and sent while the step before it runs."""
 
@@ -279,28 +270,25 @@ class Feed:
         self._stream: Any = None
         if ranks.device.type == "cuda":
             self._stream = torch.cuda.Stream(ranks.device)  # type: ignore[no-untyped-call]
-        self._ahead: Ready | None = None
+        self._ahead: tuple[BatchKey, Batch, list[Part]] | None = None
 
-    def take(self, moment: BatchKey) -> Ready:
-        """The batch of a step: the one fetched for it, or else drawn now."""
-        ready, self._ahead = self._ahead, None
-        if ready is None or ready.moment != moment:
-            ready = self._send(moment)
+    def take(self, key: BatchKey) -> tuple[Batch, list[Part]]:
+        """The batch of a step and this rank's parts of it: the one fetched, or else drawn now."""
+        if self._ahead is None or self._ahead[0] != key:
+            self.fetch(key)
+        assert self._ahead is not None
+        (_, batch, parts), self._ahead = self._ahead, None
         if self._stream is not None:
             # What the device computes from now on waits for the tensors; the host does not.
             now = torch.cuda.current_stream(self._device)
             now.wait_stream(self._stream)
-            for part in ready.parts:
+            for part in parts:
                 for tensor in part.tensors():
                     tensor.record_stream(now)
-        return ready
+        return batch, parts
 
-    def fetch(self, moment: BatchKey) -> None:
-        """Draw the batch of a later step, and begin to send it."""
-        self._ahead = self._send(moment)
-
-    def _send(self, moment: BatchKey) -> Ready:
-        """Draw a batch; its tensors may still be on their way to the device."""
+    def fetch(self, key: BatchKey) -> None:
+        """Draw the batch of a later step, and begin to send it to the device."""
 
         def send(array: NDArray[Any]) -> Tensor:
             tensor = torch.from_numpy(array)
@@ -309,17 +297,17 @@ class Feed:
             with torch.cuda.stream(self._stream):
                 return tensor.pin_memory().to(self._device, non_blocking=True)
 
-        batch, parts = self.draw(moment), []
+        batch, parts = self.draw(key), []
         for number in self._mine:
             arguments, values = batch.arrays(number)
             sent = tuple(None if array is None else send(array) for array in arguments)
             parts.append(Part(sent, *[send(array) for array in values]))
-        return Ready(moment, batch, parts)
+        self._ahead = key, batch, parts
 
-    def draw(self, moment: BatchKey) -> Batch:
+    def draw(self, key: BatchKey) -> Batch:
         """The masked global batch, the same on every rank."""
-        inputs, law, progress = self._inputs, moment.law, moment.progress
-        rows_B = self._order.rows(moment.step)
+        inputs, law, progress = self._inputs, key.law, key.progress
+        rows_B = self._order.rows(key.step)
         tokens_BD, observed_BD = inputs.train.tokens[rows_B], inputs.train.observed[rows_B]
         drawn = draw_batch(
             law,
@@ -327,16 +315,16 @@ class Feed:
             observed_BD,
             progress=progress,
             seed=inputs.seed,
-            step=moment.step,
+            step=key.step,
             mask_id=inputs.vocabulary_size,
             vocabulary_size=inputs.vocabulary_size,
             words_BD=None if inputs.joins is None else words_of(tokens_BD, inputs.joins),
         )
         counts_B, lengths_B = drawn.mask_BD.sum(1), observed_BD.sum(1)
         # Only sequences that were not trained on before count in the code length.
-        first_epoch = (moment.step + 1) * len(rows_B) <= len(inputs.train.tokens)
+        first_epoch = (key.step + 1) * len(rows_B) <= len(inputs.train.tokens)
         code_B: FloatArray | None = np.zeros(len(rows_B))
-        if moment.code and first_epoch:
+        if key.code and first_epoch:
             code_B = code_weights(law, counts_B, lengths_B, progress)
         number, head = len(rows_B) // self._micro, None
         parts = list(np.arange(len(rows_B)).reshape(number, self._micro))

@@ -141,7 +141,7 @@ class Loop:
     def _step(self, control: Control) -> Progress | None:
         """One optimizer step on the global batch; returns a progress event if one is due."""
         began, spent, ranks = time.monotonic(), self.spent, self.ranks
-        ready = self._feed.take(self._moment())
+        batch, parts = self._feed.take(self._batch_key())
         # At the middle of the step, so that not even the first step of a warm-up has rate 0.
         steps = self.budget.expected_steps(spent)
         middle = self.progress + (0.5 / steps if steps else 0.0)
@@ -153,12 +153,12 @@ class Loop:
             torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
 
         sums = torch.zeros(3 + 3 * RATE_BUCKETS, dtype=torch.float64, device=ranks.device)
-        for part in ready.parts[:-1]:
+        for part in parts[:-1]:
             self._backward(self._forward(part, sums))
             self.engine.step()
         objective, error = torch.zeros(()), None
         try:
-            objective = self._forward(ready.parts[-1], sums)
+            objective = self._forward(parts[-1], sums)
         except Exception as raised:  # out of memory, say: kept until all ranks know of it
             error = raised
 
@@ -169,7 +169,7 @@ class Loop:
         of_first = (due, self.seconds + now - began) if ranks.first else (0.0, 0.0)
         votes = torch.tensor([float(error is not None), *stop, *of_first], dtype=torch.float64)
         pending = ranks.total_later(torch.cat([votes.to(sums.device, non_blocking=True), sums]))
-        ahead = self._goes_ahead(ready.batch)
+        ahead = self._goes_ahead(batch)
         if error is not None and ahead and averages_in_backward(self.engine):
             raise error  # the peers wait in their backward passes and cannot hear of it
         if error is None and ahead:
@@ -187,13 +187,13 @@ class Loop:
         if event_due:
             self._norm = ranks.later(norm)
         self.seconds += time.monotonic() - began
-        self._account(ready.batch, totals)
+        self._account(batch, totals)
         if totals.stop is not None:
             self._stop(totals.stop)
         elif totals.checkpoint:
             self._save()
         self._fetch_next()
-        return self._report(ready.batch, totals, rate)
+        return self._report(batch, totals, rate)
 
     def _forward(self, part: Part, sums: Tensor) -> Tensor:
         """A part's share of the objective; adds what the ranks sum up of it to `sums`."""
@@ -226,15 +226,15 @@ class Loop:
         self._largest = max(needs[0], self._largest[0]), max(needs[1], self._largest[1])
         return self.ranks.overlaps and (known or self.ranks.world_size == 1)
 
-    def _moment(self) -> BatchKey:
-        """When the next step is, and what its masks are drawn from."""
+    def _batch_key(self) -> BatchKey:
+        """What determines the batch of the next step."""
         return BatchKey(self.spent.steps, self.progress, self._law, self.spent.code is not None)
 
     def _fetch_next(self) -> None:
         """Draw and send the next batch, if there is one; that counts as training time."""
         if self.stopped is None and self.progress < 1.0:
             began = time.monotonic()
-            self._feed.fetch(self._moment())
+            self._feed.fetch(self._batch_key())
             self.seconds += time.monotonic() - began
 
     def _account(self, batch: Batch, totals: StepTotals) -> None:

@@ -27,7 +27,7 @@ def learning_rate_factor(schedule: LearningRateSchedule, progress: float) -> flo
 
 @dataclass(frozen=True)
 class Budget:
-    """What a training may spend of one quantity, and about how many steps that is."""
+    """What a training may spend of one quantity, and the number of steps expected of it."""
 
     amount: float
     quantity: str
@@ -50,7 +50,7 @@ class Budget:
         return min(1.0, float(getattr(spent, self.quantity)) / self.amount)
 
     def expected_steps(self, spent: Spent) -> int:
-        """Steps of the whole training, as far as can be said."""
+        """Expected steps of the whole training; 0 if not known yet."""
         progress = self.progress(spent)
         if self.quantity == "tokens" or not progress:
             return self.steps
@@ -77,11 +77,11 @@ class Spent:
     """Loss sum and masked positions since the last point of the curve."""
 
     code: tuple[float, int] | None = (0.0, 0)
-    """Prequential code length so far, nats and positions; None where it is not defined."""
+    """Prequential code length so far, nats and positions; None if it is not defined."""
     by_rate: list[list[float]] = field(default_factory=list)
-    """What a policy that learns has seen: sums by interval of the mask rate, [3, R]."""
+    """Statistics of an adaptive policy: sums by interval of the mask rate, [3, R]."""
     learned: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
-    """(progress, law) of each choice of a policy that learns."""
+    """(progress, law) of each choice of an adaptive policy."""
 
     def record(self, progress: float, loss_sum: float, masked: int) -> None:
         """Add a step's loss; close a point of the curve when its share of progress is over."""

@@ -43,14 +43,14 @@ class Worker:
         )
 
     def prepare(self, request: PrepareRequest) -> Prepared:
-        """Make the token table and the scoring plan, see `preparation.prepare`.
+        """Make the token table and the scoring plan, see `execution.prepare`.
 
         Raises:
             InputError: the data is missing or broken, or the plan belongs to other data.
         """
-        from mptune.training import preparation
+        from mptune.training import execution
 
-        return preparation.prepare(request)
+        return execution.prepare(request)
 
     def run(self, trial: TrialSpec, control: Control) -> Iterator[Event]:
         """Run one trial, on all ranks at once. Rank 0 yields its events, the others none.

@@ -42,12 +42,13 @@ def inputs(family="bert", policy=None, ragged=False, **training):
     )
 
 
-def moment(given, step=0):
+def key(given, step=0):
     return BatchKey(step, step / 8, given.policy, True)
 
 
-def ready(given, step=0):
-    return Feed(given, Ranks()).take(moment(given, step))
+def taken(given, step=0):
+    """The batch of a step and its parts."""
+    return Feed(given, Ranks()).take(key(given, step))
 
 
 def model(given):
@@ -74,14 +75,14 @@ def test_spare_rows_and_other_parts_change_no_loss_and_no_gradient(reduction, pa
     policy = {"kind": "uniform", "reduction": reduction}
     plain = inputs(policy=policy, ragged=ragged, pack=pack)
     static = inputs(policy=policy, ragged=ragged, pack=pack, compile=True)
-    assert sum(ready(static).batch.head_rows) > sum(ready(plain).batch.head_rows)
-    for part in ready(static).parts:
+    assert sum(taken(static)[0].head_rows) > sum(taken(plain)[0].head_rows)
+    for part in taken(static)[1]:
         tokens_RD, flat_K = part.arguments[:2]
         assert flat_K.max() < tokens_RD.numel()  # packed, there are fewer rows than sequences
     found = []
     for given in (plain, static):
         module = model(given)
-        sums = step_of(module, ready(given).parts)
+        sums = step_of(module, taken(given)[1])
         found.append((sums, [p.grad for p in module.parameters()]))
     torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-5, atol=1e-6)
     for padded, exact in zip(found[1][1], found[0][1], strict=True):
@@ -94,7 +95,7 @@ def test_the_shapes_of_full_sequences_are_static(family):
     shapes = {
         tuple(tensor.shape for tensor in part.tensors())
         for step in range(8)
-        for part in Feed(given, Ranks()).take(moment(given, step)).parts
+        for part in Feed(given, Ranks()).take(key(given, step))[1]
     }
     assert len(shapes) == 1
 
@@ -106,7 +107,7 @@ def test_no_operation_of_a_step_reads_values(family, how, reduction):
     """On a GPU the host would wait there for all that the device was given before."""
     policy = {"kind": "uniform", "reduction": reduction}
     given = inputs(family, policy, how != "full", pack=how == "packed", compile=True)
-    module, parts = model(given), ready(given).parts
+    module, parts = model(given), taken(given)[1]
     with Syncs() as syncs:
         step_of(module, parts)
     assert syncs.places == set()
@@ -126,27 +127,28 @@ def test_operations_that_read_values_are_found():
 def test_a_batch_that_was_fetched_is_the_one_that_would_be_drawn(monkeypatch):
     given = inputs()
     feed = Feed(given, Ranks())
-    feed.fetch(moment(given, 1))
-    drawn = ready(given, 1)
+    feed.fetch(key(given, 1))
+    drawn = taken(given, 1)[1]
     monkeypatch.setattr(feed, "draw", None)
-    taken = feed.take(moment(given, 1))
-    pairs = zip(taken.parts, drawn.parts, strict=True)
+    pairs = zip(feed.take(key(given, 1))[1], drawn, strict=True)
     assert all(torch.equal(a.target_K, b.target_K) for a, b in pairs)
 
 
 @pytest.mark.parametrize(
     "changes", [{"step": 2}, {"law": build("policy", {"kind": "fixed", "rate": 0.5})}]
 )
-def test_a_batch_that_was_fetched_for_another_moment_is_not_used(changes):
+def test_a_batch_that_was_fetched_for_another_step_or_law_is_not_used(changes):
     given = inputs()
-    feed, later = Feed(given, Ranks()), replace(moment(given, 1), **changes)
-    feed.fetch(moment(given, 1))
-    assert feed.take(later).moment == later
+    feed, later = Feed(given, Ranks()), replace(key(given, 1), **changes)
+    feed.fetch(key(given, 1))
+    found, expected = (one.take(later)[1][0].target_K for one in (feed, Feed(given, Ranks())))
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, taken(given, 1)[1][0].target_K)
 
 
 def test_all_masked_positions_ask_and_no_sequence_s_others_twice():
     given = inputs(policy={"kind": "fixed", "rate": 0.3})
-    part = ready(given).parts[0]
+    part = taken(given)[1][0]
     asking_BM = part.arguments[5]
     assert asking_BM.shape == (4, 5)
     assert set(part.arguments[1].tolist()) <= set(asking_BM.flatten().tolist())
@@ -158,10 +160,10 @@ def test_all_masked_positions_ask_and_no_sequence_s_others_twice():
 def test_ranks_share_a_batch(static):
     given = inputs(compile=static)
     shares = [
-        [part.target_K[part.weight_K > 0] for part in Feed(given, ranks).take(moment(given)).parts]
+        [part.target_K[part.weight_K > 0] for part in Feed(given, ranks).take(key(given))[1]]
         for ranks in (Ranks(0, 2), Ranks(1, 2))
     ]
-    whole = [part.target_K[part.weight_K > 0] for part in ready(given).parts]
+    whole = [part.target_K[part.weight_K > 0] for part in taken(given)[1]]
     assert [t.tolist() for share in shares for t in share] == [t.tolist() for t in whole]
 
 
@@ -175,6 +177,6 @@ def test_a_compiled_model_is_compiled_once():
         module = model(given)
         module.compile(backend=made)
         for step in range(12):
-            step_of(module, ready(given, step).parts)
+            step_of(module, taken(given, step)[1])
         assert made.frame_count == times
     torch.compiler.reset()

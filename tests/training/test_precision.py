@@ -7,7 +7,7 @@ from itertools import cycle
 import pytest
 import torch
 
-from mptune.training import preparation
+from mptune.training import execution
 from mptune.training.ranks import CPU
 
 
@@ -17,8 +17,8 @@ def has(monkeypatch, **instructions):
 
 def test_without_instructions_nothing_is_measured(monkeypatch):
     has(monkeypatch, avx512_bf16=False)
-    monkeypatch.setattr(preparation, "Probe", None)
-    assert preparation.faster_precision(258, 16, CPU) == "fp32"
+    monkeypatch.setattr(execution, "Probe", None)
+    assert execution.faster_precision(258, 16, CPU) == "fp32"
 
 
 @pytest.mark.parametrize(
@@ -34,8 +34,8 @@ def test_bf16_is_to_save_time(monkeypatch, plain_s, half_s, chosen):
         def __init__(self, vocabulary, length, dtype):
             self.step_s = times[dtype].__next__
 
-    monkeypatch.setattr(preparation, "Probe", Probe)
-    assert preparation.faster_precision(258, 16, CPU) == chosen
+    monkeypatch.setattr(execution, "Probe", Probe)
+    assert execution.faster_precision(258, 16, CPU) == chosen
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -43,7 +43,7 @@ def test_the_probe_trains_and_leaves_the_generator_alone(dtype):
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    probe = preparation.Probe(20, 8, dtype)
+    probe = execution.Probe(20, 8, dtype)
     before = [p.detach().clone() for p in probe.module.parameters()]
     assert probe.step_s() > 0
     assert any(not torch.equal(old, p) for old, (p, _) in zip(before, probe.pairs, strict=True))

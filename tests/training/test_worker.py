@@ -48,7 +48,7 @@ def test_prepare_inspects_the_data_once(tmp_path, monkeypatch):
 
 def test_prepare_measures_precision_if_it_is_asked_to(tmp_path, monkeypatch):
     asked = trials.request(tmp_path)
-    monkeypatch.setattr("mptune.training.preparation.faster_precision", lambda *sizes: "bf16")
+    monkeypatch.setattr("mptune.training.execution.faster_precision", lambda *sizes: "bf16")
     assert Worker(0, 1).prepare(asked).precision == "fp32"
     asked = asked.model_copy(update={"measure_precision": True})
     assert Worker(0, 1).prepare(asked).precision == "bf16"

@@ -1,6 +1,6 @@
 """Masked-LM checkpoints in the Hugging Face format: text to tokens, and log p at masked positions.
 
-(A package, because every plain module of the folder above is a family that is trained here.)
+This is a package, because every plain module of the parent folder is a family to be trained.
 
 Shape suffixes: N sequences, D positions, B of a batch, K masked positions of the batch in row-major
 order, V symbols of the vocabulary, W width.
@@ -28,7 +28,7 @@ BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float64]
 
 LONGEST = 512
-"""Positions of a sequence where neither the model nor its tokenizer sets a limit."""
+"""Positions of a sequence if neither the model nor its tokenizer sets a limit."""
 
 NEVER_PREDICTED = ("mask", "pad", "cls", "sep", "bos", "eos")
 """Special symbols that do not occur in text; their logits are banned."""
@@ -68,7 +68,15 @@ class PretrainedMaskedLM:
         from transformers import AutoModelForMaskedLM
         from transformers.utils import logging
 
-        _check_name(name)
+        # A path must be a model's folder; anything else may be a name of the hub.
+        path = Path(name)
+        if path.is_dir() and not (path / "config.json").exists():
+            raise InputError(f"{name}: not a model folder (no config.json in it)")
+        if path.is_file():
+            raise InputError(f"{name}: a file; a model is a folder with config.json and weights")
+        is_path = path.is_absolute() or name.count("/") > 1 or name.startswith(".")
+        if is_path and not path.exists():
+            raise InputError(f"{name}: no such folder")
         quiet: Any = logging
         quiet.set_verbosity_error()
         quiet.disable_progress_bar()
@@ -92,15 +100,14 @@ class PretrainedMaskedLM:
     def longest(self) -> int:
         """Most positions that a sequence may have, specials included."""
         config: Any = self.model.config
-        limits = [
-            getattr(config, "max_position_embeddings", None),
-            getattr(self.tokenizer, "model_max_length", None),
-        ]
         # RoBERTa numbers positions from its padding id on, so two rows of its table are not used.
         reserved = 2 if getattr(config, "model_type", "") in ("roberta", "camembert", "esm") else 0
-        known = [int(limit) - reserved for limit in limits[:1] if limit]
-        known += [int(limit) for limit in limits[1:] if limit and limit < 1e6]
-        return min(known, default=LONGEST)
+        positions = getattr(config, "max_position_embeddings", None) or 0
+        limits = [
+            positions and positions - reserved,
+            getattr(self.tokenizer, "model_max_length", 0),
+        ]
+        return min((int(limit) for limit in limits if limit and limit < 1e6), default=LONGEST)
 
     def pieces(self, text: str) -> list[int]:
         """Token ids of a text, without specials."""
@@ -109,14 +116,14 @@ class PretrainedMaskedLM:
     def spans(self, text: str) -> tuple[list[int], list[int]]:
         """Token ids of a text, without specials, and the character where each one begins.
 
-        A tokenizer that does not say where gives evenly spaced beginnings.
+        If the tokenizer does not report offsets, the beginnings are evenly spaced.
         """
-        told = bool(getattr(self.tokenizer, "is_fast", False))
+        fast = bool(getattr(self.tokenizer, "is_fast", False))
         cut = self.tokenizer(
-            text, add_special_tokens=False, verbose=False, return_offsets_mapping=told
+            text, add_special_tokens=False, verbose=False, return_offsets_mapping=fast
         )
         ids = list(cut["input_ids"])
-        if told:
+        if fast:
             return ids, [start for start, _ in cut["offset_mapping"]]
         return ids, [n * len(text) // max(len(ids), 1) for n in range(len(ids))]
 
@@ -159,7 +166,7 @@ class PretrainedMaskedLM:
 
     def log_prob(self, tokens_BD: NDArray[Any], mask_BD: BoolArray) -> FloatArray:
         """log p of the true token [B, D] in nats at masked positions, 0 elsewhere."""
-        # Cut to the longest sequence of the batch; few need the width of the table.
+        # Cut to the longest sequence of the batch, which is often shorter than the table.
         attend_BD = (tokens_BD != self._pad_id) | mask_BD
         width = int(np.flatnonzero(attend_BD.any(axis=0)).max()) + 1
         inputs_BD = np.where(mask_BD, self.mask_id, tokens_BD)[:, :width]
@@ -190,10 +197,10 @@ class PretrainedMaskedLM:
 
 @contextmanager
 def _masked_only(model: nn.Module, mask_BD: Tensor) -> Iterator[list[bool]]:
-    """While it is open, the head sees the encoder's output at masked positions only, [1, K, W].
+    """Inside it, the head gets the encoder's output at masked positions only, [1, K, W].
 
-    Heads of masked models work position by position, so this changes nothing but the cost. Yields
-    a flag that says whether it worked: an encoder that returns something else is left alone.
+    Heads of masked models work position by position, so this only changes the cost. Yields a list
+    with one flag, whether it worked: an encoder with another kind of output is left unchanged.
     """
     gathered = [False]
 
@@ -213,51 +220,33 @@ def _masked_only(model: nn.Module, mask_BD: Tensor) -> Iterator[list[bool]]:
         handle.remove()
 
 
-def _check_name(name: str) -> None:
-    """A path must be a model's folder; anything else may be a name of the hub."""
-    path = Path(name)
-    if path.is_dir() and not (path / "config.json").exists():
-        raise InputError(f"{name}: not a model folder (no config.json in it)")
-    if path.is_file():
-        raise InputError(f"{name}: a file; a model is a folder with config.json and weights")
-    if not path.exists() and (path.is_absolute() or name.count("/") > 1 or name.startswith(".")):
-        raise InputError(f"{name}: no such folder")
-
-
 def _tokenizer(name: str) -> Any:
-    """The model's own tokenizer; for a bare `vocab.txt` the longest word that matches comes first.
+    """The model's own tokenizer; the longest-match one for a `vocab.txt` without further settings.
 
     Raises:
         InputError: there is none, or it has no [MASK].
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, BertTokenizer
 
+    folder = Path(name)
+    config, vocabulary = folder / "tokenizer_config.json", folder / "vocab.txt"
     try:
-        bare = _bare_vocabulary(Path(name))
-        tokenizer = bare or AutoTokenizer.from_pretrained(name)
+        settings = json.loads(config.read_text()) if config.exists() else {}
+        complete = (folder / "tokenizer.json").exists() or "tokenizer_class" in settings
+        if complete or not vocabulary.exists():
+            tokenizer = AutoTokenizer.from_pretrained(name)
+        else:
+            words = vocabulary.read_text(encoding="utf-8").splitlines()
+            if any(word.startswith("##") for word in words):
+                tokenizer = BertTokenizer.from_pretrained(name)
+            else:
+                special = json.loads((folder / "special_tokens_map.json").read_text())
+                tokenizer = _longest_match(words, special)
     except Exception as error:  # tokenizers of many kinds fail in as many ways
         raise InputError(f"{name}: its tokenizer: {_first_line(error)}") from error
     if tokenizer.mask_token_id is None:
         raise InputError(f"{name}: its tokenizer has no mask token, so it is not a masked model")
     return tokenizer
-
-
-def _bare_vocabulary(folder: Path) -> Any:
-    """A tokenizer from `vocab.txt`, if the folder says nothing else about how to cut text."""
-    vocabulary, config = folder / "vocab.txt", folder / "tokenizer_config.json"
-    known = json.loads(config.read_text()) if config.exists() else {}
-    if (
-        not vocabulary.exists()
-        or (folder / "tokenizer.json").exists()
-        or "tokenizer_class" in known
-    ):
-        return None
-    words = vocabulary.read_text(encoding="utf-8").splitlines()
-    if any(word.startswith("##") for word in words):
-        from transformers import BertTokenizer
-
-        return BertTokenizer.from_pretrained(str(folder))
-    return _longest_match(words, json.loads((folder / "special_tokens_map.json").read_text()))
 
 
 def _longest_match(words: Sequence[str], special: dict[str, str]) -> Any:
