@@ -39,7 +39,7 @@ def model_figures(found: ModelScore, target_se: float) -> dict[str, Any]:
     """What --json prints for one model; the keys say the units."""
     estimate, per_position = found.estimate, 1.0 / _tokens_per_sequence(found.estimate)
     low, high = estimate.interval()
-    at_15, at_one = found.beside
+    at_15, at_one = found.at_rates
     pseudo = at_one.nats_per_position
     return {
         "model": found.prepared.model.name,

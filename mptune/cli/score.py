@@ -93,7 +93,7 @@ def _score_one(prepared: ModelText, options: Options) -> tuple[dict[str, Any], d
 
     _warn_of_unknown(prepared)
     last = _watch(score.score(prepared, options), lambda now: _score_words.state(now, options))
-    score.add_what_stands_beside(last, options)
+    score.add_figures(last, options)
     return _score_words.model_figures(last, options.target_se), {
         prepared.model.name: last.estimate.curve
     }

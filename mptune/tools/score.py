@@ -94,7 +94,7 @@ class ModelScore:
     estimate: LMLEstimate
     seconds: float = 0.0
     reached: bool = False
-    beside: list[ScoreAtRate] = field(default_factory=list)
+    at_rates: list[ScoreAtRate] = field(default_factory=list)
     gap: OrderGap | None = None
 
     @cached_property
@@ -218,14 +218,14 @@ def _named(looks: Iterator[Any], name: str) -> Iterator[Any]:
         raise NoResultError(f"{name}: {error}") from error
 
 
-def add_what_stands_beside(found: ModelScore, options: Options) -> None:
+def add_figures(found: ModelScore, options: Options) -> None:
     """Loss at 15 %, the pseudo-log-likelihood, and how much the order of positions matters."""
     side = found.prepared.side
     rows = found.estimate.sequence_index[:EXTRA_FORWARDS]
     tokens, observed = side.tokens[rows], side.observed[rows]
     for rate in (0.15, 0.0):
         at = score_at_rate(side.log_prob, tokens, observed, rate, seed=options.seed)
-        found.beside.append(at)
+        found.at_rates.append(at)
     if (observed.sum(axis=1) >= 2).any():
         found.gap = order_gap(
             side.log_prob, tokens, observed, seed=options.seed, batch_size=side.batch_size

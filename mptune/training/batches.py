@@ -1,8 +1,8 @@
 """Which sequences make up which global batch, and how these are dealt out, packed and padded.
 
-Nothing here changes the loss: which forward a sequence is in and where it lies there, only what is
-computed beside it. Shapes of tensors are to be static where possible, for kernels are chosen,
-graphs compiled and memory laid out by shape.
+Nothing here changes the loss: only which forward a sequence is in, where it lies there, and what is
+computed besides. Tensor shapes are static where possible, because kernels are chosen, graphs
+compiled and memory laid out by shape.
 
 Shape suffixes: B sequences of the global batch, m of a part, R packed rows, D positions of either,
 K masked positions, M mask counts.

@@ -42,10 +42,9 @@ MEMORY = 0.5
 WORTH_KEEPING = 0.1
 """Share of `checkpoint_every_s` after which the end of training is kept for the scoring to come.
 
-Losing less costs little: a gang that has lost a rank takes about as long to come back as a tenth of
-the default, 6 s. Keeping more costs little: whoever chose the interval has weighed what a
-checkpoint costs, 0.02 s for the quickstart's model of 0.1 M parameters, 3.6 s for BERT-base (two
-CPU ranks).
+To lose less than that costs little: a gang that has lost a rank takes about as long to come back as
+a tenth of the default, 6 s. To write a checkpoint costs little compared with the interval: 0.02 s
+for the quickstart's model of 0.1 M parameters, 3.6 s for BERT-base (two CPU ranks).
 """
 
 RungScore = Callable[[], RungEstimate]
