@@ -5,49 +5,29 @@ from __future__ import annotations
 import json
 import shutil
 from abc import abstractmethod
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mptune.errors import did_you_mean
 from mptune.launch.base import Launcher, LaunchError, Say, SearchState, follow, progress
-from mptune.paths import RunDirectory, write_json, write_text
+from mptune.paths import RunDirectory, write_text
 
 POLL_S = 0.5
 
 
-@dataclass(frozen=True)
 class JobFiles:
     """The files that a launcher adds to the run directory of one search."""
 
-    runs: Path
-    name: str
-
-    @property
-    def run(self) -> RunDirectory:
-        return RunDirectory(self.runs / self.name)
-
-    @property
-    def folder(self) -> Path:
-        return self.run.logs / "launch"
-
-    @property
-    def script(self) -> Path:
-        return self.folder / "job.sh"
-
-    @property
-    def log(self) -> Path:
-        return self.folder / "log.txt"
-
-    @property
-    def exit_code(self) -> Path:
+    def __init__(self, runs: Path, name: str) -> None:
+        self.runs, self.name = runs, name
+        self.run = RunDirectory(runs / name)
+        self.folder = self.run.logs / "launch"
+        self.script = self.folder / "job.sh"
+        self.log = self.folder / "log.txt"
+        self.exit_code = self.folder / "exit-code"
         """The job writes it when it ends."""
-        return self.folder / "exit-code"
-
-    @property
-    def id_file(self) -> Path:
+        self.id_file = self.folder / "job.json"
         """Identifies the job: a process id or a Slurm job number."""
-        return self.folder / "job.json"
 
     def begin(self, script: str) -> None:
         """Write the files of a new job; its log is appended to that of an earlier job."""
@@ -55,11 +35,8 @@ class JobFiles:
         write_text(self.script, script)
         self.script.chmod(0o755)
 
-    def write_id(self, values: dict[str, Any]) -> None:
-        write_json(self.id_file, values)
-
     def read_id(self) -> dict[str, Any]:
-        """What `write_id` stored.
+        """What identifies the job.
 
         Raises:
             LaunchError: no search of this name was launched.
@@ -118,7 +95,7 @@ class SharedFolderLauncher(Launcher):
         def look() -> tuple[SearchState, list[str]]:
             return self.status(name), self.job(name).lines()
 
-        return follow(name, say, look, place="the job", pause_s=POLL_S)
+        return follow(name, say, look, place=self.kind.capitalize(), pause_s=POLL_S)
 
     def fetch(self, name: str, into: Path) -> None:
         job = self.job(name)

@@ -119,17 +119,11 @@ class KubernetesApi:
                     raise
 
     def pods(self, selector: str) -> list[Object]:
-        call = self._core.list_namespaced_pod
-        found = self._json("list", "Pod", "", call, self.namespace, label_selector=selector)
-        items: list[Object] = found["items"]
-        return items
+        return self._list("Pod", self._core.list_namespaced_pod, label_selector=selector)
 
     def warnings(self) -> list[Object]:
         """The namespace's warning events, the latest last."""
-        call = self._core.list_namespaced_event
-        found = self._json("list", "Event", "", call, self.namespace, field_selector="type=Warning")
-        items: list[Object] = found["items"]
-        return items
+        return self._list("Event", self._core.list_namespaced_event, field_selector="type=Warning")
 
     def log(self, pod: str, *, follow: bool = False, last: int | None = None) -> Iterator[str]:
         """The lines of a pod's log, as they come; with `last`, only that many of the latest."""
@@ -162,6 +156,12 @@ class KubernetesApi:
         """The server's JSON. The client's own models refuse fields that a newer server adds."""
         found: Object = json.loads(self._raw(*request, **options).data)
         return found
+
+    def _list(self, kind: str, call: Callable[..., Any], **selector: str) -> list[Object]:
+        items: list[Object] = self._json("list", kind, "", call, self.namespace, **selector)[
+            "items"
+        ]
+        return items
 
     @contextmanager
     def _errors(self, verb: str, kind: str, name: str) -> Iterator[None]:

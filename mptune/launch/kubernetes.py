@@ -41,7 +41,7 @@ class Kubernetes(KubernetesProfile, Launcher):
 
     def check(self, search: Submission) -> list[str]:
         self._refuse(search)
-        api = self._api()
+        api = self._api(search.name)
         manifests = [config_map(self, search), ray_job(self, search)]
         for manifest in manifests:
             api.create(manifest, dry_run=True)
@@ -51,7 +51,7 @@ class Kubernetes(KubernetesProfile, Launcher):
 
     def submit(self, search: Submission) -> None:
         self._refuse(search)
-        api = self._api()
+        api = self._api(search.name)
         job = api.create(ray_job(self, search))
         try:
             api.create(config_map(self, search, owner=job["metadata"]["uid"]))
@@ -60,23 +60,20 @@ class Kubernetes(KubernetesProfile, Launcher):
             raise
 
     def status(self, name: str) -> SearchState:
-        _check_name(name)
-        api = self._api()
+        api = self._api(name)
         return state_of(api, api.job(name))
 
     def follow(self, name: str, say: Say) -> SearchState:
-        _check_name(name)
-        return follow_job(self._api(), name, say)
+        return follow_job(self._api(name), name, say)
 
     def fetch(self, name: str, into: Path) -> None:
-        _check_name(name)
-        unpack(self._api().run_pod(reader_pod(self, name)), into)
+        unpack(self._api(name).run_pod(reader_pod(self, name)), into)
 
     def stop(self, name: str) -> None:
-        _check_name(name)
-        self._api().delete_job(name)
+        self._api(name).delete_job(name)
 
-    def _api(self) -> KubernetesApi:
+    def _api(self, name: str) -> KubernetesApi:
+        _check_name(name)
         return KubernetesApi(self.namespace, self.context)
 
     def _refuse(self, search: Submission) -> None:

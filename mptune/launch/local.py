@@ -14,6 +14,7 @@ from pydantic import Field
 
 from mptune.launch._job_files import JobFiles, SharedFolderLauncher
 from mptune.launch.base import LaunchError, Submission
+from mptune.paths import write_json
 
 STOP_S = 60
 """How long the running trials have for their checkpoints."""
@@ -53,7 +54,9 @@ class Local(SharedFolderLauncher):
                 stderr=log,
                 start_new_session=True,
             )
-        job.write_id({"pid": started.pid, "started": psutil.Process(started.pid).create_time()})
+        write_json(
+            job.id_file, {"pid": started.pid, "started": psutil.Process(started.pid).create_time()}
+        )
 
     def activity(self, job: JobFiles) -> str | None:
         return None if _process(job) is None else "running"

@@ -13,6 +13,7 @@ from pydantic import Field
 from mptune.errors import InputError
 from mptune.launch._job_files import POLL_S, JobFiles, SharedFolderLauncher
 from mptune.launch.base import LaunchError, Submission, Unreachable, machines_for, trial_needs
+from mptune.paths import write_json
 
 SCRIPT = Path(__file__).with_suffix(".sh")
 
@@ -98,7 +99,7 @@ class Slurm(SharedFolderLauncher):
             raise LaunchError(f"{search.name} is with Slurm already; see `mptune launch status`")
         job.begin(script)
         answer = _slurm("sbatch", "--parsable", str(job.script.absolute()))
-        job.write_id({"job": answer.split(";")[0].strip()})
+        write_json(job.id_file, {"job": answer.split(";")[0].strip()})
 
     def activity(self, job: JobFiles) -> str | None:
         try:
