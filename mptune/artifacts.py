@@ -1,7 +1,7 @@
-"""Where checkpoints and kept weights are: a folder that all ranks share, or any fsspec URL.
+"""Stores of checkpoints and kept weights: a folder that all ranks share, or any fsspec URL.
 
-An object store renames nothing, but each object appears whole; so what consists of several files
-counts from the moment that its last one, which names the others, is there.
+An object store cannot rename, but each object appears whole. So something of several files is valid
+as soon as its last file exists, which names the others.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def check_url(url: str) -> str:
     """The URL, if its kind of store can be opened here.
 
     Raises:
-        ValueError: fsspec knows no such store, or its package is missing; the message says which.
+        ValueError: fsspec has no such store, or its package is missing; the message names it.
     """
     import fsspec
 
@@ -43,7 +43,7 @@ def sha256(path: Path) -> str:
 
 
 def artifacts_of(directory: Path, url: str | None) -> Store:
-    """Where a trial keeps its checkpoints and weights: its directory, unless it names a URL."""
+    """The store of a trial's checkpoints and weights: its directory, or the URL if given."""
     return Folder(directory) if url is None else Remote(url)
 
 
@@ -59,17 +59,17 @@ class Store(ABC):
 
     @abstractmethod
     def keep(self, folder: Path, names: Iterable[str]) -> None:
-        """Put files of the staged folder into the store, in this order."""
+        """Copy files of the staged folder into the store, in this order."""
 
     @abstractmethod
     def fetched(self, names: Iterable[str]) -> Any:
-        """Context of a local folder that has these files, as far as the store has them."""
+        """Context of a local folder with these files, except those that the store lacks."""
 
     @abstractmethod
     def take(self, folder: Path, name: str, last: str) -> None:
-        """Move a finished local folder of files into the store, in place of what has the name.
+        """Move a local folder of files into the store, replacing the folder of this name.
 
-        Where it cannot appear at once, the file `last` comes last, without which none reads it.
+        Where it cannot appear at once, the file `last`, which readers need, is written last.
         """
 
     @abstractmethod
@@ -82,7 +82,7 @@ class Store(ABC):
 
     @abstractmethod
     def write(self, name: str, text: str) -> None:
-        """Replace a file's text; readers see the old one or the new one."""
+        """Replace a file's text; readers get the old text or the new one, never a part."""
 
     @abstractmethod
     def children(self) -> list[str]:
@@ -90,7 +90,7 @@ class Store(ABC):
 
     @abstractmethod
     def remove(self, name: str = "") -> None:
-        """Delete a file or folder, or all of the store; what is not there is no error."""
+        """Delete a file, a folder or the whole store, if it exists."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Folder(Store):
         yield self.root
 
     def keep(self, folder: Path, names: Iterable[str]) -> None:
-        """They are there."""
+        """Nothing to do: they were written in place."""
 
     @contextmanager
     def fetched(self, names: Iterable[str]) -> Iterator[Path]:
@@ -140,7 +140,7 @@ class Folder(Store):
 
 @dataclass(frozen=True)
 class Remote(Store):
-    """Whatever fsspec opens by a URL: s3://, gs://, abfs://, file:// and more."""
+    """A folder at any URL that fsspec can open: s3://, gs://, abfs://, file:// and more."""
 
     url: str
     shared = False
@@ -151,7 +151,7 @@ class Remote(Store):
             yield Path(folder)
 
     def keep(self, folder: Path, names: Iterable[str]) -> None:
-        """Raises OSError if the store has not as many bytes afterwards."""
+        """Raises OSError if a file in the store then has another size."""
         for name in names:
             target = self._at(name)
             self._files.makedirs(target.rpartition("/")[0], exist_ok=True)

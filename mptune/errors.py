@@ -1,4 +1,4 @@
-"""The exceptions a user can meet. Every message is one line that says what to do about it."""
+"""The exceptions that a user may get. Every message is one line that says what to do."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class NoResultError(MptuneError):
 
 
 class InterruptedSearch(MptuneError):
-    """Stopped on request; the same command continues."""
+    """Stopped on request; the same command resumes it."""
 
     exit_code = 130
 
@@ -56,7 +56,7 @@ class LeaseLost(MptuneError):
 
 
 class DispatchError(MptuneError):
-    """The machinery that runs trials (Ray, a gang) cannot be started or was lost for good."""
+    """Ray or a gang cannot be started, or was lost and cannot be replaced."""
 
 
 class NonFiniteLoss(MptuneError):
@@ -68,15 +68,15 @@ class NonFiniteLoss(MptuneError):
 
 
 class DoesNotFit(MptuneError):
-    """A model cannot be trained in the memory that there is; recorded as out of memory."""
+    """A model does not fit into the available memory; recorded as out of memory."""
 
 
 class DamagedCheckpoint(MptuneError):
-    """A checkpoint cannot be read; it is removed, so that the trial begins anew."""
+    """A checkpoint cannot be read; it is removed, so that the trial starts again."""
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, says that no space is left on the device."""
+    """Whether an error, or one of its causes, means that the disk is full."""
     while error is not None:
         number = getattr(error, "errno", None)
         if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
@@ -86,7 +86,7 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the host's memory is spent; torch's CPU allocator says so in words only."""
+    """Whether the host is out of memory; torch's CPU allocator has no exception class for it."""
     return isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
 
 
@@ -109,13 +109,13 @@ OURS: Mapping[type[Exception], FaultReason] = {
 
 
 def reason_of(error: BaseException) -> FaultReason:
-    """Why a trial failed that this error has escaped from."""
+    """The reason for the failure of a trial that raised this error."""
     if is_disk_full(error):
         return "disk_full"
     for kind, reason in OURS.items():
         if isinstance(error, kind):
             return reason
-    # torch.OutOfMemoryError by name: not everybody who asks imports torch.
+    # torch.OutOfMemoryError by name, because the control plane does not import torch.
     if type(error).__name__ == "OutOfMemoryError" or is_out_of_memory(error):
         return "out_of_memory"
     return "error"
@@ -127,7 +127,7 @@ def message_of(error: BaseException) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """One of mptune's errors: its message. Another: its type and message, shortened."""
+    """The message of one of mptune's errors; type and shortened message of another."""
     text = " ".join(str(error).split()) or "no message"
     if isinstance(error, MptuneError):
         return text

@@ -1,11 +1,11 @@
-"""Finds policies, model families, data modalities and launchers by name.
+"""Policies, model families, data modalities and launchers by name.
 
 A plugin is one file: a module in the group's folder that defines one subclass of the group's base
 class. Its name is the file's name. Other packages add plugins through an entry point of the group,
 e.g. `[project.entry-points."mptune.policies"] mine = "mypackage.mine"`.
 
 Plugin modules are imported to read their parameters, so they import heavy libraries (torch,
-transformers) inside their functions only: `mptune validate` must stay light.
+transformers) inside functions only: `mptune validate` must be fast.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def load(group: str, name: str) -> type[Any]:
     """The plugin class `name` of `group`.
 
     Raises:
-        InputError: no such plugin; the message lists what there is.
+        InputError: there is no such plugin; the message lists all.
     """
     known = modules(group)
     if name not in known:

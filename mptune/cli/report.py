@@ -47,7 +47,7 @@ def _sizes(words: list[str]) -> list[float]:
     """`110M` as 110e6.
 
     Raises:
-        InputError: it is no size.
+        InputError: it is not a size.
     """
     from pydantic import TypeAdapter, ValidationError
 

@@ -1,4 +1,4 @@
-"""Variance reduction: what is predictable about a forward's score is subtracted and put back.
+"""Variance reduction: the predictable part of a forward's score is subtracted, its mean added back.
 
 Notation (SCIENCE section 2)
     y     (D/M) sum over the mask of log p: one forward's estimate of D S(M), nats
@@ -51,7 +51,7 @@ LADDER = (
     Terms(f=(0, 1), beta=(0, 1), gamma=(0,)),
     Terms(f=(0,), beta=(0,), gamma=()),
 )
-"""From rich to poor; where even the last has too few forwards, z = w y."""
+"""From rich to poor; with too few forwards even for the last, z = w y."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +132,7 @@ def reduce_variance(data: Observations) -> Reduction:
 
 
 def _choose_terms(data: Observations) -> Terms | None:
-    """The richest rung of the ladder that the training folds can bear."""
+    """The richest terms of the ladder that the training folds have enough forwards for."""
     n, guesses = len(data.lengths_n), data.levels.shape[1]
     training = (n - -(-n // FOLDS)) * data.y_nk.shape[1]
     for terms in LADDER:
@@ -193,7 +193,7 @@ def _means_over_counts(lengths_n: IntArray, terms: Terms) -> tuple[FloatArray, F
 
 
 def _weighted_fit(design_nkP: FloatArray, y_nk: FloatArray, weights_nk: FloatArray) -> FloatArray:
-    """Least squares of w y on w h: the spread of z, not of y, is what must be small."""
+    """Least squares of w y on w h, because the spread of z = w (y - h) + H must be small."""
     weights = weights_nk.reshape(-1, 1)
     columns = design_nkP.reshape(weights.size, -1) * weights
     # Scaled, so that the cut-off for collinear columns (D = 1, constant guesses) has no unit.

@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration, made without DeepSpeed: what plans reads what trains reads."""
+"""DeepSpeed's configuration, made without importing DeepSpeed: planning reads it, too."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def configuration(
         universal: the checkpoint to be loaded is in the universal format.
 
     Raises:
-        InputError: the batch cannot be dealt out to the workers.
+        InputError: the batch cannot be divided among the workers.
     """
     micro = micro_batch_size(training, world_size)
     ours: dict[str, Any] = {
@@ -39,13 +39,13 @@ def configuration(
     merged = _merged(ours, training.deepspeed)
     zero = merged["zero_optimization"]
     if "offload_optimizer" in zero or "offload_param" in zero:
-        # The optimizer is ours; DeepSpeed would insist on its own, compiled for the CPU.
+        # By default DeepSpeed refuses our optimizer with offload and requires its own CPU Adam.
         merged.setdefault("zero_force_ds_cpu_optimizer", False)
     return merged
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` wins; where both hold a mapping, key by key."""
+    """`base` overridden by `over`; mappings are merged key by key."""
     result = dict(base)
     for key, value in over.items():
         mine = result.get(key)
@@ -58,7 +58,7 @@ def micro_batch_size(training: Training, world_size: int) -> int:
     """Sequences per worker and forward.
 
     Raises:
-        InputError: the batch cannot be dealt out evenly; the message says what would work.
+        InputError: the batch cannot be divided evenly; the message names a size that works.
     """
     share, rest = divmod(training.batch_size, world_size)
     if rest:

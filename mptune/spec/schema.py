@@ -1,8 +1,8 @@
-"""The search spec: one schema, the same words in YAML, in Python and in `--set`.
+"""The schema of a search spec: the same keys in YAML, in Python and in `--set`.
 
 Sections are frozen pydantic models that refuse unknown keys. `data`, `model` and `policy` are
-plugin sections: their keys belong to the modality, model family or mask policy they name. Reading
-a YAML file, with line numbers and search dimensions, is `mptune.spec.source`'s part.
+plugin sections: their keys are those of the modality, model family or mask policy that they name.
+`mptune.spec.source` reads a YAML file, with line numbers and search dimensions.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-# What a field says about itself. A section's mark holds for its fields unless they have their own.
+# Marks of a field. A section's mark holds for its fields unless they have their own.
 T = TypeVar("T")
 Free = Annotated[T, Field(json_schema_extra={"free_on_resume": True})]
 """A resumed search may have another value."""
 Operational = Annotated[
     T, Field(json_schema_extra={"free_on_resume": True, "affects_results": False})
 ]
-"""How a trial is run, watched or used afterwards; any value gives the same result."""
+"""A trial has the same result with any value, and a resumed search may have another one."""
 Searchable = Annotated[T, Field(json_schema_extra={"searchable": True})]
 """The value may be a dimension of the search."""
 Unsearchable = Annotated[T, Field(json_schema_extra={"searchable": False})]
@@ -66,16 +66,16 @@ SIZE_SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9}
 
 
 def parameter_count(value: object) -> object:
-    """`110M` as 110e6; numbers stay.
+    """`110M` as 110e6; numbers are returned as they are.
 
     Raises:
-        ValueError: a word that is no size.
+        ValueError: text that is not a size.
     """
     if not isinstance(value, str):
         return value
     found = SIZE.match(value)
     if found is None:
-        raise ValueError("is no size; give parameters, e.g. 110M or 1.1e8")
+        raise ValueError("is not a size; give parameters, e.g. 110M or 1.1e8")
     return float(found[1]) * SIZE_SUFFIXES[found[2].upper()]
 
 
@@ -155,15 +155,15 @@ class Training(Section):
     optimizer: Optimizer = Optimizer()
     schedule: LearningRateSchedule = LearningRateSchedule()
     precision: Literal["fp32", "bf16", "auto"] = Field(
-        "fp32", description="auto: what trains faster on the workers, measured once per search"
+        "fp32", description="auto: the faster one on the workers, measured once per search"
     )
     compile: bool = Field(
-        False, description="torch.compile the model: a wait at first, then faster steps"
+        False, description="torch.compile the model: a slow start, then faster steps"
     )
     gradient_clipping: float = Field(1.0, ge=0, description="global norm; 0 is off")
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
     pack: bool = Field(
-        False, description="several short sequences to a row, each attending to itself only"
+        False, description="several short sequences in a row, each attending to itself only"
     )
     keep_weights: Annotated[bool, Field(json_schema_extra={"affects_results": False})] = Field(
         False,
@@ -173,13 +173,13 @@ class Training(Section):
         60.0, gt=0, description="seconds between checkpoints of a running trial"
     )
     deepspeed: dict[str, Any] = Field(
-        default_factory=dict, description="passed through to DeepSpeed verbatim, wins over the rest"
+        default_factory=dict, description="passed to DeepSpeed verbatim; overrides the other keys"
     )
 
     @model_validator(mode="after")
     def _compiles(self) -> Training:
         if self.compile and self.zero_stage == 3:
-            raise ValueError("compile does not go with zero_stage 3; use stage 2 or compile: false")
+            raise ValueError("compile does not work with zero_stage 3; use 2, or compile: false")
         return self
 
     @model_validator(mode="after")
@@ -197,11 +197,11 @@ class Training(Section):
 
 
 class Missing(Section):
-    """Values of the held-out sequences that are taken away: not seen, and not scored."""
+    """Values of the held-out sequences that are removed: neither an input nor scored."""
 
     fraction: float = Field(gt=0, lt=1, description="of each sequence's observed values")
     kind: Literal["random", "block"] = Field(
-        "random", description="anywhere, or one stretch of consecutive positions"
+        "random", description="random positions, or one stretch of consecutive ones"
     )
 
 
@@ -217,7 +217,7 @@ class Score(Section):
     rates: tuple[MaskRate, ...] = Field(
         (0.15,),
         min_length=1,
-        description="mask rates at which loss and accuracy are recorded beside the LML",
+        description="mask rates at which loss and accuracy are recorded besides the LML",
     )
     missing: tuple[Missing, ...] = Field(
         (), description="score again with values missing: the same ones for every trial"
@@ -225,11 +225,11 @@ class Score(Section):
     kpi: Operational[str | None] = Field(
         None,
         pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
-        description="your own figure, `package.module:function` (model folder -> number, or number "
-        "and standard error), measured on every finished trial; needs training.keep_weights",
+        description="your own measure of every finished trial, `package.module:function` (model "
+        "folder -> number, or number and standard error); needs training.keep_weights",
     )
     kpi_higher_is_better: Operational[bool] = True
-    kpi_timeout_s: Operational[float] = Field(3600.0, gt=0, description="of one call of it")
+    kpi_timeout_s: Operational[float] = Field(3600.0, gt=0, description="limit for one call of kpi")
     rung_sequences: int = Field(128, gt=1, description="held-out sequences scored at a rung")
     batch_size: int = Field(128, gt=0, description="sequences per scoring forward and worker")
     seed: int = Field(0, ge=0)
@@ -243,7 +243,7 @@ class Sampler(Section):
 
 
 class Pruner(Section):
-    """When Optuna stops a trial early: rungs compare the common LML plan at equal progress."""
+    """When Optuna stops a trial early: trials are compared on one plan at equal progress."""
 
     kind: Literal["none", "median", "halving", "hyperband"] = "median"
     rungs: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
@@ -253,9 +253,9 @@ class Pruner(Section):
 
 
 class Confirm(Section):
-    """The best trials, trained again with fresh seeds and scored on a fresh plan.
+    """The best trials are trained again with fresh seeds and scored on a fresh plan.
 
-    The best of many scores is partly the luckiest; what is recommended is then the best of these.
+    The best of many scores is partly luck; with a confirmation, the best of these is recommended.
     """
 
     top: int = Field(0, ge=0, description="trials that are confirmed, at least 2; 0 is off")
@@ -264,44 +264,44 @@ class Confirm(Section):
     @model_validator(mode="after")
     def _at_least_two(self) -> Confirm:
         if self.top == 1:
-            raise ValueError("top 1 leaves nothing to choose from; give 2 or more, or 0 for none")
+            raise ValueError("top 1 leaves no choice; give 2 or more, or 0 for none")
         return self
 
 
 class Search(Section):
-    """What is searched, and how long."""
+    """What is searched, and for how long."""
 
     trials: Free[int] = Field(16, gt=0)
     seed: int = Field(0, ge=0)
     concurrency: Free[int | None] = Field(
-        None, gt=0, description="trials at once; default what the cluster holds"
+        None, gt=0, description="trials at once; default as many as the cluster has room for"
     )
     ordered: bool = Field(
-        True, description="results count in trial order, so that a resumed search is the same one"
+        True, description="use results in the order of trials, so that a resume changes nothing"
     )
     sampler: Sampler = Sampler()
     pruner: Pruner = Pruner()
     budget_seconds: Free[float | None] = Field(
-        None, gt=0, description="no trial starts after this; shared as the next two are"
+        None, gt=0, description="no trial starts after this; divided like the next two"
     )
     budget_worker_seconds: Free[float | None] = Field(
         None,
         gt=0,
-        description="workers x seconds of all trials, scoring and retries included: none starts, "
-        "or goes on, that would pass it; search, confirmation and comparison share it by their "
-        "numbers of runs",
+        description="workers x seconds of all trials, with scoring and retries: no trial starts or "
+        "continues that would exceed it; divided among search, confirmation and comparison by "
+        "their numbers of runs",
     )
     budget_gpu_hours: Free[float | None] = Field(
-        None, gt=0, description="GPUs x hours of all trials, likewise"
+        None, gt=0, description="GPUs x hours of all trials, in the same way"
     )
     confirm: Free[Confirm] = Confirm()
     choose_by: Free[Literal["heldout", "worst_domain"]] = Field(
         "heldout",
-        description="recommend the trial with the best score, or with the best score on the one of "
-        "data.domains where it does worst",
+        description="recommend the trial with the best score, or with the best score on its worst "
+        "domain of data.domains",
     )
     extrapolate_to: Free[tuple[Annotated[Size, Field(ge=1e3)], ...]] = Field(
-        (), description="sizes for which the report states the laws over size, e.g. [110M]"
+        (), description="sizes for which the report extrapolates the laws over size, e.g. [110M]"
     )
     arms: Arms = Field(
         default_factory=dict, description="named points of the space that always run, first"
@@ -312,10 +312,10 @@ class Comparison(Section):
     """Named arms over paired seeds. An arm says what it changes; `{}` is the search's best."""
 
     arms: Arms = Field(min_length=2)
-    baseline: str | None = Field(None, description="arm the others are held against; default first")
+    baseline: str | None = Field(None, description="arm to compare the others with; default first")
     seeds: int = Field(3, gt=1, description="paired training seeds per arm")
     max_seeds: int | None = Field(
-        None, gt=1, description="add seeds to undecided arms, up to so many each; default: none"
+        None, gt=1, description="add seeds to undecided arms, up to this many; default: add none"
     )
     margin: float | None = Field(
         None, gt=0, description="nats per sequence below which a difference does not matter"
@@ -330,16 +330,16 @@ class Comparison(Section):
     @model_validator(mode="after")
     def _baseline_is_an_arm(self) -> Comparison:
         if self.baseline is not None and self.baseline not in self.arms:
-            raise ValueError(f"baseline {self.baseline!r} is none of the arms {list(self.arms)}")
+            raise ValueError(f"baseline {self.baseline!r} is not one of the arms {list(self.arms)}")
         if self.max_seeds is not None and self.max_seeds < self.seeds:
             raise ValueError(f"max_seeds {self.max_seeds} is less than seeds {self.seeds}")
         if list(self.rungs) != sorted(set(self.rungs)):
-            raise ValueError(f"rungs must grow: {list(self.rungs)}")
+            raise ValueError(f"rungs must increase: {list(self.rungs)}")
         return self
 
 
 class GangOfSize(Section):
-    """What a trial of some size runs on instead."""
+    """The gang for models from some size on."""
 
     workers: int | None = Field(None, gt=0)
     cpus_per_worker: float | None = Field(None, gt=0)
@@ -356,43 +356,42 @@ class Resources(Section):
     gpus_per_worker: Free[float] = Field(0, ge=0)
     by_size: Free[dict[str, GangOfSize]] = Field(
         default_factory=dict,
-        description="other gangs for larger models: from so many parameters on, e.g. "
+        description="other gangs for models from some number of parameters on, e.g. "
         "{100M: {workers: 4}}",
     )
     memory_gb: Operational[float | None] = Field(
         None,
         gt=0,
-        description="1e9 bytes of memory that each worker has, its GPU's or its share of the node; "
-        "default what the nodes say",
+        description="memory of each worker in 1e9 bytes, its GPU's or its share of the node; "
+        "default: read from the nodes",
     )
     trials_per_gang: Operational[int] = Field(
-        100, gt=0, description="a gang is remade after this many trials"
+        100, gt=0, description="a gang is replaced after this many trials"
     )
     memory_growth_mb: Operational[float] = Field(
         1000.0,
         gt=0,
-        description="a gang is remade when a rank has so much more memory of its own between two "
-        "trials than it once had",
+        description="a gang is replaced when a rank's memory between two trials has grown by this",
     )
     gpu_memory_growth_mb: Operational[float] = Field(
-        500.0, gt=0, description="the same for what a rank keeps of its GPU's memory"
+        500.0, gt=0, description="the same for the memory that a rank holds of its GPU"
     )
     ship_code: Operational[bool] = Field(
         True,
-        description="workers on a shared Ray cluster get the driver's mptune and plugin packages; "
-        "false: they have the same version installed",
+        description="send the driver's mptune and plugin packages to the workers of a shared Ray "
+        "cluster; false: they have the same version installed",
     )
     scale_up_timeout_s: Operational[float] = Field(
         0.0,
         ge=0,
-        description="on a Ray cluster with an autoscaler: machines for what waits are asked for, "
-        "and a trial that fits nowhere waits this long for them; 0: the cluster is as it is",
+        description="on a Ray cluster with an autoscaler: request machines for waiting trials, and "
+        "let a trial that fits nowhere wait this long for them; 0: request none",
     )
     stall_timeout_s: Operational[float] = Field(
-        600.0, gt=0, description="a gang that does nothing for so long is ended; stacks are kept"
+        600.0, gt=0, description="a gang without progress for this long is ended; stacks are kept"
     )
     retries: Operational[int] = Field(
-        2, ge=0, description="times a trial is run again after its gang died, hung or was lost"
+        2, ge=0, description="how often a trial is run again after its gang died, hung or was lost"
     )
 
     @field_validator("by_size")
@@ -406,14 +405,14 @@ class Resources(Section):
         return value
 
     def for_model(self, parameters: float) -> Resources:
-        """What a model with so many parameters runs on: one gang, `by_size` decided."""
+        """The gang for a model with this many parameters, without `by_size`."""
         fitting = [s for s in self.by_size if _count(s) <= parameters]
         chosen = self.by_size[max(fitting, key=_count)] if fitting else GangOfSize()
         update = {**chosen.model_dump(exclude_none=True), "by_size": {}}
         return self.model_copy(update=update)
 
     def gangs(self) -> list[Resources]:
-        """Every gang that trials of some size run on, the smallest models' first."""
+        """Every gang that trials may run on, that of the smallest models first."""
         sizes = sorted(self.by_size, key=_count)
         return [self.for_model(0), *(self.for_model(_count(size)) for size in sizes)]
 
@@ -438,12 +437,14 @@ class Storage(Section):
         "weights; default the run directory, which all workers must then share",
     )
     lease_timeout_s: float = Field(
-        30.0, gt=0, description="PostgreSQL: when a driver whose machine vanished loses the study"
+        30.0,
+        gt=0,
+        description="PostgreSQL: time after which a lost driver loses the study",
     )
 
 
 class SearchSpec(Section):
-    """A whole spec with every search dimension replaced by a value."""
+    """A whole spec, with a value in place of every search dimension."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
     data: Annotated[dict[str, Any], WithJsonSchema({"type": "object", "see": "data"})]

@@ -50,7 +50,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Node:
-    """A value of the file and where it stands: `"quickstart.yaml:14"`."""
+    """A value of the file and its place: `"quickstart.yaml:14"`."""
 
     value: Scalar | dict[str, Node] | list[Node] | Choice | Range
     origin: str
@@ -64,7 +64,7 @@ Pick = Callable[[str, Choice | Range], Any]
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number, as YAML 1.2 and every person does."""
+    """SafeLoader that reads 1e-3 as a number, as YAML 1.2 does."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -93,11 +93,11 @@ def _mapping(loader: _Loader, node: yaml.MappingNode, source: str) -> dict[str, 
         key = loader.construct_object(key_node)
         line = f"{source}:{key_node.start_mark.line + 1}"
         if not isinstance(key, str):
-            raise InputError(f"{line}: {key!r} is not a key; keys are words, quote it if meant")
+            raise InputError(f"{line}: {key!r} is not a key; keys are text, put it in quotes")
         if key in found:
             raise InputError(f"{line}: {key} is given twice; first at {found[key].origin}")
         value = _to_node(loader, value_node, source)
-        # An empty or nested value starts on another line; the key's line is where people look.
+        # An empty or nested value starts on another line; errors name the key's line.
         found[key] = Node(value.value, line)
     return found
 
@@ -106,7 +106,7 @@ def parse_yaml(text: str, source: str) -> Node:
     """Parse YAML text into nodes that know their line.
 
     Raises:
-        InputError: not YAML, a duplicate key, or a key that is no string.
+        InputError: not YAML, a duplicate key, or a key that is not text.
     """
     loader = _Loader(text)
     try:
@@ -181,7 +181,7 @@ def _choice(node: Node, value: Mapping[str, Node], path: str) -> Choice:
 
 
 def _labels(options: Sequence[Node]) -> tuple[Scalar, ...]:
-    """Scalars name themselves; a sub-tree is named by its kind or family and what sets it apart."""
+    """Labels of options: a scalar itself; a sub-tree's kind or family, and values that differ."""
     plain_labels = [_label(option) for option in options]
     labels: list[Scalar] = []
     for option, label in zip(options, plain_labels, strict=True):
@@ -238,7 +238,7 @@ def _range(node: Node, value: Mapping[str, Node], path: str, kinds: Sequence[str
 
 
 def _dimension_values(dimension: Choice | Range) -> tuple[Any, ...]:
-    """What is worth probing: every option of a choice, both ends of a range."""
+    """The values to check: every option of a choice, both ends of a range."""
     if isinstance(dimension, Choice):
         return dimension.labels
     ends = (dimension.low, dimension.high)
@@ -270,13 +270,13 @@ def _concretise(
 
 @dataclass(frozen=True)
 class Concrete:
-    """A spec with every dimension decided, and where each of its values came from."""
+    """A spec with a value in place of every dimension, and the place of each value in the file."""
 
     tree: dict[str, Any]
     origins: Mapping[Location, str] = field(repr=False)
 
     def origin(self, at: Location) -> str:
-        """Where the value stands, or the nearest thing around it that stands in the file."""
+        """The place of a value, or of the nearest section around it that is in the file."""
         while at and at not in self.origins:
             at = at[:-1]
         return self.origins[at]
@@ -292,7 +292,7 @@ def _dotted(at: Location) -> str:
 def _model_at(model: type[BaseModel] | None, at: Location) -> type[BaseModel] | None:
     of_entries: type[BaseModel] | None = None
     for part in at:
-        if of_entries is not None:  # a mapping's keys are the user's
+        if of_entries is not None:  # this part is a key of a mapping, chosen by the user
             model, of_entries = of_entries, None
             continue
         field = model.model_fields.get(str(part)) if model else None
@@ -339,7 +339,7 @@ def _rule(problem: dict[str, Any], model: type[BaseModel], prefix: Location, at:
 
 @dataclass(frozen=True)
 class SpecFile:
-    """A spec as it was written: nodes with their lines, dimensions not yet decided."""
+    """A spec as it was written: nodes with their lines, dimensions included."""
 
     path: Path
     root: Node
@@ -395,9 +395,9 @@ class SpecFile:
         return dict(arms.value) if arms and isinstance(arms.value, dict) else {}
 
     def validate(self, *, data_is_here: bool = True) -> SearchSpec:
-        """Check everything that can be checked without torch, ray or the data's contents.
+        """Check all that can be checked without torch, ray or the data's contents.
 
-        Unless `data_is_here`, nor that the data's files exist: a launched search has its own.
+        With `data_is_here` false, the data's files need not exist: a launched search has its own.
 
         Returns the spec with every dimension at its first value.
 
@@ -438,7 +438,7 @@ class SpecFile:
                 )
 
     def origin_of(self, name: str) -> str:
-        """Where the nearest key of a dotted name stands in the file."""
+        """The place of a dotted name, or of the nearest key around it that is in the file."""
         node = self.root
         for part in name.split("."):
             if not isinstance(node.value, dict) or part not in node.value:
@@ -475,7 +475,7 @@ def _collect(node: Node, name: str, found: dict[str, Choice | Range]) -> None:
 
 
 def _filled(written: Any, full: Any) -> Any:
-    """`written` with the keys of `full` that it lacks; a dimension stays as written."""
+    """`written` with the keys of `full` that it lacks; dimensions are left as they are."""
     if not isinstance(written, dict) or not isinstance(full, dict):
         return written
     if any(k in written for k in ("choice", "float", "int")):
@@ -488,7 +488,7 @@ def _filled(written: Any, full: Any) -> Any:
 
 
 def _filled_option(option: Any) -> Any:
-    """An option that names a plugin, with the plugin's defaults."""
+    """An option of a choice, with the defaults of the plugin that it names, if any."""
     for group, key in PLUGIN_SECTIONS.values():
         name = option.get(key) if isinstance(option, dict) else None
         if isinstance(name, str) and name in plugins.modules(group):
@@ -503,7 +503,7 @@ def _filled_option(option: Any) -> Any:
 
 
 def merge_arm(base: Concrete, arm: Mapping[str, Any], origin: str) -> Concrete:
-    """`base` with an arm's changes; a policy, model or data with its own kind replaces all."""
+    """`base` with an arm's changes; a section with its own kind or family replaces the whole."""
     origins = {**base.origins}
     tree = _merged(base.tree, arm, (), origins, origin)
     return Concrete(tree, origins)

@@ -33,14 +33,14 @@ class Space:
     file: SpecFile
 
     def suggest(self, trial: Suggests) -> Concrete:
-        """Ask the trial's sampler for every dimension met on the way."""
+        """The spec with every dimension suggested by the trial's sampler."""
         return self.file.concretise(lambda name, dimension: _suggest(trial, name, dimension))
 
     def at(self, params: Mapping[str, Any]) -> Concrete:
         """The spec at known parameters, e.g. those of the best trial.
 
         Raises:
-            InputError: a dimension is missing from `params`, or its option is gone.
+            InputError: a dimension is missing from `params`, or has no such option any more.
         """
         return self.file.concretise(lambda name, dimension: _known(params, name, dimension))
 
@@ -50,10 +50,10 @@ class Space:
         return [(name, self.arm_params(name, arm)) for name, arm in arms.items()]
 
     def arm_params(self, name: str, arm: Node) -> dict[str, Any]:
-        """Optuna parameters of a named arm of the search; what it leaves open is sampled.
+        """Optuna parameters of a named arm of the search; those that it leaves open are sampled.
 
         Raises:
-            InputError: the arm is no point of the space.
+            InputError: the arm is not a point of the space.
         """
         found = _match(self.file.root, plain(arm), "")
         if found is None:

@@ -86,7 +86,7 @@ def test_larger_models_have_larger_gangs(spec: Path) -> None:
 @pytest.mark.parametrize(
     ("sizes", "said"),
     [
-        ("{many: {workers: 2}}", "resources.by_size: 'many' is no size; give parameters, e.g."),
+        ("{many: {workers: 2}}", "resources.by_size: 'many' is not a size; give parameters, e.g."),
         ("{1M: {workers: 3}}", "training.batch_size: 8 sequences cannot be shared by 3 workers"),
         ("{1M: {worker: 3}}", "resources.by_size.1M.worker: unknown key; allowed: workers, cpus_"),
     ],
@@ -376,4 +376,4 @@ def test_the_best_trials_are_confirmed_before_one_is_recommended(
     assert main(["best", "runs/demo", "--json"]) == 0
     assert json_of(capsys)["trial"] == said["recommended"]
     assert main(["search", "spec.yaml", "--set", "search.confirm.top=1"]) == 2
-    assert "top 1 leaves nothing to choose from" in capsys.readouterr().err
+    assert "top 1 leaves no choice" in capsys.readouterr().err

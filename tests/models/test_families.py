@@ -225,7 +225,7 @@ def test_a_size_names_itself_and_has_one_source():
     assert build("model", {"family": "bert", "size": "1.5M"}).words() == "bert 1.5M"
     with pytest.raises(ValidationError, match="has size and width; give size, or width and depth"):
         build("model", {"family": "bert", "size": "1M", "width": 96})
-    with pytest.raises(ValidationError, match=r"is no size; give parameters, e\.g\. 110M"):
+    with pytest.raises(ValidationError, match=r"is not a size; give parameters, e\.g\. 110M"):
         build("model", {"family": "bert", "size": "base"})
     with pytest.raises(
         ValueError, match="size 20K: the nearest bert with 30000 symbols is bert 32"

@@ -29,5 +29,5 @@ def test_width_rules():
 
 
 def test_what_cannot_be_compiled_is_refused():
-    with pytest.raises(ValueError, match="compile does not go with zero_stage 3; use stage 2"):
+    with pytest.raises(ValueError, match="compile does not work with zero_stage 3; use 2"):
         Training(budget_tokens=1, compile=True, zero_stage=3)
