@@ -134,8 +134,8 @@ def test_checklist_names_what_is_missing(searched: Report, compared: Report) -> 
     assert "no comparison on paired seeds yet" in missing(searched)
     assert missing(compared).splitlines() == [
         "10 of 13 trials finished, 1 stopped early, 2 failed: see failures below",
-        "scored at home only: name other held-out data in data.domains",
-        "not held against what you are measured on: name your own function in score.kpi",
+        "scored in-distribution only: name other held-out data in data.domains",
+        "not compared with your own KPI: name your function in score.kpi",
     ]
 
 

@@ -60,7 +60,7 @@ def test_equivalent_names_the_margin() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"seeds": 1}, "More training seeds are needed"),
+        ({"seeds": 1}, "A verdict needs more training seeds"),
         ({}, "No affordable number of seeds or forwards"),
         ({"more_seeds": 1}, "1 more seed for each arm would probably decide it."),
         (
