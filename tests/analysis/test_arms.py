@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from scipy.special import stdtr
+from scipy.special import stdtr, stdtrit
 
 from mptune.analysis import (
     ArmScores,
@@ -18,7 +18,8 @@ from mptune.analysis import (
     signed,
 )
 from mptune.analysis.crossed import Estimate, forecast
-from mptune.analysis.sequential import nominal_levels, schedule, sequential_p
+from mptune.analysis.intervals import half_width
+from mptune.analysis.sequential import _simpson, nominal_levels, schedule, sequential_p
 from tests.simulations import repetitions
 
 T_2, T_1, T_3 = 4.302653, 12.706205, 3.182446  # Student quantiles at 97.5 %
@@ -321,3 +322,38 @@ def test_only_an_undecided_pair_is_forecast() -> None:
     assert (nothing.more_seeds, nothing.sequences_needed) == (None, None)
     decided = pair(d_SN + 50)
     assert (decided.more_seeds, decided.sequences_needed) == (None, None)
+
+
+def test_one_seed_tells_nothing_of_what_more_would_do() -> None:
+    with np.errstate(all="raise"):
+        found = forecast(np.random.default_rng(0).normal(0.1, 1.0, (1, 40)), 0.05)
+    assert (found.seeds, found.sequences) == (None, None)
+
+
+def test_sequences_needed_by_hand() -> None:
+    """Without noise of seeds, N sequences decide once the mean is t + z standard errors away."""
+    row_N = np.random.default_rng(2).normal(0.1, 1.0, 100)
+    row_N += 0.1 - row_N.mean()
+    found = forecast(np.stack([row_N, row_N]), 0.05)
+
+    def decides(N: int) -> bool:
+        se = math.sqrt(row_N.var(ddof=1) / N)
+        return bool((stdtrit(N - 1, 0.975) + 0.8416) * se <= 0.1)
+
+    assert found.seeds is None
+    assert found.sequences is not None
+    assert decides(found.sequences)
+    assert not decides(found.sequences - 25)
+
+
+def test_integration_weights_are_exact_to_fourth_order() -> None:
+    x_G = np.linspace(-1.0, 3.0, 160)
+    weights_G = _simpson(x_G)
+    assert weights_G.sum() == pytest.approx(4.0, abs=1e-12)
+    assert weights_G @ x_G**2 == pytest.approx(28 / 3, abs=1e-6)
+    assert weights_G @ np.exp(x_G) == pytest.approx(math.e**3 - math.exp(-1), abs=1e-5)
+
+
+def test_half_widths() -> None:
+    assert half_width(0.5) == 0.98
+    assert half_width(0.5, 2) == pytest.approx(0.5 * T_2, rel=1e-6)

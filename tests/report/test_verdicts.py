@@ -10,7 +10,7 @@ import pytest
 from mptune.analysis import Difference
 from mptune.analysis.compute import EquivalentCompute
 from mptune.report.language import language
-from mptune.report.verdicts import compute_words, said, sentence, what_would_decide
+from mptune.report.verdicts import compute_words, others_first, said, sentence, what_would_decide
 
 EN = language()
 
@@ -102,3 +102,14 @@ def test_equivalent_compute_is_said_of_the_arm_that_is_ahead() -> None:
     behind = replace(difference(), nats_per_sequence=-3.0, verdict="worse")
     assert compute_words(behind, [REACHED, other], EN).startswith("Fixed 15 % reaches accumulated")
     assert compute_words(behind, [REACHED], EN) == ""
+
+
+def test_two_seeds_are_enough_for_a_forecast() -> None:
+    open_pair = difference(verdict="undecided", seeds=2, more_seeds=4)
+    assert "4 more seeds" in what_would_decide(open_pair, EN)
+    assert "4 more seeds" not in what_would_decide(replace(open_pair, seeds=1), EN)
+
+
+def test_every_pair_is_said_once_and_the_main_one_first() -> None:
+    a, b, c = (difference(arm=name) for name in "abc")
+    assert list(others_first(b, [a, b, c])) == [b, a, c]

@@ -66,6 +66,16 @@ def test_of_one_that_goes_on_only_the_rest_counts(monkeypatch: pytest.MonkeyPatc
     assert known.lacking(trial(0), [trial(1), trial(2), trial(3), trial(4)], 0) is not None
 
 
+def test_of_one_that_goes_on_unmeasured_the_rest_of_the_longest_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(budget, "share_done", lambda run: 0.75)
+    assert allowance(5).lacking(trial(0), [], 0) is None
+    assert allowance(4).lacking(trial(0), [], 0) == (
+        "forecast to take 5 of search.budget_worker_seconds, 4 left"
+    )
+
+
 def stopped(known: Allowance, flying: list[TrialSpec], now: float) -> dict[int, str]:
     return {run.number: why for run, why in known.excess(flying, now)}
 

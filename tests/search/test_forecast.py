@@ -194,6 +194,11 @@ def test_a_trial_without_a_prediction_takes_what_a_mean_one_does():
     assert found.worker_seconds == pytest.approx(220 + 30 + 5 * 50)
 
 
+def test_a_trial_that_took_more_than_a_mean_one_has_nothing_left():
+    found = outlook(course(), [Ahead(Work(80, 0), PAIR, None)], spent())
+    assert found.worker_seconds == pytest.approx(220 + 0 + 5 * 50)
+
+
 @pytest.mark.parametrize(
     ("budget", "limit", "more"),
     [

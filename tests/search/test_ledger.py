@@ -25,3 +25,17 @@ def test_a_driver_that_dies_leaves_what_its_running_trials_had_used():
     stored = ledger.as_json(10)
     assert (stored["worker_s"], stored["gpu_s"]) == (20, 10)
     assert ledger.so_far(15) == (30, 15)
+
+
+def test_the_most_of_one_trial_is_kept_and_what_runs_is_known():
+    ledger = Ledger()
+    for number, seconds in ((0, 5), (1, 9), (2, 3)):
+        ledger.begin(number, 0, PAIR)
+        assert ledger.is_running(number)
+        ledger.end(number, seconds)
+        assert not ledger.is_running(number)
+    assert (ledger.most_worker_s, ledger.most_gpu_s) == (18, 9)
+
+
+def test_spent_is_in_worker_seconds_and_gpu_hours():
+    assert Ledger(120.04, 5400).spent() == {"worker_seconds": 120.0, "gpu_hours": 1.5}
