@@ -39,28 +39,30 @@ class Metric:
 
 TRIALS = Metric("mptune_study_trials", "gauge",
                 "trials now: complete, pruned, fail, running, queued", "state")  # fmt: skip
-REQUESTED = Metric("mptune_study_trials_requested", "gauge", "trials that were asked for")
+REQUESTED = Metric("mptune_study_trials_requested", "gauge", "trials that were requested")
 ENDED = Metric("mptune_trials_total", "counter",
-               "trials ended under this driver: complete, pruned, fail", "state")  # fmt: skip
+               "trials that ended under this driver: complete, pruned, fail", "state")  # fmt: skip
 FAULTS = Metric("mptune_trial_faults_total", "counter",
-                "failed attempts, those that are run again among them", "reason")  # fmt: skip
+                "failed attempts, including those that are run again", "reason")  # fmt: skip
 GANGS = Metric("mptune_gangs", "gauge", "gangs: starting, idle, busy", "state")
 RESIDENT = Metric("mptune_gangs_resident_bytes", "gauge", "resident memory of all gangs' ranks")
-QUEUE = Metric("mptune_queue_length", "gauge", "trials that wait for room")
-WAIT = Metric("mptune_queue_longest_wait_seconds", "gauge", "of a trial that waits now")
-TOKENS = Metric("mptune_tokens_per_second", "gauge", "of all trials that train")
+QUEUE = Metric("mptune_queue_length", "gauge", "trials that wait for free workers")
+WAIT = Metric(
+    "mptune_queue_longest_wait_seconds", "gauge", "the longest wait of a trial that waits now"
+)
+TOKENS = Metric("mptune_tokens_per_second", "gauge", "sum over all trials that train")
 TURNAROUND = Metric("mptune_trial_turnaround_seconds", "histogram",
-                    "from the end of a gang's trial to the first step of its next")  # fmt: skip
+                    "from the end of a gang's trial to the first step of its next one")  # fmt: skip
 BEST = Metric("mptune_best_nats_per_token", "gauge", "score of the best finished trial")
 
 _SPEND: dict[str, Metric] = {
     "worker_seconds": Metric("mptune_spent_worker_seconds", "gauge",
-                             "used, running trials included, over all resumes"),
+                             "used so far, including running trials, over all resumes"),
     "gpu_hours": Metric("mptune_spent_gpu_hours", "gauge", "likewise"),
     "seconds": Metric("mptune_spent_seconds", "gauge", "wall clock of drivers, over all resumes"),
-    "budget_worker_seconds": Metric("mptune_budget_worker_seconds", "gauge", "if there is one"),
-    "budget_gpu_hours": Metric("mptune_budget_gpu_hours", "gauge", "if there is one"),
-    "budget_seconds": Metric("mptune_budget_seconds", "gauge", "if there is one"),
+    "budget_worker_seconds": Metric("mptune_budget_worker_seconds", "gauge", "the budget, if there is one"),
+    "budget_gpu_hours": Metric("mptune_budget_gpu_hours", "gauge", "the budget, if there is one"),
+    "budget_seconds": Metric("mptune_budget_seconds", "gauge", "the budget, if there is one"),
 }  # fmt: skip
 """Of `Spend`."""
 
