@@ -137,7 +137,10 @@ class Checkpoints:
             # A conversion needs all files; else a rank needs rank 0's and its own.
             needed = [name for name in good.files if converts or owner(name) in (0, ranks.rank)]
             folder = self._fetched.enter_context(self.store.fetched(needed))
-            sound = all(_is_as_written(folder / name, *good.files[name]) for name in needed)
+            sound = True
+            for path, (size, digest) in ((folder / name, good.files[name]) for name in needed):
+                as_written = path.is_file() and path.stat().st_size == size
+                sound = sound and as_written and sha256(path) == digest
             if not all(ranks.gathered(sound)):
                 continue
             error = None
@@ -214,10 +217,6 @@ def owner(name: str) -> int:
     """The rank that writes a file of DeepSpeed's; what all ranks have in common is rank 0's."""
     found = re.search(r"zero_pp_rank_(\d+)_", name)
     return int(found[1]) if found else 0
-
-
-def _is_as_written(path: Path, size: int, digest: str) -> bool:
-    return path.is_file() and path.stat().st_size == size and sha256(path) == digest
 
 
 def _is_full(folder: Path) -> bool:

@@ -283,10 +283,7 @@ def score(
     with write_aside(TrialDirectory(Path(trial.directory)).scores) as aside:
         at_rungs = np.asarray(spent.rung_scores, np.float64)
         np.savez(aside, nats_per_sequence=nats_per_sequence, rows=rows, at_rungs=at_rungs)
-    prequential = None
-    if spent.code and spent.code[1]:
-        # In the unit of the score: a density of binned values, higher is better.
-        prequential = -spent.code[0] / spent.code[1] - data.heldout.table.log_bin_width
+    code = spent.code_per_position
     return TrialResult(
         fingerprint=trial.fingerprint(),
         lml=of_home,
@@ -313,7 +310,8 @@ def score(
         learning=tuple(LearningPoint(**point) for point in spent.learning),
         loss_curve=tuple(spent.loss_curve),
         mean_mask_rate=spent.masked / max(spent.observed, 1),
-        prequential=prequential,
+        # In the unit of the score: a density of binned values, higher is better.
+        prequential=None if code is None else -code - data.heldout.table.log_bin_width,
         learned_policy=learned_policy(inputs.policy, spent.learned),
         versions=_versions(),
     )

@@ -191,7 +191,10 @@ class Loop:
             self._stop(totals.stop)
         elif totals.checkpoint:
             self._save()
-        self._fetch_next()
+        if self.stopped is None and self.progress < 1.0:
+            began = time.monotonic()  # to draw and send the next batch is training time, too
+            self._feed.fetch(self._batch_key())
+            self.seconds += time.monotonic() - began
         return self._report(batch, totals, rate)
 
     def _forward(self, part: Part, sums: Tensor) -> Tensor:
@@ -228,13 +231,6 @@ class Loop:
     def _batch_key(self) -> BatchKey:
         """What determines the batch of the next step."""
         return BatchKey(self.spent.steps, self.progress, self._law, self.spent.code is not None)
-
-    def _fetch_next(self) -> None:
-        """Draw and send the next batch, if there is one; that counts as training time."""
-        if self.stopped is None and self.progress < 1.0:
-            began = time.monotonic()
-            self._feed.fetch(self._batch_key())
-            self.seconds += time.monotonic() - began
 
     def _account(self, batch: Batch, totals: StepTotals) -> None:
         """Add the step to what was spent, and let a learning policy choose a new law if due."""
