@@ -1,4 +1,4 @@
-"""Every file name of a run directory, in one class; files appear whole or not at all."""
+"""The file names of run and trial directories, and writing files so that they appear whole."""
 
 from __future__ import annotations
 
@@ -14,104 +14,64 @@ from typing import Any
 
 
 def cache_directory() -> Path:
-    """Where prepared data is shared between searches: MPTUNE_CACHE, or the user's cache folder.
+    """The folder of prepared data for all searches: MPTUNE_CACHE, or the user's cache folder.
 
-    On a cluster of several machines it must be a folder that all of them see.
+    On a cluster of several machines, all of them must share it.
     """
     named = os.environ.get("MPTUNE_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(named).absolute() if named else Path(base) / "mptune"
 
 
+class Inside:
+    """An attribute of a directory: the path of a file or folder inside its `root`."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, directory: Any, kind: type | None = None) -> Path:
+        return Path(directory.root, self._name)
+
+
 @dataclass(frozen=True)
 class RunDirectory:
-    """The files of one search.
-
-    root/
-        spec.yaml             the user's file as given
-        resolved.yaml         the same with every default written out
-        study.db              Optuna's storage (unless the spec names another)
-        driver.lock           held by the running driver; holds its host and pid
-        cluster.json          the shared Ray cluster of the last driver, and the mark of its gangs
-        events.jsonl          everything that happened, one JSON object a line
-        status.json           where the running driver stands, at most a second old
-        plan.npz              the frozen scoring plan
-        trials/0007/          one trial, see TrialDirectory
-        compare/0001/         one run of a comparison, likewise
-        confirm/0001/         one run of a confirmation, scored on confirm-plan.npz
-        report/               report.html, report.md, report.json, figures
-    """
+    """The files of one search."""
 
     root: Path
 
-    @property
-    def spec(self) -> Path:
-        return self.root / "spec.yaml"
-
-    @property
-    def resolved(self) -> Path:
-        return self.root / "resolved.yaml"
-
-    @property
-    def database(self) -> Path:
-        return self.root / "study.db"
-
-    @property
-    def lock(self) -> Path:
-        return self.root / "driver.lock"
-
-    @property
-    def cluster(self) -> Path:
-        return self.root / "cluster.json"
-
-    @property
-    def events(self) -> Path:
-        return self.root / "events.jsonl"
-
-    @property
-    def status(self) -> Path:
-        return self.root / "status.json"
-
-    @property
-    def plan(self) -> Path:
-        return self.root / "plan.npz"
-
-    @property
-    def prepared(self) -> Path:
-        """What preparing the data said: table, vocabulary, hashes."""
-        return self.root / "prepared.json"
-
-    @property
-    def confirm_plan(self) -> Path:
-        """The fresh plan of a confirmation, and what preparing it said."""
-        return self.root / "confirm-plan.npz"
-
-    @property
-    def confirm_prepared(self) -> Path:
-        return self.root / "confirm-prepared.json"
-
-    @property
-    def logs(self) -> Path:
-        return self.root / "logs"
-
-    @property
-    def report(self) -> Path:
-        return self.root / "report"
-
-    @property
-    def report_html(self) -> Path:
-        return self.report / "report.html"
-
-    @property
-    def report_md(self) -> Path:
-        return self.report / "report.md"
-
-    @property
-    def report_json(self) -> Path:
-        return self.report / "report.json"
+    spec = Inside("spec.yaml")
+    """The user's file as given."""
+    resolved = Inside("resolved.yaml")
+    """The same with every default written out."""
+    database = Inside("study.db")
+    """Optuna's storage, unless the spec names another."""
+    lock = Inside("driver.lock")
+    """Held by the running driver; contains its host and process."""
+    cluster = Inside("cluster.json")
+    """The shared Ray cluster of the last driver, and the mark of its gangs."""
+    events = Inside("events.jsonl")
+    """Everything that happened, one JSON object per line."""
+    status = Inside("status.json")
+    """State of the running driver, at most a second old."""
+    plan = Inside("plan.npz")
+    """The frozen scoring plan."""
+    prepared = Inside("prepared.json")
+    """The prepared data: table, vocabulary, hashes."""
+    confirm_plan = Inside("confirm-plan.npz")
+    """The fresh plan of a confirmation."""
+    confirm_prepared = Inside("confirm-prepared.json")
+    """The prepared data of a confirmation."""
+    logs = Inside("logs")
+    report = Inside("report")
+    report_html = Inside("report/report.html")
+    report_md = Inside("report/report.md")
+    report_json = Inside("report/report.json")
 
     def trial(self, number: int, study: str = "search") -> TrialDirectory:
-        """The directory of one trial of the search, or of a run of its comparison."""
+        """The directory of one trial of the search, or of a run of its comparison.
+
+        trials/0007/, compare/0001/, confirm/0001/.
+        """
         folder = "trials" if study == "search" else study
         return TrialDirectory(self.root / folder / f"{number:04d}")
 
@@ -122,77 +82,39 @@ class TrialDirectory:
 
     root: Path
 
+    spec = Inside("trial.json")
+    result = Inside("result.json")
+    scores = Inside("scores.npz")
+    """Scores per sequence: `nats_per_sequence` [n] and `rows` [n] of the whole plan, and `at_rungs`
+    [rungs, m], nats of each sequence of the rung plan."""
+    events = Inside("events.jsonl")
+    checkpoint = Inside("checkpoint")
+    checkpoint_marker = Inside("checkpoint/latest.json")
+    """Names the complete checkpoints."""
+    weights = Inside("model")
+    """The final weights, if they are kept: a folder that transformers opens."""
+    module = Inside("model/module.pt")
+    """All weights of the module, for `mptune impute`."""
+    kpi = Inside("kpi.json")
+    """The user's own measure of the trial: its function's name and a `KpiValue`."""
+    tensorboard = Inside("tensorboard")
+    traceback = Inside("traceback.txt")
+    logs = Inside("logs")
+    """The output of each rank."""
+    stacks = Inside("stacks.txt")
+    """The stacks of every rank when the gang stalled."""
+
     @classmethod
     def of(cls, directory: str) -> TrialDirectory:
         """The directory that a TrialSpec names."""
         return cls(Path(directory))
 
-    @property
-    def spec(self) -> Path:
-        return self.root / "trial.json"
-
-    @property
-    def result(self) -> Path:
-        return self.root / "result.json"
-
-    @property
-    def scores(self) -> Path:
-        """Per-sequence scores (npz): `nats_per_sequence` [n] and `rows` [n] of the whole plan, and
-        `at_rungs` [rungs, m], nats of each sequence of the rung plan."""
-        return self.root / "scores.npz"
-
-    @property
-    def events(self) -> Path:
-        return self.root / "events.jsonl"
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.root / "checkpoint"
-
-    @property
-    def checkpoint_marker(self) -> Path:
-        """Names the good checkpoints."""
-        return self.checkpoint / "latest.json"
-
-    @property
-    def weights(self) -> Path:
-        """The final weights, a folder that transformers opens, if they are kept."""
-        return self.root / "model"
-
-    @property
-    def module(self) -> Path:
-        """Beside them, all of the module's weights, for `mptune impute`."""
-        return self.weights / "module.pt"
-
-    @property
-    def kpi(self) -> Path:
-        """What the user's own function said of the trial: its name and a `KpiValue`."""
-        return self.root / "kpi.json"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.root / "tensorboard"
-
-    @property
-    def traceback(self) -> Path:
-        return self.root / "traceback.txt"
-
-    @property
-    def logs(self) -> Path:
-        """What each rank printed."""
-        return self.root / "logs"
-
     def log(self, rank: int) -> Path:
         return self.logs / f"rank-{rank}.log"
 
     def ranks(self) -> list[int]:
-        """Those that have printed somewhere here."""
+        """The ranks with a log."""
         return sorted(int(p.stem.removeprefix("rank-")) for p in self.logs.glob("rank-*.log"))
-
-    @property
-    def stacks(self) -> Path:
-        """Where every rank stood when the gang did nothing any more."""
-        return self.root / "stacks.txt"
 
 
 @contextmanager
@@ -222,7 +144,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def free_port() -> int:
-    """A TCP port that no process listens on now, at any address of this machine."""
+    """A TCP port on which no process of this machine listens now."""
     with socket.socket() as listener:
         listener.bind(("", 0))
         port: int = listener.getsockname()[1]
@@ -233,7 +155,7 @@ CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limi
 
 
 def node_bytes() -> float:
-    """Memory of this machine, or what its container may use of it."""
+    """Bytes of memory of this machine, or the limit of its container."""
     import psutil
 
     limits = [float(psutil.virtual_memory().total)]
