@@ -21,7 +21,8 @@ from mptune.report.charts import Chart
 from mptune.report.document import as_json
 from mptune.report.language import Language, language
 from mptune.report.layout import lay_out
-from mptune.report.sections import Context, sections
+from mptune.report.sections import sections
+from mptune.report.sections.context import Context
 from mptune.report.templates import template
 from mptune.report.words import per_token, power
 

@@ -1,143 +1,119 @@
-"""The comparison on paired seeds: every difference with its interval, in every unit."""
+"""Policies against each other: paired seeds, scores at each mask rate, learning curves."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from mptune.analysis import Difference
 from mptune.analysis.comparison import ComparisonReport
-from mptune.report.blocks import Block, Cell, Column, Figures, Section, Table
-from mptune.report.charts import Axis, Chart, Point, Series
-from mptune.report.sections import Context
+from mptune.analysis.compute import UNITS, Unit
+from mptune.analysis.intervals import half_width
+from mptune.analysis.ranking import is_fixed_15
+from mptune.report.blocks import Block, Cell, Figures, Section, Table
+from mptune.report.charts import Axis, Chart, Point, Series, percent_tick, power_tick
+from mptune.report.layout import SERIES
+from mptune.report.sections.context import Context, estimate
 from mptune.report.verdicts import factor, p_value
 from mptune.report.words import interval, minus
-
-ORDER = 10
+from mptune.trial import CurvePoint, LearningPoint, Trial
 
 TONES = {"better": "good", "worse": "bad", "undecided": "open", "equivalent": ""}
 
+# --- paired seeds --------------------------------------------------------------------------------
 
-def section(context: Context) -> Section | None:
-    comparison = context.report.comparison
-    if comparison is None or not comparison.differences:
+
+def comparison(context: Context) -> Section | None:
+    """Every difference on paired seeds with its interval, in every unit."""
+    found = context.report.comparison
+    if found is None or not found.differences:
         return None
-    blocks: list[Block] = [Figures((_chart(context, comparison),)), _table(context, comparison)]
-    if comparison.compute:
-        blocks.append(_compute(context, comparison))
-    title = context.say("section.comparison", baseline=comparison.baseline)
+    blocks: list[Block] = [Figures((_differences(context, found),)), _verdicts(context, found)]
+    if found.compute:
+        blocks.append(_compute(context, found))
+    title = context.say("section.comparison", baseline=found.baseline)
     return Section("comparison", title, tuple(blocks))
 
 
-def _chart(context: Context, comparison: ComparisonReport) -> Chart:
-    say = context.say
-    colours = {name: context.colour(arm[0]) for name, arm in comparison.arms.items() if arm}
-    series = [
-        Series("", tuple(_points(context, comparison, d, row)), colours[d.arm], "dots")
-        for row, d in enumerate(comparison.differences)
-    ]
+def _differences(context: Context, found: ComparisonReport) -> Chart:
+    say, baseline = context.say, found.baseline
+    colours = {name: context.colour(arm[0]) for name, arm in found.arms.items() if arm}
     return Chart(
         name="comparison",
-        title=say("figure.comparison.title", baseline=comparison.baseline),
-        caption=say(
-            "figure.comparison.caption",
-            baseline=comparison.baseline,
-            level=f"{100 * comparison.level:g}",
-        ),
-        x=Axis(say("figure.comparison.x", baseline=comparison.baseline)),
+        title=say("figure.comparison.title", baseline=baseline),
+        caption=say("figure.comparison.caption", baseline=baseline, level=f"{100 * found.level:g}"),
+        x=Axis(say("figure.comparison.x", baseline=baseline)),
         y=Axis(""),
-        series=tuple(series),
-        rows=tuple(d.arm for d in comparison.differences),
+        series=tuple(
+            Series("", tuple(_of_seeds(context, found, d, row)), colours[d.arm], "dots")
+            for row, d in enumerate(found.differences)
+        ),
+        rows=tuple(d.arm for d in found.differences),
         guides=(("x", 0.0),),
     )
 
 
-def _points(
-    context: Context, comparison: ComparisonReport, d: Difference, row: int
+def _of_seeds(
+    context: Context, found: ComparisonReport, d: Difference, row: int
 ) -> Iterator[Point]:
-    say = context.say
-    for seed, value in _seed_differences(comparison, d):
-        tip = f"{say('word.seed')} {seed}\n{minus(value, 2)} {say('unit.nats_per_sequence')}"
-        yield Point(value, row, tip, faint=True)
-    tip = (
-        f"{d.arm} − {d.baseline}\n{interval(d.nats_per_sequence, d.half_width)} "
-        f"{say('unit.nats_per_sequence')}\n{p_value(d.p_value)}"
+    """The difference of each seed that both arms have, then their mean with its interval."""
+    say, unit = context.say, context.say("unit.nats_per_sequence")
+    arm, baseline = (
+        {t.seed: t.require_result().lml.nats_per_sequence for t in found.finished(name)}
+        for name in (d.arm, d.baseline)
     )
+    for seed in sorted(seed for seed in arm.keys() & baseline.keys() if seed is not None):
+        value = arm[seed] - baseline[seed]
+        yield Point(value, row, f"{say('word.seed')} {seed}\n{minus(value, 2)} {unit}", faint=True)
+    mean = interval(d.nats_per_sequence, d.half_width)
+    tip = f"{d.arm} − {d.baseline}\n{mean} {unit}\n{p_value(d.p_value)}"
     yield Point(d.nats_per_sequence, row, tip, d.low, d.high)
 
 
-def _seed_differences(comparison: ComparisonReport, d: Difference) -> list[tuple[int, float]]:
-    scores = {
-        name: {
-            t.seed: t.result.lml.nats_per_sequence for t in arm if t.result and t.seed is not None
-        }
-        for name, arm in comparison.arms.items()
-    }
-    arm, baseline = scores.get(d.arm, {}), scores.get(d.baseline, {})
-    return [(seed, arm[seed] - baseline[seed]) for seed in sorted(arm.keys() & baseline.keys())]
-
-
-def _table(context: Context, comparison: ComparisonReport) -> Table:
+def _verdicts(context: Context, found: ComparisonReport) -> Table:
     say = context.say
-    bits = any(d.bits_per_byte is not None for d in comparison.differences)
-    selection = {s.arm: s for s in comparison.selection}
-    head = [
-        Column(say("column.arm"), numeric=False),
-        Column(say("column.verdict"), numeric=False),
-        Column(say.capital(say("unit.nats_per_sequence"))),
-        Column(say.capital(say("unit.nats_per_token"))),
-        *([Column(say.capital(say("unit.bits_per_byte")))] if bits else []),
-        Column("p"),
-        Column(say("column.seeds")),
-        Column(say("column.best_probability")),
-        Column(say("column.regret")),
-    ]
+    bits = any(d.bits_per_byte is not None for d in found.differences)
+    selection = {s.arm: s for s in found.selection}
+    head = context.head(
+        "<arm", "<verdict", "unit.nats_per_sequence", "unit.nats_per_token",
+        *(["unit.bits_per_byte"] if bits else []), "p", "seeds", "best_probability", "regret",
+    )  # fmt: skip
 
-    def row(d: Difference) -> tuple[Cell, ...]:
-        chosen = selection.get(d.arm)
-        half = (
-            abs(d.half_width * d.nats_per_token / d.nats_per_sequence)
-            if (d.nats_per_sequence)
-            else math.nan
-        )
-        return (
+    def chances(arm: str) -> list[Cell]:
+        chosen = selection.get(arm)
+        if chosen is None:
+            return [Cell("–")] * 2
+        return [
+            Cell(say.probability(chosen.probability), chosen.probability),
+            Cell(f"{chosen.expected_regret:.2g}", chosen.expected_regret),
+        ]
+
+    rows = []
+    for d in found.differences:
+        per_sequence = d.nats_per_token / d.nats_per_sequence if d.nats_per_sequence else math.nan
+        rows.append((
             Cell(d.arm),
             Cell(say(f"verdict.label.{d.verdict}"), tone=TONES[d.verdict]),
             Cell(interval(d.nats_per_sequence, d.half_width), d.nats_per_sequence),
-            Cell(interval(d.nats_per_token, half), d.nats_per_token),
+            Cell(interval(d.nats_per_token, abs(d.half_width * per_sequence)), d.nats_per_token),
             *([Cell(minus(d.bits_per_byte or 0.0, 4), d.bits_per_byte)] if bits else []),
             Cell(p_value(d.p_value).removeprefix("p ").removeprefix("= "), d.p_value),
             Cell(str(d.seeds), d.seeds),
-            Cell(say.probability(chosen.probability), chosen.probability) if chosen else Cell("–"),
-            Cell(f"{chosen.expected_regret:.2g}", chosen.expected_regret) if chosen else Cell("–"),
-        )
-
-    rows = [row(d) for d in comparison.differences]
-    base = selection.get(comparison.baseline)
-    if base is not None:
-        blank = [Cell("–")] * (3 + bits)
-        rows.append((
-            Cell(comparison.baseline, tag=say("word.baseline")), Cell(""), *blank,
-            Cell(""), Cell(say.probability(base.probability), base.probability),
-            Cell(f"{base.expected_regret:.2g}", base.expected_regret),
+            *chances(d.arm),
         ))  # fmt: skip
-    return Table(say("section.comparison", baseline=comparison.baseline), tuple(head), tuple(rows))
+    if found.baseline in selection:
+        dashes = [Cell("–")] * (3 + bits)
+        baseline = Cell(found.baseline, tag=say("word.baseline"))
+        rows.append((baseline, Cell(""), *dashes, Cell(""), *chances(found.baseline)))
+    return Table(say("section.comparison", baseline=found.baseline), head, tuple(rows))
 
 
-def _compute(context: Context, comparison: ComparisonReport) -> Table:
-    """How much of one arm's compute another needs for the same score."""
-    say = context.say
-    head = (
-        Column(say("column.arm"), numeric=False),
-        Column(say("column.reaches"), numeric=False),
-        Column(say("column.unit"), numeric=False),
-        Column(say("column.share")),
-        Column(say("column.interval")),
-        Column(say("column.reached_probability")),
-    )
-
-    rows = []
-    for c in comparison.compute:
+def _compute(context: Context, found: ComparisonReport) -> Table:
+    """The share of one arm's compute that another needs for the same score."""
+    say, rows = context.say, []
+    for c in found.compute:
         at_most = "≤ " if c.reading == "before the first rung" else ""
         share = say("compute.never") if c.factor is None else f"{at_most}{factor(c.factor)} ×"
         low = "0" if c.low is None else factor(c.low)
@@ -147,4 +123,144 @@ def _compute(context: Context, comparison: ComparisonReport) -> Table:
             Cell(share, c.factor), Cell(f"{low} – {high}", c.low or 0.0),
             Cell(say.probability(c.probability_reached), c.probability_reached),
         ))  # fmt: skip
+    head = context.head("<arm", "<reaches", "<unit", "share", "interval", "reached_probability")
     return Table(say("compute.title"), head, tuple(rows), headed=True)
+
+
+# --- scores at each mask rate --------------------------------------------------------------------
+
+
+def curves(context: Context) -> Section | None:
+    """S(r), the score at every mask rate, by policy; the area is the LML."""
+    best = [(label, t) for label, t in context.best_per_policy() if len(_curve(t)) > 1][:SERIES]
+    if not best:
+        return None
+    trials = [trial for _, trial in best]
+    labels = context.labels(trials)
+    charts = [_curves(context, labels, trials)]
+    if len(best) > 1:
+        charts.append(_curve_differences(context, labels, trials))
+    return Section("curves", context.say("section.curves"), (Figures(tuple(charts)),))
+
+
+def _curve(trial: Trial) -> list[CurvePoint]:
+    return sorted(trial.require_result().lml.curve, key=lambda point: point.mask_rate)
+
+
+def _curve_tip(context: Context, label: str, rate: float, value: float, half: float) -> str:
+    unit = context.say("unit.nats_per_masked")
+    return f"{label}\nr = {percent_tick(rate)}\n{interval(value, half, 3)} {unit}"
+
+
+def _curves(context: Context, labels: Sequence[str], trials: Sequence[Trial]) -> Chart:
+    series = []
+    for label, trial in zip(labels, trials, strict=True):
+        points = tuple(
+            estimate(
+                p.mask_rate,
+                p.nats_per_token,
+                p.se,
+                _curve_tip(context, label, p.mask_rate, p.nats_per_token, half_width(p.se)),
+            )
+            for p in _curve(trial)
+        )
+        first = trial is trials[0]
+        series.append(Series(label, points, context.colour(trial), area=first, bold=first))
+    return Chart(
+        name="curve",
+        title=context.say("figure.curve.title"),
+        caption=context.say("figure.curve.caption", best=labels[0]),
+        x=Axis(context.say("axis.mask_rate"), low=0.0, high=1.0, tick=percent_tick),
+        y=Axis(context.say("figure.curve.y"), high=0.0),
+        series=tuple(series),
+        height=300,
+    )
+
+
+def _curve_differences(context: Context, labels: Sequence[str], trials: Sequence[Trial]) -> Chart:
+    """The curves less that of fixed 15 %, or of the last policy."""
+    say = context.say
+    reference = next((trial for trial in trials if is_fixed_15(trial.policy)), trials[-1])
+    rates = [p.mask_rate for p in _curve(reference)]
+    scores = [p.nats_per_token for p in _curve(reference)]
+    series = []
+    for label, trial in zip(labels, trials, strict=True):
+        gains = [
+            (p.mask_rate, p.nats_per_token - float(np.interp(p.mask_rate, rates, scores)))
+            for p in _curve(trial)
+        ]
+        points = tuple(Point(r, d, _curve_tip(context, label, r, d, math.nan)) for r, d in gains)
+        series.append(Series(label, points, context.colour(trial), bold=trial is trials[0]))
+    name = labels[trials.index(reference)]
+    return Chart(
+        name="curve-difference",
+        title=say("figure.curve_difference.title", reference=name),
+        caption=say("figure.curve_difference.caption", reference=name),
+        x=Axis(say("axis.mask_rate"), low=0.0, high=1.0, tick=percent_tick),
+        y=Axis(say("figure.curve_difference.y")),
+        series=tuple(series),
+        guides=(("x", 0.15), ("y", 0.0)),
+        height=240,
+    )
+
+
+# --- learning curves -----------------------------------------------------------------------------
+
+
+def learning(context: Context) -> Section | None:
+    """Learning curves at equal tokens, FLOPs and seconds.
+
+    Of the arms over their seeds if there was a comparison, else of the best trial of each policy.
+    """
+    say, found = context.say, context.report.comparison
+    if found and any(len(points) > 1 for points in found.learning.values()):
+        learners = [
+            (name, context.colour(found.arms[name][0]), points)
+            for name, points in found.learning.items()
+        ]
+    else:
+        learners = [
+            (label, context.colour(trial), trial.learning or trial.require_result().learning)
+            for label, trial in context.best_per_policy()
+        ]
+    learners = [learner for learner in learners if len(learner[2]) > 1][:SERIES]
+    if not learners:
+        return None
+    charts = []
+    for unit in UNITS:
+        name = say(f"unit.{unit}")
+        spent = [v for _, _, points in learners for p in points if (v := getattr(p, unit)) > 0]
+        log = bool(spent) and max(spent) / min(spent) > 20
+        tick = {"tokens": say.tick, "flops": power_tick, "seconds": None}[unit]
+        charts.append(
+            Chart(
+                name=f"learning-{unit}",
+                title=say("figure.learning.title", unit=name),
+                caption=say("figure.learning.caption", unit=name),
+                x=Axis(say(f"axis.{unit}"), log=log, tick=tick),
+                y=Axis(say("axis.lml")),
+                series=tuple(
+                    Series(label, tuple(_learning_points(context, label, points, unit)), colour,
+                           markers=True, bold=k == 0)
+                    for k, (label, colour, points) in enumerate(learners)
+                ),
+            )
+        )  # fmt: skip
+    choices = tuple(say(f"unit.{unit}") for unit in UNITS)
+    figures = Figures(tuple(charts), choices, say("figure.learning.choose"))
+    return Section("learning", say("section.learning"), (figures,))
+
+
+def _learning_points(
+    context: Context, label: str, points: Sequence[LearningPoint], unit: Unit
+) -> Iterator[Point]:
+    say = context.say
+    for p in sorted(points, key=lambda p: p.progress):
+        spent = {
+            "tokens": f"{say.count(p.tokens)} {say('unit.tokens')}",
+            "flops": f"{power_tick(p.flops)} FLOPs",
+            "seconds": say.duration(p.seconds),
+        }[unit]
+        score = f"{interval(p.nats_per_token, half_width(p.se), 3)} {say('unit.nats_per_token')}"
+        tip = f"{label}\n{spent}\n{score}"
+        yield estimate(float(getattr(p, unit)), p.nats_per_token, p.se, tip)

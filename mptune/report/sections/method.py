@@ -1,39 +1,48 @@
-"""What the numbers mean, and what exactly was scored."""
+"""What the numbers mean, what exactly was scored, and how to run the study again."""
 
 from __future__ import annotations
 
-from mptune.analysis.results import Report
-from mptune.report.blocks import Listing, Section
-from mptune.report.language import Language
-from mptune.report.sections import Context
-
-ORDER = 120
+from mptune.report.blocks import Code, Listing, Pairs, Section
+from mptune.report.sections.context import Context
 
 LINES = ("law", "sum", "mask", "bound", "plan", "estimator", "interval", "comparison", "rates")
 
 
-def section(context: Context) -> Section:
-    say = context.say
+def method(context: Context) -> Section:
+    """The definition of the score and of its intervals, and the scoring plan."""
+    say, report, prepared = context.say, context.report, context.report.prepared
     lines = [say(f"method.{line}") for line in LINES]
-    if context.report.selection is not None:
+    if report.selection is not None:
         lines.append(say("method.selection"))
-    if context.report.importance:
+    if report.importance:
         lines.append(say("method.importance"))
-    lines.append(plan_words(context.report, say))
+    if prepared is None:
+        lines.append(say("method.plan_alone", plan=report.plan_hash or say("method.no_plan")))
+    else:
+        lines.append(
+            say(
+                "method.plan_of",
+                plan=report.plan_hash or prepared.plan_hash,
+                sequences=f"{prepared.heldout_sequences:,}",
+                length=f"{prepared.length:,}",
+                tokens=f"{prepared.heldout_tokens:,}",
+                table=prepared.table_hash,
+            )
+        )
     return Section("method", say("section.method"), (Listing(tuple(lines)),))
 
 
-def plan_words(report: Report, say: Language) -> str:
-    """What exactly was scored."""
-    prepared = report.prepared
-    if prepared is None:
-        plan = report.plan_hash or say("method.no_plan")
-        return say("method.plan_alone", plan=plan)
-    return say(
-        "method.plan_of",
-        plan=report.plan_hash or prepared.plan_hash,
-        sequences=f"{prepared.heldout_sequences:,}",
-        length=f"{prepared.length:,}",
-        tokens=f"{prepared.heldout_tokens:,}",
-        table=prepared.table_hash,
-    )
+def replay(context: Context) -> Section:
+    """Commands, versions, seeds, hashes."""
+    say, report = context.say, context.report
+    pairs = sorted(report.versions.items())
+    if report.plan_hash:
+        pairs.append((say("replay.plan"), report.plan_hash))
+    if report.prepared is not None:
+        pairs.append((say("replay.table"), report.prepared.table_hash))
+    arms = report.comparison.arms.values() if report.comparison else ()
+    seeds = sorted({t.seed for arm in arms for t in arm if t.result and t.seed is not None})
+    if seeds:
+        pairs.append((say("replay.seeds"), say.join([str(seed) for seed in seeds])))
+    blocks = (Code(report.commands), Pairs(tuple(pairs)))
+    return Section("replay", say("section.replay"), blocks)

@@ -1,0 +1,107 @@
+"""What a section of the report is made from, and the pieces that several sections share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from mptune.analysis.intervals import half_width, lml_half_width
+from mptune.analysis.ranking import best_per_policy, policy_kind
+from mptune.analysis.results import Report
+from mptune.report.blocks import Cell, Column
+from mptune.report.charts import Point
+from mptune.report.findings import Findings, findings
+from mptune.report.language import Language
+from mptune.report.words import per_token
+from mptune.trial import Trial
+
+
+@dataclass(frozen=True)
+class Context:
+    """A report and the language that it is shown in."""
+
+    report: Report
+    say: Language
+
+    @cached_property
+    def found(self) -> Findings:
+        return findings(self.report, self.say)
+
+    @property
+    def ranked(self) -> tuple[Trial, ...]:
+        return self.found.ranked
+
+    @cached_property
+    def _kinds(self) -> dict[str, int]:
+        kinds = [policy_kind(trial) for trial in best_per_policy(self.ranked)]
+        comparison = self.report.comparison
+        arms = comparison.arms.values() if comparison else ()
+        kinds += [policy_kind(arm[0]) for arm in arms if arm]
+        return {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
+
+    def trial(self, number: int | None) -> Trial:
+        """The trial of the search with this number."""
+        return next(trial for trial in self.report.trials if trial.number == number)
+
+    def colour(self, trial: Trial) -> int:
+        """Number of the colour of the trial's kind of policy, the same in every figure."""
+        return self._kinds.get(policy_kind(trial), len(self._kinds))
+
+    def best_per_policy(self) -> list[tuple[str, Trial]]:
+        """The best trial of each kind of policy with its label, best first."""
+        trials = best_per_policy(self.ranked)
+        return list(zip(self.labels(trials), trials, strict=True))
+
+    @staticmethod
+    def labels(trials: Sequence[Trial]) -> list[str]:
+        """Labels of the policies, with the size if these trials have more than one."""
+        one_size = len({trial.size_label for trial in trials}) < 2
+        return [trial.policy_label if one_size else trial.label for trial in trials]
+
+    def score(self, value: float, half: float) -> str:
+        """A score with its interval and unit."""
+        return f"{per_token(value, half)} {self.say('unit.nats_per_token')}"
+
+    def head(self, *keys: str) -> tuple[Column, ...]:
+        """Columns of a table: keys in `column.`, keys of units, or titles that need no translation.
+
+        A column whose key begins with `<` has text, any other numbers.
+        """
+        columns = []
+        for key in keys:
+            name = key.removeprefix("<")
+            is_unit = name.startswith("unit.")
+            title = self.say.optional(name if is_unit else f"column.{name}", name)
+            columns.append(
+                Column(self.say.capital(title) if is_unit else title, not key.startswith("<"))
+            )
+        return tuple(columns)
+
+
+def number_cell(value: float | None, text: str) -> Cell:
+    """A cell that is sorted by its number; a dash where there is none."""
+    return Cell("–") if value is None else Cell(text.format(value), value)
+
+
+def policy_cell(trial: Trial) -> Cell:
+    """A trial's policy, with its size below and the name of its arm beside it."""
+    return Cell(trial.policy_label, below=trial.size_label, tag=trial.arm or "")
+
+
+def by_kind(trials: Iterable[Trial]) -> dict[str, list[Trial]]:
+    """Trials by their kind of policy."""
+    kinds: dict[str, list[Trial]] = {}
+    for trial in trials:
+        kinds.setdefault(policy_kind(trial), []).append(trial)
+    return kinds
+
+
+def lml_interval(trial: Trial) -> tuple[float, float]:
+    """Score of a finished trial and the half-width of its 95 % interval, nats per token."""
+    return trial.nats_per_token, lml_half_width(trial.require_result().lml)
+
+
+def estimate(x: float, y: float, se: float, tip: str) -> Point:
+    """A point with the 95 % interval of its y."""
+    return Point(x, y, tip, y_low=y - half_width(se), y_high=y + half_width(se))

@@ -1,0 +1,338 @@
+"""The trials of the search: ranking, dimensions, cost, every trial, failures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from mptune.analysis.ranking import accuracy_at, loss_at
+from mptune.analysis.selection import Candidate
+from mptune.report.blocks import Block, Cell, Details, Figures, Section, Table, Text
+from mptune.report.charts import Axis, Chart, Point, Series, percent_tick, power_tick, short
+from mptune.report.layout import SERIES, Area, Drawing, Stroke
+from mptune.report.sections.context import (
+    Context,
+    by_kind,
+    lml_interval,
+    number_cell,
+    policy_cell,
+)
+from mptune.report.words import interval, minus, per_token, power
+from mptune.trial import Trial
+
+RANKED = 16
+"""Trials that the figure of the ranking shows; the table has all."""
+
+SLICES, CATEGORIES = 6, 8
+"""Dimensions that have a figure, and choices of a dimension that it shows."""
+
+FRONT = SERIES - 1
+"""Colour of the front; no policy has it if there are fewer than six."""
+
+SPARK_WIDTH, SPARK_HEIGHT = 72, 24
+
+TONES = {"COMPLETE": "good", "PRUNED": "open", "FAIL": "bad"}
+
+# --- ranking -------------------------------------------------------------------------------------
+
+
+def ranking(context: Context) -> Section | None:
+    """Finished trials by LML, with intervals and the probability that each is the best."""
+    say, title, selection = context.say, context.say("section.ranking"), context.report.selection
+    if not context.ranked:
+        return Section("ranking", title, (Text(say("ranking.empty")),))
+    candidates = {c.trial: c for c in selection.candidates} if selection else {}
+    blocks: list[Block] = [
+        Figures((_ranking_chart(context, candidates),)),
+        _ranking_table(context, candidates),
+    ]
+    if selection is not None and selection.seed_sd is not None:
+        sd = f"{selection.seed_sd:.2g}"
+        blocks.append(Text(say("ranking.seed_sd", sd=sd, n=selection.seed_runs), soft=True))
+    elif selection is not None:
+        blocks.append(Text(say("ranking.seed_unknown"), soft=True))
+    return Section("ranking", title, tuple(blocks))
+
+
+def _ranking_chart(context: Context, candidates: dict[int, Candidate]) -> Chart:
+    say, rows = context.say, context.ranked[:RANKED]
+    hidden = len(context.ranked) - len(rows)
+    series = []
+    for y, trial in enumerate(rows):
+        value, half = lml_interval(trial)
+        tip = f"{y + 1}. {trial.label}\n{context.score(value, half)}"
+        if trial.number in candidates:
+            probability = say.probability(candidates[trial.number].probability)
+            tip += f"\n{say('column.best_probability')}: {probability}"
+        half = 0.0 if math.isnan(half) else half
+        point = Point(value, y, tip, value - half, value + half)
+        series.append(Series("", (point,), context.colour(trial), "dots"))
+    more = say("figure.ranking.more", n=hidden) if hidden else ""
+    return Chart(
+        name="ranking",
+        title=say("figure.ranking.title"),
+        caption=say("figure.ranking.caption", more=more),
+        x=Axis(say("axis.lml_interval")),
+        y=Axis(""),
+        series=tuple(series),
+        rows=tuple(context.labels(rows)),
+    )
+
+
+def _ranking_table(context: Context, candidates: dict[int, Candidate]) -> Table:
+    say = context.say
+    bits = any(t.require_result().lml.bits_per_byte is not None for t in context.ranked)
+    confirmed = any(c.confirmation for c in candidates.values())
+    head = context.head(
+        "#", "<policy", "lml",
+        *(["best_probability", "expected"] if candidates else []),
+        *(["confirmed"] if confirmed else []),
+        *(["unit.bits_per_byte"] if bits else []),
+        "loss", "accuracy", "parameters", "FLOPs", "time", "trial",
+    )  # fmt: skip
+    rows = []
+    for place, trial in enumerate(context.ranked, start=1):
+        result, (value, half) = trial.require_result(), lml_interval(trial)
+        cells = [Cell(str(place), place), policy_cell(trial), Cell(per_token(value, half), value)]
+        if candidates:
+            cells += _candidate_cells(context, candidates.get(trial.number), confirmed)
+        if bits:
+            cells.append(number_cell(result.lml.bits_per_byte, "{:.3f}"))
+        parameters, cost = trial.parameters or result.cost.parameters, result.cost
+        accuracy = accuracy_at(result, 0.15)
+        cells += [
+            number_cell(loss_at(result, 0.15), "{:.3f}"),
+            Cell("–") if accuracy is None else Cell(f"{100 * accuracy:.1f} %", accuracy),
+            Cell(say.count(parameters), parameters),
+            Cell(power(cost.flops), cost.flops),
+            Cell(say.duration(cost.total_s), cost.total_s),
+            Cell(str(trial.number), trial.number),
+        ]
+        rows.append(tuple(cells))
+    chosen = context.found.recommended
+    first = context.ranked.index(chosen) if chosen else None
+    return Table(say("section.ranking"), head, tuple(rows), first)
+
+
+def _candidate_cells(context: Context, candidate: Candidate | None, confirmed: bool) -> list[Cell]:
+    """The cells of a trial as a candidate of the search; `confirmed` if the table has that."""
+    say = context.say
+    if candidate is None:
+        return [Cell("–")] * (2 + confirmed)
+    cells = [
+        Cell(say.probability(candidate.probability), candidate.probability),
+        Cell(per_token(candidate.shrunken, candidate.half_width), candidate.shrunken),
+    ]
+    found = candidate.confirmation
+    if confirmed and found is None:
+        cells.append(Cell("–"))
+    elif found is not None:
+        text = interval(found.nats_per_token, found.half_width, 3)
+        optimism = say("ranking.optimism", value=minus(found.optimism, 3))
+        cells.append(Cell(text, found.nats_per_token, title=optimism))
+    return cells
+
+
+# --- dimensions ----------------------------------------------------------------------------------
+
+
+def importance(context: Context) -> Section | None:
+    """The importance of each dimension of the search, and the scores along each."""
+    say, rows = context.say, context.report.importance
+    blocks: list[Block] = []
+    if rows:
+        points = tuple(
+            Point(row.share, y, f"{row.name}\n{percent_tick(row.share)}\n"
+                  + say("figure.importance.trials", n=row.trials))
+            for y, row in enumerate(rows)
+        )  # fmt: skip
+        bars = Chart(
+            name="importance",
+            title=say("figure.importance.title"),
+            caption=say("figure.importance.caption"),
+            x=Axis(say("figure.importance.x"), low=0.0, tick=percent_tick),
+            y=Axis(""),
+            series=(Series("", points, 0, "bars"),),
+            rows=tuple(row.name for row in rows),
+        )
+        blocks.append(Figures((bars,)))
+    names = [row.name for row in rows] or sorted({n for t in context.ranked for n in t.params})
+    slices = [chart for name in names[:SLICES] if (chart := _slice(context, name))]
+    if slices:
+        blocks.append(Figures(tuple(slices)))
+    title = say("section.importance")
+    return Section("importance", title, tuple(blocks)) if blocks else None
+
+
+def _slice(context: Context, name: str) -> Chart | None:
+    """Scores over one dimension: a point for each trial; None if it has one value only."""
+    say = context.say
+    trials = [trial for trial in context.ranked if name in trial.params]
+    values = [trial.params[name] for trial in trials]
+    if len(set(values)) < 2:
+        return None
+    file_name = "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")
+    if all(isinstance(value, float) for value in values):
+        xs = [float(value) for value in values]
+        return Chart(
+            name=f"slice-{file_name}",
+            title=name,
+            caption=say("figure.slice.caption", name=name),
+            x=Axis(name, log=min(xs) > 0 and max(xs) / min(xs) > 30),
+            y=Axis(say("axis.lml")),
+            series=tuple(
+                Series("", (Point(x, t.nats_per_token, _slice_tip(context, name, t)),),
+                       context.colour(t), "dots")
+                for x, t in zip(xs, trials, strict=True)
+            ),
+            height=200,
+            short=True,
+        )  # fmt: skip
+    choices = list(dict.fromkeys(map(str, values)))[:CATEGORIES]  # the best first
+    points = tuple(
+        Point(t.nats_per_token, choices.index(str(value)), _slice_tip(context, name, t))
+        for value, t in zip(values, trials, strict=True)
+        if str(value) in choices
+    )
+    return Chart(
+        name=f"slice-{file_name}",
+        title=name,
+        caption=say("figure.slice.caption", name=name),
+        x=Axis(say("axis.lml")),
+        y=Axis(""),
+        series=(Series("", points, 0, "dots"),),
+        rows=tuple(short(choice, 30) for choice in choices),
+        short=True,
+    )
+
+
+def _slice_tip(context: Context, name: str, trial: Trial) -> str:
+    say, value = context.say, trial.params[name]
+    shown = f"{value:.4g}" if isinstance(value, float) and math.isfinite(value) else str(value)
+    return (
+        f"{name} = {shown}\n{minus(trial.nats_per_token, 3)} {say('unit.nats_per_token')}\n"
+        f"{say('column.trial')} {trial.number}, {trial.policy_label}"
+    )
+
+
+# --- cost ----------------------------------------------------------------------------------------
+
+
+def cost(context: Context) -> Section | None:
+    """Scores against training FLOPs, with the trials that no cheaper trial beats."""
+    say = context.say
+    if len(context.ranked) < 2:
+        return None
+
+    def point(trial: Trial) -> Point:
+        spent = trial.require_result().cost
+        tip = (
+            f"{trial.label}\n{context.score(*lml_interval(trial))}\n"
+            f"{power(spent.flops)} FLOPs, {say.duration(spent.total_s)}"
+        )
+        return Point(spent.flops, trial.nats_per_token, tip)
+
+    dots = (
+        Series(kind, tuple(map(point, trials)), context.colour(trials[0]), "dots")
+        for kind, trials in by_kind(context.ranked).items()
+    )
+    line = tuple(
+        Point(t.require_result().cost.flops, t.nats_per_token) for t in front(context.ranked)
+    )
+    chart = Chart(
+        name="cost",
+        title=say("figure.cost.title"),
+        caption=say("figure.cost.caption"),
+        x=Axis(say("axis.flops"), log=True, tick=power_tick),
+        y=Axis(say("axis.lml")),
+        series=(Series(say("figure.cost.front"), line, FRONT, "steps"), *dots),
+    )
+    return Section("cost", say("section.cost"), (Figures((chart,)),))
+
+
+def front(ranked: Sequence[Trial]) -> list[Trial]:
+    """Trials that no trial with the same FLOPs or fewer beats, by FLOPs."""
+    found: list[Trial] = []
+    for trial in sorted(ranked, key=lambda t: (t.require_result().cost.flops, -t.nats_per_token)):
+        if not found or trial.nats_per_token > found[-1].nats_per_token:
+            found.append(trial)
+    return found
+
+
+# --- every trial ---------------------------------------------------------------------------------
+
+
+def trials(context: Context) -> Section | None:
+    """Every trial in whatever state, with a small picture of its policy."""
+    say, rows = context.say, context.report.trials
+    title = say("section.trials")
+    if not rows:
+        return Section("trials", title, (Text(say("trials.none")),))
+    kpi = any(t.kpi and t.kpi.value is not None for t in rows)
+    head = context.head(
+        "trial", "<policy", "<rate_over_training", "<state", "lml", *(["KPI"] if kpi else []),
+        "<rungs", "time",
+    )  # fmt: skip
+    cells = tuple(_trial_cells(context, trial, kpi) for trial in rows)
+    table = Table(title, head, cells, searchable=True, filters=(3,))
+    return Section("trials", title, (Text(say("trials.spark"), soft=True), table))
+
+
+def _trial_cells(context: Context, trial: Trial, kpi: bool) -> tuple[Cell, ...]:
+    say, rates = context.say, "–"
+    lml = trial.result.lml.nats_per_token if trial.result else None
+    means = [mean for _, mean, _ in trial.mask_rates]
+    if means:
+        begin, end = round(100 * means[0]), round(100 * means[-1])
+        rates = f"{begin} %" if begin == end else f"{begin} → {end} %"
+    label = f"{say('trials.spark_label')}: {rates}"
+    mean_rate = sum(means) / len(means) if means else None
+    state = say.optional(f"state.{trial.state}", trial.state.lower())
+    rungs = [
+        say("trials.rung", value=minus(value, 3), progress=f"{100 * progress:.0f}")
+        for progress, value in trial.rungs
+    ]
+    return (
+        Cell(str(trial.number), trial.number),
+        policy_cell(trial),
+        Cell(rates, mean_rate, drawing=_spark(trial), label=label),
+        Cell(state, tone=TONES.get(trial.state, ""), title=trial.detail or ""),
+        Cell("–" if lml is None else minus(lml, 3), lml),
+        *([number_cell(trial.kpi.value if trial.kpi else None, "{:.4g}")] if kpi else []),
+        Cell(say.join(rungs)),
+        Cell(say.duration(trial.seconds) if trial.seconds else "–", trial.seconds),
+    )
+
+
+def _spark(trial: Trial) -> Drawing | None:
+    """The mask rate over training: its mean, and the band that contains 90 % of the draws."""
+    if not trial.mask_rates:
+        return None
+    last = len(trial.mask_rates) - 1
+    xs = [1 + k * (SPARK_WIDTH - 2) / max(1, last) for k in range(last + 1)]
+    low, mean, high = (
+        [
+            (x, 1 + (SPARK_HEIGHT - 2) * (1 - rates[k]))
+            for x, rates in zip(xs, trial.mask_rates, strict=True)
+        ]
+        for k in range(3)
+    )
+    band = Area((*low, *reversed(high)), "series-1", 0.25)
+    return Drawing(SPARK_WIDTH, SPARK_HEIGHT, (band, Stroke(tuple(mean), "series-1", 1.8)))
+
+
+def failures(context: Context) -> Section | None:
+    """Failed trials by reason, the most frequent first."""
+    say = context.say
+    groups = tuple(
+        Details(
+            say("failures.group", reason=say.optional(f"reason.{reason}", reason), n=len(failed)),
+            tuple(
+                say("failures.trial", number=t.number, label=t.label,
+                    detail=t.detail or say("failures.no_detail"))
+                for t in failed
+            ),
+        )
+        for reason, failed in context.found.failures
+    )  # fmt: skip
+    return Section("failures", say("section.failures"), groups) if groups else None

@@ -1,0 +1,311 @@
+"""What the scores say beyond the study: other sizes, other data, the team's own KPI."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from mptune.analysis.intervals import half_width
+from mptune.analysis.kpi import KpiReport
+from mptune.analysis.ranking import loss_at
+from mptune.analysis.robustness import Condition, Robustness, RobustnessRow
+from mptune.analysis.sizes import LawValue, SizeLaw
+from mptune.report.blocks import Block, Cell, Figures, Section, Table, Text
+from mptune.report.charts import Axis, Chart, Point, Series, percent_tick
+from mptune.report.language import Language
+from mptune.report.layout import SERIES
+from mptune.report.sections.context import Context, by_kind
+from mptune.report.words import minus, per_token, rate
+from mptune.trial import Trial
+
+KEYS = {"best rate": "rate", "gap": "gap"}
+"""Quantity of a fit over size -> its key in `lang/`."""
+
+# --- sizes ---------------------------------------------------------------------------------------
+
+
+def sizes(context: Context) -> Section | None:
+    """The best mask rate and the LML gap as functions of size and budget."""
+    found = context.report.by_size
+    if found is None:
+        return None
+    blocks: list[Block] = []
+    pairs = ((found.best_rate, found.best_rate_missing), (found.gap, found.gap_missing))
+    for law, why_not in pairs:
+        if law is not None:
+            blocks += _law(context, law)
+        elif why_not:
+            blocks.append(Text(why_not, soft=True))
+    return Section("sizes", context.say("section.sizes"), tuple(blocks)) if blocks else None
+
+
+def _law(context: Context, law: SizeLaw) -> Iterator[Block]:
+    say = context.say
+    yield Figures((_law_chart(law, say),))
+    matters = say("sizes.matters" if law.size_matters else "sizes.constant")
+    yield Text(say("sizes.law", form=law.form, n=law.runs, matters=matters), soft=True)
+    rows = tuple(
+        (Cell(p.name), Cell(minus(p.value, 3), p.value),
+         Cell(f"{minus(p.low, 3)} – {minus(p.high, 3)}", p.low))
+        for p in law.parameters
+    )  # fmt: skip
+    yield Table(say("sizes.parameters"), context.head("<law", "value", "interval"), rows,
+                headed=True)  # fmt: skip
+    if law.extrapolation:
+        head = context.head(
+            "parameters", "unit.tokens", f"size_{KEYS[law.what]}", "interval", "beyond"
+        )
+        extrapolated = tuple(
+            (
+                Cell(say.count(e.at.parameters), e.at.parameters),
+                Cell(say.count(e.at.tokens), e.at.tokens),
+                Cell(_quantity(law, e.at.value), e.at.value),
+                Cell(f"{_quantity(law, e.at.low)} – {_quantity(law, e.at.high)}", e.at.low),
+                Cell(say("sizes.inside"), e.beyond, tone="good")
+                if e.beyond <= 1
+                else Cell(say("sizes.beyond", factor=f"{e.beyond:.3g}"), e.beyond, tone="open"),
+            )
+            for e in law.extrapolation
+        )
+        yield Table(say("sizes.extrapolation"), head, extrapolated, headed=True)
+
+
+def _quantity(law: SizeLaw, value: float) -> str:
+    return rate(value) if law.what == "best rate" else minus(value, 3)
+
+
+def _law_chart(law: SizeLaw, say: Language) -> Chart:
+    """The fitted curve of each budget, and in its colour what was measured."""
+    key = KEYS[law.what]
+    budgets = [curve[0].tokens for curve in law.curves if curve]
+    series = [
+        Series(
+            say("sizes.budget", tokens=say.tick(tokens)),
+            tuple(_law_point(law, value, say) for value in curve),
+            number,
+            bold=number == len(budgets) - 1,
+        )
+        for number, (tokens, curve) in enumerate(zip(budgets, law.curves, strict=False))
+    ]
+    measured: dict[int, list[Point]] = {}
+    for p in law.points:
+        tip = (
+            f"{say.count(p.parameters)} {say('unit.parameters')}, {say.count(p.tokens)} "
+            f"{say('unit.tokens')}\n{_quantity(law, p.value)}\n{say('sizes.runs', n=p.runs)}"
+        )
+        number = budgets.index(p.tokens) if p.tokens in budgets else 0
+        point = Point(p.parameters, p.value, tip, y_low=p.low, y_high=p.high)
+        measured.setdefault(number, []).append(point)
+    series += [Series("", tuple(points), number, "dots") for number, points in measured.items()]
+    if law.extrapolation:
+        named = tuple(_law_point(law, e.at, say) for e in law.extrapolation)
+        series.append(Series(say("sizes.named"), named, 4, "dots"))
+    return Chart(
+        name=f"size-{key}",
+        title=say(f"figure.size_{key}.title", of=law.of),
+        caption=say(f"figure.size_{key}.caption", of=law.of),
+        x=Axis(say("axis.parameters"), log=True, tick=say.tick),
+        y=Axis(say(f"figure.size_{key}.y"), tick=percent_tick if key == "rate" else None),
+        series=tuple(series),
+        guides=(("y", 0.0),) if law.what == "gap" else (),
+    )
+
+
+def _law_point(law: SizeLaw, value: LawValue, say: Language) -> Point:
+    tip = (
+        f"{say.count(value.parameters)} {say('unit.parameters')}\n{_quantity(law, value.value)} "
+        f"({_quantity(law, value.low)} – {_quantity(law, value.high)})"
+    )
+    return Point(value.parameters, value.value, tip, y_low=value.low, y_high=value.high)
+
+
+# --- other data ----------------------------------------------------------------------------------
+
+
+def robustness(context: Context) -> Section | None:
+    """The score on every held-out domain, and with values missing."""
+    say, found = context.say, context.report.robustness
+    if found is None:
+        return None
+    blocks: list[Block] = [
+        Figures((_robustness_chart(context, found),)),
+        _robustness_table(context, found),
+    ]
+    if found.chosen_by_worst:
+        blocks.append(Text(say("robustness.chosen_by_worst"), soft=True))
+    elif found.best_at_worst is not None:
+        blocks.append(Text(say("robustness.best_at_worst", trial=found.best_at_worst), soft=True))
+    return Section("robustness", say("section.robustness"), tuple(blocks))
+
+
+def _condition(condition: Condition, say: Language) -> str:
+    """In distribution, the domain's name, or how much is missing."""
+    if condition.kind == "home":
+        return say("robustness.home")
+    if condition.kind == "missing" and condition.fraction is not None:
+        pattern = condition.pattern or "random"
+        return say(f"robustness.missing_{pattern}", percent=f"{100 * condition.fraction:g}")
+    return condition.name
+
+
+def _robustness_chart(context: Context, found: Robustness) -> Chart:
+    """The best trial of each policy; the arms if only they were scored."""
+    say = context.say
+    by_trial = {row.trial: row for row in found.rows if row.trial is not None}
+    best = [t for _, t in context.best_per_policy() if t.number in by_trial]
+    shown: list[tuple[str, int, RobustnessRow]] = [
+        (label, context.colour(t), by_trial[t.number])
+        for t, label in zip(best, context.labels(best), strict=True)
+    ]
+    if not shown:
+        arms = context.report.comparison.arms if context.report.comparison else {}
+        shown = [
+            (row.arm, context.colour(arms[row.arm][0]) if arms.get(row.arm) else 0, row)
+            for row in found.rows
+            if row.arm is not None
+        ]
+    return Chart(
+        name="robustness",
+        title=say("figure.robustness.title"),
+        caption=say("figure.robustness.caption"),
+        x=Axis(say("axis.lml_interval")),
+        y=Axis(""),
+        series=tuple(
+            Series(label, tuple(_robustness_points(context, found.conditions, row)), colour,
+                   "dots", bold=k == 0)
+            for k, (label, colour, row) in enumerate(shown[:SERIES])
+        ),
+        rows=tuple(_condition(c, say) for c in found.conditions),
+    )  # fmt: skip
+
+
+def _robustness_points(
+    context: Context, conditions: Sequence[Condition], row: RobustnessRow
+) -> Iterator[Point]:
+    scores = {s.name: s for s in row.scores}
+    for y, condition in enumerate(conditions):
+        score = scores.get(condition.name)
+        if score is not None:
+            value, half = score.nats_per_token, score.half_width
+            name = row.arm or context.trial(row.trial).label
+            tip = f"{name}\n{_condition(condition, context.say)}\n{context.score(value, half)}"
+            yield Point(value, y, tip, value - half, value + half)
+
+
+def _robustness_table(context: Context, found: Robustness) -> Table:
+    say, rows = context.say, []
+    domains = any(row.worst_domain for row in found.rows)
+    conditions = [_condition(c, say) for c in found.conditions]
+    head = context.head("<policy", *conditions, *(["<worst"] if domains else []))
+    for row in found.rows:
+        scores = {s.name: s for s in row.scores}
+        cells = [
+            Cell(per_token(s.nats_per_token, s.half_width), s.nats_per_token) if s else Cell("–")
+            for s in (scores.get(c.name) for c in found.conditions)
+        ]
+        if row.arm is None:
+            trial = context.trial(row.trial)
+            name = Cell(trial.policy_label, below=trial.size_label)
+        else:
+            name = Cell(row.arm, tag=say("word.arm"))
+        rows.append((name, *cells, *([Cell(row.worst_domain or "–")] if domains else [])))
+    wanted = context.found.recommended.number if context.found.recommended else None
+    first = next((k for k, r in enumerate(found.rows) if r.trial == wanted), None)
+    return Table(say("section.robustness"), head, tuple(rows), first)
+
+
+# --- KPI -----------------------------------------------------------------------------------------
+
+
+def kpi(context: Context) -> Section | None:
+    """The team's own KPI against the LML, and against the loss at 15 %."""
+    say, found = context.say, context.report.kpi
+    if found is None:
+        return None
+    scored = [t for t in context.ranked if t.kpi and t.kpi.value is not None]
+    losses = {t.number: loss_at(t.require_result(), 0.15) for t in scored}
+    charts = [
+        chart
+        for predictor, axis, values in (
+            ("lml", "axis.lml", {t.number: t.nats_per_token for t in scored}),
+            ("loss", "axis.loss", {n: loss for n, loss in losses.items() if loss is not None}),
+        )
+        if (chart := _kpi_chart(context, found.name, scored, predictor, axis, values))
+    ]
+    blocks: list[Block] = [Text(_kpi_answer(context, found))]
+    if charts:
+        blocks.append(Figures(tuple(charts)))
+    if found.correlations:
+        names = {"spearman": "Spearman ρ", "kendall": "Kendall τ"}
+        rows = tuple(
+            (
+                Cell(say(f"kpi.by_{c.predictor}")),
+                Cell(names[c.statistic]),
+                Cell(_or_dash(c.value), c.value),
+                Cell("–" if c.low is None else f"{minus(c.low, 2)} – {_or_dash(c.high)}", c.low),
+            )
+            for c in found.correlations
+        )
+        head = context.head("<predictor", "<statistic", "correlation", "interval")
+        blocks.append(Table(say("kpi.table"), head, rows, headed=True))
+    if found.failed:
+        blocks.append(Text(say("kpi.failed", n=found.failed), soft=True))
+    return Section("kpi", say("section.kpi", name=found.name), tuple(blocks))
+
+
+def _kpi_answer(context: Context, found: KpiReport) -> str:
+    """Which of the two scores predicts the KPI better, and whether that is certain."""
+    say = context.say
+    if found.better is None or found.difference is None:
+        return say("kpi.unknown", n=found.trials)
+    low, high = found.difference_low, found.difference_high
+    if found.difference <= 0:
+        low, high = (None if end is None else -end for end in (high, low))
+    return say(
+        f"kpi.{'certain' if found.certain else 'uncertain'}",
+        better=say(f"kpi.by_{found.better}"),
+        difference=minus(abs(found.difference), 2),
+        low=_or_dash(low),
+        high=_or_dash(high),
+        n=found.trials,
+    )
+
+
+def _or_dash(value: float | None) -> str:
+    return "–" if value is None else minus(value, 2)
+
+
+def _kpi_chart(
+    context: Context,
+    name: str,
+    scored: Sequence[Trial],
+    predictor: str,
+    axis: str,
+    values: dict[int, float],
+) -> Chart | None:
+    """The KPI over one predictor: `values` by trial number; None without any."""
+
+    def point(trial: Trial) -> Point:
+        x, found = values[trial.number], trial.kpi
+        y, se = (found.value or 0.0, found.se) if found else (0.0, None)
+        half = half_width(se) if se else None
+        error = f" ± {half:.3g}" if half else ""
+        tip = f"{trial.label}\n{x:.3f}\nKPI {y:.4g}{error}".replace("-", "−")
+        low, high = (y - half, y + half) if half else (None, None)
+        return Point(x, y, tip, y_low=low, y_high=high)
+
+    if not values:
+        return None
+    kinds = by_kind(trial for trial in scored if trial.number in values)
+    return Chart(
+        name=f"kpi-{predictor}",
+        title=context.say(f"figure.kpi_{predictor}.title"),
+        caption=context.say(f"figure.kpi_{predictor}.caption", name=name),
+        x=Axis(context.say(axis)),
+        y=Axis(name),
+        series=tuple(
+            Series(kind, tuple(map(point, trials)), context.colour(trials[0]), "dots")
+            for kind, trials in kinds.items()
+        ),
+        height=230,
+        short=True,
+    )
