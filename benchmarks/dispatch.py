@@ -31,11 +31,14 @@ from typing import Any
 import optuna
 import psutil
 
+from mptune.search.driver import StudyDriver
+from mptune.study.samplers import make_sampler
+from tests import studies
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 
 from benchmarks import against_peer
-from mptune import study
 from mptune.dispatch.base import End
 from mptune.dispatch.local import LocalDispatcher
 from mptune.dispatch.ray_dispatcher import RayDispatcher
@@ -63,7 +66,7 @@ class Silent:
 
 def driver(run: RunDirectory, url: str | None, trials: int, search: Search) -> StudyDriver:
     """A driver of a study whose trials end at once."""
-    opened = study.open_study(run, url, "bench", pruner=optuna.pruners.NopPruner())
+    opened = studies.create(run, url, "bench", pruner=optuna.pruners.NopPruner())
 
     def propose(trial: optuna.Trial) -> TrialSpec:
         rate = trial.suggest_float("rate", 0.05, 0.95)
@@ -85,7 +88,7 @@ def driver(run: RunDirectory, url: str | None, trials: int, search: Search) -> S
         propose=propose,
         dispatcher=LocalDispatcher(fakes.FAKE_WORKER),
         observer=Silent(),
-        sampler=lambda number: study.make_sampler(search, number),
+        sampler=lambda number: make_sampler(search, number),
         concurrency=1,
     )
 

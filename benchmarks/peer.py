@@ -20,9 +20,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mptune.search.stage import TrialFactory
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from mptune import study
 from mptune.paths import RunDirectory, cache_directory
 from mptune.spec.schema import SearchSpec, build
 from mptune.spec.source import SpecFile
@@ -96,7 +97,7 @@ class Trials:
         data = build("data", self.spec.data).resolved(spec.absolute().parent)
         self.data = data.model_dump(mode="json")
         self.points = [params for _, params in Space(self.file).arms()]
-        self.factory = study.TrialFactory("peer", "search", self.run, self._prepared(), self.data)
+        self.factory = TrialFactory("peer", "search", self.run, self._prepared(), self.data)
 
     def _prepared(self) -> Any:
         request = PrepareRequest(

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mptune import search
     from mptune.lml import (
         LMLComparison,
         LMLEstimate,
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     )
     from mptune.policies._collator import MaskingCollator
     from mptune.policies.base import MaskPolicy
+    from mptune.search.run import Run
+    from mptune.spec.schema import SearchSpec
+    from mptune.trial import Trial
 
 __version__ = "0.1.0"
 __all__ = [
@@ -28,11 +32,16 @@ __all__ = [
     "LMLPlan",
     "MaskPolicy",
     "MaskingCollator",
+    "Run",
+    "SearchSpec",
     "TokenCovariates",
+    "Trial",
     "__version__",
+    "compare",
     "compare_lml",
     "estimate_lml",
     "estimate_to_target",
+    "search",
 ]
 
 _HOMES = {
@@ -41,7 +50,10 @@ _HOMES = {
     "LMLPlan": "mptune.lml",
     "MaskPolicy": "mptune.policies.base",
     "MaskingCollator": "mptune.policies._collator",
+    "Run": "mptune.search.run",
+    "SearchSpec": "mptune.spec.schema",
     "TokenCovariates": "mptune.lml",
+    "Trial": "mptune.trial",
     "compare_lml": "mptune.lml",
     "estimate_lml": "mptune.lml",
     "estimate_to_target": "mptune.lml",
@@ -49,6 +61,28 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "search":
+        return import_module("mptune.search")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'mptune' has no attribute {name!r}")
+
+
+def compare(*args: Any, **options: Any) -> Run:
+    """See `mptune.search.application.compare`; progress is shown unless `observer` is given."""
+    from mptune.search.application import compare as start
+
+    return start(*args, **with_progress(options))
+
+
+def with_progress(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of `search` and `compare`, showing progress on a terminal or in a notebook."""
+    from functools import partial
+
+    from rich.console import Console
+
+    from mptune.live.table import LiveView
+
+    console = Console(highlight=False)
+    defaults = {"observer": partial(LiveView, console), "say": console.print}
+    return {**defaults, **options}

@@ -46,7 +46,9 @@ class RunDirectory:
     database = Inside("study.db")
     """Optuna's storage, unless the spec names another."""
     lock = Inside("driver.lock")
-    """Held by the running driver; contains its host and process."""
+    """Locked by the running driver."""
+    driver = Inside("driver.txt")
+    """Process and host of the last driver."""
     cluster = Inside("cluster.json")
     """The shared Ray cluster of the last driver, and the mark of its gangs."""
     events = Inside("events.jsonl")
@@ -67,13 +69,13 @@ class RunDirectory:
     report_md = Inside("report/report.md")
     report_json = Inside("report/report.json")
 
-    def trial(self, number: int, study: str = "search") -> TrialDirectory:
-        """The directory of one trial of the search, or of a run of its comparison.
+    def trial(self, number: int, stage: str = "search") -> TrialDirectory:
+        """The directory of one trial of a stage: trials/0007/, confirm/0001/ or compare/0001/."""
+        return TrialDirectory(self.root / FOLDERS[stage] / f"{number:04d}")
 
-        trials/0007/, compare/0001/, confirm/0001/.
-        """
-        folder = "trials" if study == "search" else study
-        return TrialDirectory(self.root / folder / f"{number:04d}")
+
+FOLDERS = {"search": "trials", "confirmation": "confirm", "comparison": "compare"}
+"""Stage -> folder of its trials."""
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from mptune import study
 from mptune.paths import RunDirectory
+from tests import studies
 
 SPEC = """\
 name: tiny
@@ -67,7 +67,7 @@ def wait_for(process: subprocess.Popen[str], wanted: str) -> None:
 
 def outcome(folder: Path, name: str) -> list[tuple[Any, ...]]:
     """What must be the same: every number of the ranking, to the last digit."""
-    found = study.records(RunDirectory(folder / name), None, "tiny")
+    found = studies.trials(RunDirectory(folder / name), None, "tiny")
     return [(r.number, r.state, r.label, dict(r.params), r.result and r.result.lml,
              r.result and r.result.rates) for r in found]  # fmt: skip
 
@@ -97,7 +97,7 @@ def test_one_gang_of_two_processes_runs_all_trials(folder: Path) -> None:
 
 
 def test_every_trial_is_scored_with_a_standard_error(folder: Path) -> None:
-    found = study.records(RunDirectory(folder / "undisturbed"), None, "tiny")
+    found = studies.trials(RunDirectory(folder / "undisturbed"), None, "tiny")
     finished = [r.result for r in found if r.result is not None]
     assert finished
     for result in finished:

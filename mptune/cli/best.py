@@ -24,23 +24,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     import yaml
 
-    from mptune.paths import write_text
-    from mptune.search.evidence import recommended, stored_spec
+    from mptune.search.run import Run
 
-    run_directory = _arguments.existing_run(arguments.run_dir)
-    spec = stored_spec(run_directory)
-    best = recommended(run_directory, spec)
-    assert best.spec is not None
-    assert best.result is not None
-    policy = best.result.learned_policy or best.spec.policy
-    found = {"policy": policy, "model": best.spec.model}
-    if arguments.export:
-        head = f"# {best.label}: trial {best.number} of {spec.name}, by accumulated LML estimate\n"
-        write_text(arguments.export, head + yaml.safe_dump(policy, sort_keys=False))
-    score = best.result.lml
+    found = Run.open(arguments.run_dir)
+    best = found.best()
+    recommended = {"policy": found.export_policy(arguments.export), "model": best.model}
     if arguments.json:
-        print(json.dumps({**found, "trial": best.number, "lml": score.model_dump(mode="json")}))
+        lml = best.result.lml.model_dump(mode="json") if best.result else None
+        print(json.dumps({**recommended, "trial": best.number, "lml": lml}))
         return 0
-    print(f"trial {best.number}: {best.label}, {score.nats_per_token:.4f} nats/token")
-    print(yaml.safe_dump(found, sort_keys=False), end="")
+    print(f"trial {best.number}: {best.label}, {best.nats_per_token:.4f} nats/token")
+    print(yaml.safe_dump(recommended, sort_keys=False), end="")
     return 0

@@ -25,11 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from mptune.search.bundle import pack
-    from mptune.search.evidence import stored_spec
+    from mptune.search.run import Run
 
-    found = _arguments.existing_run(arguments.run_dir)
-    spec = stored_spec(found)
-    target = arguments.out or found.root.with_name(f"{found.root.resolve().name}.bundle.zip")
-    count = pack(found, spec.storage.url, spec.name, target)
+    found = Run.open(arguments.run_dir)
+    root = found.directory.root
+    target = arguments.out or root.with_name(f"{root.resolve().name}.bundle.zip")
+    count = pack(found, target)
     print(f"{target}: {count} files, {target.stat().st_size / 1e6:.1f} MB")
     return 0

@@ -2,8 +2,8 @@
 
 Per seed, all arms share data order, initialisation and scoring plan. What an arm leaves open is
 taken from the best trial of the search in the run directory, if there is one. With `--arms`, the
-arms are named in words, for trials of a finished search: runs that lack are made, those of earlier
-comparisons count.
+arms are named in words, for trials of a finished search: missing runs are made, and those of
+earlier comparisons count.
 """
 
 from __future__ import annotations
@@ -35,19 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "'on width=128'; the first is the baseline",
     )
     _arguments.add_run(parser)
-    parser.add_argument("--dry-run", action="store_true", help="print what would run and stop")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from mptune.cli import _flow
-    from mptune.errors import InputError
-    from mptune.search import arms as _arms
-
-    run_directory = None
     if arguments.spec.is_dir():
-        run_directory = _arguments.existing_run(arguments.spec)
+        from mptune.errors import InputError
+        from mptune.search.run import Run
+
+        directory = Run.open(arguments.spec).directory
         if arguments.fresh:
-            raise InputError("--fresh would delete the search; give its SPEC to begin anew")
-        arguments.run_dir, arguments.spec = arguments.spec, run_directory.resolved
-    file = _arms.with_arms(arguments) if arguments.arms else None
-    return _flow.run(arguments, searching=False, file=file)
+            raise InputError("--fresh would delete the search; give its SPEC to start over")
+        arguments.run_dir, arguments.spec = arguments.spec, directory.resolved
+    return _arguments.execute(arguments, searching=False)

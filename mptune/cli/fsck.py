@@ -1,7 +1,7 @@
-"""Check a run directory, its storage and its Ray cluster against one another, and mend them.
+"""Check a run directory, its storage and its Ray cluster against one another, and repair them.
 
 On the cluster of the last search, if it still answers, or of `--address`: gangs of this run that
-are left without a driver, and machines that the autoscaler was asked for by one. Only `--repair`
+were left without a driver, and machines that it asked the autoscaler for. Only `--repair`
 changes anything. A living driver's are never touched.
 
 Nothing that a search found is ever removed: what cannot be used is moved to `lost+found/`.
@@ -25,39 +25,24 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     _arguments.add_run_dir(parser)
-    parser.add_argument("--repair", action="store_true", help="do what is said")
+    parser.add_argument("--repair", action="store_true", help="make the repairs that are listed")
     parser.add_argument("--address", metavar="HOST:PORT", help="look at this Ray cluster, or auto")
     _arguments.add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from contextlib import ExitStack
+    from mptune.search.fsck import check
+    from mptune.search.run import Run
 
-    from mptune import study
-    from mptune.search.evidence import stored_spec
-    from mptune.search.fsck import findings
-    from mptune.study.lease import held
-
-    directory = _arguments.existing_run(arguments.run_dir)
-    spec = stored_spec(directory)
-    storage = spec.storage
-    with ExitStack() as excluded:
-        if arguments.repair:  # a living driver's files and gangs are in motion
-            excluded.enter_context(study.driver_lock(directory))
-            excluded.enter_context(held(storage.url, spec.name, storage.lease_timeout_s))
-        driven = not arguments.repair and study.is_driven(directory)
-        found = findings(directory, spec, driven, arguments.address)
-        for one in found:
-            if arguments.repair and one.repair is not None:
-                one.repair()
+    found = check(Run.open(arguments.run_dir), arguments.repair, arguments.address)
     left = [f for f in found if f.repair is None or not arguments.repair]
     if arguments.json:
-        told = [
+        rows = [
             {"where": f.where, "problem": f.problem, "action": f.action,
              "repaired": arguments.repair and f.repair is not None}
             for f in found
         ]  # fmt: skip
-        print(json.dumps(told, indent=2, ensure_ascii=False))
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
     else:
         verb = "repaired" if arguments.repair else "would repair"
         for f in found:

@@ -82,14 +82,10 @@ def _trial(model: Path) -> Path:
         if not model.is_dir():
             raise InputError(f"{model}: no such directory; give a run's or a trial's")
         return model
-    from mptune import study
-    from mptune.search.evidence import stored_spec
+    from mptune.search.run import Run
 
-    run = RunDirectory(model)
-    spec = stored_spec(run)
-    best = study.best(study.records(run, spec.storage.url, spec.name))
-    assert best.spec is not None
-    return Path(best.spec.directory)
+    run = Run.open(model)
+    return run.trial_directory(run.trials().best()).root
 
 
 def _fill_lines(found: dict[str, Any], out: Path) -> Iterator[str]:

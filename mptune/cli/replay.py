@@ -7,13 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-from mptune.paths import RunDirectory
 
 EXAMPLES = """\
 examples:
@@ -23,8 +18,8 @@ examples:
   mptune replay quickstart.bundle.zip --json             # the report's numbers, derived again
 """
 
-SHOWN = 10
-"""Differences that are told."""
+MAX_SHOWN = 10
+"""Differences that are printed."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,65 +48,22 @@ def _replay(arguments: argparse.Namespace, folder: Path) -> int:
     from mptune.report.document import as_json
     from mptune.report.findings import findings
     from mptune.report.language import language
-    from mptune.search.bundle import unpack
+    from mptune.search.bundle import differences, report_again, unpack, wrong_scores
 
     say = language(arguments.lang)
-    found = unpack(arguments.bundle, folder)
-    said = json.loads(found.report_json.read_text(encoding="utf-8"))
-    evidence = _evidence(found, said["input"])
-    text = as_json(evidence)
-    wrong = [*_wrong_scores(found), *_differences(said, json.loads(text))]
+    run = unpack(arguments.bundle, folder)
+    stored = json.loads(run.directory.report_json.read_text(encoding="utf-8"))
+    found = report_again(run, stored["input"])
+    text = as_json(found)
+    wrong = [*wrong_scores(run), *differences(stored, json.loads(text))]
     if arguments.into is not None:
-        report.write(evidence, found, say)
+        report.write(found, run.directory, say)
     if wrong:
-        shown = "\n  ".join(wrong[:SHOWN])
+        shown = "\n  ".join(wrong[:MAX_SHOWN])
         raise NoResultError(f"{arguments.bundle}: {len(wrong)} numbers differ:\n  {shown}")
     if arguments.json:
         print(text, end="")
     else:
         print(say("terminal.replayed", bundle=arguments.bundle))
-        print("\n".join(findings(evidence, say).recommendation))
+        print("\n".join(findings(found, say).recommendation))
     return 0
-
-
-def _evidence(run: RunDirectory, said: dict[str, Any]) -> Any:
-    """What the report is made from; when, where and by which command is taken from the bundle."""
-    from mptune.search.evidence import collect, stored_spec
-    from mptune.spec.schema import Storage
-
-    spec = stored_spec(run).model_copy(update={"storage": Storage()})
-    sizes = [e["at"]["parameters"] for law in _laws(said) for e in law["extrapolation"]]
-    made = {"created": said["created"], "versions": said["versions"]}
-    found = collect(run, spec, said["commands"][0], list(dict.fromkeys(sizes)) or None)
-    return found.model_copy(update={**made, "commands": tuple(said["commands"])})
-
-
-def _laws(said: dict[str, Any]) -> list[dict[str, Any]]:
-    by_size = said.get("by_size") or {}
-    return [law for law in (by_size.get("best_rate"), by_size.get("gap")) if law]
-
-
-def _wrong_scores(run: RunDirectory) -> Iterator[str]:
-    """Trials whose score is not the mean of their sequences' scores."""
-    import numpy as np
-
-    for path in sorted(run.root.glob("*/*/scores.npz")):
-        result = json.loads((path.parent / "result.json").read_text(encoding="utf-8"))
-        stated = float(result["lml"]["nats_per_sequence"])
-        with np.load(path) as stored:
-            mean = float(stored["nats_per_sequence"].mean())
-        if not math.isclose(mean, stated, rel_tol=1e-9, abs_tol=1e-9):
-            where = path.parent.relative_to(run.root)
-            yield f"{where}: nats per sequence {stated} is not the mean of its scores, {mean}"
-
-
-def _differences(said: Any, found: Any, where: str = "report") -> Iterator[str]:
-    """Where two JSON values differ."""
-    if isinstance(said, dict) and isinstance(found, dict) and said.keys() == found.keys():
-        for key in said:
-            yield from _differences(said[key], found[key], f"{where}.{key}")
-    elif isinstance(said, list) and isinstance(found, list) and len(said) == len(found):
-        for number, pair in enumerate(zip(said, found, strict=True)):
-            yield from _differences(*pair, f"{where}[{number}]")
-    elif said != found:
-        yield f"{where}: was {str(said)[:80]}, is {str(found)[:80]}"

@@ -30,17 +30,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from mptune.cli import _flow
-    from mptune.search.evidence import collect, stored_spec
+    from mptune.search.run import Run
 
-    run_directory = _arguments.existing_run(arguments.run_dir)
-    spec = stored_spec(run_directory)
-    command = f"mptune search {run_directory.spec} --run-dir {run_directory.root}"
+    found = Run.open(arguments.run_dir)
+    directory = found.directory
+    command = f"mptune search {directory.spec} --run-dir {directory.root}"
     sizes = _sizes(arguments.size) if arguments.size else None
-    evidence = collect(run_directory, spec, command, sizes)
-    return _flow.answer(
-        Console(highlight=False), evidence, run_directory, arguments.json, arguments.lang
-    )
+    console = Console(highlight=False)
+    report = found.report(command, sizes)
+    return _arguments.answer(console, found, report, arguments.json, arguments.lang)
 
 
 def _sizes(words: list[str]) -> list[float]:

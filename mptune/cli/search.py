@@ -23,10 +23,7 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     _arguments.add_spec(parser)
     _arguments.add_run(parser)
-    parser.add_argument("--dry-run", action="store_true", help="print what would run and stop")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from mptune.cli import _flow
-
-    return _flow.run(arguments, searching=True)
+    return _arguments.execute(arguments, searching=True)

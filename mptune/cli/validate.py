@@ -7,10 +7,7 @@ import json
 import math
 
 from mptune.cli import _arguments
-from mptune.errors import InputError
-from mptune.search import notes as _notes
-from mptune.search import refusals as _memory
-from mptune.spec.schema import SearchSpec
+from mptune.search import preflight
 from mptune.spec.source import Choice, SpecFile
 from mptune.spec.space import Space
 
@@ -34,13 +31,15 @@ def run(arguments: argparse.Namespace) -> int:
     spec = file.validate()
     Space(file).arms()
     address = _arguments.address(arguments)
-    _refuse_what_never_fits(file, spec, address)
+    preflight.refuse_misfits(file, spec, address)
     found = {name: _words(dimension) for name, dimension in file.dimensions.items()}
-    refused = [f"will be refused: {line}" for line in _memory.refusals(file, spec, address)]
-    notes = [*_notes.notes(file, spec), *refused]
+    refused = [
+        f"will be refused: {line}" for line in preflight.memory_refusals(file, spec, address)
+    ]
+    notes = [*preflight.notes(file, spec), *refused]
     if arguments.json:
-        said = {"valid": True, "name": spec.name, "dimensions": found, "notes": notes}
-        print(json.dumps(said, indent=2))
+        result = {"valid": True, "name": spec.name, "dimensions": found, "notes": notes}
+        print(json.dumps(result, indent=2))
         return 0
     print(f"{arguments.spec} is valid: {spec.search.trials} trials over {len(found)} dimensions")
     for name, words in found.items():
@@ -48,23 +47,6 @@ def run(arguments: argparse.Namespace) -> int:
     for note in notes:
         print(f"note: {note}")
     return 0
-
-
-def _refuse_what_never_fits(file: SpecFile, spec: SearchSpec, address: str | None) -> None:
-    """Where the cluster is known: every gang of the search has room in it.
-
-    Raises:
-        InputError: one line per gang that has none.
-        DispatchError: the cluster cannot be reached.
-    """
-    if address is None or spec.resources.scale_up_timeout_s:
-        return
-    from mptune.dispatch import misfits
-
-    at = f"{file.origin_of('resources')}: resources"
-    problems = [f"{at}: {why}" for why in misfits(spec.resources, address)]
-    if problems:
-        raise InputError(problems)
 
 
 def _words(dimension: object) -> str:

@@ -89,8 +89,8 @@ class LiveView:
         console: Console,
         title: str,
         total_trials: int,
-        *,
         done: int = 0,
+        *,
         clock: Clock = time.monotonic,
     ) -> None:
         self._console = console

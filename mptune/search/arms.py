@@ -13,18 +13,17 @@ What an arm leaves open (size, learning rate) is the recommended trial's.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mptune import plugins, study
+from mptune import plugins
 from mptune.errors import InputError, did_you_mean
 from mptune.paths import RunDirectory
-from mptune.search.evidence import recommended
-from mptune.spec.source import Concrete, SpecFile, merge_arm, parse_yaml, plain
+from mptune.search.run import Run
+from mptune.spec.source import Concrete, SpecFile, SpecSource, merge_arm, parse_yaml, plain
 from mptune.spec.space import Space
 from mptune.trial import Trial
 
@@ -38,25 +37,26 @@ ALIASES = {"accumulated": "uniform"}
 SECTIONS = ("model", "policy", "training")
 
 
-def with_arms(arguments: argparse.Namespace) -> SpecFile:
-    """The spec with the arms of `--arms` as its comparison; the first is the baseline.
+def with_arms(
+    spec: SpecSource, overrides: Sequence[str], run_dir: Path | str | None, words: Sequence[str]
+) -> SpecFile:
+    """The spec with these arms as its comparison; the first is the baseline.
 
     Seeds, level and the like stay those of the spec's comparison, if it has one.
 
     Raises:
         InputError: there is no finished search, or an arm is not understood.
     """
-    others = [o for o in arguments.overrides if not o.startswith("compare")]
-    file = SpecFile.read(arguments.spec, others)
-    spec = file.validate(data_is_here=False)
-    run = RunDirectory(arguments.run_dir or Path("runs") / spec.name)
-    found = study.records(run, spec.storage.url, spec.name)
-    if not any(r.result for r in found):
-        raise InputError(f"--arms: no trial of {run.root} has finished; run `mptune search` first")
-    arms = Arms(Space(file), found, recommended(run, spec)).read(arguments.arms)
-    kept = spec.compare.model_dump(mode="json") if spec.compare else {}
+    file = SpecFile.of(spec, [o for o in overrides if not o.startswith("compare")])
+    valid = file.validate(data_is_here=False)
+    run = Run(RunDirectory(Path(run_dir or Path("runs") / valid.name)), file, valid)
+    found, root = run.storage.trials("search"), run.directory.root
+    if not any(trial.finished for trial in found):
+        raise InputError(f"--arms: no trial of {root} has finished; run `mptune search` first")
+    arms = Arms(Space(file), found, run.best()).read(words)
+    kept = valid.compare.model_dump(mode="json") if valid.compare else {}
     section = {**kept, "arms": arms, "baseline": next(iter(arms))}
-    return SpecFile.read(arguments.spec, [f"compare={json.dumps(section)}", *arguments.overrides])
+    return SpecFile.of(spec, [f"compare={json.dumps(section)}", *overrides])
 
 
 @dataclass(frozen=True)

@@ -1,39 +1,40 @@
-"""What trials may use: which of them may start, and which have to stop.
+"""Budgets: how the stages of a run share them, which trials may start, and which must stop.
 
 A trial starts only if it is forecast to fit in what the others leave of the budgets. The first of
-its kind starts without a forecast, and speeds change: a running one that turns out not to fit is
-stopped at a checkpoint, and whatever still runs when a budget is all but spent.
+its kind starts without a forecast, and speeds change: a running trial that turns out not to fit is
+stopped at a checkpoint, and so are all when a budget is nearly spent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from mptune.search.forecast import Predictor, Work
 from mptune.search.ledger import Ledger
-from mptune.search.resumable import share_done
-from mptune.trial import TrialSpec
+from mptune.search.resume import trained_share
+from mptune.spec.schema import SearchSpec
+from mptune.trial import StageName, TrialSpec
 
 STOPPING_S = 1.0
-"""What a running trial is reckoned to take yet when it is asked to stop: a step, a checkpoint."""
+"""Seconds that a running trial takes to stop: a step and a checkpoint."""
 
 TOLERANCE = 0.1
-"""Running trials are stopped for a forecast only if it would still not fit were it so much less."""
+"""A running trial is stopped only if a forecast lower by this share would not fit either."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What all trials together may use; None is no limit."""
+    """Limits for all trials together; None is no limit."""
 
     worker_s: float | None = None
     gpu_hours: float | None = None
     wall_s: float | None = None
-    """Of drivers, over all resumes. No trial starts after this; those that run go on."""
+    """Seconds of drivers, over all resumes. No trial starts after this; running ones go on."""
 
     @property
     def is_of_work(self) -> bool:
-        """Whether it limits more than the clock."""
+        """Whether it limits workers or GPUs, not only the clock."""
         return self.worker_s is not None or self.gpu_hours is not None
 
     def __str__(self) -> str:
@@ -46,16 +47,16 @@ class Budget:
         return Budget(*(None if limit is None else share * limit for limit in limits))
 
     def reached(self, used: Work, wall_s: float = 0.0) -> str | None:
-        """Which limit nothing is left of, in words; None if none."""
+        """The limit that is used up, as a text for people; None if none is."""
         found = (side for side in self._sides(used, wall_s) if side.left <= 0)
         return next((str(side) for side in found), None)
 
     def nearest(self, used: Work) -> str:
-        """The limit of which the smallest share is left, in words."""
+        """The limit with the smallest share left, as a text for people."""
         return str(min(self._sides(used, 0.0), key=lambda side: side.left / (side.limit or 1)))
 
     def lacks(self, used: Work, more: Work) -> str | None:
-        """What more is needed than is left, in words; None if it fits."""
+        """The limit that `more` exceeds, as a text for people; None if it fits."""
         for side, needed in zip(self._sides(used, 0.0), self._sides(more, 0.0), strict=True):
             if needed.used > side.left:
                 left = max(0.0, side.left)
@@ -89,20 +90,20 @@ class _Side:
 
 @dataclass(frozen=True)
 class Allowance:
-    """What is left of a budget, and for whom. Times are monotonic seconds."""
+    """What is left of a budget. Times are monotonic seconds."""
 
     budget: Budget = field(default_factory=Budget)
     predictor: Predictor = field(default_factory=Predictor)
     ledger: Ledger = field(default_factory=Ledger)
 
     def used(self, now: float) -> Work:
-        """By all trials, those that run included."""
+        """Work of all trials, running ones included."""
         return Work(*self.ledger.so_far(now))
 
     def lacking(self, trial: TrialSpec, others: Iterable[TrialSpec], now: float) -> str | None:
-        """What a trial is forecast to need that these others, in flight, do not leave it.
+        """What the trial is forecast to need that these others in flight do not leave it.
 
-        Each needs what it takes to stop, at least: `excess` would stop it as soon as it ran.
+        Each trial needs at least the time to stop: `excess` would stop it as soon as it ran.
         """
         if not self.budget.is_of_work:
             return None
@@ -110,10 +111,7 @@ class Allowance:
         return self.budget.lacks(self._promised(others, now), needed)
 
     def excess(self, flying: Iterable[TrialSpec], now: float) -> Iterator[tuple[TrialSpec, str]]:
-        """Which trials in flight have to stop, and why: as few as let the rest end in time.
-
-        Those that would take the longest yet are the first to go.
-        """
+        """(Trial that must stop, why): as few as let the rest finish, the longest first."""
         if not self.budget.is_of_work:
             return
         flying, used = list(flying), self.used(now)
@@ -132,17 +130,17 @@ class Allowance:
             yield flying.pop(), lacking
 
     def _promised(self, flying: Iterable[TrialSpec], now: float) -> Work:
-        """What has been used, and what trials that wait or run are forecast to take still."""
+        """Work so far, and the forecast of what these trials still need."""
         left = (self._left(trial, now).at_least(_stopping(trial)) for trial in flying)
         return sum(left, self.used(now))
 
     def _rest(self, trial: TrialSpec) -> Work:
-        """What a trial that does not run takes yet, apart from what its checkpoint has of it.
+        """Forecast of a trial that does not run, less what its checkpoint has.
 
-        If nothing like it was measured, it takes as long as the longest one took: not as the
-        slowest is forecast to, or one size that is too long would hold back all others.
+        Where nothing like it was measured, the longest trial so far is taken. The slowest forecast
+        would be too cautious: one size that takes too long would hold back all others.
         """
-        done = share_done(trial)
+        done = trained_share(trial)
         known = self.predictor.knows(trial)
         seconds = self.predictor.counted(trial, done) if known else None
         if seconds is None:
@@ -154,7 +152,7 @@ class Allowance:
         return self._rest(trial) if seconds is None else _work(trial, seconds)
 
     def _surely_left(self, trial: TrialSpec, now: float) -> Work:
-        """Nothing as long as the speed was measured once only: the first steps are slow."""
+        """Forecast less the tolerance; nothing before the speed beyond the first steps is known."""
         seconds = self.predictor.remaining(trial.number, now)
         if seconds is None or not self.predictor.is_settled(trial.number):
             return Work()
@@ -168,3 +166,51 @@ def _stopping(trial: TrialSpec) -> Work:
 def _work(trial: TrialSpec, seconds: float) -> Work:
     worker_s = seconds * trial.resources.workers
     return Work(worker_s, worker_s * trial.resources.gpus_per_worker)
+
+
+def planned_runs(spec: SearchSpec) -> dict[StageName, int]:
+    """Runs that each stage is to make, stages in order of running."""
+    search, comparison = spec.search, spec.compare
+    return {
+        "search": search.trials,
+        "confirmation": search.confirm.top * search.confirm.seeds,
+        "comparison": len(comparison.arms) * comparison.seeds if comparison else 0,
+    }
+
+
+def total_budget(spec: SearchSpec) -> Budget:
+    """The budget of all stages together."""
+    search = spec.search
+    return Budget(search.budget_worker_seconds, search.budget_gpu_hours, search.budget_seconds)
+
+
+def stage_budget(
+    spec: SearchSpec, stage: StageName, used: Mapping[StageName, Mapping[str, float]]
+) -> Budget:
+    """A stage's share: stages share by their numbers of runs, and get what earlier ones left.
+
+    Args:
+        used: what each stage has used so far, keyed as the fields of `Budget`.
+    """
+    runs = planned_runs(spec)
+    stages = list(runs)
+    at = stages.index(stage)
+    later = stages[at + 1 :]
+    kept = sum(runs[each] for each in later) / max(1, sum(runs[each] for each in stages[at:]))
+    limits = []
+    for key in ("worker_s", "gpu_hours", "wall_s"):
+        total: float | None = getattr(total_budget(spec), key)
+        if total is not None:
+            left = max(0.0, total - sum(used[each][key] for each in stages[:at]))
+            total = max(0.0, left - max(kept * left, sum(used[each][key] for each in later)))
+        limits.append(total)
+    return Budget(*limits)
+
+
+def describe_shares(spec: SearchSpec) -> str:
+    """How the stages share the budget before anything has run; empty without a budget."""
+    budget, runs = total_budget(spec), planned_runs(spec)
+    parts = {
+        stage: budget.times(count / sum(runs.values())) for stage, count in runs.items() if count
+    }
+    return "; ".join(f"{stage}: {part}" for stage, part in parts.items() if str(part))

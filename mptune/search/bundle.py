@@ -14,32 +14,35 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mptune.analysis.results import Report
 from mptune.errors import InputError
 from mptune.paths import RunDirectory, write_aside
-from mptune.study import copy_studies
+from mptune.search.run import Run
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
 OF_TRIALS = ("trial.json", "result.json", "scores.npz", "kpi.json")
 
 
-def pack(run: RunDirectory, url: str | None, name: str, target: Path) -> int:
-    """Write the bundle of a run; returns its number of files.
+def pack(found: Run, target: Path) -> int:
+    """Write the bundle of a run to `target`; returns its number of files.
 
     Raises:
         InputError: the run has no report yet.
     """
+    run = found.directory
     if not run.report_json.exists():
         raise InputError(f"{run.root} has no report yet; run `mptune report {run.root}` first")
     with tempfile.TemporaryDirectory() as folder, write_aside(target) as aside:
         database = RunDirectory(Path(folder)).database
-        copy_studies(run, url, name, database)
+        found.storage.copy_to(database)
         files = {**dict(_files(run)), database.name: database}
         sums = {inside: _sum(path.read_bytes()) for inside, path in sorted(files.items())}
         with zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -61,7 +64,7 @@ def _files(run: RunDirectory) -> Iterator[tuple[str, Path]]:
                 yield path.relative_to(run.root).as_posix(), path
 
 
-def unpack(bundle: Path, folder: Path) -> RunDirectory:
+def unpack(bundle: Path, folder: Path) -> Run:
     """Check every file of a bundle and lay it out as a run directory.
 
     Raises:
@@ -80,8 +83,8 @@ def unpack(bundle: Path, folder: Path) -> RunDirectory:
     except FileNotFoundError:
         raise InputError(f"{bundle}: there is no such file") from None
     except (zipfile.BadZipFile, KeyError, OSError, ValueError) as error:
-        raise InputError(f"{bundle} is no whole bundle: {error}") from None
-    return RunDirectory(folder)
+        raise InputError(f"{bundle} is not a complete bundle: {error}") from None
+    return Run.open(folder, local=True)
 
 
 def _manifest(bundle: Path, archive: zipfile.ZipFile) -> Mapping[str, str]:
@@ -101,3 +104,42 @@ def _manifest(bundle: Path, archive: zipfile.ZipFile) -> Mapping[str, str]:
 
 def _sum(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def report_again(run: Run, stored: Mapping[str, Any]) -> Report:
+    """The report of an unpacked run; its time, versions and commands are those of `stored`.
+
+    Args:
+        stored: the `input` of the bundled report.json.
+    """
+    by_size = stored.get("by_size") or {}
+    laws = [law for law in (by_size.get("best_rate"), by_size.get("gap")) if law]
+    sizes = [e["at"]["parameters"] for law in laws for e in law["extrapolation"]]
+    found = run.report(stored["commands"][0], list(dict.fromkeys(sizes)) or None)
+    kept = {"created": stored["created"], "versions": stored["versions"]}
+    return found.model_copy(update={**kept, "commands": tuple(stored["commands"])})
+
+
+def wrong_scores(run: Run) -> Iterator[str]:
+    """Trials whose score is not the mean of their sequences' scores, one line each."""
+    for stage in run.stages:
+        for trial in run.storage.trials(stage):
+            scores = run.scores(trial).get("nats_per_sequence")
+            if trial.result is None or scores is None:
+                continue
+            stated, mean = trial.result.lml.nats_per_sequence, float(scores.mean())
+            if not math.isclose(mean, stated, rel_tol=1e-9, abs_tol=1e-9):
+                where = run.trial_directory(trial).root.relative_to(run.directory.root)
+                yield f"{where}: nats per sequence {stated} is not the mean of its scores, {mean}"
+
+
+def differences(stored: Any, found: Any, where: str = "report") -> Iterator[str]:
+    """Where two JSON values differ, one line each."""
+    if isinstance(stored, Mapping) and isinstance(found, Mapping) and stored.keys() == found.keys():
+        for key in stored:
+            yield from differences(stored[key], found[key], f"{where}.{key}")
+    elif isinstance(stored, list) and isinstance(found, list) and len(stored) == len(found):
+        for number, pair in enumerate(zip(stored, found, strict=True)):
+            yield from differences(*pair, f"{where}[{number}]")
+    elif stored != found:
+        yield f"{where}: was {str(stored)[:80]}, is {str(found)[:80]}"

@@ -1,29 +1,32 @@
-"""What does not fit between a run directory, its storage and its cluster, and how to mend it."""
+"""Checks a run directory against its storage and its cluster, and repairs what does not match."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from mptune import dispatch, study
+from mptune import dispatch
 from mptune.errors import DispatchError
 from mptune.paths import RunDirectory, TrialDirectory, write_text
-from mptune.search import cluster as _cluster
-from mptune.spec.schema import SearchSpec
-from mptune.trial import Prepared, Trial, TrialResult, TrialSpec
+from mptune.search import cluster
+from mptune.search.run import Run
+from mptune.study.lease import driver_lock, lease
+from mptune.study.storage import SUFFIXES
+from mptune.trial import Prepared, StageName, Trial, TrialResult, TrialSpec
 
 ENDED = ("COMPLETE", "PRUNED", "FAIL")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong; without `repair` only the user can do something about it."""
+    """One thing that is wrong; without `repair` only the user can change it."""
 
     where: str
     problem: str
@@ -31,29 +34,55 @@ class Finding:
     repair: Callable[[], object] | None = None
 
 
-def findings(
-    run: RunDirectory, spec: SearchSpec, driven: bool, address: str | None = None
-) -> list[Finding]:
-    """Everything that is wrong, in the order in which it is to be repaired.
+def check(run: Run, repair: bool, address: str | None = None) -> list[Finding]:
+    """Find what is wrong with a run, and repair what can be repaired if `repair` is set.
+
+    Raises:
+        InputError: `repair`, while a driver holds the run.
+        DispatchError: the cluster at `address` cannot be reached.
+    """
+    storage = run.spec.storage
+    with ExitStack() as held:
+        if repair:
+            held.enter_context(driver_lock(run.directory))
+            held.enter_context(lease(storage.url, run.spec.name, storage.lease_timeout_s))
+        found = findings(run, not repair and run.is_running, address)
+        for one in found:
+            if repair and one.repair is not None:
+                one.repair()
+    return found
+
+
+def findings(run: Run, driven: bool, address: str | None = None) -> list[Finding]:
+    """Everything that is wrong with a run, in the order in which it is to be repaired.
+
+    Args:
+        driven: whether a driver runs, whose files and gangs are left alone.
+        address: the Ray cluster to look at; default the last one.
 
     Raises:
         DispatchError: the cluster at `address` cannot be reached.
     """
-    url = spec.storage.url
-    found = list(_top(run))
+    found = list(_top(run.directory))
     if not driven:
-        found += _leftovers(run, address)
-    folders = ("search", "confirm", "compare")
-    for name, folder in zip(study.names(spec.name), folders, strict=True):
-        records = study.records(run, url, name)
-        running = [r.number for r in records if r.state == "RUNNING"]
+        found += _leftovers(run.directory, address)
+    for stage in SUFFIXES:
+        trials = run.storage.trials(stage)
+        running = [t.number for t in trials if t.state == "RUNNING"]
         if running and not driven:
-            what = f"trials {', '.join(map(str, running))} run without a driver"
-            repair = partial(study.requeue, run, url, name)
-            found.append(Finding(name, what, "queue them again, from their checkpoints", repair))
-        for record in records:
-            found += _trial(run.trial(record.number, folder), record, driven)
-        found += _strangers(run, folder, {r.number for r in records})
+            problem = f"trials {', '.join(map(str, running))} run without a driver"
+            repair = partial(run.storage.requeue, stage)
+            found.append(
+                Finding(
+                    run.storage.study_name(stage),
+                    problem,
+                    "queue them again, from their checkpoints",
+                    repair,
+                )
+            )
+        for trial in trials:
+            found += _trial(run.trial_directory(trial), trial, driven)
+        found += _strangers(run.directory, stage, {t.number for t in trials})
     return found
 
 
@@ -62,12 +91,16 @@ def _top(run: RunDirectory) -> Iterator[Finding]:
         try:
             made = Prepared.model_validate_json(run.prepared.read_text(encoding="utf-8"))
             if not Path(made.table).is_dir():
-                yield Finding(made.table, "the token table is gone", "search again: it is remade")
+                yield Finding(
+                    made.table, "the token table is gone", "search again: it will be made again"
+                )
         except ValueError:
             yield _away(run, run.prepared, "cannot be read")
     for file in [*run.root.glob(".*.*"), *run.root.glob("*/*/.*.*")]:
         if file.is_file():
-            yield Finding(str(file), "half written", "delete it", partial(file.unlink, True))
+            yield Finding(
+                str(file), "left by an interrupted write", "delete it", partial(file.unlink, True)
+            )
     if run.events.exists() and not run.events.read_bytes().endswith(b"\n"):
         whole = run.events.read_bytes().rpartition(b"\n")
         text = (whole[0] + whole[1]).decode(errors="replace")
@@ -76,15 +109,15 @@ def _top(run: RunDirectory) -> Iterator[Finding]:
 
 
 def _leftovers(run: RunDirectory, address: str | None) -> Iterator[Finding]:
-    """What a dead driver has left on its cluster."""
-    for where, mark in _cluster.places(run, address):
+    """Gangs and requests that a dead driver has left on its cluster."""
+    for where, mark in cluster.places(run, address):
         try:
             left = dispatch.find_orphans(where, mark)
         except DispatchError as error:
             if address is not None:
                 raise
             again = "name it by --address, if it is still there"
-            yield Finding(f"the Ray cluster at {where}", f"not looked at: {error}", again)
+            yield Finding(f"the Ray cluster at {where}", f"not checked: {error}", again)
             continue
         for one in left:
             repair = partial(dispatch.remove_orphans, where, mark, [one.id])
@@ -105,7 +138,7 @@ def _trial(files: TrialDirectory, record: Trial, driven: bool) -> Iterator[Findi
         elif not _good_checkpoint(files):
             repair = partial(shutil.rmtree, files.checkpoint)
             what = "its checkpoint is damaged"
-            yield Finding(str(where), what, "delete it; the trial begins anew", repair)
+            yield Finding(str(where), what, "delete it; the trial starts over", repair)
 
 
 def _complete(files: TrialDirectory, record: Trial) -> Iterator[Finding]:
@@ -118,20 +151,20 @@ def _complete(files: TrialDirectory, record: Trial) -> Iterator[Finding]:
     try:
         with np.load(files.scores) as stored:
             stored["nats_per_sequence"]
-    except Exception:  # a broken zip file raises what it likes
+    except Exception:  # a broken zip file raises many kinds of errors
         again = f"python -m mptune.worker {files.spec} --out {files.root}"
         yield Finding(str(files.scores), "missing or damaged", again)
 
 
-def _strangers(run: RunDirectory, folder: str, known: set[int]) -> Iterator[Finding]:
-    parent = run.trial(0, folder).root.parent
+def _strangers(run: RunDirectory, stage: StageName, known: set[int]) -> Iterator[Finding]:
+    parent = run.trial(0, stage).root.parent
     for entry in sorted(parent.glob("[0-9]*")):
         if not (entry.name.isdigit() and int(entry.name) in known):
-            yield _away(run, entry, "the storage knows no such trial")
+            yield _away(run, entry, "the storage has no such trial")
 
 
 def _away(run: RunDirectory, path: Path, problem: str) -> Finding:
-    """Out of the way, not deleted."""
+    """A file that is moved to lost+found, not deleted."""
     target = run.root / "lost+found" / f"{path.parent.name}-{path.name}"
 
     def move() -> None:

@@ -1,4 +1,4 @@
-"""The team's own function on every finished trial: measured once, kept beside the trial."""
+"""The user's own function (KPI) on every finished trial: called once, its value stored."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathlib import Path
 from mptune.analysis.kpi import measure
 from mptune.artifacts import artifacts_of
 from mptune.errors import InputError
-from mptune.paths import RunDirectory, TrialDirectory, write_json
+from mptune.paths import RunDirectory, write_json
 from mptune.spec.schema import Score
 from mptune.trial import KpiValue, Trial
 
-FEWEST = ("config.json",)
-"""What a folder of kept weights has at least; it comes last."""
+REQUIRED_FILE = "config.json"
+"""A folder of kept weights has at least this file, which is written last."""
 
 
 def check_importable(score: Score) -> None:
-    """Before anything is trained for it: the function's package is there.
+    """Refuse a function whose package cannot be found, before anything trains.
 
     Raises:
         InputError: it is not, on Python's path or in the current folder.
@@ -43,55 +43,39 @@ def check_importable(score: Score) -> None:
 
 
 def measure_all(
-    run: RunDirectory, score: Score, found: Sequence[Trial], say: Callable[[str], None]
+    run: RunDirectory, score: Score, trials: Sequence[Trial], say: Callable[[str], None]
 ) -> None:
-    """Measure every finished trial that has no value of this function yet.
+    """Call the function on every finished trial that has no value of it yet.
 
-    A value that could not be had (the function failed) is kept too, and not asked for again until
-    its file, `kpi.json` in the trial's directory, is deleted.
+    A failure is stored like a value, and the function is not called again until the file
+    `kpi.json` in the trial's directory is deleted. A trial that copied another's result is left
+    out.
     """
-    if score.kpi is None:
+    function = score.kpi
+    if function is None:
         return
-    for record in found:
-        if not _is_finished(record) or stored(run, score.kpi, record) is not None:
+    for trial in trials:
+        if trial.state != "COMPLETE" or trial.spec is None or trial.same_as is not None:
             continue
-        value = _measured(run, score, record)
-        write_json(_file(run, record), {"kpi": score.kpi, **value.model_dump(mode="json")})
+        if trial.result is None or stored(run, function, trial) is not None:
+            continue
+        files = run.trial(trial.number)
+        kept = artifacts_of(files.root, trial.spec.artifacts)
+        names = kept.inside(files.weights.name).children()
+        if REQUIRED_FILE in names:
+            with kept.fetched([f"{files.weights.name}/{name}" for name in names]) as folder:
+                value = measure(function, folder / files.weights.name, score.kpi_timeout_s)
+        else:
+            value = KpiValue(value=None, error="its weights were not kept: training.keep_weights")
+        write_json(files.kpi, {"kpi": function, **value.model_dump(mode="json")})
         shown = value.error if value.value is None else f"{value.value:.6g}"
-        say(f"trial {record.number} ({record.label}): {score.kpi} {shown}")
+        say(f"trial {trial.number} ({trial.label}): {function} {shown}")
 
 
-def _measured(run: RunDirectory, score: Score, record: Trial) -> KpiValue:
-    assert record.spec is not None
-    assert score.kpi is not None
-    files = _directory(run, record)
-    kept = artifacts_of(files.root, record.spec.artifacts)
-    names = kept.inside(files.weights.name).children()
-    if not set(FEWEST) <= set(names):
-        return KpiValue(value=None, error="its weights were not kept: training.keep_weights")
-    with kept.fetched([f"{files.weights.name}/{name}" for name in names]) as folder:
-        return measure(score.kpi, folder / files.weights.name, score.kpi_timeout_s)
-
-
-def stored(run: RunDirectory, function: str, record: Trial) -> KpiValue | None:
-    """What the function said of the trial; None if it was not asked yet."""
+def stored(run: RunDirectory, function: str, trial: Trial) -> KpiValue | None:
+    """The stored value of the function for a trial; None if it was not called yet."""
     try:
-        text = _file(run, record).read_text(encoding="utf-8")
-        said = json.loads(text)
-        return KpiValue.model_validate(said) if said.pop("kpi") == function else None
+        found = json.loads(run.trial(trial.number).kpi.read_text(encoding="utf-8"))
+        return KpiValue.model_validate(found) if found.pop("kpi") == function else None
     except (OSError, ValueError, KeyError):
         return None
-
-
-def _is_finished(record: Trial) -> bool:
-    """The same point counts once."""
-    done = record.state == "COMPLETE" and record.result is not None and record.spec is not None
-    return done and record.same_as is None
-
-
-def _directory(run: RunDirectory, record: Trial) -> TrialDirectory:
-    return run.trial(record.number)
-
-
-def _file(run: RunDirectory, record: Trial) -> Path:
-    return _directory(run, record).kpi

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mptune.spec.schema import Resources
+
+if TYPE_CHECKING:
+    import optuna
 
 
 @dataclass
@@ -70,3 +73,18 @@ class Ledger:
         began, resources = self._running[number]
         worker_s = (now - began) * resources.workers
         return worker_s, worker_s * resources.gpus_per_worker
+
+
+ATTRIBUTE = "spend"
+
+
+def load_spend(study: optuna.Study) -> tuple[float, Ledger]:
+    """(Wall-clock seconds of all drivers, what trials have used), as stored with the study."""
+    stored = study.user_attrs.get(ATTRIBUTE, {"wall_s": 0.0, "ledger": None})
+    return float(stored["wall_s"]), Ledger.from_json(stored["ledger"])
+
+
+def save_spend(study: optuna.Study, wall_s: float, ledger: Ledger, now: float) -> None:
+    """Inverse of `load_spend`, with what running trials have used by `now`."""
+    stored = {"wall_s": round(wall_s, 3), "ledger": ledger.as_json(now)}
+    study.set_user_attr(ATTRIBUTE, stored)

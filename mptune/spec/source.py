@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, TypeAlias, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -337,6 +337,10 @@ def _rule(problem: dict[str, Any], model: type[BaseModel], prefix: Location, at:
 # --- the file ----------------------------------------------------------------------------------
 
 
+SpecSource: TypeAlias = Path | str | Mapping[str, Any] | SearchSpec
+"""What a spec may be given as: the path of a file, plain values, or a `SearchSpec`."""
+
+
 @dataclass(frozen=True)
 class SpecFile:
     """A spec as it was written: nodes with their lines, dimensions included."""
@@ -352,7 +356,25 @@ class SpecFile:
         Raises:
             InputError: the file is missing or is not a YAML mapping; one line says where.
         """
-        text = _read_text(path)
+        return cls._parse(path, _read_text(path), overrides)
+
+    @classmethod
+    def of(cls, spec: SpecSource, overrides: Sequence[str] = ()) -> SpecFile:
+        """The spec of a path, of plain values as YAML has them, or of a `SearchSpec`.
+
+        Relative paths in plain values start from the current folder, and errors name lines of the
+        YAML that the values give.
+
+        Raises:
+            InputError: see `read`.
+        """
+        if isinstance(spec, Path | str):
+            return cls.read(Path(spec), overrides)
+        values = spec.model_dump(mode="json") if isinstance(spec, SearchSpec) else dict(spec)
+        return cls._parse(Path("spec"), yaml.safe_dump(values, sort_keys=False), overrides)
+
+    @classmethod
+    def _parse(cls, path: Path, text: str, overrides: Sequence[str]) -> SpecFile:
         root = parse_yaml(text, path.name)
         for override in overrides:
             root = _override(root, override)

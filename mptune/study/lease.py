@@ -1,66 +1,140 @@
-"""Who drives a study in a database: a PostgreSQL advisory lock, which a dead driver loses.
+"""One driver per study: the lock of a run directory, and a PostgreSQL advisory lock.
 
-The server lets go of the lock when the connection ends: at once when the driver's process dies, and
-after `timeout_s` without a word when its machine vanishes, freezes or loses its network. Other
-databases have no such lock; there the lock of the run directory alone keeps a second driver out.
+The kernel releases the lock of the run directory when the driver's process ends, however it ends.
+The PostgreSQL server releases the advisory lock when the connection ends: at once when the driver
+dies, and after `timeout_s` without a message when its machine vanishes, freezes or loses its
+network. Other databases have no such lock; there the run directory's lock is the only one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Protocol
+from typing import Any, Protocol
 
+from filelock import FileLock, Timeout
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from mptune.errors import InputError
+from mptune.paths import RunDirectory, write_text
 
-LOOK_EVERY_S = 2.0
+CHECK_EVERY_S = 2.0
+
+LOCK_TIMEOUT_S = 0.5
+"""Longer than the moment for which `is_driven` takes the lock."""
+
+
+def this_process() -> str:
+    """`process PID on HOST`, as other drivers and `mptune stop` read it."""
+    return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+@contextmanager
+def driver_lock(run: RunDirectory) -> Iterator[None]:
+    """Hold the run directory.
+
+    Raises:
+        InputError: another process drives this run; it is named.
+    """
+    run.root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run.lock, timeout=LOCK_TIMEOUT_S, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(
+            f"{run.root} is being searched by {driver_of(run) or 'another process'}; "
+            "wait for it, stop it, or give another --run-dir"
+        ) from None
+    try:
+        write_text(run.driver, this_process())
+        yield
+    finally:
+        lock.release()
+
+
+def driver_of(run: RunDirectory) -> str:
+    """The process that drives the run, or drove it last; empty if none has."""
+    return run.driver.read_text(encoding="utf-8") if run.driver.exists() else ""
+
+
+def is_driven(run: RunDirectory) -> bool:
+    """Whether a living driver holds the run directory."""
+    if not run.lock.exists():
+        return False
+    try:
+        with FileLock(run.lock, blocking=False):
+            return False
+    except Timeout:
+        return True
+
+
+@contextmanager
+def interrupts(asked: threading.Event) -> Iterator[None]:
+    """Set `asked` at the first Ctrl-C or SIGTERM; a second one ends the process at once.
+
+    Outside the main thread Python delivers no signals, and nothing is changed.
+    """
+
+    def on_signal(number: int, frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Lease(Protocol):
     """The right to write to a study."""
 
     def is_held(self) -> bool:
-        """Whether it is this driver's now; waits while nobody knows. Once lost, it stays lost."""
+        """Whether this driver has it; blocks while that is unknown. Once lost, it stays lost."""
 
 
-class Unneeded:
-    """Where no second driver can come in."""
+class NoLease:
+    """The lease where the run directory's lock keeps other drivers out."""
 
     def is_held(self) -> bool:
         return True
 
 
 @contextmanager
-def held(url: str | None, name: str, timeout_s: float) -> Iterator[Lease]:
-    """Hold the study, through restarts of the server, until another driver has got it.
+def lease(url: str | None, name: str, timeout_s: float) -> Iterator[Lease]:
+    """Hold the study, through restarts of the server, until another driver has taken it.
 
     Raises:
         InputError: another driver holds it; it is named.
     """
     if not _is_postgres(url):
-        yield Unneeded()
+        yield NoLease()
         return
-    lease = _Lease(str(url), name, timeout_s)
-    lease.take()
+    held = PostgresLease(str(url), name, timeout_s)
+    held.take()
     ended = threading.Event()
-    keeper = threading.Thread(target=lease.keep, args=(ended,), daemon=True)
+    keeper = threading.Thread(target=held.keep, args=(ended,), daemon=True)
     keeper.start()
     try:
-        yield lease
+        yield held
     finally:
         ended.set()
         keeper.join()
-        lease.close()
+        held.close()
 
 
 def _is_postgres(url: str | None) -> bool:
@@ -70,7 +144,9 @@ def _is_postgres(url: str | None) -> bool:
         return False
 
 
-class _Lease:
+class PostgresLease:
+    """A PostgreSQL advisory lock, kept alive by a thread that runs `keep`."""
+
     def __init__(self, url: str, name: str, timeout_s: float) -> None:
         digest = hashlib.sha256(f"mptune/{name}".encode()).digest()
         self._key = int.from_bytes(digest[:8], signed=True)
@@ -81,7 +157,7 @@ class _Lease:
         self._engine: Engine = create_engine(
             url, poolclass=NullPool, isolation_level="AUTOCOMMIT",
             connect_args={
-                "application_name": f"process {os.getpid()} on {socket.gethostname()}",
+                "application_name": this_process(),
                 "tcp_user_timeout": round(1000 * timeout_s),
             },
         )  # fmt: skip
@@ -92,7 +168,11 @@ class _Lease:
             return not self._lost
 
     def take(self) -> None:
-        """Raises InputError if another driver holds the study, or the server does not answer."""
+        """Take the lock.
+
+        Raises:
+            InputError: another driver holds the study, or the server does not answer.
+        """
         asked_at = _now()
         try:
             connection = self._engine.connect()
@@ -100,7 +180,7 @@ class _Lease:
             got = connection.execute(text("SELECT pg_try_advisory_lock(:k)"), {"k": self._key})
             if got.scalar():
                 self._connection = connection
-                self._learn(asked_at + self._timeout_s)
+                self._set(asked_at + self._timeout_s)
                 return
             holder = self._holder(connection)
             connection.close()
@@ -113,32 +193,29 @@ class _Lease:
         )
 
     def keep(self, ended: threading.Event) -> None:
-        """Say that this driver lives, and take it again when the connection was lost."""
-        while not ended.wait(min(LOOK_EVERY_S, self._timeout_s / 4)):
+        """Keep the connection alive, and take the lock again when the connection was lost."""
+        while not ended.wait(min(CHECK_EVERY_S, self._timeout_s / 4)):
             try:
                 if self._connection is None:
                     self.take()
                 else:
-                    self._say(self._connection)
+                    asked_at = _now()
+                    self._connection.execute(text("SELECT 1"))
+                    self._set(asked_at + self._timeout_s)
             except SQLAlchemyError:
                 self.close()
             except InputError as error:
                 if "is being searched" in str(error):
-                    self._learn(0.0, lost=True)
+                    self._set(0.0, lost=True)
                     return
 
-    def _say(self, connection: Connection) -> None:
-        asked_at = _now()
-        connection.execute(text("SELECT 1"))
-        self._learn(asked_at + self._timeout_s)
-
-    def _learn(self, sure_until: float, lost: bool = False) -> None:
+    def _set(self, sure_until: float, lost: bool = False) -> None:
         with self._known:
             self._sure_until, self._lost = sure_until, lost
             self._known.notify_all()
 
     def close(self) -> None:
-        """Let go."""
+        """Release the lock."""
         if self._connection is not None:
             with suppress(SQLAlchemyError):
                 self._connection.invalidate()
@@ -146,7 +223,7 @@ class _Lease:
             self._connection = None
 
     def _watch(self, connection: Connection) -> None:
-        """Let the server end this session when it hears nothing (PostgreSQL 14 and later)."""
+        """Make the server end this session when it receives nothing (PostgreSQL 14 and later)."""
         third = max(1, round(self._timeout_s / 3))
         for setting, value in (("idle", third), ("interval", third), ("count", 2)):
             connection.execute(text(f"SET tcp_keepalives_{setting} = {value}"))
@@ -171,5 +248,5 @@ class _Lease:
 
 
 def _now() -> float:
-    """Seconds that go on while this machine sleeps."""
+    """Seconds of a clock that also runs while this machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -1,27 +1,29 @@
-"""Optuna's storage: SQLite, a database by URL or a journal; and the studies in it, by name."""
+"""The studies of a run in Optuna's storage: SQLite, a database by URL, or a journal file."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages._rdb import models
-from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial
 from sqlalchemy import event as sqlalchemy_event
-from sqlalchemy import orm as sqlalchemy_orm
 from sqlalchemy.exc import OperationalError
 
 from mptune.errors import InputError
-from mptune.paths import RunDirectory
+from mptune.spec.schema import fixed_on_resume
+from mptune.study import records
+from mptune.study.optuna_private import Database
+from mptune.study.queue import requeue_running
+from mptune.trial import StageName, Trial
 
 STORAGE_ATTEMPTS = 10
 
@@ -30,7 +32,7 @@ JOURNAL = "journal://"
 RECONNECT_S = 120.0
 """How long a search waits for a database server that went away."""
 
-REPEATABLE = (
+IDEMPOTENT = (
     "_get_trials",
     "_set_trial_param",
     "get_all_trials",
@@ -49,130 +51,200 @@ REPEATABLE = (
     "set_trial_user_attr",
     "set_trial_user_attrs",
 )
+"""Methods of a storage that may be called again when the server cut off the first call."""
 
-CUT_OFF = (optuna.exceptions.StorageInternalError, OperationalError)
-"""What a storage raises whose server went away."""
+CONNECTION_LOST = (optuna.exceptions.StorageInternalError, OperationalError)
+"""What a storage raises when its server has gone away."""
 
-_ATTRIBUTES: Any = models.TrialUserAttributeModel.__table__
+DRIVER_ATTRIBUTES = (
+    "arm",
+    "detail",
+    "fingerprint",
+    "label",
+    "learning",
+    "reason",
+    "refused",
+    "repeats",
+    "retries",
+    "run_key",
+    "same_as",
+    "tree",
+)
+"""User attributes that a driver reads of every trial."""
 
-_Errors = type[Exception] | tuple[type[Exception], ...]
+SUFFIXES: Mapping[StageName, str] = {
+    "search": "",
+    "confirmation": "/confirm",
+    "comparison": "/compare",
+}
+"""Appended to the run's name to give the name of a stage's study; stages in order of running."""
 
 
-class Database(optuna.storages.RDBStorage):
-    """Optuna's, with a way to write several attributes of a trial in one transaction.
+@dataclass(frozen=True)
+class StudyStorage:
+    """Where the studies of one run are: one per stage.
 
-    With `only`, trials come without their other attributes: Optuna keeps every trial of an open
-    study in memory.
+    Attributes:
+        database: SQLite file that is used without a URL.
+        url: SQLAlchemy URL, or `journal:///path/of/a/file`; None is SQLite at `database`.
+        name: the run's name, which names its studies.
     """
 
-    def __init__(self, url: str, engine_kwargs: dict[str, Any], only: Sequence[str] = ()) -> None:
-        super().__init__(url, engine_kwargs)
-        if only:
-            _read_only(self, only)
+    database: Path
+    url: str | None
+    name: str
 
-    def set_trial_user_attrs(self, trial_id: int, attrs: Mapping[str, Any]) -> None:
-        """Set user attributes in one transaction, which may be repeated.
+    def study_name(self, stage: StageName) -> str:
+        """The name of a stage's study in the storage."""
+        return self.name + SUFFIXES[stage]
+
+    def open(self, only: Sequence[str] = ()) -> optuna.storages.BaseStorage:
+        """Optuna's storage. With `only`, trials come with these user attributes alone.
 
         Raises:
-            UpdateFinishedTrialError: the trial has ended.
-            StorageInternalError: the server is out of reach, or will not have them.
+            InputError: the URL names no reachable database.
         """
-        rows = [
-            {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
-            for key, value in attrs.items()
-        ]
-        before = _ATTRIBUTES.delete().where(_ATTRIBUTES.c.trial_id == trial_id)
-        with _create_scoped_session(self.scoped_session) as session:
-            trial: Any = models.TrialModel.find_or_raise_by_id(trial_id, session)
-            self.check_trial_is_updatable(trial_id, trial.state)
-            session.execute(before.where(_ATTRIBUTES.c.key.in_(attrs)))
-            session.execute(_ATTRIBUTES.insert(), rows)
+        if self.url is None:
+            self.database.parent.mkdir(parents=True, exist_ok=True)
+        address = self.url or f"sqlite:///{self.database.absolute()}"
+        for attempt in range(1, STORAGE_ATTEMPTS + 1):
+            try:
+                return _open(address, only)
+            except Exception as error:
+                reason = str(error).splitlines()[0]
+                # Two processes that meet an empty database both create its tables; one fails.
+                if "already exists" not in reason or attempt == STORAGE_ATTEMPTS:
+                    raise InputError(
+                        f"storage.url: cannot open Optuna's storage: {reason}"
+                    ) from None
+                time.sleep(0.1 * attempt)
+        raise AssertionError
 
-    def get_trial_user_attrs(self, trial_id: int) -> dict[str, Any]:
-        """All of them, whatever trials come with."""
-        wanted = _ATTRIBUTES.select().where(_ATTRIBUTES.c.trial_id == trial_id)
-        with _create_scoped_session(self.scoped_session) as session:
-            return {row.key: json.loads(row.value_json) for row in session.execute(wanted)}
+    def load(self, stage: StageName) -> optuna.Study | None:
+        """The study of a stage; None if there is none."""
+        if self.url is None and not self.database.exists():
+            return None
+        with suppress(KeyError):
+            return optuna.load_study(study_name=self.study_name(stage), storage=self.open())
+        return None
+
+    def create(
+        self, stage: StageName, pruner: optuna.pruners.BasePruner | None = None
+    ) -> optuna.Study:
+        """Create or load the study of a stage to drive it; `pruner` defaults to none."""
+        study = optuna.create_study(
+            study_name=self.study_name(stage),
+            storage=self.open(only=DRIVER_ATTRIBUTES),
+            direction="maximize",
+            load_if_exists=True,
+            pruner=pruner or optuna.pruners.NopPruner(),
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(["LML (nats per token)"])
+        return study
+
+    def trials(self, stage: StageName = "search") -> list[Trial]:
+        """Every trial of a stage in order of number; empty if the stage has no study."""
+        study = self.load(stage)
+        found = study.get_trials(deepcopy=False) if study else []
+        return [records.as_trial(trial, stage) for trial in found]
+
+    def attribute(self, stage: StageName, key: str) -> Any:
+        """A user attribute of a stage's study; None if there is none."""
+        study = self.load(stage)
+        return study.user_attrs.get(key) if study else None
+
+    def importances(self) -> dict[str, float]:
+        """Share of the score that each dimension of the search decides, see `records`."""
+        study = self.load("search")
+        return records.importances(study) if study else {}
+
+    def requeue(self, stage: StageName) -> list[int]:
+        """Put the trials of a stage that no driver runs back in the queue."""
+        study = self.load(stage)
+        return requeue_running(study) if study else []
+
+    def delete(self) -> None:
+        """Remove all studies of the run."""
+        storage = self.open()
+        for stage in SUFFIXES:
+            with suppress(KeyError):
+                optuna.delete_study(study_name=self.study_name(stage), storage=storage)
+
+    def copy_to(self, database: Path) -> None:
+        """Copy all studies of the run, trials and attributes, to an SQLite file."""
+        for stage in SUFFIXES:
+            if self.load(stage) is not None:
+                optuna.copy_study(
+                    from_study_name=self.study_name(stage),
+                    from_storage=self.open(),
+                    to_storage=f"sqlite:///{database.absolute()}",
+                )
 
 
-def _read_only(storage: Database, keys: Sequence[str]) -> None:
-    table = models.TrialUserAttributeModel
-    criteria = sqlalchemy_orm.with_loader_criteria(table, table.key.in_(keys))
-
-    def add(asked: sqlalchemy_orm.ORMExecuteState) -> None:
-        if asked.is_select:
-            asked.statement = asked.statement.options(criteria)
-
-    sqlalchemy_event.listen(storage.scoped_session, "do_orm_execute", add)
-
-
-def attributes_of(study: optuna.Study, trial: FrozenTrial) -> Mapping[str, Any]:
-    """All user attributes of a trial, also of a study that is open without them."""
-    database = getattr(study._storage, "_backend", None)
-    if isinstance(database, Database):
-        return database.get_trial_user_attrs(trial._trial_id)
-    return trial.user_attrs
-
-
-def open_storage(
-    run: RunDirectory, url: str | None, only: Sequence[str] = ()
-) -> optuna.storages.BaseStorage:
-    """Optuna's storage: SQLite in the run directory, or any RDB by URL.
-
-    With `only`, a database reads no user attributes of trials but these.
+def claim_spec(study: optuna.Study, resolved: Mapping[str, Any]) -> None:
+    """Bind the study to its spec; a resume with another one is refused.
 
     Raises:
-        InputError: the URL names no reachable database.
+        InputError: the stored spec differs in something that changes results.
     """
-    if url is None:
-        run.root.mkdir(parents=True, exist_ok=True)
-    address = url or f"sqlite:///{run.database.absolute()}"
-    for attempt in range(1, STORAGE_ATTEMPTS + 1):
-        try:
-            return _storage(address, only)
-        except Exception as error:
-            reason = str(error).splitlines()[0]
-            # Two processes that meet an empty database both create its tables; one of them loses.
-            if "already exists" not in reason or attempt == STORAGE_ATTEMPTS:
-                raise InputError(f"storage.url: cannot open Optuna's storage: {reason}") from None
-            time.sleep(0.1 * attempt)
-    raise AssertionError
+    wanted = fixed_on_resume(resolved)
+    stored = study.user_attrs.get("spec")
+    if stored is None:
+        study.set_user_attr("spec", json.dumps(wanted, sort_keys=True))
+        return
+    differences = list(_differences(json.loads(stored), json.loads(json.dumps(wanted)), ""))
+    if differences:
+        raise InputError(
+            f"study {study.study_name!r} was begun with another spec: {differences[0]}; "
+            "use --fresh to delete its trials and start over, or another --run-dir"
+        )
 
 
-def _storage(address: str, only: Sequence[str]) -> optuna.storages.BaseStorage:
+def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            inner = f"{path}.{key}" if path else key
+            yield from _differences(old.get(key), new.get(key), inner)
+    elif old != new:
+        yield f"{path} was {json.dumps(old)}, is {json.dumps(new)}"
+
+
+def _open(address: str, only: Sequence[str]) -> optuna.storages.BaseStorage:
     if address.startswith(JOURNAL):
-        return _journal(address)
+        # `journal:///a/file` is absolute, `journal://a/file` relative to the current folder.
+        file = Path(address.removeprefix(JOURNAL))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return optuna.storages.JournalStorage(JournalFileBackend(str(file)))
     wait = {"connect_args": {"timeout": 60}} if address.startswith("sqlite") else {}
     storage = Database(address, {"pool_pre_ping": True, **wait}, only)
     if storage.engine.dialect.name != "sqlite":
-        outlive_restarts(storage)
+        survive_restarts(storage)
     return storage
 
 
-def outlive_restarts(storage: optuna.storages.RDBStorage) -> None:
-    """Wait for a server that went away after the storage was opened, and repeat what it cut off.
+def survive_restarts(storage: optuna.storages.RDBStorage) -> None:
+    """Make the storage wait for a server that went away, and repeat the calls that it cut off.
 
-    What is repeated changes nothing the second time. Asking for a trial does: see
-    `StudyDriver._asked`.
+    Asking for a trial cannot be repeated: see `StageDriver`'s `_ask`.
     """
 
     def connect(dialect: Any, record: Any, args: Any, options: Any) -> Any:
-        return _patiently(lambda: dialect.connect(*args, **options), dialect.dbapi.OperationalError)
+        return _retry(lambda: dialect.connect(*args, **options), dialect.dbapi.OperationalError)
+
+    def repeat(method: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        return _retry(lambda: method(*args, **options), CONNECTION_LOST)
 
     sqlalchemy_event.listen(storage.engine, "do_connect", connect)
-    for name in REPEATABLE:
-        method = getattr(storage, name)
-        setattr(storage, name, partial(_call, method, CUT_OFF))
+    for name in IDEMPOTENT:
+        setattr(storage, name, partial(repeat, getattr(storage, name)))
     tell: Any = partial(_tell, storage.set_trial_state_values)
     storage.set_trial_state_values = tell  # type: ignore[method-assign]
 
 
-def _call(method: Callable[..., Any], cut_off: _Errors, *args: Any, **options: Any) -> Any:
-    return _patiently(lambda: method(*args, **options), cut_off)
-
-
 def _tell(tell: Callable[..., bool], *args: Any, **options: Any) -> bool:
-    """An end may have been stored whose answer was cut off: told again, it is there already."""
+    """Set a trial's state; on a repeat, "has ended already" means that the first call worked."""
     attempts = count()
 
     def attempt() -> bool:
@@ -184,10 +256,12 @@ def _tell(tell: Callable[..., bool], *args: Any, **options: Any) -> bool:
                 raise
             return True
 
-    return bool(_patiently(attempt, CUT_OFF))
+    return bool(_retry(attempt, CONNECTION_LOST))
 
 
-def _patiently(attempt: Callable[[], Any], errors: _Errors) -> Any:
+def _retry(
+    attempt: Callable[[], Any], errors: type[Exception] | tuple[type[Exception], ...]
+) -> Any:
     give_up = time.monotonic() + RECONNECT_S
     while True:
         try:
@@ -196,59 +270,3 @@ def _patiently(attempt: Callable[[], Any], errors: _Errors) -> Any:
             if time.monotonic() > give_up:
                 raise
             time.sleep(0.5)
-
-
-def _journal(address: str) -> optuna.storages.BaseStorage:
-    """`journal:///a/file` is absolute, `journal://a/file` from the current folder."""
-    file = Path(address.removeprefix(JOURNAL))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    backend = JournalFileBackend(str(file))
-    return optuna.storages.JournalStorage(backend)
-
-
-def has_study(run: RunDirectory, url: str | None, name: str) -> bool:
-    """Whether the storage already holds the study."""
-    if url is None and not run.database.exists():
-        return False
-    return name in optuna.study.get_all_study_names(open_storage(run, url))
-
-
-def existing(run: RunDirectory, url: str | None, name: str) -> optuna.Study | None:
-    """The study, opened once; None if there is none."""
-    if url is None and not run.database.exists():
-        return None
-    with suppress(KeyError):
-        return optuna.load_study(study_name=name, storage=open_storage(run, url))
-    return None
-
-
-def delete_studies(run: RunDirectory, url: str | None, names: Sequence[str]) -> None:
-    """Remove studies from the storage, for `--fresh`."""
-    storage = open_storage(run, url)
-    for name in names:
-        with suppress(KeyError):
-            optuna.delete_study(study_name=name, storage=storage)
-
-
-def copy_studies(run: RunDirectory, url: str | None, name: str, database: Path) -> None:
-    """Copy all studies of a search, trials and attributes, to an SQLite file of their own."""
-    there = open_storage(run, url)
-    here = f"sqlite:///{database.absolute()}"
-    for study_name in names(name):
-        if has_study(run, url, study_name):
-            optuna.copy_study(from_study_name=study_name, from_storage=there, to_storage=here)
-
-
-def compare_name(name: str) -> str:
-    """The study that holds a search's comparison."""
-    return f"{name}/compare"
-
-
-def confirm_name(name: str) -> str:
-    """The study that holds a search's confirmation."""
-    return f"{name}/confirm"
-
-
-def names(name: str) -> tuple[str, str, str]:
-    """All studies of a search: itself, its confirmation, its comparison."""
-    return name, confirm_name(name), compare_name(name)

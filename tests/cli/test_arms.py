@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from mptune import study
 from mptune.cli import main
 from mptune.errors import InputError
 from mptune.paths import RunDirectory
 from mptune.search.arms import Arms
+from mptune.search.run import TrialList
 from mptune.spec.source import SpecFile
 from mptune.spec.space import Space
+from tests import studies
 from tests.cli.conftest import leave_figures_out, use_fakes
 from tests.cli.test_commands import SPEC
 
@@ -42,8 +43,8 @@ def run(searched: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
 
 @pytest.fixture
 def arms(run: RunDirectory) -> Arms:
-    found = study.records(run, None, "demo")
-    return Arms(Space(SpecFile.read(run.resolved)), found, study.best(found))
+    found = studies.trials(run, None, "demo")
+    return Arms(Space(SpecFile.read(run.resolved)), found, TrialList(found).best())
 
 
 def part(tree: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
@@ -120,7 +121,7 @@ def test_trials_of_a_finished_search_are_compared(
     more = ["--arms", "best", "fixed r=0.15", "best on width=128", *few]
     assert main(["compare", "runs/demo", *more]) == 0
     assert [len(arm["runs"]) for arm in report(run)["arms"]] == [2, 2, 2]
-    runs = study.records(run, None, "demo/compare")
+    runs = studies.trials(run, None, "demo/compare")
     assert len(runs) == 6, "runs of an earlier comparison count, whatever their arm was called"
 
     before = run.report_json.read_text()

@@ -10,10 +10,10 @@ import pytest
 from mptune import dispatch
 from mptune.cli import main
 from mptune.dispatch.local import LocalDispatcher
-from mptune.search import budgets as _budgets
+from mptune.search.budget import Budget, describe_shares, planned_runs, stage_budget
 from mptune.spec.schema import SearchSpec
 from mptune.spec.source import SpecFile
-from mptune.study import Budget
+from mptune.study.storage import SUFFIXES
 from mptune.trial import StageName
 from tests import fakes
 from tests.cli.test_commands import SPEC
@@ -34,17 +34,17 @@ def spec(file: Path, **changes: Any) -> SearchSpec:
 def use(search: float = 0, confirmation: float = 0, comparison: float = 0) -> Any:
     return {
         stage: {"worker_s": used, "gpu_hours": 0.0, "wall_s": 0.0}
-        for stage, used in zip(_budgets.STAGES, (search, confirmation, comparison), strict=True)
+        for stage, used in zip(SUFFIXES, (search, confirmation, comparison), strict=True)
     }
 
 
 def share(of: SearchSpec, stage: StageName, **used: float) -> float | None:
-    return _budgets.share(of, stage, use(**used)).worker_s
+    return stage_budget(of, stage, use(**used)).worker_s
 
 
 def test_by_numbers_of_runs_and_what_one_leaves_the_next_has(file: Path) -> None:
     of = spec(file, search__budget_worker_seconds=100, search__confirm__top=2)
-    assert _budgets.planned(of) == {"search": 4, "confirmation": 4, "comparison": 4}
+    assert planned_runs(of) == {"search": 4, "confirmation": 4, "comparison": 4}
     assert share(of, "search") == pytest.approx(100 / 3)
     assert share(of, "confirmation", search=20) == pytest.approx(40)
     assert share(of, "comparison", search=20, confirmation=30) == pytest.approx(50)
@@ -60,8 +60,8 @@ def test_a_search_that_is_made_longer_does_not_have_what_its_comparison_has_used
 
 
 def test_without_a_budget_there_is_no_limit(file: Path) -> None:
-    assert _budgets.share(spec(file), "search", use(search=1e9)) == Budget()
-    assert _budgets.words(spec(file)) == ""
+    assert stage_budget(spec(file), "search", use(search=1e9)) == Budget()
+    assert describe_shares(spec(file)) == ""
 
 
 def test_a_dry_run_shows_the_shares(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
-from mptune import dispatch, status, study
+from mptune import dispatch, status
 from mptune.cli import COMMANDS, main
 from mptune.dispatch.local import LocalDispatcher
 from mptune.paths import RunDirectory
 from mptune.policies.base import MaskPolicy
 from mptune.spec.schema import build
+from tests import studies
 from tests.fakes import FAKE_WORKER
 
 ROOT = Path(__file__).parents[2]
@@ -116,7 +117,7 @@ def test_status_best_and_report_speak_json(
     now = status.read(run)
     assert now is not None
     status.write(run, now.model_copy(update={"time": time.time(), "earlier": {}}))
-    monkeypatch.setattr(study, "is_driven", lambda run: True)
+    monkeypatch.setattr("mptune.search.run.is_driven", lambda run: True)
     assert main(["status", "runs/demo", "--json"]) == 0
     running = json_of(capsys)
     assert (running["running"], running["stale"]) == (True, False)
@@ -155,7 +156,7 @@ def test_fresh_deletes_the_artifacts_of_this_search_alone(
     for name in ("demo/trials/0000", "other/trials/0000"):
         (tmp_path / "kept" / name).mkdir(parents=True)
     assert main(["search", "spec.yaml", "--set", kept]) == 0
-    trial = study.records(RunDirectory(tmp_path / "runs" / "demo"), None, "demo")[1].spec
+    trial = studies.trials(RunDirectory(tmp_path / "runs" / "demo"), None, "demo")[1].spec
     assert trial is not None
     assert trial.artifacts == f"file://{tmp_path}/kept/demo/trials/0001"
     assert main(["search", "spec.yaml", "--set", kept, "--fresh", "--yes"]) == 0
@@ -167,7 +168,7 @@ def test_the_precision_that_is_faster_is_found_once_and_written_into_the_trials(
 ) -> None:
     flags = ["--set", "search.trials=2", "--set", "compare=null"]
     assert main(["search", "spec.yaml", "--set", "training.precision=auto", *flags]) == 0
-    records = study.records(RunDirectory(tmp_path / "runs" / "demo"), None, "demo")
+    records = studies.trials(RunDirectory(tmp_path / "runs" / "demo"), None, "demo")
     assert {r.spec.training.precision for r in records if r.spec} == {"bf16"}
 
 
@@ -366,7 +367,7 @@ def test_the_best_trials_are_confirmed_before_one_is_recommended(
     confirmed = [c for c in said["candidates"] if c["confirmation"]]
     assert [c["confirmation"]["seeds"] for c in confirmed] == [2, 2]
     assert said["chosen_by"] == "confirmation"
-    made = [r.spec for r in study.records(RunDirectory(run), None, "demo/confirm") if r.spec]
+    made = [r.spec for r in studies.trials(RunDirectory(run), None, "demo/confirm") if r.spec]
     assert [s.seed for s in made] == [2_000_000, 2_000_000, 2_000_001, 2_000_001]
     assert {s.score.seed for s in made} == {1_000_003}, "a plan of its own"
     before = (run / "events.jsonl").read_text()

@@ -9,7 +9,7 @@ import pytest
 from mptune.analysis.results import mask_rates
 from mptune.cli import main
 from mptune.paths import RunDirectory
-from mptune.search.evidence import collect, stored_spec
+from mptune.search.run import Run
 from tests import fakes
 from tests.cli.conftest import leave_figures_out, use_fakes
 from tests.cli.test_commands import SPEC
@@ -23,8 +23,7 @@ def evidence(tmp_path_factory: pytest.TempPathFactory):
         use_fakes(patch, folder)
         leave_figures_out(patch)
         assert main(["search", "spec.yaml", "--set", "search.trials=8"]) == 0
-        run = RunDirectory(folder / "runs" / "demo")
-        return collect(run, stored_spec(run), "mptune search spec.yaml")
+        return Run.open(folder / "runs" / "demo").report("mptune search spec.yaml")
 
 
 def test_importance_is_of_the_dimensions_that_were_searched(evidence) -> None:

@@ -9,13 +9,15 @@ import optuna
 import pytest
 import yaml
 
-from mptune import study
 from mptune.cli import main
 from mptune.dispatch.local import LocalDispatcher
 from mptune.paths import RunDirectory, write_text
+from mptune.search.driver import StudyDriver
 from mptune.spec.schema import Pruner, Search
+from mptune.study.lease import driver_lock
+from mptune.study.samplers import make_pruner, make_sampler
 from mptune.trial import Event, TrialSpec
-from tests import fakes
+from tests import fakes, studies
 
 SPEC = {
     "name": "demo",
@@ -40,7 +42,7 @@ class Silent:
 def run(tmp_path: Path) -> RunDirectory:
     """Three finished trials."""
     made = RunDirectory(tmp_path / "run")
-    opened = study.open_study(made, None, "demo", pruner=study.make_pruner(Pruner(kind="none")))
+    opened = studies.create(made, None, "demo", pruner=make_pruner(Pruner(kind="none")))
 
     def propose(trial: optuna.Trial) -> TrialSpec:
         policy = {"kind": "fake", "rate": trial.suggest_float("rate", 0.05, 0.95)}
@@ -52,13 +54,13 @@ def run(tmp_path: Path) -> RunDirectory:
             size_label="tiny",
         )
 
-    study.StudyDriver(
+    StudyDriver(
         study=opened, trials=3, propose=propose, observer=Silent(), concurrency=1,
         dispatcher=LocalDispatcher(fakes.FAKE_WORKER),
-        sampler=lambda number: study.make_sampler(Search(), number),
+        sampler=lambda number: make_sampler(Search(), number),
     ).run()  # fmt: skip
     for number in range(3):
-        record = study.records(made, None, "demo")[number]
+        record = studies.trials(made, None, "demo")[number]
         assert record.spec is not None
         write_text(made.trial(number).spec, record.spec.model_dump_json())
     write_text(made.resolved, yaml.safe_dump(SPEC))
@@ -103,12 +105,12 @@ def test_what_can_be_repaired_is_said_first_and_then_repaired(run, capsys):
 
 
 def test_a_trial_without_a_driver_is_queued_again(run, capsys):
-    opened = study.open_study(run, None, "demo", pruner=optuna.pruners.NopPruner())
+    opened = studies.create(run, None, "demo", pruner=optuna.pruners.NopPruner())
     opened.ask()
     code, found = problems(run, capsys)
     assert (code, [f["problem"] for f in found]) == (3, ["trials 3 run without a driver"])
     assert problems(run, capsys, "--repair")[0] == 0
-    assert study.records(run, None, "demo")[3].state == "WAITING"
+    assert studies.trials(run, None, "demo")[3].state == "WAITING"
     assert problems(run, capsys) == (0, [])
 
 
@@ -120,6 +122,6 @@ def test_scores_that_are_lost_are_the_users_to_remake(run, capsys):
 
 
 def test_a_living_driver_is_not_repaired_under(run, capsys):
-    with study.driver_lock(run):
+    with driver_lock(run):
         assert main(["fsck", str(run.root), "--repair"]) == 2
     assert "is being searched by process" in capsys.readouterr().err

@@ -18,6 +18,8 @@ from mptune import status, study
 from mptune.cli import main
 from mptune.paths import RunDirectory
 from mptune.status import Status
+from mptune.study.lease import driver_lock
+from tests import studies
 from tests.cli.test_commands import SPEC
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +71,7 @@ def test_stop_ends_the_search_and_keeps_what_finished(
     assert "stopped" in capsys.readouterr().out
     assert searching.wait(60) == 130
     assert "Traceback" not in searching.stderr.read()  # type: ignore[union-attr]
-    assert study.records(run, None, "demo")[0].state == "COMPLETE"
+    assert studies.trials(run, None, "demo")[0].state == "COMPLETE"
     assert main(["stop", "runs/demo"]) == 0
     assert "not running" in capsys.readouterr().out
 
@@ -161,8 +163,8 @@ def test_stop_while_trials_wait_for_room(
         process.kill()
     _, alive = psutil.wait_procs(children, timeout=20)
     assert alive == []
-    study.requeue(run, None, "demo")  # as a resume does
-    states = [r.state for r in study.records(run, None, "demo")]
+    studies.storage(run, None, "demo").requeue("search")  # as a resume does
+    states = [r.state for r in studies.trials(run, None, "demo")]
     assert states == ["WAITING"] * 12
 
 
@@ -170,9 +172,9 @@ def test_a_search_on_another_machine_is_stopped_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = RunDirectory(tmp_path)
-    with study.driver_lock(run):
+    with driver_lock(run):
         run.resolved.write_text("name: demo\n")
-        run.lock.write_text("process 1 on elsewhere")
+        run.driver.write_text("process 1 on elsewhere")
         assert main(["stop", str(tmp_path)]) == 2
     assert "is being searched by process 1 on elsewhere; stop it there" in capsys.readouterr().err
 

@@ -16,13 +16,15 @@ from pathlib import Path
 import optuna
 from ray._raylet import AuthenticationMode, get_authentication_mode
 
-from mptune import study
 from mptune.dispatch.ray_dispatcher import RayDispatcher
 from mptune.errors import InterruptedSearch
 from mptune.paths import RunDirectory
+from mptune.search.budget import Budget
+from mptune.search.driver import StudyDriver
 from mptune.spec.schema import Pruner, Resources, Search
+from mptune.study.samplers import make_pruner, make_sampler
 from mptune.trial import TrialSpec
-from tests import fakes
+from tests import fakes, studies
 from tests.search.drivers import Watcher
 
 SMALL, WIDE = Resources(cpus_per_worker=0.5), Resources(workers=2, cpus_per_worker=0.5)
@@ -32,7 +34,7 @@ POLICIES = {0: {"steps": 2}, 1: {"steps": 2, "behaviour": "exit", "once": True}}
 
 def main(run: RunDirectory) -> None:
     dispatcher = RayDispatcher(SMALL, runtime=fakes.FAKE_WORKER)
-    opened = study.open_study(run, None, "demo", pruner=study.make_pruner(Pruner(kind="none")))
+    opened = studies.create(run, None, "demo", pruner=make_pruner(Pruner(kind="none")))
 
     def propose(trial: optuna.Trial) -> TrialSpec:
         policy = POLICIES.get(trial.number, {"steps": 100_000, "step_s": 0.05})
@@ -41,10 +43,10 @@ def main(run: RunDirectory) -> None:
             resources=WIDE if trial.number == 3 else SMALL,
         )  # fmt: skip
 
-    driver = study.StudyDriver(
+    driver = StudyDriver(
         study=opened, trials=5, propose=propose, dispatcher=dispatcher, observer=Watcher(),
-        sampler=lambda number: study.make_sampler(Search(), number), concurrency=3,
-        ordered=False, watchers=(dispatcher.publish,), budget=study.Budget(worker_s=1e6),
+        sampler=lambda number: make_sampler(Search(), number), concurrency=3,
+        ordered=False, watchers=(dispatcher.publish,), budget=Budget(worker_s=1e6),
     )  # fmt: skip
     with_token = get_authentication_mode() == AuthenticationMode.TOKEN
     print("token" if with_token else "open", dispatcher.state().metrics, flush=True)

@@ -16,7 +16,6 @@ import pytest
 import ray
 from ray.util import placement_group, placement_group_table, remove_placement_group
 
-from mptune import study
 from mptune.dispatch import cluster as cluster_module
 from mptune.dispatch import devices
 from mptune.dispatch.cluster import MachineSurvey
@@ -24,9 +23,8 @@ from mptune.dispatch.ray_dispatcher import RayDispatcher
 from mptune.models import _memory as memory
 from mptune.paths import RunDirectory, node_bytes
 from mptune.spec.schema import Resources
-from mptune.study import attributes
 from mptune.trial import GangChanged, TrialSpec
-from tests import fakes
+from tests import fakes, studies
 from tests.faults.cluster import ray_cluster
 from tests.search.drivers import Watcher, driver, found
 
@@ -96,8 +94,8 @@ def test_the_search_goes_on_with_other_sizes(dispatcher: RayDispatcher, tmp_path
     assert refused
     gangs_for = {e.number for e in watcher.events if isinstance(e, GangChanged)}
     assert not gangs_for & set(refused)
-    opened = study.open_study(run, None, "demo", pruner=optuna.pruners.NopPruner())
-    unmet = [t.number for t in opened.trials if t.constraints.get(attributes.MEMORY, 0) > 0]
+    opened = studies.create(run, None, "demo", pruner=optuna.pruners.NopPruner())
+    unmet = [t.number for t in opened.trials if t.constraints.get(records.MEMORY, 0) > 0]
     assert unmet == refused
 
 

@@ -21,7 +21,6 @@ import pytest
 import ray
 from ray._raylet import AuthenticationMode, get_authentication_mode
 
-from mptune import study
 from mptune.dispatch import gang as gang_module
 from mptune.dispatch import make, member, ray_dispatcher, stall
 from mptune.dispatch.gang import Gang
@@ -30,8 +29,10 @@ from mptune.dispatch.placement import ClusterNode, FreeResources, Shape
 from mptune.dispatch.ray_dispatcher import RayDispatcher
 from mptune.errors import DispatchError, InputError
 from mptune.paths import RunDirectory, TrialDirectory
+from mptune.search.driver import StudyDriver
 from mptune.spec.schema import Resources, Search
 from mptune.status import GangStatus
+from mptune.study.samplers import make_sampler
 from mptune.trial import (
     Event,
     Failed,
@@ -44,7 +45,7 @@ from mptune.trial import (
     StopReason,
     TrialSpec,
 )
-from tests import fakes
+from tests import fakes, studies
 from tests.dispatch.helpers import changes, ends, prepare_request, until, until_ended
 
 PAIR = Resources(workers=2, cpus_per_worker=0.5)
@@ -175,16 +176,16 @@ def test_states_in_the_study_are_what_happened_to_the_trials(dispatcher, tmp_pat
     """Pruned is PRUNED, not COMPLETE with what there was; NaN is FAIL, not RUNNING for ever."""
     run = RunDirectory(tmp_path)
     pruner = optuna.pruners.ThresholdPruner(upper=-1e9)  # any score is above it
-    opened = study.open_study(run, None, "states", pruner=pruner)
+    opened = studies.create(run, None, "states", pruner=pruner)
     behaviours = [{"rungs": (0.5,)}, {"behaviour": "nan"}, {}]
-    study.StudyDriver(
+    StudyDriver(
         study=opened, trials=3, dispatcher=dispatcher, observer=Silent(), concurrency=1,
         propose=lambda t: trial(
             t.number, tmp_path / "trials", **behaviours[t.number]
         ),
-        sampler=lambda number: study.make_sampler(Search(), number),
+        sampler=lambda number: make_sampler(Search(), number),
     ).run()  # fmt: skip
-    found = study.records(run, None, "states")
+    found = studies.trials(run, None, "states")
     assert [(r.state, r.reason) for r in found] == [
         ("PRUNED", "pruned"), ("FAIL", "non_finite_loss"), ("COMPLETE", None),
     ]  # fmt: skip

@@ -14,11 +14,13 @@ import optuna
 import psutil
 import pytest
 
-from mptune import study
 from mptune.dispatch.ray_dispatcher import RayDispatcher
 from mptune.paths import RunDirectory, TrialDirectory
+from mptune.search.driver import StudyDriver
 from mptune.spec.schema import Pruner, Resources, Score, Search, Training
+from mptune.study.samplers import make_pruner, make_sampler
 from mptune.trial import Event, Finished, Prepared, Started, Trial, TrialSpec
+from tests import studies
 from tests.dispatch.helpers import prepare_request
 from tests.training.trials import data_section
 
@@ -40,12 +42,12 @@ class Search_:  # noqa: N801
 
     @property
     def record(self) -> Trial:
-        (found,) = study.records(self.run, None, "faults")
+        (found,) = studies.trials(self.run, None, "faults")
         return found
 
     @property
     def attrs(self) -> dict[str, Any]:
-        storage = study.open_storage(self.run, None)
+        storage = studies.storage(self.run, None).open()
         return optuna.load_study(study_name="faults", storage=storage).trials[0].user_attrs
 
     @property
@@ -109,13 +111,11 @@ class Ground:
     def search(self, folder: Path, strike: Strike = nothing, **changes: Any) -> Search_:
         run = RunDirectory(folder)
         found = Search_(run)
-        opened = study.open_study(
-            run, None, "faults", pruner=study.make_pruner(Pruner(kind="none"))
-        )
-        study.StudyDriver(
+        opened = studies.create(run, None, "faults", pruner=make_pruner(Pruner(kind="none")))
+        StudyDriver(
             study=opened, trials=1, propose=lambda t: self.spec(run, t.number, **changes),
             dispatcher=self.dispatcher, observer=Observer(found, strike),
-            sampler=lambda number: study.make_sampler(Search(), number), concurrency=1,
+            sampler=lambda number: make_sampler(Search(), number), concurrency=1,
         ).run()  # fmt: skip
         return found
 

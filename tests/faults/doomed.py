@@ -17,9 +17,9 @@ from typing import Any
 
 import optuna
 
-from mptune import study
 from mptune.cli import main
-from mptune.study import attributes
+from mptune.search import driver
+from mptune.search.driver import StudyDriver
 
 Die = Callable[[], None]
 
@@ -42,14 +42,14 @@ def within(owner: Any, name: str, die: Die) -> None:
 
 def after_event(kind: str, die: Die) -> None:
     """Once the driver has heard such an event, before it does anything about it."""
-    handle = study.StudyDriver._handle
+    handle = StudyDriver._handle
 
-    def doomed(driver: study.StudyDriver, event: Any) -> None:
+    def doomed(driver: StudyDriver, event: Any) -> None:
         if event.type == kind:
             die()
         handle(driver, event)
 
-    study.StudyDriver._handle = doomed  # type: ignore[method-assign]
+    StudyDriver._handle = doomed  # type: ignore[method-assign]
 
 
 def in_a_checkpoint(die: Die) -> None:
@@ -71,8 +71,8 @@ def _wait_for_one(die: Die) -> None:
 MOMENTS: dict[str, Callable[[Die], None]] = {
     "ask": partial(within, optuna.Study, "ask"),
     "tell": partial(within, optuna.Study, "tell"),
-    "rung": partial(within, study.StudyDriver, "_decide"),
-    "record": partial(within, attributes, "record_result"),
+    "rung": partial(within, StudyDriver, "_decide"),
+    "record": partial(within, driver, "record_result"),
     "gang": partial(after_event, "gang"),
     "started": partial(after_event, "started"),
     "scoring": partial(after_event, "scoring"),

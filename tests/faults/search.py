@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mptune import study
 from mptune.paths import RunDirectory
+from tests import studies
 
 PATIENCE_S = 240.0
 MPTUNE = ("-m", "mptune")
@@ -91,7 +91,7 @@ class Searches:
 
     def outcome(self, name: str, url: str | None = None) -> Outcome:
         """What must be the same however often it was disturbed, to the last digit."""
-        found = study.records(RunDirectory(self.folder / name), url, "faults")
+        found = studies.trials(RunDirectory(self.folder / name), url, "faults")
         return [
             (r.number, r.state, dict(r.params), dict(r.rungs), r.result and r.result.lml,
              r.result and r.result.rates)

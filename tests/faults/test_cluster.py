@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from mptune import study
 from mptune.paths import RunDirectory
+from mptune.study.lease import driver_lock
 from tests.faults.cluster import RayCluster, ray_cluster, wait_until_gone
 from tests.faults.search import Outcome, Searches
 
@@ -144,7 +144,7 @@ def test_fsck_finds_and_ends_gangs_of_this_run_that_have_no_driver(cluster, sear
     names = (f"{known['mark']}/0a/gang-1", "mptune/another-run/0b/gang-1")
     ours, another = map(int, python("-c", LEFT, cluster.address, *names).split())
 
-    with study.driver_lock(run):
+    with driver_lock(run):
         assert "gang" not in python(*fsck)
         python(*fsck, "--repair", code=2)
     said = python(*fsck, code=3)

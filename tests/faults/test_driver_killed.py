@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mptune import study
 from mptune.paths import RunDirectory
+from tests import studies
 from tests.faults.cluster import RayCluster, ray_cluster, wait_until_gone
 from tests.faults.doomed import MOMENTS
 from tests.faults.search import Outcome, Searches
@@ -70,7 +70,7 @@ def finished(run: RunDirectory, url: str | None) -> dict[int, tuple[float, int]]
     """Trial -> its score in the storage, and when its result was written."""
     return {
         r.number: (r.result.lml.nats_per_token, run.trial(r.number).result.stat().st_mtime_ns)
-        for r in study.records(run, url, "faults")
+        for r in studies.trials(run, url, "faults")
         if r.state == "COMPLETE" and r.result
     }
 

@@ -18,14 +18,15 @@ import optuna
 import pytest
 from sqlalchemy import create_engine, text
 
-from mptune import study
 from mptune.dispatch.local import LocalDispatcher
 from mptune.errors import InputError, LeaseLost
 from mptune.paths import RunDirectory
+from mptune.search.driver import StudyDriver
 from mptune.spec.schema import Pruner, Search
 from mptune.study import lease
+from mptune.study.samplers import make_pruner, make_sampler
 from mptune.trial import Event, Started, Trial, TrialSpec
-from tests import fakes
+from tests import fakes, studies
 from tests.faults.postgres import Postgres
 
 pytestmark = pytest.mark.slow
@@ -51,7 +52,7 @@ class Striker:
 def search(
     run: RunDirectory, url: str, observer: Any, trials: int = 6, name: str = "demo", **fields: Any
 ) -> list[Trial]:
-    opened = study.open_study(run, url, name, pruner=study.make_pruner(Pruner(kind="none")))
+    opened = studies.create(run, url, name, pruner=make_pruner(Pruner(kind="none")))
 
     def propose(trial: optuna.Trial) -> TrialSpec:
         policy = {"kind": "fake", "rate": trial.suggest_float("rate", 0.05, 0.95)}
@@ -64,12 +65,12 @@ def search(
             size_label="tiny",
         )
 
-    study.StudyDriver(
+    StudyDriver(
         study=opened, trials=trials, propose=propose, observer=observer, concurrency=1,
         dispatcher=LocalDispatcher(fakes.FAKE_WORKER),
-        sampler=lambda number: study.make_sampler(Search(), number), **fields,
+        sampler=lambda number: make_sampler(Search(), number), **fields,
     ).run()  # fmt: skip
-    return study.records(run, url, name)
+    return studies.trials(run, url, name)
 
 
 def numbers(found: list[Trial]) -> list[tuple[int, str, float]]:
@@ -118,7 +119,7 @@ def test_a_trial_whose_making_was_cut_off_is_asked_again(tmp_path, monkeypatch):
 HOLDER = """\
 import sys, threading
 from mptune.study import lease
-with lease.held(sys.argv[1], sys.argv[2], float(sys.argv[3])) as mine:
+with lease.lease(sys.argv[1], sys.argv[2], float(sys.argv[3])) as mine:
     print("held", flush=True)
     for line in sys.stdin:
         print("still" if mine.is_held() else "lost", flush=True)
@@ -143,7 +144,7 @@ def holder(url: str, name: str, timeout_s: float) -> Iterator[subprocess.Popen[s
 
 def is_free(url: str, name: str) -> bool:
     try:
-        with lease.held(url, name, 30):
+        with lease.lease(url, name, 30):
             return True
     except InputError:
         return False
@@ -175,7 +176,7 @@ def wait_until_older(server: Postgres, process: int, seconds: float) -> None:
 def test_a_study_in_postgresql_has_one_driver_and_a_dead_one_loses_it(server):
     with holder(server.url, "demo", 3600) as first:
         named = f"is being searched by process {first.pid} on"
-        with pytest.raises(InputError, match=named), lease.held(server.url, "demo", 30):
+        with pytest.raises(InputError, match=named), lease.lease(server.url, "demo", 30):
             pass
         assert is_free(server.url, "another")
         first.kill()
@@ -188,7 +189,7 @@ def test_a_frozen_driver_loses_its_study_in_time_and_knows_it_when_it_thaws(serv
         assert not is_free(server.url, "frozen")
         first.send_signal(signal.SIGSTOP)
         wait_until_free(server.url, "frozen")
-        with lease.held(server.url, "frozen", 30):
+        with lease.lease(server.url, "frozen", 30):
             first.send_signal(signal.SIGCONT)
             out, _ = first.communicate("?\n", timeout=20)
             assert out == "lost\n"
@@ -199,7 +200,7 @@ def test_a_driver_behind_a_silent_network_loses_its_study_in_time(server, tmp_pa
     with Relay(server) as relay, holder(relay.url, "silent", 3) as first:
         relay.silent.set()
         wait_until_free(server.url, "silent")
-        with lease.held(server.url, "silent", 30):
+        with lease.lease(server.url, "silent", 30):
             relay.silent.clear()
             out, _ = first.communicate("?\n", timeout=20)
             assert out == "lost\n"
@@ -243,11 +244,11 @@ class Relay:
 
 
 def test_a_lease_that_was_cut_off_is_taken_again_or_lost(server, monkeypatch):
-    monkeypatch.setattr(lease, "LOOK_EVERY_S", 0.2)
-    with lease.held(server.url, "mine", 30) as mine:
+    monkeypatch.setattr(lease, "CHECK_EVERY_S", 0.2)
+    with lease.lease(server.url, "mine", 30) as mine:
         server.cut()
         assert mine.is_held()
-        thief = lease._Lease(server.url, "mine", 30)
+        thief = lease.PostgresLease(server.url, "mine", 30)
         stolen = threading.Event()
         give_up = time.monotonic() + 20
         while not stolen.is_set():
@@ -270,7 +271,7 @@ def test_a_driver_without_its_lease_writes_nothing_any_more(tmp_path):
     run, url = RunDirectory(tmp_path), f"sqlite:///{tmp_path}/a.db"
     with pytest.raises(LeaseLost, match="another driver has taken study 'demo' over"):
         search(run, url, Striker(-1, 0), lease=Lost())
-    assert [r.state for r in study.records(run, url, "demo")] == ["RUNNING"]
+    assert [r.state for r in studies.trials(run, url, "demo")] == ["RUNNING"]
 
 
 def test_a_journal_file_holds_a_study(tmp_path):

@@ -6,11 +6,12 @@ import json
 
 import optuna
 
-from mptune import plugins, study
+from mptune import plugins
 from mptune.policies.base import MaskPolicy
 from mptune.spec.schema import Sampler, Search, build
 from mptune.spec.source import SpecFile
 from mptune.spec.space import Space
+from mptune.study.samplers import make_sampler
 
 OPEN = {
     "corruption": {"choice": ["mask", "bert", "swap"]},
@@ -39,7 +40,7 @@ def test_every_policy_is_searched_with_conditional_parameters(tmp_path):
     file.validate()
     opened, taken = optuna.create_study(direction="maximize"), set()
     for number in range(60):
-        opened.sampler = study.make_sampler(Search(sampler=Sampler(startup_trials=50)), number)
+        opened.sampler = make_sampler(Search(sampler=Sampler(startup_trials=50)), number)
         trial = opened.ask()
         policy = build("policy", Space(file).suggest(trial).tree["policy"])
         assert isinstance(policy, MaskPolicy)

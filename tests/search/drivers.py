@@ -6,12 +6,13 @@ from typing import Any
 
 import optuna
 
-from mptune import study
 from mptune.dispatch.local import LocalDispatcher
 from mptune.paths import RunDirectory
+from mptune.search.driver import StudyDriver
 from mptune.spec.schema import Pruner, Sampler, Search
+from mptune.study.samplers import make_pruner, make_sampler
 from mptune.trial import Event, Trial, TrialSpec
-from tests import fakes
+from tests import fakes, studies
 
 SEARCH = Search(trials=8, seed=3, sampler=Sampler(startup_trials=2))
 
@@ -40,10 +41,8 @@ class Watcher:
 def driver(
     run: RunDirectory, *, trials: int = 8, behaviours: dict[int, dict[str, Any]] | None = None,
     rungs: tuple[float, ...] = (0.5,), pruner: Pruner | None = None, **changes: Any,
-) -> study.StudyDriver:  # fmt: skip
-    opened = study.open_study(
-        run, None, "demo", pruner=study.make_pruner(pruner or Pruner(kind="none"))
-    )
+) -> StudyDriver:  # fmt: skip
+    opened = studies.create(run, None, "demo", pruner=make_pruner(pruner or Pruner(kind="none")))
     known = behaviours or {}
 
     def propose(trial: optuna.Trial) -> TrialSpec:
@@ -57,15 +56,15 @@ def driver(
     defaults: dict[str, Any] = {
         "dispatcher": LocalDispatcher(fakes.FAKE_WORKER),
         "observer": Watcher(),
-        "sampler": lambda number: study.make_sampler(SEARCH, number),
+        "sampler": lambda number: make_sampler(SEARCH, number),
         "concurrency": 1,
         "propose": propose,
     }
-    return study.StudyDriver(study=opened, trials=trials, **{**defaults, **changes})
+    return StudyDriver(study=opened, trials=trials, **{**defaults, **changes})
 
 
 def found(run: RunDirectory) -> list[Trial]:
-    return study.records(run, None, "demo")
+    return studies.trials(run, None, "demo")
 
 
 def ranking(run: RunDirectory) -> list[tuple[int, dict[str, Any], float | None]]:

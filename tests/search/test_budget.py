@@ -57,7 +57,7 @@ def test_what_was_never_measured_is_forecast_to_take_as_long_as_the_longest() ->
 
 
 def test_of_one_that_goes_on_only_the_rest_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget, "share_done", lambda run: 0.75 if run.number else 0.0)
+    monkeypatch.setattr(budget, "trained_share", lambda run: 0.75 if run.number else 0.0)
     known = allowance(70)
     begin(known, trial(9), now=0)
     assert known.lacking(trial(1), [], 0) is None

@@ -13,11 +13,13 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from mptune import study
 from mptune.errors import InterruptedSearch, NoResultError
 from mptune.paths import RunDirectory
+from mptune.search.budget import Budget
 from mptune.spec.schema import Pruner
+from mptune.study.queue import enqueue_arms
 from mptune.trial import Event, TrialSpec
+from tests import studies
 from tests.search.drivers import Watcher, driver, found, ranking
 
 
@@ -25,7 +27,9 @@ def test_every_trial_ends_complete_with_its_numbers(run: RunDirectory) -> None:
     driver(run).run()
     records = found(run)
     assert [r.state for r in records] == ["COMPLETE"] * 8
-    trial = optuna.load_study(study_name="demo", storage=study.open_storage(run, None)).trials[0]
+    trial = optuna.load_study(study_name="demo", storage=studies.storage(run, None).open()).trials[
+        0
+    ]
     attrs = trial.user_attrs
     assert trial.value == pytest.approx(attrs["lml"]["nats_per_token"])
     assert attrs["lml"]["se_nats_per_token"] > 0
@@ -68,7 +72,7 @@ def test_what_cannot_fit_is_refused_before_it_is_submitted(run: RunDirectory) ->
     records = found(run)
     assert [r.state for r in records] == ["FAIL"] * 6 + ["COMPLETE"] * 2
     assert {(r.reason, r.detail) for r in records[:6]} == {("out_of_memory", "it needs 9 GB")}
-    opened = study.open_study(run, None, "demo", pruner=optuna.pruners.NopPruner())
+    opened = studies.create(run, None, "demo", pruner=optuna.pruners.NopPruner())
     assert [t.constraints for t in opened.trials[:6]] == [{"memory": 1.0}] * 6
     assert {e.number for e in watcher.events if e.type == "started"} == {6, 7}
 
@@ -167,7 +171,7 @@ def test_a_killed_driver_loses_nothing(run: RunDirectory, tmp_path: Path, kill_a
 
 def test_a_result_that_was_not_told_is_told_without_training(run: RunDirectory) -> None:
     driver(run, trials=2).run()
-    opened = study.open_study(run, None, "demo", pruner=optuna.pruners.NopPruner())
+    opened = studies.create(run, None, "demo", pruner=optuna.pruners.NopPruner())
     spec = found(run)[1].spec
     result = found(run)[1].result
     assert spec is not None
@@ -190,7 +194,7 @@ def test_a_result_that_was_not_told_is_told_without_training(run: RunDirectory) 
 def test_the_same_point_is_trained_once(run: RunDirectory) -> None:
     watcher = Watcher()
     made = driver(run, trials=3, observer=watcher)
-    study.enqueue_arms(made.study, [(name, {"rate": 0.3}) for name in "abc"])
+    enqueue_arms(made.study, [(name, {"rate": 0.3}) for name in "abc"])
     made.run()
     assert [e.number for e in watcher.events if e.type == "started"] == [0]
     records = found(run)
@@ -201,5 +205,5 @@ def test_the_same_point_is_trained_once(run: RunDirectory) -> None:
 
 def test_budget_stops_asking(run: RunDirectory) -> None:
     slow = {n: {"step_s": 0.02} for n in range(8)}
-    driver(run, behaviours=slow, budget=study.Budget(wall_s=0.3)).run()
+    driver(run, behaviours=slow, budget=Budget(wall_s=0.3)).run()
     assert 1 <= len(found(run)) < 8

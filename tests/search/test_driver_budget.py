@@ -8,17 +8,16 @@ from typing import Any
 import optuna
 import pytest
 
-from mptune import study
 from mptune.dispatch.local import LocalDispatcher
 from mptune.errors import NoResultError
 from mptune.paths import RunDirectory
 from mptune.search import budget
-from mptune.search.ledger import Ledger
+from mptune.search.budget import Budget
+from mptune.search.ledger import Ledger, save_spend
 from mptune.spec.schema import Training
-from mptune.study import Budget
-from mptune.study.spend import save_spend
+from mptune.study.queue import enqueue_arms
 from mptune.trial import Control, Event, Failed, Started, Stopped, TrialSpec
-from tests import fakes
+from tests import fakes, studies
 from tests.search.drivers import Watcher, driver, found
 
 SLOW = {"step_s": 0.02, "tokens_per_s": 2048.0}
@@ -52,7 +51,7 @@ def test_a_first_trial_that_turns_out_not_to_fit_is_stopped_and_goes_on_with_mor
     assert 8 <= stopped.step < 20
     assert first.stopped_by is not None
     assert first.stopped_by.endswith("of 5 used of search.budget_worker_seconds")
-    assert study.ledger(run, None, "demo").worker_s < 1
+    assert studies.ledger(run, None, "demo").worker_s < 1
 
     watcher = Watcher()
     more = driver(run, behaviours={0: SLOW}, budget=Budget(worker_s=1e6), observer=watcher)
@@ -95,19 +94,19 @@ def test_everything_stops_when_a_budget_is_spent_and_what_waits_says_why(
 ) -> None:
     unforeseen = {n: {"step_s": 0.02} for n in range(5)}
     opened = driver(run, trials=5, behaviours=unforeseen, budget=Budget(worker_s=0.1))
-    study.enqueue_arms(opened.study, [("early", {"rate": 0.2}), ("late", {"rate": 0.9})])
+    enqueue_arms(opened.study, [("early", {"rate": 0.2}), ("late", {"rate": 0.9})])
     opened.run()
     early, late = found(run)
     assert (early.state, late.state) == ("WAITING", "WAITING")
     assert (early.reason, late.reason) == ("budget", "budget")
     assert "of 0.1 used of search.budget_worker_seconds" in f"{late.detail}"
-    assert 0.1 <= study.ledger(run, None, "demo").worker_s < 0.3
+    assert 0.1 <= studies.ledger(run, None, "demo").worker_s < 0.3
 
 
 def test_the_clock_stops_nothing_that_runs(run: RunDirectory) -> None:
     slow = {n: {"step_s": 0.02} for n in range(8)}
     ended = driver(run, behaviours=slow, budget=Budget(wall_s=0.3))
-    study.enqueue_arms(ended.study, [(f"{n}", {"rate": n / 10}) for n in range(1, 9)])
+    enqueue_arms(ended.study, [(f"{n}", {"rate": n / 10}) for n in range(1, 9)])
     ended.run()
     complete = [r for r in found(run) if r.state == "COMPLETE"]
     assert 1 <= len(complete) < 8
@@ -150,7 +149,7 @@ def test_a_budget_of_worker_seconds_holds_over_a_resume(run: RunDirectory) -> No
     # A trial takes 0.4 s or more; two in 0.75 s are too many even for a machine at its fastest.
     slow = {n: {"step_s": 0.02} for n in range(5)}
     driver(run, trials=5, behaviours=slow, budget=Budget(worker_s=0.75)).run()
-    before, spent = states(run), study.ledger(run, None, "demo")
+    before, spent = states(run), studies.ledger(run, None, "demo")
     ended = before.count(("COMPLETE", None))
     assert ended <= 1
     assert 0.4 * ended <= spent.worker_s
@@ -159,7 +158,7 @@ def test_a_budget_of_worker_seconds_holds_over_a_resume(run: RunDirectory) -> No
     assert "of search.budget_worker_seconds" in f"{found(run)[-1].detail}"
     driver(run, trials=5, behaviours=slow, budget=Budget(worker_s=0.75)).run()
     assert states(run) == before
-    assert study.ledger(run, None, "demo") == spent
+    assert studies.ledger(run, None, "demo") == spent
     driver(run, trials=5, behaviours=slow, budget=Budget(worker_s=1e6)).run()
     assert states(run) == [("COMPLETE", None)] * 5
 
@@ -184,7 +183,7 @@ def test_what_was_held_back_starts_when_there_is_room_unless_the_time_is_up(
     """Both are forecast to take as long as the longest, 3 s; the first takes 0.4."""
     slow, limits = {0: {"step_s": 0.02}}, Budget(worker_s=5, wall_s=wall_s)
     held = driver(run, trials=2, concurrency=2, behaviours=slow, budget=limits)
-    save_spend(held.study, 0.0, Ledger(most_worker_s=3.0))
+    save_spend(held.study, 0.0, Ledger(most_worker_s=3.0), 0.0)
     held.run()
     assert [number for number, _ in held.observer.held] == [1]  # type: ignore[attr-defined]
     assert [record.state for record in found(run)] == ["COMPLETE", state]

@@ -9,9 +9,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from mptune import study
 from mptune.spec.schema import Sampler, Search
-from mptune.study.attributes import tell_failure
+from mptune.study.records import tell_failure
+from mptune.study.samplers import make_sampler
 from mptune.trial import Failed
 
 
@@ -20,7 +20,7 @@ def _beyond(kind: Any, trials: int, tell: Callable[..., None]) -> int:
     search, beyond = Search(sampler=Sampler(kind=kind, startup_trials=6)), []
     opened = optuna.create_study(direction="maximize")
     for number in range(trials):
-        opened.sampler = study.make_sampler(search, number)
+        opened.sampler = make_sampler(search, number)
         trial = opened.ask()
         width, rate = trial.suggest_float("width", 0, 1), trial.suggest_float("rate", 0, 1)
         beyond.append(width > 0.5)

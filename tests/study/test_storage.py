@@ -11,23 +11,24 @@ import pytest
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from sqlalchemy import event
 
-from mptune import study
 from mptune.errors import InputError
 from mptune.paths import RunDirectory
-from mptune.study.attributes import set_attributes
-from mptune.study.storage import Database, attributes_of, outlive_restarts
+from mptune.study.optuna_private import Database, user_attributes
+from mptune.study.records import set_attributes
+from mptune.study.storage import survive_restarts
+from tests import studies
 from tests.search.drivers import driver, found
 
 
 def test_an_unreachable_storage_is_the_users_error(run: RunDirectory) -> None:
     with pytest.raises(InputError, match=r"storage.url: cannot open"):
-        study.open_storage(run, "nonsense://here")
+        studies.storage(run, "nonsense://here").open()
 
 
 def test_the_dashboard_opens_the_study(run: RunDirectory) -> None:
     dashboard = pytest.importorskip("optuna_dashboard")
     driver(run, trials=2).run()
-    app = dashboard.wsgi(study.open_storage(run, None))
+    app = dashboard.wsgi(studies.storage(run, None).open())
     status: list[str] = []
     environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/api/studies", "SERVER_NAME": "x",
                "SERVER_PORT": "80", "wsgi.url_scheme": "http", "wsgi.input": None,
@@ -58,7 +59,7 @@ def test_attributes_of_a_trial_that_has_ended_are_refused(run: RunDirectory) -> 
 
 
 def test_a_journal_has_the_same_attributes(run: RunDirectory) -> None:
-    opened = study.open_study(
+    opened = studies.create(
         run, f"journal://{run.root}/journal", "demo", pruner=optuna.pruners.NopPruner()
     )
     trial = opened.ask()
@@ -77,8 +78,8 @@ def test_a_driver_reads_what_it_needs_and_the_rest_where_it_is_asked_for(run: Ru
     for trial in (*opened.trials, opened._storage.get_trial(runs._trial_id)):
         assert trial.user_attrs == {"arm": "a"}
     first, second = opened.trials
-    assert attributes_of(opened, first)["result"] == "much"
-    assert attributes_of(opened, second) == {
+    assert user_attributes(opened, first)["result"] == "much"
+    assert user_attributes(opened, second) == {
         "arm": "a",
         "result": "more",
         "versions": {"torch": "2"},
@@ -103,7 +104,7 @@ def test_what_a_server_cut_off_is_repeated(
 
     monkeypatch.setattr(Database, name, cut_off)
     made = driver(run, trials=2)
-    outlive_restarts(made.study._storage._backend)
+    survive_restarts(made.study._storage._backend)
     made.run()
     assert [r.state for r in found(run)] == ["COMPLETE"] * 2
     assert next(calls) >= 2

@@ -1,7 +1,7 @@
-"""What a driver must know of all trials of its study, kept by counting instead of reading again.
+"""Counts of a study's trials by state, which a driver keeps up to date itself.
 
-Only the driver that holds the lease writes to a study: what it found at its start and what it has
-asked and told since is all there is.
+Only the driver that holds the lease writes to a study, so that it need not read the study again:
+what it found at its start and what it has asked and told since is complete.
 """
 
 from __future__ import annotations
@@ -14,32 +14,32 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from mptune.status import Trials
-from mptune.study.attributes import ENDED, has_failed
+from mptune.study.records import ENDED, has_failed
 
 
 @dataclass
 class History:
-    """The trials of a study by what has become of them."""
+    """The trials of a study by outcome."""
 
     asked: int = 0
-    """Trials there are, in whatever state; the next new one gets this number."""
+    """Number of trials in any state; the next new one gets this number."""
     ended: int = 0
     pruned: int = 0
     failed: int = 0
     refused: int = 0
-    """Of those that failed: they were never submitted, since no gang could hold them."""
+    """Failed trials that were never submitted, since no gang has enough memory for them."""
     repeated: int = 0
-    """Of those that finished: they were another's twin, and took over its result."""
+    """Finished trials that copied the result of an earlier trial with the same spec."""
     last_failure: str = ""
     waiting: set[int] = field(default_factory=set)
     twins: dict[str, int] = field(default_factory=dict)
-    """Fingerprint of each finished trial that was trained: its number."""
+    """Fingerprint -> number, of finished trials that were trained."""
     best: dict[str, Any] | None = None
-    """Its `number`, `label` and `nats_per_token`."""
+    """`number`, `label` and `nats_per_token` of the best finished trial."""
 
     @classmethod
     def of(cls, study: optuna.Study) -> History:
-        """Reads every trial."""
+        """Read every trial of the study."""
         history = cls()
         for trial in study.get_trials(deepcopy=False):
             history._add(trial)
@@ -52,20 +52,20 @@ class History:
 
     @property
     def unrun(self) -> int:
-        """Of those that have ended: they were on no gang."""
+        """Ended trials that used no gang."""
         return self.refused + self.repeated
 
     def ask(self, number: int) -> None:
-        """A trial has been asked for: one that waited, or a new one."""
+        """Count a trial that was asked for: a waiting one, or a new one."""
         self.asked = max(self.asked, number + 1)
         self.waiting.discard(number)
 
     def wait(self, number: int) -> None:
-        """A trial that was asked for is back in the queue."""
+        """Count a trial that is back in the queue."""
         self.waiting.add(number)
 
     def complete(self, number: int, attrs: Mapping[str, Any], value: float) -> None:
-        """A trial has finished, with this score in nats per token."""
+        """Count a finished trial, with its score in nats per token."""
         self.ended += 1
         self.repeated += "same_as" in attrs
         if self.best is None or value > self.best["nats_per_token"]:
@@ -75,18 +75,18 @@ class History:
             self.twins.setdefault(attrs["fingerprint"], number)
 
     def prune(self) -> None:
-        """A trial was stopped early."""
+        """Count a trial that was stopped early."""
         self.ended += 1
         self.pruned += 1
 
     def fail(self, reason: str | None, detail: str | None) -> None:
-        """A trial has failed."""
+        """Count a failed trial."""
         self.ended += 1
         self.failed += 1
         self.last_failure = f"{reason}: {detail}"
 
     def trials(self, total: int) -> Trials:
-        """By state, of so many that were asked for."""
+        """Counts by state, of `total` trials that are to run."""
         complete = self.ended - self.pruned - self.failed
         return Trials(total=total, complete=complete, pruned=self.pruned, fail=self.failed)
 

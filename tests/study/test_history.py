@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from mptune import study
 from mptune.paths import RunDirectory
-from mptune.search.history import History
 from mptune.spec.schema import Pruner
+from mptune.study.history import History
+from mptune.study.queue import enqueue_arms
 from tests.search.drivers import driver
 
 
@@ -14,7 +14,7 @@ def test_what_was_counted_is_what_is_read(run: RunDirectory) -> None:
     bad = {1: {"behaviour": "nan"}, 2: {"behaviour": "memory"}}
     made = driver(run, trials=12, behaviours=bad, pruner=Pruner(kind="median", startup_trials=2))
     made.preflight = lambda spec: "too large" if spec.number == 8 else None
-    study.enqueue_arms(made.study, [("a", {"rate": 0.9}), *[("b", {"rate": 0.4})] * 4])
+    enqueue_arms(made.study, [("a", {"rate": 0.9}), *[("b", {"rate": 0.4})] * 4])
     made.run()
     found = History.of(made.study)
     assert made._history == found
@@ -28,7 +28,7 @@ def test_what_was_counted_is_what_is_read(run: RunDirectory) -> None:
 
 def test_the_oldest_that_waits_is_next(run: RunDirectory) -> None:
     made = driver(run)
-    study.enqueue_arms(made.study, [("a", {"rate": 0.1}), ("b", {"rate": 0.2})])
+    enqueue_arms(made.study, [("a", {"rate": 0.1}), ("b", {"rate": 0.2})])
     history = History.of(made.study)
     assert history.next_number == 0
     history.ask(0)

@@ -9,8 +9,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from mptune.study.attributes import MEMORY
-from mptune.study.tpe import TPESampler
+from mptune.study.optuna_private import TPESampler
+from mptune.study.records import MEMORY
 
 Make = Callable[[int], optuna.samplers.BaseSampler]
 

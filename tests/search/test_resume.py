@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mptune.paths import TrialDirectory
-from mptune.search.resumable import share_done
+from mptune.search.resume import trained_share
 from mptune.trial import Started, TrialSpec
 from tests import fakes
 
@@ -36,15 +36,15 @@ def start(files: TrialDirectory, total_steps: int) -> None:
 
 
 def test_the_newest_checkpoint_counts_and_the_last_start(trial, files):
-    assert share_done(trial) == 0
+    assert trained_share(trial) == 0
     mark(files, tag="step00000120", fingerprint=trial.course())
-    assert share_done(trial) == 0, "nobody knows of how many"
+    assert trained_share(trial) == 0, "nobody knows of how many"
     start(files, 999)
-    assert share_done(trial) == 120 / 999
+    assert trained_share(trial) == 120 / 999
     start(files, 480)
     with files.events.open("a") as lines:
         lines.write('{"type": "started", "numb')
-    assert share_done(trial) == 0.25
+    assert trained_share(trial) == 0.25
 
 
 @pytest.mark.parametrize(
@@ -53,11 +53,11 @@ def test_the_newest_checkpoint_counts_and_the_last_start(trial, files):
 def test_a_checkpoint_of_another_training_or_a_damaged_one_is_none(trial, files, marker):
     start(files, 480)
     mark(files, **{"fingerprint": trial.course(), **marker})
-    assert share_done(trial) == 0
+    assert trained_share(trial) == 0
 
 
 def test_of_one_that_is_kept_elsewhere_nothing_is_known(trial, files):
     start(files, 480)
     mark(files, tag="step00000120", fingerprint=trial.course())
     away = trial.model_copy(update={"artifacts": "s3://bucket/run"})
-    assert (share_done(trial), share_done(away)) == (0.25, 0)
+    assert (trained_share(trial), trained_share(away)) == (0.25, 0)

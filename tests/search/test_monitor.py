@@ -1,21 +1,19 @@
-"""The picture of a study: what it says while trials run, and that making it costs little."""
+"""The status of a study while trials run, and that making it costs little."""
 
 from __future__ import annotations
-
-import time
 
 import pytest
 
 from mptune.paths import RunDirectory
-from mptune.search.standing import SHOWN_SHARE, stage_of
+from mptune.search.monitor import MAX_SHARE
 from mptune.status import Status
 from tests.search.drivers import driver
 
 
 def pictures(run: RunDirectory, monkeypatch: pytest.MonkeyPatch, **changes: object) -> list[Status]:
     """One after every round of the driver."""
-    monkeypatch.setattr("mptune.search.standing.SHOWN_EVERY_S", 0.0)
-    monkeypatch.setattr("mptune.search.standing.SHOWN_SHARE", float("inf"))
+    monkeypatch.setattr("mptune.search.monitor.EVERY_S", 0.0)
+    monkeypatch.setattr("mptune.search.monitor.MAX_SHARE", float("inf"))
     seen: list[Status] = []
     driver(run, watchers=(seen.append,), **changes).run()
     return seen
@@ -64,26 +62,16 @@ def test_a_resume_counts_what_was_before(
     assert first.spend.worker_seconds >= before.spend.worker_seconds
 
 
-def test_nobody_watches_for_more_than_a_share_of_the_time(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mptune.search.standing.SHOWN_EVERY_S", 0.0)
-    took_s = 0.02
+def test_making_a_status_takes_a_small_share_of_the_time(run: RunDirectory) -> None:
+    now, took_s = [0.0], 0.1
 
     def slow(status: Status) -> None:
-        seen.append(status)
-        time.sleep(took_s)  # is itself what is measured
+        now[0] += took_s
 
-    seen: list[Status] = []
-    began = time.monotonic()
-    driver(run, trials=4, watchers=(slow,)).run()
-    rounds = (time.monotonic() - began) / (took_s / SHOWN_SHARE)
-    assert len(seen) <= rounds + 2  # the first and the last
-
-
-@pytest.mark.parametrize(
-    ("name", "stage"),
-    [("a", "search"), ("a/confirm", "confirmation"), ("a/compare", "comparison")],
-)
-def test_the_stage_is_in_the_name(name: str, stage: str) -> None:
-    assert stage_of(name) == stage
+    made = driver(run, trials=1, watchers=(slow,), clock=lambda: now[0])
+    made.run()
+    began = now[0] - took_s
+    now[0] = began + took_s / MAX_SHARE - 0.001
+    assert not made._monitor.is_due()
+    now[0] += 0.002
+    assert made._monitor.is_due()

@@ -1,0 +1,525 @@
+"""Search and compare: from a spec to a finished run, stage after stage."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, cast
+
+import yaml
+
+from mptune import dispatch, status
+from mptune.analysis.comparison import Asked, undecided_arms
+from mptune.analysis.ranking import finalists
+from mptune.analysis.sequential import schedule
+from mptune.artifacts import Remote
+from mptune.dispatch.base import Dispatcher
+from mptune.errors import InputError, InterruptedSearch
+from mptune.models import _memory as memory
+from mptune.paths import RunDirectory, cache_directory, write_text
+from mptune.search import cluster, kpi
+from mptune.search.arms import with_arms
+from mptune.search.budget import stage_budget
+from mptune.search.driver import Observer, StudyDriver
+from mptune.search.forecast import Predictor, Work
+from mptune.search.ledger import load_spend
+from mptune.search.run import DRIVEN_HERE, Run
+from mptune.search.stage import FIRST_SEEDS, FRESH_PLAN, Stage
+from mptune.spec.schema import Comparison, Score, SearchSpec, build
+from mptune.spec.source import Concrete, SpecFile, SpecSource, merge_arm, plain
+from mptune.spec.space import Space
+from mptune.status import StageEnd, Status
+from mptune.study import queue
+from mptune.study.lease import Lease, NoLease, driver_lock, lease
+from mptune.study.queue import PlannedRun
+from mptune.study.samplers import make_pruner, make_sampler
+from mptune.study.storage import SUFFIXES, claim_spec
+from mptune.tools.prepare import prepare_table
+from mptune.trial import Prepared, PrepareRequest, StageName, Trial
+
+
+class View(Observer, Protocol):
+    """An observer that is also shown the status about once a second."""
+
+    def look(self, status: Status) -> None: ...
+
+
+OpenView: TypeAlias = Callable[[str, int, int], AbstractContextManager[View]]
+"""Opens the view of a stage: (title, trials in all, trials that have ended)."""
+
+
+class SilentView:
+    """Shows nothing."""
+
+    def trial(self, number: int, label: str, size: str) -> None: ...
+
+    def on_event(self, event: Any) -> None: ...
+
+    def hold_trial(self, number: int, why: str) -> None: ...
+
+    def finish_trial(self, number: int, state: str) -> None: ...
+
+    def look(self, status: Status) -> None: ...
+
+
+def silent(title: str, trials: int, ended: int) -> AbstractContextManager[View]:
+    """The view that shows nothing."""
+    return nullcontext(SilentView())
+
+
+def search(
+    spec: SpecSource,
+    run_dir: Path | str | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    address: str | None = None,
+    local: bool = False,
+    observer: Observer | OpenView | None = None,
+    fresh: bool = False,
+    yes: bool = True,
+    say: Callable[[str], None] = lambda line: None,
+    command: str = "",
+) -> Run:
+    """Search policies and sizes, confirm the best, and compare the spec's arms; resumes.
+
+    Args:
+        spec: path of a YAML file, its values, or a `SearchSpec`.
+        run_dir: where everything goes; default `runs/NAME`. A run that is there goes on.
+        overrides: changes of single values, e.g. `["training.budget_tokens=2e6"]`.
+        address: an existing Ray cluster, or `auto`; default: start Ray on this machine.
+        local: run trials in this process, without Ray.
+        observer: is told what happens; see `Observer`.
+        fresh: delete the run's earlier trials first; refused without `yes` if there are any.
+        say: gets notes as lines of text.
+        command: what a person types to go on, for messages.
+
+    Raises:
+        InputError: the spec is wrong, or another process drives the run.
+        InterruptedSearch: stopped on request; the same call goes on.
+        NoResultError: the first trials all failed.
+        DispatchError: Ray cannot be started or reached.
+    """
+    session = Session.of(
+        SpecFile.of(spec, overrides), run_dir, address, local, observer, say, command
+    )
+    with session.open(fresh=fresh, yes=yes):
+        session.search()
+        session.confirm()
+        if session.spec.compare is not None:
+            session.compare()
+        session.measure_kpi()
+    return session.run
+
+
+def compare(
+    spec: SpecSource,
+    run_dir: Path | str | None = None,
+    *,
+    arms: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    address: str | None = None,
+    local: bool = False,
+    observer: Observer | OpenView | None = None,
+    fresh: bool = False,
+    yes: bool = True,
+    say: Callable[[str], None] = lambda line: None,
+    command: str = "",
+) -> Run:
+    """Compare the spec's arms, or `arms` of a finished search, over paired seeds; resumes.
+
+    Args:
+        arms: as after `mptune compare --arms`, e.g. `["fixed r=0.15", "best"]`; the first is the
+            baseline. Empty: those of the spec.
+
+    The other arguments and the errors are those of `search`.
+    """
+    file = with_arms(spec, overrides, run_dir, arms) if arms else SpecFile.of(spec, overrides)
+    session = Session.of(file, run_dir, address, local, observer, say, command, searching=False)
+    with session.open(fresh=fresh, yes=yes):
+        session.compare()
+        session.measure_kpi()
+    return session.run
+
+
+@dataclass
+class Session:
+    """Drives the stages of one run, with the dispatcher that they share.
+
+    Attributes:
+        searching: whether the search's budgets hold, also for confirmation and comparison.
+    """
+
+    run: Run
+    file: SpecFile
+    local: bool
+    address: str | None
+    view: OpenView
+    say: Callable[[str], None]
+    command: str
+    searching: bool = True
+    interrupted: threading.Event = field(default_factory=threading.Event)
+    _dispatcher: Dispatcher | None = field(default=None, init=False)
+    _predictor: Predictor = field(default_factory=Predictor, init=False)
+    _lease: Lease = field(default_factory=NoLease, init=False)
+    _stages: dict[StageName, StageEnd] = field(default_factory=dict, init=False)
+
+    @classmethod
+    def of(
+        cls,
+        file: SpecFile,
+        run_dir: Path | str | None,
+        address: str | None,
+        local: bool,
+        observer: Observer | OpenView | None,
+        say: Callable[[str], None],
+        command: str,
+        searching: bool = True,
+    ) -> Session:
+        """Check the spec; nothing is written or started yet.
+
+        Raises:
+            InputError: the spec is wrong; one line per problem.
+        """
+        # A run directory has a copy of its spec, and knows where its data are.
+        stored = run_dir is not None and file.path == RunDirectory(Path(run_dir)).resolved
+        spec = file.validate(data_is_here=not stored)
+        Space(file).arms()
+        kpi.check_importable(spec.score)
+        directory = RunDirectory(Path(run_dir) if run_dir else Path("runs") / spec.name)
+        run = Run(directory, file, spec)
+        view: OpenView = silent
+        if callable(observer):
+            view = observer
+        elif observer is not None:
+            view = _always(observer)
+        again = command or f"mptune search {directory.spec} --run-dir {directory.root}"
+        return cls(run, file, local, address, view, say, again, searching)
+
+    @property
+    def spec(self) -> SearchSpec:
+        return self.run.spec
+
+    @contextmanager
+    def open(self, *, fresh: bool, yes: bool) -> Iterator[None]:
+        """Hold the run directory, with the spec written into it; workers are gone afterwards.
+
+        Raises:
+            InputError: another driver holds it, or `fresh` would delete trials without `yes`.
+            InterruptedSearch: with the command that goes on.
+        """
+        storage, directory = self.spec.storage, self.run.directory
+        held = lease(storage.url, self.spec.name, storage.lease_timeout_s)
+        with driver_lock(directory), held as self._lease:
+            DRIVEN_HERE[directory.root.resolve()] = self.interrupted
+            if fresh:
+                self._delete_trials(yes)
+            self._write_spec()
+            left = status.read(directory)
+            self._stages = left.stages() if left else {}
+            try:
+                yield
+            except InterruptedSearch:
+                raise InterruptedSearch(
+                    f"interrupted; nothing that finished is lost. Go on with:\n  {self.command}"
+                ) from None
+            finally:
+                DRIVEN_HERE.pop(directory.root.resolve(), None)
+                if self._dispatcher is not None:
+                    self._dispatcher.close()
+
+    def _delete_trials(self, yes: bool) -> None:
+        directory = self.run.directory
+        count = sum(len(self.run.storage.trials(stage)) for stage in SUFFIXES)
+        if count and not yes:
+            raise InputError(
+                f"{directory.root} holds {count} trials; --fresh deletes them, add --yes to do so"
+            )
+        self.run.storage.delete()
+        if self._artifacts is not None:
+            Remote(self._artifacts).remove()
+        for entry in directory.root.iterdir():
+            if entry not in (directory.lock, directory.driver):
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+    def _write_spec(self, *, accepted: bool = False) -> None:
+        """Write the spec into the run directory; on a resume only once it was accepted."""
+        resolved = yaml.safe_dump(self.file.resolved(self.spec), sort_keys=False)
+        if accepted or not self.run.directory.resolved.exists():
+            write_text(self.run.directory.spec, self.file.text)
+            write_text(self.run.directory.resolved, resolved)
+
+    def dispatcher(self) -> Dispatcher:
+        """Where trials run; started when first needed, so that a finished run needs no Ray."""
+        if self._dispatcher is None:
+            self._dispatcher = dispatch.make(
+                self.spec.resources,
+                local=self.local,
+                address=self.address,
+                forecast=self._predictor,
+                mark=cluster.mark(self.run.directory),
+            )
+            if address := self._dispatcher.address():
+                cluster.remember(self.run.directory, address)
+        return self._dispatcher
+
+    @property
+    def _artifacts(self) -> str | None:
+        """URL of this run's folder in a storage that runs share; None is the run directory."""
+        root = self.spec.storage.artifacts
+        return None if root is None else f"{root.rstrip('/')}/{self.spec.name}"
+
+    # --- preparing -----------------------------------------------------------------------------
+
+    def data(self) -> dict[str, Any]:
+        """The data section with its paths absolute.
+
+        The copy of a spec in a run directory is not where its relative paths start from: there
+        the section of a stored trial is taken.
+        """
+        if self.file.path == self.run.directory.resolved:
+            for stage in SUFFIXES:
+                for trial in self.run.storage.trials(stage):
+                    if trial.spec is not None:
+                        return trial.spec.data
+        modality = build("data", self.spec.data).resolved(self.file.path.absolute().parent)
+        found: dict[str, Any] = modality.model_dump(mode="json")
+        return found
+
+    def prepared(self, score: Score | None = None) -> Prepared:
+        """The token table and the frozen plan, prepared once per run directory.
+
+        With `score`, the fresh plan of a confirmation.
+
+        Raises:
+            InputError: the data are missing or broken; one line names the place.
+        """
+        directory = self.run.directory
+        file, plan = directory.prepared, directory.plan
+        if score is not None:
+            file, plan = directory.confirm_prepared, directory.confirm_plan
+        with suppress(OSError, ValueError):
+            known = Prepared.model_validate_json(file.read_text(encoding="utf-8"))
+            if Path(known.table).is_dir() and Path(known.plan).is_file():
+                return known
+        sections = (probe.tree.get("training", {}) for probe in self.file.probes())
+        automatic = any(section.get("precision") == "auto" for section in sections)
+        request = PrepareRequest(
+            data=self.data(),
+            score=score or self.spec.score,
+            cache=str(cache_directory() / "tables"),
+            plan=str(plan.absolute()),
+            measure_precision=automatic and score is None,
+        )
+        if self.address is None:
+            # The table is made here while the workers start, with its progress on the terminal.
+            self.dispatcher().warm_up()
+            try:
+                prepare_table(request.data, Path(request.cache))
+            except InputError as error:
+                raise InputError(f"{self.file.origin_of('data')}: {error}") from None
+        prepared = self.dispatcher().prepare(request)
+        if score is not None:
+            # Measured again, the precision might be another one.
+            prepared = prepared.model_copy(update={"precision": self.prepared().precision})
+        write_text(file, prepared.model_dump_json(indent=2) + "\n")
+        return prepared
+
+    # --- stages --------------------------------------------------------------------------------
+
+    def search(self) -> None:
+        """Run the search to its number of trials.
+
+        Raises:
+            InterruptedSearch, NoResultError, LeaseLost: see `StudyDriver.run`.
+            InputError: the run was begun with another spec.
+        """
+        pruner = self.spec.search.pruner
+        study = self.run.storage.create("search", make_pruner(pruner))
+        claim_spec(study, self.file.resolved(self.spec))
+        self._write_spec(accepted=True)
+        queue.enqueue_arms(study, Space(self.file).arms())
+        total = self.spec.search.trials
+        if queue.ended(study) < total:
+            stage = self._stage("search", self.prepared(), self.spec.search.seed)
+            rungs = pruner.rungs if pruner.kind != "none" else ()
+            self.drive(replace(stage, total=total, rungs=rungs, space=Space(self.file)), study)
+
+    def confirm(self) -> None:
+        """Train the best trials again with fresh seeds, and score them on a fresh plan."""
+        wanted = self.spec.search.confirm
+        by_worst = self.spec.search.choose_by == "worst_domain"
+        top = finalists(self.run.storage.trials("search"), wanted.top, by_worst)
+        if len(top) < 2:
+            return
+        score = self.spec.score.model_copy(update={"seed": self.spec.score.seed + FRESH_PLAN})
+        stage = self._stage("confirmation", self.prepared(score), FIRST_SEEDS["confirmation"])
+        runs: list[PlannedRun] = []
+        for trial in top:
+            found = Space(self.file).at(trial.params)
+            tree = {**found.tree, "score": score.model_dump(mode="json")}
+            key = stage.make(Concrete(tree, {}), 0, 0).run_key()
+            runs += [
+                PlannedRun(f"trial {trial.number}", key, seed, tree, trial.number)
+                for seed in range(wanted.seeds)
+            ]
+        runs.sort(key=lambda run: run.seed)  # seed by seed: paired, even when interrupted
+        self.drive(replace(stage, runs=tuple(runs)))
+
+    def compare(self) -> None:
+        """Run the spec's comparison: every arm on every paired seed, and more until decided.
+
+        Raises:
+            InputError: the spec has no `compare`, or a dimension is left open.
+        """
+        comparison = self.spec.compare
+        if comparison is None:
+            raise InputError(f"{self.file.path}: compare: is missing; name at least two arms there")
+        study = self.run.storage.create("comparison")
+        arms = self._arms(study, comparison)
+        rungs = (*comparison.rungs, 1.0) if comparison.rungs else ()
+        stage = self._stage("comparison", self.prepared(), FIRST_SEEDS["comparison"])
+        stage = replace(stage, rungs=rungs)
+        keys: dict[str, str] = {}
+        for name, concrete in arms.items():
+            key = stage.make(concrete, 0, 0).run_key()
+            twin = next((other for other, known in keys.items() if known == key), None)
+            if twin is not None:
+                raise InputError(f"compare.arms: {twin!r} and {name!r} are the same; leave one out")
+            keys[name] = key
+        asked = Asked(comparison, keys)
+        study.set_user_attr("comparison", asked.as_json())
+        names, seeds = list(arms), 0
+        for look in schedule(comparison.seeds, comparison.max_seeds):
+            more = tuple(
+                PlannedRun(arm, keys[arm], seed, arms[arm].tree)
+                for seed in range(seeds, look)  # seed by seed: paired, even when interrupted
+                for arm in names
+            )
+            stage, seeds = replace(stage, runs=(*stage.runs, *more)), look
+            if not self.drive(stage, study):
+                return
+            kept = {(run.key, run.seed) for run in stage.runs}
+            seen = [
+                trial
+                for trial in self.run.storage.trials("comparison")
+                if trial.spec and (trial.spec.run_key(), trial.params["seed"]) in kept
+            ]
+            names = undecided_arms(asked, seen, stage.prepared, self.run.scores)
+            if not names:
+                return
+
+    def _stage(self, name: StageName, prepared: Prepared, first_seed: int) -> Stage:
+        return Stage(
+            name=name,
+            run=self.run.directory,
+            study=self.run.storage.study_name(name),
+            prepared=prepared,
+            data=self.data(),
+            first_seed=first_seed,
+            artifacts=self._artifacts,
+        )
+
+    def drive(self, stage: Stage, study: Any = None) -> bool:
+        """Drive a stage to its number of trials, or to the end of its budget.
+
+        Returns:
+            Whether all trials have ended.
+
+        Raises:
+            InterruptedSearch, NoResultError, LeaseLost: see `StudyDriver.run`.
+        """
+        if study is None:
+            study = self.run.storage.create(stage.name)
+        total = queue.enqueue_runs(study, stage.runs) if stage.runs else stage.total
+        ended = queue.ended(study)
+        if ended >= total:
+            return True
+        budget = stage_budget(self.spec, stage.name, {s: self.run.used(s) for s in SUFFIXES})
+        if not self.searching:
+            budget = type(budget)()
+        wall_s, ledger = load_spend(study)
+        stopped_by = budget.reached(Work(ledger.worker_s, ledger.gpu_s), wall_s)
+        if stopped_by is None:
+            settings, dispatcher = self.spec.search, self.dispatcher()
+            with self.view(f"{self.spec.name}: {stage.name}", total, ended) as view:
+                driver = StudyDriver(
+                    study=study,
+                    stage=stage.name,
+                    trials=total,
+                    propose=stage.propose,
+                    dispatcher=dispatcher,
+                    observer=view,
+                    sampler=lambda number: make_sampler(settings, number),
+                    concurrency=settings.concurrency,
+                    ordered=settings.ordered,
+                    budget=budget,
+                    log=self.run.directory.events,
+                    predictor=self._predictor,
+                    lease=self._lease,
+                    interrupted=self.interrupted,
+                    watchers=(view.look, self._write_status, dispatcher.publish),
+                    preflight=partial(memory.refusal, holds=dispatcher.device),
+                )
+                driver.run()
+            stopped_by = driver.stopped_by
+        if stopped_by is not None:
+            self.say(
+                f"note: {stage.name}: {queue.ended(study)} of {total} trials have ended, "
+                f"{stopped_by}; with a larger budget, which search, confirmation and comparison "
+                "share, the same command goes on"
+            )
+        return stopped_by is None
+
+    def _write_status(self, now: Status) -> None:
+        """Write the status file; a full disk does not end the search."""
+        self._stages = {**self._stages, **now.stages()}
+        earlier = {stage: end for stage, end in self._stages.items() if stage != now.stage}
+        with suppress(OSError):
+            status.write(self.run.directory, now.model_copy(update={"earlier": earlier}))
+
+    # --- arms of a comparison ------------------------------------------------------------------
+
+    def _arms(self, study: Any, comparison: Comparison) -> dict[str, Concrete]:
+        """Each arm's spec: the base with the arm's changes. The base stays once it is chosen."""
+        params: Mapping[str, Any] | None = study.user_attrs.get("base")
+        if params is None:
+            params = self._base_params()
+            study.set_user_attr("base", dict(params))
+        base = Space(self.file).at(params)
+        nodes = self.file.arms("compare")
+        return {n: merge_arm(base, plain(nodes[n]), nodes[n].origin) for n in comparison.arms}
+
+    def _base_params(self) -> Mapping[str, Any]:
+        """Parameters of the recommended trial; the spec's first values if it has no search."""
+        if self.run.storage.trials("search"):
+            return self.run.best().params
+        dimensions = self.file.dimensions
+        name = next((n for n in dimensions if not n.startswith("policy")), None)
+        if name is not None:
+            raise InputError(
+                f"{self.file.origin_of(name)}: {name}: is a dimension, but there is no search to "
+                "take its value from; fix it, or run `mptune search` first"
+            )
+        return {n: d.labels[0] if hasattr(d, "labels") else d.low for n, d in dimensions.items()}
+
+    def measure_kpi(self) -> None:
+        """Call the user's own function on the finished trials, if the spec names one."""
+        if self.spec.score.kpi is not None:
+            trials: list[Trial] = self.run.storage.trials("search")
+            kpi.measure_all(self.run.directory, self.spec.score, trials, self.say)
+
+
+def _always(observer: Observer) -> OpenView:
+    """The same observer for every stage; `look` is optional in it."""
+
+    def open_view(title: str, trials: int, ended: int) -> AbstractContextManager[View]:
+        if not hasattr(observer, "look"):
+            observer.look = lambda status: None  # type: ignore[attr-defined]
+        return nullcontext(cast(View, observer))
+
+    return open_view

@@ -1,0 +1,127 @@
+"""The status of a study, made from what its driver knows: the storage is not read for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from mptune.dispatch.base import Dispatcher
+from mptune.search.forecast import Ahead, Course, Predictor, Work, outlook
+from mptune.search.in_flight import InFlight
+from mptune.search.ledger import Ledger
+from mptune.status import RunningTrial, Spend, Status
+from mptune.study.history import History
+from mptune.study.lease import this_process
+from mptune.trial import StageName, TrialSpec
+
+EVERY_S = 1.0
+
+MAX_SHARE = 0.05
+"""Most of a driver's time that making a status may take."""
+
+
+@dataclass
+class Monitor:
+    """Makes the status of a driver's study and hands it to `watchers`.
+
+    Attributes:
+        budgets: keyed as the fields of `Spend`.
+        first_start: when this driver's first trial began, by `clock`.
+    """
+
+    study: str
+    stage: StageName
+    total: int
+    dispatcher: Dispatcher
+    predictor: Predictor
+    ledger: Ledger
+    budgets: Mapping[str, float | None]
+    watchers: Sequence[Callable[[Status], None]] = ()
+    clock: Callable[[], float] = time.monotonic
+    first_start: float | None = None
+    _used_before: float = 0.0
+    _next: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._used_before = self.ledger.worker_s
+
+    def is_due(self) -> bool:
+        """Whether a second has passed, or more where making a status takes long."""
+        return self.clock() >= self._next
+
+    def show(
+        self, history: History, flights: Collection[InFlight], spent_s: float, stopping: bool
+    ) -> None:
+        """Hand a new status to the watchers.
+
+        Args:
+            flights: trials that were asked for and not told yet.
+            spent_s: wall-clock seconds of all drivers of the study.
+            stopping: whether the driver was asked to stop.
+        """
+        if not self.watchers:
+            return
+        now = self.clock()
+        state = self.dispatcher.state()
+        running = [flight for flight in flights if flight.ending is None]
+        queued = {trial.number for trial in state.queue}
+        worker_s, gpu_s = self.ledger.so_far(now)
+        spend = Spend(
+            seconds=spent_s, worker_seconds=worker_s, gpu_hours=gpu_s / 3600, **self.budgets
+        )
+        speed = None
+        if self.first_start is not None and now > self.first_start:
+            speed = (worker_s - self._used_before) / (now - self.first_start)
+        course = Course(
+            total=self.total,
+            ended=history.ended + len(flights) - len(running),
+            unrun=history.unrun,
+            used=Work(self.ledger.worker_s, self.ledger.gpu_s),
+            speed=speed,
+        )
+        ahead = [
+            Ahead(
+                Work(*self.ledger.used(flight.spec.number, now)),
+                flight.spec.resources,
+                self._left_s(flight.spec, now),
+            )
+            for flight in running
+        ]
+        status = Status(
+            time=time.time(),
+            study=self.study,
+            stage=self.stage,
+            driver=this_process(),
+            stopping=stopping,
+            trials=history.trials(self.total),
+            best=history.best,
+            running=tuple(self._row(f, now) for f in running if f.spec.number not in queued),
+            queue=state.queue,
+            gangs=state.gangs,
+            metrics=state.metrics,
+            spend=spend,
+            forecast=outlook(course, ahead, spend),
+        )
+        for watcher in self.watchers:
+            watcher(status)
+        self._next = now + max(EVERY_S, (self.clock() - now) / MAX_SHARE)
+
+    def _row(self, flight: InFlight, now: float) -> RunningTrial:
+        return RunningTrial(
+            number=flight.spec.number,
+            policy_label=flight.spec.policy_label,
+            size_label=flight.spec.size_label,
+            workers=flight.spec.resources.workers,
+            retries=flight.retries,
+            left_s=self._left_s(flight.spec, now),
+            state=flight.state.value,
+            progress=flight.progress,
+            loss=flight.loss,
+            tokens_per_s=flight.tokens_per_s,
+        )
+
+    def _left_s(self, spec: TrialSpec, now: float) -> float | None:
+        """Seconds to the end of a trial that runs or waits; None is not known."""
+        left_s = self.predictor.remaining(spec.number, now)
+        return self.predictor.seconds(spec) if left_s is None else left_s

@@ -1,0 +1,124 @@
+"""What can be said of a valid spec before anything trains: notes, a dry run, memory refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from mptune import dispatch
+from mptune.errors import InputError
+from mptune.models import _memory as memory
+from mptune.paths import RunDirectory, cache_directory
+from mptune.search.budget import describe_shares
+from mptune.search.stage import Stage
+from mptune.spec.schema import SearchSpec, build
+from mptune.spec.source import SpecFile
+from mptune.tools.prepare import prepare_table
+from mptune.trial import Prepared
+
+RATE = "training.optimizer.learning_rate"
+
+
+def notes(file: SpecFile, spec: SearchSpec) -> list[str]:
+    """Advice on a valid spec, one line each."""
+    dimensions, optimizer = file.dimensions, spec.training.optimizer
+    sizes = any(name.split(".")[0] == "model" for name in dimensions)
+    chosen = (RATE, "training.optimizer.width_rule", "training.optimizer", "training")
+    if not sizes or optimizer.width_rule != "none" or any(name in dimensions for name in chosen):
+        return []
+    return [
+        f"{RATE} {optimizer.learning_rate:g} is the same for every size, so size and learning rate "
+        "are confounded; make it a dimension, or set training.optimizer.width_rule: mup"
+    ]
+
+
+def dry_run(
+    file: SpecFile, spec: SearchSpec, searching: bool, address: str | None
+) -> Iterator[str]:
+    """What `search`, or else `compare`, would run, line by line.
+
+    Raises:
+        InputError, DispatchError: see `memory_refusals`.
+    """
+    search, comparison, resources = spec.search, spec.compare, spec.resources
+    yield f"{spec.name}: {build('data', spec.data).words()}"
+    if searching:
+        yield (
+            f"  search: {search.trials} trials over {len(file.dimensions)} dimensions "
+            f"({search.sampler.kind}, pruner {search.pruner.kind}); "
+            f"named arms: {', '.join(search.arms) or 'none'}"
+        )
+        if search.confirm.top:
+            confirm = search.confirm
+            yield f"  confirmation: {confirm.top} trials x {confirm.seeds} fresh seeds"
+    if comparison is not None:
+        count, most = len(comparison.arms), comparison.max_seeds
+        more = f", up to {count * most} while undecided" if most else ""
+        yield f"  comparison: {count * comparison.seeds} runs{more}: {', '.join(comparison.arms)}"
+    if searching and (shares := describe_shares(spec)):
+        yield f"  budgets: {shares}"
+    yield (
+        f"  each trial: {resources.workers} workers x {resources.cpus_per_worker:g} CPUs, "
+        f"{resources.gpus_per_worker:g} GPUs"
+    )
+    for line in memory_refusals(file, spec, address):
+        yield f"  will be refused: {line}"
+
+
+def memory_refusals(file: SpecFile, spec: SearchSpec, address: str | None) -> list[str]:
+    """Why some models of the search cannot fit in memory, one line each; others can.
+
+    The memory of a worker is that of the cluster at `address`, or `resources.memory_gb`; without
+    either nothing is refused. Every option and both ends of every range are tried. The data are
+    prepared, for their vocabulary.
+
+    Raises:
+        InputError: no model fits, or the data are missing or broken.
+        DispatchError: the cluster cannot be reached.
+    """
+    if address is None and spec.resources.memory_gb is None:
+        return []
+    try:
+        base = file.path.absolute().parent
+        table = prepare_table(spec.data, cache_directory() / "tables", base)
+    except InputError as error:
+        raise InputError(f"{file.origin_of('data')}: {error}") from None
+    prepared = Prepared(
+        table=str(table.path),
+        table_hash=table.hash,
+        plan="",
+        plan_hash="",
+        vocabulary_size=table.vocabulary_size,
+        length=table.length,
+        train_sequences=len(table.train.tokens),
+        heldout_sequences=min(spec.score.sequences, len(table.heldout.tokens)),
+        heldout_tokens=0,
+        bytes_per_token=table.bytes_per_token,
+        description=table.description,
+    )
+    stage = Stage("search", RunDirectory(Path()), "", prepared, {}, 0)
+    trials = [stage.make(probe, 0, 0) for probe in file.probes()]
+    dispatcher = dispatch.make(spec.resources, local=address is None, address=address)
+    try:
+        found = [memory.refusal(trial, dispatcher.device) for trial in trials]
+    finally:
+        dispatcher.close()
+    lines = list(dict.fromkeys(line for line in found if line is not None))
+    if None not in found:
+        raise InputError([f"{file.origin_of('model')}: model: {line}" for line in lines])
+    return lines
+
+
+def refuse_misfits(file: SpecFile, spec: SearchSpec, address: str | None) -> None:
+    """Refuse a spec with gangs that the cluster at `address` can never place.
+
+    Raises:
+        InputError: one line per such gang.
+        DispatchError: the cluster cannot be reached.
+    """
+    if address is None or spec.resources.scale_up_timeout_s:
+        return
+    at = f"{file.origin_of('resources')}: resources"
+    problems = [f"{at}: {why}" for why in dispatch.misfits(spec.resources, address)]
+    if problems:
+        raise InputError(problems)

@@ -1,0 +1,407 @@
+"""A run: one run directory with its spec and its studies, to read, report, stop and export."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from mptune import status
+from mptune import __version__
+from mptune.analysis.comparison import Asked
+from mptune.analysis.ranking import ranking
+from mptune.analysis.results import Report, build_report
+from mptune.analysis.selection import recommended, select_trial
+from mptune.errors import InputError, NoResultError, did_you_mean
+from mptune.paths import RunDirectory, TrialDirectory, write_text
+from mptune.search import kpi
+from mptune.search.ledger import load_spend
+from mptune.spec.schema import SearchSpec, Storage
+from mptune.spec.source import SpecFile
+from mptune.status import Status
+from mptune.study.lease import driver_of, is_driven
+from mptune.study.storage import SUFFIXES, StudyStorage
+from mptune.trial import Prepared, StageName, Trial, TrialSpec
+
+if TYPE_CHECKING:
+    import optuna
+    import pandas as pd
+
+STOP_TIMEOUT_S = 180.0
+
+DRIVEN_HERE: dict[Path, threading.Event] = {}
+"""Run directory -> the event that stops its driver, of the runs that this process drives."""
+
+
+PACKAGES = ("torch", "deepspeed", "ray", "optuna", "transformers", "numpy")
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+class TrialList(list[Trial]):
+    """The trials of a stage, in order of number."""
+
+    def best(self) -> Trial:
+        """The finished trial with the highest LML; the earlier one of equals.
+
+        Raises:
+            NoResultError: no trial has finished.
+        """
+        finished = [trial for trial in self if trial.finished]
+        if not finished:
+            raise NoResultError("no trial has finished, so there is nothing to recommend")
+        return ranking(finished)[0]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per trial: number, state, score with its standard errors, cost, and params.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        import pandas as pd
+
+        return pd.DataFrame([_row(trial) for trial in self])
+
+
+def _row(trial: Trial) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "stage": trial.stage,
+        "number": trial.number,
+        "state": trial.state,
+        "reason": trial.reason,
+        "arm": trial.arm,
+        "seed": trial.seed,
+        "policy": trial.policy_label,
+        "size": trial.size_label,
+        "parameters": trial.parameters,
+        "nats_per_token": trial.nats_per_token,
+        "seconds": trial.seconds,
+    }
+    if trial.result is not None:
+        lml = trial.result.lml
+        row["se_nats_per_sequence"] = lml.se_population
+        row["nats_per_sequence"] = lml.nats_per_sequence
+        row["bits_per_byte"] = lml.bits_per_byte
+        row["tokens"], row["flops"] = trial.result.cost.tokens, trial.result.cost.flops
+    return row | {f"params.{name}": value for name, value in trial.params.items()}
+
+
+def existing_directory(path: Path | str) -> RunDirectory:
+    """The run directory at `path`.
+
+    Raises:
+        InputError: there is no run in it.
+    """
+    root = Path(path)
+    directory = RunDirectory(root)
+    if not directory.resolved.exists():
+        beside = [p.name for p in root.parent.glob("*/")] if root.parent.is_dir() else []
+        hint = did_you_mean(root.name, beside) if not root.is_dir() else ""
+        raise InputError(f"{root}: no search in it (no {directory.resolved.name}){hint}")
+    return directory
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory with its spec and storage.
+
+    Attributes:
+        directory: the files of the run.
+        file: its spec with all dimensions, as written.
+        spec: the same with every dimension at its first value.
+    """
+
+    directory: RunDirectory
+    file: SpecFile
+    spec: SearchSpec
+
+    @classmethod
+    def open(cls, path: Path | str, *, local: bool = False) -> Run:
+        """The run in a directory; with `local`, its studies in the directory's own database.
+
+        Raises:
+            InputError: there is no run in it, or its stored spec was edited and is wrong now.
+        """
+        directory = existing_directory(path)
+        file = SpecFile.read(directory.resolved)
+        try:
+            spec = SearchSpec.model_validate(next(file.probes()).tree)
+        except ValueError as error:
+            raise InputError(f"{directory.resolved}: {str(error).splitlines()[0]}") from None
+        if local:
+            spec = spec.model_copy(update={"storage": Storage()})
+        return cls(directory, file, spec)
+
+    @cached_property
+    def storage(self) -> StudyStorage:
+        """The studies of the run, one per stage."""
+        return StudyStorage(self.directory.database, self.spec.storage.url, self.spec.name)
+
+    @property
+    def stages(self) -> tuple[StageName, ...]:
+        """The stages that have a study, in order of running."""
+        return tuple(stage for stage in SUFFIXES if self.storage.load(stage) is not None)
+
+    def study(self, stage: StageName = "search") -> optuna.Study:
+        """The Optuna study of a stage, e.g. for `optuna.visualization`.
+
+        Raises:
+            NoResultError: the stage has not begun.
+        """
+        found = self.storage.load(stage)
+        if found is None:
+            raise NoResultError(f"{self.directory.root}: no {stage} has begun")
+        return found
+
+    def trials(self, stage: StageName = "search") -> TrialList:
+        """The trials of a stage, with what `score.kpi` returned for them."""
+        name, found = self.spec.score.kpi, self.storage.trials(stage)
+        if name is None or stage != "search":
+            return TrialList(found)
+        values = [kpi.stored(self.directory, name, trial) for trial in found]
+        return TrialList(
+            trial.model_copy(update={"kpi": value})
+            for trial, value in zip(found, values, strict=True)
+        )
+
+    def scores(self, trial: Trial) -> dict[str, NDArray[np.float64]]:
+        """The arrays of a trial's scores: `nats_per_sequence` [n] on the plan, and `at_rungs`
+        [rungs, m] on the plan of the rungs; empty if they were not kept."""
+        path = self.trial_directory(trial).scores
+        if not path.exists():
+            return {}
+        with np.load(path) as stored:
+            return dict(stored)
+
+    def trial_directory(self, trial: Trial | TrialSpec) -> TrialDirectory:
+        """Where a trial's files are now; its spec has where they were made."""
+        if isinstance(trial, Trial):
+            return self.directory.trial(trial.number, trial.stage)
+        folder, number = Path(trial.directory).parts[-2:]
+        return TrialDirectory(self.directory.root / folder / number)
+
+    @property
+    def prepared(self) -> Prepared | None:
+        """What preparing the data gave; None before."""
+        try:
+            return Prepared.model_validate_json(self.directory.prepared.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+
+    def asked(self) -> Asked | None:
+        """The comparison that was run last; the spec's, if none was."""
+        stored = self.storage.attribute("comparison", "comparison")
+        if stored is not None:
+            return Asked.from_json(stored)
+        return Asked(self.spec.compare, {}) if self.spec.compare else None
+
+    def best(self) -> Trial:
+        """The recommended trial: of the confirmed ones if there are any, else of the search.
+
+        Raises:
+            NoResultError: no trial has finished.
+        """
+        searched, confirmed, compared = (self.storage.trials(stage) for stage in SUFFIXES)
+        asked = self.asked()
+        arms = asked.arms(compared) if asked else {}
+        by_worst = self.spec.search.choose_by == "worst_domain"
+        found = select_trial(searched, confirmed, arms, self.prepared, self.scores, by_worst)
+        return recommended(found, searched)
+
+    def report(self, command: str = "", extrapolate_to: Sequence[float] | None = None) -> Report:
+        """Everything that the report shows, as one value; `mptune.report.write` makes files of it.
+
+        Args:
+            command: what replays the run, for the report.
+            extrapolate_to: parameter counts for the laws over size; default the spec's.
+        """
+        return build_report(
+            self.spec,
+            self.prepared,
+            searched=self.trials(),
+            confirmed=self.storage.trials("confirmation"),
+            compared=self.storage.trials("comparison"),
+            asked=self.asked(),
+            scores=self.scores,
+            extrapolate_to=extrapolate_to,
+            importances=self.storage.importances(),
+            wall_s=sum(self.used(stage)["wall_s"] for stage in SUFFIXES),
+            command=command,
+            versions={"mptune": __version__, "python": platform.python_version()}
+            | {package: _installed(package) for package in PACKAGES},
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+    def export_policy(self, path: Path | str | None = None) -> dict[str, Any]:
+        """The recommended policy as in a spec, written to `path` as YAML if one is given.
+
+        Raises:
+            NoResultError: no trial has finished.
+        """
+        best = self.best()
+        learned = best.result.learned_policy if best.result else None
+        policy = learned or best.policy
+        if path is not None:
+            head = (
+                f"# {best.label}: trial {best.number} of {self.spec.name}, "
+                "by accumulated LML estimate\n"
+            )
+            write_text(Path(path), head + yaml.safe_dump(policy, sort_keys=False))
+        return policy
+
+    def used(self, stage: StageName) -> dict[str, float]:
+        """What a stage has used, keyed as the limits of a `Budget`."""
+        study = self.storage.load(stage)
+        if study is None:
+            return {"worker_s": 0.0, "gpu_hours": 0.0, "wall_s": 0.0}
+        wall_s, ledger = load_spend(study)
+        return {
+            "worker_s": ledger.worker_s,
+            "gpu_hours": ledger.gpu_s / 3600,
+            "wall_s": wall_s,
+        }
+
+    # --- while it runs -------------------------------------------------------------------------
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a living driver holds the run directory."""
+        return is_driven(self.directory)
+
+    def status(self) -> dict[str, Any]:
+        """Where the run is now, as `mptune status --json` prints it; see docs/monitoring.md.
+
+        While a driver runs, its last status is used and the storage is not read.
+        """
+        running, now = self.is_running, status.read(self.directory)
+        stale = now is not None and (not running or now.age_s(time.time()) > status.STALE_S)
+        if now is not None and not stale and "search" in now.stages():
+            summary = self._summary_of(now)
+        else:
+            summary = self._summary_of_storage()
+        return {
+            "name": self.spec.name,
+            "running": running,
+            **summary,
+            "stale": stale,
+            "now": None if now is None else now.model_dump(mode="json"),
+        }
+
+    @property
+    def _compared_runs(self) -> int:
+        comparison = self.spec.compare
+        return len(comparison.arms) * comparison.seeds if comparison else 0
+
+    def _summary_of(self, now: Status) -> dict[str, Any]:
+        stages, totals = now.stages(), self._totals()
+        counts = {
+            stage: {"total": total} if stage not in stages else stages[stage].trials.model_dump()
+            for stage, total in totals.items()
+        }
+        search = stages["search"]
+        return {
+            **{s: {k: n for k, n in c.items() if n or k == "total"} for s, c in counts.items()},
+            **({} if "comparison" in totals else {"comparison": None}),
+            "best": search.best,
+            "spent": {
+                "worker_seconds": round(search.spend.worker_seconds, 1),
+                "gpu_hours": round(search.spend.gpu_hours, 4),
+            },
+        }
+
+    def _totals(self) -> dict[StageName, int]:
+        totals: dict[StageName, int] = {"search": self.spec.search.trials}
+        if self._compared_runs:
+            totals["comparison"] = self._compared_runs
+        return totals
+
+    def _summary_of_storage(self) -> dict[str, Any]:
+        totals = self._totals()
+        found = {stage: TrialList(self.storage.trials(stage)) for stage in totals}
+        best = None
+        with suppress(NoResultError):
+            best = found["search"].best()
+        used = self.used("search")
+        return {
+            **{
+                stage: {"total": total, **Counter(t.state.lower() for t in found[stage])}
+                for stage, total in totals.items()
+            },
+            **({} if "comparison" in totals else {"comparison": None}),
+            "best": best
+            and {
+                "number": best.number,
+                "label": best.label,
+                "nats_per_token": best.nats_per_token,
+            },
+            "spent": {
+                "worker_seconds": round(used["worker_s"], 1),
+                "gpu_hours": round(used["gpu_hours"], 4),
+            },
+        }
+
+    def stop(self, now: bool = False, timeout_s: float = STOP_TIMEOUT_S) -> bool:
+        """Stop the driver; see `stop_driver`."""
+        return stop_driver(self.directory, now, timeout_s)
+
+
+def stop_driver(
+    directory: RunDirectory, now: bool = False, timeout_s: float = STOP_TIMEOUT_S
+) -> bool:
+    """Stop the driver, in whichever process of this machine it runs; a resume goes on.
+
+    Args:
+        now: do not wait for checkpoints; trials go on from their last one.
+
+    Returns:
+        Whether there was a driver to stop.
+
+    Raises:
+        InputError: the driver runs on another machine.
+        NoResultError: it did not stop within `timeout_s`.
+    """
+    if not is_driven(directory):
+        return False
+    driver = driver_of(directory)
+    match = re.match(r"process (\d+) on (\S+)", driver)
+    if match is None:
+        raise InputError(f"{directory.driver}: does not say which process drives the run")
+    if match[2] != socket.gethostname():
+        raise InputError(f"{directory.root} is being searched by {driver}; stop it there")
+    pid = int(match[1])
+    here = DRIVEN_HERE.get(directory.root.resolve())
+    if here is not None:
+        here.set()
+    else:
+        os.kill(pid, signal.SIGTERM)
+        if now:
+            # The driver ends at once on any second signal; two of one kind may arrive as one.
+            os.kill(pid, signal.SIGINT)
+    give_up = time.monotonic() + timeout_s
+    while is_driven(directory):
+        if time.monotonic() > give_up:
+            raise NoResultError(f"process {pid} did not stop in {timeout_s:.0f} s; try --now")
+        time.sleep(0.2)
+    return True

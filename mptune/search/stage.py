@@ -1,0 +1,100 @@
+"""Stages of a run: search, confirmation and comparison, as values that one driver drives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mptune.errors import InputError
+from mptune.paths import RunDirectory
+from mptune.spec.schema import SearchSpec, build
+from mptune.spec.source import Concrete
+from mptune.spec.space import Space
+from mptune.study.queue import PlannedRun
+from mptune.trial import Prepared, StageName, TrialSpec
+
+if TYPE_CHECKING:
+    import optuna
+
+FIRST_SEEDS: Mapping[StageName, int] = {"comparison": 1_000_000, "confirmation": 2_000_000}
+"""First training seed of a stage, apart from the search's: no stage sees a seed that chose it."""
+
+FRESH_PLAN = 1_000_003
+"""Added to the score's seed for a confirmation: its sequences, counts and masks are new."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run; stages differ in these values only.
+
+    Attributes:
+        study: name of its study in the storage.
+        prepared: the token table and the scoring plan of its trials.
+        data: the spec's data section, its paths absolute.
+        first_seed: training seed of a search's trials, or of run 0 of an arm.
+        total: trials that it is to have.
+        rungs: training progress at which trials report.
+        artifacts: URL for checkpoints and weights; None is the run directory.
+        space: what the sampler proposes from; None where `runs` are given.
+        runs: the runs to make, in order.
+    """
+
+    name: StageName
+    run: RunDirectory
+    study: str
+    prepared: Prepared
+    data: Mapping[str, Any]
+    first_seed: int
+    total: int = 0
+    rungs: tuple[float, ...] = ()
+    artifacts: str | None = None
+    space: Space | None = None
+    runs: tuple[PlannedRun, ...] = ()
+
+    def propose(self, trial: optuna.Trial) -> TrialSpec:
+        """The TrialSpec of an asked trial: a new proposal, or the run that it was queued for."""
+        if self.space is not None:
+            return self.make(self.space.suggest(trial), trial.number, self.first_seed)
+        seed = trial.suggest_int("seed", 0, 10_000)
+        concrete = Concrete(trial.user_attrs["tree"], {})
+        return self.make(concrete, trial.number, self.first_seed + seed)
+
+    def make(self, concrete: Concrete, number: int, seed: int) -> TrialSpec:
+        """The TrialSpec of a concrete spec, as trial `number` with this training seed.
+
+        Raises:
+            InputError: no model has the parameter count that the spec gives.
+        """
+        spec = SearchSpec.model_validate(concrete.tree)
+        vocabulary, length = self.prepared.vocabulary_size + 2, self.prepared.length
+        policy, model = build("policy", spec.policy), build("model", spec.model)
+        try:
+            model = model.sized(vocabulary, length)
+        except ValueError as error:
+            raise InputError(f"model.{error}") from None
+        training = spec.training
+        if training.precision == "auto":
+            # A trial is a pure function of its spec: what `auto` means is written into it.
+            training = training.model_copy(update={"precision": self.prepared.precision})
+        directory = self.run.trial(number, self.name).root
+        artifacts = self.artifacts
+        if artifacts is not None:
+            artifacts = f"{artifacts}/{directory.relative_to(self.run.root).as_posix()}"
+        return TrialSpec(
+            study=self.study,
+            number=number,
+            policy_label=policy.words(),
+            size_label=model.words(),
+            seed=seed,
+            data=dict(self.data),
+            model=model.model_dump(mode="json"),
+            policy=policy.model_dump(mode="json"),
+            training=training,
+            score=spec.score,
+            rungs=self.rungs,
+            resources=spec.resources.for_model(model.parameters(vocabulary, length)),
+            prepared=self.prepared,
+            directory=str(directory.absolute()),
+            artifacts=artifacts,
+        )

@@ -1,0 +1,66 @@
+"""The log of one trial: its events, or what one of its ranks printed; read once or followed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mptune import status
+from mptune.errors import InputError
+from mptune.paths import RunDirectory, TrialDirectory
+from mptune.study.lease import is_driven
+from mptune.trial import StageName
+
+
+@dataclass(frozen=True)
+class TrialLog:
+    """The log of a trial of a stage; `rank` None is its events."""
+
+    run: RunDirectory
+    number: int
+    stage: StageName
+    rank: int | None
+    since: float = field(default_factory=time.time)
+
+    @property
+    def trial(self) -> TrialDirectory:
+        return self.run.trial(self.number, self.stage)
+
+    @property
+    def file(self) -> Path:
+        return self.trial.events if self.rank is None else self.trial.log(self.rank)
+
+    def check(self, follow: bool) -> None:
+        """Refuse a log that does not exist; with `follow`, one that will not begin either.
+
+        Raises:
+            InputError: there is no such trial, or it has no such rank; the known ones are named.
+        """
+        if follow and self.goes_on():
+            return
+        if not self.trial.root.is_dir():
+            raise InputError(
+                f"{self.run.root}: trial {self.number} has not started{self._others()}"
+            )
+        if self.rank is not None and self.rank not in self.trial.ranks():
+            ranks = ", ".join(map(str, self.trial.ranks()))
+            there = f"there is output of ranks {ranks}" if ranks else "no rank kept its output"
+            raise InputError(f"{self.trial.root}: no output of rank {self.rank}; {there}")
+
+    def goes_on(self) -> bool:
+        """Whether a living driver has the trial in flight, or may not have reported it yet."""
+        now = status.read(self.run)
+        if not is_driven(self.run):
+            return False
+        if now is None or now.time < self.since:
+            return self.trial.root.is_dir() or (now is not None and self._is_in(now))
+        return self._is_in(now)
+
+    def _is_in(self, now: status.Status) -> bool:
+        return now.stage == self.stage and now.in_flight(self.number)
+
+    def _others(self) -> str:
+        folder = self.trial.root.parent
+        known = sorted(int(p.name) for p in folder.glob("[0-9]*") if p.name.isdigit())
+        return f"; there are trials {known[0]} to {known[-1]}" if known else "; none has"

@@ -1,0 +1,85 @@
+"""The queue of a study: arms and seeds to run, and trials that a dead driver left running."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from mptune.study.optuna_private import requeue, set_waiting_attribute, user_attributes
+from mptune.study.records import ENDED
+from mptune.trial import TrialSpec
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a confirmation or comparison: an arm with one seed.
+
+    It is queued with the tree of its concrete spec, so that a resume needs no other source.
+
+    Attributes:
+        arm: the arm's name.
+        key: what all seeds of the arm have in common, see `TrialSpec.run_key`.
+        seed: number of the seed, from 0.
+        tree: the concrete spec, as plain YAML values.
+        repeats: in a confirmation, the number of the search's trial.
+    """
+
+    arm: str
+    key: str
+    seed: int
+    tree: Mapping[str, Any]
+    repeats: int | None = None
+
+
+def ended(study: optuna.Study) -> int:
+    """Number of trials that have ended, in whatever state."""
+    return len(study.get_trials(deepcopy=False, states=ENDED))
+
+
+def enqueue_arms(study: optuna.Study, arms: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """Queue (arm name, parameters) in order; those that are in the study already are skipped."""
+    done = sum("arm" in t.user_attrs for t in study.get_trials(deepcopy=False))
+    for name, params in arms[done:]:
+        study.enqueue_trial(dict(params), user_attrs={"arm": name})
+
+
+def enqueue_runs(study: optuna.Study, runs: Sequence[PlannedRun]) -> int:
+    """Queue the runs that are not in the study yet; returns the study's number of trials."""
+    known = [_run_of(study, t) for t in study.get_trials(deepcopy=False)]
+    new = [run for run in runs if (run.key, run.seed) not in known]
+    for run in new:
+        attrs: dict[str, Any] = {"arm": run.arm, "run_key": run.key, "tree": dict(run.tree)}
+        if run.repeats is not None:
+            attrs["repeats"] = run.repeats
+        study.enqueue_trial({"seed": run.seed}, user_attrs=attrs)
+    return len(known) + len(new)
+
+
+def _run_of(study: optuna.Study, trial: FrozenTrial) -> tuple[str | None, int | None]:
+    """(Run key, number of the seed) of a trial in any state."""
+    attrs = user_attributes(study, trial)
+    spec = attrs.get("trial_spec")
+    key = TrialSpec.model_validate_json(spec).run_key() if spec else attrs.get("run_key")
+    fixed = trial.system_attrs.get("fixed_params", {})
+    return key, trial.params.get("seed", fixed.get("seed"))
+
+
+def requeue_running(study: optuna.Study, besides: Container[int] = ()) -> list[int]:
+    """Put the trials of a dead driver back in the queue; returns their numbers."""
+    found = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    running = [trial for trial in found if trial.number not in besides]
+    for trial in running:
+        requeue(study, trial)
+    return [t.number for t in running]
+
+
+def explain_waiting(study: optuna.Study, why: str) -> None:
+    """Store with every waiting trial without a reason that the budgets let none start."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        if trial.user_attrs.get("reason") is None:
+            set_waiting_attribute(study, trial, "reason", "budget")
+            set_waiting_attribute(study, trial, "detail", why)

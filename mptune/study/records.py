@@ -1,0 +1,186 @@
+"""Between Optuna's trials and `Trial`: what a trial carries in the storage, written and read."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from mptune.study.optuna_private import set_user_attributes, user_attributes
+from mptune.trial import (
+    Failed,
+    LearningPoint,
+    LMLScore,
+    StageName,
+    Trial,
+    TrialResult,
+    TrialSpec,
+)
+
+MEMORY = "memory"
+"""Optuna's constraint of a trial that did not fit in memory; it is met where the value is <= 0."""
+
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+SPEND = "spend"
+"""Attribute of a study: what its trials have used, one write per trial."""
+
+
+def set_attributes(trial: optuna.Trial, **attrs: Any) -> None:
+    """Set user attributes of a running trial, in one transaction where the storage can."""
+    set_user_attributes(trial, attrs)
+
+
+def describe(trial: optuna.Trial, spec: TrialSpec) -> None:
+    """Store what the trial is going to run, and clear why it was held back before."""
+    past = {key: None for key in ("reason", "detail") if key in trial.user_attrs}
+    set_attributes(
+        trial,
+        **past,
+        label=spec.label,
+        seed=spec.seed,
+        fingerprint=spec.fingerprint(),
+        trial_spec=spec.model_dump_json(),
+    )
+
+
+def record_result(trial: optuna.Trial, result: TrialResult) -> None:
+    """Store the result as JSON, and in a few groups what a person or a dashboard may want.
+
+    An attribute is a row, and opening a study of 10,000 trials reads every row.
+    """
+    set_attributes(
+        trial,
+        lml=_scores(result.lml),
+        lml_shift={name: shift.nats_per_token for name, shift in result.lml_shift.items()},
+        prequential_nats_per_token=result.prequential,
+        loss_at_rate={f"{100 * r.rate:g}%": r.loss for r in result.rates},
+        masked_accuracy_at_rate={f"{100 * r.rate:g}%": r.accuracy for r in result.rates},
+        cost=result.cost.model_dump(),
+        versions=result.versions,
+        result=result.model_dump_json(),
+    )
+
+
+def _scores(lml: LMLScore) -> dict[str, float | None]:
+    tokens = lml.nats_per_sequence / lml.nats_per_token if lml.nats_per_token else 1.0
+    return {
+        "nats_per_token": lml.nats_per_token,
+        "se_nats_per_token": lml.se_population / tokens,
+        "nats_per_sequence": lml.nats_per_sequence,
+        "bits_per_byte": lml.bits_per_byte,
+    }
+
+
+def percent(progress: float) -> int:
+    """Optuna's step of a rung: training progress in percent."""
+    return max(1, round(100 * progress))
+
+
+def report_rung(trial: optuna.Trial, value: float, progress: float) -> None:
+    """Report a score at a rung to Optuna; reporting a rung again changes nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        trial.report(value, percent(progress))
+
+
+def tell_failure(study: optuna.Study, trial: optuna.Trial, failure: Failed) -> None:
+    """Tell Optuna of a failure, in the state from which samplers learn.
+
+    Samplers ignore failed trials. Where models do not fit in memory they should learn: Optuna
+    has that as a violated constraint, of trials that are pruned.
+    """
+    set_attributes(trial, reason=failure.reason, detail=failure.detail)
+    state = TrialState.FAIL
+    if failure.reason == "out_of_memory":
+        trial.set_constraint(MEMORY, 1.0)
+        state = TrialState.PRUNED
+    study.tell(trial.number, state=state)
+
+
+def tell_pruned(study: optuna.Study, trial: optuna.Trial, detail: str) -> None:
+    """Tell Optuna that a trial was stopped early, with the reason as a text for people."""
+    set_attributes(trial, reason="pruned", detail=detail)
+    study.tell(trial.number, state=TrialState.PRUNED)
+
+
+def has_failed(trial: FrozenTrial) -> bool:
+    """Whether the trial failed, also where Optuna has it as pruned; see `tell_failure`."""
+    return trial.state == TrialState.FAIL or trial.constraints.get(MEMORY, 0.0) > 0
+
+
+def as_trial(stored: FrozenTrial, stage: StageName) -> Trial:
+    """The `Trial` that Optuna's storage holds."""
+    attrs = stored.user_attrs
+    spec = TrialSpec.model_validate_json(attrs["trial_spec"]) if attrs.get("trial_spec") else None
+    result = TrialResult.model_validate_json(attrs["result"]) if attrs.get("result") else None
+    learning = tuple(LearningPoint(**point) for point in attrs.get("learning", ()))
+    rungs = tuple((step / 100, value) for step, value in sorted(stored.intermediate_values.items()))
+    return Trial(
+        stage=stage,
+        number=stored.number,
+        state="FAIL" if has_failed(stored) else stored.state.name,
+        reason=attrs.get("reason"),
+        detail=attrs.get("detail"),
+        arm=attrs.get("arm"),
+        repeats=attrs.get("repeats"),
+        seed=spec.seed if spec else None,
+        policy=spec.policy if spec else {},
+        model=spec.model if spec else {},
+        policy_label=spec.policy_label if spec else "",
+        size_label=spec.size_label if spec else "",
+        parameters=result.cost.parameters if result else None,
+        params=stored.params,
+        seconds=attrs.get("cost", {}).get("total_s"),
+        same_as=attrs.get("same_as"),
+        result=result,
+        rungs=rungs,
+        learning=result.learning if result else learning,
+        spec=spec,
+    )
+
+
+def last_results(study: optuna.Study, count: int) -> list[tuple[TrialSpec, TrialResult]]:
+    """The last `count` trials that were trained to their end, in order of number."""
+    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    ran = [t for t in finished if "same_as" not in t.user_attrs]
+    found = [user_attributes(study, trial) for trial in ran[-count:]]
+    return [
+        (
+            TrialSpec.model_validate_json(attrs["trial_spec"]),
+            TrialResult.model_validate_json(attrs["result"]),
+        )
+        for attrs in found
+        if "result" in attrs
+    ]
+
+
+def importances(study: optuna.Study) -> dict[str, float]:
+    """Share of the score that each dimension decides, largest first; empty with too few trials.
+
+    PED-ANOVA (Watanabe, Bansal and Hutter, IJCAI 2023) over the finished trials and the dimensions
+    that all of them have. A dimension that only some have, as the rate of one of several policies,
+    would be judged on a handful.
+    """
+    done = [t for t in study.trials if t.state == TrialState.COMPLETE]
+    if len(done) < MIN_JUDGED:
+        return {}
+    params = sorted(set.intersection(*(set(t.params) for t in done)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            shares = optuna.importance.get_param_importances(
+                study,
+                evaluator=optuna.importance.PedAnovaImportanceEvaluator(),
+                params=params,
+            )
+        except (ValueError, RuntimeError):  # no dimension took two values
+            return {}
+    return {name: float(share) for name, share in shares.items() if math.isfinite(share)}
+
+
+MIN_JUDGED = 4
+"""Fewest finished trials for which importances are computed."""
