@@ -43,7 +43,6 @@ from mptune.dispatch.base import End
 from mptune.dispatch.local import LocalDispatcher
 from mptune.dispatch.ray_dispatcher import RayDispatcher
 from mptune.paths import RunDirectory
-from mptune.search.driver import StudyDriver
 from mptune.spec.schema import Resources, Score, Search, Training
 from mptune.trial import PrepareRequest, Started, TrialSpec
 from tests import fakes

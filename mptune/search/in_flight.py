@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-
-import optuna
+from typing import TYPE_CHECKING
 
 from mptune.trial import Event, Failed, Finished, Progress, Scoring, Started, Stopped, TrialSpec
+
+if TYPE_CHECKING:
+    import optuna
 
 
 class InFlightState(StrEnum):

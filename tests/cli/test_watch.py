@@ -14,11 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mptune import status, study
+from mptune import status
 from mptune.cli import main
 from mptune.paths import RunDirectory
 from mptune.status import Status
 from mptune.study.lease import driver_lock
+from mptune.study.storage import StudyStorage
 from tests import studies
 from tests.cli.test_commands import SPEC
 
@@ -81,8 +82,8 @@ def test_a_search_that_runs_tells_where_it_stands_and_its_storage_is_left_alone(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run, records = RunDirectory(Path("runs/demo")), study.records
-    monkeypatch.setattr(study, "records", lambda *_: pytest.fail("the storage was read"))
+    run, trials = RunDirectory(Path("runs/demo")), StudyStorage.trials
+    monkeypatch.setattr(StudyStorage, "trials", lambda *_: pytest.fail("the storage was read"))
     found = until_known(run, lambda now: now.trials.complete > 0 and now.running)
     assert main(["status", "runs/demo", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -103,7 +104,7 @@ def test_a_search_that_runs_tells_where_it_stands_and_its_storage_is_left_alone(
     assert searching.poll() is None
     searching.kill()
     searching.wait()
-    monkeypatch.setattr(study, "records", records)
+    monkeypatch.setattr(StudyStorage, "trials", trials)
     assert main(["status", "runs/demo"]) == 0
     assert f"stale: process {searching.pid} on " in capsys.readouterr().out
     assert main(["status", "runs/demo", "--json"]) == 0
