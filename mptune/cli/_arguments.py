@@ -6,6 +6,7 @@ import argparse
 import shlex
 import sys
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -156,7 +157,7 @@ def answer(console: Console, run: Run, found: Report, as_json: bool, lang: str) 
         folders = dict.fromkeys(p.parent for p in written if p.parent.name == "figures")
         for path in [*(p for p in written if p.parent not in folders), *folders]:
             console.print(f"  {path}", soft_wrap=True)
-    compared = found.comparison.arms if found.comparison else ()
-    if not any(arm.runs for arm in compared) and not any(t.finished for t in found.trials):
+    compared = found.comparison.arms.values() if found.comparison else ()
+    if not any(t.finished for t in (*found.trials, *chain.from_iterable(compared))):
         raise NoResultError("no trial finished; see the reasons above")
     return 0

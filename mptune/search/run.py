@@ -23,8 +23,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from mptune import status
-from mptune import __version__
+from mptune import __version__, status
 from mptune.analysis.comparison import Asked
 from mptune.analysis.ranking import ranking
 from mptune.analysis.results import Report, build_report

@@ -8,7 +8,6 @@ import pytest
 
 from mptune.analysis.results import mask_rates
 from mptune.cli import main
-from mptune.paths import RunDirectory
 from mptune.search.run import Run
 from tests import fakes
 from tests.cli.conftest import leave_figures_out, use_fakes
