@@ -131,7 +131,7 @@ def _vocabulary(table: TokenTable, counts_V: NDArray[np.int64]) -> Report:
 
 
 def codec_columns(table: TokenTable) -> Mapping[str, Mapping[str, Any]]:
-    """The fitted columns beside a table, by name; empty for text."""
+    """The fitted columns of a table, by name; empty for text."""
     path = table.path / "codec.json"
     if not path.exists():
         return {}

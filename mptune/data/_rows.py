@@ -90,6 +90,9 @@ class Windows:
 class RowModality(Modality):
     """Base of the modalities whose source is rows with columns."""
 
+    length: int = Field(
+        0, ge=0, description="positions per sequence; leave it out: the other keys determine it"
+    )
     source: Source = Field(
         description="CSV, JSONL, Parquet or NumPy: file, folder, glob, URL, hf: or package:"
     )

@@ -96,7 +96,7 @@ class Characters:
         return found
 
     def save(self, folder: Path) -> None:
-        """Keep the alphabet beside the table."""
+        """Write the alphabet into the table's folder."""
         np.save(folder / "alphabet.npy", self._alphabet)
 
 
@@ -171,7 +171,7 @@ class Subwords:
         return sum(len(text[a:b].encode()) for a, b in spans)
 
     def save(self, folder: Path) -> None:
-        """Keep the tokenizer beside the table."""
+        """Write the tokenizer into the table's folder."""
         self._tokenizer.save(str(folder / "tokenizer.json"))
 
 

@@ -36,10 +36,7 @@ class Image(RowModality):
     shape: tuple[int, int] = Field(description="rows and columns of pixels")
     patch: int = Field(1, ge=1, description="pixels along the side of a token; 1 is pixels")
     label: int | None = Field(
-        None, description="column of a CSV that is no pixel, -1 for the last; domains name it label"
-    )
-    length: int = Field(
-        0, ge=0, description="positions per sequence; tokens of an image, or left out"
+        None, description="column of a CSV that is not a pixel, -1: the last; domains call it label"
     )
 
     @model_validator(mode="before")

@@ -50,9 +50,6 @@ class Series(RowModality):
     )
     every: int = Field(1, ge=1, description="use every n-th step of each series")
     values: str | None = Field(None, description="name of the values in a NumPy file of several")
-    length: int = Field(
-        0, ge=0, description="positions per sequence; window × channels, or left out"
-    )
 
     @model_validator(mode="before")
     @classmethod

@@ -32,9 +32,6 @@ class Tabular(RowModality):
     rare: int = Field(
         10, ge=1, description="training rows that a category needs to be a symbol of its own"
     )
-    length: int = Field(
-        0, ge=0, description="positions per sequence; number of columns, or left out"
-    )
 
     @model_validator(mode="before")
     @classmethod

@@ -64,7 +64,7 @@ class TextDomain(Section):
     noise: float = Field(
         0.0, ge=0, lt=1, description="share of the bytes of ASCII text replaced by random letters"
     )
-    max_sequences: int | None = Field(None, ge=2, description="at most so many, drawn at random")
+    max_sequences: int | None = Field(None, ge=2, description="random subset of at most this many")
 
     @model_validator(mode="after")
     def _is_shifted(self) -> Self:
@@ -143,10 +143,10 @@ class Text(Modality):
         "stop", description="whether a broken record stops the preparation or is skipped, counted"
     )
     max_train_sequences: int | None = Field(
-        None, ge=1, description="at most so many training sequences, drawn at random; default all"
+        None, ge=1, description="random subset of at most this many training sequences; default all"
     )
     max_heldout_sequences: int | None = Field(
-        None, ge=2, description="at most so many held-out sequences, drawn at random; default all"
+        None, ge=2, description="random subset of at most this many held-out sequences; default all"
     )
     seed: int = Field(0, ge=0, description="of the split and of the sequences drawn")
 

@@ -507,7 +507,7 @@ def fixed_on_resume(resolved: Mapping[str, Any]) -> dict[str, Any]:
 def is_searchable(path: Sequence[str]) -> bool:
     """Whether the value at these keys of a spec may be a dimension.
 
-    Keys that are no field (the label of an option of a choice) are passed over.
+    Keys that are not fields (labels of options of a choice) are skipped.
     """
     model: type[BaseModel] | None = SearchSpec
     searchable = False
