@@ -263,9 +263,7 @@ def score(
 ) -> TrialResult | None:
     """Score the trained model; None on other ranks than the first.
 
-    Args:
-        began: when the trial began, by `time.monotonic`.
-        setting_up_s: seconds from then to the start of the training.
+    The trial began at `began`, by `time.monotonic`, and its training `setting_up_s` later.
     """
 
     def lml(heldout: HeldOut) -> LMLScore | None:

@@ -36,7 +36,7 @@ from mptune.training.batches import (
     deal,
 )
 from mptune.training.ranks import Ranks
-from mptune.training.schedule import Budget
+from mptune.training.schedule import TrainingBudget
 
 FloatArray = NDArray[np.float64]
 
@@ -80,11 +80,11 @@ class Inputs:
         """
         return self.family.flops(self.vocabulary_size + 2, self.length, rows, masked)
 
-    def budget(self) -> Budget:
+    def budget(self) -> TrainingBudget:
         """What the training may spend."""
         rows = self.training.batch_size
         masked = round(self.policy.mean_rate(self.length) * rows * self.length)
-        return Budget.of(self.training, rows * self.length, self.step_flops(masked, rows))
+        return TrainingBudget.of(self.training, rows * self.length, self.step_flops(masked, rows))
 
 
 @dataclass(frozen=True)

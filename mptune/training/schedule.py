@@ -26,7 +26,7 @@ def learning_rate_factor(schedule: LearningRateSchedule, progress: float) -> flo
 
 
 @dataclass(frozen=True)
-class Budget:
+class TrainingBudget:
     """What a training may spend of one quantity, and the number of steps expected of it."""
 
     amount: float
@@ -35,7 +35,7 @@ class Budget:
     """Exact for tokens, expected for FLOPs, 0 (unknown) for seconds."""
 
     @classmethod
-    def of(cls, training: Training, tokens_per_step: int, flops_per_step: float) -> Budget:
+    def of(cls, training: Training, tokens_per_step: int, flops_per_step: float) -> TrainingBudget:
         """The one budget that a training section names; per-step figures are expectations."""
         if training.budget_tokens is not None:
             steps = math.ceil(training.budget_tokens / tokens_per_step)

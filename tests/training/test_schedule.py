@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mptune.spec.schema import LearningRateSchedule, Training
-from mptune.training.schedule import CURVE_POINTS, Budget, Spent, learning_rate_factor
+from mptune.training.schedule import CURVE_POINTS, Spent, TrainingBudget, learning_rate_factor
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
@@ -27,21 +27,23 @@ def test_learning_rate_without_warmup_or_with_nothing_else():
 
 
 def test_token_budget_is_whole_steps():
-    budget = Budget.of(Training(budget_tokens=1000), tokens_per_step=300, flops_per_step=1.0)
+    budget = TrainingBudget.of(
+        Training(budget_tokens=1000), tokens_per_step=300, flops_per_step=1.0
+    )
     assert budget.steps == 4
     assert budget.progress(Spent(tokens=600)) == 0.5
     assert budget.progress(Spent(tokens=1200)) == 1.0
 
 
 def test_flops_budget_counts_what_was_spent():
-    budget = Budget.of(Training(budget_flops=1e6), tokens_per_step=300, flops_per_step=1e5)
+    budget = TrainingBudget.of(Training(budget_flops=1e6), tokens_per_step=300, flops_per_step=1e5)
     assert (budget.steps, budget.progress(Spent(flops=5e5))) == (10, 0.5)
     assert budget.expected_steps(Spent(steps=4, flops=5e5)) == 8
     assert budget.progress(Spent(flops=1.3e6)) == 1.0, "the last step may spend more"
 
 
 def test_seconds_budget_learns_its_steps():
-    budget = Budget.of(Training(budget_seconds=10), tokens_per_step=300, flops_per_step=1e5)
+    budget = TrainingBudget.of(Training(budget_seconds=10), tokens_per_step=300, flops_per_step=1e5)
     assert budget.expected_steps(Spent()) == 0
     assert budget.expected_steps(Spent(steps=30, seconds=2.5)) == 120
 
