@@ -20,7 +20,6 @@ GROUPS: dict[str, Sequence[str]] = {
         "tests/faults/test_driver_killed.py",
         "tests/faults/test_host_memory.py",
         "tests/faults/test_shipping.py",
-        "tests/dispatch/test_capacity.py",
         "tests/dispatch/test_crowded.py",
         "tests/dispatch/test_elastic.py",
         "tests/dispatch/test_preflight.py",

@@ -1,4 +1,4 @@
-"""A cluster that others use, too: two real nodes, and a trial whose planned place is taken."""
+"""A cluster of two real nodes: what it can hold, and trials whose planned place others take."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from mptune.paths import free_port
+from tests.cli.test_commands import SPEC
 from tests.faults.cluster import RayCluster, ray_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -82,3 +83,39 @@ def test_an_address_of_ray_client_stands_for_the_cluster_behind_it(
     (ran,) = scene(cluster, tmp_path, "seen", f"ray://127.0.0.1:{client_port}")
     assert ran["cluster"].endswith(f":{cluster.port}")
     assert len(ran["pids"]) == 1
+
+
+def validate(
+    cluster: RayCluster, spec: Path, *more: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mptune", "validate", str(spec), *more]
+    env = cluster.env | environment
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=100)
+
+
+def test_validate_refuses_what_could_never_fit_in_a_known_cluster(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    spec, there = tmp_path / "spec.yaml", ("--address", cluster.address)
+    spec.write_text(SPEC + "resources: {workers: 2}\n", encoding="utf-8")
+    found = validate(cluster, spec, *there)
+    assert (found.returncode, found.stderr) == (0, "")
+    large = ("--set", "resources.by_size={1M: {workers: 8}, 9M: {gpus_per_worker: 1}}")
+    found = validate(cluster, spec, *large, *there)
+    assert found.returncode == 2
+    assert found.stderr.splitlines() == [
+        "spec.yaml:19: resources: the trial needs 8 workers of 1 CPU; the cluster holds "
+        "2 nodes of 1 CPU and 0 GPU: lower resources or add nodes",
+        "spec.yaml:19: resources: the trial needs 2 workers of 1 CPU and 1 GPU; the "
+        "cluster holds 2 nodes of 1 CPU and 0 GPU: lower resources or add nodes",
+    ]
+
+
+def test_auto_is_the_cluster_that_the_environment_names(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(SPEC + "resources: {workers: 8}\n", encoding="utf-8")
+    found = validate(cluster, spec, "--address", "auto", RAY_ADDRESS=cluster.address)
+    assert found.returncode == 2
+    assert "8 workers of 1 CPU; the cluster holds 2 nodes of 1 CPU and 0 GPU" in found.stderr
