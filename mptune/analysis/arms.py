@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
 
-from mptune.analysis.crossed import Array, Estimate, estimate, forecast, joint_noise
+from mptune.analysis.crossed import Array, Estimate, SampleSize, estimate, forecast, joint_noise
 from mptune.analysis.sequential import nominal_levels, sequential_p
 
 Verdict: TypeAlias = Literal["better", "worse", "undecided", "equivalent"]
@@ -129,106 +129,15 @@ def _holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _equivalence_p(found: Estimate, margin: float) -> float:
-    """Two one-sided tests against -margin and +margin (Schuirmann 1987), doubled.
-
-    Doubled, so that it is as strict as a two-sided interval that lies inside the margin.
-    """
-    if abs(found.mean) >= margin:
-        return 1.0
-    return max(found.p_value(-margin), found.p_value(margin))
-
-
 def _paired_seeds(arms: Sequence[ArmScores]) -> list[int]:
     """Seeds that every one of these arms has; a seed that failed in one is left out of all."""
     common = sorted(set.intersection(*(set(arm.seeds) for arm in arms)))
     if not common:
-        raise ValueError("the arms have no training seed in common: " + _list(arms, "seeds"))
+        each = ", ".join(f"{arm.name!r} {arm.seeds}" for arm in arms)
+        raise ValueError(f"the arms have no training seed in common: {each}")
     if len({arm.nats_per_sequence_SN.shape[1] for arm in arms}) > 1:
         raise ValueError("the arms were not scored on the same sequences")
     return common
-
-
-def _list(arms: Sequence[ArmScores], attribute: str) -> str:
-    return ", ".join(f"{arm.name!r} {getattr(arm, attribute)}" for arm in arms)
-
-
-def _verdict(difference: Difference, equivalence_p: float) -> Verdict:
-    alpha = 1 - difference.level
-    if equivalence_p <= alpha:
-        return "equivalent"
-    if difference.p_value > alpha:
-        return "undecided"
-    return "better" if difference.nats_per_sequence > 0 else "worse"
-
-
-@dataclass(frozen=True, eq=False)
-class _Pair:
-    """A challenger and the baseline at every look so far.
-
-    Attributes:
-        reached_LSN: their differences at each look, more seeds each time.
-        looks: seeds at all looks that may come.
-    """
-
-    arm: ArmScores
-    baseline: ArmScores
-    reached_LSN: tuple[Array, ...]
-    looks: tuple[int, ...]
-
-    @classmethod
-    def of(cls, arm: ArmScores, baseline: ArmScores, looks: Sequence[int]) -> _Pair:
-        seeds = _paired_seeds([arm, baseline])
-        d_SN = arm.at(seeds) - baseline.at(seeds)
-        counts = [look for look in looks if look <= len(seeds)] or [len(seeds)]
-        counts[-1] = len(seeds) if len(counts) == len(looks) else counts[-1]
-        reached = tuple(d_SN[:count] for count in counts)
-        return cls(arm, baseline, reached, tuple(looks) or (len(seeds),))
-
-    @property
-    def latest(self) -> Array:
-        return self.reached_LSN[-1]
-
-    def nominal(self, alpha: float) -> float:
-        """Level of the present look under which all looks together err at most `alpha`."""
-        return nominal_levels(self.looks, alpha)[len(self.reached_LSN) - 1]
-
-    def p_value(self) -> float:
-        """Of no difference, over all looks so far."""
-        return sequential_p([estimate(d).p_value() for d in self.reached_LSN], self.looks)
-
-    def equivalence_p(self, margin: float | None) -> float:
-        """Of a difference as large as the margin, over all looks so far."""
-        if not margin:
-            return 1.0
-        p_values = [_equivalence_p(estimate(d), margin) for d in self.reached_LSN]
-        return sequential_p(p_values, self.looks)
-
-    def difference(self, level: float) -> Difference:
-        """The pair alone: no correction for other challengers, no verdict yet."""
-        found, (S, n) = estimate(self.latest), self.latest.shape
-        half_width = found.half_width(self.nominal(1 - level))
-        per_token = found.mean / self.arm.tokens_per_sequence
-        bytes_per_token = self.arm.bytes_per_token
-        return Difference(
-            arm=self.arm.name,
-            baseline=self.baseline.name,
-            nats_per_sequence=found.mean,
-            half_width=half_width,
-            low=found.mean - half_width,
-            high=found.mean + half_width,
-            level=level,
-            seeds=S,
-            sequences=n,
-            se_seed=math.sqrt(found.parts[0][0]) if S > 1 else None,
-            se_sequences=math.sqrt(found.parts[-1][0]),
-            p_value=1.0,
-            verdict="undecided",
-            nats_per_token=per_token,
-            bits_per_byte=-per_token / math.log(2) / bytes_per_token if bytes_per_token else None,
-            look=len(self.reached_LSN),
-            looks=len(self.looks),
-        )
 
 
 def compare(
@@ -257,26 +166,78 @@ def compare(
             f"needs at least two arms of different names, one of them the baseline {baseline!r}; "
             f"got {[arm.name for arm in arms]}"
         )
-    challengers = [arm for arm in arms if arm.name != baseline]
-    pairs = [_Pair.of(arm, by_name[baseline], looks) for arm in challengers]
-    p_values = _holm([pair.p_value() for pair in pairs])
-    same = _holm([pair.equivalence_p(margin) for pair in pairs])
-    differences = [
-        replace(pair.difference(level), p_value=p, challengers=len(pairs), margin=margin)
-        for pair, p in zip(pairs, p_values, strict=True)
-    ]
-    judged = [replace(d, verdict=_verdict(d, p)) for d, p in zip(differences, same, strict=True)]
-    if not forecasts:
-        return judged
-    return [_with_forecast(d, pair) for d, pair in zip(judged, pairs, strict=True)]
+    base = by_name[baseline]
+    pairs = []
+    for arm in arms:
+        if arm is not base:
+            seeds = _paired_seeds([arm, base])
+            d_SN = arm.at(seeds) - base.at(seeds)
+            counts = [look for look in looks if look <= len(seeds)] or [len(seeds)]
+            if len(counts) == len(looks):
+                counts[-1] = len(seeds)
+            reached = [d_SN[:count] for count in counts]
+            pairs.append((arm, reached, tuple(looks) or (len(seeds),)))
+    p_values = _holm([
+        sequential_p([estimate(d_SN).p_value() for d_SN in reached], planned)
+        for _, reached, planned in pairs
+    ])  # fmt: skip
+    same = _holm([
+        sequential_p([_equivalence_p(estimate(d_SN), margin) for d_SN in reached], planned)
+        for _, reached, planned in pairs
+    ])  # fmt: skip
+    differences = []
+    for (arm, reached, planned), p_value, equivalence_p in zip(pairs, p_values, same, strict=True):
+        found, (S, n) = estimate(reached[-1]), reached[-1].shape
+        alpha = nominal_levels(planned, 1 - level)[len(reached) - 1]
+        half_width = found.half_width(alpha)
+        per_token = found.mean / arm.tokens_per_sequence
+        bytes_per_token = arm.bytes_per_token
+        verdict: Verdict = "better" if found.mean > 0 else "worse"
+        if p_value > 1 - level:
+            verdict = "undecided"
+        if equivalence_p <= 1 - level:
+            verdict = "equivalent"
+        needed = SampleSize(None, None)
+        if forecasts and verdict == "undecided":
+            needed = forecast(reached[-1], alpha / len(pairs), margin)
+        differences.append(
+            Difference(
+                arm=arm.name,
+                baseline=baseline,
+                nats_per_sequence=found.mean,
+                half_width=half_width,
+                low=found.mean - half_width,
+                high=found.mean + half_width,
+                level=level,
+                seeds=S,
+                sequences=n,
+                se_seed=math.sqrt(found.parts[0][0]) if S > 1 else None,
+                se_sequences=math.sqrt(found.parts[-1][0]),
+                p_value=p_value,
+                verdict=verdict,
+                nats_per_token=per_token,
+                bits_per_byte=-per_token / math.log(2) / bytes_per_token
+                if bytes_per_token
+                else None,
+                challengers=len(pairs),
+                margin=margin,
+                look=len(reached),
+                looks=len(planned),
+                more_seeds=needed.seeds,
+                sequences_needed=needed.sequences,
+            )
+        )
+    return differences
 
 
-def _with_forecast(difference: Difference, pair: _Pair) -> Difference:
-    if difference.verdict != "undecided":
-        return difference
-    p = pair.nominal(1 - difference.level) / difference.challengers
-    found = forecast(pair.latest, p, difference.margin)
-    return replace(difference, more_seeds=found.seeds, sequences_needed=found.sequences)
+def _equivalence_p(found: Estimate, margin: float | None) -> float:
+    """Two one-sided tests against -margin and +margin (Schuirmann 1987), doubled; 1 without margin.
+
+    Doubled, so that it is as strict as a two-sided interval that lies inside the margin.
+    """
+    if not margin or abs(found.mean) >= margin:
+        return 1.0
+    return max(found.p_value(-margin), found.p_value(margin))
 
 
 def selection_probabilities(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal, TypeAlias
 
@@ -78,10 +78,8 @@ class Curves:
         """These seeds only, in this order."""
         rows = [self.seeds.index(seed) for seed in seeds]
         costs = {unit: cost_SR[rows] for unit, cost_SR in self.cost_SR.items()}
-        nats = self.nats_per_sequence_SRN[rows]
-        return Curves(
-            self.name, tuple(seeds), nats, costs, self.progress_R, self.tokens_per_sequence
-        )
+        nats_SRN = self.nats_per_sequence_SRN[rows]
+        return replace(self, seeds=tuple(seeds), nats_per_sequence_SRN=nats_SRN, cost_SR=costs)
 
     def mean_cost(self, unit: Unit) -> Array:
         """What it had cost at each rung, [R]: the mean over seeds."""
@@ -174,6 +172,9 @@ def _pair(
         level = float(means[1 - runner][-1])
         factor = float(_crossing(means[runner][None], np.array([level]), factors_R)[0])
         factor_Z = _crossing(drawn[runner], drawn[1 - runner][:, -1], factors_R)
+        reading: Reading = "before the first rung" if factor < 0 else "not reached"
+        if math.isfinite(factor):
+            reading = "reached"
         tails = (1 - confidence) / 2, (1 + confidence) / 2
         low, high = np.quantile(factor_Z, tails, method="nearest")
         yield EquivalentCompute(
@@ -182,10 +183,10 @@ def _pair(
             unit=unit,
             level=level,
             factor={-math.inf: float(factors_R[0]), math.inf: None}.get(factor, factor),
-            low=_inside(low),
-            high=_inside(high),
+            low=float(low) if math.isfinite(low) else None,
+            high=float(high) if math.isfinite(high) else None,
             confidence=confidence,
-            reading=_reading(factor),
+            reading=reading,
             spent=float(factors_R[-1]),
             probability_reached=float(np.mean(factor_Z < math.inf)),
             seeds=len(arm.seeds),
@@ -205,13 +206,3 @@ def _crossing(curve_ZR: Array, level_Z: Array, cost_R: Array) -> Array:
     cost_Z[above_ZR[:, 0]] = -math.inf
     cost_Z[~above_ZR.any(1)] = math.inf
     return cost_Z
-
-
-def _inside(factor: float) -> float | None:
-    return float(factor) if math.isfinite(factor) else None
-
-
-def _reading(factor: float) -> Reading:
-    if math.isfinite(factor):
-        return "reached"
-    return "before the first rung" if factor < 0 else "not reached"

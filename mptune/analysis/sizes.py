@@ -107,7 +107,7 @@ class BySize(Message):
 
 
 @dataclass(frozen=True)
-class _Row:
+class _Scored:
     """What one training run, or one difference of two runs, adds to a law.
 
     Attributes:
@@ -122,7 +122,7 @@ class _Row:
     rate: float = math.nan
 
 
-def _row(trial: Trial) -> _Row:
+def _row(trial: Trial) -> _Scored:
     """A finished trial with its score at the end, and at the rungs before."""
     result = trial.require_result()
     scores = {
@@ -131,7 +131,7 @@ def _row(trial: Trial) -> _Row:
         if point.progress < 1
     }
     scores[1.0] = float(result.cost.tokens), result.lml.nats_per_token
-    return _Row(result.cost.parameters, scores, _rate(trial))
+    return _Scored(result.cost.parameters, scores, _rate(trial))
 
 
 def _rate(trial: Trial) -> float:
@@ -221,7 +221,7 @@ class _Scale:
     levels: tuple[tuple[float, float], ...]
 
     @classmethod
-    def of(cls, rows: Sequence[_Row]) -> _Scale:
+    def of(cls, rows: Sequence[_Scored]) -> _Scale:
         levels = sorted(set.intersection(*(set(row.scores) for row in rows)))
         tokens = {v: float(np.mean([row.scores[v][0] for row in rows])) for v in levels}
         sizes = [math.log(row.parameters) for row in rows for _ in row.scores]
@@ -229,7 +229,7 @@ class _Scale:
         n0, b0 = math.exp(np.mean(sizes)), math.exp(np.mean(budgets))
         return cls(n0, b0, tuple(tokens.items()))
 
-    def mean_and_slope(self, rows: Sequence[_Row]) -> tuple[Array, Array | None]:
+    def mean_and_slope(self, rows: Sequence[_Scored]) -> tuple[Array, Array | None]:
         """Each row's mean over the budgets, and its change with b; None with one budget."""
         y_RL = np.array([[row.scores[level][1] for level, _ in self.levels] for row in rows])
         b_L = np.array([self.b(tokens) for _, tokens in self.levels])
@@ -254,7 +254,7 @@ def _law(
     what: Literal["best rate", "gap"],
     of: str,
     form: str,
-    rows: Sequence[_Row],
+    rows: Sequence[_Scored],
     scale: _Scale,
     named: Sequence[tuple[str, Array]],
     points: Sequence[SizePoint],
@@ -365,8 +365,8 @@ def _logit(rate: float) -> float:
 
 def _points(
     scale: _Scale,
-    rows: Sequence[_Row],
-    make: Callable[[Sequence[_Row], float], SizePoint],
+    rows: Sequence[_Scored],
+    make: Callable[[Sequence[_Scored], float], SizePoint],
 ) -> list[SizePoint]:
     """What `make` makes of the rows of each size at each budget that all rows have."""
     return [
@@ -376,7 +376,7 @@ def _points(
     ]
 
 
-def _best_tried(rows: Sequence[_Row], level: float) -> SizePoint:
+def _best_tried(rows: Sequence[_Scored], level: float) -> SizePoint:
     """The best rate that was run."""
     best = max(rows, key=lambda row: row.scores[level][1])
     return SizePoint(
@@ -421,7 +421,7 @@ def _gap(
     return _law("gap", of, scale.words("gap"), rows, scale, named, points, value, extrapolate_to)
 
 
-def _gaps(trials: Sequence[Trial], challenger: Callable[[Trial], bool]) -> list[_Row]:
+def _gaps(trials: Sequence[Trial], challenger: Callable[[Trial], bool]) -> list[_Scored]:
     """Differences to fixed 15 % at the same size, seed and budget, of the best challenger."""
     cells: dict[tuple[int, int], list[Trial]] = {}
     for trial in trials:
@@ -444,11 +444,11 @@ def _gaps(trials: Sequence[Trial], challenger: Callable[[Trial], bool]) -> list[
                 )
                 gaps[level] = best[0], best[1] - float(np.mean(means))
         if gaps:
-            found.append(_Row(parameters, gaps))
+            found.append(_Scored(parameters, gaps))
     return found
 
 
-def _mean_gap(rows: Sequence[_Row], level: float) -> SizePoint:
+def _mean_gap(rows: Sequence[_Scored], level: float) -> SizePoint:
     """The mean over seeds, with Student's interval where there are two or more."""
     gaps = np.array([row.scores[level][1] for row in rows])
     mean, half = float(gaps.mean()), None
