@@ -1,8 +1,6 @@
 """A team's own figure of merit (KPI) against the scores: which predicts it, and is that certain.
 
-The user's function takes the folder of a trained model and gives a number, or a number and its
-standard error. It runs in a process of its own, `python -m mptune.analysis.kpi FUNCTION FOLDER
-FILE`: what it imports, prints, breaks or never ends is no danger to the search.
+`mptune.search.kpi_function` runs the user's function that gives the KPI of a trained model.
 
 Notation: n trials, r Spearman's or Kendall's rank correlation of a score with the KPI. Intervals of
 one correlation are Fisher's, tanh(atanh(r) +- z s), with s^2 = (1 + r^2 / 2) / (n - 3) for
@@ -14,16 +12,8 @@ freedom.
 
 from __future__ import annotations
 
-import importlib
-import json
 import math
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from textwrap import shorten
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -32,7 +22,7 @@ from pydantic import Field
 from scipy.special import ndtri, stdtrit
 
 from mptune.analysis.ranking import loss_at
-from mptune.trial import KpiValue, Message, Trial
+from mptune.trial import Message, Trial
 
 FloatArray: TypeAlias = NDArray[np.float64]
 Predictor: TypeAlias = Literal["lml", "loss"]
@@ -70,72 +60,6 @@ class KpiReport(Message):
     better: Predictor | None = Field(None, description="the one with the higher tau, if any")
     certain: bool = Field(False, description="the interval of the difference leaves out zero")
     best_trial: int | None = Field(None, description="number of the trial with the best KPI")
-
-
-# --- measuring ---------------------------------------------------------------------------------
-
-
-def measure(function: str, model: Path, timeout_s: float) -> KpiValue:
-    """The user's function on one model folder, in a process of its own.
-
-    Args:
-        function: `package.module:name`; the current folder is on its path.
-        model: the folder of a finished trial's weights.
-        timeout_s: it is ended after so many seconds.
-
-    Returns:
-        Its value, or why it has none: the function's failure is never the caller's.
-    """
-    began = time.monotonic()
-    with TemporaryDirectory() as folder:
-        answer = Path(folder) / "answer.json"
-        command = [
-            sys.executable,
-            "-m",
-            "mptune.analysis.kpi",
-            function,
-            str(model.absolute()),
-            str(answer),
-        ]
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=timeout_s, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return KpiValue(value=None, error=f"took longer than {timeout_s:g} s")
-        seconds = time.monotonic() - began
-        if answer.exists():
-            found = KpiValue.model_validate_json(answer.read_text(encoding="utf-8"))
-            return found.model_copy(update={"seconds": seconds})
-    last = done.stderr.strip().splitlines()[-1:] or ["no word of it"]
-    words = f"its process ended with {done.returncode}: {last[0]}"
-    return KpiValue(value=None, error=_short(words), seconds=seconds)
-
-
-def call(function: str, model: Path) -> KpiValue:
-    """The user's function on one model folder, in this process."""
-    module, _, name = function.partition(":")
-    try:
-        answer = getattr(importlib.import_module(module), name)(model)
-        value, se = answer if isinstance(answer, tuple) else (answer, None)
-        return _checked(float(value), None if se is None else float(se))
-    except Exception as error:
-        return KpiValue(value=None, error=_short(f"{type(error).__name__}: {error}"))
-
-
-def _checked(value: float, se: float | None) -> KpiValue:
-    if not math.isfinite(value):
-        return KpiValue(value=None, error=f"its value is {value}")
-    if se is not None and not (math.isfinite(se) and se >= 0):
-        return KpiValue(value=None, error=f"its standard error is {se}")
-    return KpiValue(value=value, se=se)
-
-
-def _short(words: str) -> str:
-    return shorten(words, width=200, placeholder=" ...")
-
-
-# --- correlating -------------------------------------------------------------------------------
 
 
 def kpi_report(
@@ -250,9 +174,3 @@ def _difference(scores: dict[Predictor, FloatArray], kpi_n: FloatArray) -> float
     """Kendall's tau of the LML with the KPI minus that of the loss."""
     lml, loss = (_rank_correlation("kendall", scores[p], kpi_n) for p in ("lml", "loss"))
     return None if lml is None or loss is None else lml - loss
-
-
-if __name__ == "__main__":
-    Path(sys.argv[3]).write_text(
-        json.dumps(call(sys.argv[1], Path(sys.argv[2])).model_dump()), encoding="utf-8"
-    )

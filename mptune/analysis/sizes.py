@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,7 +107,7 @@ class BySize(Message):
 
 
 @dataclass(frozen=True)
-class _Scored:
+class _LawRow:
     """What one training run, or one difference of two runs, adds to a law.
 
     Attributes:
@@ -122,7 +122,7 @@ class _Scored:
     rate: float = math.nan
 
 
-def _row(trial: Trial) -> _Scored:
+def _row(trial: Trial) -> _LawRow:
     """A finished trial with its score at the end, and at the rungs before."""
     result = trial.require_result()
     scores = {
@@ -131,12 +131,9 @@ def _row(trial: Trial) -> _Scored:
         if point.progress < 1
     }
     scores[1.0] = float(result.cost.tokens), result.lml.nats_per_token
-    return _Scored(result.cost.parameters, scores, _rate(trial))
-
-
-def _rate(trial: Trial) -> float:
-    fixed = trial.policy.get("kind") == "fixed"
-    return float(trial.policy["rate"] if fixed else trial.require_result().mean_mask_rate)
+    fixed = trial.policy["kind"] == "fixed"
+    rate = float(trial.policy["rate"]) if fixed else result.mean_mask_rate
+    return _LawRow(result.cost.parameters, scores, rate)
 
 
 class NoLaw(Exception):
@@ -156,56 +153,42 @@ def by_size(
     used = [t for t in trials if t.result and t.state == "COMPLETE" and t.same_as is None]
     if len({_row(trial).parameters for trial in used}) < 2:
         return None
-    laws: dict[str, SizeLaw | None] = {}
-    reasons = {}
+    fields: dict[str, Any] = {}
     for name, fit in (("best_rate", _best_rate), ("gap", _gap)):
         try:
-            laws[name], reasons[name] = fit(used, extrapolate_to, draws, seed), ""
+            fields[name] = fit(used, extrapolate_to, draws, seed)
         except NoLaw as error:
-            laws[name], reasons[name] = None, str(error)
-    return BySize(
-        best_rate=laws["best_rate"],
-        gap=laws["gap"],
-        best_rate_missing=reasons["best_rate"],
-        gap_missing=reasons["gap"],
-    )
+            fields[f"{name}_missing"] = str(error)
+    return BySize(**fields)
 
 
 # --- least squares -----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class _Fit:
-    mean_P: Array
-    drawn_ZP: Array
+def _fit(x_RP: Array, y_R: Array, draws: int, rng: np.random.Generator) -> Array:
+    """Least squares, one row for each run.
 
-    @classmethod
-    def of(cls, x_RP: Array, y_R: Array, draws: int, rng: np.random.Generator) -> _Fit:
-        """Least squares, one row for each run.
+    Returns:
+        The estimate of the coefficients, and then the draws around it, [1 + Z, P].
 
-        Raises:
-            NoLaw: there are no more runs than coefficients.
-        """
-        R, P = x_RP.shape
-        if R <= P or np.linalg.matrix_rank(x_RP) < P:
-            raise NoLaw(f"needs more than {P} runs of different sizes and policies")
-        inverse_PP = np.linalg.inv(x_RP.T @ x_RP)
-        mean_P = inverse_PP @ x_RP.T @ y_R
-        residual_R = y_R - x_RP @ mean_P
-        root_PP = np.linalg.cholesky(inverse_PP) * math.sqrt(residual_R @ residual_R / (R - P))
-        scale_Z1 = np.sqrt((R - P) / rng.chisquare(R - P, (draws, 1)))
-        return cls(mean_P, mean_P + rng.standard_normal((draws, P)) @ root_PP.T * scale_Z1)
-
-    @property
-    def all(self) -> Array:
-        """The estimate, and then the draws around it, [1 + Z, P]."""
-        return np.vstack([self.mean_P, self.drawn_ZP])
+    Raises:
+        NoLaw: there are no more runs than coefficients.
+    """
+    R, P = x_RP.shape
+    if R <= P or np.linalg.matrix_rank(x_RP) < P:
+        raise NoLaw(f"needs more than {P} runs of different sizes and policies")
+    inverse_PP = np.linalg.inv(x_RP.T @ x_RP)
+    mean_P = inverse_PP @ x_RP.T @ y_R
+    residual_R = y_R - x_RP @ mean_P
+    root_PP = np.linalg.cholesky(inverse_PP) * math.sqrt(residual_R @ residual_R / (R - P))
+    scale_Z1 = np.sqrt((R - P) / rng.chisquare(R - P, (draws, 1)))
+    return np.vstack([mean_P, mean_P + rng.standard_normal((draws, P)) @ root_PP.T * scale_Z1])
 
 
-def _interval(value_Z: Array) -> tuple[float, float, float]:
-    """The estimate, which comes first, and the 95 % interval of the draws."""
+def _interval(value_Z: Array) -> dict[str, float]:
+    """The estimate, which comes first, and the 95 % interval of the draws, as fields."""
     low, high = np.quantile(value_Z[1:], (0.025, 0.975), method="nearest")
-    return float(value_Z[0]), float(low), float(high)
+    return {"value": float(value_Z[0]), "low": float(low), "high": float(high)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,7 +204,7 @@ class _Scale:
     levels: tuple[tuple[float, float], ...]
 
     @classmethod
-    def of(cls, rows: Sequence[_Scored]) -> _Scale:
+    def of(cls, rows: Sequence[_LawRow]) -> _Scale:
         levels = sorted(set.intersection(*(set(row.scores) for row in rows)))
         tokens = {v: float(np.mean([row.scores[v][0] for row in rows])) for v in levels}
         sizes = [math.log(row.parameters) for row in rows for _ in row.scores]
@@ -229,7 +212,7 @@ class _Scale:
         n0, b0 = math.exp(np.mean(sizes)), math.exp(np.mean(budgets))
         return cls(n0, b0, tuple(tokens.items()))
 
-    def mean_and_slope(self, rows: Sequence[_Scored]) -> tuple[Array, Array | None]:
+    def mean_and_slope(self, rows: Sequence[_LawRow]) -> tuple[Array, Array | None]:
         """Each row's mean over the budgets, and its change with b; None with one budget."""
         y_RL = np.array([[row.scores[level][1] for level, _ in self.levels] for row in rows])
         b_L = np.array([self.b(tokens) for _, tokens in self.levels])
@@ -254,7 +237,7 @@ def _law(
     what: Literal["best rate", "gap"],
     of: str,
     form: str,
-    rows: Sequence[_Scored],
+    rows: Sequence[_LawRow],
     scale: _Scale,
     named: Sequence[tuple[str, Array]],
     points: Sequence[SizePoint],
@@ -266,15 +249,12 @@ def _law(
     ends = [*sizes, *extrapolate_to]
 
     def at(parameters: float, tokens: float) -> LawValue:
-        middle, low, high = _interval(value(parameters, tokens))
-        return LawValue(parameters=parameters, tokens=tokens, value=middle, low=low, high=high)
+        interval = _interval(value(parameters, tokens))
+        return LawValue(parameters=parameters, tokens=tokens, **interval)
 
     grid = np.geomspace(min(ends), max(ends), GRID)
     last = scale.levels[-1][1]
-    parameters = []
-    for name, value_Z in named:
-        middle, low, high = _interval(value_Z)
-        parameters.append(LawParameter(name=name, value=middle, low=low, high=high))
+    parameters = [LawParameter(name=name, **_interval(value_Z)) for name, value_Z in named]
     slope = parameters[1]
     return SizeLaw(
         what=what,
@@ -309,12 +289,12 @@ def _best_rate(
     x_R = np.array([_logit(row.rate) for row in rows])
     n_R = np.array([scale.n(row.parameters) for row in rows])
     terms_R3 = np.column_stack([x_R, x_R**2, x_R * n_R])
-    fit = _Fit.of(np.hstack([level_RS, terms_R3]), mean_R, draws, rng)
-    d_Z, e_Z, f_Z = fit.all[:, len(sizes) :].T
+    found_ZP = _fit(np.hstack([level_RS, terms_R3]), mean_R, draws, rng)
+    d_Z, e_Z, f_Z = found_ZP[:, len(sizes) :].T
     g_Z = np.zeros_like(d_Z)
     if slope_R is not None:
         x_RP = np.column_stack([level_RS, x_R])
-        g_Z = _Fit.of(x_RP, slope_R, draws, rng).all[:, -1]
+        g_Z = _fit(x_RP, slope_R, draws, rng)[:, -1]
     if e_Z[0] >= 0 or (e_Z[1:] >= 0).mean() > MOST_UPWARD:
         raise NoLaw("the score does not fall on both sides of a best rate within the rates tried")
     down_Z = e_Z < 0
@@ -365,8 +345,8 @@ def _logit(rate: float) -> float:
 
 def _points(
     scale: _Scale,
-    rows: Sequence[_Scored],
-    make: Callable[[Sequence[_Scored], float], SizePoint],
+    rows: Sequence[_LawRow],
+    make: Callable[[Sequence[_LawRow], float], SizePoint],
 ) -> list[SizePoint]:
     """What `make` makes of the rows of each size at each budget that all rows have."""
     return [
@@ -376,7 +356,7 @@ def _points(
     ]
 
 
-def _best_tried(rows: Sequence[_Scored], level: float) -> SizePoint:
+def _best_tried(rows: Sequence[_LawRow], level: float) -> SizePoint:
     """The best rate that was run."""
     best = max(rows, key=lambda row: row.scores[level][1])
     return SizePoint(
@@ -406,10 +386,10 @@ def _gap(
     rows.reverse()  # as in `_best_rate`
     mean_R, slope_R = scale.mean_and_slope(rows)
     n_R = np.array([scale.n(row.parameters) for row in rows])
-    a_Z, s_Z = _Fit.of(np.column_stack([np.ones_like(n_R), n_R]), mean_R, draws, rng).all.T
+    a_Z, s_Z = _fit(np.column_stack([np.ones_like(n_R), n_R]), mean_R, draws, rng).T
     coefficients = [a_Z, s_Z]
     if slope_R is not None:
-        coefficients.append(_Fit.of(np.ones((len(n_R), 1)), slope_R, draws, rng).all[:, 0])
+        coefficients.append(_fit(np.ones((len(n_R), 1)), slope_R, draws, rng)[:, 0])
 
     def value(parameters: float, tokens: float) -> Array:
         terms = (1.0, scale.n(parameters), scale.b(tokens))
@@ -421,7 +401,7 @@ def _gap(
     return _law("gap", of, scale.words("gap"), rows, scale, named, points, value, extrapolate_to)
 
 
-def _gaps(trials: Sequence[Trial], challenger: Callable[[Trial], bool]) -> list[_Scored]:
+def _gaps(trials: Sequence[Trial], challenger: Callable[[Trial], bool]) -> list[_LawRow]:
     """Differences to fixed 15 % at the same size, seed and budget, of the best challenger."""
     cells: dict[tuple[int, int], list[Trial]] = {}
     for trial in trials:
@@ -444,11 +424,11 @@ def _gaps(trials: Sequence[Trial], challenger: Callable[[Trial], bool]) -> list[
                 )
                 gaps[level] = best[0], best[1] - float(np.mean(means))
         if gaps:
-            found.append(_Scored(parameters, gaps))
+            found.append(_LawRow(parameters, gaps))
     return found
 
 
-def _mean_gap(rows: Sequence[_Scored], level: float) -> SizePoint:
+def _mean_gap(rows: Sequence[_LawRow], level: float) -> SizePoint:
     """The mean over seeds, with Student's interval where there are two or more."""
     gaps = np.array([row.scores[level][1] for row in rows])
     mean, half = float(gaps.mean()), None

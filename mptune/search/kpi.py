@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mptune.analysis.kpi import measure
 from mptune.artifacts import artifacts_of
 from mptune.errors import InputError
 from mptune.paths import RunDirectory, write_json
+from mptune.search.kpi_function import measure
 from mptune.spec.schema import Score
 from mptune.trial import KpiValue, Trial
 

@@ -69,7 +69,7 @@ def test_of_one_that_goes_on_only_the_rest_counts(monkeypatch: pytest.MonkeyPatc
 def test_of_one_that_goes_on_unmeasured_the_rest_of_the_longest_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(budget, "share_done", lambda run: 0.75)
+    monkeypatch.setattr(budget, "trained_share", lambda run: 0.75)
     assert allowance(5).lacking(trial(0), [], 0) is None
     assert allowance(4).lacking(trial(0), [], 0) == (
         "forecast to take 5 of search.budget_worker_seconds, 4 left"
