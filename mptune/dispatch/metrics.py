@@ -60,7 +60,9 @@ _SPEND: dict[str, Metric] = {
                              "used so far, including running trials, over all resumes"),
     "gpu_hours": Metric("mptune_spent_gpu_hours", "gauge", "likewise"),
     "seconds": Metric("mptune_spent_seconds", "gauge", "wall clock of drivers, over all resumes"),
-    "budget_worker_seconds": Metric("mptune_budget_worker_seconds", "gauge", "the budget, if there is one"),
+    "budget_worker_seconds": Metric(
+        "mptune_budget_worker_seconds", "gauge", "the budget, if there is one"
+    ),
     "budget_gpu_hours": Metric("mptune_budget_gpu_hours", "gauge", "the budget, if there is one"),
     "budget_seconds": Metric("mptune_budget_seconds", "gauge", "the budget, if there is one"),
 }  # fmt: skip

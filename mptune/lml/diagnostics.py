@@ -57,9 +57,7 @@ def order_gap(
     shown = np.ones(tokens_ND.shape, np.bool_) if observed is None else np.asarray(observed)
     usable = np.flatnonzero(shown.sum(axis=1) >= 2)
     if not usable.size:
-        raise ValueError(
-            "no sequence has two observed positions: there are no orders to compare"
-        )
+        raise ValueError("no sequence has two observed positions: there are no orders to compare")
     rows_n = np.random.default_rng(seed).choice(usable, pairs)
     both_nD, first_n, second_n = _pairs(shown[rows_n], seed)
     index_n = np.arange(pairs)
