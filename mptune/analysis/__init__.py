@@ -9,9 +9,7 @@ from mptune.analysis.arms import (
     Selection,
     Verdict,
     compare,
-    decimals,
     selection_probabilities,
-    signed,
 )
 
 __all__ = [
@@ -20,7 +18,5 @@ __all__ = [
     "Selection",
     "Verdict",
     "compare",
-    "decimals",
     "selection_probabilities",
-    "signed",
 ]

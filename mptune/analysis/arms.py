@@ -261,23 +261,3 @@ def selection_probabilities(
         Selection(arm.name, float(probability), float(regret))
         for arm, probability, regret in zip(arms, probability_A, regret_A, strict=True)
     ]
-
-
-def decimals(half_width: float) -> int:
-    """Digits after the point that a half-width supports: two digits if it starts with 1 or 2.
-
-    >>> decimals(0.9), decimals(0.12), decimals(34.0)
-    (1, 2, 0)
-    """
-    if not half_width or not math.isfinite(half_width):
-        return 3
-    exponent = math.floor(math.log10(half_width))
-    leading = half_width / 10.0**exponent
-    return min(6, max(0, (1 if leading < 3 else 0) - exponent))
-
-
-def signed(value: float, digits: int) -> str:
-    """Fixed-point with a true minus sign, and no negative zero."""
-    text = f"{value:.{digits}f}"
-    negative = text.startswith("-") and float(text) != 0
-    return ("−" if negative else "") + text.lstrip("-")

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from mptune.cli import _arguments
 from mptune.live import words
-from mptune.report.words import about
+from mptune.report.formatting import about
 from mptune.status import Status
 
 MAX_ROWS = 20

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mptune.cli import _arguments
 from mptune.errors import InputError
-from mptune.report.words import minus
+from mptune.report.formatting import minus
 
 if TYPE_CHECKING:
     from mptune.tools.verify import BedResult, FoundingResult, OnProgress, RateResult, Verification

@@ -16,7 +16,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from mptune.live.words import end_words, gangs_table, limit_words, queue_table, spend_words, summary
-from mptune.report.words import about, count, duration, minus
+from mptune.report.formatting import about, count, duration, minus
 from mptune.status import Status
 from mptune.trial import (
     Event,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.table import Column, Table
 from rich.text import Text
 
-from mptune.report.words import about, count
+from mptune.report.formatting import about, count
 from mptune.status import Forecast, GangStatus, QueuedTrial, RunningTrial, Spend, Status
 
 LIMITS = {

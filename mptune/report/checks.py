@@ -13,8 +13,8 @@ from mptune.analysis.comparison import ComparisonReport
 from mptune.analysis.kpi import Correlation, KpiReport
 from mptune.analysis.results import Outcomes, Report
 from mptune.analysis.robustness import RobustnessRow
+from mptune.report.formatting import minus
 from mptune.report.language import Language
-from mptune.report.words import minus
 from mptune.trial import Trial, TrialResult
 
 MIN_FORWARDS = 100

@@ -1,6 +1,6 @@
 """report.json: what it holds, and the schema that says so.
 
-`python -m mptune.report.schema` writes the schema again, after a change of the model.
+`python -m mptune.report.document` writes the schema again after a change of the model.
 """
 
 from __future__ import annotations
@@ -179,4 +179,8 @@ def schema() -> str:
 
 def schema_path() -> Path:
     """The file that is shipped."""
-    return Path(str(files("mptune.report").joinpath("schema", f"report-{SCHEMA_VERSION}.json")))
+    return Path(str(files("mptune.report").joinpath("assets", f"report-{SCHEMA_VERSION}.json")))
+
+
+if __name__ == "__main__":
+    schema_path().write_text(schema(), encoding="utf-8")

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mptune.analysis.intervals import NORMAL_95
-from mptune.report.charts import Axis, Chart, Point, Series, percent_tick
+from mptune.report.blocks import Axis, Chart, Point, Series, percent_tick
 from mptune.report.language import language
 from mptune.report.layout import lay_out
 from mptune.report.svg import png

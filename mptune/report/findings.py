@@ -17,9 +17,9 @@ from mptune.analysis.ranking import ACCUMULATED, FIXED_15, Side, loss_at, policy
 from mptune.analysis.results import Report
 from mptune.analysis.selection import Candidate, SearchSelection
 from mptune.report.checks import Check, checklist
+from mptune.report.formatting import interval, minus, per_token, power
 from mptune.report.language import Language, language
 from mptune.report.verdicts import compute_words, others_first, said, sentence
-from mptune.report.words import interval, minus, per_token, power
 from mptune.trial import Trial
 
 

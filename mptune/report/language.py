@@ -15,7 +15,7 @@ from importlib.resources import files
 from typing import Any, TypeAlias
 
 from mptune.errors import InputError, did_you_mean
-from mptune.report import words as numbers
+from mptune.report import formatting
 
 DEFAULT = "en"
 
@@ -53,7 +53,7 @@ class Language:
 
     def count(self, value: float) -> str:
         """Three significant digits with the language's own scale, as in `1.23 M`."""
-        return numbers.count(value, self.scales)
+        return formatting.count(value, self.scales)
 
     def tick(self, value: float) -> str:
         """A count without digits that say nothing, as in `1.5 M`."""
@@ -61,12 +61,12 @@ class Language:
 
     def duration(self, seconds: float) -> str:
         """The two largest units."""
-        return numbers.duration(seconds, self.units)
+        return formatting.duration(seconds, self.units)
 
     def probability(self, value: float) -> str:
         """A percentage; never 0 or 100: a simulation cannot tell."""
         if 0.001 <= value <= 0.999:
-            return numbers.probability(value)
+            return formatting.probability(value)
         return self("number.over" if value > 0.5 else "number.under")
 
     def capital(self, words: str) -> str:

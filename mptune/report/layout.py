@@ -12,78 +12,26 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal, TypeAlias
 
-from mptune.report.charts import Axis, Chart, Point, Series, number_tick, power_tick, short
+from mptune.report.blocks import Axis, Chart, Point, Series, number_tick, power_tick, short
+from mptune.report.drawing import (
+    FONT,
+    Area,
+    Drawing,
+    Label,
+    Marker,
+    MarkerShape,
+    Pixel,
+    Shape,
+    Stroke,
+)
 
 WIDE, NARROW, SHORT = 920, 340, 450
 """Widths in pixels: of a desk, of a phone, of one of two beside each other."""
 
-FONT = 13.0
 SERIES = 6
 DASHES: tuple[tuple[float, ...], ...] = ((), (7, 4), (2, 3), (9, 3, 2, 3), (12, 4), (4, 2))
 MARKERS: tuple[MarkerShape, ...] = ("circle", "square", "triangle", "diamond", "cross", "plus")
-
-MarkerShape: TypeAlias = Literal["circle", "square", "triangle", "diamond", "cross", "plus", "tick"]
-Anchor: TypeAlias = Literal["start", "middle", "end"]
-Pixel: TypeAlias = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Stroke:
-    """A line through pixels."""
-
-    pixels: tuple[Pixel, ...]
-    colour: str
-    width: float = 1.0
-    dash: tuple[float, ...] = ()
-    series: int | None = None
-
-
-@dataclass(frozen=True)
-class Area:
-    """A filled outline."""
-
-    pixels: tuple[Pixel, ...]
-    colour: str
-    opacity: float
-    series: int | None = None
-
-
-@dataclass(frozen=True)
-class Marker:
-    """A point that can be pointed at; a radius of 0 is not seen until then."""
-
-    at: Pixel
-    shape: MarkerShape
-    colour: str
-    radius: float
-    tip: str = ""
-    series: int | None = None
-
-
-@dataclass(frozen=True)
-class Label:
-    """Words at a pixel of their baseline."""
-
-    at: Pixel
-    words: str
-    colour: str = "ink"
-    anchor: Anchor = "start"
-    size: float = FONT
-    series: int | None = None
-
-
-Shape: TypeAlias = Stroke | Area | Marker | Label
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A chart laid out at one width."""
-
-    width: int
-    height: int
-    shapes: tuple[Shape, ...]
 
 
 def lay_out(chart: Chart, narrow: bool = False) -> Drawing:

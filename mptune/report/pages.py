@@ -17,14 +17,14 @@ from markupsafe import Markup
 from mptune.analysis.results import Outcomes, Report
 from mptune.paths import RunDirectory, write_aside, write_text
 from mptune.report import svg
-from mptune.report.charts import Chart
+from mptune.report.blocks import Chart
 from mptune.report.document import as_json
+from mptune.report.formatting import per_token, power
 from mptune.report.language import Language, language
 from mptune.report.layout import lay_out
 from mptune.report.sections import sections
 from mptune.report.sections.context import Context
 from mptune.report.templates import template
-from mptune.report.words import per_token, power
 
 
 def write(report: Report, paths: RunDirectory, say: Language | None = None) -> list[Path]:

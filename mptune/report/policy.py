@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mptune.report.layout import Area, Drawing, Label, Scale, Shape, Stroke, axis_places
+from mptune.report.drawing import Area, Drawing, Label, Shape, Stroke
+from mptune.report.layout import Scale, axis_places
 from mptune.report.svg import png
 
 if TYPE_CHECKING:

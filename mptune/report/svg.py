@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from markupsafe import Markup
 
-from mptune.report.layout import Area, Drawing, Label, Marker, MarkerShape, Pixel, Shape, Stroke
+from mptune.report.drawing import Area, Drawing, Label, Marker, MarkerShape, Pixel, Shape, Stroke
 from mptune.report.templates import template
 
 PALETTE = {

@@ -10,8 +10,8 @@ from mptune.analysis.intervals import lml_half_width
 from mptune.analysis.ranking import accuracy_at, loss_at
 from mptune.analysis.results import Report
 from mptune.report.findings import findings
+from mptune.report.formatting import per_token
 from mptune.report.language import Language, language
-from mptune.report.words import per_token
 from mptune.trial import Trial
 
 if TYPE_CHECKING:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from mptune.analysis import Difference, decimals, signed
+from mptune.analysis import Difference
 from mptune.analysis.compute import EquivalentCompute
+from mptune.report.formatting import decimals, signed
 from mptune.report.language import Language
 
 

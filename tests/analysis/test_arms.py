@@ -13,9 +13,7 @@ from mptune.analysis import (
     ArmScores,
     Difference,
     compare,
-    decimals,
     selection_probabilities,
-    signed,
 )
 from mptune.analysis.crossed import Estimate, forecast
 from mptune.analysis.intervals import half_width
@@ -209,12 +207,6 @@ def test_equivalent_only_when_the_interval_lies_inside_the_margin() -> None:
     found = pair(d_SN)
     assert pair(d_SN, margin=0.999 * found.high).verdict != "equivalent"
     assert pair(d_SN, margin=4 * found.high).verdict == "equivalent"
-
-
-def test_digits() -> None:
-    assert [decimals(x) for x in (34.0, 1.2, 0.9, 0.12, 0.0034)] == [0, 1, 1, 2, 3]
-    assert signed(-0.0001, 2) == "0.00"
-    assert signed(-1.25, 1) == "−1.2"
 
 
 @pytest.mark.parametrize("seeds", [1, 4])

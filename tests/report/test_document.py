@@ -16,7 +16,7 @@ KEYS = Path(__file__).parent.parent.parent / "docs" / "report.md"
 
 
 def test_the_shipped_schema_is_up_to_date() -> None:
-    """`python -m mptune.report.schema` writes it again."""
+    """`python -m mptune.report.document` writes it again."""
     assert schema_path().read_text(encoding="utf-8") == schema()
 
 

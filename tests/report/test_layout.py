@@ -15,9 +15,10 @@ import resvg_py
 from PIL import Image
 
 from mptune.analysis.results import Report
-from mptune.report.charts import Axis, Chart, Point, Series, number_tick, percent_tick, power_tick
+from mptune.report.blocks import Axis, Chart, Point, Series, number_tick, percent_tick, power_tick
+from mptune.report.drawing import Area, Drawing, Label, Marker, Stroke
 from mptune.report.language import language
-from mptune.report.layout import NARROW, SERIES, WIDE, Area, Drawing, Label, Marker, Stroke, lay_out
+from mptune.report.layout import NARROW, SERIES, WIDE, lay_out
 from mptune.report.sections import sections
 from mptune.report.sections.context import Context
 from mptune.report.svg import PALETTE, document, has_font_for, png

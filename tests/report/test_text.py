@@ -9,10 +9,18 @@ from rich.console import Console
 
 from mptune.analysis.results import Report
 from mptune.report import show
+from mptune.report.formatting import (
+    count,
+    decimals,
+    duration,
+    interval,
+    power,
+    probability,
+    signed,
+)
 from mptune.report.language import language
 from mptune.report.pages import markdown
 from mptune.report.text import TERMINAL_ROWS
-from mptune.report.words import count, duration, interval, power, probability
 from tests.report.conftest import SIZES, make, search, trial
 
 SMALL = next(iter(SIZES))
@@ -104,3 +112,9 @@ def test_markdown_with_nothing_finished(empty: Report) -> None:
 )
 def test_words(words: str, expected: str) -> None:
     assert words == expected
+
+
+def test_digits() -> None:
+    assert [decimals(x) for x in (34.0, 1.2, 0.9, 0.12, 0.0034)] == [0, 1, 1, 2, 3]
+    assert signed(-0.0001, 2) == "0.00"
+    assert signed(-1.25, 1) == "−1.2"

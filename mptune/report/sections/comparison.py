@@ -12,12 +12,23 @@ from mptune.analysis.comparison import ComparisonReport
 from mptune.analysis.compute import UNITS, Unit
 from mptune.analysis.intervals import half_width
 from mptune.analysis.ranking import is_fixed_15
-from mptune.report.blocks import Block, Cell, Figures, Section, Table
-from mptune.report.charts import Axis, Chart, Point, Series, percent_tick, power_tick
+from mptune.report.blocks import (
+    Axis,
+    Block,
+    Cell,
+    Chart,
+    Figures,
+    Point,
+    Section,
+    Series,
+    Table,
+    percent_tick,
+    power_tick,
+)
+from mptune.report.formatting import interval, minus
 from mptune.report.layout import SERIES
 from mptune.report.sections.context import Context, estimate
 from mptune.report.verdicts import factor, p_value
-from mptune.report.words import interval, minus
 from mptune.trial import CurvePoint, LearningPoint, Trial
 
 TONES = {"better": "good", "worse": "bad", "undecided": "open", "equivalent": ""}

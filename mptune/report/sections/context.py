@@ -9,11 +9,10 @@ from functools import cached_property
 from mptune.analysis.intervals import half_width, lml_half_width
 from mptune.analysis.ranking import best_per_policy, policy_kind
 from mptune.analysis.results import Report
-from mptune.report.blocks import Cell, Column
-from mptune.report.charts import Point
+from mptune.report.blocks import Cell, Column, Point
 from mptune.report.findings import Findings, findings
+from mptune.report.formatting import per_token
 from mptune.report.language import Language
-from mptune.report.words import per_token
 from mptune.trial import Trial
 
 

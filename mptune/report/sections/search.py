@@ -7,9 +7,25 @@ from collections.abc import Sequence
 
 from mptune.analysis.ranking import accuracy_at, loss_at
 from mptune.analysis.selection import Candidate
-from mptune.report.blocks import Block, Cell, Details, Figures, Section, Table, Text
-from mptune.report.charts import Axis, Chart, Point, Series, percent_tick, power_tick, short
-from mptune.report.layout import SERIES, Area, Drawing, Stroke
+from mptune.report.blocks import (
+    Axis,
+    Block,
+    Cell,
+    Chart,
+    Details,
+    Figures,
+    Point,
+    Section,
+    Series,
+    Table,
+    Text,
+    percent_tick,
+    power_tick,
+    short,
+)
+from mptune.report.drawing import Area, Drawing, Stroke
+from mptune.report.formatting import interval, minus, per_token, power
+from mptune.report.layout import SERIES
 from mptune.report.sections.context import (
     Context,
     by_kind,
@@ -17,7 +33,6 @@ from mptune.report.sections.context import (
     number_cell,
     policy_cell,
 )
-from mptune.report.words import interval, minus, per_token, power
 from mptune.trial import Trial
 
 RANKED = 16

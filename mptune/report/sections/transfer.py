@@ -9,12 +9,23 @@ from mptune.analysis.kpi import KpiReport
 from mptune.analysis.ranking import loss_at
 from mptune.analysis.robustness import Condition, Robustness, RobustnessRow
 from mptune.analysis.sizes import LawValue, SizeLaw
-from mptune.report.blocks import Block, Cell, Figures, Section, Table, Text
-from mptune.report.charts import Axis, Chart, Point, Series, percent_tick
+from mptune.report.blocks import (
+    Axis,
+    Block,
+    Cell,
+    Chart,
+    Figures,
+    Point,
+    Section,
+    Series,
+    Table,
+    Text,
+    percent_tick,
+)
+from mptune.report.formatting import minus, per_token, rate
 from mptune.report.language import Language
 from mptune.report.layout import SERIES
 from mptune.report.sections.context import Context, by_kind
-from mptune.report.words import minus, per_token, rate
 from mptune.trial import Trial
 
 KEYS = {"best rate": "rate", "gap": "gap"}

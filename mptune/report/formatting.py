@@ -1,11 +1,9 @@
-"""Numbers in words, the same in the terminal, the report and the figures."""
+"""Numbers as text, the same in the terminal, the report and the figures."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-
-from mptune.analysis import decimals, signed
 
 SCALES = ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"))
 UNITS = ("s", "min", "h", "d")
@@ -109,3 +107,23 @@ def probability(value: float) -> str:
     if value > 0.999:
         return "over 99.9 %"
     return "under 0.1 %" if value < 0.001 else f"{100 * value:.1f} %"
+
+
+def decimals(half_width: float) -> int:
+    """Digits after the point that a half-width supports: two digits if it starts with 1 or 2.
+
+    >>> decimals(0.9), decimals(0.12), decimals(34.0)
+    (1, 2, 0)
+    """
+    if not half_width or not math.isfinite(half_width):
+        return 3
+    exponent = math.floor(math.log10(half_width))
+    leading = half_width / 10.0**exponent
+    return min(6, max(0, (1 if leading < 3 else 0) - exponent))
+
+
+def signed(value: float, digits: int) -> str:
+    """Fixed-point with a true minus sign, and no negative zero."""
+    text = f"{value:.{digits}f}"
+    negative = text.startswith("-") and float(text) != 0
+    return ("−" if negative else "") + text.lstrip("-")
