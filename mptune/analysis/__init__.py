@@ -1,6 +1,6 @@
-"""What the trials say: arms against each other, sizes, domains, compute, and a team's own KPI.
+"""Results of a study: comparison of arms, selection, laws over size, domains, compute, KPI.
 
-The interface proper is the comparison of arms; each other question has a module of its own.
+The names here compare arms; every other question has a module of its own.
 """
 
 from mptune.analysis.arms import (

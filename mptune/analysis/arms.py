@@ -26,7 +26,7 @@ class ArmScores:
     """One arm: its score of every held-out sequence, for every training seed.
 
     Attributes:
-        name: the arm in words.
+        name: of the arm.
         nats_per_sequence_SN: log-marginal-likelihood estimates, seeds x sequences (higher is
             better); all arms of a comparison have the same sequences in the same order.
         seeds: the training seed of each row.
@@ -60,7 +60,7 @@ class ArmScores:
 
 @dataclass(frozen=True)
 class Difference:
-    """An arm held against the baseline; positive nats mean that the arm is better.
+    """An arm compared with the baseline; positive nats mean that the arm is better.
 
     Attributes:
         nats_per_sequence: mean difference arm - baseline.
@@ -72,9 +72,9 @@ class Difference:
         verdict: at `level`, from the adjusted p-value.
         nats_per_token: the difference per observed position.
         bits_per_byte: difference in code length (negative: the arm is better), or None.
-        challengers: arms that were held against this baseline, for Holm's correction.
+        challengers: arms that were compared with this baseline, for Holm's correction.
         margin: differences below it do not matter (nats per sequence), or None.
-        look: how many times it was looked at, where seeds are added until decided; the interval
+        look: how many times it was tested, where seeds are added until decided; the interval
             and the p-value are then corrected for all looks.
         looks: how many looks there may be.
         more_seeds: paired seeds that would probably decide it (in four of five cases, were the
@@ -148,14 +148,14 @@ def compare(
     looks: Sequence[int] = (),
     forecasts: bool = True,
 ) -> list[Difference]:
-    """Hold every other arm against the baseline, in the order of `arms`.
+    """Compare every other arm with the baseline, in the order of `arms`.
 
     Only seeds that both arms of a pair have are used. Intervals are at `level` for each pair alone;
     p-values and verdicts are corrected by Holm over the challengers, so that all verdicts together
     are wrong at most 1 - level of the time. `margin` (nats per sequence) adds the verdict
     "equivalent", for differences that are shown to lie within it. `looks` are the seeds at which
-    the comparison may stop, where it goes on until decided: everything is then corrected for them.
-    `forecasts` says of undecided pairs how much more would probably decide them.
+    the comparison may stop if seeds are added until decided: everything is corrected for them.
+    `forecasts` adds how many seeds or sequences would probably decide an undecided pair.
 
     Raises:
         ValueError: no such baseline, no challenger, no common seed, or different sequences.

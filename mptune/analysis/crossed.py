@@ -129,11 +129,11 @@ def root(covariance_AA: Array) -> Array:
 
 @dataclass(frozen=True)
 class SampleSize:
-    """What would probably decide: in four of five cases, were the present estimates the truth.
+    """Sample sizes that would decide with a power of 80 %, if the present estimates are true.
 
     Attributes:
-        seeds: paired seeds beside the present ones; None if no number of seeds would do.
-        sequences: held-out sequences in all, at the present seeds; None likewise.
+        seeds: additional paired seeds; None if no number of seeds is enough.
+        sequences: held-out sequences in total, with the present seeds; None if not enough.
     """
 
     seeds: int | None
@@ -144,11 +144,11 @@ POWER_QUANTILE = 0.8416212335729143
 """Normal quantile of 80 %."""
 
 MOST_SEEDS, MOST_TIMES = 512, 4096
-"""Beyond so many seeds, or so many times the sequences, nobody goes."""
+"""Upper limits of the sample-size recommendation: seeds, and multiples of the sequences."""
 
 
 def forecast(d_SN: Array, p: float, margin: float | None = None) -> SampleSize:
-    """How much more would make the difference, or its lying within `margin`, plain at level `p`."""
+    """Sample sizes that would show the difference, or that it is within `margin`, at level `p`."""
     S, n = d_SN.shape
     if S < 2:
         return SampleSize(None, None)

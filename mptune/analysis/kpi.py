@@ -134,7 +134,7 @@ def _interval(
         return None, None
     variance = (1 + value**2 / 2) / (n - 3) if statistic == "spearman" else 0.437 / (n - 4)
     half = float(ndtri(0.5 + LEVEL / 2)) * math.sqrt(variance)
-    # At a perfect order atanh is infinite; one more wrong pair is what cannot be told from it.
+    # atanh of a perfect order is infinite, so that is taken as almost perfect.
     most = 1 - 1 / n**2
     middle = math.atanh(min(max(value, -most), most))
     low = -1.0 if value == -1 else math.tanh(middle - half)

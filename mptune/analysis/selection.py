@@ -2,7 +2,7 @@
 
 Notation, for A candidates scored on the same n sequences:
 
-    x       observed scores, [A]; x_B their contrasts, B = A - 1: what all share decides nothing
+    x       observed scores, [A]; x_B their contrasts, B = A - 1: noise that all share cancels
     v_B     noise of those: of evaluation (covariance over sequences / n, turned to its axes) plus
             the variance over training seeds
     tau²    spread of the true scores, by moments: E x_B² = tau² + v_B
@@ -73,7 +73,7 @@ class SearchSelection(Message):
     chosen_by: Literal["search", "confirmation", "worst_domain"] = "search"
     seed_sd: float | None = Field(
         None,
-        description="standard deviation of a trial's score over training seeds, beside what all "
+        description="standard deviation of a trial's score over training seeds, without what all "
         "trials share, nats per token; None: not known, so evaluation noise only",
     )
     seed_runs: int = Field(0, description="runs of comparison and confirmation that it rests on")
@@ -181,8 +181,8 @@ def select_trial(
         return None
     again: dict[int, list[Trial]] = {}
     for trial in confirmed:
-        if (number := repeated_trial(trial)) is not None:
-            again.setdefault(number, []).append(trial)
+        if trial.repeats is not None:
+            again.setdefault(trial.repeats, []).append(trial)
     fresh = {
         number: arm
         for number, trials in again.items()
@@ -214,17 +214,6 @@ def recommended(selection: SearchSelection | None, searched: Sequence[Trial]) ->
         raise NoResultError("no trial has finished, so there is nothing to recommend")
     number = selection.recommended if selection else ranked[0].number
     return next((trial for trial in ranked if trial.number == number), ranked[0])
-
-
-def repeated_trial(trial: Trial) -> int | None:
-    """Number of the search's trial that a trial of the confirmation trains again.
-
-    Trials that were queued before `repeats` was stored have it in the name of their arm only.
-    """
-    if trial.repeats is not None or trial.arm is None:
-        return trial.repeats
-    word, _, number = trial.arm.partition(" ")
-    return int(number) if word == "trial" and number.isdigit() else None
 
 
 def search_selection(

@@ -1,4 +1,4 @@
-"""Looking at a comparison while it grows, without fooling oneself.
+"""Group-sequential tests: a comparison may stop early, and its error rate still holds.
 
 Notation:
 
@@ -8,7 +8,7 @@ Notation:
                         Biometrika 70, 1983, with the power family of Kim & DeMets, ibid. 74, 1987)
     c_k                 two-sided normal boundary of look k under independent increments, by
                         recursive integration (Armitage, McPherson & Rowe, JRSS A 132, 1969)
-    P(|Z| > c_k)        nominal level of look k; a Student-like p-value is held against it
+    P(|Z| > c_k)        nominal level of look k; a Student-like p-value is compared with it
                         (Jennison & Turnbull, Group Sequential Methods, 2000, section 4.4)
 
 Scores on the same held-out sequences make looks more alike than independent increments do, so the
@@ -32,7 +32,7 @@ GROWTH = 1.5
 """Each look has about this many times the seeds of the one before."""
 
 SMALLEST = 1e-12
-"""Overall levels below it are not told apart."""
+"""Smaller overall levels are reported as this one."""
 
 
 def schedule(first: int, last: int | None) -> tuple[int, ...]:

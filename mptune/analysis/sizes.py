@@ -83,7 +83,7 @@ class SizeLaw(Message):
     """A law with few parameters, and what it was fitted to."""
 
     what: Literal["best rate", "gap"]
-    of: str = Field(description="in words, e.g. `fixed` or `accumulated - fixed 15 %`")
+    of: str = Field(description="what it is about, e.g. `fixed` or `accumulated - fixed 15 %`")
     form: str = Field(description="the law as a formula")
     parameters: tuple[LawParameter, ...]
     points: tuple[SizePoint, ...]

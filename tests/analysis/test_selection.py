@@ -170,14 +170,12 @@ def scores(trial: Trial) -> dict[str, Array]:
     return {"nats_per_sequence": 10 * trial.nats_per_token + 0.01 * rng.normal(size=48)}
 
 
-@pytest.mark.parametrize("by", ["repeats", "arm"])
-def test_a_confirmation_is_joined_to_its_trial_by_number(by: str) -> None:
+def test_a_confirmation_is_joined_to_its_trial_by_number() -> None:
     searched = [trial(3, -2.0), trial(14, -2.1)]
     confirmed = [
-        trial(n, nats, "confirmation", seed=n // 2,
-              **({"repeats": of} if by == "repeats" else {"arm": f"trial {of}"}))
+        trial(n, nats, "confirmation", seed=n // 2, repeats=of)
         for n, (of, nats) in enumerate([(3, -2.2), (14, -2.1), (3, -2.2), (14, -2.1)])
-    ]  # fmt: skip
+    ]
     found = select_trial(searched, confirmed, {}, PREPARED, scores)
     assert found is not None
     assert (found.recommended, found.overturned, found.seed_runs) == (14, True, 4)

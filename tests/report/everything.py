@@ -6,12 +6,12 @@ import numpy as np
 
 from mptune.analysis.comparison import ComparisonReport
 from mptune.analysis.compute import EquivalentCompute
-from mptune.analysis.kpi import Correlation, KpiReport, KpiValue
+from mptune.analysis.kpi import Correlation, KpiReport
 from mptune.analysis.results import Importance, Report
 from mptune.analysis.robustness import Condition, ConditionScore, Robustness, RobustnessRow
 from mptune.analysis.selection import Candidate, Confirmation, SearchSelection
 from mptune.analysis.sizes import BySize, Extrapolation, LawParameter, LawValue, SizeLaw, SizePoint
-from mptune.trial import LearningPoint, Trial
+from mptune.trial import KpiValue, LearningPoint, Trial
 from tests.report.conftest import SIZES, comparison, make
 
 
