@@ -1,1 +1,1 @@
-"""What a running search looks like in a terminal."""
+"""The view of a running search in a terminal or a notebook."""

@@ -1,4 +1,7 @@
-"""The live view of a running search: one table and one bar, or plain lines without a terminal."""
+"""The live view of a running search: a table and a bar, or plain lines for a log.
+
+rich draws the table in a terminal and in Jupyter, from any thread.
+"""
 
 from __future__ import annotations
 
@@ -31,19 +34,19 @@ from mptune.trial import (
 )
 
 FINISHED_SHOWN = 12
-"""Ended trials that stay in the table, fewer where the terminal is low."""
+"""Ended trials that stay in the table; fewer in a low terminal."""
 
 PLAIN_PROGRESS_S = 10.0
 """Without a terminal, seconds between two progress lines of one trial."""
 
-PLAIN_STANDING_S = 60.0
-"""Without a terminal, seconds between two lines about the whole search."""
+PLAIN_STATUS_S = 60.0
+"""Without a terminal, seconds between two lines on the status of the search."""
 
 LINES_AROUND = 8
-"""Terminal lines that no table has: title, header, spend, the search's bar, the prompt."""
+"""Terminal lines outside the tables: title, header, spend, bar, prompt."""
 
 LEAST_ROWS = 3
-"""Trials that are shown however low the terminal is."""
+"""Trials that are always shown."""
 
 _STYLES = {
     "waiting": "dim",
@@ -59,7 +62,7 @@ Clock: TypeAlias = Callable[[], float]
 
 @dataclass
 class _Row:
-    """What is known about one trial now."""
+    """The current state of one trial in the table."""
 
     number: int
     label: str
@@ -74,14 +77,14 @@ class _Row:
 
 
 class LiveView:
-    """Shows what happens in a search while it happens.
+    """Shows the trials of a search while it runs.
 
     Args:
-        console: where to; without a terminal every event becomes one plain line.
-        title: name of what runs.
-        total_trials: trials of the whole search.
-        done: trials that an earlier driver of the same search has ended.
-        clock: seconds from any origin; `time.monotonic` unless a test says otherwise.
+        console: where to print; without a terminal and Jupyter, each event is one plain line.
+        title: name of the search.
+        total_trials: number of trials of the whole search.
+        done: trials that ended before this driver started.
+        clock: seconds since any origin.
     """
 
     def __init__(
@@ -102,17 +105,22 @@ class LiveView:
         self._rows: dict[int, _Row] = {}
         self._ended: list[int] = []
         self._status: Status | None = None
-        self._standing_said_at = self._started_at
+        self._status_printed_at = self._started_at
         self._lock = RLock()  # rich refreshes from a thread of its own
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
+        if self._is_live:
             self._live = Live(self, console=self._console, refresh_per_second=4, transient=False)
             self._live.start()
         else:
             self._print(f"{self._title}: {self._total} trials, {self._done_before} of them done")
         return self
+
+    @property
+    def _is_live(self) -> bool:
+        """Whether the table can be redrawn: in a terminal or in Jupyter."""
+        return self._console.is_terminal or self._console.is_jupyter
 
     def __exit__(
         self,
@@ -129,7 +137,7 @@ class LiveView:
     # --- what happens --------------------------------------------------------------------------
 
     def trial(self, number: int, label: str, size: str) -> None:
-        """A trial was submitted: its policy in words and its size."""
+        """A trial was submitted; `label` is that of its policy."""
         with self._lock:
             self._rows[number] = _Row(number, label, size)
 
@@ -141,13 +149,13 @@ class LiveView:
             self._plain(line)
 
     def hold_trial(self, number: int, why: str) -> None:
-        """The budgets have no room for a trial now."""
+        """A trial is on hold until running trials release enough budget."""
         with self._lock:
             self._row(number).state = "held back"
         self._plain(f"{self._name(number)}: held back: {why}")
 
     def finish_trial(self, number: int, state: str) -> None:
-        """A trial was told to the study; `state` in words, e.g. `failed: out_of_memory`."""
+        """A trial has ended; `state` is shown, e.g. `failed: out_of_memory`."""
         with self._lock:
             row = self._row(number)
             row.state, row.ended = state, True
@@ -157,7 +165,7 @@ class LiveView:
         self._plain(f"{self._name(number)}: {state} ({self._done} of {self._total} done)")
 
     def look(self, status: Status) -> None:
-        """Where the study stands now."""
+        """Show a new status of the study."""
         with self._lock:
             self._status = status
             for trial in status.queue:
@@ -165,19 +173,19 @@ class LiveView:
             for running in status.running:
                 if running.state == "starting":
                     self._row(running.number).state = "starting"
-        if self._clock() - self._standing_said_at >= PLAIN_STANDING_S:
-            self._standing_said_at = self._clock()
+        if self._clock() - self._status_printed_at >= PLAIN_STATUS_S:
+            self._status_printed_at = self._clock()
             self._plain(f"{self._title}: {summary(status)}")
 
     def note(self, line: str) -> None:
-        """One line above the table, or among the plain lines."""
+        """Print one line above the table, or among the plain lines."""
         self._print(line)
 
     def _row(self, number: int) -> _Row:
         return self._rows.setdefault(number, _Row(number, f"trial {number}", ""))
 
     def _take(self, event: Event) -> str | None:
-        """Update the rows; returns the plain line of the event, if it deserves one."""
+        """Update the rows; returns the plain line of the event, or None if it has none."""
         if isinstance(event, GangChanged):
             return self._gang(event)
         row = self._row(event.number)
@@ -227,7 +235,7 @@ class LiveView:
     # --- plain lines ---------------------------------------------------------------------------
 
     def _plain(self, line: str) -> None:
-        if not self._console.is_terminal:
+        if not self._is_live:
             self._print(line)
 
     def _print(self, line: str) -> None:
@@ -271,11 +279,11 @@ class LiveView:
 
     @property
     def _room(self) -> int:
-        """Lines for trials, gangs and queue together."""
+        """Terminal lines for trials, gangs and queue together."""
         return max(LEAST_ROWS, self._console.height - LINES_AROUND)
 
     def _standing(self) -> list[RenderableType]:
-        """Gangs and queue, each on a fourth of the room at most, and the spend."""
+        """Gangs and queue, each on at most a fourth of the lines, and the spend."""
         if self._status is None:
             return []
         lines = self._room // 4
@@ -289,7 +297,7 @@ class LiveView:
         return [*found, Text(line)]
 
     def _shown(self) -> list[_Row]:
-        """Running trials, and as many of the last ended ones as fit; in order of number."""
+        """Running trials, and as many of the last ended ones as fit, by number."""
         room = max(LEAST_ROWS, self._room - self._lines_of_tables())
         queued = {trial.number for trial in self._status.queue} if self._status else set()
         running = [r for r in self._rows.values() if not r.ended and r.number not in queued]
@@ -313,7 +321,7 @@ class LiveView:
         return grid
 
     def _share(self) -> float:
-        """Share of the search that is done, running trials counted by their progress."""
+        """Share of the search that is done; a running trial counts by its progress."""
         running = sum(row.progress for row in self._rows.values() if not row.ended)
         return min(1.0, (self._done + running) / max(1, self._total))
 
@@ -327,7 +335,7 @@ class LiveView:
 
 
 def _cells(row: _Row, left: str) -> list[RenderableType]:
-    """One cell per column, labels taken literally whatever they contain."""
+    """One cell per column; labels are never read as markup."""
     bar: RenderableType = (
         ProgressBar(total=1.0, completed=row.progress, complete_style="cyan")
         if not row.ended

@@ -1,4 +1,4 @@
-"""Where a running search stands, in words and tables: the live view and `mptune status`."""
+"""The status of a running search as text and tables, for the live view and `mptune status`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LIMITS = {
 
 
 def running_table(running: Sequence[RunningTrial]) -> Table:
-    """Trials on their gangs."""
+    """The running trials."""
     table = _table(
         ">running", "policy and size", ">progress", ">loss", ">tokens/s", ">left", "state"
     )
@@ -38,7 +38,7 @@ def running_table(running: Sequence[RunningTrial]) -> Table:
 
 
 def gangs_table(gangs: Sequence[GangStatus], lines: int) -> Table:
-    """The gangs, those that do something first; no more than so many lines, the header included."""
+    """The gangs, busy ones first, on at most `lines` lines, the header included."""
     table = _table("gang", "workers", ">nodes", ">trial", ">trials run", ">memory", "state")
     shown = sorted(gangs, key=lambda gang: gang.state == "idle")
     for gang in shown[: _fit(len(gangs), lines)]:
@@ -60,7 +60,7 @@ def _gang_cells(gang: GangStatus) -> tuple[str, ...]:
 
 
 def queue_table(queue: Sequence[QueuedTrial], lines: int) -> Table:
-    """What waits, in the order of its turn; no more than so many lines, the header included."""
+    """The queue in order, on at most `lines` lines, the header included."""
     table = _table(">queued", ">workers", ">waits since", ">starts in about", "why it waits")
     for trial in queue[: _fit(len(queue), lines)]:
         table.add_row(
@@ -74,7 +74,7 @@ def queue_table(queue: Sequence[QueuedTrial], lines: int) -> Table:
 
 
 def _table(*headers: str) -> Table:
-    """Headers that begin with `>` are of numbers."""
+    """A table whose columns are right-aligned if their header begins with `>`."""
     columns = [
         Column(
             header.removeprefix(">"),
@@ -88,7 +88,7 @@ def _table(*headers: str) -> Table:
 
 
 def _fit(rows: int, lines: int) -> int:
-    """Rows that are shown, when a line is kept for the header and one for the rest."""
+    """Rows that fit, with one line for the header and one for the number of hidden rows."""
     return rows if rows < lines else max(0, lines - 2)
 
 
@@ -99,7 +99,7 @@ def _with_rest(table: Table, rows: int, lines: int) -> Table:
 
 
 def spend_words(spend: Spend, forecast: Forecast) -> str:
-    """What was used of what there is, and what it is predicted to come to."""
+    """What was used of each budget, and the forecast."""
     parts = [_used("worker-s", spend.worker_seconds, spend.budget_worker_seconds,
                    forecast.worker_seconds)]  # fmt: skip
     if spend.gpu_hours or spend.budget_gpu_hours is not None:
@@ -118,7 +118,7 @@ def _used(unit: str, used: float, budget: float | None, predicted: float | None)
 
 
 def end_words(status: Status) -> str:
-    """How far off the predicted end of the study is; empty if not known."""
+    """The predicted time to the end of the study; empty without a prediction."""
     if status.stopping:
         return "stopping"
     left_s = status.forecast.left_s
@@ -126,7 +126,7 @@ def end_words(status: Status) -> str:
 
 
 def limit_words(status: Status) -> str:
-    """When the study is predicted to end, and whether its budget ends it; empty if not known."""
+    """When the study will end, and whether a budget ends it; empty without a prediction."""
     forecast = status.forecast
     if forecast.left_s is None:
         return ""
@@ -137,7 +137,7 @@ def limit_words(status: Status) -> str:
 
 
 def summary(status: Status) -> str:
-    """Where it stands on one line, for a log."""
+    """The status on one line, for a log."""
     busy = sum(gang.state == "busy" for gang in status.gangs)
     parts = [
         f"{status.trials.ended} of {status.trials.total} trials ended, "
