@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mptune.search.stage import TrialFactory
+from mptune.search.stage import Stage
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -97,7 +97,7 @@ class Trials:
         data = build("data", self.spec.data).resolved(spec.absolute().parent)
         self.data = data.model_dump(mode="json")
         self.points = [params for _, params in Space(self.file).arms()]
-        self.factory = TrialFactory("peer", "search", self.run, self._prepared(), self.data)
+        self.factory = Stage("search", self.run, "peer", self._prepared(), self.data, 0)
 
     def _prepared(self) -> Any:
         request = PrepareRequest(

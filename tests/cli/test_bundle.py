@@ -96,7 +96,7 @@ def test_a_number_that_does_not_follow_is_named(
 
 def test_what_is_no_bundle(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("cut.zip").write_bytes(bundle.read_bytes()[:-500])
-    for name, words in (("cut.zip", "is no whole bundle"), ("none.zip", "no such file")):
+    for name, words in (("cut.zip", "is not a complete bundle"), ("none.zip", "no such file")):
         assert main(["replay", name]) == 2
         error = capsys.readouterr().err
         assert words in error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import optuna
@@ -13,6 +15,23 @@ from mptune.spec.schema import Pruner, Sampler, Search
 from mptune.study.samplers import make_pruner, make_sampler
 from mptune.trial import Event, Trial, TrialSpec
 from tests import fakes, studies
+
+clock: Callable[[], float] = time.monotonic
+"""Of the drivers made here; tests of budgets put a `VirtualClock` in its place."""
+
+
+class VirtualClock:
+    """Seconds that pass only while a fake worker trains."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
 
 SEARCH = Search(trials=8, seed=3, sampler=Sampler(startup_trials=2))
 
@@ -59,6 +78,7 @@ def driver(
         "sampler": lambda number: make_sampler(SEARCH, number),
         "concurrency": 1,
         "propose": propose,
+        "clock": lambda: clock(),
     }
     return StudyDriver(study=opened, trials=trials, **{**defaults, **changes})
 
