@@ -40,7 +40,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Series:
+class ChartSeries:
     """Points that belong together.
 
     Attributes:
@@ -100,7 +100,7 @@ class Chart:
     caption: str
     x: Axis
     y: Axis
-    series: tuple[Series, ...]
+    series: tuple[ChartSeries, ...]
     rows: tuple[str, ...] = ()
     guides: tuple[tuple[Literal["x", "y"], float], ...] = ()
     height: int = 280
@@ -136,10 +136,10 @@ def short(words: str, length: int) -> str:
 
 
 @dataclass(frozen=True)
-class Text:
+class Paragraph:
     """A paragraph; `soft` is a remark about how to read what follows."""
 
-    kind: ClassVar = "text"
+    kind: ClassVar = "paragraph"
     words: str
     soft: bool = False
 
@@ -252,11 +252,11 @@ class Details:
     lines: tuple[str, ...]
 
 
-Block: TypeAlias = Text | Figures | Table | Listing | Pairs | Code | Details
+Block: TypeAlias = Paragraph | Figures | Table | Listing | Pairs | Code | Details
 
 
 @dataclass(frozen=True)
-class Section:
+class ReportSection:
     """A titled part of the report; `name` is its file, and the page's anchor."""
 
     name: str

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mptune.analysis.intervals import NORMAL_95
-from mptune.report.blocks import Axis, Chart, Point, Series, percent_tick
+from mptune.report.blocks import Axis, Chart, ChartSeries, Point, percent_tick
 from mptune.report.language import language
 from mptune.report.layout import lay_out
 from mptune.report.svg import png
@@ -32,7 +32,7 @@ def curves_png(curves: Mapping[str, Curve]) -> bytes:
     """The masked-prediction curves of some models, by label, as a PNG on white."""
     say = language()
     series = tuple(
-        Series(label, _points(curve), number)
+        ChartSeries(label, _points(curve), number)
         for number, (label, curve) in enumerate(curves.items())
     )
     chart = Chart(

@@ -1,7 +1,7 @@
 """From a chart to shapes on a canvas of pixels; what draws them decides nothing.
 
 Colours are named, not given: the page has one value for each name in the light and another in the
-dark. Series differ by dash and by marker as well as by colour, so that they survive
+dark. ChartSeries differ by dash and by marker as well as by colour, so that they survive
 colour-blindness and print (palette: Okabe and Ito 2008).
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from mptune.report.blocks import Axis, Chart, Point, Series, number_tick, power_tick, short
+from mptune.report.blocks import Axis, Chart, ChartSeries, Point, number_tick, power_tick, short
 from mptune.report.drawing import (
     FONT,
     Area,
@@ -154,7 +154,7 @@ class _Layout:
             x += needed
         self.top = y + 20 if listed else 8.0
 
-    def _entry(self, series: Series, words: str, x: float, y: float) -> Iterator[Shape]:
+    def _entry(self, series: ChartSeries, words: str, x: float, y: float) -> Iterator[Shape]:
         colour, k = colour_of(series.colour), series.colour
         if series.style == "bars":
             yield Area(((x, y - 9), (x + 26, y - 9), (x + 26, y), (x, y)), colour, 1.0, k)
@@ -293,7 +293,7 @@ class _Layout:
         return self.x(point.x), self._row_y(point.y) + self._offset(point, number)
 
     def _offset(self, point: Point, number: int) -> float:
-        """Series that share a row stand one above the other."""
+        """ChartSeries that share a row stand one above the other."""
         sharing = [
             k
             for k, s in enumerate(self.chart.series)
@@ -301,7 +301,7 @@ class _Layout:
         ]
         return 0.0 if len(sharing) < 2 else 9.0 * (sharing.index(number) - (len(sharing) - 1) / 2)
 
-    def _line(self, series: Series, number: int) -> Iterator[Shape]:
+    def _line(self, series: ChartSeries, number: int) -> Iterator[Shape]:
         colour, k = colour_of(series.colour), series.colour
         pixels = [self._at(p, number) for p in series.points]
         if series.area:
@@ -312,7 +312,7 @@ class _Layout:
         yield Stroke(tuple(pixels), colour, 2.6 if series.bold else 1.7, _dash(k), k)
         yield from self._markers(series, number, 3.6 if series.markers else 0.0)
 
-    def _band(self, series: Series) -> Iterator[Shape]:
+    def _band(self, series: ChartSeries) -> Iterator[Shape]:
         with_band = [p for p in series.points if p.y_low is not None and p.y_high is not None]
         if len(with_band) > 1:
             upper = [(self.x(p.x), self.y(p.y_high or 0.0)) for p in with_band]
@@ -320,7 +320,7 @@ class _Layout:
             colour = colour_of(series.colour)
             yield Area((*upper, *lower), colour, 0.14, series.colour)
 
-    def _steps(self, series: Series, number: int) -> Iterator[Shape]:
+    def _steps(self, series: ChartSeries, number: int) -> Iterator[Shape]:
         pixels: list[Pixel] = []
         for point in series.points:
             x, y = self._at(point, number)
@@ -329,11 +329,11 @@ class _Layout:
         k = series.colour
         yield Stroke(tuple(pixels), colour_of(k), 1.6, _dash(k), k)
 
-    def _dots(self, series: Series, number: int) -> Iterator[Shape]:
+    def _dots(self, series: ChartSeries, number: int) -> Iterator[Shape]:
         yield from self._intervals(series, number)
         yield from self._markers(series, number, 5.2 if series.bold else 4.6)
 
-    def _intervals(self, series: Series, number: int) -> Iterator[Shape]:
+    def _intervals(self, series: ChartSeries, number: int) -> Iterator[Shape]:
         colour, k = colour_of(series.colour), series.colour
         for point in series.points:
             x, y = self._at(point, number)
@@ -344,7 +344,7 @@ class _Layout:
                 ends = ((x, self.y(point.y_low)), (x, self.y(point.y_high)))
                 yield Stroke(ends, colour, 1.8, series=k)
 
-    def _markers(self, series: Series, number: int, radius: float) -> Iterator[Shape]:
+    def _markers(self, series: ChartSeries, number: int, radius: float) -> Iterator[Shape]:
         k = series.colour
         base = Marker((0, 0), MARKERS[k % SERIES], colour_of(k), radius, series=k)
         for point in series.points:
@@ -354,7 +354,7 @@ class _Layout:
             else:
                 yield replace(base, at=at, tip=point.tip)
 
-    def _bars(self, series: Series, number: int) -> Iterator[Shape]:
+    def _bars(self, series: ChartSeries, number: int) -> Iterator[Shape]:
         colour, k, zero = colour_of(series.colour), series.colour, self.x(0.0)
         for point in series.points:
             x, y = self._at(point, number)

@@ -15,7 +15,15 @@ import resvg_py
 from PIL import Image
 
 from mptune.analysis.results import Report
-from mptune.report.blocks import Axis, Chart, Point, Series, number_tick, percent_tick, power_tick
+from mptune.report.blocks import (
+    Axis,
+    Chart,
+    ChartSeries,
+    Point,
+    number_tick,
+    percent_tick,
+    power_tick,
+)
 from mptune.report.drawing import Area, Drawing, Label, Marker, Stroke
 from mptune.report.language import language
 from mptune.report.layout import NARROW, SERIES, WIDE, lay_out
@@ -30,9 +38,9 @@ LINE = Chart(
     x=Axis("x", low=0.0, high=1.0, tick=percent_tick),
     y=Axis("y"),
     series=(
-        Series("first", tuple(Point(x, x * x, f"{x}", y_low=x * x - 0.1, y_high=x * x + 0.1)
+        ChartSeries("first", tuple(Point(x, x * x, f"{x}", y_low=x * x - 0.1, y_high=x * x + 0.1)
                               for x in (0.0, 0.5, 1.0))),
-        Series("second", (Point(0.0, 1.0), Point(1.0, 0.0)), 1),
+        ChartSeries("second", (Point(0.0, 1.0), Point(1.0, 0.0)), 1),
     ),
 )  # fmt: skip
 
@@ -42,7 +50,7 @@ ROWS = Chart(
     caption="",
     x=Axis("x"),
     y=Axis(""),
-    series=(Series("", (Point(1.0, 0, "a", 0.5, 1.5), Point(2.0, 1, "b")), style="dots"),),
+    series=(ChartSeries("", (Point(1.0, 0, "a", 0.5, 1.5), Point(2.0, 1, "b")), style="dots"),),
     rows=("first row", "second row"),
     guides=(("x", 0.0),),
 )
@@ -88,7 +96,7 @@ def test_a_band_and_a_legend_are_drawn() -> None:
 
 def test_series_differ_without_colour() -> None:
     many = tuple(
-        Series(f"s{k}", (Point(0, k), Point(1, k)), k, markers=True) for k in range(SERIES)
+        ChartSeries(f"s{k}", (Point(0, k), Point(1, k)), k, markers=True) for k in range(SERIES)
     )
     shapes = lay_out(replace(LINE, series=many)).shapes
     dashes = {s.dash for s in shapes if isinstance(s, Stroke) and s.colour.startswith("series")}
@@ -98,14 +106,16 @@ def test_series_differ_without_colour() -> None:
 
 def test_a_log_axis_leaves_out_what_it_cannot_show() -> None:
     points = (Point(0.0, 1.0, "never"), Point(1e3, 1.0, "a"), Point(1e6, 2.0, "b"))
-    chart = replace(LINE, x=Axis("x", log=True), series=(Series("", points),))
+    chart = replace(LINE, x=Axis("x", log=True), series=(ChartSeries("", points),))
     xs = [marker.at[0] for marker in markers(chart)]
     assert xs[1] < xs[2]
     assert np.isfinite(xs).all()
 
 
 def test_one_point_alone_has_axes() -> None:
-    chart = replace(LINE, x=Axis("x"), series=(Series("", (Point(3.0, 5.0, "p"),), style="dots"),))
+    chart = replace(
+        LINE, x=Axis("x"), series=(ChartSeries("", (Point(3.0, 5.0, "p"),), style="dots"),)
+    )
     (marker,) = markers(chart)
     assert 0 < marker.at[0] < WIDE
 

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mptune.report.blocks import Section
+from mptune.report.blocks import ReportSection
 from mptune.report.sections.comparison import comparison, curves, learning
 from mptune.report.sections.context import Context
 from mptune.report.sections.method import method, replay
 from mptune.report.sections.search import cost, failures, importance, ranking, trials
 from mptune.report.sections.transfer import kpi, robustness, sizes
 
-SECTIONS: tuple[Callable[[Context], Section | None], ...] = (
+SECTIONS: tuple[Callable[[Context], ReportSection | None], ...] = (
     comparison, curves, learning, ranking, importance, cost, sizes, robustness, kpi, trials,
     failures, method, replay,
 )  # fmt: skip
 """In the order of the page."""
 
 
-def sections(context: Context) -> list[Section]:
+def sections(context: Context) -> list[ReportSection]:
     """Every section that this study has something for."""
     made = (section(context) for section in SECTIONS)
     return [section for section in made if section is not None]

@@ -17,10 +17,10 @@ from mptune.report.blocks import (
     Block,
     Cell,
     Chart,
+    ChartSeries,
     Figures,
     Point,
-    Section,
-    Series,
+    ReportSection,
     Table,
     percent_tick,
     power_tick,
@@ -36,7 +36,7 @@ TONES = {"better": "good", "worse": "bad", "undecided": "open", "equivalent": ""
 # --- paired seeds --------------------------------------------------------------------------------
 
 
-def comparison(context: Context) -> Section | None:
+def comparison(context: Context) -> ReportSection | None:
     """Every difference on paired seeds with its interval, in every unit."""
     found = context.report.comparison
     if found is None or not found.differences:
@@ -45,7 +45,7 @@ def comparison(context: Context) -> Section | None:
     if found.compute:
         blocks.append(_compute(context, found))
     title = context.say("section.comparison", baseline=found.baseline)
-    return Section("comparison", title, tuple(blocks))
+    return ReportSection("comparison", title, tuple(blocks))
 
 
 def _differences(context: Context, found: ComparisonReport) -> Chart:
@@ -58,7 +58,7 @@ def _differences(context: Context, found: ComparisonReport) -> Chart:
         x=Axis(say("figure.comparison.x", baseline=baseline)),
         y=Axis(""),
         series=tuple(
-            Series("", tuple(_of_seeds(context, found, d, row)), colours[d.arm], "dots")
+            ChartSeries("", tuple(_of_seeds(context, found, d, row)), colours[d.arm], "dots")
             for row, d in enumerate(found.differences)
         ),
         rows=tuple(d.arm for d in found.differences),
@@ -141,7 +141,7 @@ def _compute(context: Context, found: ComparisonReport) -> Table:
 # --- scores at each mask rate --------------------------------------------------------------------
 
 
-def curves(context: Context) -> Section | None:
+def curves(context: Context) -> ReportSection | None:
     """S(r), the score at every mask rate, by policy; the area is the LML."""
     best = [(label, t) for label, t in context.best_per_policy() if len(_curve(t)) > 1][:SERIES]
     if not best:
@@ -151,7 +151,7 @@ def curves(context: Context) -> Section | None:
     charts = [_curves(context, labels, trials)]
     if len(best) > 1:
         charts.append(_curve_differences(context, labels, trials))
-    return Section("curves", context.say("section.curves"), (Figures(tuple(charts)),))
+    return ReportSection("curves", context.say("section.curves"), (Figures(tuple(charts)),))
 
 
 def _curve(trial: Trial) -> list[CurvePoint]:
@@ -176,7 +176,7 @@ def _curves(context: Context, labels: Sequence[str], trials: Sequence[Trial]) ->
             for p in _curve(trial)
         )
         first = trial is trials[0]
-        series.append(Series(label, points, context.colour(trial), area=first, bold=first))
+        series.append(ChartSeries(label, points, context.colour(trial), area=first, bold=first))
     return Chart(
         name="curve",
         title=context.say("figure.curve.title"),
@@ -201,7 +201,7 @@ def _curve_differences(context: Context, labels: Sequence[str], trials: Sequence
             for p in _curve(trial)
         ]
         points = tuple(Point(r, d, _curve_tip(context, label, r, d, math.nan)) for r, d in gains)
-        series.append(Series(label, points, context.colour(trial), bold=trial is trials[0]))
+        series.append(ChartSeries(label, points, context.colour(trial), bold=trial is trials[0]))
     name = labels[trials.index(reference)]
     return Chart(
         name="curve-difference",
@@ -218,7 +218,7 @@ def _curve_differences(context: Context, labels: Sequence[str], trials: Sequence
 # --- learning curves -----------------------------------------------------------------------------
 
 
-def learning(context: Context) -> Section | None:
+def learning(context: Context) -> ReportSection | None:
     """Learning curves at equal tokens, FLOPs and seconds.
 
     Of the arms over their seeds if there was a comparison, else of the best trial of each policy.
@@ -251,7 +251,7 @@ def learning(context: Context) -> Section | None:
                 x=Axis(say(f"axis.{unit}"), log=log, tick=tick),
                 y=Axis(say("axis.lml")),
                 series=tuple(
-                    Series(label, tuple(_learning_points(context, label, points, unit)), colour,
+                    ChartSeries(label, tuple(_learning_points(context, label, points, unit)), colour,
                            markers=True, bold=k == 0)
                     for k, (label, colour, points) in enumerate(learners)
                 ),
@@ -259,7 +259,7 @@ def learning(context: Context) -> Section | None:
         )  # fmt: skip
     choices = tuple(say(f"unit.{unit}") for unit in UNITS)
     figures = Figures(tuple(charts), choices, say("figure.learning.choose"))
-    return Section("learning", say("section.learning"), (figures,))
+    return ReportSection("learning", say("section.learning"), (figures,))
 
 
 def _learning_points(

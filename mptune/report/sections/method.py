@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from mptune.report.blocks import Code, Listing, Pairs, Section
+from mptune.report.blocks import Code, Listing, Pairs, ReportSection
 from mptune.report.sections.context import Context
 
 LINES = ("law", "sum", "mask", "bound", "plan", "estimator", "interval", "comparison", "rates")
 
 
-def method(context: Context) -> Section:
+def method(context: Context) -> ReportSection:
     """The definition of the score and of its intervals, and the scoring plan."""
     say, report, prepared = context.say, context.report, context.report.prepared
     lines = [say(f"method.{line}") for line in LINES]
@@ -29,10 +29,10 @@ def method(context: Context) -> Section:
                 table=prepared.table_hash,
             )
         )
-    return Section("method", say("section.method"), (Listing(tuple(lines)),))
+    return ReportSection("method", say("section.method"), (Listing(tuple(lines)),))
 
 
-def replay(context: Context) -> Section:
+def replay(context: Context) -> ReportSection:
     """Commands, versions, seeds, hashes."""
     say, report = context.say, context.report
     pairs = sorted(report.versions.items())
@@ -45,4 +45,4 @@ def replay(context: Context) -> Section:
     if seeds:
         pairs.append((say("replay.seeds"), say.join([str(seed) for seed in seeds])))
     blocks = (Code(report.commands), Pairs(tuple(pairs)))
-    return Section("replay", say("section.replay"), blocks)
+    return ReportSection("replay", say("section.replay"), blocks)

@@ -12,13 +12,13 @@ from mptune.report.blocks import (
     Block,
     Cell,
     Chart,
+    ChartSeries,
     Details,
     Figures,
+    Paragraph,
     Point,
-    Section,
-    Series,
+    ReportSection,
     Table,
-    Text,
     percent_tick,
     power_tick,
     short,
@@ -51,11 +51,11 @@ TONES = {"COMPLETE": "good", "PRUNED": "open", "FAIL": "bad"}
 # --- ranking -------------------------------------------------------------------------------------
 
 
-def ranking(context: Context) -> Section | None:
+def ranking(context: Context) -> ReportSection | None:
     """Finished trials by LML, with intervals and the probability that each is the best."""
     say, title, selection = context.say, context.say("section.ranking"), context.report.selection
     if not context.ranked:
-        return Section("ranking", title, (Text(say("ranking.empty")),))
+        return ReportSection("ranking", title, (Paragraph(say("ranking.empty")),))
     candidates = {c.trial: c for c in selection.candidates} if selection else {}
     blocks: list[Block] = [
         Figures((_ranking_chart(context, candidates),)),
@@ -63,10 +63,10 @@ def ranking(context: Context) -> Section | None:
     ]
     if selection is not None and selection.seed_sd is not None:
         sd = f"{selection.seed_sd:.2g}"
-        blocks.append(Text(say("ranking.seed_sd", sd=sd, n=selection.seed_runs), soft=True))
+        blocks.append(Paragraph(say("ranking.seed_sd", sd=sd, n=selection.seed_runs), soft=True))
     elif selection is not None:
-        blocks.append(Text(say("ranking.seed_unknown"), soft=True))
-    return Section("ranking", title, tuple(blocks))
+        blocks.append(Paragraph(say("ranking.seed_unknown"), soft=True))
+    return ReportSection("ranking", title, tuple(blocks))
 
 
 def _ranking_chart(context: Context, candidates: dict[int, Candidate]) -> Chart:
@@ -81,7 +81,7 @@ def _ranking_chart(context: Context, candidates: dict[int, Candidate]) -> Chart:
             tip += f"\n{say('column.best_probability')}: {probability}"
         half = 0.0 if math.isnan(half) else half
         point = Point(value, y, tip, value - half, value + half)
-        series.append(Series("", (point,), context.colour(trial), "dots"))
+        series.append(ChartSeries("", (point,), context.colour(trial), "dots"))
     more = say("figure.ranking.more", n=hidden) if hidden else ""
     return Chart(
         name="ranking",
@@ -151,7 +151,7 @@ def _candidate_cells(context: Context, candidate: Candidate | None, confirmed: b
 # --- dimensions ----------------------------------------------------------------------------------
 
 
-def importance(context: Context) -> Section | None:
+def importance(context: Context) -> ReportSection | None:
     """The importance of each dimension of the search, and the scores along each."""
     say, rows = context.say, context.report.importance
     blocks: list[Block] = []
@@ -167,7 +167,7 @@ def importance(context: Context) -> Section | None:
             caption=say("figure.importance.caption"),
             x=Axis(say("figure.importance.x"), low=0.0, tick=percent_tick),
             y=Axis(""),
-            series=(Series("", points, 0, "bars"),),
+            series=(ChartSeries("", points, 0, "bars"),),
             rows=tuple(row.name for row in rows),
         )
         blocks.append(Figures((bars,)))
@@ -176,7 +176,7 @@ def importance(context: Context) -> Section | None:
     if slices:
         blocks.append(Figures(tuple(slices)))
     title = say("section.importance")
-    return Section("importance", title, tuple(blocks)) if blocks else None
+    return ReportSection("importance", title, tuple(blocks)) if blocks else None
 
 
 def _slice(context: Context, name: str) -> Chart | None:
@@ -196,7 +196,7 @@ def _slice(context: Context, name: str) -> Chart | None:
             x=Axis(name, log=min(xs) > 0 and max(xs) / min(xs) > 30),
             y=Axis(say("axis.lml")),
             series=tuple(
-                Series("", (Point(x, t.nats_per_token, _slice_tip(context, name, t)),),
+                ChartSeries("", (Point(x, t.nats_per_token, _slice_tip(context, name, t)),),
                        context.colour(t), "dots")
                 for x, t in zip(xs, trials, strict=True)
             ),
@@ -215,7 +215,7 @@ def _slice(context: Context, name: str) -> Chart | None:
         caption=say("figure.slice.caption", name=name),
         x=Axis(say("axis.lml")),
         y=Axis(""),
-        series=(Series("", points, 0, "dots"),),
+        series=(ChartSeries("", points, 0, "dots"),),
         rows=tuple(short(choice, 30) for choice in choices),
         short=True,
     )
@@ -233,7 +233,7 @@ def _slice_tip(context: Context, name: str, trial: Trial) -> str:
 # --- cost ----------------------------------------------------------------------------------------
 
 
-def cost(context: Context) -> Section | None:
+def cost(context: Context) -> ReportSection | None:
     """Scores against training FLOPs, with the trials that no cheaper trial beats."""
     say = context.say
     if len(context.ranked) < 2:
@@ -248,7 +248,7 @@ def cost(context: Context) -> Section | None:
         return Point(spent.flops, trial.nats_per_token, tip)
 
     dots = (
-        Series(kind, tuple(map(point, trials)), context.colour(trials[0]), "dots")
+        ChartSeries(kind, tuple(map(point, trials)), context.colour(trials[0]), "dots")
         for kind, trials in by_kind(context.ranked).items()
     )
     line = tuple(
@@ -260,9 +260,9 @@ def cost(context: Context) -> Section | None:
         caption=say("figure.cost.caption"),
         x=Axis(say("axis.flops"), log=True, tick=power_tick),
         y=Axis(say("axis.lml")),
-        series=(Series(say("figure.cost.front"), line, FRONT, "steps"), *dots),
+        series=(ChartSeries(say("figure.cost.front"), line, FRONT, "steps"), *dots),
     )
-    return Section("cost", say("section.cost"), (Figures((chart,)),))
+    return ReportSection("cost", say("section.cost"), (Figures((chart,)),))
 
 
 def front(ranked: Sequence[Trial]) -> list[Trial]:
@@ -277,12 +277,12 @@ def front(ranked: Sequence[Trial]) -> list[Trial]:
 # --- every trial ---------------------------------------------------------------------------------
 
 
-def trials(context: Context) -> Section | None:
+def trials(context: Context) -> ReportSection | None:
     """Every trial in whatever state, with a small picture of its policy."""
     say, rows = context.say, context.report.trials
     title = say("section.trials")
     if not rows:
-        return Section("trials", title, (Text(say("trials.none")),))
+        return ReportSection("trials", title, (Paragraph(say("trials.none")),))
     kpi = any(t.kpi and t.kpi.value is not None for t in rows)
     head = context.head(
         "trial", "<policy", "<rate_over_training", "<state", "lml", *(["KPI"] if kpi else []),
@@ -290,7 +290,7 @@ def trials(context: Context) -> Section | None:
     )  # fmt: skip
     cells = tuple(_trial_cells(context, trial, kpi) for trial in rows)
     table = Table(title, head, cells, searchable=True, filters=(3,))
-    return Section("trials", title, (Text(say("trials.spark"), soft=True), table))
+    return ReportSection("trials", title, (Paragraph(say("trials.spark"), soft=True), table))
 
 
 def _trial_cells(context: Context, trial: Trial, kpi: bool) -> tuple[Cell, ...]:
@@ -336,7 +336,7 @@ def _spark(trial: Trial) -> Drawing | None:
     return Drawing(SPARK_WIDTH, SPARK_HEIGHT, (band, Stroke(tuple(mean), "series-1", 1.8)))
 
 
-def failures(context: Context) -> Section | None:
+def failures(context: Context) -> ReportSection | None:
     """Failed trials by reason, the most frequent first."""
     say = context.say
     groups = tuple(
@@ -350,4 +350,4 @@ def failures(context: Context) -> Section | None:
         )
         for reason, failed in context.found.failures
     )  # fmt: skip
-    return Section("failures", say("section.failures"), groups) if groups else None
+    return ReportSection("failures", say("section.failures"), groups) if groups else None

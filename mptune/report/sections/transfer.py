@@ -14,12 +14,12 @@ from mptune.report.blocks import (
     Block,
     Cell,
     Chart,
+    ChartSeries,
     Figures,
+    Paragraph,
     Point,
-    Section,
-    Series,
+    ReportSection,
     Table,
-    Text,
     percent_tick,
 )
 from mptune.report.formatting import minus, per_token, rate
@@ -34,7 +34,7 @@ KEYS = {"best rate": "rate", "gap": "gap"}
 # --- sizes ---------------------------------------------------------------------------------------
 
 
-def sizes(context: Context) -> Section | None:
+def sizes(context: Context) -> ReportSection | None:
     """The best mask rate and the LML gap as functions of size and budget."""
     found = context.report.by_size
     if found is None:
@@ -45,15 +45,15 @@ def sizes(context: Context) -> Section | None:
         if law is not None:
             blocks += _law(context, law)
         elif why_not:
-            blocks.append(Text(why_not, soft=True))
-    return Section("sizes", context.say("section.sizes"), tuple(blocks)) if blocks else None
+            blocks.append(Paragraph(why_not, soft=True))
+    return ReportSection("sizes", context.say("section.sizes"), tuple(blocks)) if blocks else None
 
 
 def _law(context: Context, law: SizeLaw) -> Iterator[Block]:
     say = context.say
     yield Figures((_law_chart(law, say),))
     matters = say("sizes.matters" if law.size_matters else "sizes.constant")
-    yield Text(say("sizes.law", form=law.form, n=law.runs, matters=matters), soft=True)
+    yield Paragraph(say("sizes.law", form=law.form, n=law.runs, matters=matters), soft=True)
     rows = tuple(
         (Cell(p.name), Cell(minus(p.value, 3), p.value),
          Cell(f"{minus(p.low, 3)} – {minus(p.high, 3)}", p.low))
@@ -89,7 +89,7 @@ def _law_chart(law: SizeLaw, say: Language) -> Chart:
     key = KEYS[law.what]
     budgets = [curve[0].tokens for curve in law.curves if curve]
     series = [
-        Series(
+        ChartSeries(
             say("sizes.budget", tokens=say.tick(tokens)),
             tuple(_law_point(law, value, say) for value in curve),
             number,
@@ -106,10 +106,12 @@ def _law_chart(law: SizeLaw, say: Language) -> Chart:
         number = budgets.index(p.tokens) if p.tokens in budgets else 0
         point = Point(p.parameters, p.value, tip, y_low=p.low, y_high=p.high)
         measured.setdefault(number, []).append(point)
-    series += [Series("", tuple(points), number, "dots") for number, points in measured.items()]
+    series += [
+        ChartSeries("", tuple(points), number, "dots") for number, points in measured.items()
+    ]
     if law.extrapolation:
         named = tuple(_law_point(law, e.at, say) for e in law.extrapolation)
-        series.append(Series(say("sizes.named"), named, 4, "dots"))
+        series.append(ChartSeries(say("sizes.named"), named, 4, "dots"))
     return Chart(
         name=f"size-{key}",
         title=say(f"figure.size_{key}.title", of=law.of),
@@ -132,7 +134,7 @@ def _law_point(law: SizeLaw, value: LawValue, say: Language) -> Point:
 # --- other data ----------------------------------------------------------------------------------
 
 
-def robustness(context: Context) -> Section | None:
+def robustness(context: Context) -> ReportSection | None:
     """The score on every held-out domain, and with values missing."""
     say, found = context.say, context.report.robustness
     if found is None:
@@ -142,10 +144,12 @@ def robustness(context: Context) -> Section | None:
         _robustness_table(context, found),
     ]
     if found.chosen_by_worst:
-        blocks.append(Text(say("robustness.chosen_by_worst"), soft=True))
+        blocks.append(Paragraph(say("robustness.chosen_by_worst"), soft=True))
     elif found.best_at_worst is not None:
-        blocks.append(Text(say("robustness.best_at_worst", trial=found.best_at_worst), soft=True))
-    return Section("robustness", say("section.robustness"), tuple(blocks))
+        blocks.append(
+            Paragraph(say("robustness.best_at_worst", trial=found.best_at_worst), soft=True)
+        )
+    return ReportSection("robustness", say("section.robustness"), tuple(blocks))
 
 
 def _condition(condition: Condition, say: Language) -> str:
@@ -181,7 +185,7 @@ def _robustness_chart(context: Context, found: Robustness) -> Chart:
         x=Axis(say("axis.lml_interval")),
         y=Axis(""),
         series=tuple(
-            Series(label, tuple(_robustness_points(context, found.conditions, row)), colour,
+            ChartSeries(label, tuple(_robustness_points(context, found.conditions, row)), colour,
                    "dots", bold=k == 0)
             for k, (label, colour, row) in enumerate(shown[:SERIES])
         ),
@@ -227,7 +231,7 @@ def _robustness_table(context: Context, found: Robustness) -> Table:
 # --- KPI -----------------------------------------------------------------------------------------
 
 
-def kpi(context: Context) -> Section | None:
+def kpi(context: Context) -> ReportSection | None:
     """The team's own KPI against the LML, and against the loss at 15 %."""
     say, found = context.say, context.report.kpi
     if found is None:
@@ -242,7 +246,7 @@ def kpi(context: Context) -> Section | None:
         )
         if (chart := _kpi_chart(context, found.name, scored, predictor, axis, values))
     ]
-    blocks: list[Block] = [Text(_kpi_answer(context, found))]
+    blocks: list[Block] = [Paragraph(_kpi_answer(context, found))]
     if charts:
         blocks.append(Figures(tuple(charts)))
     if found.correlations:
@@ -259,8 +263,8 @@ def kpi(context: Context) -> Section | None:
         head = context.head("<predictor", "<statistic", "correlation", "interval")
         blocks.append(Table(say("kpi.table"), head, rows, headed=True))
     if found.failed:
-        blocks.append(Text(say("kpi.failed", n=found.failed), soft=True))
-    return Section("kpi", say("section.kpi", name=found.name), tuple(blocks))
+        blocks.append(Paragraph(say("kpi.failed", n=found.failed), soft=True))
+    return ReportSection("kpi", say("section.kpi", name=found.name), tuple(blocks))
 
 
 def _kpi_answer(context: Context, found: KpiReport) -> str:
@@ -314,7 +318,7 @@ def _kpi_chart(
         x=Axis(context.say(axis)),
         y=Axis(name),
         series=tuple(
-            Series(kind, tuple(map(point, trials)), context.colour(trials[0]), "dots")
+            ChartSeries(kind, tuple(map(point, trials)), context.colour(trials[0]), "dots")
             for kind, trials in kinds.items()
         ),
         height=230,
