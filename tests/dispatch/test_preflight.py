@@ -23,6 +23,7 @@ from mptune.dispatch.ray_dispatcher import RayDispatcher
 from mptune.models import _memory as memory
 from mptune.paths import RunDirectory, node_bytes
 from mptune.spec.schema import Resources
+from mptune.study.records import MEMORY
 from mptune.trial import GangChanged, TrialSpec
 from tests import fakes, studies
 from tests.faults.cluster import ray_cluster
