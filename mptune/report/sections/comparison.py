@@ -251,8 +251,10 @@ def learning(context: Context) -> ReportSection | None:
                 x=Axis(say(f"axis.{unit}"), log=log, tick=tick),
                 y=Axis(say("axis.lml")),
                 series=tuple(
-                    ChartSeries(label, tuple(_learning_points(context, label, points, unit)), colour,
-                           markers=True, bold=k == 0)
+                    ChartSeries(
+                        label, tuple(_learning_points(context, label, points, unit)), colour,
+                        markers=True, bold=k == 0,
+                    )
                     for k, (label, colour, points) in enumerate(learners)
                 ),
             )
