@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import optuna
 import pytest
+from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
-from mptune.study.optuna_private import TPESampler
+from mptune.paths import RunDirectory
+from mptune.study.optuna_private import TPESampler, requeue
 from mptune.study.records import MEMORY
+from tests import studies
 
 Make = Callable[[int], optuna.samplers.BaseSampler]
 
@@ -84,3 +88,35 @@ def test_other_seeds_propose_otherwise() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert history(ours, 12) != history(lambda n: ours(n + 1), 12)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (models.TrialUserAttributeModel, "key"),
+        (models.TrialUserAttributeModel, "value_json"),
+        (models.TrialModel, "find_or_raise_by_id"),
+        (optuna.storages.RDBStorage, "check_trial_is_updatable"),
+        (optuna.samplers.TPESampler, "_get_internal_repr"),
+        (optuna.samplers.TPESampler, "_get_params"),
+        (optuna.samplers.GPSampler, "_sample_relative_impl"),
+        (optuna.search_space.group_decomposed._GroupDecomposedSearchSpace, "calculate"),
+        (optuna.search_space.group_decomposed._SearchSpaceGroup, "add_distributions"),
+    ],
+)
+def test_optuna_still_has_the_private_name(owner: Any, name: str) -> None:
+    assert hasattr(owner, name), (
+        f"Optuna {optuna.__version__} has no {owner.__name__}.{name}: adapt optuna_private.py"
+    )
+
+
+def test_a_running_trial_can_still_be_requeued(run: RunDirectory) -> None:
+    study = studies.create(run, None, "demo")
+    trial = study.ask()
+    trial.suggest_float("x", 0, 1)
+    requeue(study, trial)
+    again = study.ask()
+    assert (again.number, again.params) == (trial.number, trial.params), (
+        f"Optuna {optuna.__version__} no longer runs a requeued trial under its number and "
+        "parameters: adapt optuna_private.requeue"
+    )
