@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -12,6 +13,7 @@ from pydantic import Field
 from mptune.analysis.arms import ArmScores, Difference, Selection, compare, selection_probabilities
 from mptune.analysis.compute import EquivalentCompute, curves_of, equivalent_compute, mean_curve
 from mptune.analysis.crossed import Array
+from mptune.analysis.ranking import ACCUMULATED, FIXED_15, side
 from mptune.analysis.sequential import schedule
 from mptune.spec.schema import Comparison
 from mptune.trial import LearningPoint, Message, Prepared, Trial
@@ -50,6 +52,11 @@ class ComparisonReport(Message):
     def finished(self, arm: str) -> list[Trial]:
         """The trials of an arm that have a result."""
         return [trial for trial in self.arms.get(arm, ()) if trial.result is not None]
+
+    def score(self, arm: str) -> float:
+        """Mean LML over the finished trials of an arm, nats per token; NaN without any."""
+        scores = [trial.nats_per_token for trial in self.finished(arm)]
+        return math.fsum(scores) / len(scores) if scores else math.nan
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,51 @@ def comparison_report(
         selection=tuple(selection_probabilities(paired)) if paired else (),
         compute=tuple(equivalent_compute(curves, asked.baseline, level)) if with_baseline else (),
     )
+
+
+def main_difference(comparison: ComparisonReport) -> Difference:
+    """The pair that the study is about: accumulated and fixed 15 % if compared, else the first."""
+    sides = {name: side(arm[0].policy) for name, arm in comparison.arms.items() if arm}
+    main = {FIXED_15, ACCUMULATED}
+    pairs = comparison.differences
+    return next((d for d in pairs if {sides.get(d.arm), sides.get(d.baseline)} == main), pairs[0])
+
+
+def leading_arm(comparison: ComparisonReport | None) -> str | None:
+    """The arm with the highest mean LML; None if no arm has a finished trial."""
+    if comparison is None:
+        return None
+    return max(filter(comparison.finished, comparison.arms), key=comparison.score, default=None)
+
+
+def difference_of(trial: Trial, comparison: ComparisonReport | None) -> Difference | None:
+    """The first difference of an arm that has the trial's policy; None if there is none."""
+    arms = comparison.arms.items() if comparison else ()
+    own = {name for name, arm in arms if arm and arm[0].policy_label == trial.policy_label}
+    differences = comparison.differences if comparison else ()
+    return next((d for d in differences if d.arm in own or d.baseline in own), None)
+
+
+def chosen_policy(best: Trial | None, comparison: ComparisonReport | None) -> Trial | None:
+    """A trial of the recommended policy.
+
+    It is the search's best trial, unless an arm beat its policy on paired seeds, which outweigh
+    one run: then it is a trial of that arm. Without a search it is a trial of the leading arm.
+    None if nothing has finished.
+    """
+    arms = {name: arm[0] for name, arm in comparison.arms.items() if arm} if comparison else {}
+    if best is None:
+        leader = leading_arm(comparison)
+        return arms[leader] if leader else None
+    for difference in comparison.differences if comparison else ():
+        if difference.verdict not in ("better", "worse"):
+            continue
+        ahead, behind = arms.get(difference.arm), arms.get(difference.baseline)
+        if difference.verdict == "worse":
+            ahead, behind = behind, ahead
+        if ahead and behind and behind.policy_label == best.policy_label:
+            return ahead
+    return best
 
 
 def undecided_arms(

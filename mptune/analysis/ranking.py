@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from mptune.analysis.robustness import worst_domain
@@ -14,6 +15,30 @@ Side: TypeAlias = Literal["fixed 15 %", "accumulated"]
 
 FIXED_15: Side = "fixed 15 %"
 ACCUMULATED: Side = "accumulated"
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Fixed 15 % and accumulated by two criteria, at one model size.
+
+    Attributes:
+        losses: loss at 15 % masking, nats per masked position, of both policies.
+        scores: accumulated LML estimate, nats per token, of both policies.
+    """
+
+    size_label: str
+    losses: Mapping[Side, float]
+    scores: Mapping[Side, float]
+
+    @property
+    def by_loss(self) -> Side:
+        """The policy with the lower loss; fixed 15 % if they are equal."""
+        return ACCUMULATED if self.losses[ACCUMULATED] < self.losses[FIXED_15] else FIXED_15
+
+    @property
+    def by_lml(self) -> Side:
+        """The policy with the higher LML; fixed 15 % if they are equal."""
+        return ACCUMULATED if self.scores[ACCUMULATED] > self.scores[FIXED_15] else FIXED_15
 
 
 def ranking(trials: Iterable[Trial], by_worst: bool = False) -> list[Trial]:
@@ -45,6 +70,21 @@ def best_per_policy(ranked: Sequence[Trial]) -> list[Trial]:
     for trial in ranked:
         best.setdefault(policy_kind(trial), trial)
     return list(best.values())
+
+
+def runner_up(ranked: Sequence[Trial], best: Trial) -> Trial | None:
+    """The best trial with another kind of policy than `best`, or None."""
+    own = policy_kind(best)
+    return next((trial for trial in ranked if policy_kind(trial) != own), None)
+
+
+def front(ranked: Sequence[Trial]) -> list[Trial]:
+    """Trials that score higher than every trial with the same FLOPs or fewer, by FLOPs."""
+    found: list[Trial] = []
+    for trial in sorted(ranked, key=lambda t: (t.require_result().cost.flops, -t.nats_per_token)):
+        if not found or trial.nats_per_token > found[-1].nats_per_token:
+            found.append(trial)
+    return found
 
 
 def policy_kind(trial: Trial) -> str:
@@ -83,3 +123,30 @@ def loss_at(result: TrialResult, rate: float) -> float | None:
 def accuracy_at(result: TrialResult, rate: float) -> float | None:
     """Share of masked positions predicted exactly at one mask rate, if it was recorded."""
     return next((r.accuracy for r in result.rates if math.isclose(r.rate, rate)), None)
+
+
+def flips(arms: Iterable[Sequence[Trial]], trials: Iterable[Trial]) -> list[Flip]:
+    """Fixed 15 % and accumulated at each size that has both.
+
+    Args:
+        arms: trials of each arm of a comparison; means over their seeds precede single trials.
+        trials: of the search; the best trial of each policy counts.
+    """
+    found: dict[str, dict[Side, tuple[float, float]]] = {}
+    for group in [*arms, *([trial] for trial in ranking(trials))]:
+        which = side(group[0].policy) if group else None
+        results = [trial.result for trial in group if trial.result is not None]
+        losses = [loss for result in results if (loss := loss_at(result, 0.15)) is not None]
+        if which and losses:
+            score = math.fsum(r.lml.nats_per_token for r in results) / len(results)
+            sides = found.setdefault(group[0].size_label, {})
+            sides.setdefault(which, (math.fsum(losses) / len(losses), score))
+    return [
+        Flip(
+            size,
+            {which: loss for which, (loss, _) in sides.items()},
+            {which: score for which, (_, score) in sides.items()},
+        )
+        for size, sides in found.items()
+        if len(sides) == 2
+    ]

@@ -28,7 +28,7 @@ from pydantic import Field
 from mptune.analysis.arms import ArmScores, selection_probabilities
 from mptune.analysis.comparison import Arms, Scores, arm_scores, scores_of_arms
 from mptune.analysis.crossed import Array, estimate
-from mptune.analysis.intervals import half_width
+from mptune.analysis.intervals import half_width, lml_half_width
 from mptune.analysis.ranking import ranking
 from mptune.analysis.robustness import worst_domain
 from mptune.errors import NoResultError
@@ -80,6 +80,10 @@ class SearchSelection(Message):
     overturned: bool = Field(
         False, description="the recommended one was not the search's best: confirming changed it"
     )
+
+    def candidate(self, trial: int) -> Candidate | None:
+        """The candidate with this trial number; None if the trial was not scored."""
+        return next((c for c in self.candidates if c.trial == trial), None)
 
 
 @dataclass(frozen=True)
@@ -214,6 +218,17 @@ def recommended(selection: SearchSelection | None, searched: Sequence[Trial]) ->
         raise NoResultError("no trial has finished, so there is nothing to recommend")
     number = selection.recommended if selection else ranked[0].number
     return next((trial for trial in ranked if trial.number == number), ranked[0])
+
+
+def score_of(selection: SearchSelection | None, trial: Trial) -> tuple[float, float]:
+    """LML of a finished trial and the half-width of its 95 % interval, nats per token.
+
+    Both are those of the confirmation, if the trial was confirmed.
+    """
+    candidate = selection.candidate(trial.number) if selection else None
+    if candidate and candidate.confirmation:
+        return candidate.confirmation.nats_per_token, candidate.confirmation.half_width
+    return trial.nats_per_token, lml_half_width(trial.require_result().lml)
 
 
 def search_selection(

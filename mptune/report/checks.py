@@ -165,7 +165,7 @@ def _confirmed(case: Case) -> Iterator[Check]:
     selection = case.report.selection
     if selection is None:
         return
-    chosen = next((c for c in selection.candidates if c.trial == selection.recommended), None)
+    chosen = selection.candidate(selection.recommended)
     found = chosen.confirmation if chosen else None
     if found is None:
         yield Check(False, case.say("check.not_confirmed"))

@@ -18,7 +18,7 @@ from pydantic_core import core_schema
 
 from mptune.analysis.intervals import lml_half_width
 from mptune.analysis.results import Report
-from mptune.report.findings import Findings, findings
+from mptune.report.findings import Findings, FlipRow, findings
 from mptune.trial import Message
 
 SCHEMA_VERSION = 2
@@ -47,16 +47,6 @@ class Place(Message):
         description="of its 95 % interval over new held-out sequences, nats per token"
     )
     bits_per_byte: float | None = Field(description="code length of text; lower is better")
-
-
-class FlipRow(Message):
-    """Which of fixed 15 % and accumulated each criterion prefers, at one model size."""
-
-    size_label: str
-    by_loss: str = Field(description="preferred by the loss at 15 % masking")
-    by_lml: str = Field(description="preferred by the accumulated LML estimate")
-    words: str
-    disagree: bool
 
 
 class CheckRow(Message):
@@ -125,7 +115,7 @@ def _findings(found: Findings) -> FindingsRow:
         verdict_words=found.verdict,
         certainty=found.certainty,
         cost=found.cost,
-        flips=tuple(FlipRow(**asdict(flip), disagree=flip.disagree) for flip in found.flips),
+        flips=found.flips,
         checks=tuple(CheckRow(**asdict(check)) for check in found.checks),
     )
 

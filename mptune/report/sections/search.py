@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
-from mptune.analysis.ranking import accuracy_at, loss_at
+from mptune.analysis.ranking import accuracy_at, front, loss_at
 from mptune.analysis.selection import Candidate
 from mptune.report.blocks import (
     Axis,
@@ -263,15 +262,6 @@ def cost(context: Context) -> ReportSection | None:
         series=(ChartSeries(say("figure.cost.front"), line, FRONT, "steps"), *dots),
     )
     return ReportSection("cost", say("section.cost"), (Figures((chart,)),))
-
-
-def front(ranked: Sequence[Trial]) -> list[Trial]:
-    """Trials that no trial with the same FLOPs or fewer beats, by FLOPs."""
-    found: list[Trial] = []
-    for trial in sorted(ranked, key=lambda t: (t.require_result().cost.flops, -t.nats_per_token)):
-        if not found or trial.nats_per_token > found[-1].nats_per_token:
-            found.append(trial)
-    return found
 
 
 # --- every trial ---------------------------------------------------------------------------------
