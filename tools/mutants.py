@@ -132,8 +132,9 @@ def _changes(node: ast.AST, source: bytes, lines: list[int]) -> Iterator[tuple[i
             yield from between(left, operator, right)
         case ast.BoolOp(op=operator, values=[left, right, *_]):
             yield from between(left, operator, right)
-        case ast.UnaryOp(op=ast.USub() | ast.Not(), operand=operand):
-            yield place(node)[0], place(operand)[0], ""
+        case ast.UnaryOp(op=ast.USub() | ast.Not() as operator):
+            start = place(node)[0]
+            yield start, start + len("not" if isinstance(operator, ast.Not) else "-"), ""
         case ast.Constant(value=bool(value)):
             yield *place(node), str(not value)
         case ast.Constant(value=int(value)):
