@@ -1,4 +1,4 @@
-"""The command line: one file per command, each with `HELP`, `add_arguments` and `run`.
+"""The command line: one file per command, each with `EXAMPLES`, `add_arguments` and `run`.
 
 Command modules are imported only when used, so that `mptune --help` and `mptune validate` stay
 fast and need neither torch nor ray.
@@ -18,22 +18,22 @@ from mptune.errors import InputError, MptuneError, did_you_mean
 COMMANDS = {
     "init": "write a commented spec for your own data",
     "validate": "check a spec fully, in under a second",
-    "data": "inspect what a spec's data will teach, before anything trains",
+    "data": "show the data of a spec and warn about problems, before any training",
     "search": "search policies and sizes; the same command again resumes",
     "compare": "compare named arms over several seeds",
     "launch": "run a search on Ray, Kubernetes or Slurm, and follow it",
     "score": "score masked-LM checkpoints on text, or compare two",
-    "status": "where a search stands",
-    "stop": "stop a running search; it can go on later",
-    "logs": "what one trial has told",
+    "status": "show the state of a search",
+    "stop": "stop a running search; it can be resumed",
+    "logs": "show the log of one trial",
     "fsck": "check a run directory against its storage, and repair it",
     "report": "write the report and print the ranking",
     "bundle": "pack the evidence behind a report into one file",
-    "replay": "derive every number of a bundled report again",
+    "replay": "recompute every number of a bundled report",
     "best": "print the recommended policy, or export it",
     "verify": "check the estimator where the answer is known",
     "impute": "fill a table's missing values with a trained model",
-    "list": "policies, model families, data modalities, launchers",
+    "list": "list policies, model families, data modalities or launchers",
     "schema": "print the JSON schema of a spec, for completion in editors",
     "policy": "show what a mask policy does, with a picture",
 }
@@ -41,7 +41,7 @@ COMMANDS = {
 DESCRIPTION = """\
 Which mask rate should masked pre-training use? mptune searches mask-rate policies together with
 model sizes, scores every trial by its accumulated log-marginal-likelihood estimate with a standard
-error, and says which policy, at which size, and how sure."""
+error, and recommends a policy for each model size, with its uncertainty."""
 
 EPILOG = """\
 examples:
@@ -49,12 +49,12 @@ examples:
   mptune init mydata && mptune validate mydata/spec.yaml
   mptune list policies
 
-exit codes: 0 done, 2 your input is wrong, 3 no usable result, 130 interrupted (resumable)
+exit codes: 0 done, 2 your input is wrong, 3 no usable result, 130 interrupted (can be resumed)
 """
 
 
 class _Parser(argparse.ArgumentParser):
-    """One line and exit code 2 for a wrong argument, with the nearest known command."""
+    """Report a wrong argument in one line with exit code 2, and suggest the nearest command."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
         hint = ""
@@ -87,7 +87,7 @@ def _command_parser(name: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _run(arguments: Sequence[str]) -> int:
+def _run_command(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0].startswith("-"):
         _parser().parse_args(arguments or ["--help"])
     known, rest = _parser().parse_known_args(arguments[:1])
@@ -96,9 +96,9 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code. Errors a user can meet are one line each."""
+    """Run one command; returns the exit code. An error is printed as one line per problem."""
     try:
-        return _run(sys.argv[1:] if arguments is None else arguments)
+        return _run_command(sys.argv[1:] if arguments is None else arguments)
     except InputError as error:
         print("\n".join(error.problems), file=sys.stderr)
         return error.exit_code

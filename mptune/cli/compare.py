@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mptune.cli import _arguments
+from mptune.cli import _arguments, _run
 
 EXAMPLES = """\
 examples:
@@ -46,4 +46,4 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.fresh:
             raise InputError("--fresh would delete the search; give its SPEC to start over")
         arguments.run_dir, arguments.spec = arguments.spec, directory.resolved
-    return _arguments.execute(arguments, searching=False)
+    return _run.execute(arguments, searching=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from mptune.cli import _arguments
+from mptune.cli import _arguments, _run
 
 EXAMPLES = """\
 examples:
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     sizes = _sizes(arguments.size) if arguments.size else None
     console = Console(highlight=False)
     report = found.report(command, sizes)
-    return _arguments.answer(console, found, report, arguments.json, arguments.lang)
+    return _run.answer(console, found, report, arguments.json, arguments.lang)
 
 
 def _sizes(words: list[str]) -> list[float]:

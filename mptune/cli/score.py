@@ -1,18 +1,18 @@
 """Score masked-LM checkpoints on text: the accumulated LML estimate with its interval.
 
 MODEL is a local folder or a name of the Hugging Face hub. One model is scored until its standard
-error is small enough; two are compared on the same sequences and masks until one is better."""
+error is small enough; two are compared on the same sequences and masks until one is better.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mptune.cli import _arguments, _score_words
+from mptune.cli import _arguments, _score_progress, _score_text
 from mptune.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,13 +35,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what counts as one document of a file; default file")  # fmt: skip
     add("--target-se", type=_positive, default=0.01, metavar="NATS",
         help="stop at this standard error, nats per token; default 0.01")  # fmt: skip
-    add("--length", type=int, metavar="TOKENS", help="tokens per sequence; default: all it holds")
-    add("--sequences", type=_count, default=2000, metavar="N", help="at most so many; default 2000")
-    add("--max-forwards", type=_count, metavar="N", help="stop after so many forwards of a model")
-    add("--batch-size", type=_count, default=32, metavar="N", help="default 32")
-    add("--seed", type=int, default=0, help="of the sequences drawn and of the masks; default 0")
+    add("--length", type=int, metavar="TOKENS",
+        help="tokens per sequence; default: the model's maximum")  # fmt: skip
+    add("--sequences", type=_count, default=2000, metavar="N",
+        help="largest number of sequences; default 2000")  # fmt: skip
+    add("--max-forwards", type=_count, metavar="N", help="stop after N forwards per model")
+    add("--batch-size", type=_count, default=32, metavar="N",
+        help="sequences per forward pass; default 32")  # fmt: skip
+    add("--seed", type=int, default=0, metavar="N",
+        help="seed of the sequences drawn and of the masks; default 0")  # fmt: skip
     add("--output", type=Path, default=Path("scores"), metavar="DIR",
-        help="where curve.png and score.json go; default scores")  # fmt: skip
+        help="folder for curve.png and score.json; default scores")  # fmt: skip
     _arguments.add_json(parser)
 
 
@@ -83,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
     else:
-        print(_score_words.words(found))
+        print(_score_text.text(found))
         print(f"Written:\n  {arguments.output / 'curve.png'}\n  {arguments.output / 'score.json'}")
     return 0
 
@@ -91,12 +95,12 @@ def run(arguments: argparse.Namespace) -> int:
 def _score_one(prepared: ModelText, options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
     from mptune.tools import score
 
-    _warn_of_unknown(prepared)
-    last = _watch(score.score(prepared, options), lambda now: _score_words.state(now, options))
+    _warn_about_unknown_tokens(prepared)
+    results = score.score(prepared, options)
+    last = _score_progress.watch(results, lambda now: _score_progress.model_progress(now, options))
     score.add_figures(last, options)
-    return _score_words.model_figures(last, options.target_se), {
-        prepared.model.name: last.estimate.curve
-    }
+    curves = {prepared.model.name: last.estimate.curve}
+    return _score_text.model_figures(last, options.target_se), curves
 
 
 def _compare_two(
@@ -105,41 +109,24 @@ def _compare_two(
     from mptune.tools import score
 
     for one in prepared:
-        _warn_of_unknown(one)
+        _warn_about_unknown_tokens(one)
     if not same_tokens:
         print("The tokenizers differ: only bits per byte can be compared.", file=sys.stderr)
-    last = _watch(score.race(prepared, same_tokens, options), _score_words.race_state)
+    results = score.race(prepared, same_tokens, options)
+    last = _score_progress.watch(results, _score_progress.race_progress)
     estimates = (last.comparison.a, last.comparison.b)
     curves = {p.model.name: e.curve for p, e in zip(prepared, estimates, strict=True)}
-    return _score_words.race_figures(last), curves
+    return _score_text.race_figures(last), curves
 
 
-def _warn_of_unknown(prepared: ModelText) -> None:
+def _warn_about_unknown_tokens(prepared: ModelText) -> None:
     observed = int(prepared.side.observed.sum())
     if prepared.unknown > observed / 1000:
         print(
             f"{prepared.model.name}: {prepared.unknown} of {observed} tokens are unknown to its "
-            "tokenizer; their text is lost, and bits per byte come out too low",
+            "tokenizer; their text is not scored, and bits per byte are too low",
             file=sys.stderr,
         )
-
-
-def _watch(looks: Iterator[Any], state: Any) -> Any:
-    """Follow the looks on stderr; Ctrl-C keeps what there is. Returns the last one."""
-    last: Any = None
-    live = sys.stderr.isatty()
-    try:
-        for last in looks:
-            text = state(last)
-            print(f"\r\x1b[K{text}" if live else text, end="" if live else "\n",
-                  file=sys.stderr, flush=True)  # fmt: skip
-    except KeyboardInterrupt:
-        if last is None:
-            raise
-        print("\ninterrupted: this is what there is so far", file=sys.stderr)
-    if live:
-        print(file=sys.stderr)
-    return last
 
 
 def _write(folder: Path, found: dict[str, Any], curves: dict[str, Any]) -> None:

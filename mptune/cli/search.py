@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from mptune.cli import _arguments
+from mptune.cli import _arguments, _run
 
 EXAMPLES = """\
 examples:
@@ -26,4 +26,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    return _arguments.execute(arguments, searching=True)
+    return _run.execute(arguments, searching=True)

@@ -76,24 +76,24 @@ NestedPolicy = Annotated[
 """A policy field: a mask rate or a policy mapping in the spec, a `MaskPolicy` in Python."""
 
 
-class Stage(Section):
+class ScheduleStage(Section):
     """A policy and the progress it belongs to."""
 
     at: Fraction = Field(description="training progress, in [0, 1]")
     policy: NestedPolicy = Field(description="a mask rate or a policy")
 
 
-def _ascending(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+def _ascending(stages: tuple[ScheduleStage, ...]) -> tuple[ScheduleStage, ...]:
     at = [stage.at for stage in stages]
     if at[0] != 0 or any(a >= b for a, b in pairwise(at)):
         raise ValueError(f"is at {at}; `at` starts with 0 and rises")
     return stages
 
 
-Stages = Annotated[tuple[Stage, ...], Field(min_length=2), AfterValidator(_ascending)]
+Stages = Annotated[tuple[ScheduleStage, ...], Field(min_length=2), AfterValidator(_ascending)]
 
 
-def stage_index(stages: tuple[Stage, ...], progress: float) -> int:
+def stage_index(stages: tuple[ScheduleStage, ...], progress: float) -> int:
     """The last stage that has begun."""
     return max(i for i, stage in enumerate(stages) if stage.at <= progress)
 

@@ -59,7 +59,7 @@ def test_a_model_is_scored_to_the_target(capsys, tmp_path, models, lines):
     assert area == pytest.approx(found["nats_per_token"], rel=0.15)
 
 
-def test_words_say_what_json_says(capsys, tmp_path, models, lines):
+def test_text_has_the_figures(capsys, tmp_path, models, lines):
     code, out, _ = run(
         capsys, tmp_path, models["raw"], "--data", lines, "--documents", "line",
         "--sequences", "40", "--target-se", "1e-6",
@@ -67,7 +67,7 @@ def test_words_say_what_json_says(capsys, tmp_path, models, lines):
     assert code == 0
     assert "accumulated LML" in out
     assert "bits per byte" in out
-    assert "that would take about" in out
+    assert "1e-06 needs about" in out
 
 
 def test_the_trained_model_is_better(capsys, tmp_path, models, lines):

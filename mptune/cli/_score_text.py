@@ -1,4 +1,4 @@
-"""What `mptune score` shows: progress, words, and figures whose keys say their units."""
+"""The result of `mptune score`: figures for JSON, and text."""
 
 from __future__ import annotations
 
@@ -8,35 +8,11 @@ from typing import TYPE_CHECKING, Any
 from mptune.analysis.intervals import half_width
 
 if TYPE_CHECKING:
-    from mptune.tools.score import ModelScore, Options, Race
-
-
-def bar(share: float) -> str:
-    done = round(20 * min(max(share, 0.0), 1.0))
-    return "█" * done + "░" * (20 - done)
-
-
-def state(now: ModelScore, options: Options) -> str:
-    error = now.error
-    # The error falls with the root of the forwards.
-    share = (options.target_se / error) ** 2 if error > 0 else 1.0
-    return (
-        f"{bar(share)} {now.estimate.forwards_used} forwards in {now.seconds:.0f} s, "
-        f"standard error {error:.4f} of {options.target_se} nats per token"
-    )
-
-
-def race_state(now: Race) -> str:
-    found = now.comparison
-    share = abs(found.difference) / found.half_width if found.half_width else 1.0
-    return (
-        f"{bar(share)} {found.forwards} forwards of each in {now.seconds:.0f} s, difference "
-        f"{found.difference:+.2f} ± {found.half_width:.2f} nats per sequence"
-    )
+    from mptune.tools.score import ModelScore, Race
 
 
 def model_figures(found: ModelScore, target_se: float) -> dict[str, Any]:
-    """What --json prints for one model; the keys say the units."""
+    """The output of --json for one model; the keys have the units."""
     estimate, per_position = found.estimate, 1.0 / _tokens_per_sequence(found.estimate)
     low, high = estimate.interval()
     at_15, at_one = found.at_rates
@@ -72,11 +48,11 @@ def _tokens_per_sequence(estimate: Any) -> float:
 def _curve(curve: Any) -> list[dict[str, float]]:
     names = ("mask_rate", "mean_log_prob", "se", "variance_share")
     columns = [getattr(curve, name).tolist() for name in names]
-    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+    return [dict(zip(names, point, strict=True)) for point in zip(*columns, strict=True)]
 
 
 def race_figures(found: Race) -> dict[str, Any]:
-    """What --json prints for two models."""
+    """The output of --json for two models."""
     result = found.comparison
     names = [prepared.model.name for prepared in found.prepared]
     per_byte = 1.0 / math.log(2) / found.bytes_per_sequence
@@ -101,11 +77,12 @@ def race_figures(found: Race) -> dict[str, Any]:
     }
 
 
-def words(found: dict[str, Any]) -> str:
-    return _race_words(found) if "models" in found else _model_words(found)
+def text(found: dict[str, Any]) -> str:
+    """The figures of one model or of two as lines for a terminal."""
+    return _race_text(found) if "models" in found else _model_text(found)
 
 
-def _model_words(found: dict[str, Any]) -> str:
+def _model_text(found: dict[str, Any]) -> str:
     low, high = found["interval_95_nats_per_token"]
     loss, pseudo = found["loss_at_15"], found["pseudo_log_likelihood"]
     lines = [
@@ -115,8 +92,8 @@ def _model_words(found: dict[str, Any]) -> str:
         f"                    {found['nats_per_sequence']:.2f} nats per sequence, "
         f"{found['bits_per_byte']:.4f} bits per byte",
         f"  loss at 15 %      {loss['nats_per_token']:.4f} ± {half_width(loss['se']):.4f} "
-        "nats per masked token: flatters the model by "
-        f"{found['bias_of_scoring_at_15_nats_per_token']:.4f}",
+        "nats per masked token (bias "
+        f"{found['bias_of_scoring_at_15_nats_per_token']:+.4f} against the LML)",
         f"  pseudo-log-lik.   {pseudo['nats_per_token']:.4f} ± {half_width(pseudo['se']):.4f} "
         "nats per token (M = 1; not a likelihood)",
     ]
@@ -126,24 +103,19 @@ def _model_words(found: dict[str, Any]) -> str:
             f"  order gap         {gap['rms']:.3f} ± {half_width(gap['se']):.3f} nats between two "
             "orders of a pair (0 for one joint distribution)"
         )
-    reached = "" if found["target_reached"] else f"; {_what_lacks(found)}"
+    missed = ""
+    if not found["target_reached"]:
+        error, target = found["se_population_nats_per_token"], found["target_se_nats_per_token"]
+        needed = math.ceil(found["sequences"] * (error / target) ** 2)
+        missed = f"; the standard error is {error:.4f}: {target} needs about {needed} sequences"
     lines.append(
         f"  {found['sequences']} sequences, {found['forwards']} forwards (worth "
-        f"{found['effective_sample_size']:.0f} plain ones) in {found['seconds']:.0f} s{reached}"
+        f"{found['effective_sample_size']:.0f} plain ones) in {found['seconds']:.0f} s{missed}"
     )
     return "\n".join(lines)
 
 
-def _what_lacks(found: dict[str, Any]) -> str:
-    error, target = found["se_population_nats_per_token"], found["target_se_nats_per_token"]
-    needed = math.ceil(found["sequences"] * (error / target) ** 2)
-    return (
-        f"the standard error is {error:.4f}, not {target}: that would take about {needed} "
-        "sequences of this kind"
-    )
-
-
-def _race_words(found: dict[str, Any]) -> str:
+def _race_text(found: dict[str, Any]) -> str:
     first, second = found["models"]
     other = second if found["verdict"] == first else first
     head = f"{found['verdict']} is better than {other}"
@@ -162,6 +134,6 @@ def _race_words(found: dict[str, Any]) -> str:
         )
     lines.append(
         f"  {found['forwards_of_each']} forwards of each in {found['seconds']:.0f} s; the 95 % "
-        "interval holds however often one looks"
+        "interval is valid at every intermediate look"
     )
     return "\n".join(lines)

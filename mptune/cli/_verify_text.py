@@ -1,0 +1,148 @@
+"""The output of `mptune verify`: tables for a terminal, and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Column, Table
+
+from mptune.report.formatting import minus
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mptune.tools.verify import FoundingResult, RateResult, Verification
+
+WIDTH = 100
+"""Characters of the longest line."""
+
+_FOUNDING_NOTES = """\
+Recorded: printed by the founding code. Here: recomputed with the same random numbers (its data
+seed and its five mask seeds), in double instead of single precision. A forward is one mask of one
+sequence; the founding estimator shares its masks over all 1000 sequences. sd: of one run, over
+seeds. SE: of mptune, which at 200,000 forwards (not in --quick) costs as much as P = 1. The
+founding code's noise is kept: its standard deviation is 1/beta and it is shared over dimensions,
+although the variance in the model's covariance is 1/beta."""
+
+
+def as_json(found: Verification) -> Any:
+    """All figures as JSON values; an infinite number or NaN becomes None."""
+    return _finite({"passed": not found.failed, **asdict(found)})
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def show(console: Console, found: Verification) -> None:
+    """Print the tables, the notes below them, and the verdict on the last line."""
+    for part in _parts(found):
+        if isinstance(part, Table):
+            console.print(part)
+        else:
+            console.print(part, markup=False, soft_wrap=True)
+
+
+def _parts(found: Verification) -> Iterator[str | Table]:
+    yield "Models whose log p(x) is known exactly, nats per sequence"
+    yield _bed_table(found)
+    yield _bed_notes(found)
+    yield "\nIdentity Σ S(M) = log p(x), every mask enumerated"
+    yield _table(
+        ("model", "sequences", "masks", "largest error"),
+        [(i.name, f"{i.sequences}", f"{i.masks}", f"{i.error:.1e}") for i in found.identity],
+    )
+    yield "\nBias of scoring at one mask count, D·S(M) − log p(x), nats"
+    yield _rate_table(found.rates)
+    yield f"Setup: {found.rates.setup}."
+    yield "The parameters of the recorded figures are unknown: only signs and trend are compared."
+    yield "\nFounding table (arXiv 2306.00520): exp_2_area_fig1.py -n 1000 -d 200 -k 5, beta = 5"
+    head = ("", "forwards", "recorded", "sd", "here", "sd or SE", "z")
+    yield _table(head, _founding_rows(found.founding))
+    yield _FOUNDING_NOTES
+    passed = len(found.checks) - len(found.failed)
+    verdict = "all passed" if not found.failed else f"{len(found.failed)} FAILED"
+    yield f"\n{passed} of {len(found.checks)} checks passed: {verdict} ({found.seconds:.0f} s)"
+
+
+def _bed_table(found: Verification) -> Table:
+    head = ("model", "truth", "estimate", "SE", "z", "bias z", "population", "fixed set", "SE/sd")
+    rows = [
+        (
+            bed.name,
+            minus(bed.truth, 3),
+            minus(bed.estimate, 3),
+            f"{bed.se:.3f}",
+            _signed(bed.z),
+            _signed(bed.bias_z),
+            f"{100 * bed.coverage_population:.1f} %",
+            f"{100 * bed.coverage_fixed:.1f} %",
+            f"{bed.se_over_spread:.2f}",
+        )
+        for bed in found.beds
+    ]
+    return _table(head, rows)
+
+
+def _bed_notes(found: Verification) -> str:
+    population, fixed = (_span(found.coverage_allowed[kind]) for kind in ("population", "fixed"))
+    low, high = found.spread_allowed
+    return (
+        f"SE and z: of {found.beds[0].sequences} fixed sequences. The other columns, over\n"
+        f"{found.replications} replications: bias; coverage of nominal 95 % intervals, for the\n"
+        "population and for exactly these sequences; SE/sd, the SE for these sequences over its\n"
+        "actual spread (above 1: the intervals are wider than necessary). Allowed: coverage\n"
+        f"{population} (population) and {fixed} (fixed set), SE/sd {low:.2f} to {high:.2f};\n"
+        f"a true coverage of 95 % gives {_span(found.coverage_band)} in 95 of 100 runs."
+    )
+
+
+def _rate_table(found: RateResult) -> Table:
+    return _table(
+        ("", *(f"M = {m + 1}" for m in range(len(found.closed_form)))),
+        [
+            ("closed form", *map(_signed, found.closed_form)),
+            ("sampled, enumerated", *map(_signed, found.sampled)),
+            ("z of the difference", *map(_signed, found.z)),
+            ("recorded, another PPCA", *map(_signed, found.recorded)),
+        ],
+    )
+
+
+def _founding_rows(found: FoundingResult) -> Iterator[tuple[str, ...]]:
+    """Recorded and recomputed figures; the founding estimator with other seeds; then mptune's."""
+    yield "exact LML", "", minus(found.recorded_exact, 4), "", minus(found.exact, 4), "", ""
+    for row in found.rows:
+        name, recorded = f"accumulated, P = {row.permutations}", minus(row.recorded, 3)
+        here = minus(row.mean, 4), f"{row.sd:.4f}"
+        yield name, f"{row.forwards:,}", recorded, f"{row.recorded_sd:.3f}", *here, ""
+    own = minus(found.own_mean, 4), f"{found.own_sd:.4f}", _signed(found.own_z)
+    yield f"P = 1, {found.own_seeds} other seeds", f"{found.rows[0].forwards:,}", "", "", *own
+    for score in found.ours:
+        here_z = minus(score.estimate, 4), f"{score.se:.4f}", _signed(score.z)
+        yield "mptune", f"{score.forwards:,}", "", "", *here_z
+
+
+def _span(band: tuple[float, float]) -> str:
+    return f"{100 * band[0]:.1f} to {100 * band[1]:.1f} %"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+    """Columns without a frame, the first left-aligned and the others right-aligned."""
+    first, *others = head
+    columns = [Column(first), *(Column(name, justify="right") for name in others)]
+    table = Table(*columns, box=None, padding=(0, 0, 0, 2), header_style="dim")
+    for row in rows:
+        table.add_row(*row)
+    return table
