@@ -1,4 +1,4 @@
-"""The recommended policy of a finished search; --export writes it for use elsewhere."""
+"""Print the recommended policy of a finished search, or export it as YAML."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Pack the evidence behind a report into one file that `mptune replay` can check anywhere.
 
-It holds the spec, the study, the frozen plan, every sequence's score and the report, each with its
-SHA-256 sum; no data and no weights.
+The file contains the spec, the study, the frozen scoring plan, the score of every sequence and the
+report, each with its SHA-256 checksum. It contains no data and no weights.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     _arguments.add_run_dir(parser)
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default RUN_DIR.bundle.zip")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="the bundle; default RUN_DIR.bundle.zip"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

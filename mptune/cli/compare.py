@@ -1,9 +1,8 @@
 """Compare the arms named in a spec over paired seeds, with an interval on every difference.
 
-Per seed, all arms share data order, initialisation and scoring plan. What an arm leaves open is
-taken from the best trial of the search in the run directory, if there is one. With `--arms`, the
-arms are named in words, for trials of a finished search: missing runs are made, and those of
-earlier comparisons count.
+Per seed, all arms share data order, initialisation and scoring plan. An arm takes the values that it
+does not set from the best trial of the search in the run directory, if there is one. `--arms`
+compares trials or policies of a finished search; runs of earlier comparisons are used again.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from mptune.cli import _arguments, _run
 EXAMPLES = """\
 examples:
   mptune compare search_spaces/fixed15-vs-accumulated.yaml
-  mptune compare spec.yaml --set compare.seeds=5     # two more seeds for each arm
+  mptune compare spec.yaml --set compare.seeds=5     # five seeds for each arm
   mptune compare runs/quickstart --arms "fixed r=0.15" best
   mptune compare runs/quickstart --arms "trial 2" "beta a=2 b=1 on width=128"
 """
@@ -31,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--arms",
         nargs="+",
         metavar="ARM",
-        help="best, 'trial 7', a named arm, or a policy such as 'fixed r=0.15', each perhaps with "
-        "'on width=128'; the first is the baseline",
+        help="best, 'trial 7', a named arm, or a policy such as 'fixed r=0.15', optionally "
+        "with 'on width=128'; the first is the baseline",
     )
     _arguments.add_run(parser)
 
@@ -44,6 +43,6 @@ def run(arguments: argparse.Namespace) -> int:
 
         directory = Run.open(arguments.spec).directory
         if arguments.fresh:
-            raise InputError("--fresh would delete the search; give its SPEC to start over")
+            raise InputError("--fresh would delete the search; give its SPEC instead of RUN_DIR")
         arguments.run_dir, arguments.spec = arguments.spec, directory.resolved
     return _run.execute(arguments, searching=False)

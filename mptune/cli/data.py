@@ -1,7 +1,7 @@
-"""Inspect a spec's data: prepare it, and show what will be learned from.
+"""Prepare the data of a spec and describe it, before any training.
 
-Counts, lengths, vocabulary, missingness by channel, split sizes, duplicates across splits, an
-example with a mask drawn on it, and warnings about what would spoil the score.
+Shows counts, lengths, vocabulary, missing values per channel, split sizes, duplicates across
+splits, a masked example, and warnings about problems that would distort the score.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ examples:
 ACTIONS = ("inspect",)
 
 MANY_EPOCHS = 50
-"""Passes over the training data after which small models begin to learn it by heart."""
+"""Passes over the training data after which small models begin to memorise it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", metavar="inspect", help="the only action yet")
+    parser.add_argument("action", metavar="inspect", help="the only action")
     _arguments.add_spec(parser)
     _arguments.add_json(parser)
 
@@ -57,9 +57,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _spec_warnings(spec: SearchSpec, report: dict[str, Any]) -> Iterator[str]:
-    there = report["splits"]["heldout"]["sequences"]
-    if spec.score.sequences > there:
-        yield f"score.sequences is {spec.score.sequences}, but {there} are held out; all count"
+    heldout = report["splits"]["heldout"]["sequences"]
+    if spec.score.sequences > heldout:
+        yield f"score.sequences is {spec.score.sequences}, but {heldout} are held out; all are used"
     passes = (spec.training.budget_tokens or 0) / (
         report["splits"]["train"]["sequences"] * report["length"]
     )
@@ -86,7 +86,7 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
         yield ""
         yield from _channel_lines(report["channels"])
     yield ""
-    # A channel's symbols mean something in that channel alone.
+    # With channels, each one has its own symbols, so common counts would mix them.
     if not report["channels"]:
         common = ", ".join(f"{word!r} {share:.1%}" for word, share in vocabulary["most_common"][:8])
         yield f"most common: {common}"
@@ -96,7 +96,7 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield from (f"! {warning}" for warning in report["warnings"])
     if not report["warnings"]:
-        yield "nothing here would spoil the score"
+        yield "no problem found"
 
 
 def _split_lines(splits: dict[str, Any]) -> Iterator[str]:

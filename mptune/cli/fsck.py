@@ -1,11 +1,11 @@
-"""Check a run directory, its storage and its Ray cluster against one another, and repair them.
+"""Check that a run directory, its storage and its Ray cluster agree, and repair them.
 
-On the cluster of the last search, if it still answers, or of `--address`: gangs of this run that
-were left without a driver, and machines that it asked the autoscaler for. Only `--repair`
-changes anything. A living driver's are never touched.
+On the Ray cluster of the last search (or at `--address`), the command looks for gangs of this run
+whose driver has ended, and for machines that such a driver requested from the autoscaler. It skips
+these checks while a driver runs.
 
-Nothing that a search found is ever removed: what cannot be used is moved to `lost+found/`.
-Exit code 0 when all is well or was repaired, 3 when something is left to do.
+Without `--repair`, nothing is changed. Results are never deleted: unusable files are moved to
+`lost+found/`. Exit code 0 if there is no problem left, 3 if there is one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mptune.cli import _arguments
 
 EXAMPLES = """\
 examples:
-  mptune fsck runs/quickstart               # what is wrong, and what --repair would do
+  mptune fsck runs/quickstart               # problems, and what --repair would do
   mptune fsck runs/quickstart --repair
   mptune fsck runs/quickstart --address 10.0.0.1:6379
 """
@@ -25,8 +25,8 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     _arguments.add_run_dir(parser)
-    parser.add_argument("--repair", action="store_true", help="make the repairs that are listed")
-    parser.add_argument("--address", metavar="HOST:PORT", help="look at this Ray cluster, or auto")
+    parser.add_argument("--repair", action="store_true", help="repair the listed problems")
+    parser.add_argument("--address", metavar="HOST:PORT", help="the Ray cluster to check, or auto")
     _arguments.add_json(parser)
 
 
@@ -47,5 +47,5 @@ def run(arguments: argparse.Namespace) -> int:
         verb = "repaired" if arguments.repair else "would repair"
         for f in found:
             print(f"{f.where}: {f.problem}; {verb if f.repair else 'to do'}: {f.action}")
-        print(f"{len(found)} problems, {len(left)} left" if found else "all is well")
+        print(f"{len(found)} problems, {len(left)} left" if found else "no problems")
     return 3 if left else 0

@@ -1,9 +1,9 @@
 """Fill missing values of sensors or of a table with a trained model.
 
-MODEL is a run directory (its best trial counts) or a trial's directory, trained with
+MODEL is a run directory (its best trial is used) or a trial's directory, trained with
 `training.keep_weights: true` on series or tabular data. TABLE has the columns of its source. With
---check, known values of held-out rows are hidden, filled in and compared with the truth and with
-three baselines: the mean, the last value, and scikit-learn's IterativeImputer where installed.
+--check, known values of held-out rows are hidden and filled in. The errors are shown beside those of
+three baselines: the mean, the last value, and scikit-learn's IterativeImputer if it is installed.
 """
 
 from __future__ import annotations
@@ -34,17 +34,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cells", type=Path, metavar="FILE", help="CSV of each filled value: mean, interval, draws"
     )
-    parser.add_argument("--draws", type=int, default=0, metavar="N", help="joint draws; default 0")
     parser.add_argument(
-        "--level", type=float, default=0.9, metavar="P", help="of the intervals; default 0.9"
+        "--draws",
+        type=int,
+        default=0,
+        metavar="N",
+        help="joint draws of the missing values; default 0",
     )
     parser.add_argument(
-        "--check", type=float, metavar="SHARE", help="hide this share of the known values, compare"
+        "--level", type=float, default=0.9, metavar="P", help="level of the intervals; default 0.9"
+    )
+    parser.add_argument(
+        "--check",
+        type=float,
+        metavar="SHARE",
+        help="hide this share of the known values and report the error",
     )
     parser.add_argument(
         "--on", default="heldout", metavar="SPLIT", help="rows to check: heldout, a domain or all"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of draws and hidden values; default 0",
+    )
     _arguments.add_json(parser)
 
 
@@ -58,8 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
         lines = _check_lines(found)
     else:
         impute = load_object("mptune.tools.impute:impute")
-        places = (arguments.out, arguments.cells)
-        found = impute(trial, arguments.table, *places, draws=arguments.draws, **common)
+        files = (arguments.out, arguments.cells)
+        found = impute(trial, arguments.table, *files, draws=arguments.draws, **common)
         lines = _fill_lines(found, arguments.out)
     print(json.dumps(found, indent=2) if arguments.json else "\n".join(lines))
     return 0
@@ -77,7 +92,7 @@ def _refuse(arguments: argparse.Namespace) -> None:
 
 
 def _trial(model: Path) -> Path:
-    """The directory of the trial: the best one of a run."""
+    """The trial's directory; of a run directory, that of its best trial."""
     if not RunDirectory(model).resolved.exists():
         if not model.is_dir():
             raise InputError(f"{model}: no such directory; give a run's or a trial's")

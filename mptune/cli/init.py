@@ -24,9 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         default=Path(),
         metavar="DIR",
-        help="where to write spec.yaml; default here",
+        help="folder for spec.yaml; default: the current folder",
     )
-    parser.add_argument("--force", action="store_true", help="replace a spec.yaml that is there")
+    parser.add_argument("--force", action="store_true", help="replace an existing spec.yaml")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,9 +1,10 @@
-"""Run a search elsewhere: on a Ray cluster, on Kubernetes, under Slurm, or in the background.
+"""Run a search on a Ray cluster, on Kubernetes, under Slurm, or in the background.
 
 `mptune launch SPEC --on PROFILE` submits the search, follows it, and copies its report to
-runs/NAME at the end. Ctrl-C detaches; the search runs on. Afterwards use the search's name:
-`status`, `logs` (follows again), `fetch` and `stop` work on any machine that has the profile.
-`stop` removes what was created, but keeps the study and the artifacts: launch again to resume.
+runs/NAME at the end. Ctrl-C detaches, and the search continues. After that, refer to the search by
+its name: `status`, `logs` (follows again), `fetch` and `stop` work on any machine that has the
+profile. `stop` deletes the jobs and pods but keeps the study and the artifacts: launch the same
+spec again to resume.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ ACTIONS = ("status", "logs", "fetch", "stop")
 EXAMPLES = """\
 examples:
   mptune launch spec.yaml --on launchers/kubernetes.yaml --dry-run          # the exact manifests
-  mptune launch spec.yaml --on launchers/kubernetes.yaml --dry-run=server   # ask the server too
+  mptune launch spec.yaml --on launchers/kubernetes.yaml --dry-run=server   # checked by the server
   mptune launch spec.yaml --on launchers/kubernetes.yaml                    # submit and follow
   mptune launch status NAME --on launchers/kubernetes.yaml
   mptune launch logs NAME --on launchers/kubernetes.yaml                    # follow again
@@ -38,13 +39,17 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = ", ".join(ACTIONS)
     parser.add_argument(
-        "words",
+        "target",
         nargs="+",
         metavar="SPEC | ACTION NAME",
         help=f"a spec, or one of {actions} and the name of a search",
     )
     parser.add_argument(
-        "--on", type=Path, required=True, metavar="PROFILE", help="where to run: launchers/*.yaml"
+        "--on",
+        type=Path,
+        required=True,
+        metavar="PROFILE",
+        help="launcher profile, e.g. launchers/ray.yaml",
     )
     _arguments.add_overrides(parser)
     parser.add_argument(
@@ -52,18 +57,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="client",
         metavar="server",
-        help="print what would be created and stop; =server asks the API server as well",
+        help="print the manifests or scripts and stop; =server: the API server checks them",
     )
-    parser.add_argument("--detach", action="store_true", help="submit the search and return")
     parser.add_argument(
-        "--into", type=Path, metavar="DIR", help="where to copy the report; default runs/NAME"
+        "--detach", action="store_true", help="submit the search and return at once"
+    )
+    parser.add_argument(
+        "--into", type=Path, metavar="DIR", help="folder for the report; default runs/NAME"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     from mptune.spec.source import read_plugin
 
-    first, *rest = arguments.words
+    first, *rest = arguments.target
     if arguments.dry_run not in (None, "client", "server"):
         raise InputError(f"--dry-run={arguments.dry_run}: must be --dry-run or --dry-run=server")
     if first not in ACTIONS and rest:
@@ -124,7 +131,7 @@ def _follow(arguments: argparse.Namespace, launcher: Launcher, name: str) -> int
     try:
         state = launcher.follow(name, _say)
     except KeyboardInterrupt:
-        _say(f"\ndetached; {name} runs on.\n{_next_commands(arguments, name)}")
+        _say(f"\ndetached; {name} continues.\n{_next_commands(arguments, name)}")
         return 0
     if state.phase != "succeeded":
         return 3

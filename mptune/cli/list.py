@@ -1,4 +1,4 @@
-"""List what a spec can name, with parameters, ranges and sources, from the code's docstrings."""
+"""List the plugins that a spec can use, with parameters, ranges and sources."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Show the log of one trial: its events and its traceback, or what a rank printed."""
+"""Show the log of one trial: its events and traceback, or the output of one rank."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EXAMPLES = """\
 examples:
   mptune logs runs/quickstart 3
   mptune logs runs/quickstart 3 --follow      # until the trial has ended
-  mptune logs runs/quickstart 3 --rank 1      # what rank 1 printed, errors included
+  mptune logs runs/quickstart 3 --rank 1      # standard output and error of rank 1
   mptune logs runs/quickstart 0 --compare     # a run of the comparison
 """
 
@@ -22,9 +22,13 @@ POLL_S = 0.5
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     _arguments.add_run_dir(parser)
     parser.add_argument("trial", type=int, metavar="TRIAL", help="the trial's number")
-    parser.add_argument("--compare", action="store_true", help="a run of the comparison instead")
-    parser.add_argument("--rank", type=int, metavar="R", help="what this rank printed instead")
-    parser.add_argument("--follow", action="store_true", help="go on until the trial has ended")
+    parser.add_argument("--compare", action="store_true", help="TRIAL is a run of the comparison")
+    parser.add_argument(
+        "--rank", type=int, metavar="R", help="show the output of this rank instead"
+    )
+    parser.add_argument(
+        "--follow", action="store_true", help="follow the log until the trial has ended"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -38,11 +42,11 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.rank,
     )
     log.check(arguments.follow)
-    offset, goes_on = 0, True
-    while goes_on:
-        goes_on = arguments.follow and log.goes_on()
+    offset, active = 0, True
+    while active:
+        active = arguments.follow and log.is_active()
         offset = _print_from(log.file, offset)
-        if goes_on:
+        if active:
             time.sleep(POLL_S)
     if arguments.rank is None and log.trial.traceback.exists():
         print(log.trial.traceback.read_text(encoding="utf-8"), end="")
@@ -50,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _print_from(path: Path, offset: int) -> int:
-    """Print the complete lines after `offset`; returns where the next one begins."""
+    """Print the complete lines after `offset`; returns the offset of the next line."""
     if not path.exists():
         return offset
     with path.open("rb") as file:

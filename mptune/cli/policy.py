@@ -1,4 +1,8 @@
-"""Show what a mask policy does: q(M | s) over training, ω(M), mean rate, cost; with a picture."""
+"""Show a mask policy: q(M | s) over training, ω(M), mean rate and cost, with a picture.
+
+M is the number of masked positions, s the training progress, q(M | s) the distribution from which
+the policy draws M, and ω(M) the weight that M gets in the training loss.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +29,27 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=["show"], metavar="show", help="the only action")
     parser.add_argument("policy", type=Path, metavar="POLICY", help="a policy, a YAML file")
-    parser.add_argument("--length", type=int, default=128, metavar="D", help="positions; 128")
     parser.add_argument(
-        "--model", type=Path, metavar="FILE", help="for the cost: a model section, a YAML file"
+        "--length", type=int, default=128, metavar="D", help="positions per sequence; default 128"
     )
-    parser.add_argument("--vocabulary", type=int, default=8192, metavar="V", help="8192")
     parser.add_argument(
-        "--picture", type=Path, metavar="PNG", help="where the picture goes; default beside POLICY"
+        "--model",
+        type=Path,
+        metavar="FILE",
+        help="model section as a YAML file, for the cost; default: a small BERT",
+    )
+    parser.add_argument(
+        "--vocabulary",
+        type=int,
+        default=8192,
+        metavar="V",
+        help="vocabulary size, for the cost; default 8192",
+    )
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        metavar="PNG",
+        help="file of the picture; default POLICY with the suffix .png",
     )
     _arguments.add_json(parser)
 

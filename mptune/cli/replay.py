@@ -1,6 +1,6 @@
-"""Derive every number of a bundled report again, from its scores, without data or training.
+"""Recompute every number of a bundled report from its scores, without data or training.
 
-Exit code 3 if any number comes out differently.
+Exit code 3 if any number differs.
 """
 
 from __future__ import annotations
@@ -15,18 +15,23 @@ examples:
   mptune replay quickstart.bundle.zip
   mptune replay quickstart.bundle.zip --into checked     # keep the run directory and its report
   mptune replay quickstart.bundle.zip --lang ja
-  mptune replay quickstart.bundle.zip --json             # the report's numbers, derived again
+  mptune replay quickstart.bundle.zip --json             # the recomputed numbers
 """
 
 MAX_SHOWN = 10
-"""Differences that are printed."""
+"""Largest number of differences that are printed."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from mptune.cli import _arguments
 
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="written by `mptune bundle`")
-    parser.add_argument("--into", type=Path, metavar="DIR", help="a new folder to unpack it in")
+    parser.add_argument(
+        "--into",
+        type=Path,
+        metavar="DIR",
+        help="new folder for the unpacked run; default: a temporary one",
+    )
     _arguments.add_json(parser)
     _arguments.add_lang(parser)
 

@@ -1,4 +1,4 @@
-"""Write the report of a run directory again, and print its ranking and verdict."""
+"""Write the report of a run directory, and print its ranking and recommendation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size",
         action="append",
         metavar="N",
-        help="state the laws over model size at this size too, e.g. 110M (repeatable)",
+        help="extrapolate the trends over model size to N parameters, e.g. 110M (repeatable)",
     )
     _arguments.add_json(parser)
     _arguments.add_lang(parser)
@@ -41,11 +41,11 @@ def run(arguments: argparse.Namespace) -> int:
     return _run.answer(console, found, report, arguments.json, arguments.lang)
 
 
-def _sizes(words: list[str]) -> list[float]:
-    """`110M` as 110e6.
+def _sizes(texts: list[str]) -> list[float]:
+    """Parameter counts: `110M` is 110e6.
 
     Raises:
-        InputError: it is not a size.
+        InputError: a text is not a size.
     """
     from pydantic import TypeAdapter, ValidationError
 
@@ -53,7 +53,7 @@ def _sizes(words: list[str]) -> list[float]:
     from mptune.spec.schema import Size
 
     try:
-        return TypeAdapter(list[Size]).validate_python(words)
+        return TypeAdapter(list[Size]).validate_python(texts)
     except ValidationError as error:
         wrong = error.errors()[0]["input"]
         raise InputError(f"--size {wrong}: not a size; give parameters, e.g. 110M") from None

@@ -1,4 +1,4 @@
-"""Print the JSON schema of a spec: with it, editors complete keys and mark mistakes."""
+"""Print the JSON schema of a spec, with which editors complete keys and mark mistakes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """It has none: installed plugins are part of the schema."""
+    """No arguments: the schema always includes all installed plugins."""
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -2,7 +2,8 @@
 
 Optuna proposes, Ray dispatches, DeepSpeed trains, and every trial is scored by its accumulated
 log-marginal-likelihood estimate on one frozen plan. A spec with a `compare` section ends with the
-comparison of its arms over paired seeds. Ctrl-C once stops at the next step and keeps everything.
+comparison of its arms over paired seeds. Ctrl-C stops every trial at its next step with a
+checkpoint.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ EXAMPLES = """\
 examples:
   mptune search search_spaces/quickstart.yaml
   mptune search spec.yaml --run-dir runs/long --set training.budget_tokens=2e8
-  mptune search spec.yaml --fresh --yes        # forget the earlier trials of this run directory
+  mptune search spec.yaml --fresh --yes        # delete the earlier trials of this run directory
   mptune search spec.yaml --dry-run            # what would run, without running it
 """
 

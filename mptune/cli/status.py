@@ -1,7 +1,7 @@
-"""Show the state of a search: trials by state, the best so far, what runs, what waits and why.
+"""Show the state of a search: trials by state, the best trial, running and waiting trials.
 
-While the search runs, its status file in the run directory is shown, at most a second old; its
-storage is not read. See docs/monitoring.md for the JSON.
+While the search runs, the command reads the status file in the run directory, which is at most a
+second old, and not the storage. docs/monitoring.md describes the JSON.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mptune.report.formatting import about
 from mptune.status import Status
 
 MAX_ROWS = 20
-"""Rows of a table; the JSON has all."""
+"""Largest number of table rows; the JSON has all of them."""
 
 EXAMPLES = """\
 examples:
@@ -52,9 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _lines(found: dict[str, Any]) -> Iterator[str]:
     yield f"{found['name']}: {'running' if found['running'] else 'not running'}"
-    for what in ("search", "comparison"):
-        if found[what] is not None:
-            yield f"  {what}: {_counts(found[what])}"
+    for stage in ("search", "comparison"):
+        if found[stage] is not None:
+            yield f"  {stage}: {_counts(found[stage])}"
     if best := found["best"]:
         yield (
             f"  best so far: trial {best['number']}, {best['label']}, "

@@ -1,4 +1,4 @@
-"""Stop a running search from another terminal; the same search command goes on later."""
+"""Stop a running search from another terminal; the same search command resumes it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mptune.cli import _arguments
 EXAMPLES = """\
 examples:
   mptune stop runs/quickstart          # running trials write a checkpoint first
-  mptune stop runs/quickstart --now    # they go on from their last checkpoint
+  mptune stop runs/quickstart --now    # trials resume from their last checkpoint
 """
 
 
@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     directory = existing_directory(arguments.run_dir)
     if stop_driver(directory, now=arguments.now):
-        print(f"{directory.root}: stopped; the same search command goes on")
+        print(f"{directory.root}: stopped; the same search command resumes it")
     else:
         print(f"{directory.root}: not running")
     return 0

@@ -1,4 +1,4 @@
-"""Check a spec fully, without torch or ray: keys, values, ranges, files, and every option."""
+"""Check a spec without torch or ray: keys, values, ranges, files, and every option."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ EXAMPLES = """\
 examples:
   mptune validate search_spaces/quickstart.yaml
   mptune validate spec.yaml --set training.budget_tokens=2e6
-  mptune validate spec.yaml --address 10.0.0.5:6379    # also whether gangs and models fit there
-  mptune validate spec.yaml --set resources.memory_gb=16    # or in so much for each worker
+  mptune validate spec.yaml --address 10.0.0.5:6379    # also: do gangs and models fit there?
+  mptune validate spec.yaml --set resources.memory_gb=16    # do models fit in 16 GB per worker?
 """
 
 
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     Space(file).arms()
     address = _arguments.address(arguments)
     preflight.refuse_misfits(file, spec, address)
-    found = {name: _words(dimension) for name, dimension in file.dimensions.items()}
+    found = {name: _describe(dimension) for name, dimension in file.dimensions.items()}
     refused = [
         f"will be refused: {line}" for line in preflight.memory_refusals(file, spec, address)
     ]
@@ -42,14 +42,14 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(result, indent=2))
         return 0
     print(f"{arguments.spec} is valid: {spec.search.trials} trials over {len(found)} dimensions")
-    for name, words in found.items():
-        print(f"  {name}: {words}")
+    for name, text in found.items():
+        print(f"  {name}: {text}")
     for note in notes:
         print(f"note: {note}")
     return 0
 
 
-def _words(dimension: object) -> str:
+def _describe(dimension: object) -> str:
     if isinstance(dimension, Choice):
         return f"one of {', '.join(str(label) for label in dimension.labels)}"
     low, high = dimension.low, dimension.high  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The log of one trial: its events, or what one of its ranks printed; read once or followed."""
+"""The log of one trial: its events, or the output of one rank."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from mptune.trial import StageName
 
 @dataclass(frozen=True)
 class TrialLog:
-    """The log of a trial of a stage; `rank` None is its events."""
+    """The log of one trial.
+
+    Attributes:
+        rank: the rank whose output is the log; None: the trial's events.
+        since: wall-clock time from which an older status file is not trusted.
+    """
 
     run: RunDirectory
     number: int
@@ -32,12 +37,12 @@ class TrialLog:
         return self.trial.events if self.rank is None else self.trial.log(self.rank)
 
     def check(self, follow: bool) -> None:
-        """Refuse a log that does not exist; with `follow`, one that will not begin either.
+        """Raise if the log does not exist; with `follow`, only if it will not be written either.
 
         Raises:
-            InputError: there is no such trial, or it has no such rank; the known ones are named.
+            InputError: there is no such trial or rank; the message lists the existing ones.
         """
-        if follow and self.goes_on():
+        if follow and self.is_active():
             return
         if not self.trial.root.is_dir():
             raise InputError(
@@ -45,11 +50,14 @@ class TrialLog:
             )
         if self.rank is not None and self.rank not in self.trial.ranks():
             ranks = ", ".join(map(str, self.trial.ranks()))
-            there = f"there is output of ranks {ranks}" if ranks else "no rank kept its output"
-            raise InputError(f"{self.trial.root}: no output of rank {self.rank}; {there}")
+            existing = f"there is output of ranks {ranks}" if ranks else "no rank has any output"
+            raise InputError(f"{self.trial.root}: no output of rank {self.rank}; {existing}")
 
-    def goes_on(self) -> bool:
-        """Whether a living driver has the trial in flight, or may not have reported it yet."""
+    def is_active(self) -> bool:
+        """Whether a driver runs that has the trial in flight, or may have it.
+
+        A status file from before `since` may miss the trial: then an existing directory counts.
+        """
         now = status.read(self.run)
         if not is_driven(self.run):
             return False

@@ -74,7 +74,7 @@ def problems(run: RunDirectory, capsys, *flags: str) -> tuple[int, list[dict]]:
 
 def test_a_sound_run_is_well(run, capsys):
     assert main(["fsck", str(run.root)]) == 0
-    assert capsys.readouterr().out == "all is well\n"
+    assert capsys.readouterr().out == "no problems\n"
 
 
 def test_what_can_be_repaired_is_said_first_and_then_repaired(run, capsys):

@@ -210,4 +210,4 @@ def test_logs_of_a_rank(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "trial 7 has not started; there are trials 3 to 3" in capsys.readouterr().err
     shutil.rmtree(trial.logs)
     assert main(["logs", str(tmp_path), "3", "--rank", "0"]) == 2
-    assert "no rank kept its output" in capsys.readouterr().err
+    assert "no rank has any output" in capsys.readouterr().err
