@@ -41,7 +41,7 @@ COMMANDS = {
 DESCRIPTION = """\
 Which mask rate should masked pre-training use? mptune searches mask-rate policies together with
 model sizes, scores every trial by its accumulated log-marginal-likelihood estimate with a standard
-error, and recommends a policy for each model size, with its uncertainty."""
+error, and recommends a policy and a model size, with the uncertainty."""
 
 EPILOG = """\
 examples:

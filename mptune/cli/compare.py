@@ -1,8 +1,8 @@
 """Compare the arms named in a spec over paired seeds, with an interval on every difference.
 
-Per seed, all arms share data order, initialisation and scoring plan. An arm takes the values that it
-does not set from the best trial of the search in the run directory, if there is one. `--arms`
-compares trials or policies of a finished search; runs of earlier comparisons are used again.
+Per seed, all arms share data order, initialisation and scoring plan. Values that an arm leaves open
+are those of the best trial of the search in the run directory, if there is one. `--arms` compares
+trials or policies of a finished search; runs of earlier comparisons are used again.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 MODEL is a run directory (its best trial is used) or a trial's directory, trained with
 `training.keep_weights: true` on series or tabular data. TABLE has the columns of its source. With
---check, known values of held-out rows are hidden and filled in. The errors are shown beside those of
-three baselines: the mean, the last value, and scikit-learn's IterativeImputer if it is installed.
+--check, known values of held-out rows are hidden and filled in. The errors are compared with
+those of three baselines: the mean, the last value, and scikit-learn's IterativeImputer.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Show a mask policy: q(M | s) over training, ω(M), mean rate and cost, with a picture.
 
 M is the number of masked positions, s the training progress, q(M | s) the distribution from which
-the policy draws M, and ω(M) the weight that M gets in the training loss.
+the policy draws M, and ω(M) the share of mask count M in the expected training loss.
 """
 
 from __future__ import annotations
