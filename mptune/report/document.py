@@ -1,6 +1,6 @@
-"""report.json: what it holds, and the schema that says so.
+"""report.json: its contents and its JSON schema.
 
-`python -m mptune.report.document` writes the schema again after a change of the model.
+`python -m mptune.report.document` writes the schema after a change of the model.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pydantic_core import core_schema
 
 from mptune.analysis.intervals import lml_half_width
 from mptune.analysis.results import Report
-from mptune.report.findings import Findings, FlipRow, findings
+from mptune.report.findings import FlipRow, findings
 from mptune.trial import Message
 
 SCHEMA_VERSION = 2
-"""Of report.json; raised when a key changes its meaning or goes away."""
+"""Version of report.json; raised when a key changes its meaning or is removed."""
 
 
 class Recommended(Message):
@@ -83,12 +83,18 @@ class Document(Message):
 
 
 def document(report: Report) -> Document:
-    """The report's figures and findings as one value."""
+    """The contents of report.json."""
     found = findings(report)
+    recommended = found.choice and Recommended(
+        policy=found.choice.policy,
+        policy_label=found.choice.policy_label,
+        size_label=found.choice.size_label,
+        best_trial=found.recommended.number if found.recommended else None,
+    )
     return Document(
         schema_version=SCHEMA_VERSION,
         study=report.study,
-        recommended=_recommended(found),
+        recommended=recommended,
         ranking=tuple(
             Place(
                 place=place,
@@ -100,34 +106,19 @@ def document(report: Report) -> Document:
             )
             for place, trial in enumerate(found.ranked, start=1)
         ),
-        findings=_findings(found),
+        findings=FindingsRow(
+            headline=found.headline,
+            recommendation=found.recommendation,
+            verdict_title=found.verdict_title,
+            verdict=found.verdict_word,
+            verdict_label=found.verdict_label,
+            verdict_words=found.verdict,
+            certainty=found.certainty,
+            cost=found.cost,
+            flips=found.flips,
+            checks=tuple(CheckRow(**asdict(check)) for check in found.checks),
+        ),
         input=report,
-    )
-
-
-def _findings(found: Findings) -> FindingsRow:
-    return FindingsRow(
-        headline=found.headline,
-        recommendation=found.recommendation,
-        verdict_title=found.verdict_title,
-        verdict=found.verdict_word,
-        verdict_label=found.verdict_label,
-        verdict_words=found.verdict,
-        certainty=found.certainty,
-        cost=found.cost,
-        flips=found.flips,
-        checks=tuple(CheckRow(**asdict(check)) for check in found.checks),
-    )
-
-
-def _recommended(found: Findings) -> Recommended | None:
-    if found.choice is None:
-        return None
-    return Recommended(
-        policy=found.choice.policy,
-        policy_label=found.choice.policy_label,
-        size_label=found.choice.size_label,
-        best_trial=found.recommended.number if found.recommended else None,
     )
 
 
@@ -151,7 +142,7 @@ def _strict(value: Any) -> Any:
 
 
 class _Schema(GenerateJsonSchema):
-    """Numbers may be null, as those that are not finite are."""
+    """A number may be null: those that are not finite are written as null."""
 
     def float_schema(self, schema: core_schema.FloatSchema) -> JsonSchemaValue:
         return {"type": ["number", "null"]}
@@ -168,7 +159,7 @@ def schema() -> str:
 
 
 def schema_path() -> Path:
-    """The file that is shipped."""
+    """Where the schema is stored in the package."""
     return Path(str(files("mptune.report").joinpath("assets", f"report-{SCHEMA_VERSION}.json")))
 
 

@@ -1,4 +1,4 @@
-"""The masked-prediction curves of some models as a picture, for `mptune score`."""
+"""Masked-prediction curves as a picture, for `mptune score`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Curve(Protocol):
-    """S(r) in nats per masked position with its standard error, in bins [bins]."""
+    """S(r) in nats per masked position with its standard error; arrays of shape [bins]."""
 
     @property
     def mask_rate(self) -> NDArray[np.float64]: ...
@@ -29,7 +29,7 @@ class Curve(Protocol):
 
 
 def curves_png(curves: Mapping[str, Curve]) -> bytes:
-    """The masked-prediction curves of some models, by label, as a PNG on white."""
+    """The masked-prediction curves of models, by label, as a PNG in light colours."""
     say = language()
     series = tuple(
         ChartSeries(label, _points(curve), number)

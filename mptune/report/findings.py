@@ -28,7 +28,7 @@ from mptune.analysis.selection import SearchSelection, recommended, score_of
 from mptune.report.checks import Check, checklist
 from mptune.report.formatting import interval, minus, per_token, power
 from mptune.report.language import Language, language
-from mptune.report.verdicts import compute_words, others_first, said, sentence
+from mptune.report.verdicts import compute_words, full_sentence, sentence
 from mptune.trial import Message, Trial
 
 
@@ -202,7 +202,8 @@ def _verdict(comparison: ComparisonReport | None, has_flips: bool, say: Language
     title = say("verdict.title", arm=main.arm, baseline=main.baseline)
     ahead = {"better": main.arm, "worse": main.baseline}.get(main.verdict)
     label = say("verdict.label.ahead", arm=ahead) if ahead else say(f"verdict.label.{main.verdict}")
-    sentences = [said(d, say) for d in others_first(main, comparison.differences)]
+    others = [d for d in comparison.differences if d is not main]
+    sentences = [full_sentence(d, say) for d in (main, *others)]
     saving = compute_words(main, comparison.compute, say)
     sentences[1:1] = [saving] if saving else []
     return say.capital(title), main.verdict, label, tuple(sentences)

@@ -10,7 +10,7 @@ UNITS = ("s", "min", "h", "d")
 
 
 def minus(value: float, digits: int) -> str:
-    """Fixed-point with a true minus sign; `–` where there is no number."""
+    """Fixed-point with a true minus sign; `–` if the value is not finite."""
     return signed(value, digits) if math.isfinite(value) else "–"
 
 
@@ -32,7 +32,7 @@ def _three(value: float) -> str:
 
 
 def power(value: float) -> str:
-    """Two digits and a power of ten, for FLOPs.
+    """Two digits and a power of ten, for FLOPs; a dash unless positive and finite.
 
     >>> power(3.14e15)
     '3.1 × 10¹⁵'
@@ -45,7 +45,7 @@ def power(value: float) -> str:
 
 
 def rate(value: float) -> str:
-    """A mask rate in percent; what a law says far outside its data may be next to nothing.
+    """A mask rate in percent; laws extrapolated far outside their data give rates near 0.
 
     >>> rate(0.15), rate(0.2534), rate(3e-22)
     ('15 %', '25.3 %', '< 0.1 %')
@@ -71,7 +71,7 @@ def duration(seconds: float, units: Sequence[str] = UNITS) -> str:
 
 
 def about(seconds: float) -> str:
-    """A duration that is known roughly: its largest unit, below an hour.
+    """An estimated duration: only its largest unit if it is below an hour.
 
     >>> about(42.3), about(200), about(4000)
     ('42 s', '3 min', '1 h 06 min')
@@ -82,7 +82,7 @@ def about(seconds: float) -> str:
 
 
 def interval(value: float, half_width: float, digits: int = 0) -> str:
-    """Value and half-width, to the digits that the half-width supports, or at least `digits`.
+    """Value ± half-width, with the digits that the half-width supports but at least `digits`.
 
     >>> interval(-1.52345, 0.0123)
     '−1.523 ± 0.012'
@@ -94,12 +94,12 @@ def interval(value: float, half_width: float, digits: int = 0) -> str:
 
 
 def per_token(value: float, half_width: float) -> str:
-    """A score in nats per token: three digits, as trials of one study are close together."""
+    """A score in nats per token, with at least three digits: scores of one study are close."""
     return interval(value, half_width, 3)
 
 
 def probability(value: float) -> str:
-    """Never 0 % or 100 %: a simulation cannot tell.
+    """A percentage, never 0 % or 100 %: draws of a simulation cannot show either.
 
     >>> probability(0.42), probability(1.0)
     ('42.0 %', 'over 99.9 %')

@@ -1,8 +1,7 @@
-"""The report's words in every language: one YAML file of data for each, in `lang/`.
+"""The texts of the report in every language: one YAML file per language, in `lang/`.
 
-A file has the same keys as the others, and each text the same placeholders; a new language is one
-new file. A text with a count has forms: `one` and `other`, chosen by `n` (a language without a
-plural has `other` alone).
+All files have the same keys, and the same placeholders in each text. A text with a count has the
+forms `one` and `other`, chosen by `n`; a language without a plural has `other` only.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ Entry: TypeAlias = "str | Mapping[str, str]"
 
 @dataclass(frozen=True)
 class Language:
-    """One language's words; called with a key, it says the text with its values filled in.
+    """The texts of one language; a call returns the text of a key with its values filled in.
 
     Attributes:
-        code: of the language (BCP 47), as in `--lang` and in the page's `lang`.
+        code: language code (BCP 47), as in `--lang` and in the page's `lang`.
         entries: key with dots -> text, or its forms by count.
         scales: powers of ten that have a name, largest first.
-        units: of time: second, minute, hour, day.
+        units: names of second, minute, hour and day.
     """
 
     code: str
@@ -47,7 +46,7 @@ class Language:
         return entry.format(**values)
 
     def optional(self, key: str, otherwise: str) -> str:
-        """The text of a key that need not exist, such as a reason of failure."""
+        """The text of a key, or `otherwise` if the language has no such key."""
         entry = self.entries.get(key, otherwise)
         return entry if isinstance(entry, str) else otherwise
 
@@ -56,7 +55,7 @@ class Language:
         return formatting.count(value, self.scales)
 
     def tick(self, value: float) -> str:
-        """A count without digits that say nothing, as in `1.5 M`."""
+        """A count without trailing zeros, as in `1.5 M`."""
         return re.sub(r"\.?0+(?=\D|$)", "", words) if "." in (words := self.count(value)) else words
 
     def duration(self, seconds: float) -> str:
@@ -64,26 +63,26 @@ class Language:
         return formatting.duration(seconds, self.units)
 
     def probability(self, value: float) -> str:
-        """A percentage; never 0 or 100: a simulation cannot tell."""
+        """A percentage, never 0 or 100: draws of a simulation cannot show either."""
         if 0.001 <= value <= 0.999:
             return formatting.probability(value)
         return self("number.over" if value > 0.5 else "number.under")
 
     def capital(self, words: str) -> str:
-        """Words as they begin a sentence, where the language has capitals for that."""
+        """The text with a capital letter, in languages that begin sentences with one."""
         return words[:1].upper() + words[1:] if self("number.capital") == "yes" else words
 
     def join(self, parts: list[str]) -> str:
-        """`a, b, c` as the language lists things."""
+        """The parts as a list, `a, b, c`."""
         return self("number.comma").join(parts)
 
     def sentences(self, parts: list[str]) -> str:
-        """Sentences one after the other."""
+        """The sentences as one text; empty ones are left out."""
         return self("number.space").join(part for part in parts if part)
 
 
 def languages() -> list[str]:
-    """Codes of the languages that there are."""
+    """Codes of the available languages."""
     folder = files("mptune.report").joinpath("lang")
     return sorted(
         f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
@@ -92,16 +91,18 @@ def languages() -> list[str]:
 
 @cache
 def language(code: str = DEFAULT) -> Language:
-    """The language of a code.
+    """The language with this code.
 
     Raises:
-        InputError: there is no such language; the message lists those that there are.
+        InputError: the language is not available; the message lists those that are.
     """
-    if code not in languages():
-        known = languages()
+    import yaml
+
+    if code not in (known := languages()):
         hint = did_you_mean(code, known)
         raise InputError(f"--lang: {code!r} is none of {', '.join(known)}{hint}")
-    tree = _tree(code)
+    text = files("mptune.report").joinpath("lang", f"{code}.yaml").read_text(encoding="utf-8")
+    tree: dict[str, Any] = yaml.safe_load(text)
     number = tree["number"]
     return Language(
         code=code,
@@ -109,14 +110,6 @@ def language(code: str = DEFAULT) -> Language:
         scales=tuple((float(size), name) for size, name in number.pop("scales")),
         units=tuple(number.pop("units")),
     )
-
-
-def _tree(code: str) -> dict[str, Any]:
-    import yaml
-
-    text = files("mptune.report").joinpath("lang", f"{code}.yaml").read_text(encoding="utf-8")
-    tree: dict[str, Any] = yaml.safe_load(text)
-    return tree
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Entry]]:

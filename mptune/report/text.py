@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 TERMINAL_ROWS = 20
-"""Ranked trials that the terminal shows; the report has all."""
+"""Ranked trials that the terminal shows; the other views show all."""
 
 
 def ranking_table(ranked: Sequence[Trial], say: Language) -> Table:
-    """Finished trials by LML, as many as a terminal is good for."""
+    """The first `TERMINAL_ROWS` finished trials, best first."""
+    from rich.markup import escape
     from rich.table import Column, Table
 
     shown = ranked[:TERMINAL_ROWS]
@@ -42,31 +43,26 @@ def ranking_table(ranked: Sequence[Trial], say: Language) -> Table:
         padding=(0, 1),
     )
     for place, trial in enumerate(shown, start=1):
-        table.add_row(*_cells(place, trial, text), style="bold green" if place == 1 else "")
+        result = trial.require_result()
+        lml = result.lml
+        bits = [f"{lml.bits_per_byte:.3f}" if lml.bits_per_byte else "–"] if text else []
+        loss, accuracy = loss_at(result, 0.15), accuracy_at(result, 0.15)
+        table.add_row(
+            str(place),
+            str(trial.number),
+            escape(trial.policy_label),
+            escape(trial.size_label),
+            per_token(lml.nats_per_token, lml_half_width(lml)),
+            *bits,
+            "–" if loss is None else f"{loss:.3f}",
+            "–" if accuracy is None else f"{100 * accuracy:.1f} %",
+            style="bold green" if place == 1 else "",
+        )
     return table
 
 
-def _cells(place: int, trial: Trial, text: bool) -> list[str]:
-    from rich.markup import escape
-
-    result = trial.require_result()
-    lml = result.lml
-    bits = [f"{lml.bits_per_byte:.3f}" if lml.bits_per_byte else "–"] if text else []
-    loss, accuracy = loss_at(result, 0.15), accuracy_at(result, 0.15)
-    return [
-        str(place),
-        str(trial.number),
-        escape(trial.policy_label),
-        escape(trial.size_label),
-        per_token(lml.nats_per_token, lml_half_width(lml)),
-        *bits,
-        "–" if loss is None else f"{loss:.3f}",
-        "–" if accuracy is None else f"{100 * accuracy:.1f} %",
-    ]
-
-
 def show(console: Console, report: Report, say: Language | None = None) -> None:
-    """Print ranking, recommendation, verdict, cost, and what the checklist finds missing."""
+    """Print ranking, recommendation, verdict, cost, and the checks that fail."""
     from rich.text import Text
 
     say = say or language()
@@ -96,9 +92,9 @@ def show(console: Console, report: Report, say: Language | None = None) -> None:
 
 
 def shift_words(trial: Trial, say: Language) -> list[str]:
-    """A line for each domain: the score there, and how much lower it is than at home.
+    """A line for each domain: the score there, and by how much the in-distribution score is higher.
 
-    The half-width of the difference takes the two scores as independent.
+    The half-width of the difference treats the two scores as independent.
     """
     home = trial.require_result().lml
     return [

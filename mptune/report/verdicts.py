@@ -1,9 +1,9 @@
-"""What a comparison says, in sentences of any language."""
+"""The differences of a comparison as sentences, in any language."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from mptune.analysis import Difference
 from mptune.analysis.compute import EquivalentCompute
@@ -14,40 +14,36 @@ from mptune.report.language import Language
 def sentence(difference: Difference, say: Language) -> str:
     """The verdict with its interval, in nats per sequence; starts in lower case."""
     sign = -1 if difference.verdict == "worse" else 1
-    return say(
-        f"verdict.{difference.verdict}",
-        arm=difference.arm,
-        baseline=difference.baseline,
-        margin=f"{difference.margin:g}" if difference.margin else "",
-        measure=_measure(difference, sign, say),
-    )
-
-
-def _measure(difference: Difference, sign: int, say: Language) -> str:
     digits = decimals(difference.half_width)
     mean, low, high = (
         sign * x for x in (difference.nats_per_sequence, difference.low, difference.high)
     )
-    return say(
+    measure = say(
         "verdict.measure",
         value=f"{signed(mean, digits)} ± {difference.half_width:.{digits}f}",
         level=f"{100 * difference.level:g}",
         low=signed(min(low, high), digits),
         high=signed(max(low, high), digits),
         seeds=say("verdict.seeds", n=difference.seeds),
-        p=_p_words(difference, say),
+        p=_p_text(difference, say),
+    )
+    return say(
+        f"verdict.{difference.verdict}",
+        arm=difference.arm,
+        baseline=difference.baseline,
+        margin=f"{difference.margin:g}" if difference.margin else "",
+        measure=measure,
     )
 
 
-def _p_words(difference: Difference, say: Language) -> str:
-    """The p-value, where the interval alone does not say what the verdict is."""
-    apart = difference.low * difference.high > 0
-    hidden = apart and difference.verdict == "undecided"
-    if difference.challengers == 1 and not hidden:
+def _p_text(difference: Difference, say: Language) -> str:
+    """The p-value, where the verdict does not follow from the interval alone; else empty."""
+    excludes_0 = difference.low * difference.high > 0
+    if difference.challengers == 1 and not (excludes_0 and difference.verdict == "undecided"):
         return ""
-    over = difference.challengers
-    words = say("verdict.over", n=over) if over > 1 else ""
-    return say("verdict.p", p=p_value(difference.p_value), over=words)
+    n = difference.challengers
+    over = say("verdict.over", n=n) if n > 1 else ""
+    return say("verdict.p", p=p_value(difference.p_value), over=over)
 
 
 def p_value(p: float) -> str:
@@ -56,7 +52,7 @@ def p_value(p: float) -> str:
 
 
 def what_would_decide(difference: Difference, say: Language) -> str:
-    """For an undecided pair, how much more would probably decide it, in one sentence."""
+    """How many more seeds or sequences would probably decide an undecided pair, in a sentence."""
     if difference.seeds < 2:
         return say("verdict.needs_seeds")
     more = []
@@ -71,8 +67,8 @@ def what_would_decide(difference: Difference, say: Language) -> str:
     return say("verdict.would_decide", what=say("number.or").join(more))
 
 
-def said(difference: Difference, say: Language) -> str:
-    """A whole sentence, and for an undecided pair what would decide it."""
+def full_sentence(difference: Difference, say: Language) -> str:
+    """The verdict as a whole sentence; for an undecided pair, also what would decide it."""
     first = say("sentence", words=say.capital(sentence(difference, say)))
     if difference.verdict != "undecided":
         return first
@@ -82,7 +78,7 @@ def said(difference: Difference, say: Language) -> str:
 def compute_words(
     difference: Difference, compute: Sequence[EquivalentCompute], say: Language
 ) -> str:
-    """What the arm that is ahead saves, in FLOPs; empty if nothing is known of it."""
+    """The share of FLOPs that the arm that is ahead needs; empty if it was not measured."""
     ahead, behind = difference.arm, difference.baseline
     if difference.nats_per_sequence < 0:
         ahead, behind = behind, ahead
@@ -91,38 +87,23 @@ def compute_words(
     )
     if found is None:
         return ""
-    return say.capital(reading_words(found, say))
-
-
-def reading_words(found: EquivalentCompute, say: Language) -> str:
-    """One reading off the learning curves, as a sentence."""
+    low = "0" if found.low is None else factor(found.low)
+    ends = {"level": f"{100 * found.confidence:g}", "low": low}
     key = "not_reached" if found.factor is None else found.reading.replace(" ", "_")
-    return say(
+    words = say(
         f"compute.{key}",
         arm=found.arm,
         reaches=found.reaches,
         unit=say(f"unit.{found.unit}"),
         factor=factor(found.factor),
-        interval=_ends(found, say),
+        interval=say("compute.from", **ends)
+        if found.high is None
+        else say("compute.interval", **ends, high=factor(found.high)),
         spent=factor(found.spent),
     )
-
-
-def _ends(found: EquivalentCompute, say: Language) -> str:
-    low = "0" if found.low is None else factor(found.low)
-    if found.high is None:
-        return say("compute.from", level=f"{100 * found.confidence:g}", low=low)
-    return say(
-        "compute.interval", level=f"{100 * found.confidence:g}", low=low, high=factor(found.high)
-    )
+    return say.capital(words)
 
 
 def factor(value: float | None) -> str:
-    """Two digits after the point, or a dash."""
+    """Two digits after the decimal point; a dash without a finite value."""
     return "–" if value is None or not math.isfinite(value) else f"{value:.2f}"
-
-
-def others_first(main: Difference, all_: Sequence[Difference]) -> Iterator[Difference]:
-    """The pair that the study is about, then every other one."""
-    yield main
-    yield from (d for d in all_ if d is not main)

@@ -10,7 +10,7 @@ import pytest
 from mptune.analysis import Difference
 from mptune.analysis.compute import EquivalentCompute
 from mptune.report.language import language
-from mptune.report.verdicts import compute_words, others_first, said, sentence, what_would_decide
+from mptune.report.verdicts import compute_words, full_sentence, sentence, what_would_decide
 
 EN = language()
 
@@ -72,7 +72,7 @@ def test_equivalent_names_the_margin() -> None:
 def test_what_would_decide(changes: dict[str, Any], words: str) -> None:
     found = difference(verdict="undecided", **changes)
     assert words in what_would_decide(found, EN)
-    assert words in said(found, EN)
+    assert words in full_sentence(found, EN)
 
 
 REACHED = EquivalentCompute(
@@ -108,8 +108,3 @@ def test_two_seeds_are_enough_for_a_forecast() -> None:
     open_pair = difference(verdict="undecided", seeds=2, more_seeds=4)
     assert "4 more seeds" in what_would_decide(open_pair, EN)
     assert "4 more seeds" not in what_would_decide(replace(open_pair, seeds=1), EN)
-
-
-def test_every_pair_is_said_once_and_the_main_one_first() -> None:
-    a, b, c = (difference(arm=name) for name in "abc")
-    assert list(others_first(b, [a, b, c])) == [b, a, c]
