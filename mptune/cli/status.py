@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from mptune.cli import _arguments
-from mptune.live import words
+from mptune.live import status
 from mptune.report.formatting import about
 from mptune.status import Status
 
@@ -73,13 +73,13 @@ def _show(now: Status, stale: bool) -> None:
         age = about(now.age_s(time.time()))
         console.print(f"stale: last written {age} ago by {now.driver}:")
     if now.running:
-        console.print(words.running_table(now.running))
+        console.print(status.running_table(now.running))
     if now.gangs:
-        console.print(words.gangs_table(now.gangs, MAX_ROWS))
+        console.print(status.gangs_table(now.gangs, MAX_ROWS))
     if now.queue:
-        console.print(words.queue_table(now.queue, MAX_ROWS))
-    texts = (words.spend_words(now.spend, now.forecast), words.end_words(now),
-             words.limit_words(now))  # fmt: skip
+        console.print(status.queue_table(now.queue, MAX_ROWS))
+    texts = (status.spend_words(now.spend, now.forecast), status.end_words(now),
+             status.limit_words(now))  # fmt: skip
     if now.metrics and not stale:
         console.print(f" metrics: {now.metrics}", soft_wrap=True)
     console.print(f" {now.stage}: {' · '.join(filter(None, texts))}", soft_wrap=True)

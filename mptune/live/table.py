@@ -18,7 +18,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
-from mptune.live.words import end_words, gangs_table, limit_words, queue_table, spend_words, summary
+from mptune.live.status import (
+    end_words,
+    gangs_table,
+    limit_words,
+    queue_table,
+    spend_words,
+    summary,
+)
 from mptune.report.formatting import about, count, duration, minus
 from mptune.status import Status
 from mptune.trial import (
@@ -46,7 +53,7 @@ LINES_AROUND = 8
 """Terminal lines outside the tables: title, header, spend, bar, prompt."""
 
 LEAST_ROWS = 3
-"""Trials that are always shown."""
+"""Fewest rows of trials, whatever the height of the terminal."""
 
 _STYLES = {
     "waiting": "dim",
@@ -134,28 +141,28 @@ class LiveView:
         else:
             self._print(f"{self._title}: {self._done} of {self._total} trials done")
 
-    # --- what happens --------------------------------------------------------------------------
+    # --- events ----------------------------------------------------------------------------------
 
     def trial(self, number: int, label: str, size: str) -> None:
-        """A trial was submitted; `label` is that of its policy."""
+        """Add a submitted trial; `label` is that of its policy."""
         with self._lock:
             self._rows[number] = _Row(number, label, size)
 
     def on_event(self, event: Event) -> None:
-        """Something happened to a trial or a gang."""
+        """Show an event of a trial or a gang."""
         with self._lock:
             line = self._take(event)
         if line:
             self._plain(line)
 
     def hold_trial(self, number: int, why: str) -> None:
-        """A trial is on hold until running trials release enough budget."""
+        """Show that a trial is on hold until running trials release enough budget."""
         with self._lock:
             self._row(number).state = "held back"
         self._plain(f"{self._name(number)}: held back: {why}")
 
     def finish_trial(self, number: int, state: str) -> None:
-        """A trial has ended; `state` is shown, e.g. `failed: out_of_memory`."""
+        """Show that a trial has ended, with its `state`, e.g. `failed: out_of_memory`."""
         with self._lock:
             row = self._row(number)
             row.state, row.ended = state, True
@@ -187,13 +194,18 @@ class LiveView:
     def _take(self, event: Event) -> str | None:
         """Update the rows; returns the plain line of the event, or None if it has none."""
         if isinstance(event, GangChanged):
-            return self._gang(event)
+            detail = f": {event.detail}" if event.detail else ""
+            return f"gang {event.gang} {event.state}{detail}"
         row = self._row(event.number)
         match event:
             case Started():
                 row.state = "training"
                 row.progress = event.resumed_at / max(1, event.total_steps)
-                return f"{self._name(row.number)}: {_started_words(event)}"
+                resumed = f", resumed at step {event.resumed_at}" if event.resumed_at else ""
+                return (
+                    f"{self._name(row.number)}: started on gang {event.gang}, "
+                    f"{count(event.parameters)} parameters, {event.total_steps} steps{resumed}"
+                )
             case Progress():
                 row.state, row.progress = "training", event.progress
                 row.tokens_per_s, row.loss = event.tokens_per_s, event.loss
@@ -207,7 +219,9 @@ class LiveView:
                 return f"{self._name(row.number)}: trained, scoring"
             case Finished():
                 row.state, row.progress = "finished", 1.0
-                row.score = _score_words(event)
+                lml = event.result.lml
+                tokens = lml.nats_per_sequence / lml.nats_per_token if lml.nats_per_token else 1.0
+                row.score = f"{minus(lml.nats_per_token, 3)} ± {lml.se_population / tokens:.3f}"
                 return f"{self._name(row.number)}: LML {row.score} nats per token"
             case Stopped():
                 row.state = event.reason
@@ -215,9 +229,6 @@ class LiveView:
             case Failed():
                 row.state = f"failed: {event.reason}"
                 return f"{self._name(row.number)}: failed, {event.reason}: {event.detail}"
-
-    def _gang(self, event: GangChanged) -> str:
-        return f"gang {event.gang} {event.state}" + (f": {event.detail}" if event.detail else "")
 
     def _progress_line(self, row: _Row, event: Progress) -> str | None:
         if self._clock() - row.last_line_at < PLAIN_PROGRESS_S:
@@ -245,7 +256,7 @@ class LiveView:
 
     def __rich__(self) -> RenderableType:
         with self._lock:
-            return Group(self._table(), *self._standing(), self._bar())
+            return Group(self._table(), *self._study_tables(), self._bar())
 
     def _table(self) -> Table:
         narrow = self._console.width < 100
@@ -268,7 +279,8 @@ class LiveView:
         )
         for row in self._shown():
             cells = _cells(row, self._left(row.number))
-            table.add_row(*(cells[:2] + cells[3:] if narrow else cells), style=_dim(row))
+            style = "dim" if row.ended and row.state != "complete" else ""
+            table.add_row(*(cells[:2] + cells[3:] if narrow else cells), style=style)
         return table
 
     def _left(self, number: int) -> str:
@@ -282,8 +294,8 @@ class LiveView:
         """Terminal lines for trials, gangs and queue together."""
         return max(LEAST_ROWS, self._console.height - LINES_AROUND)
 
-    def _standing(self) -> list[RenderableType]:
-        """Gangs and queue, each on at most a fourth of the lines, and the spend."""
+    def _study_tables(self) -> list[RenderableType]:
+        """Gangs and queue, each on at most a fourth of the lines, and a line on the budgets."""
         if self._status is None:
             return []
         lines = self._room // 4
@@ -297,7 +309,7 @@ class LiveView:
         return [*found, Text(line)]
 
     def _shown(self) -> list[_Row]:
-        """Running trials, and as many of the last ended ones as fit, by number."""
+        """The running trials and as many of the last ended ones as fit, by number."""
         room = max(LEAST_ROWS, self._room - self._lines_of_tables())
         queued = {trial.number for trial in self._status.queue} if self._status else set()
         running = [r for r in self._rows.values() if not r.ended and r.number not in queued]
@@ -346,21 +358,3 @@ def _cells(row: _Row, left: str) -> list[RenderableType]:
     state = Text(row.state, style=_STYLES.get(row.state.split(":")[0], ""))
     label, size, score = Text(row.label), Text(row.size), Text(row.score)
     return [str(row.number), label, size, bar, loss, speed, left, score, state]
-
-
-def _dim(row: _Row) -> str:
-    return "dim" if row.ended and row.state != "complete" else ""
-
-
-def _started_words(event: Started) -> str:
-    resumed = f", resumed at step {event.resumed_at}" if event.resumed_at else ""
-    return (
-        f"started on gang {event.gang}, {count(event.parameters)} parameters, "
-        f"{event.total_steps} steps{resumed}"
-    )
-
-
-def _score_words(event: Finished) -> str:
-    lml = event.result.lml
-    tokens = lml.nats_per_sequence / lml.nats_per_token if lml.nats_per_token else 1.0
-    return f"{minus(lml.nats_per_token, 3)} ± {lml.se_population / tokens:.3f}"

@@ -1,4 +1,4 @@
-"""What to check before adopting the recommendation: a checklist filled in from the run.
+"""What to check before adopting the recommendation: a checklist filled in from the report.
 
 A new check is one function, listed in `CHECKS`.
 """
@@ -10,25 +10,23 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from mptune.analysis.comparison import ComparisonReport
-from mptune.analysis.kpi import Correlation, KpiReport
 from mptune.analysis.results import Outcomes, Report
-from mptune.analysis.robustness import RobustnessRow
 from mptune.report.formatting import minus
 from mptune.report.language import Language
 from mptune.trial import Trial, TrialResult
 
 MIN_FORWARDS = 100
-"""Below this many forwards an interval is not to be trusted (racing experiments)."""
+"""With fewer forwards an interval is not reliable (experiments on racing)."""
 
 MIN_SEEDS = 3
 
 MIN_HELDOUT = 100
-"""Fewer held-out sequences leave intervals too wide to tell policies apart."""
+"""With fewer held-out sequences the intervals are too wide to distinguish policies."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the checklist: what holds, or what is missing and how to get it."""
+    """One line of the checklist: what was verified, or what is missing and how to get it."""
 
     ok: bool
     words: str
@@ -36,13 +34,11 @@ class Check:
 
 @dataclass(frozen=True)
 class Case:
-    """What a check looks at.
+    """The input of a check.
 
     Attributes:
-        report: all of it.
-        results: of the finished trials, or of the arms' runs where nothing was searched.
-        best: the recommended trial; None where nothing was searched.
-        say: the language.
+        results: of the finished trials; of the arms' trials if the study has no search.
+        best: the recommended trial; None without a search.
     """
 
     report: Report
@@ -58,18 +54,6 @@ def checklist(
     report: Report, best: Trial | None, ranked: Sequence[Trial], say: Language
 ) -> Iterator[Check]:
     """Every check that applies, in order."""
-    yield _finished(report, say)
-    results = [trial.require_result() for trial in ranked]
-    if not report.trials:
-        results = _results_of_arms(report.comparison)
-    if not results:
-        return
-    case = Case(report, results, best, say)
-    for check in CHECKS:
-        yield from check(case)
-
-
-def _finished(report: Report, say: Language) -> Check:
     ended = Outcomes.of(report)
     words = say(
         "check.some_failed" if ended.failed else "check.none_failed",
@@ -78,7 +62,15 @@ def _finished(report: Report, say: Language) -> Check:
         pruned=ended.pruned,
         failed=ended.failed,
     )
-    return Check(ended.finished > 0 and not ended.failed, words)
+    yield Check(ended.finished > 0 and not ended.failed, words)
+    results = [trial.require_result() for trial in ranked]
+    if not report.trials:
+        results = _results_of_arms(report.comparison)
+    if not results:
+        return
+    case = Case(report, results, best, say)
+    for check in CHECKS:
+        yield from check(case)
 
 
 def _data(case: Case) -> Iterator[Check]:
@@ -143,22 +135,19 @@ def _versions(case: Case) -> Iterator[Check]:
 
 
 def _seeds(case: Case) -> Iterator[Check]:
-    comparison = case.report.comparison
+    comparison, say = case.report.comparison, case.say
     if comparison is None or not comparison.differences:
-        yield Check(False, case.say("check.no_comparison"))
+        yield Check(False, say("check.no_comparison"))
         return
     seeds = min(d.seeds for d in comparison.differences)
     enough = seeds >= MIN_SEEDS
-    yield Check(enough, case.say("check.seeds" if enough else "check.few_seeds", n=seeds))
-    yield _decided(comparison, case.say)
-
-
-def _decided(comparison: ComparisonReport, say: Language) -> Check:
+    yield Check(enough, say("check.seeds" if enough else "check.few_seeds", n=seeds))
     undecided = [d.arm for d in comparison.differences if d.verdict == "undecided"]
     if undecided:
         names = say.join(undecided)
-        return Check(False, say("check.undecided", baseline=comparison.baseline, names=names))
-    return Check(True, say("check.decided", level=f"{100 * comparison.level:g}"))
+        yield Check(False, say("check.undecided", baseline=comparison.baseline, names=names))
+    else:
+        yield Check(True, say("check.decided", level=f"{100 * comparison.level:g}"))
 
 
 def _confirmed(case: Case) -> Iterator[Check]:
@@ -166,43 +155,36 @@ def _confirmed(case: Case) -> Iterator[Check]:
     if selection is None:
         return
     chosen = selection.candidate(selection.recommended)
-    found = chosen.confirmation if chosen else None
-    if found is None:
-        yield Check(False, case.say("check.not_confirmed"))
+    if chosen and chosen.confirmation:
+        yield Check(True, case.say("check.confirmed", n=chosen.confirmation.seeds))
     else:
-        yield Check(True, case.say("check.confirmed", n=found.seeds))
+        yield Check(False, case.say("check.not_confirmed"))
 
 
 def _domains(case: Case) -> Iterator[Check]:
-    robustness = case.report.robustness
-    domains = [c for c in robustness.conditions if c.kind == "domain"] if robustness else []
-    missing = [c for c in robustness.conditions if c.kind == "missing"] if robustness else []
+    robustness, best = case.report.robustness, case.best
+    kinds = [condition.kind for condition in robustness.conditions] if robustness else []
+    domains, missing = kinds.count("domain"), kinds.count("missing")
     if not domains:
         yield Check(False, case.say("check.no_domains"))
     else:
-        row = _row_of(case)
+        rows = robustness.rows if robustness and best else ()
+        row = next((r for r in rows if best and r.trial == best.number), None)
         worst = case.say("check.worst", domain=row.worst_domain) if row and row.worst_domain else ""
-        yield Check(True, case.say("check.domains", n=len(domains), worst=worst))
+        yield Check(True, case.say("check.domains", n=domains, worst=worst))
     if missing:
-        yield Check(True, case.say("check.missing", n=len(missing)))
-
-
-def _row_of(case: Case) -> RobustnessRow | None:
-    rows = case.report.robustness.rows if case.report.robustness else ()
-    if case.best is None:
-        return None
-    number = case.best.number
-    return next((r for r in rows if r.trial == number), None)
+        yield Check(True, case.say("check.missing", n=missing))
 
 
 def _kpi(case: Case) -> Iterator[Check]:
     kpi = case.report.kpi
     if case.best is None:
-        return  # it is measured on the trials of a search
+        return  # only the trials of a search have a KPI
     if kpi is None:
         yield Check(False, case.say("check.no_kpi"))
         return
-    found = spearman(kpi)
+    wanted = ("lml", "spearman")
+    found = next((c for c in kpi.correlations if (c.predictor, c.statistic) == wanted), None)
     if found is None or found.value is None or found.low is None:
         yield Check(False, case.say("check.kpi_few", name=kpi.name, n=kpi.trials))
         return
@@ -215,12 +197,6 @@ def _kpi(case: Case) -> Iterator[Check]:
         high=minus(found.high if found.high is not None else 1.0, 2),
     )
     yield Check(certain, words)
-
-
-def spearman(kpi: KpiReport) -> Correlation | None:
-    """Spearman's correlation of the LML with the KPI."""
-    wanted = ("lml", "spearman")
-    return next((c for c in kpi.correlations if (c.predictor, c.statistic) == wanted), None)
 
 
 CHECKS: tuple[Checker, ...] = (

@@ -1,8 +1,8 @@
-"""From a chart to shapes on a canvas of pixels; what draws them decides nothing.
+"""The layout of a chart: the position of every shape on a canvas of pixels.
 
-Colours are named, not given: the page has one value for each name in the light and another in the
-dark. ChartSeries differ by dash and by marker as well as by colour, so that they survive
-colour-blindness and print (palette: Okabe and Ito 2008).
+Colours are names: the page has a value for each name in light mode and another in dark mode. Series
+differ by dash and by marker as well as by colour, so that they can be told apart with colour
+blindness and in grey print (palette: Okabe and Ito 2008).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mptune.report.drawing import (
 )
 
 WIDE, NARROW, SHORT = 920, 340, 450
-"""Widths in pixels: of a desk, of a phone, of one of two beside each other."""
+"""Widths in pixels: on a desktop, on a phone, and of one of two charts side by side."""
 
 SERIES = 6
 DASHES: tuple[tuple[float, ...], ...] = ((), (7, 4), (2, 3), (9, 3, 2, 3), (12, 4), (4, 2))
@@ -35,18 +35,18 @@ MARKERS: tuple[MarkerShape, ...] = ("circle", "square", "triangle", "diamond", "
 
 
 def lay_out(chart: Chart, narrow: bool = False) -> Drawing:
-    """Place a chart on a desk-wide or a phone-wide canvas."""
+    """Place a chart on a canvas for a desktop, or for a phone if `narrow`."""
     return _Layout(chart, narrow).drawing()
 
 
 def text_width(words: str, size: float = FONT) -> float:
-    """About how wide words are in pixels; a full-width character counts double."""
+    """Estimated width of a text in pixels; a full-width character counts about double."""
     wide = sum(unicodedata.east_asian_width(c) in "WF" for c in words)
     return size * (0.54 * (len(words) - wide) + 1.0 * wide)
 
 
 def colour_of(series: int) -> str:
-    """Name of a series' colour."""
+    """Name of the colour of a series."""
     return f"series-{series % SERIES + 1}"
 
 
@@ -55,7 +55,7 @@ def colour_of(series: int) -> str:
 
 @dataclass(frozen=True)
 class Scale:
-    """Values of an axis to pixels."""
+    """Maps values of an axis to pixels."""
 
     low: float
     high: float
@@ -72,7 +72,7 @@ class Scale:
 
 
 def _extent(axis: Axis, values: Sequence[float], pad: float) -> tuple[float, float]:
-    """Ends of an axis: what it says, or those of the values and some room."""
+    """Ends of an axis: its own, or those of the values with the share `pad` as margin."""
     finite = [v for v in values if math.isfinite(v) and (v > 0 or not axis.log)]
     low, high = min(finite, default=1.0), max(finite, default=2.0)
     if axis.log:
@@ -141,7 +141,7 @@ class _Layout:
     # --- legend
 
     def _place_legend(self) -> None:
-        """Entries in lines of their own above the plot, as many as fit beside each other."""
+        """Put the legend above the plot, with as many entries per line as fit."""
         x, y = 2.0, 16.0
         shown = [s for s in self.chart.series if s.label]
         listed = shown if len(shown) > 1 else []
@@ -172,7 +172,7 @@ class _Layout:
 
     @cached_property
     def _beside(self) -> int:
-        """How many series share a row at most, beyond the first."""
+        """One less than the largest number of series in one row."""
         per_row = [
             sum(any(not p.faint and p.y == row for p in s.points) for s in self.chart.series)
             for row in range(len(self.chart.rows))
@@ -189,7 +189,7 @@ class _Layout:
 
     @cached_property
     def head(self) -> float:
-        """Where the plotting area begins; the label of a numeric y axis stands above it."""
+        """Top of the plotting area; the label of a numeric y axis is above it."""
         return self.top if self.chart.rows else self.top + 22
 
     @cached_property
@@ -293,7 +293,7 @@ class _Layout:
         return self.x(point.x), self._row_y(point.y) + self._offset(point, number)
 
     def _offset(self, point: Point, number: int) -> float:
-        """ChartSeries that share a row stand one above the other."""
+        """Vertical offset in pixels: series that share a row are drawn one above the other."""
         sharing = [
             k
             for k, s in enumerate(self.chart.series)

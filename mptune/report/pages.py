@@ -1,8 +1,8 @@
 """report.html and report.md from one set of sections, and all files of a report.
 
 report.html is one file that loads nothing else. It works in light and dark mode, on a phone and on
-a desktop. Above its sections it has what to train with, the verdict, how certain both are, what
-the study cost, and what to check.
+a desktop. Above its sections are the recommendation, the verdict, how certain both are, the cost of
+the study, and the checklist.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from mptune.report.templates import template
 def write(report: Report, paths: RunDirectory, say: Language | None = None) -> list[Path]:
     """Write report.json, report.md, report.html and the figures as PNG and SVG; returns the paths.
 
-    Each file appears whole or not at all. PNGs have English text where no font of this machine
-    has the language's characters.
+    Each file is written aside and moved into place. PNGs have English text if no font of this
+    machine has the characters of the language.
     """
     say = say or language()
     in_png = say if svg.has_font_for(say("name")[:2]) else language()
@@ -72,7 +72,7 @@ def markdown(report: Report, say: Language | None = None) -> str:
 
 
 def _values(context: Context) -> dict[str, Any]:
-    """What both templates show."""
+    """Values that both templates use."""
     return {
         "report": context.report,
         "found": context.found,
@@ -87,7 +87,7 @@ def _charts(report: Report, say: Language) -> list[Chart]:
 
 
 def _facts(context: Context) -> Iterator[tuple[str, str, str]]:
-    """Term, value and unit of the figures below the recommendation."""
+    """Term, value and unit of the numbers below the recommendation."""
     say, best = context.say, context.found.recommended
     if best is not None:
         yield say("fact.lml"), per_token(*context.found.score), say("fact.lml_unit")
@@ -106,7 +106,7 @@ def _facts(context: Context) -> Iterator[tuple[str, str, str]]:
 
 
 def cost_pairs(report: Report, say: Language) -> list[tuple[str, str]]:
-    """What the study cost: term and figure."""
+    """The cost of the study: term and value."""
     spend = report.spend
     pairs = [
         (say("cost.runs"), str(spend.trials)),

@@ -1,7 +1,7 @@
-"""A drawing as SVG, inside a page or as a file, and as PNG made from that SVG.
+"""A drawing as SVG, inside a page or as a file, and as a PNG made from that SVG.
 
 The PNG uses DejaVu Sans from `assets/` (a subset: Latin, Greek, Cyrillic, mathematical signs), so
-that figures have text on machines without fonts; other scripts need a font of the machine.
+that figures have text on machines without fonts; other scripts need an installed font.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ PALETTE = {
 """Colour name -> its value in light mode and in dark mode."""
 
 MARGIN = 12
-"""Pixels around a drawing in a file of its own."""
+"""Pixels around a drawing in an SVG file."""
 
 SCALE = 2.0
-"""Pixels of a PNG for one pixel of the drawing."""
+"""Pixels of a PNG per pixel of the drawing."""
 
 OUTLINES: dict[MarkerShape, tuple[tuple[Pixel, ...], ...]] = {
     "square": (((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),),
@@ -45,7 +45,7 @@ OUTLINES: dict[MarkerShape, tuple[tuple[Pixel, ...], ...]] = {
     "plus": (((-1.1, 0), (1.1, 0)), ((0, -1.1), (0, 1.1))),
     "tick": (((0, -1), (0, 1)),),
 }
-"""Lines of a marker of radius 1 around zero."""
+"""Lines of a marker of radius 1 around the origin."""
 
 Element: TypeAlias = tuple[str, dict[str, Any], str]
 """Tag, attributes, text; an attribute that is None is left out."""
@@ -60,13 +60,13 @@ def palette_css() -> str:
 
 
 def inline(drawing: Drawing, label: str, **attributes: Any) -> Markup:
-    """An `<svg>` element that takes the colours and the font of the page around it."""
+    """An `<svg>` element with the colours and the font of the page around it."""
     box = {"viewBox": f"0 0 {drawing.width} {drawing.height}", "role": "img", "aria-label": label}
     return _svg(drawing, {**box, **attributes})
 
 
 def document(drawing: Drawing, title: str) -> str:
-    """A file of its own, in light or dark colours as the viewer prefers."""
+    """An SVG file, in light or dark colours as the viewer prefers."""
     style = palette_css() + "text{font-family:system-ui,'Noto Sans CJK JP',sans-serif}"
     size = {"width": drawing.width + 2 * MARGIN, "height": drawing.height + 2 * MARGIN}
     box = {
@@ -87,7 +87,7 @@ def png(drawing: Drawing) -> bytes:
 
 @cache
 def has_font_for(text: str) -> bool:
-    """Whether a PNG can show a text of two different characters with the fonts of this machine."""
+    """Whether the fonts of this machine have the two (different) characters of `text`."""
     head = '<svg xmlns="http://www.w3.org/2000/svg" width="40" height="30"><text y="20">'
     one, other = (_rasterise(f"{head}{sign}</text></svg>") for sign in text)
     return one != other

@@ -42,21 +42,17 @@ def gangs_table(gangs: Sequence[GangStatus], lines: int) -> Table:
     table = _table("gang", "workers", ">nodes", ">trial", ">trials run", ">memory", "state")
     shown = sorted(gangs, key=lambda gang: gang.state == "idle")
     for gang in shown[: _fit(len(gangs), lines)]:
-        table.add_row(*_gang_cells(gang))
+        gpus = f", {gang.gpus_per_worker:g} GPU" if gang.gpus_per_worker else ""
+        table.add_row(
+            gang.name,
+            f"{gang.workers} x {gang.cpus_per_worker:g} CPU{gpus}",
+            str(len(gang.nodes)),
+            "" if gang.trial is None else str(gang.trial),
+            str(gang.trials),
+            "" if gang.resident_bytes is None else f"{count(gang.resident_bytes)}B",
+            gang.state,
+        )
     return _with_rest(table, len(gangs), lines)
-
-
-def _gang_cells(gang: GangStatus) -> tuple[str, ...]:
-    gpus = f", {gang.gpus_per_worker:g} GPU" if gang.gpus_per_worker else ""
-    return (
-        gang.name,
-        f"{gang.workers} x {gang.cpus_per_worker:g} CPU{gpus}",
-        str(len(gang.nodes)),
-        "" if gang.trial is None else str(gang.trial),
-        str(gang.trials),
-        "" if gang.resident_bytes is None else f"{count(gang.resident_bytes)}B",
-        gang.state,
-    )
 
 
 def queue_table(queue: Sequence[QueuedTrial], lines: int) -> Table:
@@ -99,7 +95,7 @@ def _with_rest(table: Table, rows: int, lines: int) -> Table:
 
 
 def spend_words(spend: Spend, forecast: Forecast) -> str:
-    """What was used of each budget, and the forecast."""
+    """The consumption of each budget, with its limit and its forecast."""
     parts = [_used("worker-s", spend.worker_seconds, spend.budget_worker_seconds,
                    forecast.worker_seconds)]  # fmt: skip
     if spend.gpu_hours or spend.budget_gpu_hours is not None:
@@ -139,20 +135,17 @@ def limit_words(status: Status) -> str:
 def summary(status: Status) -> str:
     """The status on one line, for a log."""
     busy = sum(gang.state == "busy" for gang in status.gangs)
+    queued = ""
+    if status.queue:
+        first = status.queue[0]
+        when = "" if first.starts_in_s is None else f", about {about(first.starts_in_s)}"
+        queued = f"{len(status.queue)} queued (trial {first.number} {first.wait.words()}{when})"
     parts = [
         f"{status.trials.ended} of {status.trials.total} trials ended, "
         f"{len(status.running)} running on {busy} of {len(status.gangs)} gangs",
-        *_queue_words(status.queue),
+        queued,
         spend_words(status.spend, status.forecast),
         end_words(status),
         limit_words(status),
     ]
     return "; ".join(filter(None, parts))
-
-
-def _queue_words(queue: Sequence[QueuedTrial]) -> list[str]:
-    if not queue:
-        return []
-    first = queue[0]
-    when = "" if first.starts_in_s is None else f", about {about(first.starts_in_s)}"
-    return [f"{len(queue)} queued (trial {first.number} {first.wait.words()}{when})"]
