@@ -261,10 +261,10 @@ class Session:
                 local=self.local,
                 address=self.address,
                 forecast=self._predictor,
-                mark=cluster.mark(self.run.directory),
+                mark=cluster.gang_prefix(self.run.directory),
             )
             if address := self._dispatcher.address():
-                cluster.remember(self.run.directory, address)
+                cluster.store_address(self.run.directory, address)
         return self._dispatcher
 
     @property

@@ -1,14 +1,14 @@
-"""Arms of a comparison in words, as typed after `--arms`.
+"""Parses the arms of a comparison as text, as typed after `--arms`.
 
     best                        the recommended trial
     trial 7                     any finished trial of the search
-    accumulated                 a named arm of the spec, or a policy in the words of the report
+    accumulated                 a named arm of the spec, or a policy's label in the report
     fixed r=0.15                a policy by its kind and parameters, as in the spec
-    uniform on width=128        any of these at another size, named by its parameters,
-    best on trial 3             by a trial, or in the words of the report
+    uniform on width=128        any of these at another size, given by parameters,
+    best on trial 3             by a trial, or by the size's label in the report
     fixed r=0.4 on bert 64×2
 
-What an arm leaves open (size, learning rate) is the recommended trial's.
+An arm takes values that it does not give (size, learning rate) from the recommended trial.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mptune.trial import Trial
 Tree = dict[str, Any]
 
 SHORT = {"r": "rate"}
-"""What people write for a policy's parameter."""
+"""Abbreviations of policy parameters."""
 
 ALIASES = {"accumulated": "uniform"}
 
@@ -38,14 +38,14 @@ SECTIONS = ("model", "policy", "training")
 
 
 def with_arms(
-    spec: SpecSource, overrides: Sequence[str], run_dir: Path | str | None, words: Sequence[str]
+    spec: SpecSource, overrides: Sequence[str], run_dir: Path | str | None, texts: Sequence[str]
 ) -> SpecFile:
     """The spec with these arms as its comparison; the first is the baseline.
 
-    Seeds, level and the like stay those of the spec's comparison, if it has one.
+    Seeds, level and other options are those of the spec's comparison, if it has one.
 
     Raises:
-        InputError: there is no finished search, or an arm is not understood.
+        InputError: there is no finished search, or an arm cannot be parsed.
     """
     file = SpecFile.of(spec, [o for o in overrides if not o.startswith("compare")])
     valid = file.validate(data_is_here=False)
@@ -53,7 +53,7 @@ def with_arms(
     found, root = run.storage.trials("search"), run.directory.root
     if not any(trial.finished for trial in found):
         raise InputError(f"--arms: no trial of {root} has finished; run `mptune search` first")
-    arms = Arms(Space(file), found, run.best()).read(words)
+    arms = Arms(Space(file), found, run.best()).read(texts)
     kept = valid.compare.model_dump(mode="json") if valid.compare else {}
     section = {**kept, "arms": arms, "baseline": next(iter(arms))}
     return SpecFile.of(spec, [f"compare={json.dumps(section)}", *overrides])
@@ -61,33 +61,33 @@ def with_arms(
 
 @dataclass(frozen=True)
 class Arms:
-    """Reads arms with the knowledge of a finished search.
+    """Resolves arms against a finished search.
 
     Attributes:
-        space: of the spec that was searched.
+        space: the space of the spec that was searched.
         found: trials of the search.
-        best: the recommended one.
+        best: the recommended trial.
     """
 
     space: Space
     found: Sequence[Trial]
     best: Trial
 
-    def read(self, words: Sequence[str]) -> dict[str, Tree]:
+    def read(self, texts: Sequence[str]) -> dict[str, Tree]:
         """Each arm's name and its model, policy and training sections.
 
         Raises:
-            InputError: fewer than two arms, one twice, or one that is not understood.
+            InputError: fewer than two arms, a repeated one, or one that cannot be parsed.
         """
-        names = [" ".join(word.split()) for word in words]
+        names = [" ".join(text.split()) for text in texts]
         if len(set(names)) < max(2, len(names)):
             raise InputError(f"--arms needs at least two different arms; got {', '.join(names)}")
         return {name: self.one(name) for name in names}
 
     def one(self, name: str) -> Tree:
         """The sections of one arm."""
-        what, on, size = name.partition(" on ")
-        tree = self._policy(what.strip(), name)
+        policy, on, size = name.partition(" on ")
+        tree = self._policy(policy.strip(), name)
         return {**tree, "model": self._size(size.strip(), tree["model"], name)} if on else tree
 
     def _policy(self, what: str, name: str) -> Tree:
@@ -103,7 +103,7 @@ class Arms:
         return _sections(self.space.at(record.params))
 
     def _trial(self, what: str, name: str) -> Trial | None:
-        """`best` or `trial 7`; None if it is neither."""
+        """The trial that `best` or `trial 7` names; None for other texts."""
         if what == "best":
             return self.best
         head, _, number = what.partition(" ")
@@ -112,12 +112,12 @@ class Arms:
         finished = {str(r.number): r for r in self._finished()}
         if number not in finished:
             raise InputError(
-                f"--arms {name!r}: no finished trial {number!r}; there are {', '.join(finished)}"
+                f"--arms {name!r}: no finished trial {number!r}; finished: {', '.join(finished)}"
             )
         return finished[number]
 
     def _searched(self, what: str) -> Trial | None:
-        """The best trial of a named arm, or with this policy or label in the report's words."""
+        """The best trial whose arm, label or policy label is `what`."""
         same = [r for r in self._finished() if what in (r.arm, r.label, r.policy_label)]
         return max(same, key=_score, default=None)
 
@@ -125,7 +125,7 @@ class Arms:
         return [r for r in self.found if r.result is not None and r.state == "COMPLETE"]
 
     def _kind(self, what: str, name: str) -> Tree:
-        """A policy by its kind and parameters."""
+        """The policy section for a kind and its parameters."""
         kind, *parameters = what.split()
         kind = ALIASES.get(kind, kind)
         if kind not in plugins.modules("policies"):
@@ -143,7 +143,7 @@ class Arms:
         yield from (*ALIASES, *plugins.modules("policies"))
 
     def _size(self, size: str, model: Mapping[str, Any], name: str) -> Tree:
-        """Another model: a trial's, one in the words of the report, or one with other numbers."""
+        """The model section for a trial, a size label, or changed parameters of `model`."""
         trial = self._trial(size, name)
         if trial is not None:
             found: Tree = self._at(trial)["model"]
@@ -171,14 +171,14 @@ def _score(record: Trial) -> tuple[float, int]:
     return record.result.lml.nats_per_token, -record.number
 
 
-def _parameters(words: Sequence[str], known: Sequence[str], name: str) -> Iterator[tuple[str, Any]]:
-    """`rate=0.15` as a pair, its value read as YAML."""
-    for word in words:
-        key, equals, text = word.partition("=")
+def _parameters(texts: Sequence[str], known: Sequence[str], name: str) -> Iterator[tuple[str, Any]]:
+    """(key, value) of each `rate=0.15`, the value parsed as YAML."""
+    for text in texts:
+        key, equals, value = text.partition("=")
         key = SHORT.get(key, key)
         if not equals or key not in known:
             raise InputError(
-                f"--arms {name!r}: {word!r} is no KEY=VALUE of {', '.join(known)}"
+                f"--arms {name!r}: {text!r} is not KEY=VALUE with a key of {', '.join(known)}"
                 f"{did_you_mean(key, known)}"
             )
-        yield key, plain(parse_yaml(text, f"--arms {name!r}"))
+        yield key, plain(parse_yaml(value, f"--arms {name!r}"))

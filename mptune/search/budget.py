@@ -141,8 +141,8 @@ class Allowance:
         would be too cautious: one size that takes too long would hold back all others.
         """
         done = trained_share(trial)
-        known = self.predictor.knows(trial)
-        seconds = self.predictor.counted(trial, done) if known else None
+        known = self.predictor.is_measured(trial)
+        seconds = self.predictor.seconds_from_first_step(trial, done) if known else None
         if seconds is None:
             return Work(self.ledger.most_worker_s, self.ledger.most_gpu_s).times(1 - done)
         return _work(trial, seconds)

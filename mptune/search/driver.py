@@ -65,7 +65,7 @@ MAX_FAILURES_IN_A_ROW = 5
 
 ASK_ATTEMPTS = 3
 
-LEARNED_FROM = 50
+RESULTS_READ = 50
 """Finished trials of earlier drivers that predictions are made from."""
 
 SPEND_EVERY_S = 10.0
@@ -161,8 +161,8 @@ class StudyDriver:
             watchers=self.watchers,
             clock=self.clock,
         )
-        for spec, result in last_results(self.study, LEARNED_FROM):
-            self.predictor.learn(spec, result)
+        for spec, result in last_results(self.study, RESULTS_READ):
+            self.predictor.add_result(spec, result)
         requeue_running(self.study)
         self._history = History.of(self.study)
         with interrupts(self.interrupted):

@@ -110,7 +110,7 @@ def _top(run: RunDirectory) -> Iterator[Finding]:
 
 def _leftovers(run: RunDirectory, address: str | None) -> Iterator[Finding]:
     """Gangs and requests that a dead driver has left on its cluster."""
-    for where, mark in cluster.places(run, address):
+    for where, mark in cluster.clusters_to_check(run, address):
         try:
             left = dispatch.find_orphans(where, mark)
         except DispatchError as error:

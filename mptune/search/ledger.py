@@ -1,7 +1,7 @@
-"""What a search has used: workers and GPUs times time, of every trial that ran on them.
+"""Usage of a search: worker-seconds and GPU-seconds of all trials.
 
 Pure: times are seconds from any origin, given by the caller. A trial counts from its start on a
-gang to its end, scoring and failed attempts included; starting a gang does not count.
+gang to its end, including scoring and failed attempts; the start of a gang does not count.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Ledger:
-    """Worker-seconds and GPU-seconds so far, and the most that one trial took."""
+    """Worker-seconds and GPU-seconds of ended trials, and the maximum over single trials."""
 
     worker_s: float = 0.0
     gpu_s: float = 0.0
@@ -27,12 +27,12 @@ class Ledger:
     _running: dict[int, tuple[float, Resources]] = field(default_factory=dict)
 
     def begin(self, number: int, now: float, resources: Resources) -> None:
-        """A trial occupies its gang from now on; one that begins again keeps what it used."""
+        """Count the trial from now on; an earlier attempt is added to the totals."""
         self.end(number, now)
         self._running[number] = now, resources
 
     def end(self, number: int, now: float) -> None:
-        """It occupies it no longer; one that never began counts nothing."""
+        """Add the trial's usage to the totals; does nothing if it was not counted."""
         if number not in self._running:
             return
         workers, gpus = self.used(number, now)
@@ -43,31 +43,31 @@ class Ledger:
         self.most_gpu_s = max(self.most_gpu_s, gpus)
 
     def is_running(self, number: int) -> bool:
-        """Whether it occupies its gang now."""
+        """Whether the trial is being counted."""
         return number in self._running
 
     def spent(self) -> dict[str, float]:
-        """In words for people: worker-seconds and GPU-hours of ended trials."""
+        """Worker-seconds and GPU-hours of ended trials, rounded for output."""
         return {"worker_seconds": round(self.worker_s, 1), "gpu_hours": round(self.gpu_s / 3600, 4)}
 
     def as_json(self, now: float) -> dict[str, float]:
-        """What the study keeps, running trials included: a driver may not see their end."""
+        """JSON form, including running trials: the driver may be killed before they end."""
         worker_s, gpu_s = self.so_far(now)
         most = {"most_worker_s": self.most_worker_s, "most_gpu_s": self.most_gpu_s}
         return {"worker_s": worker_s, "gpu_s": gpu_s, **most}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any] | None) -> Ledger:
-        """Inverse of `as_json`; empty for a study that has none."""
+        """Inverse of `as_json`; an empty ledger for None."""
         return cls(**(stored or {}))
 
     def so_far(self, now: float) -> tuple[float, float]:
-        """Worker-seconds and GPU-seconds, running trials included."""
+        """Worker-seconds and GPU-seconds, including running trials."""
         used = [self.used(number, now) for number in self._running]
         return self.worker_s + sum(w for w, _ in used), self.gpu_s + sum(g for _, g in used)
 
     def used(self, number: int, now: float) -> tuple[float, float]:
-        """Worker-seconds and GPU-seconds of a running trial since it began; 0 of another."""
+        """Worker-seconds and GPU-seconds of a running trial since it began; 0 for other trials."""
         if number not in self._running:
             return 0.0, 0.0
         began, resources = self._running[number]
@@ -79,12 +79,12 @@ ATTRIBUTE = "spend"
 
 
 def load_spend(study: optuna.Study) -> tuple[float, Ledger]:
-    """(Wall-clock seconds of all drivers, what trials have used), as stored with the study."""
+    """(Wall-clock seconds of all drivers, usage of the trials), as stored with the study."""
     stored = study.user_attrs.get(ATTRIBUTE, {"wall_s": 0.0, "ledger": None})
     return float(stored["wall_s"]), Ledger.from_json(stored["ledger"])
 
 
 def save_spend(study: optuna.Study, wall_s: float, ledger: Ledger, now: float) -> None:
-    """Inverse of `load_spend`, with what running trials have used by `now`."""
+    """Inverse of `load_spend`, including the usage of running trials until `now`."""
     stored = {"wall_s": round(wall_s, 3), "ledger": ledger.as_json(now)}
     study.set_user_attr(ATTRIBUTE, stored)

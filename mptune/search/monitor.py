@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from mptune.dispatch.base import Dispatcher
-from mptune.search.forecast import Ahead, Course, Predictor, Work, outlook
+from mptune.search.forecast import Predictor, StudyProgress, TrialInFlight, Work, forecast_study
 from mptune.search.in_flight import InFlight
 from mptune.search.ledger import Ledger
 from mptune.status import RunningTrial, Spend, Status
@@ -73,15 +73,15 @@ class Monitor:
         speed = None
         if self.first_start is not None and now > self.first_start:
             speed = (worker_s - self._used_before) / (now - self.first_start)
-        course = Course(
+        progress = StudyProgress(
             total=self.total,
             ended=history.ended + len(flights) - len(running),
             unrun=history.unrun,
             used=Work(self.ledger.worker_s, self.ledger.gpu_s),
             speed=speed,
         )
-        ahead = [
-            Ahead(
+        in_flight = [
+            TrialInFlight(
                 Work(*self.ledger.used(flight.spec.number, now)),
                 flight.spec.resources,
                 self._left_s(flight.spec, now),
@@ -101,7 +101,7 @@ class Monitor:
             gangs=state.gangs,
             metrics=state.metrics,
             spend=spend,
-            forecast=outlook(course, ahead, spend),
+            forecast=forecast_study(progress, in_flight, spend),
         )
         for watcher in self.watchers:
             watcher(status)

@@ -17,12 +17,12 @@ HEAD = "10.0.0.1:6379"
 def run(tmp_path: Path) -> RunDirectory:
     made = RunDirectory(tmp_path / "run")
     made.root.mkdir()
-    _cluster.remember(made, HEAD)
+    _cluster.store_address(made, HEAD)
     return made
 
 
 def test_the_cluster_of_the_last_search_is_known(run: RunDirectory) -> None:
-    assert _cluster.known(run) == (HEAD, _cluster.mark(run))
+    assert _cluster.last_cluster(run) == (HEAD, _cluster.gang_prefix(run))
 
 
 def test_a_copy_does_not_know_the_gangs_of_the_original(
@@ -30,13 +30,13 @@ def test_a_copy_does_not_know_the_gangs_of_the_original(
 ) -> None:
     beside = run.root.with_name("copy")
     shutil.copytree(run.root, beside)
-    assert _cluster.known(RunDirectory(beside)) is None
+    assert _cluster.last_cluster(RunDirectory(beside)) is None
     monkeypatch.setattr("socket.gethostname", lambda: "another-machine")
-    assert _cluster.known(run) is None
-    assert list(_cluster.places(run, HEAD)) == [(HEAD, _cluster.mark(run))]
+    assert _cluster.last_cluster(run) is None
+    assert list(_cluster.clusters_to_check(run, HEAD)) == [(HEAD, _cluster.gang_prefix(run))]
 
 
 @pytest.mark.parametrize("damaged", ["", "[]", '{"address": "10.0.0.1:6379"}'])
 def test_what_cannot_be_read_is_not_known(run: RunDirectory, damaged: str) -> None:
     run.cluster.write_text(damaged)
-    assert _cluster.known(run) is None
+    assert _cluster.last_cluster(run) is None

@@ -160,8 +160,8 @@ def test_machines_that_a_killed_driver_asked_for_are_given_back_by_fsck(autoscal
     for made in (run, another):
         made.root.mkdir()
         made.resolved.write_text(SPEC)
-        _cluster.remember(made, autoscaled.address)
-    with doomed(autoscaled, tmp_path, "120", _cluster.mark(run)) as (_, said):
+        _cluster.store_address(made, autoscaled.address)
+    with doomed(autoscaled, tmp_path, "120", _cluster.gang_prefix(run)) as (_, said):
         said(lambda s: s["running"])
     told = fsck(autoscaled, another, "--repair")
     assert told.stdout == "no problems\n", told.stderr

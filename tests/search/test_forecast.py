@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mptune.search.forecast import Ahead, Course, Predictor, Work, outlook
+from mptune.search.forecast import Predictor, StudyProgress, TrialInFlight, Work, forecast_study
 from mptune.spec.schema import Resources, Training
 from mptune.status import Spend
 from mptune.trial import Failed, Finished, Progress, Scoring, Started, TrialSpec
@@ -90,8 +90,8 @@ def test_what_a_ledger_counts_begins_with_the_first_step():
     took = {"scoring_s": 20, "setting_up_s": 30}
     predictor.observe(trial(9), finished(trial(9), 100, 160, **took), now=0)
     assert predictor.seconds(trial(0)) == pytest.approx(160)
-    assert predictor.counted(trial(0)) == pytest.approx(130)
-    assert predictor.counted(trial(0), done=0.5) == pytest.approx(55 + 20)
+    assert predictor.seconds_from_first_step(trial(0)) == pytest.approx(130)
+    assert predictor.seconds_from_first_step(trial(0), done=0.5) == pytest.approx(55 + 20)
     predictor.observe(trial(0), started(0), now=1000)
     assert predictor.remaining(0, now=1000) == pytest.approx(130)
 
@@ -110,9 +110,9 @@ def test_another_model_or_gang_is_another_speed_and_the_slowest_until_it_is_know
     predictor = Predictor()
     predictor.observe(trial(0), finished(trial(0), 100, 100), now=0)
     assert predictor.seconds(other) == 100
-    assert not predictor.knows(other)
+    assert not predictor.is_measured(other)
     predictor.observe(other, finished(other, 300, 300), now=0)
-    assert predictor.knows(other)
+    assert predictor.is_measured(other)
     assert (predictor.seconds(trial(2)), predictor.seconds(other)) == (100, 300)
     assert predictor.seconds(trial(3, width=999)) == 300
 
@@ -120,8 +120,8 @@ def test_another_model_or_gang_is_another_speed_and_the_slowest_until_it_is_know
 def test_a_trial_that_was_read_from_a_storage_is_of_the_same_kind():
     predictor, run = Predictor(), trial(0)
     stored = TrialSpec.model_validate_json(run.model_dump_json())
-    predictor.learn(stored, finished(stored, 100, 100).result)
-    assert predictor.knows(run)
+    predictor.add_result(stored, finished(stored, 100, 100).result)
+    assert predictor.is_measured(run)
 
 
 def test_every_kind_of_budget():
@@ -155,12 +155,12 @@ def test_a_trial_that_ended_is_forgotten():
 # --- a whole study -------------------------------------------------------------------------------
 
 PAIR = Resources(workers=2)
-FLYING = Ahead(Work(20, 0), PAIR, left_s=15)
+FLYING = TrialInFlight(Work(20, 0), PAIR, left_s=15)
 
 
-def course(**changes: object) -> Course:
+def course(**changes: object) -> StudyProgress:
     known = {"total": 10, "ended": 4, "unrun": 0, "used": Work(200, 0), "speed": 4.0, **changes}
-    return Course(**known)  # type: ignore[arg-type]
+    return StudyProgress(**known)  # type: ignore[arg-type]
 
 
 def spent(worker_s: float = 220, **budgets: float) -> Spend:
@@ -168,7 +168,7 @@ def spent(worker_s: float = 220, **budgets: float) -> Spend:
 
 
 def test_the_rest_of_a_study_is_as_what_has_ended():
-    found = outlook(course(), [FLYING], spent())
+    found = forecast_study(course(), [FLYING], spent())
     # 30 for the one that runs, and five more of 50.
     assert found.worker_seconds == pytest.approx(220 + 30 + 5 * 50)
     assert found.left_s == pytest.approx(280 / 4)
@@ -176,26 +176,28 @@ def test_the_rest_of_a_study_is_as_what_has_ended():
 
 
 def test_before_anything_has_ended_those_that_run_tell():
-    found = outlook(course(ended=0, used=Work()), [FLYING], spent(20))
+    found = forecast_study(course(ended=0, used=Work()), [FLYING], spent(20))
     assert found.worker_seconds == pytest.approx(20 + 30 + 9 * 50)
-    unknown = outlook(course(ended=0, used=Work()), [Ahead(Work(), PAIR, None)], spent(0))
+    unknown = forecast_study(
+        course(ended=0, used=Work()), [TrialInFlight(Work(), PAIR, None)], spent(0)
+    )
     assert (unknown.worker_seconds, unknown.left_s, unknown.trials) == (None, None, 10)
 
 
 def test_what_did_not_run_says_nothing_of_what_will():
-    found = outlook(course(total=13, ended=7, unrun=3), [FLYING], spent())
+    found = forecast_study(course(total=13, ended=7, unrun=3), [FLYING], spent())
     assert found.worker_seconds == pytest.approx(220 + 30 + 5 * 50)
-    refused = outlook(course(ended=2, unrun=2, used=Work()), [FLYING], spent(20))
+    refused = forecast_study(course(ended=2, unrun=2, used=Work()), [FLYING], spent(20))
     assert refused.worker_seconds == pytest.approx(20 + 30 + 7 * 50)
 
 
 def test_a_trial_without_a_prediction_takes_what_a_mean_one_does():
-    found = outlook(course(), [Ahead(Work(20, 0), PAIR, None)], spent())
+    found = forecast_study(course(), [TrialInFlight(Work(20, 0), PAIR, None)], spent())
     assert found.worker_seconds == pytest.approx(220 + 30 + 5 * 50)
 
 
 def test_a_trial_that_took_more_than_a_mean_one_has_nothing_left():
-    found = outlook(course(), [Ahead(Work(80, 0), PAIR, None)], spent())
+    found = forecast_study(course(), [TrialInFlight(Work(80, 0), PAIR, None)], spent())
     assert found.worker_seconds == pytest.approx(220 + 0 + 5 * 50)
 
 
@@ -210,7 +212,7 @@ def test_a_trial_that_took_more_than_a_mean_one_has_nothing_left():
     ],
 )
 def test_a_budget_ends_a_study_early(budget, limit, more):
-    found = outlook(course(), [FLYING], spent(**budget))
+    found = forecast_study(course(), [FLYING], spent(**budget))
     assert (found.limited_by, found.trials) == (limit, 5 + more)
     assert found.worker_seconds == pytest.approx(220 + 30 + more * 50)
 
@@ -218,11 +220,13 @@ def test_a_budget_ends_a_study_early(budget, limit, more):
 def test_gpu_hours_are_forecast_and_limited():
     gpus = Resources(workers=2, gpus_per_worker=1)
     seen = Spend(seconds=100, worker_seconds=220, gpu_hours=220 / 3600, budget_gpu_hours=0.1)
-    found = outlook(course(used=Work(200, 200)), [Ahead(Work(20, 20), gpus, 15)], seen)
+    found = forecast_study(
+        course(used=Work(200, 200)), [TrialInFlight(Work(20, 20), gpus, 15)], seen
+    )
     assert (found.limited_by, found.trials) == ("budget_gpu_hours", 7)
     assert found.gpu_hours == pytest.approx((220 + 30 + 2 * 50) / 3600)
 
 
 def test_a_study_does_not_end_before_its_longest_trial():
-    assert outlook(course(total=5), [Ahead(Work(), PAIR, 60)], spent()).left_s == 60
-    assert outlook(course(speed=None), [FLYING], spent()).left_s is None
+    assert forecast_study(course(total=5), [TrialInFlight(Work(), PAIR, 60)], spent()).left_s == 60
+    assert forecast_study(course(speed=None), [FLYING], spent()).left_s is None
