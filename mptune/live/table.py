@@ -121,7 +121,7 @@ class LiveView:
             self._live = Live(self, console=self._console, refresh_per_second=4, transient=False)
             self._live.start()
         else:
-            self._print(f"{self._title}: {self._total} trials, {self._done_before} of them done")
+            self.note(f"{self._title}: {self._total} trials, {self._done_before} of them done")
         return self
 
     @property
@@ -139,7 +139,7 @@ class LiveView:
             self._live.stop()
             self._live = None
         else:
-            self._print(f"{self._title}: {self._done} of {self._total} trials done")
+            self.note(f"{self._title}: {self._done} of {self._total} trials done")
 
     # --- events ----------------------------------------------------------------------------------
 
@@ -186,7 +186,7 @@ class LiveView:
 
     def note(self, line: str) -> None:
         """Print one line above the table, or among the plain lines."""
-        self._print(line)
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _row(self, number: int) -> _Row:
         return self._rows.setdefault(number, _Row(number, f"trial {number}", ""))
@@ -247,10 +247,7 @@ class LiveView:
 
     def _plain(self, line: str) -> None:
         if not self._is_live:
-            self._print(line)
-
-    def _print(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self.note(line)
 
     # --- the table -----------------------------------------------------------------------------
 
@@ -277,17 +274,13 @@ class LiveView:
             padding=(0, 1),
             header_style="dim",
         )
+        running = self._status.running if self._status else ()
+        left = {t.number: about(t.left_s) for t in running if t.left_s is not None}
         for row in self._shown():
-            cells = _cells(row, self._left(row.number))
+            cells = _cells(row, left.get(row.number, ""))
             style = "dim" if row.ended and row.state != "complete" else ""
             table.add_row(*(cells[:2] + cells[3:] if narrow else cells), style=style)
         return table
-
-    def _left(self, number: int) -> str:
-        """Predicted time to the end of a trial."""
-        running = self._status.running if self._status else ()
-        known = (t.left_s for t in running if t.number == number and t.left_s is not None)
-        return next((about(left_s) for left_s in known), "")
 
     @property
     def _room(self) -> int:
@@ -325,29 +318,27 @@ class LiveView:
         return sum(min(len(table) + 1, fourth) for table in tables if table)
 
     def _bar(self) -> Table:
-        share = self._share()
-        grid = Table.grid(Column(no_wrap=True), Column(ratio=1), Column(no_wrap=True), expand=True)
-        grid.padding = (0, 1)
-        bar = ProgressBar(total=1.0, completed=share, complete_style="cyan")
-        grid.add_row(f" {self._done}/{self._total} trials", bar, self._time_words(share))
-        return grid
-
-    def _share(self) -> float:
-        """Share of the search that is done; a running trial counts by its progress."""
+        # A running trial counts by its progress.
         running = sum(row.progress for row in self._rows.values() if not row.ended)
-        return min(1.0, (self._done + running) / max(1, self._total))
-
-    def _time_words(self, share: float) -> str:
+        share = min(1.0, (self._done + running) / max(1, self._total))
         elapsed = self._clock() - self._started_at
         end = end_words(self._status) if self._status else ""
         here = share - self._done_before / max(1, self._total)
         if not end and here > 0.01:
             end = f"{duration(elapsed * (1 - share) / here)} left"
-        return f"{duration(elapsed)}{' · ' * bool(end)}{end} "
+        grid = Table.grid(Column(no_wrap=True), Column(ratio=1), Column(no_wrap=True), expand=True)
+        grid.padding = (0, 1)
+        bar = ProgressBar(total=1.0, completed=share, complete_style="cyan")
+        grid.add_row(
+            f" {self._done}/{self._total} trials",
+            bar,
+            f"{duration(elapsed)}{' · ' * bool(end)}{end} ",
+        )
+        return grid
 
 
 def _cells(row: _Row, left: str) -> list[RenderableType]:
-    """One cell per column; labels are never read as markup."""
+    """One cell per column, with `left` as the time to the end; labels are never read as markup."""
     bar: RenderableType = (
         ProgressBar(total=1.0, completed=row.progress, complete_style="cyan")
         if not row.ended

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from mptune.analysis.intervals import NORMAL_95
 from mptune.report.blocks import Axis, Chart, ChartSeries, Point, percent_tick
@@ -16,19 +13,10 @@ from mptune.report.svg import png
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-
-class Curve(Protocol):
-    """S(r) in nats per masked position with its standard error; arrays of shape [bins]."""
-
-    @property
-    def mask_rate(self) -> NDArray[np.float64]: ...
-    @property
-    def mean_log_prob(self) -> NDArray[np.float64]: ...
-    @property
-    def se(self) -> NDArray[np.float64]: ...
+    from mptune.lml.estimator import MPTCurve
 
 
-def curves_png(curves: Mapping[str, Curve]) -> bytes:
+def curves_png(curves: Mapping[str, MPTCurve]) -> bytes:
     """The masked-prediction curves of models, by label, as a PNG in light colours."""
     say = language()
     series = tuple(
@@ -48,7 +36,7 @@ def curves_png(curves: Mapping[str, Curve]) -> bytes:
     return png(lay_out(chart))
 
 
-def _points(curve: Curve) -> tuple[Point, ...]:
+def _points(curve: MPTCurve) -> tuple[Point, ...]:
     half = NORMAL_95 * curve.se
     low, high = curve.mean_log_prob - half, curve.mean_log_prob + half
     rows = zip(curve.mask_rate, curve.mean_log_prob, low, high, strict=True)

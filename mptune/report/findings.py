@@ -21,7 +21,6 @@ from mptune.analysis.comparison import (
     leading_arm,
     main_difference,
 )
-from mptune.analysis.intervals import lml_half_width
 from mptune.analysis.ranking import Flip, flips, ranking, runner_up
 from mptune.analysis.results import Report
 from mptune.analysis.selection import SearchSelection, recommended, score_of
@@ -147,7 +146,7 @@ def _recommendation(
             size=choice.size_label,
             policy=choice.policy_label,
             other=best.policy_label,
-            score=_single_run_score(best),
+            score=per_token(*score_of(None, best)),
         )
     paired, other = difference_of(best, comparison), runner_up(ranked, best)
     if paired is not None:
@@ -176,11 +175,9 @@ def _why_chosen(selection: SearchSelection | None, n: int, best: Trial, say: Lan
     key = "worst_domain" if selection and selection.chosen_by == "worst_domain" else "best"
     b = best.require_result().lml.bits_per_byte
     bits = say("recommendation.bits", bits=f"{b:.3f}") if b else ""
-    return say(f"recommendation.{key}", **values, n=n, score=_single_run_score(best), bits=bits)
-
-
-def _single_run_score(trial: Trial) -> str:
-    return per_token(trial.nats_per_token, lml_half_width(trial.require_result().lml))
+    return say(
+        f"recommendation.{key}", **values, n=n, score=per_token(*score_of(None, best)), bits=bits
+    )
 
 
 # --- verdict -----------------------------------------------------------------------------------

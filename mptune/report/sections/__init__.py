@@ -1,8 +1,7 @@
 """The sections of the report below its first screen.
 
-A section is a function of a `Context`; it returns None where the study has nothing for it. It
-delivers data (text, tables, charts), and the templates decide how they look. Its texts are in
-`lang/`.
+A section is a function of a `Context` that returns text, tables and charts, or None if the study
+has nothing for it. The templates decide how they look. The texts are in `lang/`.
 """
 
 from __future__ import annotations
@@ -24,6 +23,6 @@ SECTIONS: tuple[Callable[[Context], ReportSection | None], ...] = (
 
 
 def sections(context: Context) -> list[ReportSection]:
-    """Every section that this study has something for."""
+    """The sections of this study, in order."""
     made = (section(context) for section in SECTIONS)
     return [section for section in made if section is not None]

@@ -1,4 +1,4 @@
-"""Policies against each other: paired seeds, scores at each mask rate, learning curves."""
+"""Comparison of policies: paired seeds, scores at each mask rate, learning curves."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TONES = {"better": "good", "worse": "bad", "undecided": "open", "equivalent": ""
 
 
 def comparison(context: Context) -> ReportSection | None:
-    """Every difference on paired seeds with its interval, in every unit."""
+    """The differences on paired seeds with their intervals, in every unit."""
     found = context.report.comparison
     if found is None or not found.differences:
         return None
@@ -122,7 +122,7 @@ def _verdicts(context: Context, found: ComparisonReport) -> Table:
 
 
 def _compute(context: Context, found: ComparisonReport) -> Table:
-    """The share of one arm's compute that another needs for the same score."""
+    """The share of an arm's compute that another arm needs for the same score."""
     say, rows = context.say, []
     for c in found.compute:
         at_most = "≤ " if c.reading == "before the first rung" else ""
@@ -189,7 +189,7 @@ def _curves(context: Context, labels: Sequence[str], trials: Sequence[Trial]) ->
 
 
 def _curve_differences(context: Context, labels: Sequence[str], trials: Sequence[Trial]) -> Chart:
-    """The curves less that of fixed 15 %, or of the last policy."""
+    """The curves minus that of fixed 15 %, or of the last policy."""
     say = context.say
     reference = next((trial for trial in trials if is_fixed_15(trial.policy)), trials[-1])
     rates = [p.mask_rate for p in _curve(reference)]
@@ -219,9 +219,10 @@ def _curve_differences(context: Context, labels: Sequence[str], trials: Sequence
 
 
 def learning(context: Context) -> ReportSection | None:
-    """Learning curves at equal tokens, FLOPs and seconds.
+    """Learning curves over tokens, FLOPs and seconds.
 
-    Of the arms over their seeds if there was a comparison, else of the best trial of each policy.
+    They are means of the arms over their seeds, or those of the best trial of each policy if no
+    arms were compared.
     """
     say, found = context.say, context.report.comparison
     if found and any(len(points) > 1 for points in found.learning.values()):

@@ -1,4 +1,4 @@
-"""What a section of the report is made from, and the pieces that several sections share."""
+"""The input of the sections of the report, and functions that several sections use."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Context:
 
 
 def number_cell(value: float | None, text: str) -> Cell:
-    """A cell that is sorted by its number; a dash where there is none."""
+    """A cell that is sorted by its number; a dash without one."""
     return Cell("–") if value is None else Cell(text.format(value), value)
 
 

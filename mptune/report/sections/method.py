@@ -1,4 +1,4 @@
-"""What the numbers mean, what exactly was scored, and how to run the study again."""
+"""Definitions of the numbers, the scoring plan, and how to run the study again."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def method(context: Context) -> ReportSection:
 
 
 def replay(context: Context) -> ReportSection:
-    """Commands, versions, seeds, hashes."""
+    """The commands, versions, seeds and hashes that replay the study."""
     say, report = context.say, context.report
     pairs = sorted(report.versions.items())
     if report.plan_hash:

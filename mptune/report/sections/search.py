@@ -35,13 +35,13 @@ from mptune.report.sections.context import (
 from mptune.trial import Trial
 
 RANKED = 16
-"""Trials that the figure of the ranking shows; the table has all."""
+"""Trials in the figure of the ranking; its table has all."""
 
 SLICES, CATEGORIES = 6, 8
-"""Dimensions that have a figure, and choices of a dimension that it shows."""
+"""Dimensions that have a figure, and choices of a dimension in it."""
 
 FRONT = SERIES - 1
-"""Colour of the front; no policy has it if there are fewer than six."""
+"""Colour of the front; a policy has it too if there are at least six kinds."""
 
 SPARK_WIDTH, SPARK_HEIGHT = 72, 24
 
@@ -108,8 +108,19 @@ def _ranking_table(context: Context, candidates: dict[int, Candidate]) -> Table:
     for place, trial in enumerate(context.ranked, start=1):
         result, (value, half) = trial.require_result(), lml_interval(trial)
         cells = [Cell(str(place), place), policy_cell(trial), Cell(per_token(value, half), value)]
-        if candidates:
-            cells += _candidate_cells(context, candidates.get(trial.number), confirmed)
+        if candidate := candidates.get(trial.number):
+            cells += [
+                Cell(say.probability(candidate.probability), candidate.probability),
+                Cell(per_token(candidate.shrunken, candidate.half_width), candidate.shrunken),
+            ]
+        elif candidates:
+            cells += [Cell("–")] * 2
+        if candidate and (found := candidate.confirmation):
+            text = interval(found.nats_per_token, found.half_width, 3)
+            optimism = say("ranking.optimism", value=minus(found.optimism, 3))
+            cells.append(Cell(text, found.nats_per_token, title=optimism))
+        elif confirmed:
+            cells.append(Cell("–"))
         if bits:
             cells.append(number_cell(result.lml.bits_per_byte, "{:.3f}"))
         parameters, cost = trial.parameters or result.cost.parameters, result.cost
@@ -126,25 +137,6 @@ def _ranking_table(context: Context, candidates: dict[int, Candidate]) -> Table:
     chosen = context.found.recommended
     first = context.ranked.index(chosen) if chosen else None
     return Table(say("section.ranking"), head, tuple(rows), first)
-
-
-def _candidate_cells(context: Context, candidate: Candidate | None, confirmed: bool) -> list[Cell]:
-    """The cells of a trial as a candidate of the search; `confirmed` if the table has that."""
-    say = context.say
-    if candidate is None:
-        return [Cell("–")] * (2 + confirmed)
-    cells = [
-        Cell(say.probability(candidate.probability), candidate.probability),
-        Cell(per_token(candidate.shrunken, candidate.half_width), candidate.shrunken),
-    ]
-    found = candidate.confirmation
-    if confirmed and found is None:
-        cells.append(Cell("–"))
-    elif found is not None:
-        text = interval(found.nats_per_token, found.half_width, 3)
-        optimism = say("ranking.optimism", value=minus(found.optimism, 3))
-        cells.append(Cell(text, found.nats_per_token, title=optimism))
-    return cells
 
 
 # --- dimensions ----------------------------------------------------------------------------------
@@ -185,37 +177,34 @@ def _slice(context: Context, name: str) -> Chart | None:
     values = [trial.params[name] for trial in trials]
     if len(set(values)) < 2:
         return None
-    file_name = "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")
+    lml, choices = Axis(say("axis.lml")), list[str]()
     if all(isinstance(value, float) for value in values):
         xs = [float(value) for value in values]
-        return Chart(
-            name=f"slice-{file_name}",
-            title=name,
-            caption=say("figure.slice.caption", name=name),
-            x=Axis(name, log=min(xs) > 0 and max(xs) / min(xs) > 30),
-            y=Axis(say("axis.lml")),
-            series=tuple(
-                ChartSeries("", (Point(x, t.nats_per_token, _slice_tip(context, name, t)),),
-                       context.colour(t), "dots")
-                for x, t in zip(xs, trials, strict=True)
-            ),
-            height=200,
-            short=True,
-        )  # fmt: skip
-    choices = list(dict.fromkeys(map(str, values)))[:CATEGORIES]  # the best first
-    points = tuple(
-        Point(t.nats_per_token, choices.index(str(value)), _slice_tip(context, name, t))
-        for value, t in zip(values, trials, strict=True)
-        if str(value) in choices
-    )
+        x, y = Axis(name, log=min(xs) > 0 and max(xs) / min(xs) > 30), lml
+        series = [
+            ChartSeries("", (Point(at, t.nats_per_token, tip),), context.colour(t), "dots")
+            for at, t in zip(xs, trials, strict=True)
+            for tip in [_slice_tip(context, name, t)]
+        ]
+    else:
+        x, y = lml, Axis("")
+        choices = list(dict.fromkeys(map(str, values)))[:CATEGORIES]  # the best first
+        points = tuple(
+            Point(t.nats_per_token, choices.index(str(value)), _slice_tip(context, name, t))
+            for value, t in zip(values, trials, strict=True)
+            if str(value) in choices
+        )
+        series = [ChartSeries("", points, 0, "dots")]
+    file_name = "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")
     return Chart(
         name=f"slice-{file_name}",
         title=name,
         caption=say("figure.slice.caption", name=name),
-        x=Axis(say("axis.lml")),
-        y=Axis(""),
-        series=(ChartSeries("", points, 0, "dots"),),
+        x=x,
+        y=y,
+        series=tuple(series),
         rows=tuple(short(choice, 30) for choice in choices),
+        height=200,
         short=True,
     )
 
@@ -233,7 +222,7 @@ def _slice_tip(context: Context, name: str, trial: Trial) -> str:
 
 
 def cost(context: Context) -> ReportSection | None:
-    """Scores against training FLOPs, with the trials that no cheaper trial beats."""
+    """Scores against training FLOPs, with the front: trials that no cheaper trial beats."""
     say = context.say
     if len(context.ranked) < 2:
         return None
@@ -268,7 +257,7 @@ def cost(context: Context) -> ReportSection | None:
 
 
 def trials(context: Context) -> ReportSection | None:
-    """Every trial in whatever state, with a small picture of its policy."""
+    """All trials, in any state, with a small picture of the policy."""
     say, rows = context.say, context.report.trials
     title = say("section.trials")
     if not rows:

@@ -1,4 +1,4 @@
-"""What the scores say beyond the study: other sizes, other data, the team's own KPI."""
+"""Scores beyond the study: other sizes, other data, the team's own KPI."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _quantity(law: SizeLaw, value: float) -> str:
 
 
 def _law_chart(law: SizeLaw, say: Language) -> Chart:
-    """The fitted curve of each budget, and in its colour what was measured."""
+    """The fitted curve of each budget, with the measured values in the same colour."""
     key = KEYS[law.what]
     budgets = [curve[0].tokens for curve in law.curves if curve]
     series = [
@@ -135,7 +135,7 @@ def _law_point(law: SizeLaw, value: LawValue, say: Language) -> Point:
 
 
 def robustness(context: Context) -> ReportSection | None:
-    """The score on every held-out domain, and with values missing."""
+    """The scores on every held-out domain, and with missing values."""
     say, found = context.say, context.report.robustness
     if found is None:
         return None
@@ -153,7 +153,7 @@ def robustness(context: Context) -> ReportSection | None:
 
 
 def _condition(condition: Condition, say: Language) -> str:
-    """In distribution, the domain's name, or how much is missing."""
+    """Label of a condition: in distribution, the domain, or the share of missing values."""
     if condition.kind == "home":
         return say("robustness.home")
     if condition.kind == "missing" and condition.fraction is not None:
@@ -232,7 +232,7 @@ def _robustness_table(context: Context, found: Robustness) -> Table:
 
 
 def kpi(context: Context) -> ReportSection | None:
-    """The team's own KPI against the LML, and against the loss at 15 %."""
+    """The team's own KPI over the LML, and over the loss at 15 %."""
     say, found = context.say, context.report.kpi
     if found is None:
         return None
