@@ -121,7 +121,7 @@ def test_a_second_driver_is_refused_and_ctrl_c_stops_the_first_at_the_next_step(
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130, out
-    assert "Go on with:\n  mptune search spec.yaml --run-dir interrupted" in out
+    assert "Resume with:\n  mptune search spec.yaml --run-dir interrupted" in out
     assert "RUNNING" not in {state for _, state, *_ in outcome(folder, "interrupted")}
     search(folder, "interrupted")
     assert outcome(folder, "interrupted") == outcome(folder, "undisturbed")

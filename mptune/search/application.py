@@ -44,13 +44,13 @@ from mptune.trial import Prepared, PrepareRequest, StageName, Trial
 
 
 class View(Observer, Protocol):
-    """An observer that is also shown the status about once a second."""
+    """An observer that also gets the status about once a second."""
 
     def look(self, status: Status) -> None: ...
 
 
 OpenView: TypeAlias = Callable[[str, int, int], AbstractContextManager[View]]
-"""Opens the view of a stage: (title, trials in all, trials that have ended)."""
+"""Opens the view of a stage: (title, total number of trials, number of ended trials)."""
 
 
 class SilentView:
@@ -89,18 +89,18 @@ def search(
 
     Args:
         spec: path of a YAML file, its values, or a `SearchSpec`.
-        run_dir: where everything goes; default `runs/NAME`. A run that is there goes on.
+        run_dir: folder of the run; default `runs/NAME`. An existing run is resumed.
         overrides: changes of single values, e.g. `["training.budget_tokens=2e6"]`.
         address: an existing Ray cluster, or `auto`; default: start Ray on this machine.
         local: run trials in this process, without Ray.
-        observer: is told what happens; see `Observer`.
+        observer: gets the events of the search; see `Observer`.
         fresh: delete the run's earlier trials first; refused without `yes` if there are any.
-        say: gets notes as lines of text.
-        command: what a person types to go on, for messages.
+        say: called with each note, a line of text.
+        command: the shell command that resumes the run, for messages.
 
     Raises:
         InputError: the spec is wrong, or another process drives the run.
-        InterruptedSearch: stopped on request; the same call goes on.
+        InterruptedSearch: stopped on request; the same call resumes it.
         NoResultError: the first trials all failed.
         DispatchError: Ray cannot be started or reached.
     """
@@ -151,7 +151,7 @@ class Session:
     """Drives the stages of one run, with the dispatcher that they share.
 
     Attributes:
-        searching: whether the search's budgets hold, also for confirmation and comparison.
+        searching: whether the search's budgets apply, also to confirmation and comparison.
     """
 
     run: Run
@@ -185,7 +185,7 @@ class Session:
         Raises:
             InputError: the spec is wrong; one line per problem.
         """
-        # A run directory has a copy of its spec, and knows where its data are.
+        # For the copy of a spec in a run directory, the stored trials have the paths of the data.
         stored = run_dir is not None and file.path == RunDirectory(Path(run_dir)).resolved
         spec = file.validate(data_is_here=not stored)
         Space(file).arms()
@@ -206,11 +206,11 @@ class Session:
 
     @contextmanager
     def open(self, *, fresh: bool, yes: bool) -> Iterator[None]:
-        """Hold the run directory, with the spec written into it; workers are gone afterwards.
+        """Lock the run directory and write the spec into it; stop all workers at the end.
 
         Raises:
             InputError: another driver holds it, or `fresh` would delete trials without `yes`.
-            InterruptedSearch: with the command that goes on.
+            InterruptedSearch: with the command that resumes the run.
         """
         storage, directory = self.spec.storage, self.run.directory
         held = lease(storage.url, self.spec.name, storage.lease_timeout_s)
@@ -225,7 +225,7 @@ class Session:
                 yield
             except InterruptedSearch:
                 raise InterruptedSearch(
-                    f"interrupted; nothing that finished is lost. Go on with:\n  {self.command}"
+                    f"interrupted; all finished work is stored. Resume with:\n  {self.command}"
                 ) from None
             finally:
                 DRIVEN_HERE.pop(directory.root.resolve(), None)
@@ -254,7 +254,7 @@ class Session:
             write_text(self.run.directory.resolved, resolved)
 
     def dispatcher(self) -> Dispatcher:
-        """Where trials run; started when first needed, so that a finished run needs no Ray."""
+        """The dispatcher, started at the first call: a finished run needs no Ray."""
         if self._dispatcher is None:
             self._dispatcher = dispatch.make(
                 self.spec.resources,
@@ -278,8 +278,8 @@ class Session:
     def data(self) -> dict[str, Any]:
         """The data section with its paths absolute.
 
-        The copy of a spec in a run directory is not where its relative paths start from: there
-        the section of a stored trial is taken.
+        Relative paths start at the original spec, not at its copy in the run directory: for the
+        copy, the section of a stored trial is used.
         """
         if self.file.path == self.run.directory.resolved:
             for stage in SUFFIXES:
@@ -316,7 +316,7 @@ class Session:
             measure_precision=automatic and score is None,
         )
         if self.address is None:
-            # The table is made here while the workers start, with its progress on the terminal.
+            # Prepare the table in this process while the workers start: its progress is visible.
             self.dispatcher().warm_up()
             try:
                 prepare_table(request.data, Path(request.cache))
@@ -324,7 +324,7 @@ class Session:
                 raise InputError(f"{self.file.origin_of('data')}: {error}") from None
         prepared = self.dispatcher().prepare(request)
         if score is not None:
-            # Measured again, the precision might be another one.
+            # A second measurement could choose another precision.
             prepared = prepared.model_copy(update={"precision": self.prepared().precision})
         write_text(file, prepared.model_dump_json(indent=2) + "\n")
         return prepared
@@ -336,7 +336,7 @@ class Session:
 
         Raises:
             InterruptedSearch, NoResultError, LeaseLost: see `StudyDriver.run`.
-            InputError: the run was begun with another spec.
+            InputError: the run was started with another spec.
         """
         pruner = self.spec.search.pruner
         study = self.run.storage.create("search", make_pruner(pruner))
@@ -371,10 +371,10 @@ class Session:
         self.drive(replace(stage, runs=tuple(runs)))
 
     def compare(self) -> None:
-        """Run the spec's comparison: every arm on every paired seed, and more until decided.
+        """Run the spec's comparison: every arm on every paired seed, more seeds until decided.
 
         Raises:
-            InputError: the spec has no `compare`, or a dimension is left open.
+            InputError: the spec has no `compare`, or a dimension without a value.
         """
         comparison = self.spec.compare
         if comparison is None:
@@ -387,9 +387,9 @@ class Session:
         keys: dict[str, str] = {}
         for name, concrete in arms.items():
             key = stage.make(concrete, 0, 0).run_key()
-            twin = next((other for other, known in keys.items() if known == key), None)
-            if twin is not None:
-                raise InputError(f"compare.arms: {twin!r} and {name!r} are the same; leave one out")
+            same = next((other for other, known in keys.items() if known == key), None)
+            if same is not None:
+                raise InputError(f"compare.arms: {same!r} and {name!r} are the same; leave one out")
             keys[name] = key
         asked = Asked(comparison, keys)
         study.set_user_attr("comparison", asked.as_json())
@@ -425,7 +425,7 @@ class Session:
         )
 
     def drive(self, stage: Stage, study: Any = None) -> bool:
-        """Drive a stage to its number of trials, or to the end of its budget.
+        """Run a stage up to its number of trials or the end of its budget.
 
         Returns:
             Whether all trials have ended.
@@ -470,8 +470,8 @@ class Session:
         if stopped_by is not None:
             self.say(
                 f"note: {stage.name}: {queue.ended(study)} of {total} trials have ended, "
-                f"{stopped_by}; with a larger budget, which search, confirmation and comparison "
-                "share, the same command goes on"
+                f"{stopped_by}; search, confirmation and comparison share the budget; with a "
+                "larger one, the same command continues"
             )
         return stopped_by is None
 
@@ -485,7 +485,7 @@ class Session:
     # --- arms of a comparison ------------------------------------------------------------------
 
     def _arms(self, study: Any, comparison: Comparison) -> dict[str, Concrete]:
-        """Each arm's spec: the base with the arm's changes. The base stays once it is chosen."""
+        """Each arm's spec: the base with the arm's changes. The first base is stored and kept."""
         params: Mapping[str, Any] | None = study.user_attrs.get("base")
         if params is None:
             params = self._base_params()
@@ -515,7 +515,7 @@ class Session:
 
 
 def _always(observer: Observer) -> OpenView:
-    """The same observer for every stage; `look` is optional in it."""
+    """A view that is the same observer for every stage; its method `look` is optional."""
 
     def open_view(title: str, trials: int, ended: int) -> AbstractContextManager[View]:
         if not hasattr(observer, "look"):

@@ -1,8 +1,8 @@
-"""Budgets: how the stages of a run share them, which trials may start, and which must stop.
+"""Budgets: the share of each stage, which trials may start, and which must stop.
 
-A trial starts only if it is forecast to fit in what the others leave of the budgets. The first of
-its kind starts without a forecast, and speeds change: a running trial that turns out not to fit is
-stopped at a checkpoint, and so are all when a budget is nearly spent.
+A trial starts only if it is forecast to fit in the budget that the trials in flight leave. The
+first trial of a kind starts without a forecast, and speeds change: a running trial that no longer
+fits is stopped at a checkpoint, and so are all trials when a budget is nearly spent.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ TOLERANCE = 0.1
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits for all trials together; None is no limit."""
+    """Limits for all trials together; None means no limit."""
 
     worker_s: float | None = None
     gpu_hours: float | None = None
     wall_s: float | None = None
-    """Seconds of drivers, over all resumes. No trial starts after this; running ones go on."""
+    """Seconds of drivers, over all resumes. Then no trial starts; running ones continue."""
 
     @property
     def is_of_work(self) -> bool:
@@ -38,59 +38,59 @@ class Budget:
         return self.worker_s is not None or self.gpu_hours is not None
 
     def __str__(self) -> str:
-        sides = self._sides(Work(), 0.0)
-        return ", ".join(f"{side.limit:.4g} of search.{side.key}" for side in sides)
+        all_limits = self._limits(Work(), 0.0)
+        return ", ".join(f"{limit.most:.4g} of search.{limit.key}" for limit in all_limits)
 
     def times(self, share: float) -> Budget:
-        """A part of it."""
+        """This share of the budget."""
         limits = (self.worker_s, self.gpu_hours, self.wall_s)
         return Budget(*(None if limit is None else share * limit for limit in limits))
 
     def reached(self, used: Work, wall_s: float = 0.0) -> str | None:
-        """The limit that is used up, as a text for people; None if none is."""
-        found = (side for side in self._sides(used, wall_s) if side.left <= 0)
-        return next((str(side) for side in found), None)
+        """Description of a limit that is used up; None if there is none."""
+        found = (limit for limit in self._limits(used, wall_s) if limit.left <= 0)
+        return next((str(limit) for limit in found), None)
 
     def nearest(self, used: Work) -> str:
-        """The limit with the smallest share left, as a text for people."""
-        return str(min(self._sides(used, 0.0), key=lambda side: side.left / (side.limit or 1)))
+        """Description of the limit with the smallest share left."""
+        return str(min(self._limits(used, 0.0), key=lambda limit: limit.left / (limit.most or 1)))
 
     def lacks(self, used: Work, more: Work) -> str | None:
-        """The limit that `more` exceeds, as a text for people; None if it fits."""
-        for side, needed in zip(self._sides(used, 0.0), self._sides(more, 0.0), strict=True):
-            if needed.used > side.left:
-                left = max(0.0, side.left)
-                return f"forecast to take {needed.used:.4g} of search.{side.key}, {left:.4g} left"
+        """Description of a limit that `more` would exceed; None if it fits."""
+        for limit, needed in zip(self._limits(used, 0.0), self._limits(more, 0.0), strict=True):
+            if needed.used > limit.left:
+                left = max(0.0, limit.left)
+                return f"forecast to take {needed.used:.4g} of search.{limit.key}, {left:.4g} left"
         return None
 
-    def _sides(self, used: Work, wall_s: float) -> Iterator[_Side]:
+    def _limits(self, used: Work, wall_s: float) -> Iterator[_Limit]:
         if self.worker_s is not None:
-            yield _Side("budget_worker_seconds", used.worker_s, self.worker_s)
+            yield _Limit("budget_worker_seconds", used.worker_s, self.worker_s)
         if self.gpu_hours is not None:
-            yield _Side("budget_gpu_hours", used.gpu_s / 3600, self.gpu_hours)
+            yield _Limit("budget_gpu_hours", used.gpu_s / 3600, self.gpu_hours)
         if self.wall_s is not None:
-            yield _Side("budget_seconds", wall_s, self.wall_s)
+            yield _Limit("budget_seconds", wall_s, self.wall_s)
 
 
 @dataclass(frozen=True)
-class _Side:
-    """One limit, by its key in the spec."""
+class _Limit:
+    """One limit: its key in the spec, the usage, and the most that may be used."""
 
     key: str
     used: float
-    limit: float
+    most: float
 
     @property
     def left(self) -> float:
-        return self.limit - self.used
+        return self.most - self.used
 
     def __str__(self) -> str:
-        return f"{self.used:.4g} of {self.limit:.4g} used of search.{self.key}"
+        return f"{self.used:.4g} of {self.most:.4g} used of search.{self.key}"
 
 
 @dataclass(frozen=True)
 class Allowance:
-    """What is left of a budget. Times are monotonic seconds."""
+    """The rest of a budget. Times are monotonic seconds."""
 
     budget: Budget = field(default_factory=Budget)
     predictor: Predictor = field(default_factory=Predictor)
@@ -101,44 +101,44 @@ class Allowance:
         return Work(*self.ledger.so_far(now))
 
     def lacking(self, trial: TrialSpec, others: Iterable[TrialSpec], now: float) -> str | None:
-        """What the trial is forecast to need that these others in flight do not leave it.
+        """Why the trial does not fit beside these other trials in flight; None if it fits.
 
-        Each trial needs at least the time to stop: `excess` would stop it as soon as it ran.
+        Each trial needs at least the time to stop: otherwise `excess` would stop it at once.
         """
         if not self.budget.is_of_work:
             return None
         needed = self._rest(trial).at_least(_stopping(trial))
-        return self.budget.lacks(self._promised(others, now), needed)
+        return self.budget.lacks(self._committed(others, now), needed)
 
-    def excess(self, flying: Iterable[TrialSpec], now: float) -> Iterator[tuple[TrialSpec, str]]:
-        """(Trial that must stop, why): as few as let the rest finish, the longest first."""
+    def excess(self, in_flight: Iterable[TrialSpec], now: float) -> Iterator[tuple[TrialSpec, str]]:
+        """(Trial that must stop, why): the fewest that let the others finish, longest first."""
         if not self.budget.is_of_work:
             return
-        flying, used = list(flying), self.used(now)
-        running = (trial for trial in flying if self.ledger.is_running(trial.number))
+        in_flight, used = list(in_flight), self.used(now)
+        running = (trial for trial in in_flight if self.ledger.is_running(trial.number))
         if self.budget.reached(sum(map(_stopping, running), used)):
-            yield from ((trial, self.budget.nearest(used)) for trial in flying)
+            yield from ((trial, self.budget.nearest(used)) for trial in in_flight)
             return
-        left = {trial.number: self._surely_left(trial, now) for trial in flying}
-        flying.sort(key=lambda trial: (left[trial.number].gpu_s, left[trial.number].worker_s))
-        while flying:
-            last = flying[-1]
-            others = sum((left[trial.number] for trial in flying[:-1]), used)
+        left = {trial.number: self._surely_left(trial, now) for trial in in_flight}
+        in_flight.sort(key=lambda trial: (left[trial.number].gpu_s, left[trial.number].worker_s))
+        while in_flight:
+            last = in_flight[-1]
+            others = sum((left[trial.number] for trial in in_flight[:-1]), used)
             lacking = self.budget.lacks(others, left[last.number])
             if lacking is None or left[last.number] == Work():
                 return
-            yield flying.pop(), lacking
+            yield in_flight.pop(), lacking
 
-    def _promised(self, flying: Iterable[TrialSpec], now: float) -> Work:
-        """Work so far, and the forecast of what these trials still need."""
-        left = (self._left(trial, now).at_least(_stopping(trial)) for trial in flying)
+    def _committed(self, in_flight: Iterable[TrialSpec], now: float) -> Work:
+        """Work so far plus the forecast of the rest of these trials."""
+        left = (self._left(trial, now).at_least(_stopping(trial)) for trial in in_flight)
         return sum(left, self.used(now))
 
     def _rest(self, trial: TrialSpec) -> Work:
-        """Forecast of a trial that does not run, less what its checkpoint has.
+        """Forecast for a trial that is not running, from its checkpoint on.
 
-        Where nothing like it was measured, the longest trial so far is taken. The slowest forecast
-        would be too cautious: one size that takes too long would hold back all others.
+        For a kind that was not measured it is the longest trial so far. The slowest forecast would
+        be too cautious: one slow size would hold back all others.
         """
         done = trained_share(trial)
         known = self.predictor.is_measured(trial)
@@ -152,7 +152,7 @@ class Allowance:
         return self._rest(trial) if seconds is None else _work(trial, seconds)
 
     def _surely_left(self, trial: TrialSpec, now: float) -> Work:
-        """Forecast less the tolerance; nothing before the speed beyond the first steps is known."""
+        """Forecast minus the tolerance; zero until the speed beyond the first steps is known."""
         seconds = self.predictor.remaining(trial.number, now)
         if seconds is None or not self.predictor.is_settled(trial.number):
             return Work()
@@ -169,7 +169,7 @@ def _work(trial: TrialSpec, seconds: float) -> Work:
 
 
 def planned_runs(spec: SearchSpec) -> dict[StageName, int]:
-    """Runs that each stage is to make, stages in order of running."""
+    """Number of runs of each stage, stages in order of running."""
     search, comparison = spec.search, spec.compare
     return {
         "search": search.trials,
@@ -187,10 +187,10 @@ def total_budget(spec: SearchSpec) -> Budget:
 def stage_budget(
     spec: SearchSpec, stage: StageName, used: Mapping[StageName, Mapping[str, float]]
 ) -> Budget:
-    """A stage's share: stages share by their numbers of runs, and get what earlier ones left.
+    """A stage's share: stages share by number of runs, and later ones get the unused rest.
 
     Args:
-        used: what each stage has used so far, keyed as the fields of `Budget`.
+        used: usage of each stage so far, keyed as the fields of `Budget`.
     """
     runs = planned_runs(spec)
     stages = list(runs)
@@ -208,7 +208,7 @@ def stage_budget(
 
 
 def describe_shares(spec: SearchSpec) -> str:
-    """How the stages share the budget before anything has run; empty without a budget."""
+    """The share of each stage before any run, as text; empty without a budget."""
     budget, runs = total_budget(spec), planned_runs(spec)
     parts = {
         stage: budget.times(count / sum(runs.values())) for stage, count in runs.items() if count

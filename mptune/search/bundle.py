@@ -1,13 +1,13 @@
-"""The evidence of a search in one file: a zip of small files, and a list of their SHA-256 sums.
+"""The evidence of a search in one zip file, with a list of SHA-256 checksums.
 
-MANIFEST.json                  format, and the sum of every other file
+MANIFEST.json                  format, and the checksum of every other file
 spec.yaml, resolved.yaml       as given, and with every default written out
-prepared.json, plan.npz        the data's table and hashes; the frozen scoring plan
-confirm-prepared.json, -plan   the same of a confirmation, if there is one
-study.db                       all Optuna studies, whatever storage held them (SQLite)
+prepared.json, plan.npz        table and hashes of the data; the frozen scoring plan
+confirm-prepared.json, -plan   the same for a confirmation, if there is one
+study.db                       all Optuna studies as SQLite, copied from any storage
 trials/0007/, compare/0001/,   trial.json, result.json and scores.npz of every trial
 confirm/0001/
-report/report.json             what was reported, with versions, time and command
+report/report.json             the report, with versions, time and command
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def unpack(bundle: Path, folder: Path) -> Run:
     """Check every file of a bundle and lay it out as a run directory.
 
     Raises:
-        InputError: there is no bundle, it is cut off, or a file in it is not what was packed.
+        InputError: the bundle is missing or truncated, or a file in it was changed.
     """
     try:
         with zipfile.ZipFile(bundle) as archive:
@@ -81,7 +81,7 @@ def unpack(bundle: Path, folder: Path) -> Run:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
     except FileNotFoundError:
-        raise InputError(f"{bundle}: there is no such file") from None
+        raise InputError(f"{bundle}: no such file") from None
     except (zipfile.BadZipFile, KeyError, OSError, ValueError) as error:
         raise InputError(f"{bundle} is not a complete bundle: {error}") from None
     return Run.open(folder, local=True)
@@ -96,9 +96,9 @@ def _manifest(bundle: Path, archive: zipfile.ZipFile) -> Mapping[str, str]:
     sums: dict[str, str] = manifest["sha256"]
     outside = [name for name in sums if Path(name).is_absolute() or ".." in Path(name).parts]
     added = sorted(set(archive.namelist()) - set(sums) - {MANIFEST})
-    for names, what in ((outside, "lies outside"), (added, "is not in its list")):
+    for names, problem in ((outside, "lies outside the run"), (added, "is not in its list")):
         if names:
-            raise InputError(f"{bundle}: {names[0]} {what}")
+            raise InputError(f"{bundle}: {names[0]} {problem}")
     return sums
 
 
@@ -107,7 +107,7 @@ def _sum(content: bytes) -> str:
 
 
 def report_again(run: Run, stored: Mapping[str, Any]) -> Report:
-    """The report of an unpacked run; its time, versions and commands are those of `stored`.
+    """The report of an unpacked run, recomputed; time, versions and commands come from `stored`.
 
     Args:
         stored: the `input` of the bundled report.json.
@@ -121,7 +121,7 @@ def report_again(run: Run, stored: Mapping[str, Any]) -> Report:
 
 
 def wrong_scores(run: Run) -> Iterator[str]:
-    """Trials whose score is not the mean of their sequences' scores, one line each."""
+    """One line for each trial whose score is not the mean of its sequences' scores."""
     for stage in run.stages:
         for trial in run.storage.trials(stage):
             scores = run.scores(trial).get("nats_per_sequence")
@@ -134,7 +134,7 @@ def wrong_scores(run: Run) -> Iterator[str]:
 
 
 def differences(stored: Any, found: Any, where: str = "report") -> Iterator[str]:
-    """Where two JSON values differ, one line each."""
+    """One line for each place at which two JSON values differ."""
     if isinstance(stored, Mapping) and isinstance(found, Mapping) and stored.keys() == found.keys():
         for key in stored:
             yield from differences(stored[key], found[key], f"{where}.{key}")

@@ -1,4 +1,4 @@
-"""Checks a run directory against its storage and its cluster, and repairs what does not match."""
+"""Checks that a run directory, its storage and its cluster agree, and repairs differences."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ENDED = ("COMPLETE", "PRUNED", "FAIL")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong; without `repair` only the user can change it."""
+    """One problem. Without `repair`, the user has to take the action."""
 
     where: str
     problem: str
@@ -35,7 +35,7 @@ class Finding:
 
 
 def check(run: Run, repair: bool, address: str | None = None) -> list[Finding]:
-    """Find what is wrong with a run, and repair what can be repaired if `repair` is set.
+    """Find the problems of a run; with `repair`, make every repair that is possible.
 
     Raises:
         InputError: `repair`, while a driver holds the run.
@@ -54,11 +54,11 @@ def check(run: Run, repair: bool, address: str | None = None) -> list[Finding]:
 
 
 def findings(run: Run, driven: bool, address: str | None = None) -> list[Finding]:
-    """Everything that is wrong with a run, in the order in which it is to be repaired.
+    """All problems of a run, in the order of repair.
 
     Args:
-        driven: whether a driver runs, whose files and gangs are left alone.
-        address: the Ray cluster to look at; default the last one.
+        driven: whether a driver runs; its files and gangs are then not checked.
+        address: the Ray cluster to check; default the last one.
 
     Raises:
         DispatchError: the cluster at `address` cannot be reached.
@@ -82,7 +82,7 @@ def findings(run: Run, driven: bool, address: str | None = None) -> list[Finding
             )
         for trial in trials:
             found += _trial(run.trial_directory(trial), trial, driven)
-        found += _strangers(run.directory, stage, {t.number for t in trials})
+        found += _unknown_folders(run.directory, stage, {t.number for t in trials})
     return found
 
 
@@ -92,10 +92,10 @@ def _top(run: RunDirectory) -> Iterator[Finding]:
             made = Prepared.model_validate_json(run.prepared.read_text(encoding="utf-8"))
             if not Path(made.table).is_dir():
                 yield Finding(
-                    made.table, "the token table is gone", "search again: it will be made again"
+                    made.table, "the token table is missing", "search again to make it again"
                 )
         except ValueError:
-            yield _away(run, run.prepared, "cannot be read")
+            yield _move_away(run, run.prepared, "cannot be read")
     for file in [*run.root.glob(".*.*"), *run.root.glob("*/*/.*.*")]:
         if file.is_file():
             yield Finding(
@@ -109,14 +109,14 @@ def _top(run: RunDirectory) -> Iterator[Finding]:
 
 
 def _leftovers(run: RunDirectory, address: str | None) -> Iterator[Finding]:
-    """Gangs and requests that a dead driver has left on its cluster."""
+    """Gangs and machine requests on the cluster whose driver has ended."""
     for where, mark in cluster.clusters_to_check(run, address):
         try:
             left = dispatch.find_orphans(where, mark)
         except DispatchError as error:
             if address is not None:
                 raise
-            again = "name it by --address, if it is still there"
+            again = "give --address if it still exists"
             yield Finding(f"the Ray cluster at {where}", f"not checked: {error}", again)
             continue
         for one in left:
@@ -126,7 +126,7 @@ def _leftovers(run: RunDirectory, address: str | None) -> Iterator[Finding]:
 
 def _trial(files: TrialDirectory, record: Trial, driven: bool) -> Iterator[Finding]:
     where, known = files.root, record.spec
-    if record.state in ENDED and known and not _reads(files.spec, TrialSpec):
+    if record.state in ENDED and known and not _is_readable(files.spec, TrialSpec):
         repair = partial(write_text, files.spec, known.model_dump_json(indent=2) + "\n")
         yield Finding(str(files.spec), "missing or damaged", "write it from the storage", repair)
     if record.state == "COMPLETE":
@@ -135,17 +135,17 @@ def _trial(files: TrialDirectory, record: Trial, driven: bool) -> Iterator[Findi
         if record.state in ENDED:
             repair = partial(shutil.rmtree, files.checkpoint)
             yield Finding(str(where), f"{record.state}, but has a checkpoint", "delete it", repair)
-        elif not _good_checkpoint(files):
+        elif not _has_checkpoint(files):
             repair = partial(shutil.rmtree, files.checkpoint)
-            what = "its checkpoint is damaged"
-            yield Finding(str(where), what, "delete it; the trial starts over", repair)
+            problem = "its checkpoint is damaged"
+            yield Finding(str(where), problem, "delete it; the trial starts over", repair)
 
 
 def _complete(files: TrialDirectory, record: Trial) -> Iterator[Finding]:
     if record.result is None:
         yield Finding(str(files.root), "COMPLETE without a result", "search with --fresh")
         return
-    if not _reads(files.result, TrialResult):
+    if not _is_readable(files.result, TrialResult):
         repair = partial(write_text, files.result, record.result.model_dump_json(indent=2) + "\n")
         yield Finding(str(files.result), "missing or damaged", "write it from the storage", repair)
     try:
@@ -156,15 +156,15 @@ def _complete(files: TrialDirectory, record: Trial) -> Iterator[Finding]:
         yield Finding(str(files.scores), "missing or damaged", again)
 
 
-def _strangers(run: RunDirectory, stage: StageName, known: set[int]) -> Iterator[Finding]:
+def _unknown_folders(run: RunDirectory, stage: StageName, known: set[int]) -> Iterator[Finding]:
     parent = run.trial(0, stage).root.parent
     for entry in sorted(parent.glob("[0-9]*")):
         if not (entry.name.isdigit() and int(entry.name) in known):
-            yield _away(run, entry, "the storage has no such trial")
+            yield _move_away(run, entry, "the storage has no such trial")
 
 
-def _away(run: RunDirectory, path: Path, problem: str) -> Finding:
-    """A file that is moved to lost+found, not deleted."""
+def _move_away(run: RunDirectory, path: Path, problem: str) -> Finding:
+    """A finding whose repair moves the file to lost+found."""
     target = run.root / "lost+found" / f"{path.parent.name}-{path.name}"
 
     def move() -> None:
@@ -174,7 +174,7 @@ def _away(run: RunDirectory, path: Path, problem: str) -> Finding:
     return Finding(str(path), problem, "move it to lost+found", move)
 
 
-def _reads(path: Path, kind: type[TrialSpec] | type[TrialResult]) -> bool:
+def _is_readable(path: Path, kind: type[TrialSpec] | type[TrialResult]) -> bool:
     try:
         kind.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -182,7 +182,7 @@ def _reads(path: Path, kind: type[TrialSpec] | type[TrialResult]) -> bool:
     return True
 
 
-def _good_checkpoint(files: TrialDirectory) -> bool:
+def _has_checkpoint(files: TrialDirectory) -> bool:
     try:
         marker = json.loads((files.checkpoint / "latest.json").read_text(encoding="utf-8"))
         return (files.checkpoint / str(marker["tag"])).is_dir()

@@ -16,28 +16,28 @@ from mptune.spec.schema import Score
 from mptune.trial import KpiValue, Trial
 
 REQUIRED_FILE = "config.json"
-"""A folder of kept weights has at least this file, which is written last."""
+"""The file of a weights folder that is written last: with it, the folder is complete."""
 
 
 def check_importable(score: Score) -> None:
-    """Refuse a function whose package cannot be found, before anything trains.
+    """Check before any training that the package of the function can be found.
 
     Raises:
-        InputError: it is not, on Python's path or in the current folder.
+        InputError: it is neither on Python's path nor in the current folder.
     """
     if score.kpi is None:
         return
     package = score.kpi.partition(":")[0].partition(".")[0]
     sys.path.insert(0, str(Path.cwd()))
     try:
-        there = importlib.util.find_spec(package) is not None
+        exists = importlib.util.find_spec(package) is not None
     except (ImportError, ValueError):
-        there = False
+        exists = False
     finally:
         sys.path.pop(0)
-    if not there:
+    if not exists:
         raise InputError(
-            f"score.kpi: {score.kpi}: there is no package {package!r} in the current folder or on "
+            f"score.kpi: {score.kpi}: no package {package!r} in the current folder or on "
             "Python's path"
         )
 
@@ -45,11 +45,10 @@ def check_importable(score: Score) -> None:
 def measure_all(
     run: RunDirectory, score: Score, trials: Sequence[Trial], say: Callable[[str], None]
 ) -> None:
-    """Call the function on every finished trial that has no value of it yet.
+    """Call the function on every finished trial without a stored value.
 
-    A failure is stored like a value, and the function is not called again until the file
-    `kpi.json` in the trial's directory is deleted. A trial that copied another's result is left
-    out.
+    A failure is stored like a value: the function is called again only after the file `kpi.json`
+    in the trial's directory was deleted. Trials that copied another's result are skipped.
     """
     function = score.kpi
     if function is None:
@@ -73,7 +72,7 @@ def measure_all(
 
 
 def stored(run: RunDirectory, function: str, trial: Trial) -> KpiValue | None:
-    """The stored value of the function for a trial; None if it was not called yet."""
+    """The stored value of the function for a trial; None before the first call."""
     try:
         found = json.loads(run.trial(trial.number).kpi.read_text(encoding="utf-8"))
         return KpiValue.model_validate(found) if found.pop("kpi") == function else None

@@ -1,8 +1,8 @@
 """The user's own function (score.kpi) on the folder of a trained model.
 
-It returns a number, or a number and its standard error. It runs in a process of its own, `python -m
+It returns a number, or a number and its standard error. It runs in its own process, `python -m
 mptune.search.kpi_function FUNCTION FOLDER FILE`, so that its imports, output, crashes and endless
-loops cannot harm the search.
+loops do not affect the search.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mptune.trial import KpiValue
 
 
 def measure(function: str, model: Path, timeout_s: float) -> KpiValue:
-    """The user's function on one model folder, in a process of its own.
+    """Call the user's function on one model folder, in its own process.
 
     Args:
         function: `package.module:name`; the current folder is on its path.
@@ -29,7 +29,7 @@ def measure(function: str, model: Path, timeout_s: float) -> KpiValue:
         timeout_s: the process is killed after this time.
 
     Returns:
-        Its value, or why it has none; a failure of the function raises nothing here.
+        Its value, or the reason for its failure; a failure raises no exception here.
     """
     began = time.monotonic()
     with TemporaryDirectory() as folder:
@@ -47,12 +47,12 @@ def measure(function: str, model: Path, timeout_s: float) -> KpiValue:
             found = KpiValue.model_validate_json(answer.read_text(encoding="utf-8"))
             return found.model_copy(update={"seconds": seconds})
     last = done.stderr.strip().splitlines()[-1:] or ["it printed no error"]
-    words = f"its process ended with {done.returncode}: {last[0]}"
-    return KpiValue(value=None, error=_short(words), seconds=seconds)
+    text = f"its process ended with {done.returncode}: {last[0]}"
+    return KpiValue(value=None, error=_short(text), seconds=seconds)
 
 
 def call(function: str, model: Path) -> KpiValue:
-    """The user's function on one model folder, in this process."""
+    """Call the user's function on one model folder, in this process."""
     module, _, name = function.partition(":")
     try:
         answer = getattr(importlib.import_module(module), name)(model)
@@ -70,8 +70,8 @@ def _checked(value: float, se: float | None) -> KpiValue:
     return KpiValue(value=value, se=se)
 
 
-def _short(words: str) -> str:
-    return shorten(words, width=200, placeholder=" ...")
+def _short(text: str) -> str:
+    return shorten(text, width=200, placeholder=" ...")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What can be said of a valid spec before anything trains: notes, a dry run, memory refusals."""
+"""Checks of a valid spec before any training: notes, a dry run, memory refusals."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def notes(file: SpecFile, spec: SearchSpec) -> list[str]:
 def dry_run(
     file: SpecFile, spec: SearchSpec, searching: bool, address: str | None
 ) -> Iterator[str]:
-    """What `search`, or else `compare`, would run, line by line.
+    """The runs of `search`, or without `searching` of `compare`, as lines of text.
 
     Raises:
         InputError, DispatchError: see `memory_refusals`.
@@ -66,11 +66,11 @@ def dry_run(
 
 
 def memory_refusals(file: SpecFile, spec: SearchSpec, address: str | None) -> list[str]:
-    """Why some models of the search cannot fit in memory, one line each; others can.
+    """One line for each model of the search that does not fit in memory.
 
     The memory of a worker is that of the cluster at `address`, or `resources.memory_gb`; without
-    either nothing is refused. Every option and both ends of every range are tried. The data are
-    prepared, for their vocabulary.
+    both, no model is refused. Every option and both ends of every range are tried. The data are
+    prepared, because the vocabulary decides the size of a model.
 
     Raises:
         InputError: no model fits, or the data are missing or broken.
@@ -110,7 +110,7 @@ def memory_refusals(file: SpecFile, spec: SearchSpec, address: str | None) -> li
 
 
 def refuse_misfits(file: SpecFile, spec: SearchSpec, address: str | None) -> None:
-    """Refuse a spec with gangs that the cluster at `address` can never place.
+    """Raise if the spec has gangs that the cluster at `address` can never place.
 
     Raises:
         InputError: one line per such gang.

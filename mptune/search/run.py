@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 STOP_TIMEOUT_S = 180.0
 
 DRIVEN_HERE: dict[Path, threading.Event] = {}
-"""Run directory -> the event that stops its driver, of the runs that this process drives."""
+"""Run directory -> event that stops its driver, for the runs driven by this process."""
 
 
 PACKAGES = ("torch", "deepspeed", "ray", "optuna", "transformers", "numpy")
@@ -63,7 +63,7 @@ class TrialList(list[Trial]):
     """The trials of a stage, in order of number."""
 
     def best(self) -> Trial:
-        """The finished trial with the highest LML; the earlier one of equals.
+        """The finished trial with the highest LML; of equal ones, the first.
 
         Raises:
             NoResultError: no trial has finished.
@@ -111,7 +111,7 @@ def existing_directory(path: Path | str) -> RunDirectory:
     """The run directory at `path`.
 
     Raises:
-        InputError: there is no run in it.
+        InputError: it contains no run.
     """
     root = Path(path)
     directory = RunDirectory(root)
@@ -141,7 +141,7 @@ class Run:
         """The run in a directory; with `local`, its studies in the directory's own database.
 
         Raises:
-            InputError: there is no run in it, or its stored spec was edited and is wrong now.
+            InputError: it contains no run, or its stored spec was edited and is invalid.
         """
         directory = existing_directory(path)
         file = SpecFile.read(directory.resolved)
@@ -195,7 +195,7 @@ class Run:
             return dict(stored)
 
     def trial_directory(self, trial: Trial | TrialSpec) -> TrialDirectory:
-        """Where a trial's files are now; its spec has where they were made."""
+        """The present directory of a trial; its spec has the one at the time of the run."""
         if isinstance(trial, Trial):
             return self.directory.trial(trial.number, trial.stage)
         folder, number = Path(trial.directory).parts[-2:]
@@ -203,14 +203,14 @@ class Run:
 
     @property
     def prepared(self) -> Prepared | None:
-        """What preparing the data gave; None before."""
+        """The description of the prepared data; None if they are not prepared yet."""
         try:
             return Prepared.model_validate_json(self.directory.prepared.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
 
     def asked(self) -> Asked | None:
-        """The comparison that was run last; the spec's, if none was."""
+        """The last comparison that was run; without one, that of the spec."""
         stored = self.storage.attribute("comparison", "comparison")
         if stored is not None:
             return Asked.from_json(stored)
@@ -230,10 +230,10 @@ class Run:
         return recommended(found, searched)
 
     def report(self, command: str = "", extrapolate_to: Sequence[float] | None = None) -> Report:
-        """Everything that the report shows, as one value; `mptune.report.write` makes files of it.
+        """The content of the report as one value; `mptune.report.write` writes it to files.
 
         Args:
-            command: what replays the run, for the report.
+            command: the shell command that repeats the run, for the report.
             extrapolate_to: parameter counts for the laws over size; default the spec's.
         """
         return build_report(
@@ -271,7 +271,7 @@ class Run:
         return policy
 
     def used(self, stage: StageName) -> dict[str, float]:
-        """What a stage has used, keyed as the limits of a `Budget`."""
+        """Usage of a stage, keyed as the limits of a `Budget`."""
         study = self.storage.load(stage)
         if study is None:
             return {"worker_s": 0.0, "gpu_hours": 0.0, "wall_s": 0.0}
@@ -286,11 +286,11 @@ class Run:
 
     @property
     def is_running(self) -> bool:
-        """Whether a living driver holds the run directory."""
+        """Whether a running driver has locked the run directory."""
         return is_driven(self.directory)
 
     def status(self) -> dict[str, Any]:
-        """Where the run is now, as `mptune status --json` prints it; see docs/monitoring.md.
+        """The state of the run, as `mptune status --json` prints it; see docs/monitoring.md.
 
         While a driver runs, its last status is used and the storage is not read.
         """
@@ -369,10 +369,10 @@ class Run:
 def stop_driver(
     directory: RunDirectory, now: bool = False, timeout_s: float = STOP_TIMEOUT_S
 ) -> bool:
-    """Stop the driver, in whichever process of this machine it runs; a resume goes on.
+    """Stop the driver if it runs on this machine; the run can be resumed.
 
     Args:
-        now: do not wait for checkpoints; trials go on from their last one.
+        now: do not wait for checkpoints; trials resume from their last one.
 
     Returns:
         Whether there was a driver to stop.
@@ -386,7 +386,7 @@ def stop_driver(
     driver = driver_of(directory)
     match = re.match(r"process (\d+) on (\S+)", driver)
     if match is None:
-        raise InputError(f"{directory.driver}: does not say which process drives the run")
+        raise InputError(f"{directory.driver}: names no process that drives the run")
     if match[2] != socket.gethostname():
         raise InputError(f"{directory.root} is being searched by {driver}; stop it there")
     pid = int(match[1])
@@ -396,7 +396,7 @@ def stop_driver(
     else:
         os.kill(pid, signal.SIGTERM)
         if now:
-            # The driver ends at once on any second signal; two of one kind may arrive as one.
+            # A second signal ends the driver at once; two pending SIGTERMs could be merged.
             os.kill(pid, signal.SIGINT)
     give_up = time.monotonic() + timeout_s
     while is_driven(directory):

@@ -86,9 +86,9 @@ def test_a_trial_by_its_number(arms: Arms) -> None:
     [
         ("bst", "--arms 'bst': not an arm; give best, trial N, .*; did you mean 'best'"),
         ("unifrom", "did you mean 'uniform'"),
-        ("fixed rte=0.3", "'rte=0.3' is no KEY=VALUE of .*rate.*; did you mean 'rate'"),
-        ("fixed 0.3", "'0.3' is no KEY=VALUE"),
-        ("trial 99", "no finished trial '99'; there are 0, 1, "),
+        ("fixed rte=0.3", "'rte=0.3' is not KEY=VALUE with a key of .*rate.*; did you mean 'rate'"),
+        ("fixed 0.3", "'0.3' is not KEY=VALUE"),
+        ("trial 99", "no finished trial '99'; finished: 0, 1, "),
         ("best on bert 32x1", "no trial has the size 'bert 32x1'.*did you mean 'bert 32×1'"),
     ],
 )
@@ -110,17 +110,20 @@ def test_trials_of_a_finished_search_are_compared(
     assert "best beats fixed r=0.15" in capsys.readouterr().out
     found = report(run)
     assert found["baseline"] == "fixed r=0.15"
-    assert [len(arm["runs"]) for arm in found["arms"]] == [2, 2]
-    assert {r["seed"] for arm in found["arms"] for r in arm["runs"]} == {1_000_000, 1_000_001}
+    assert [len(arm) for arm in found["arms"].values()] == [2, 2]
+    assert {r["seed"] for arm in found["arms"].values() for r in arm} == {
+        1_000_000,
+        1_000_001,
+    }
 
-    assert [len(arm["learning"]) for arm in found["arms"]] == [5, 5]
+    assert [len(arm["learning"]) for arm in found["arms"].values()] == [5, 5]
     flops = next(e for e in found["compute"] if (e["arm"], e["unit"]) == ("best", "flops"))
     assert flops["reading"] == "reached"
     assert 0 < flops["low"] < flops["factor"] < flops["high"] < 1
 
     more = ["--arms", "best", "fixed r=0.15", "best on width=128", *few]
     assert main(["compare", "runs/demo", *more]) == 0
-    assert [len(arm["runs"]) for arm in report(run)["arms"]] == [2, 2, 2]
+    assert [len(arm) for arm in report(run)["arms"].values()] == [2, 2, 2]
     runs = studies.trials(run, None, "demo/compare")
     assert len(runs) == 6, "runs of an earlier comparison count, whatever their arm was called"
 

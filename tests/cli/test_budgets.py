@@ -82,7 +82,7 @@ def test_each_stage_that_ends_early_says_so_and_goes_on_with_more(
     assert main(command) == 3
     told = capsys.readouterr()
     assert "note: search: 0 of 4 trials have ended, " in told.out
-    assert "with a larger budget" in told.out
+    assert "share the budget; with a larger one" in told.out
     assert "no trial has finished" in told.err
     assert main(["search", "spec.yaml", "--set", "search.budget_worker_seconds=1e6"]) == 0
     assert "have ended" not in capsys.readouterr().out

@@ -63,7 +63,7 @@ def test_a_bundle_holds_what_was_measured(run: Path) -> None:
 def test_mistakes_have_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", "spec.yaml", "--set", "score.kpi=no_such_package.kpi:f"]) == 2
     assert capsys.readouterr().err == (
-        "score.kpi: no_such_package.kpi:f: there is no package 'no_such_package' in the current "
+        "score.kpi: no_such_package.kpi:f: no package 'no_such_package' in the current "
         "folder or on Python's path\n"
     )
     assert main([*WITH_KPI, "--set", "training.keep_weights=false"]) == 2

@@ -91,7 +91,7 @@ def test_a_job_writes_checkpoints_and_is_queued_again_before_its_time_is_up(tmp_
     script = site.start_long()
     assert site.launch("status", "long").stdout.startswith("long: running")
     os.kill(script, signal.SIGUSR1)
-    site.wait_for("nothing that finished is lost")
+    site.wait_for("all finished work is stored")
     wait_until_gone(tmp_path)
     assert (tmp_path / "slurm" / "requeued").exists()
     assert not (site.log.parent / "exit-code").exists()
