@@ -303,19 +303,15 @@ class LiveView:
 
     def _shown(self) -> list[_Row]:
         """The running trials and as many of the last ended ones as fit, by number."""
-        room = max(LEAST_ROWS, self._room - self._lines_of_tables())
-        queued = {trial.number for trial in self._status.queue} if self._status else set()
+        queue, gangs = (self._status.queue, self._status.gangs) if self._status else ((), ())
+        fourth = self._room // 4
+        used = sum(min(len(table) + 1, fourth) for table in (gangs, queue) if table)
+        room = max(LEAST_ROWS, self._room - used)
+        queued = {trial.number for trial in queue}
         running = [r for r in self._rows.values() if not r.ended and r.number not in queued]
         left = min(FINISHED_SHOWN, room - len(running[:room]))
         ended = [self._rows[n] for n in self._ended[-left:]] if left > 0 else []
         return sorted([*ended, *running[:room]], key=lambda row: row.number)
-
-    def _lines_of_tables(self) -> int:
-        if self._status is None:
-            return 0
-        fourth = self._room // 4
-        tables = (self._status.gangs, self._status.queue)
-        return sum(min(len(table) + 1, fourth) for table in tables if table)
 
     def _bar(self) -> Table:
         # A running trial counts by its progress.

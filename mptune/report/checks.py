@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
+
+from pydantic import ConfigDict
 
 from mptune.analysis.comparison import ComparisonReport
 from mptune.analysis.results import Outcomes, Report
@@ -27,6 +29,8 @@ MIN_HELDOUT = 100
 @dataclass(frozen=True)
 class Check:
     """One line of the checklist: what was verified, or what is missing and how to get it."""
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")  # in report.json
 
     ok: bool
     words: str

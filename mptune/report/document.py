@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from pydantic_core import core_schema
 
 from mptune.analysis.intervals import lml_half_width
 from mptune.analysis.results import Report
+from mptune.report.checks import Check
 from mptune.report.findings import FlipRow, findings
 from mptune.trial import Message
 
@@ -49,13 +49,6 @@ class Place(Message):
     bits_per_byte: float | None = Field(description="code length of text; lower is better")
 
 
-class CheckRow(Message):
-    """One line of the checklist."""
-
-    ok: bool
-    words: str
-
-
 class FindingsRow(Message):
     """What the report says in words; in English, whatever language the page has."""
 
@@ -68,7 +61,7 @@ class FindingsRow(Message):
     certainty: tuple[str, ...]
     cost: str
     flips: tuple[FlipRow, ...]
-    checks: tuple[CheckRow, ...]
+    checks: tuple[Check, ...]
 
 
 class Document(Message):
@@ -116,7 +109,7 @@ def document(report: Report) -> Document:
             certainty=found.certainty,
             cost=found.cost,
             flips=found.flips,
-            checks=tuple(CheckRow(**asdict(check)) for check in found.checks),
+            checks=found.checks,
         ),
         input=report,
     )

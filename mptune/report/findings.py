@@ -13,7 +13,6 @@ from typing import TypeAlias
 
 from pydantic import Field
 
-from mptune.analysis import Selection
 from mptune.analysis.comparison import (
     ComparisonReport,
     chosen_policy,
@@ -234,29 +233,23 @@ def _flip_row(flip: Flip, say: Language) -> FlipRow:
 def _certainty(report: Report, ranked: Sequence[Trial], say: Language) -> Iterator[str]:
     comparison, selection = report.comparison, report.selection
     if comparison is not None and comparison.selection:
-        yield _arms_certainty(comparison.selection, comparison, say)
+        first = max(comparison.selection, key=lambda s: s.probability)
+        seeds = comparison.differences[0].seeds if comparison.differences else 0
+        words = say(
+            "certainty.arms",
+            arm=first.arm,
+            n=len(comparison.selection),
+            probability=say.probability(first.probability),
+            noises=say("certainty.both_noises" if seeds > 1 else "certainty.one_noise"),
+            regret=f"{first.expected_regret:.2g}",
+        )
+        yield say.capital(words)
     if selection is not None and ranked:
         yield from _search_certainty(selection, say)
     elif not ranked and comparison is None:
         yield say("certainty.nothing")
     elif comparison is None or not comparison.selection:
         yield say("certainty.one_run")
-
-
-def _arms_certainty(
-    selection: Sequence[Selection], comparison: ComparisonReport, say: Language
-) -> str:
-    first = max(selection, key=lambda s: s.probability)
-    seeds = comparison.differences[0].seeds if comparison.differences else 0
-    words = say(
-        "certainty.arms",
-        arm=first.arm,
-        n=len(selection),
-        probability=say.probability(first.probability),
-        noises=say("certainty.both_noises" if seeds > 1 else "certainty.one_noise"),
-        regret=f"{first.expected_regret:.2g}",
-    )
-    return say.capital(words)
 
 
 def _search_certainty(selection: SearchSelection, say: Language) -> Iterator[str]:

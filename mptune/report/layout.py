@@ -308,17 +308,13 @@ class _Layout:
             zero = self.y(min(self.y.high, max(self.y.low, 0.0)))
             ends = [(pixels[-1][0], zero), (pixels[0][0], zero)]
             yield Area((*pixels, *ends), colour, 0.06, k)
-        yield from self._band(series)
+        band = [p for p in series.points if p.y_low is not None and p.y_high is not None]
+        if len(band) > 1:
+            upper = [(self.x(p.x), self.y(p.y_high or 0.0)) for p in band]
+            lower = [(self.x(p.x), self.y(p.y_low or 0.0)) for p in reversed(band)]
+            yield Area((*upper, *lower), colour, 0.14, k)
         yield Stroke(tuple(pixels), colour, 2.6 if series.bold else 1.7, _dash(k), k)
         yield from self._markers(series, number, 3.6 if series.markers else 0.0)
-
-    def _band(self, series: ChartSeries) -> Iterator[Shape]:
-        with_band = [p for p in series.points if p.y_low is not None and p.y_high is not None]
-        if len(with_band) > 1:
-            upper = [(self.x(p.x), self.y(p.y_high or 0.0)) for p in with_band]
-            lower = [(self.x(p.x), self.y(p.y_low or 0.0)) for p in reversed(with_band)]
-            colour = colour_of(series.colour)
-            yield Area((*upper, *lower), colour, 0.14, series.colour)
 
     def _steps(self, series: ChartSeries, number: int) -> Iterator[Shape]:
         pixels: list[Pixel] = []

@@ -267,35 +267,33 @@ def trials(context: Context) -> ReportSection | None:
         "trial", "<policy", "<rate_over_training", "<state", "lml", *(["KPI"] if kpi else []),
         "<rungs", "time",
     )  # fmt: skip
-    cells = tuple(_trial_cells(context, trial, kpi) for trial in rows)
-    table = Table(title, head, cells, searchable=True, filters=(3,))
+    cells = []
+    for trial in rows:
+        rates = "–"
+        lml = trial.result.lml.nats_per_token if trial.result else None
+        means = [mean for _, mean, _ in trial.mask_rates]
+        if means:
+            begin, end = round(100 * means[0]), round(100 * means[-1])
+            rates = f"{begin} %" if begin == end else f"{begin} → {end} %"
+        label = f"{say('trials.spark_label')}: {rates}"
+        mean_rate = sum(means) / len(means) if means else None
+        state = say.optional(f"state.{trial.state}", trial.state.lower())
+        rungs = [
+            say("trials.rung", value=minus(value, 3), progress=f"{100 * progress:.0f}")
+            for progress, value in trial.rungs
+        ]
+        cells.append((
+            Cell(str(trial.number), trial.number),
+            policy_cell(trial),
+            Cell(rates, mean_rate, drawing=_spark(trial), label=label),
+            Cell(state, tone=TONES.get(trial.state, ""), title=trial.detail or ""),
+            Cell("–" if lml is None else minus(lml, 3), lml),
+            *([number_cell(trial.kpi.value if trial.kpi else None, "{:.4g}")] if kpi else []),
+            Cell(say.join(rungs)),
+            Cell(say.duration(trial.seconds) if trial.seconds else "–", trial.seconds),
+        ))  # fmt: skip
+    table = Table(title, head, tuple(cells), searchable=True, filters=(3,))
     return ReportSection("trials", title, (Paragraph(say("trials.spark"), soft=True), table))
-
-
-def _trial_cells(context: Context, trial: Trial, kpi: bool) -> tuple[Cell, ...]:
-    say, rates = context.say, "–"
-    lml = trial.result.lml.nats_per_token if trial.result else None
-    means = [mean for _, mean, _ in trial.mask_rates]
-    if means:
-        begin, end = round(100 * means[0]), round(100 * means[-1])
-        rates = f"{begin} %" if begin == end else f"{begin} → {end} %"
-    label = f"{say('trials.spark_label')}: {rates}"
-    mean_rate = sum(means) / len(means) if means else None
-    state = say.optional(f"state.{trial.state}", trial.state.lower())
-    rungs = [
-        say("trials.rung", value=minus(value, 3), progress=f"{100 * progress:.0f}")
-        for progress, value in trial.rungs
-    ]
-    return (
-        Cell(str(trial.number), trial.number),
-        policy_cell(trial),
-        Cell(rates, mean_rate, drawing=_spark(trial), label=label),
-        Cell(state, tone=TONES.get(trial.state, ""), title=trial.detail or ""),
-        Cell("–" if lml is None else minus(lml, 3), lml),
-        *([number_cell(trial.kpi.value if trial.kpi else None, "{:.4g}")] if kpi else []),
-        Cell(say.join(rungs)),
-        Cell(say.duration(trial.seconds) if trial.seconds else "–", trial.seconds),
-    )
 
 
 def _spark(trial: Trial) -> Drawing | None:
