@@ -209,7 +209,13 @@ class LiveView:
             case Progress():
                 row.state, row.progress = "training", event.progress
                 row.tokens_per_s, row.loss = event.tokens_per_s, event.loss
-                return self._progress_line(row, event)
+                if self._clock() - row.last_line_at < PLAIN_PROGRESS_S:
+                    return None
+                row.last_line_at = self._clock()
+                return (
+                    f"{self._name(row.number)}: {event.progress:.0%}, loss {event.loss:.3f} at "
+                    f"mask rate {event.mask_rate:.2f}, {count(event.tokens_per_s)} tokens/s"
+                )
             case Rung():
                 row.score = f"{minus(event.nats_per_token, 3)} ± {event.se:.3f}"
                 at = f"rung {event.index} at {event.progress:.0%}"
@@ -229,15 +235,6 @@ class LiveView:
             case Failed():
                 row.state = f"failed: {event.reason}"
                 return f"{self._name(row.number)}: failed, {event.reason}: {event.detail}"
-
-    def _progress_line(self, row: _Row, event: Progress) -> str | None:
-        if self._clock() - row.last_line_at < PLAIN_PROGRESS_S:
-            return None
-        row.last_line_at = self._clock()
-        return (
-            f"{self._name(row.number)}: {event.progress:.0%}, loss {event.loss:.3f} at mask rate "
-            f"{event.mask_rate:.2f}, {count(event.tokens_per_s)} tokens/s"
-        )
 
     def _name(self, number: int) -> str:
         row = self._row(number)

@@ -1,4 +1,4 @@
-"""What a report consists of, apart from how it is drawn: sections of blocks, and charts.
+"""The contents of a report, independent of the format: sections of blocks, and charts.
 
 HTML and Markdown show the same blocks. A chart is series of points over two axes; it has either a
 numeric y axis or rows with labels (then a point's y is the number of its row). Every point has a
@@ -22,10 +22,10 @@ Style: TypeAlias = Literal["line", "dots", "steps", "bars"]
 
 @dataclass(frozen=True)
 class Point:
-    """One figure of a chart, with the ends of its interval where it has one.
+    """One point of a chart, with the ends of its interval if it has one.
 
     Attributes:
-        tip: what is said when it is pointed at, a line each.
+        tip: text that is shown on hover; may have several lines.
         faint: drawn as a small stroke, e.g. a single seed below its mean.
     """
 
@@ -69,9 +69,9 @@ class Axis:
     Attributes:
         label: with its unit.
         log: logarithmic.
-        low, high: ends, where the data should not choose them.
-        tick: words of a value.
-        ticks: positions and words, where the values are no numbers.
+        low, high: ends; None: chosen from the data.
+        tick: text of a value.
+        ticks: positions and texts, if the values are not numbers.
     """
 
     label: str
@@ -89,10 +89,10 @@ class Chart:
     Attributes:
         name: file name without its ending.
         caption: what it shows and how to read it; also its text alternative.
-        rows: labels of the rows, where y is no number.
-        guides: (x or y, position): thin lines to hold the points against.
+        rows: labels of the rows; empty: y is numeric.
+        guides: (x or y, position) of thin reference lines.
         height: of the plotting area in pixels; rows have their own.
-        short: drawn small, several beside each other on a wide page.
+        short: drawn small, several side by side on a wide page.
     """
 
     name: str
@@ -146,11 +146,11 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Figures:
-    """Charts: below each other; as a choice of which one is seen; or small, beside each other.
+    """Charts: one below the other, one at a time with a choice, or small and side by side.
 
     Attributes:
-        choices: names of the charts where one is seen at a time, else empty.
-        choose: what is chosen, in words.
+        choices: names of the charts if one is shown at a time, else empty.
+        choose: label of the choice.
     """
 
     kind: ClassVar = "figures"
@@ -176,11 +176,11 @@ class Cell:
     """A cell of a table.
 
     Attributes:
-        value: what it is sorted by, where that is a number.
+        value: number that the column is sorted by; None: sorted by its text.
         below: a second line, smaller.
-        tag: a short word beside, e.g. the name of an arm.
+        tag: a short text beside it, e.g. the name of an arm.
         tone: `good`, `bad` or `open`.
-        title: words that appear where it is pointed at.
+        title: text that is shown on hover.
         drawing: a small picture beside the text, and `label`, its text alternative.
     """
 
@@ -196,13 +196,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that can be sorted, and filtered where that is asked for.
+    """Rows that can be sorted, and filtered if `searchable` or `filters` is set.
 
     Attributes:
-        label: its name, for those who do not see it.
-        first: number of the row that stands out, or None.
-        headed: whether its name stands above it, as it is not that of its section.
-        filters: column number -> whether its distinct words are offered as a filter.
+        label: its name, for screen readers.
+        first: number of the highlighted row, or None.
+        headed: whether its name is shown above it.
+        filters: numbers of the columns whose distinct texts are offered as a filter.
     """
 
     kind: ClassVar = "table"
@@ -229,7 +229,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Terms and what belongs to them."""
+    """Terms and their values."""
 
     kind: ClassVar = "pairs"
     pairs: tuple[tuple[str, str], ...]

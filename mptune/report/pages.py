@@ -62,7 +62,7 @@ def page(report: Report, say: Language | None = None) -> str:
         svg=svg.inline,
         lay_out=lay_out,
         facts=list(_facts(context)),
-        cost=cost_pairs(report, say),
+        cost=list(_cost(context)),
     )
 
 
@@ -105,14 +105,12 @@ def _facts(context: Context) -> Iterator[tuple[str, str, str]]:
     yield say("fact.trials"), share, say("fact.finished")
 
 
-def cost_pairs(report: Report, say: Language) -> list[tuple[str, str]]:
+def _cost(context: Context) -> Iterator[tuple[str, str]]:
     """The cost of the study: term and value."""
-    spend = report.spend
-    pairs = [
-        (say("cost.runs"), str(spend.trials)),
-        (say("cost.tokens"), say.count(spend.tokens)),
-        (say("cost.flops"), power(spend.flops)),
-        (say("cost.worker"), say.duration(spend.worker_s)),
-    ]
-    clock = [] if spend.wall_s is None else [(say("cost.clock"), say.duration(spend.wall_s))]
-    return pairs + clock
+    say, spend = context.say, context.report.spend
+    yield say("cost.runs"), str(spend.trials)
+    yield say("cost.tokens"), say.count(spend.tokens)
+    yield say("cost.flops"), power(spend.flops)
+    yield say("cost.worker"), say.duration(spend.worker_s)
+    if spend.wall_s is not None:
+        yield say("cost.clock"), say.duration(spend.wall_s)

@@ -18,6 +18,11 @@ def sentence(difference: Difference, say: Language) -> str:
     mean, low, high = (
         sign * x for x in (difference.nats_per_sequence, difference.low, difference.high)
     )
+    # The p-value is given where the verdict does not follow from the interval alone.
+    n, p, excludes_0 = difference.challengers, "", difference.low * difference.high > 0
+    if n > 1 or (excludes_0 and difference.verdict == "undecided"):
+        over = say("verdict.over", n=n) if n > 1 else ""
+        p = say("verdict.p", p=p_value(difference.p_value), over=over)
     measure = say(
         "verdict.measure",
         value=f"{signed(mean, digits)} ± {difference.half_width:.{digits}f}",
@@ -25,7 +30,7 @@ def sentence(difference: Difference, say: Language) -> str:
         low=signed(min(low, high), digits),
         high=signed(max(low, high), digits),
         seeds=say("verdict.seeds", n=difference.seeds),
-        p=_p_text(difference, say),
+        p=p,
     )
     return say(
         f"verdict.{difference.verdict}",
@@ -34,16 +39,6 @@ def sentence(difference: Difference, say: Language) -> str:
         margin=f"{difference.margin:g}" if difference.margin else "",
         measure=measure,
     )
-
-
-def _p_text(difference: Difference, say: Language) -> str:
-    """The p-value, where the verdict does not follow from the interval alone; else empty."""
-    excludes_0 = difference.low * difference.high > 0
-    if difference.challengers == 1 and not (excludes_0 and difference.verdict == "undecided"):
-        return ""
-    n = difference.challengers
-    over = say("verdict.over", n=n) if n > 1 else ""
-    return say("verdict.p", p=p_value(difference.p_value), over=over)
 
 
 def p_value(p: float) -> str:
