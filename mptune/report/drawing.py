@@ -36,7 +36,7 @@ class Area:
 
 @dataclass(frozen=True)
 class Marker:
-    """A point that can be pointed at; a radius of 0 is not seen until then."""
+    """A point whose `tip` is shown on hover; with radius 0 it is invisible until then."""
 
     at: Pixel
     shape: MarkerShape
@@ -48,7 +48,7 @@ class Marker:
 
 @dataclass(frozen=True)
 class Label:
-    """Words at a pixel of their baseline."""
+    """A text; `at` is a pixel on its baseline."""
 
     at: Pixel
     words: str

@@ -1,4 +1,4 @@
-"""What a mask policy does over training: its law, the weight of each count, its cost; a picture.
+"""A mask policy over training: its law, the weight of each count, its cost, and a picture.
 
 Notation as in `mptune.policies.base`: D positions, M = 1..D masked, s progress, q(M | s), omega(M).
 Shape suffixes: _SM points of progress x counts, _M counts, _SR points of progress x rate intervals.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FloatArray = NDArray[np.float64]
 
 STEPS = 64
-"""Points of progress that stand for the whole of training."""
+"""Points of progress at which a policy is evaluated."""
 
 ROWS, COLUMNS, BAR = 10, 32, 24
 SHADES = " ░▒▓█"
