@@ -1,7 +1,7 @@
 """Stores of checkpoints and kept weights: a folder that all ranks share, or any fsspec URL.
 
-An object store cannot rename, but each object appears whole. So something of several files is valid
-as soon as its last file exists, which names the others.
+An object store cannot rename, but each object is written atomically. So an artifact of several
+files is valid once its last file exists, which names the others.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ class Store(ABC):
 
     @abstractmethod
     def fetched(self, names: Iterable[str]) -> Any:
-        """Context of a local folder with these files, except those that the store lacks."""
+        """Context of a local folder with those of these files that the store has."""
 
     @abstractmethod
     def take(self, folder: Path, name: str, last: str) -> None:
         """Move a local folder of files into the store, replacing the folder of this name.
 
-        Where it cannot appear at once, the file `last`, which readers need, is written last.
+        If this is not atomic, the file `last`, which readers need, is written last.
         """
 
     @abstractmethod
@@ -78,7 +78,7 @@ class Store(ABC):
 
     @abstractmethod
     def read(self, name: str) -> str | None:
-        """A file's text; None if it is not there."""
+        """A file's text; None if the file does not exist."""
 
     @abstractmethod
     def write(self, name: str, text: str) -> None:
@@ -106,7 +106,7 @@ class Folder(Store):
         yield self.root
 
     def keep(self, folder: Path, names: Iterable[str]) -> None:
-        """Nothing to do: they were written in place."""
+        """Nothing to do: the files were written in place."""
 
     @contextmanager
     def fetched(self, names: Iterable[str]) -> Iterator[Path]:
@@ -151,7 +151,11 @@ class Remote(Store):
             yield Path(folder)
 
     def keep(self, folder: Path, names: Iterable[str]) -> None:
-        """Raises OSError if a file in the store then has another size."""
+        """Upload the files.
+
+        Raises:
+            OSError: a file in the store has another size afterwards.
+        """
         for name in names:
             target = self._at(name)
             self._files.makedirs(target.rpartition("/")[0], exist_ok=True)

@@ -1,4 +1,4 @@
-"""The exceptions that a user may get. Every message is one line that says what to do."""
+"""The exceptions of mptune. Every message is one line with the problem and the fix."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class InterruptedSearch(MptuneError):
 
 
 class LeaseLost(MptuneError):
-    """Another driver has taken the study over; this one must not write to it any more."""
+    """Another driver has taken over the study; this driver must stop writing to it."""
 
 
 class DispatchError(MptuneError):
@@ -100,7 +100,7 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-OURS: Mapping[type[Exception], FaultReason] = {
+REASONS: Mapping[type[Exception], FaultReason] = {
     InputError: "wrong_input",
     NonFiniteLoss: "non_finite_loss",
     DoesNotFit: "out_of_memory",
@@ -112,7 +112,7 @@ def reason_of(error: BaseException) -> FaultReason:
     """The reason for the failure of a trial that raised this error."""
     if is_disk_full(error):
         return "disk_full"
-    for kind, reason in OURS.items():
+    for kind, reason in REASONS.items():
         if isinstance(error, kind):
             return reason
     # torch.OutOfMemoryError by name, because the control plane does not import torch.

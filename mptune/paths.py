@@ -1,4 +1,4 @@
-"""The file names of run and trial directories, and writing files so that they appear whole."""
+"""The file names of run and trial directories, and atomic writing of files."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any
 
 
 def cache_directory() -> Path:
-    """The folder of prepared data for all searches: MPTUNE_CACHE, or the user's cache folder.
+    """The folder of prepared data of all searches: MPTUNE_CACHE, or the user's cache folder.
 
-    On a cluster of several machines, all of them must share it.
+    The machines of a cluster must share this folder.
     """
     named = os.environ.get("MPTUNE_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -50,9 +50,9 @@ class RunDirectory:
     driver = Inside("driver.txt")
     """Process and host of the last driver."""
     cluster = Inside("cluster.json")
-    """The shared Ray cluster of the last driver, and the mark of its gangs."""
+    """The shared Ray cluster of the last driver, and the name prefix of its gangs."""
     events = Inside("events.jsonl")
-    """Everything that happened, one JSON object per line."""
+    """All events, one JSON object per line."""
     status = Inside("status.json")
     """State of the running driver, at most a second old."""
     plan = Inside("plan.npz")

@@ -32,12 +32,12 @@ class Prepared(Message):
     heldout_sequences: int = Field(description="held-out sequences in the plan")
     heldout_tokens: int = Field(description="observed positions of those")
     bytes_per_token: float | None = Field(description="text bytes per observed position, or None")
-    description: str = Field(description="the data in one line of words")
+    description: str = Field(description="one line about the data")
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="what `training.precision: auto` means on the workers"
     )
     warnings: tuple[str, ...] | None = Field(
-        None, description="what in the data would spoil the score; None if nobody looked"
+        None, description="problems of the data that distort the score; None if not checked"
     )
 
 
@@ -47,7 +47,7 @@ class PrepareRequest(Message):
     data: dict[str, Any] = Field(description="the data section, its paths absolute")
     score: Score
     cache: str = Field(description="directory that holds prepared tables by content hash")
-    plan: str = Field(description="where the frozen plan is written, or already stands")
+    plan: str = Field(description="path of the frozen plan, written if missing")
     measure_precision: bool = Field(False, description="find out which precision trains faster")
 
 
@@ -55,14 +55,14 @@ DeviceKind = Literal["cpu", "cuda"]
 
 
 class Device(Message):
-    """What each worker of a gang computes on, as far as is known before there is a gang."""
+    """The device of each worker of a gang, as far as known before the gang starts."""
 
     kind: DeviceKind
     bytes: float | None = Field(description="its memory; None is not known")
-    words: str = Field(description="where that is from, e.g. a GPU's name")
+    words: str = Field(description="source of that value, e.g. the name of the GPU")
 
     def fits(self, size: float) -> bool:
-        """Whether so many bytes fit; where nobody knows, they may."""
+        """Whether `size` bytes fit; True if the memory is not known."""
         return self.bytes is None or size <= self.bytes
 
 
@@ -93,28 +93,28 @@ class TrialSpec(Message):
         return f"{self.policy_label} · {self.size_label}"
 
     def course(self) -> str:
-        """Hash of what determines the numbers up to rounding.
+        """Hash of everything that determines the numbers up to rounding.
 
-        The global batch is the same on any number of workers, cut into micro-batches anyhow; so a
-        checkpoint of one can be gone on from by another.
+        The global batch does not depend on the number of workers or the size of micro-batches, so
+        a trial with the same hash can resume from the checkpoint on other resources.
         """
         training = self.training.model_copy(update={"micro_batch_size": None})
-        anyhow = {"training": training, "resources": Resources()}
-        return self.model_copy(update=anyhow).fingerprint()
+        changes = {"training": training, "resources": Resources()}
+        return self.model_copy(update=changes).fingerprint()
 
     def run_key(self) -> str:
-        """Hash that all seeds of an arm share, under whatever name they were queued."""
+        """Hash that all seeds of an arm share; it does not depend on the arm's name."""
         return self.model_copy(update={"seed": 0, "rungs": ()}).course()
 
     def fingerprint(self) -> str:
-        """Hash of what determines the numbers: two trials with the same one have equal results."""
+        """Hash of all that determines the numbers: equal hashes mean equal results."""
         names = {"study", "number", "policy_label", "size_label"}
-        places = {"directory", "prepared", "artifacts"}
-        what = self.model_dump(mode="json", exclude=names | places)
-        what = affecting_results(TrialSpec, what)
-        what["table_hash"] = self.prepared.table_hash
-        what["plan_hash"] = self.prepared.plan_hash
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+        paths = {"directory", "prepared", "artifacts"}
+        values = self.model_dump(mode="json", exclude=names | paths)
+        values = affecting_results(TrialSpec, values)
+        values["table_hash"] = self.prepared.table_hash
+        values["plan_hash"] = self.prepared.plan_hash
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class CurvePoint(Message):
@@ -214,7 +214,7 @@ class TrialResult(Message):
         "never the objective",
     )
     learned_policy: dict[str, Any] | None = Field(
-        None, description="what a policy that learns has learned, as one that does not"
+        None, description="for a policy that adapts: an equal policy that does not"
     )
     versions: dict[str, str]
 
@@ -244,7 +244,7 @@ class Trial(Message):
     number: int
     state: TrialState
     reason: str | None = Field(None, description="why it was pruned or failed, as a key")
-    detail: str | None = Field(None, description="the same in one line of words")
+    detail: str | None = Field(None, description="the same as one line of text")
     arm: str | None = Field(None, description="name of the arm that it ran, or None")
     repeats: int | None = Field(
         None, description="in a confirmation: number of the search's trial that it trains again"
@@ -304,13 +304,13 @@ class Trial(Message):
 
 
 StopReason = Literal["pruned", "interrupted", "preempted"]
-"""Preempted: a worker was asked to leave (SIGTERM), as on a node that is taken away."""
+"""Preempted: a worker got SIGTERM, e.g. on a spot node that is being reclaimed."""
 
 
 RETRIED: frozenset[FaultReason] = frozenset(
     {"worker_died", "node_lost", "host_out_of_memory", "stalled", "damaged_checkpoint"}
 )
-"""Faults of the machine, not of the trial: it is run again, from its checkpoint if it has one."""
+"""Faults of the machine, after which the trial runs again, from its checkpoint if it has one."""
 
 
 class Started(Message):
@@ -329,7 +329,7 @@ class Started(Message):
 
 
 class Progress(Message):
-    """Training goes on."""
+    """Training has made progress."""
 
     type: Literal["progress"] = "progress"
     number: int
@@ -378,9 +378,9 @@ class Finished(Message):
 
 
 class Stopped(Message):
-    """Stopped because someone asked, between two steps or in scoring.
+    """The trial was stopped on request, between two steps or while scoring.
 
-    With a checkpoint, unless it was pruned.
+    It has a checkpoint, unless it was pruned.
     """
 
     type: Literal["stopped"] = "stopped"
@@ -407,7 +407,7 @@ class GangChanged(Message):
 
 
 class Control(Protocol):
-    """What a running trial asks its driver."""
+    """The questions of a running trial to its driver."""
 
     def stop_requested(self) -> StopReason | None:
         """Why the trial is to stop, or None; asked in every step and scoring batch."""

@@ -1,9 +1,9 @@
-"""What a search claims on a shared cluster: gangs and, from its autoscaler, machines.
+"""The claims of a search on a shared cluster: gangs, and machines of its autoscaler.
 
-Claims carry the mark of their run. Ray ends the gangs of a driver together with the driver; if it
-ever does not see the driver's end, they hold their machines until someone removes them by name.
-An autoscaler keeps the last request, of whichever driver, until it gets another one, also after
-the driver has died. So a note beside it in the cluster's key-value store has the driver's mark.
+Claims have the mark of their run. Ray ends the gangs of a driver with the driver; if it misses the
+driver's end, the gangs hold their machines until they are removed by name. An autoscaler keeps the
+last request of any driver until the next one, even if the driver has died. So a note in the
+cluster's key-value store has the mark of the driver that made the request.
 """
 
 from __future__ import annotations

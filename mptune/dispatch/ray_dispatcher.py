@@ -1,4 +1,4 @@
-"""Runs trials on gangs of Ray actors: admits them, watches them, and survives their deaths."""
+"""Runs trials on gangs of Ray actors: admits trials, monitors gangs and replaces lost ones."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class GangPool:
                 self.update_nodes()
 
     def collect(self, wait_s: float) -> None:
-        """Take in what the gangs have sent: wait for the first answer, at most a slice."""
+        """Handle the answers of the gangs; wait at most one slice for the first one."""
         wait_s = min(max(wait_s, 0.0), SLICE_S)
         owner = {ref: gang for gang in self.gangs.values() for ref in gang.pending}
         if not owner:
@@ -378,7 +378,7 @@ class RayDispatcher:
                     self._refuse(self._trials[number], detail)
 
     def _refuse(self, trial: DispatchedTrial, detail: str) -> None:
-        """Nodes may still join, or return, but no trial waits for them without end."""
+        """Fail the trial once its time to wait for nodes that may join or return is over."""
         last = self._fitted.get(trial.shape)
         patience_s = self._patience_s if last is None else max(self._patience_s, RETURNING_S)
         if time.monotonic() - max(trial.since, last or trial.since) >= patience_s:

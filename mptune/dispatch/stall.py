@@ -1,4 +1,4 @@
-"""A trial that does nothing: when it counts as stalled, and the stacks that are kept of it.
+"""Detects trials that make no progress, and stores the stacks of their ranks.
 
 Times are seconds from any origin, given by the caller.
 """
@@ -26,7 +26,7 @@ class StallWatch:
     _asked: bool = False
 
     def heard(self, at: float) -> None:
-        """Rank 0 has sent an event, or has said that its last step was then."""
+        """Rank 0 sent an event, or reported its last step, at this time."""
         self._heard_at, self._asked = at, False
 
     def check(self, limit_s: float, now: float) -> Literal["wait", "ask", "stalled"]:
@@ -69,7 +69,7 @@ class StackReport:
 
 
 def describe_silent(pid: int) -> str:
-    """What the kernel knows of a process that does not answer, if it runs on this machine."""
+    """The state of a process that does not answer, from /proc if it runs on this machine."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:

@@ -1,7 +1,7 @@
-"""Counts of a study's trials by state, which a driver keeps up to date itself.
+"""Counts of a study's trials by state, kept up to date by the driver.
 
-Only the driver that holds the lease writes to a study, so that it need not read the study again:
-what it found at its start and what it has asked and told since is complete.
+Only the driver that holds the lease writes to a study. So the counts at its start, updated by its
+own changes, are complete, and the study is not read again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class History:
     pruned: int = 0
     failed: int = 0
     refused: int = 0
-    """Failed trials that were never submitted, since no gang has enough memory for them."""
+    """Failed trials that were not submitted because no gang has enough memory for them."""
     repeated: int = 0
     """Finished trials that copied the result of an earlier trial with the same spec."""
     last_failure: str = ""

@@ -30,7 +30,7 @@ from mptune.paths import RunDirectory, write_text
 CHECK_EVERY_S = 2.0
 
 LOCK_TIMEOUT_S = 0.5
-"""Longer than the moment for which `is_driven` takes the lock."""
+"""Longer than `is_driven` holds the lock."""
 
 
 def this_process() -> str:
@@ -43,7 +43,7 @@ def driver_lock(run: RunDirectory) -> Iterator[None]:
     """Hold the run directory.
 
     Raises:
-        InputError: another process drives this run; it is named.
+        InputError: another process drives this run; the message names it.
     """
     run.root.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run.lock, timeout=LOCK_TIMEOUT_S, thread_local=False)
@@ -67,7 +67,7 @@ def driver_of(run: RunDirectory) -> str:
 
 
 def is_driven(run: RunDirectory) -> bool:
-    """Whether a living driver holds the run directory."""
+    """Whether a running driver has locked the run directory."""
     if not run.lock.exists():
         return False
     try:
@@ -104,7 +104,7 @@ class Lease(Protocol):
     """The right to write to a study."""
 
     def is_held(self) -> bool:
-        """Whether this driver has it; blocks while that is unknown. Once lost, it stays lost."""
+        """Whether this driver holds it; blocks while that is unknown. A lost lease stays lost."""
 
 
 class NoLease:
@@ -119,7 +119,7 @@ def lease(url: str | None, name: str, timeout_s: float) -> Iterator[Lease]:
     """Hold the study, through restarts of the server, until another driver has taken it.
 
     Raises:
-        InputError: another driver holds it; it is named.
+        InputError: another driver holds it; the message names it.
     """
     if not _is_postgres(url):
         yield NoLease()
@@ -223,7 +223,7 @@ class PostgresLease:
             self._connection = None
 
     def _watch(self, connection: Connection) -> None:
-        """Make the server end this session when it receives nothing (PostgreSQL 14 and later)."""
+        """Let the server end this session if the client is silent (PostgreSQL 14 or later)."""
         third = max(1, round(self._timeout_s / 3))
         for setting, value in (("idle", third), ("interval", third), ("count", 2)):
             connection.execute(text(f"SET tcp_keepalives_{setting} = {value}"))

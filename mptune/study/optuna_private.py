@@ -1,4 +1,4 @@
-"""Optuna's private parts, in one place: what mptune needs of Optuna that its API does not offer.
+"""Every use of Optuna that is not part of its public API.
 
 `tests/study/test_optuna_private.py` fails with one sentence per function when a new Optuna changes
 one of them. pyproject.toml bounds Optuna to the versions that were tested.
@@ -101,10 +101,10 @@ def set_waiting_attribute(study: optuna.Study, trial: FrozenTrial, key: str, val
 
 
 class TPESampler(optuna.samplers.TPESampler):
-    """Optuna's multivariate, grouped TPE, which proposes the same and takes less time for it.
+    """Optuna's multivariate, grouped TPE with the same proposals in less time.
 
-    A proposal reads the whole history. With 10,000 trials, half of Optuna's time goes into finding
-    out again, trial by trial, which dimensions occur together and what their values are.
+    A proposal reads the whole history. With 10,000 trials, Optuna spends half of its time on
+    recomputing, trial by trial, which dimensions occur together and their values.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -128,7 +128,7 @@ class TPESampler(optuna.samplers.TPESampler):
 
 
 class _DistinctSpaces(_GroupDecomposedSearchSpace):
-    """Adds each set of dimensions once, where Optuna adds that of every trial."""
+    """Adds each distinct set of dimensions once; Optuna adds the set of every trial."""
 
     def calculate(self, study: optuna.Study, use_cache: bool = False) -> _SearchSpaceGroup:
         states = (TrialState.COMPLETE, TrialState.PRUNED)

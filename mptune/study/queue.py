@@ -1,4 +1,4 @@
-"""The queue of a study: arms and seeds to run, and trials that a dead driver left running."""
+"""The queue of a study: arms and seeds to run, and running trials of a driver that has ended."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PlannedRun:
 
     Attributes:
         arm: the arm's name.
-        key: what all seeds of the arm have in common, see `TrialSpec.run_key`.
+        key: hash that all seeds of the arm share, see `TrialSpec.run_key`.
         seed: number of the seed, from 0.
         tree: the concrete spec, as plain YAML values.
         repeats: in a confirmation, the number of the search's trial.
@@ -36,7 +36,7 @@ class PlannedRun:
 
 
 def ended(study: optuna.Study) -> int:
-    """Number of trials that have ended, in whatever state."""
+    """Number of ended trials: complete, pruned or failed."""
     return len(study.get_trials(deepcopy=False, states=ENDED))
 
 
@@ -69,7 +69,7 @@ def _run_of(study: optuna.Study, trial: FrozenTrial) -> tuple[str | None, int | 
 
 
 def requeue_running(study: optuna.Study, besides: Container[int] = ()) -> list[int]:
-    """Put the trials of a dead driver back in the queue; returns their numbers."""
+    """Queue the running trials of a driver that has ended; returns their numbers."""
     found = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     running = [trial for trial in found if trial.number not in besides]
     for trial in running:
@@ -78,7 +78,7 @@ def requeue_running(study: optuna.Study, besides: Container[int] = ()) -> list[i
 
 
 def explain_waiting(study: optuna.Study, why: str) -> None:
-    """Store with every waiting trial without a reason that the budgets let none start."""
+    """Store `why` as the reason of every waiting trial without one: the budgets are used up."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
         if trial.user_attrs.get("reason") is None:
             set_waiting_attribute(study, trial, "reason", "budget")

@@ -1,4 +1,4 @@
-"""Between Optuna's trials and `Trial`: what a trial carries in the storage, written and read."""
+"""Converts between Optuna's trials and `Trial`: writes and reads their attributes."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ MEMORY = "memory"
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 SPEND = "spend"
-"""Attribute of a study: what its trials have used, one write per trial."""
+"""Study attribute with the usage of its trials, written once per trial."""
 
 
 def set_attributes(trial: optuna.Trial, **attrs: Any) -> None:
-    """Set user attributes of a running trial, in one transaction where the storage can."""
+    """Set user attributes of a running trial, in one transaction if the storage supports it."""
     set_user_attributes(trial, attrs)
 
 
 def describe(trial: optuna.Trial, spec: TrialSpec) -> None:
-    """Store what the trial is going to run, and clear why it was held back before."""
+    """Store the spec of the trial, and clear the reason for which it was on hold."""
     past = {key: None for key in ("reason", "detail") if key in trial.user_attrs}
     set_attributes(
         trial,
@@ -48,9 +48,9 @@ def describe(trial: optuna.Trial, spec: TrialSpec) -> None:
 
 
 def record_result(trial: optuna.Trial, result: TrialResult) -> None:
-    """Store the result as JSON, and in a few groups what a person or a dashboard may want.
+    """Store the result as JSON, and a few groups of values for dashboards.
 
-    An attribute is a row, and opening a study of 10,000 trials reads every row.
+    An attribute is a row, and opening a study of 10,000 trials reads every row: so only a few.
     """
     set_attributes(
         trial,
@@ -88,10 +88,10 @@ def report_rung(trial: optuna.Trial, value: float, progress: float) -> None:
 
 
 def tell_failure(study: optuna.Study, trial: optuna.Trial, failure: Failed) -> None:
-    """Tell Optuna of a failure, in the state from which samplers learn.
+    """Tell Optuna that a trial failed.
 
-    Samplers ignore failed trials. Where models do not fit in memory they should learn: Optuna
-    has that as a violated constraint, of trials that are pruned.
+    Samplers ignore failed trials, but should avoid models that do not fit in memory: such a trial
+    is stored as pruned, with a violated constraint.
     """
     set_attributes(trial, reason=failure.reason, detail=failure.detail)
     state = TrialState.FAIL
@@ -102,13 +102,13 @@ def tell_failure(study: optuna.Study, trial: optuna.Trial, failure: Failed) -> N
 
 
 def tell_pruned(study: optuna.Study, trial: optuna.Trial, detail: str) -> None:
-    """Tell Optuna that a trial was stopped early, with the reason as a text for people."""
+    """Tell Optuna that a trial was pruned, and store the reason as text."""
     set_attributes(trial, reason="pruned", detail=detail)
     study.tell(trial.number, state=TrialState.PRUNED)
 
 
 def has_failed(trial: FrozenTrial) -> bool:
-    """Whether the trial failed, also where Optuna has it as pruned; see `tell_failure`."""
+    """Whether the trial failed, even if Optuna stores it as pruned; see `tell_failure`."""
     return trial.state == TrialState.FAIL or trial.constraints.get(MEMORY, 0.0) > 0
 
 
@@ -162,8 +162,8 @@ def importances(study: optuna.Study) -> dict[str, float]:
     """Share of the score that each dimension decides, largest first; empty with too few trials.
 
     PED-ANOVA (Watanabe, Bansal and Hutter, IJCAI 2023) over the finished trials and the dimensions
-    that all of them have. A dimension that only some have, as the rate of one of several policies,
-    would be judged on a handful.
+    that all of them have: one that only some have, such as the rate of one of several policies,
+    would be estimated from a few trials.
     """
     done = [t for t in study.trials if t.state == TrialState.COMPLETE]
     if len(done) < MIN_JUDGED:
@@ -177,7 +177,7 @@ def importances(study: optuna.Study) -> dict[str, float]:
                 evaluator=optuna.importance.PedAnovaImportanceEvaluator(),
                 params=params,
             )
-        except (ValueError, RuntimeError):  # no dimension took two values
+        except (ValueError, RuntimeError):  # no dimension has two values
             return {}
     return {name: float(share) for name, share in shares.items() if math.isfinite(share)}
 

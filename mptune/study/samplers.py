@@ -12,9 +12,9 @@ from mptune.study.records import MEMORY, percent
 
 
 def make_sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
-    """A sampler whose proposal depends on the seed, the trial's number and the history alone.
+    """A sampler whose proposal depends only on the seed, the trial's number and the history.
 
-    TPE is multivariate, with conditional dimensions grouped; it counts running trials as poor ones.
+    TPE is multivariate, groups conditional dimensions, and treats running trials as poor ones.
     """
     seed = (search.seed * 1_000_003 + number) % 2**31
     startup = search.sampler.startup_trials

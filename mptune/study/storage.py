@@ -30,7 +30,7 @@ STORAGE_ATTEMPTS = 10
 JOURNAL = "journal://"
 
 RECONNECT_S = 120.0
-"""How long a search waits for a database server that went away."""
+"""How long a search waits for a database server that cannot be reached."""
 
 IDEMPOTENT = (
     "_get_trials",
@@ -51,10 +51,10 @@ IDEMPOTENT = (
     "set_trial_user_attr",
     "set_trial_user_attrs",
 )
-"""Methods of a storage that may be called again when the server cut off the first call."""
+"""Storage methods that may be repeated after a lost connection."""
 
 CONNECTION_LOST = (optuna.exceptions.StorageInternalError, OperationalError)
-"""What a storage raises when its server has gone away."""
+"""Errors of a storage whose server cannot be reached."""
 
 DRIVER_ATTRIBUTES = (
     "arm",
@@ -82,7 +82,7 @@ SUFFIXES: Mapping[StageName, str] = {
 
 @dataclass(frozen=True)
 class StudyStorage:
-    """Where the studies of one run are: one per stage.
+    """The location of the studies of one run: one per stage.
 
     Attributes:
         database: SQLite file that is used without a URL.
@@ -161,7 +161,7 @@ class StudyStorage:
         return records.importances(study) if study else {}
 
     def requeue(self, stage: StageName) -> list[int]:
-        """Put the trials of a stage that no driver runs back in the queue."""
+        """Queue the running trials of a stage whose driver has ended."""
         study = self.load(stage)
         return requeue_running(study) if study else []
 
@@ -184,7 +184,7 @@ class StudyStorage:
 
 
 def claim_spec(study: optuna.Study, resolved: Mapping[str, Any]) -> None:
-    """Bind the study to its spec; a resume with another one is refused.
+    """Store the spec with the study, or check that a resume has the same one.
 
     Raises:
         InputError: the stored spec differs in something that changes results.
@@ -197,7 +197,7 @@ def claim_spec(study: optuna.Study, resolved: Mapping[str, Any]) -> None:
     differences = list(_differences(json.loads(stored), json.loads(json.dumps(wanted)), ""))
     if differences:
         raise InputError(
-            f"study {study.study_name!r} was begun with another spec: {differences[0]}; "
+            f"study {study.study_name!r} was started with another spec: {differences[0]}; "
             "use --fresh to delete its trials and start over, or another --run-dir"
         )
 
@@ -225,9 +225,9 @@ def _open(address: str, only: Sequence[str]) -> optuna.storages.BaseStorage:
 
 
 def survive_restarts(storage: optuna.storages.RDBStorage) -> None:
-    """Make the storage wait for a server that went away, and repeat the calls that it cut off.
+    """Let the storage wait for an unreachable server, and repeat interrupted calls.
 
-    Asking for a trial cannot be repeated: see `StageDriver`'s `_ask`.
+    Asking for a trial cannot be repeated; `StudyDriver` handles it.
     """
 
     def connect(dialect: Any, record: Any, args: Any, options: Any) -> Any:

@@ -116,7 +116,7 @@ def test_trials_of_a_finished_search_are_compared(
         1_000_001,
     }
 
-    assert [len(arm["learning"]) for arm in found["arms"].values()] == [5, 5]
+    assert [len(points) for points in found["learning"].values()] == [5, 5]
     flops = next(e for e in found["compute"] if (e["arm"], e["unit"]) == ("best", "flops"))
     assert flops["reading"] == "reached"
     assert 0 < flops["low"] < flops["factor"] < flops["high"] < 1
