@@ -84,5 +84,8 @@ def with_progress(options: dict[str, Any]) -> dict[str, Any]:
     from mptune.live.table import LiveView
 
     console = Console(highlight=False)
-    defaults = {"observer": partial(LiveView, console), "say": console.print}
+    defaults = {
+        "observer": partial(LiveView, console),
+        "say": partial(console.print, soft_wrap=True, markup=False),
+    }
     return {**defaults, **options}

@@ -133,6 +133,41 @@ def test_a_run_in_a_thread_is_stopped_and_goes_on(folder: Path) -> None:
     assert len(mptune.search(slow, "runs/demo", observer=Recorder()).trials()) == 4
 
 
+def test_stopping_a_run_that_closes_ends_no_process(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While its workers are closed, and before it has begun, a run of this process is held too."""
+    closing, closed = threading.Event(), threading.Event()
+
+    def close(self: LocalDispatcher) -> None:
+        closing.set()
+        assert closed.wait(60)
+
+    monkeypatch.setattr(LocalDispatcher, "close", close)
+    monkeypatch.setattr("os.kill", lambda *_: pytest.fail("a signal was sent"))
+    quiet = {"observer": Recorder()}
+    thread = threading.Thread(target=mptune.search, args=(spec(trials=2),), kwargs=quiet)
+    thread.start()
+    assert closing.wait(60)
+    run = mptune.Run.open("runs/demo")
+    assert run.is_running
+    stopping = threading.Thread(target=run.stop)
+    stopping.start()
+    closed.set()
+    stopping.join(60)
+    thread.join(60)
+    assert not run.is_running
+
+
+def test_an_observer_is_not_changed(folder: Path) -> None:
+    class Fixed(Recorder):
+        __slots__ = ()
+
+    watcher = Fixed()
+    mptune.search(spec(trials=2), observer=watcher)
+    assert not hasattr(watcher, "look")
+
+
 def test_what_is_not_there_is_said_in_one_line(folder: Path) -> None:
     with pytest.raises(InputError, match="no search in it"):
         mptune.Run.open("runs/nothing")

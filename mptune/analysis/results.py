@@ -142,7 +142,7 @@ def build_report(
         ),
         plan_hash=prepared.plan_hash if prepared else "",
         versions={**(versions or {}), **(results[0].versions if results else {})},
-        commands=(command,),
+        commands=(command,) if command else (),
         created=created,
     )
 

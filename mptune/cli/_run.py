@@ -25,15 +25,15 @@ def execute(arguments: argparse.Namespace, *, searching: bool) -> int:
 
     from mptune.live.table import LiveView
     from mptune.search import application, preflight
-    from mptune.spec.source import SpecFile
 
     # With --json, standard output is for the result alone.
     console = Console(stderr=arguments.json, highlight=False)
     say = partial(console.print, soft_wrap=True, markup=False)
     cluster, arms = _arguments.address(arguments), getattr(arguments, "arms", None) or ()
     if searching or arguments.dry_run:
-        file = SpecFile.read(arguments.spec, arguments.overrides)
-        spec = file.validate()
+        file, spec = application.read_spec(
+            arguments.spec, arguments.overrides, arguments.run_dir, arms
+        )
         for note in preflight.notes(file, spec) if searching else ():
             say(f"note: {note}")
         if arguments.dry_run:

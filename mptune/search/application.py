@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import yaml
 
@@ -40,36 +40,41 @@ from mptune.study.queue import PlannedRun
 from mptune.study.samplers import make_pruner, make_sampler
 from mptune.study.storage import SUFFIXES, claim_spec
 from mptune.tools.prepare import prepare_table
-from mptune.trial import Prepared, PrepareRequest, StageName, Trial
+from mptune.trial import Event, Prepared, PrepareRequest, StageName, Trial
 
-
-class View(Observer, Protocol):
-    """An observer that also gets the status about once a second."""
-
-    def look(self, status: Status) -> None: ...
-
-
-OpenView: TypeAlias = Callable[[str, int, int], AbstractContextManager[View]]
+OpenView: TypeAlias = Callable[[str, int, int], AbstractContextManager[Observer]]
 """Opens the view of a stage: (title, total number of trials, number of ended trials)."""
 
 
-class SilentView:
-    """Shows nothing."""
+class Silence:
+    """The observer that shows nothing."""
 
     def trial(self, number: int, label: str, size: str) -> None: ...
 
-    def on_event(self, event: Any) -> None: ...
+    def on_event(self, event: Event) -> None: ...
 
     def hold_trial(self, number: int, why: str) -> None: ...
 
     def finish_trial(self, number: int, state: str) -> None: ...
 
-    def look(self, status: Status) -> None: ...
 
+def read_spec(
+    spec: SpecSource,
+    overrides: Sequence[str] = (),
+    run_dir: Path | str | None = None,
+    arms: Sequence[str] = (),
+) -> tuple[SpecFile, SearchSpec]:
+    """Read and check a spec, with `arms` of a finished search as its comparison.
 
-def silent(title: str, trials: int, ended: int) -> AbstractContextManager[View]:
-    """The view that shows nothing."""
-    return nullcontext(SilentView())
+    Raises:
+        InputError: the spec or an arm is wrong; one line per problem.
+    """
+    file = with_arms(spec, overrides, run_dir, arms) if arms else SpecFile.of(spec, overrides)
+    # For the copy of a spec in a run directory, the stored trials have the paths of the data.
+    stored = run_dir is not None and file.path == RunDirectory(Path(run_dir)).resolved
+    found = file.validate(data_is_here=not stored)
+    Space(file).arms()
+    return file, found
 
 
 def search(
@@ -104,9 +109,8 @@ def search(
         NoResultError: the first trials all failed.
         DispatchError: Ray cannot be started or reached.
     """
-    session = Session.of(
-        SpecFile.of(spec, overrides), run_dir, address, local, observer, say, command
-    )
+    file, checked = read_spec(spec, overrides, run_dir)
+    session = Session.of(file, checked, run_dir, address, local, observer, say, command)
     with session.open(fresh=fresh, yes=yes):
         session.search()
         session.confirm()
@@ -138,8 +142,10 @@ def compare(
 
     The other arguments and the errors are those of `search`.
     """
-    file = with_arms(spec, overrides, run_dir, arms) if arms else SpecFile.of(spec, overrides)
-    session = Session.of(file, run_dir, address, local, observer, say, command, searching=False)
+    file, checked = read_spec(spec, overrides, run_dir, arms)
+    session = Session.of(
+        file, checked, run_dir, address, local, observer, say, command, searching=False
+    )
     with session.open(fresh=fresh, yes=yes):
         session.compare()
         session.measure_kpi()
@@ -172,6 +178,7 @@ class Session:
     def of(
         cls,
         file: SpecFile,
+        spec: SearchSpec,
         run_dir: Path | str | None,
         address: str | None,
         local: bool,
@@ -180,25 +187,21 @@ class Session:
         command: str,
         searching: bool = True,
     ) -> Session:
-        """Check the spec; nothing is written or started yet.
+        """The session of a checked spec; nothing is written or started yet.
 
         Raises:
-            InputError: the spec is wrong; one line per problem.
+            InputError: the function of `score.kpi` cannot be imported.
         """
-        # For the copy of a spec in a run directory, the stored trials have the paths of the data.
-        stored = run_dir is not None and file.path == RunDirectory(Path(run_dir)).resolved
-        spec = file.validate(data_is_here=not stored)
-        Space(file).arms()
         kpi.check_importable(spec.score)
         directory = RunDirectory(Path(run_dir) if run_dir else Path("runs") / spec.name)
-        run = Run(directory, file, spec)
-        view: OpenView = silent
-        if callable(observer):
-            view = observer
-        elif observer is not None:
-            view = _always(observer)
-        again = command or f"mptune search {directory.spec} --run-dir {directory.root}"
-        return cls(run, file, local, address, view, say, again, searching)
+        verb = "search" if searching else "compare"
+        again = command or f"mptune {verb} {directory.resolved} --run-dir {directory.root}"
+
+        def always(title: str, trials: int, ended: int) -> AbstractContextManager[Observer]:
+            return nullcontext(Silence() if observer is None else cast(Observer, observer))
+
+        view: OpenView = observer if callable(observer) else always
+        return cls(Run(directory, file, spec), file, local, address, view, say, again, searching)
 
     @property
     def spec(self) -> SearchSpec:
@@ -213,24 +216,28 @@ class Session:
             InterruptedSearch: with the command that resumes the run.
         """
         storage, directory = self.spec.storage, self.run.directory
-        held = lease(storage.url, self.spec.name, storage.lease_timeout_s)
-        with driver_lock(directory), held as self._lease:
-            DRIVEN_HERE[directory.root.resolve()] = self.interrupted
-            if fresh:
-                self._delete_trials(yes)
-            self._write_spec()
-            left = status.read(directory)
-            self._stages = left.stages() if left else {}
+        root = directory.root.resolve()
+        with driver_lock(directory):
+            # Registered as long as the lock is held: `stop_driver` in this process relies on it.
+            DRIVEN_HERE[root] = self.interrupted
             try:
-                yield
+                with lease(storage.url, self.spec.name, storage.lease_timeout_s) as self._lease:
+                    if fresh:
+                        self._delete_trials(yes)
+                    self._write_spec()
+                    left = status.read(directory)
+                    self._stages = left.stages() if left else {}
+                    try:
+                        yield
+                    finally:
+                        if self._dispatcher is not None:
+                            self._dispatcher.close()
             except InterruptedSearch:
                 raise InterruptedSearch(
                     f"interrupted; all finished work is stored. Resume with:\n  {self.command}"
                 ) from None
             finally:
-                DRIVEN_HERE.pop(directory.root.resolve(), None)
-                if self._dispatcher is not None:
-                    self._dispatcher.close()
+                del DRIVEN_HERE[root]
 
     def _delete_trials(self, yes: bool) -> None:
         directory = self.run.directory
@@ -447,6 +454,7 @@ class Session:
         if stopped_by is None:
             settings, dispatcher = self.spec.search, self.dispatcher()
             with self.view(f"{self.spec.name}: {stage.name}", total, ended) as view:
+                look = [view.look] if hasattr(view, "look") else []
                 driver = StudyDriver(
                     study=study,
                     stage=stage.name,
@@ -462,7 +470,7 @@ class Session:
                     predictor=self._predictor,
                     lease=self._lease,
                     interrupted=self.interrupted,
-                    watchers=(view.look, self._write_status, dispatcher.publish),
+                    watchers=(*look, self._write_status, dispatcher.publish),
                     preflight=partial(memory.refusal, holds=dispatcher.device),
                 )
                 driver.run()
@@ -512,14 +520,3 @@ class Session:
         if self.spec.score.kpi is not None:
             trials: list[Trial] = self.run.storage.trials("search")
             kpi.measure_all(self.run.directory, self.spec.score, trials, self.say)
-
-
-def _always(observer: Observer) -> OpenView:
-    """A view that is the same observer for every stage; its method `look` is optional."""
-
-    def open_view(title: str, trials: int, ended: int) -> AbstractContextManager[View]:
-        if not hasattr(observer, "look"):
-            observer.look = lambda status: None  # type: ignore[attr-defined]
-        return nullcontext(cast(View, observer))
-
-    return open_view

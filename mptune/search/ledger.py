@@ -46,10 +46,6 @@ class Ledger:
         """Whether the trial is being counted."""
         return number in self._running
 
-    def spent(self) -> dict[str, float]:
-        """Worker-seconds and GPU-hours of ended trials, rounded for output."""
-        return {"worker_seconds": round(self.worker_s, 1), "gpu_hours": round(self.gpu_s / 3600, 4)}
-
     def as_json(self, now: float) -> dict[str, float]:
         """JSON form, including running trials: the driver may be killed before they end."""
         worker_s, gpu_s = self.so_far(now)

@@ -372,7 +372,8 @@ def stop_driver(
     """Stop the driver if it runs on this machine; the run can be resumed.
 
     Args:
-        now: do not wait for checkpoints; trials resume from their last one.
+        now: do not wait for checkpoints; trials resume from their last one. A driver in this
+            process always writes them.
 
     Returns:
         Whether there was a driver to stop.
@@ -390,14 +391,17 @@ def stop_driver(
     if match[2] != socket.gethostname():
         raise InputError(f"{directory.root} is being searched by {driver}; stop it there")
     pid = int(match[1])
-    here = DRIVEN_HERE.get(directory.root.resolve())
-    if here is not None:
-        here.set()
+    if pid == os.getpid():
+        here = DRIVEN_HERE.get(directory.root.resolve())
+        if here is not None:
+            here.set()
     else:
-        os.kill(pid, signal.SIGTERM)
-        if now:
-            # A second signal ends the driver at once; two pending SIGTERMs could be merged.
-            os.kill(pid, signal.SIGINT)
+        # A driver that ends meanwhile has stopped, too.
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+            if now:
+                # Any second signal ends the driver at once; two of one kind may arrive as one.
+                os.kill(pid, signal.SIGINT)
     give_up = time.monotonic() + timeout_s
     while is_driven(directory):
         if time.monotonic() > give_up:

@@ -8,6 +8,7 @@ network. Other databases have no such lock; there the run directory's lock is th
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import signal
@@ -70,11 +71,15 @@ def is_driven(run: RunDirectory) -> bool:
     """Whether a running driver has locked the run directory."""
     if not run.lock.exists():
         return False
+    # A shared lock, which two readers can hold, on a file that needs only be readable.
+    handle = os.open(run.lock, os.O_RDONLY)
     try:
-        with FileLock(run.lock, blocking=False):
-            return False
-    except Timeout:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
+    finally:
+        os.close(handle)
+    return False
 
 
 @contextmanager

@@ -25,9 +25,6 @@ MEMORY = "memory"
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
-SPEND = "spend"
-"""Study attribute with the usage of its trials, written once per trial."""
-
 
 def set_attributes(trial: optuna.Trial, **attrs: Any) -> None:
     """Set user attributes of a running trial, in one transaction if the storage supports it."""

@@ -378,3 +378,17 @@ def test_the_best_trials_are_confirmed_before_one_is_recommended(
     assert json_of(capsys)["trial"] == said["recommended"]
     assert main(["search", "spec.yaml", "--set", "search.confirm.top=1"]) == 2
     assert "top 1 leaves no choice" in capsys.readouterr().err
+
+
+def test_a_dry_run_checks_what_the_run_would(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", "runs/demo", "--arms", "trial 0", "trial 1", "--dry-run"]) == 0
+    assert "trial 0, trial 1" in capsys.readouterr().out
+    assert main(["compare", "runs/demo", "--arms", "nonsense", "best", "--dry-run"]) == 2
+    assert "nonsense" in capsys.readouterr().err
+    outside = "search.arms={a: {policy: {kind: fixed, rate: 0.987}}}"
+    assert main(["search", "spec.yaml", "--set", outside, "--dry-run"]) == 2
+    assert "is outside the space" in capsys.readouterr().err
+    stored = ["runs/demo/resolved.yaml", "--run-dir", "runs/demo"]
+    assert main(["search", *stored]) == 0

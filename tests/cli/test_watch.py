@@ -106,7 +106,9 @@ def test_a_search_that_runs_tells_where_it_stands_and_its_storage_is_left_alone(
     searching.wait()
     monkeypatch.setattr(StudyStorage, "trials", trials)
     assert main(["status", "runs/demo"]) == 0
-    assert f"stale: process {searching.pid} on " in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "stale: last written" in text
+    assert f"by process {searching.pid} on " in text
     assert main(["status", "runs/demo", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["running"], told["stale"]) == (False, True)

@@ -35,7 +35,3 @@ def test_the_most_of_one_trial_is_kept_and_what_runs_is_known():
         ledger.end(number, seconds)
         assert not ledger.is_running(number)
     assert (ledger.most_worker_s, ledger.most_gpu_s) == (18, 9)
-
-
-def test_spent_is_in_worker_seconds_and_gpu_hours():
-    assert Ledger(120.04, 5400).spent() == {"worker_seconds": 120.0, "gpu_hours": 1.5}

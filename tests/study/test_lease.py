@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -16,4 +17,18 @@ def test_a_second_driver_is_refused_and_names_the_first(run: RunDirectory) -> No
         assert is_driven(run)
         with pytest.raises(InputError, match=f"process {os.getpid()} on"), driver_lock(run):
             pass
+    assert not is_driven(run)
+
+
+def test_readers_do_not_see_each_other(run: RunDirectory) -> None:
+    with driver_lock(run):
+        pass
+    with ThreadPoolExecutor(4) as readers:
+        assert not any(readers.map(lambda _: is_driven(run), range(400)))
+
+
+def test_a_lock_that_can_only_be_read_is_probed(run: RunDirectory) -> None:
+    with driver_lock(run):
+        run.lock.chmod(0o444)
+        assert is_driven(run)
     assert not is_driven(run)
