@@ -134,8 +134,8 @@ import sys
 from mptune import dispatch
 from mptune.cli import main
 from mptune.dispatch.ray_dispatcher import RayDispatcher
-dispatch.make = lambda *a, predictor, **k: RayDispatcher(
-    *a, runtime="tests.dispatch.helpers:Endless", predictor=predictor)
+dispatch.make = lambda *a, forecast, **k: RayDispatcher(
+    *a, runtime="tests.dispatch.helpers:Endless", forecast=forecast)
 sizes = "resources={cpus_per_worker: 0.5, by_size: {30k: {workers: 4}}}"
 sys.exit(main(["search", "spec.yaml", "--set", "search.trials=1000",
                "--set", "search.concurrency=12", "--set", sizes]))
