@@ -45,11 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"a spec, or one of {actions} and the name of a search",
     )
     parser.add_argument(
-        "--on",
-        type=Path,
-        required=True,
-        metavar="PROFILE",
-        help="launcher profile, e.g. launchers/ray.yaml",
+        "--on", type=Path, required=True, metavar="PROFILE", help="e.g. launchers/ray.yaml"
     )
     _arguments.add_overrides(parser)
     parser.add_argument(
@@ -59,9 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="server",
         help="print the manifests or scripts and stop; =server: the API server checks them",
     )
-    parser.add_argument(
-        "--detach", action="store_true", help="submit the search and return at once"
-    )
+    parser.add_argument("--detach", action="store_true", help="submit and return at once")
     parser.add_argument(
         "--into", type=Path, metavar="DIR", help="folder for the report; default runs/NAME"
     )
