@@ -153,7 +153,7 @@ def test_ctrl_c_detaches_and_logs_follows_again(
         patched.setattr(KubernetesApi, "await_change", _interrupt)
         assert launch("succeeds") == 0
     out = capsys.readouterr().out
-    assert "detached; succeeds runs on" in out
+    assert "detached; succeeds continues" in out
     assert f"mptune launch logs succeeds --on {PROFILE}" in out
     assert again("logs", "succeeds") == 0
     assert LOG[-1] in capsys.readouterr().out
