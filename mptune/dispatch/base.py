@@ -88,10 +88,10 @@ class Dispatcher(Protocol):
             DispatchError: no worker could be started.
         """
 
-    def capacity(self, flying: Sequence[Resources] = ()) -> int:
+    def capacity(self, in_flight: Sequence[Resources] = ()) -> int:
         """How many trials can be in flight with what the cluster holds now (at least 1).
 
-        `flying` are the resources of trials in flight; more fit only where these leave resources
+        `in_flight` are the resources of trials in flight; more fit only where these leave resources
         for the smallest gang.
         """
 

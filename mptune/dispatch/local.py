@@ -89,7 +89,7 @@ class LocalDispatcher:
         except Exception as error:
             raise DispatchError(f"preparing the data failed: {one_line(error)}") from error
 
-    def capacity(self, flying: Sequence[Resources] = ()) -> int:
+    def capacity(self, in_flight: Sequence[Resources] = ()) -> int:
         return 1
 
     def device(self, resources: Resources) -> Device:

@@ -258,8 +258,8 @@ class RayDispatcher:
                 if gang.shape == self._preparer != self._shape and gang.trial is None:
                     self._pool.drop(gang, "the data are prepared")
 
-    def capacity(self, flying: Sequence[Resources] = ()) -> int:
-        shapes = [Shape.of(resources) for resources in flying]
+    def capacity(self, in_flight: Sequence[Resources] = ()) -> int:
+        shapes = [Shape.of(resources) for resources in in_flight]
         capacity = admission.trial_capacity(self._pool.nodes(), shapes, self._shape)
         # A cluster grows for queued trials: one more than fits is to be queued.
         return max(1, capacity + (self._autoscaler is not None and not self._queue()))

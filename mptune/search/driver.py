@@ -1,8 +1,8 @@
-"""Drives one study: ask, dispatch, report, prune, tell; resume.
+"""Drives one study: asks Optuna for trials, dispatches them, prunes, tells the outcome; resumes.
 
 A driver that is killed at any moment and started again with the same command goes on. A trial
-that was running goes back into the queue under its own number and parameters; a trial that had
-finished but was not told is told from its result file.
+that was running goes back into the queue under its own number and parameters. For a trial whose
+result file exists, the driver tells Optuna that result and does not train it again.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Observer(Protocol):
         """The budgets have no room for a trial now; it may be submitted again."""
 
     def finish_trial(self, number: int, state: str) -> None:
-        """A trial was told to the study, in this state."""
+        """The outcome of a trial was stored in the study, as this state."""
 
 
 @dataclass

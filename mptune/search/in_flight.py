@@ -1,4 +1,4 @@
-"""A trial between being asked for and being told: its states and their transitions."""
+"""A trial between `study.ask` and `study.tell`: its states and their transitions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class InFlightState(StrEnum):
     TRAINING = "training"
     SCORING = "scoring"
     ENDED = "ended"
-    """Its outcome is known and not yet told to the study."""
+    """Its outcome is known, but not yet stored in the study."""
 
 
 HELD, STARTING, TRAINING, SCORING, ENDED = InFlightState
@@ -45,7 +45,7 @@ driver left; `hold` after the end is a trial that was stopped for the budget.
 
 @dataclass
 class InFlight:
-    """A trial that was asked for and not told yet.
+    """A trial between `study.ask` and `study.tell`.
 
     Attributes:
         retries: times that it was run again because its machine failed.

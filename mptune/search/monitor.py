@@ -56,7 +56,7 @@ class Monitor:
         """Hand a new status to the watchers.
 
         Args:
-            flights: trials that were asked for and not told yet.
+            flights: trials between `study.ask` and `study.tell`.
             spent_s: wall-clock seconds of all drivers of the study.
             stopping: whether the driver was asked to stop.
         """
