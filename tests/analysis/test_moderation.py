@@ -1,0 +1,72 @@
+"""Moderated variances: exact limits, and calibration on simulated arms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.special import stdtrit
+
+from mptune.analysis.crossed import Array
+from mptune.analysis.moderation import moderate, out_of_play
+
+
+def test_many_arms_that_are_alike_share_their_variance() -> None:
+    rng = np.random.default_rng(0)
+    found = moderate(4 * rng.chisquare(2, 200) / 2, np.full(200, 2))
+    assert found.prior_A == pytest.approx(np.full(200, 4.0), rel=0.2)
+    assert found.degrees_A.min() > 30
+    assert np.ptp(np.log(found.variance_A)) < 1
+
+
+def test_an_arm_with_many_seeds_keeps_its_own_variance() -> None:
+    found = moderate(np.array([1.0, 60.0]), np.array([400, 400]))
+    assert found.variance_A == pytest.approx([1.0, 60.0], rel=0.05)
+    assert found.degrees_A == pytest.approx([400, 400], rel=0.05)
+
+
+def test_the_unit_does_not_matter_and_the_order_neither() -> None:
+    s2, df, x = np.array([1.0, 3.0, 0.2]), np.array([2, 1, 3]), np.array([0.9, 0.1, 0.0])
+    found, scaled = moderate(s2, df, x), moderate(100 * s2[::-1], df[::-1], x[::-1])
+    assert scaled.variance_A[::-1] / 100 == pytest.approx(found.variance_A)
+    assert scaled.degrees_A[::-1] == pytest.approx(found.degrees_A)
+
+
+def test_policies_that_leave_counts_out_are_noisier() -> None:
+    rng, x = np.random.default_rng(1), np.repeat([0.0, 1.0], 16)
+    found = moderate(60**x * rng.chisquare(2, 32) / 2, np.full(32, 2), x)
+    ratio = found.prior_A[-1] / found.prior_A[0]
+    assert 20 < ratio < 180
+
+
+@pytest.mark.parametrize("ratio", [1.0, 60.0])
+@pytest.mark.parametrize("arms", [2, 4, 12])
+def test_intervals_from_moderated_variances_cover(arms: int, ratio: float) -> None:
+    """Means of 3 seeds; half of the arms are noisier, and the covariate says which."""
+    rng, covered = np.random.default_rng(arms), []
+    x: Array = np.arange(arms) % 2.0
+    variance_A = ratio**x
+    for _ in range(1200 // arms):
+        found = moderate(variance_A * rng.chisquare(2, arms) / 2, np.full(arms, 2), x)
+        error_A = np.sqrt(variance_A / 3) * rng.normal(size=arms)
+        half_A = -stdtrit(found.degrees_A, 0.025) * np.sqrt(found.variance_A / 3)
+        covered.append(np.abs(error_A) < half_A)
+    assert 0.92 < np.mean(covered) < 0.98
+
+
+def test_no_variance_is_made_up() -> None:
+    for s2, df in (([1.0, 2.0], [0, 0]), ([0.0, 0.0], [1, 1])):
+        with pytest.raises(ValueError, match="no variance is known"):
+            moderate(np.array(s2), np.array(df))
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ({"kind": "uniform"}, 0.0),
+        ({"kind": "fixed", "rate": 0.15}, 1 - 1 / 64),
+        ({"kind": "uniform", "low": 0.5}, 0.5),
+        ({"kind": "of another installation"}, 0.5),
+    ],
+)
+def test_counts_out_of_play(policy: dict[str, object], expected: float) -> None:
+    assert out_of_play(policy, 64) == pytest.approx(expected, abs=0.02)
