@@ -25,12 +25,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
 Said = dict[str, Any]
 
-MACHINES = """
-import sys, ray
-ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR')
-print(sum(node['Alive'] for node in ray.nodes()))
-"""
-
 AUTOSCALED: dict[str, Any] = {
     "cluster_name": "elastic",
     "max_workers": 2,
@@ -113,11 +107,8 @@ def test_trials_in_flight_follow_the_cluster_as_it_grows_and_shrinks(cluster, tm
 
 def machines(cluster: RayCluster) -> int:
     """Nodes that are alive, the head among them."""
-    asked = subprocess.run(
-        [sys.executable, "-c", MACHINES, cluster.address],
-        env=cluster.env, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return int(asked.stdout)
+    (alive,) = cluster.ask("print(sum(node['Alive'] for node in ray.nodes()), file=answer)")
+    return int(alive)
 
 
 def machines_left(cluster: RayCluster) -> int:

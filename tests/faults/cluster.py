@@ -22,15 +22,18 @@ from mptune.paths import free_port
 
 RAY = str(Path(sys.executable).parent / "ray")
 OBJECT_STORE = "--object-store-memory=80000000"
-LEFTOVERS = """
-import sys, ray
+CONNECT = """
+import os, sys, ray
+answer, sys.stdout = sys.stdout, sys.stderr  # Ray prints the deaths of nodes on standard output
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR')
+"""
+LEFTOVERS = """
 for group in ray.util.placement_group_table().values():
     if group['state'] != 'REMOVED':
-        print('placement group', group['placement_group_id'], group['state'])
+        print('placement group', group['placement_group_id'], group['state'], file=answer)
 for actor, known in ray._private.state.actors().items():
     if known['State'] != 'DEAD':
-        print('actor', actor, known['State'])
+        print('actor', actor, known['State'], file=answer)
 """
 
 
@@ -94,10 +97,15 @@ class RayCluster:
 
     def leftovers(self) -> list[str]:
         """Actors and placement groups that still hold something."""
+        return self.ask(LEFTOVERS)
+
+    def ask(self, script: str, *arguments: str) -> list[str]:
+        """The lines that a script, connected as `ray`, prints to `answer`."""
         asked = subprocess.run(
-            [sys.executable, "-c", LEFTOVERS, self.address],
-            env=self.env, capture_output=True, text=True, check=True,
+            [sys.executable, "-c", CONNECT + script, self.address, *arguments],
+            env=self.env, capture_output=True, text=True,
         )  # fmt: skip
+        assert asked.returncode == 0, asked.stderr
         return asked.stdout.splitlines()
 
     def close(self) -> None:

@@ -106,11 +106,8 @@ def test_a_head_that_was_restarted_ends_the_search_clearly_and_the_same_command_
 
 
 LEFT = """
-import os, sys, ray
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
 
 @ray.remote(num_cpus=0.1)
 class Rank:
@@ -121,7 +118,7 @@ for name in sys.argv[2:]:
     group = placement_group([{"CPU": 0.1}], name=name, lifetime="detached")
     where = PlacementGroupSchedulingStrategy(group)
     rank = Rank.options(scheduling_strategy=where, lifetime="detached").remote()
-    print(ray.get(rank.pid.remote()))
+    print(ray.get(rank.pid.remote()), file=answer)
 """
 """Gangs whose driver is gone, as if Ray had not noticed."""
 
@@ -142,7 +139,7 @@ def test_fsck_finds_and_ends_gangs_of_this_run_that_have_no_driver(cluster, sear
     fsck = ("-m", "mptune", "fsck", str(run.root))
     assert python(*fsck) == "no problems\n"
     names = (f"{known['mark']}/0a/gang-1", "mptune/another-run/0b/gang-1")
-    ours, another = map(int, python("-c", LEFT, cluster.address, *names).split())
+    ours, another = map(int, cluster.ask(LEFT, *names))
 
     with driver_lock(run):
         assert "gang" not in python(*fsck)
