@@ -4,8 +4,9 @@ Forwards are made in rounds. A round is a plan of its own (its own systematic of
 sequences of the table. The variance reduction is fitted on all rounds so far together, so a round
 that ends early costs no precision.
 
-Racing two models: block t = 1, 2, ... of sequences is scored by both with the same masks; d_t is
-the mean difference of z over the block. After every block from the eighth on, the difference is
+Racing two models: block t = 1, 2, ... of whole groups of sequences is scored by both with the same
+masks; d_t is the mean difference of z over the block (of blocks that differ in size, as
+`mptune.lml.groups.group_scores` has it). After every block from the eighth on, the difference is
 
     mean(d_1..t)  +-  (t_{t-1, .975} / 1.96) s_t sqrt( 2 (t rho^2 + 1) / (t^2 rho^2)
                                                         ln( sqrt(t rho^2 + 1) / alpha ) )
@@ -36,6 +37,7 @@ from mptune.lml.estimator import (
     observations,
     summarise,
 )
+from mptune.lml.groups import group_numbers, group_scores, round_robin
 from mptune.lml.plan import DEFAULT_VARIANCE, LMLPlan, VarianceLaw
 from mptune.lml.regression import Observations
 
@@ -61,13 +63,14 @@ Verdict = Literal["a", "b", "undecided"]
 class Side:
     """One model and the table it scores, prepared for rounds.
 
-    ``tokens`` [N, D], ``observed`` [N, D]. Two sides that are compared have the same sequences in
-    the same order; their tokens may differ.
+    ``tokens`` [N, D], ``observed`` [N, D], ``groups`` [N]. Two sides that are compared have the
+    same sequences in the same order, in the same groups; their tokens may differ.
     """
 
     log_prob: LogProb
     tokens: NDArray[Any]
     observed: BoolArray
+    groups: IntArray
     covariates: Covariates | None = None
     batch_size: int = 64
 
@@ -79,10 +82,11 @@ class Side:
         observed: ArrayLike | None = None,
         covariates: Covariates | None = None,
         batch_size: int = 64,
+        groups: ArrayLike | None = None,
     ) -> Side:
         """Check the shapes.
 
-        Raises ValueError unless tokens are [N, D] and observed, if given, has their shape.
+        Raises ValueError unless tokens are [N, D], and observed [N, D] and groups [N] if given.
         """
         tokens_ND = np.asarray(tokens)
         shown = np.ones(tokens_ND.shape, np.bool_) if observed is None else np.asarray(observed)
@@ -91,7 +95,8 @@ class Side:
                 f"tokens and observed must be [N, D]; they have shapes {tokens_ND.shape} and "
                 f"{shown.shape}"
             )
-        return cls(log_prob, tokens_ND, shown.astype(np.bool_), covariates, batch_size)
+        groups_N = group_numbers(groups, len(tokens_ND))
+        return cls(log_prob, tokens_ND, shown.astype(np.bool_), groups_N, covariates, batch_size)
 
     def usable(self) -> BoolArray:
         """Sequences with an observed position [N]."""
@@ -136,7 +141,8 @@ class Gathered:
         """The estimate from all forwards so far."""
         passes = [Observations.of_sequences(parts) for parts in self._passes]
         digest = hashlib.sha256("/".join(self._hashes).encode()).hexdigest()
-        return summarise(Observations.of_bands(passes), np.concatenate(self.rows), digest)
+        rows = np.concatenate(self.rows)
+        return summarise(Observations.of_bands(passes), rows, self.side.groups[rows], digest)
 
 
 def _shuffled(usable: BoolArray, seed: int) -> IntArray:
@@ -155,17 +161,19 @@ def refine_lml(
     covariates: Covariates | None = None,
     max_forwards: int | None = None,
     target_se: float | None = None,
+    groups: ArrayLike | None = None,
 ) -> Iterator[LMLEstimate]:
     """Yield estimates of the same score, each more precise; stop iterating at any of them.
 
-    New sequences come first, two forwards of each, in doubling rounds; when all ``tokens`` [N, D]
-    are used, more forwards of the same ones follow. It ends after ``max_forwards``, with the
-    population error ``target_se`` (nats per position), or when only other sequences could help.
+    New sequences come first, two forwards of each, in doubling rounds, from as many ``groups`` [N]
+    as there are; when all ``tokens`` [N, D] are used, more forwards of the same ones follow. It
+    ends after ``max_forwards``, with the error ``target_se`` (nats per position, in the estimate's
+    scope), or when only other sequences could help.
 
     Raises what `estimate_lml` raises.
     """
-    side = Side.of(log_prob, tokens, observed, covariates, batch_size)
-    order = _shuffled(side.usable(), seed)
+    side = Side.of(log_prob, tokens, observed, covariates, batch_size, groups)
+    order = round_robin(_shuffled(side.usable(), seed), side.groups)
     if not order.size:
         raise ValueError(
             f"no position is observed in any of the {len(side.tokens)} sequences: "
@@ -193,6 +201,8 @@ def finished(estimate: LMLEstimate, available: int, target_se: float | None) -> 
     rounding = 1e-12 * abs(estimate.nats_per_position)
     if error <= max(target, rounding):
         return True
+    if estimate.scope == "fixed":
+        return target_se is None and estimate.n_sequences == available
     of_sequences = error**2 - (error * estimate.se_fixed / estimate.se_population) ** 2
     helps = estimate.se_fixed**2 > ENOUGH * estimate.se_population**2
     hopeless = target_se is not None and of_sequences >= target**2
@@ -221,8 +231,9 @@ def estimate_to_target(
     batch_size: int = 64,
     covariates: Covariates | None = None,
     max_forwards: int | None = None,
+    groups: ArrayLike | None = None,
 ) -> LMLEstimate:
-    """The first of `refine_lml` whose population error is at most ``target_se`` nats per position.
+    """The first of `refine_lml` whose error is at most ``target_se`` nats per position.
 
     Where the data or ``max_forwards`` end before, the last one: compare its error with the target.
 
@@ -245,14 +256,16 @@ def estimate_to_target(
         covariates=covariates,
         max_forwards=max_forwards,
         target_se=target_se,
+        groups=groups,
     )
     *_, last = estimates
     return last
 
 
 def se_per_position(estimate: LMLEstimate) -> float:
-    """Population standard error of the score, nats per position."""
-    return estimate.se_population * estimate.n_sequences / float(estimate.positions.sum())
+    """Standard error of the score in the estimate's scope, nats per position."""
+    error = estimate.se_population if estimate.scope == "population" else estimate.se_fixed
+    return error * estimate.n_sequences / float(estimate.positions.sum())
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -309,32 +322,38 @@ def race_lml(
 ) -> Iterator[LMLComparison]:
     """Yield a comparison after every block (or two in a hundred) from the eighth on.
 
-    ``block`` sequences with ``forwards`` masks each are scored by both models at a time. It ends
-    with a verdict other than "undecided", after ``max_forwards`` of each model, or with the data.
+    Whole groups of together at least ``block`` sequences, with ``forwards`` masks each, are scored
+    by both models at a time. It ends with a verdict other than "undecided", after ``max_forwards``
+    of each model, or with the data.
 
-    Raises ValueError for sides of different numbers of sequences, for a level outside (0, 1) and
-    where fewer than `MIN_BLOCKS` blocks can be scored; and what `estimate_lml` raises.
+    Raises ValueError for sides of different numbers of sequences or different groups, for a level
+    outside (0, 1) and where fewer than `MIN_BLOCKS` blocks can be scored; and what `estimate_lml`
+    raises.
     """
-    order = _race_order(a, b, level, block, seed)
-    limit = len(order) if max_forwards is None else min(len(order), max_forwards // forwards)
-    if limit // block < MIN_BLOCKS:
+    blocks = _race_blocks(a, b, level, block, seed)
+    sizes = np.cumsum([len(rows) for rows in blocks])
+    if max_forwards is not None:
+        blocks = blocks[: int(np.searchsorted(sizes, max_forwards // forwards, side="right"))]
+    if len(blocks) < MIN_BLOCKS:
         raise ValueError(
-            f"{limit} sequences in blocks of {block} are fewer than {MIN_BLOCKS} blocks: "
-            "nothing can be decided; use more sequences, more forwards or smaller blocks"
+            f"{sum(map(len, blocks))} sequences make {len(blocks)} blocks of whole groups with at "
+            f"least {block} sequences, fewer than {MIN_BLOCKS} blocks: nothing can be decided; use "
+            "more groups, more forwards or smaller blocks"
         )
-    sides, next_look = (Gathered(a, seed), Gathered(b, seed)), MIN_BLOCKS * block
-    for done in range(block, limit + 1, block):
+    sides, next_look = (Gathered(a, seed), Gathered(b, seed)), MIN_BLOCKS
+    for done, rows in enumerate(blocks, start=1):
         for gathered in sides:
-            gathered.add(order[done - block : done], forwards)
-        if done >= next_look or done + block > limit:
-            comparison = _compare(*sides, block, level)
+            gathered.add(rows, forwards)
+        if done >= next_look or done == len(blocks):
+            comparison = _compare(*sides, level)
             yield comparison
             if comparison.verdict != "undecided":
                 return
             next_look = math.ceil(done * LOOK_GROWTH)
 
 
-def _race_order(a: Side, b: Side, level: float, block: int, seed: int) -> IntArray:
+def _race_blocks(a: Side, b: Side, level: float, block: int, seed: int) -> list[IntArray]:
+    """Rows of each block: groups in random order, until there are ``block`` sequences."""
     if not 0.0 < level < 1.0:
         raise ValueError(f"level must be between 0 and 1; it is {level}")
     if block < 2:
@@ -344,14 +363,27 @@ def _race_order(a: Side, b: Side, level: float, block: int, seed: int) -> IntArr
             f"the models must score the same sequences; they have {len(a.tokens)} and "
             f"{len(b.tokens)}"
         )
-    return _shuffled(a.usable() & b.usable(), seed)
+    if not np.array_equal(a.groups, b.groups):
+        raise ValueError("the models must score the same groups of sequences")
+    order = _shuffled(a.usable() & b.usable(), seed)
+    # Whole groups, in the order of `round_robin`: large ones do not come first.
+    groups_n = a.groups[order := round_robin(order, a.groups)]
+    _, first, index_n = np.unique(groups_n, return_index=True, return_inverse=True)
+    order = order[np.argsort(first[index_n], kind="stable")]
+    blocks, start = list[IntArray](), 0
+    for end in (np.flatnonzero(np.diff(a.groups[order], append=-1)) + 1).tolist():
+        if end - start >= block:
+            blocks.append(order[start:end])
+            start = end
+    return blocks
 
 
-def _compare(a: Gathered, b: Gathered, block: int, level: float) -> LMLComparison:
+def _compare(a: Gathered, b: Gathered, level: float) -> LMLComparison:
     """Of everything gathered; the fits are linear in y, so their difference fits the difference."""
     estimates = a.estimate(), b.estimate()
     difference_n = estimates[0].per_sequence - estimates[1].per_sequence
-    means_t = difference_n.reshape(-1, block).mean(axis=1)
+    block_n = np.repeat(np.arange(len(a.rows)), [len(rows) for rows in a.rows])
+    means_t = group_scores(difference_n, block_n)
     difference, half = float(means_t.mean()), sequential_half_width(means_t, level)
     verdict: Verdict = "undecided"
     if abs(difference) > half:
@@ -381,12 +413,14 @@ def compare_lml(
     batch_size: int = 64,
     max_forwards: int | None = None,
     covariates: Covariates | None = None,
+    groups: ArrayLike | None = None,
 ) -> LMLComparison:
     """Which of two masked models scores higher on ``tokens`` [N, D], in as few forwards as needed.
 
     Both score the same sequences with the same masks, block by block, until the interval of the
     difference excludes zero, or data or ``max_forwards`` (of each model) end: then "undecided".
-    The interval holds at all looks at once. It is over the population of sequences; what another
+    ``groups`` [N] labels the document, subject or site of each sequence: a block has whole groups.
+    The interval holds at all looks at once. It is over the population of groups; what another
     training seed would change is not in it.
 
     Raises what `race_lml` raises.
@@ -401,7 +435,7 @@ def compare_lml(
         ('a', 128)
     """
     sides = [
-        Side.of(log_prob, tokens, observed, covariates, batch_size)
+        Side.of(log_prob, tokens, observed, covariates, batch_size, groups)
         for log_prob in (log_prob_a, log_prob_b)
     ]
     looks = race_lml(

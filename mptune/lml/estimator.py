@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mptune.lml.covariates import Covariates
+from mptune.lml.groups import MIN_GROUPS, group_standard_error
 from mptune.lml.plan import DEFAULT_VARIANCE, LMLPlan, VarianceLaw
 from mptune.lml.regression import Observations, Reduction, fit_residual_variance, reduce_variance
 
@@ -31,6 +32,9 @@ IntArray = NDArray[np.int64]
 
 LogProb = Callable[[NDArray[Any], BoolArray], Any]
 """(tokens_BD, mask_BD) -> log p of the true value at masked positions [B, D], numpy or torch."""
+
+Scope = Literal["population", "fixed"]
+"""What an interval is of: new groups of sequences, or exactly the scored sequences."""
 
 _CURVE_BINS = 20
 _CHUNK = 256
@@ -77,7 +81,7 @@ class LMLEstimate:
     nats_per_position: float
     """Total nats over total observed positions."""
     se_population: float
-    """Standard error of nats_per_sequence for the population of sequences; NaN for n = 1."""
+    """Standard error of nats_per_sequence for new groups of sequences; NaN below `MIN_GROUPS`."""
     se_fixed: float
     """Standard error of nats_per_sequence for exactly these sequences; NaN for k = 1."""
     per_sequence: FloatArray
@@ -86,28 +90,40 @@ class LMLEstimate:
     """Which sequence of the table each entry of per_sequence is [n]."""
     positions: IntArray
     """Observed positions of each scored sequence [n]."""
+    groups: IntArray
+    """Number of the group of each scored sequence [n]; without groups each is one."""
     curve: MPTCurve
     residual_variance: VarianceLaw
     """Fitted (a, b, c): pass to LMLPlan.make, with another seed, for a sharper plan."""
     n_sequences: int
     forwards_used: int
     effective_sample_size: float
-    """Forwards with uniform M and nothing else that would give the same se_population."""
+    """Forwards with uniform M and nothing else that would give the same error between groups."""
     plan_hash: str
-    degrees_of_freedom: dict[str, int]
+    degrees_of_freedom: dict[str, float]
 
-    def interval(
-        self, level: float = 0.95, kind: Literal["population", "fixed"] = "population"
-    ) -> tuple[float, float]:
+    @property
+    def n_groups(self) -> int:
+        """Number of groups, G."""
+        return np.unique(self.groups).size
+
+    @property
+    def scope(self) -> Scope:
+        """What the score is claimed for: the population, or with few groups this set only."""
+        return "population" if self.n_groups >= MIN_GROUPS else "fixed"
+
+    def interval(self, level: float = 0.95, kind: Scope | None = None) -> tuple[float, float]:
         """Two-sided Student t interval of nats_per_sequence; NaN where its error is undefined.
 
-        ``population``: for new sequences like these, n - 1 degrees of freedom. ``fixed``: for
-        exactly these sequences, only the masks are random, n (k - 1) degrees of freedom.
+        ``population``: for new groups of sequences like these, G - 1 degrees of freedom, and fewer
+        where the sizes of groups differ. ``fixed``: for exactly these sequences, only the masks
+        are random, n (k - 1) degrees of freedom. The default is `scope`.
         """
         from scipy.special import stdtrit  # type: ignore[import-untyped, unused-ignore]
 
         if not 0.0 < level < 1.0:
             raise ValueError(f"level must be between 0 and 1; it is {level}")
+        kind = kind or self.scope
         error = {"population": self.se_population, "fixed": self.se_fixed}[kind]
         if np.isnan(error):
             return float("nan"), float("nan")
@@ -125,14 +141,16 @@ def estimate_lml(
     plan: LMLPlan | None = None,
     batch_size: int = 64,
     covariates: Covariates | None = None,
+    groups: ArrayLike | None = None,
 ) -> LMLEstimate:
     """Score a masked model on ``tokens`` [N, D] (integer ids or real values), in nats.
 
     ``log_prob(tokens_BD, mask_BD)`` returns [B, D]: at masked positions, log p of the true value
     given the unmasked ones; anything elsewhere. ``observed`` [N, D] tells what may be masked and
-    is scored (default: all); a sequence with no observed position is left out. ``plan`` replaces
-    ``observed``, ``forwards`` and ``seed``. ``covariates`` sharpen the estimate, see
-    :class:`TokenCovariates`.
+    is scored (default: all); a sequence with no observed position is left out. ``groups`` [N]
+    labels the document, subject or site of each sequence; without it they count as independent.
+    ``plan`` replaces ``observed``, ``groups``, ``forwards`` and ``seed``. ``covariates`` sharpen
+    the estimate, see :class:`TokenCovariates`.
 
     Raises NonFiniteLogProb where the model gives a value that is not finite, ValueError for shapes
     that do not match and for data without an observed position.
@@ -148,7 +166,7 @@ def estimate_lml(
     tokens_ND = np.asarray(tokens)
     if plan is None:
         shown = np.ones(tokens_ND.shape, np.bool_) if observed is None else np.asarray(observed)
-        plan = LMLPlan.make(shown, forwards=forwards, seed=seed)
+        plan = LMLPlan.make(shown, forwards=forwards, seed=seed, groups=groups)
     _check_table(plan, tokens_ND, observed)
     sums_Nk = forward_sums(log_prob, tokens_ND, plan, batch_size)
     return estimate_from_sums(plan, sums_Nk, tokens_ND, observed, covariates=covariates)
@@ -213,7 +231,7 @@ def estimate_from_sums(
             raise ValueError("covariates need the tokens that were scored: pass tokens")
         _check_table(plan, np.asarray(tokens), observed)
     data = observations(plan, sums, tokens, covariates)
-    return summarise(data, plan.kept, plan.hash)
+    return summarise(data, plan.kept, plan.groups_N[plan.kept], plan.hash)
 
 
 def forward_sums(
@@ -280,13 +298,16 @@ def observations(
     )
 
 
-def summarise(data: Observations, sequence_index: IntArray, plan_hash: str) -> LMLEstimate:
+def summarise(
+    data: Observations, sequence_index: IntArray, groups_n: IntArray, plan_hash: str
+) -> LMLEstimate:
     """The estimate from observations of the sequences ``sequence_index`` [n] of a table."""
     reduction = reduce_variance(data)
     z_nk = reduction.z_nk
     n, k = z_nk.shape
     row_means_n = z_nk.mean(axis=1)
-    se_population = float(row_means_n.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
+    error, df = group_standard_error(row_means_n, groups_n)
+    claimed = np.unique(groups_n).size >= MIN_GROUPS
     # Variance of y at uniform M, from forwards drawn with weight w.
     first = float((data.weights_nk * data.y_nk).mean())
     naive_variance = float((data.weights_nk * data.y_nk**2).mean()) - first**2
@@ -296,18 +317,19 @@ def summarise(data: Observations, sequence_index: IntArray, plan_hash: str) -> L
     return LMLEstimate(
         nats_per_sequence=float(row_means_n.mean()),
         nats_per_position=float(row_means_n.sum() / data.lengths_n.sum()),
-        se_population=se_population,
+        se_population=error if claimed else float("nan"),
         se_fixed=_se_fixed(z_nk),
         per_sequence=row_means_n,
         sequence_index=sequence_index,
         positions=data.lengths_n,
+        groups=groups_n,
         curve=_curve(data, reduction),
         residual_variance=law,
         n_sequences=n,
         forwards_used=n * k,
-        effective_sample_size=naive_variance / max(se_population**2, 1e-300),
+        effective_sample_size=naive_variance / max(error**2, 1e-300),
         plan_hash=plan_hash,
-        degrees_of_freedom={"population": n - 1, "fixed": n * (k - 1)},
+        degrees_of_freedom={"population": df, "fixed": n * (k - 1)},
     )
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mptune.lml.groups import group_numbers
 from mptune.paths import write_aside
 
 BoolArray = NDArray[np.bool_]
@@ -115,9 +116,11 @@ class LMLPlan:
     """[N, k], mask count M of each forward, in 1..D_i; 0 in the rows of skipped sequences."""
     weights_Nk: FloatArray
     """[N, k], w = 1 / (D_i q_i(M)); 0 in the rows of skipped sequences."""
+    groups_N: IntArray
+    """[N], the group of each sequence (document, subject, site): errors are between groups."""
 
     def __post_init__(self) -> None:
-        for array in (self.observed_ND, self.counts_Nk, self.weights_Nk):
+        for array in (self.observed_ND, self.counts_Nk, self.weights_Nk, self.groups_N):
             array.setflags(write=False)
 
     @classmethod
@@ -128,16 +131,20 @@ class LMLPlan:
         forwards: int = 2,
         seed: int = 0,
         residual_variance: VarianceLaw = DEFAULT_VARIANCE,
+        groups: ArrayLike | None = None,
     ) -> LMLPlan:
         """Draw a plan for the sequences of ``observed_ND`` [N, D], bool.
 
         ``forwards`` (k) is the number of model evaluations per sequence; an interval for this
         fixed held-out set needs at least 2. Sequences without an observed position are skipped.
         ``residual_variance`` fixes q(M); a pilot with another seed estimates it, see
-        ``LMLEstimate.residual_variance``. Any positive law gives an unbiased score.
+        ``LMLEstimate.residual_variance``. Any positive law gives an unbiased score. ``groups`` [N]
+        holds a label of each sequence; by default each is a group of its own. Masks do not depend
+        on it.
 
         Raises ValueError for an array that is not two-dimensional, for ``forwards`` below 1, for
-        a law that is not positive, and where no sequence has an observed position.
+        a law that is not positive, for groups of another number, and where no sequence has an
+        observed position.
         """
         observed = np.array(observed_ND, dtype=np.bool_)
         if observed.ndim != 2:
@@ -160,7 +167,13 @@ class LMLPlan:
         weights = np.zeros((len(observed), forwards))
         p_nk = _systematic(kept.size, forwards, seed)
         counts[kept], weights[kept] = _counts_and_weights(lengths[kept], p_nk, residual_variance)
-        return cls(seed=seed, observed_ND=observed, counts_Nk=counts, weights_Nk=weights)
+        return cls(
+            seed=seed,
+            observed_ND=observed,
+            counts_Nk=counts,
+            weights_Nk=weights,
+            groups_N=group_numbers(groups, len(observed)),
+        )
 
     def at_rate(self, rate: float, *, seed: int) -> LMLPlan:
         """One forward per sequence at M = round(rate D_i), at least 1: for S at a single rate.
@@ -196,7 +209,7 @@ class LMLPlan:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 (hex) of everything that fixes the masks and weights, observed mask included."""
+        """SHA-256 (hex) of what fixes masks and weights: observed positions, but not groups."""
         digest = hashlib.sha256(f"{SCHEME}/{self.seed}/{self.observed_ND.shape}".encode())
         digest.update(np.packbits(self.observed_ND).tobytes())
         digest.update(self.counts_Nk.astype("<i8").tobytes())
@@ -260,6 +273,7 @@ class LMLPlan:
                 shape=self.observed_ND.shape,
                 counts=self.counts_Nk,
                 weights=self.weights_Nk,
+                groups=self.groups_N,
                 hash=self.hash,
             )
 
@@ -267,6 +281,11 @@ class LMLPlan:
     def load(cls, path: str | os.PathLike[str]) -> LMLPlan:
         """Read a plan written by :meth:`save`; ValueError if its content and hash disagree."""
         with np.load(path, allow_pickle=False) as file:
+            if "groups" not in file:
+                raise ValueError(
+                    f"{path}: the plan has no groups: it was written by an older version; make it "
+                    "again"
+                )
             n, length = map(int, file["shape"])
             observed = np.unpackbits(file["observed"], count=n * length).astype(np.bool_)
             plan = cls(
@@ -274,6 +293,7 @@ class LMLPlan:
                 observed_ND=observed.reshape(n, length),
                 counts_Nk=file["counts"],
                 weights_Nk=file["weights"],
+                groups_N=file["groups"],
             )
             if plan.hash != str(file["hash"]):
                 raise ValueError(

@@ -176,6 +176,52 @@ def test_models_that_cut_text_differently_race_on_the_same_sequences():
     assert abs(last.difference) < last.half_width < 2.0
 
 
+def test_a_race_takes_blocks_of_whole_groups():
+    tokens, groups = HMM_16.sample(600, seed=3), np.repeat(np.arange(60), [4, 16] * 30)
+    sides = [Side.of(m.log_prob, tokens, groups=groups) for m in (HMM_16, HMM_16)]
+    *_, last = race_lml(*sides)
+    for found in (last.a, last.b):
+        counts = np.unique(found.groups, return_counts=True)[1]
+        assert sorted(counts) == sorted(
+            np.unique(groups[found.sequence_index], return_counts=True)[1]
+        )
+        assert np.isin(counts, [4, 16]).all()
+    assert 30 <= last.blocks < 600 // 16
+    with pytest.raises(ValueError, match=r"make 7 blocks of whole groups .* use more groups"):
+        list(race_lml(*(Side.of(s.log_prob, tokens, groups=np.arange(600) % 7) for s in sides)))
+    with pytest.raises(ValueError, match="same groups of sequences"):
+        list(race_lml(sides[0], Side.of(HMM_16.log_prob, tokens)))
+
+
+def test_a_race_of_dependent_sequences_errs_as_seldom_as_it_says():
+    """Groups of 16 whose difference has an ICC of 0.5 and, on average, the mean 0."""
+    wrong = {True: 0, False: 0}
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        groups = np.repeat(np.arange(40), 16)
+        effect_N = rng.normal(size=40)[groups] + rng.normal(size=640)
+        models = [lambda x, m: x, lambda x, m: -x]
+        tokens = np.repeat(effect_N[:, None], 4, axis=1)
+        for known in wrong:
+            found = compare_lml(*models, tokens, groups=groups if known else None, seed=seed)
+            wrong[known] += found.verdict != "undecided"
+    assert wrong[True] <= 7
+    assert wrong[False] >= 15
+
+
+def test_refining_takes_sequences_of_as_many_groups_as_there_are():
+    tokens, groups = HMM_16.sample(300, seed=3), np.repeat(np.arange(101), [200, *[1] * 100])
+    looks = list(refine_lml(HMM_16.log_prob, tokens, groups=groups, max_forwards=600))
+    assert looks[0].n_groups == 101
+    assert looks[0].se_population > looks[-1].se_fixed
+    few = estimate_to_target(
+        HMM_16.log_prob, tokens, groups=np.arange(300) % 5, target_se=0.02, max_forwards=5000
+    )
+    assert few.scope == "fixed"
+    assert se_per_position(few) <= 0.02
+    assert np.isnan(few.se_population)
+
+
 def test_public_names():
     assert mptune.compare_lml is compare_lml
     assert mptune.estimate_to_target is estimate_to_target

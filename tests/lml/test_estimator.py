@@ -16,6 +16,7 @@ from mptune.lml import (
     masked_sums,
     position_controls,
 )
+from mptune.lml.groups import group_standard_error
 from mptune.lml.regression import fit_residual_variance
 from mptune.models.oracles import HMM, PPCA, Joint, MarkovChain
 from tests.lml.test_identity import masks_of_size
@@ -254,15 +255,22 @@ def test_errors_that_cannot_be_known_are_nan():
 
 
 def test_standard_errors_are_those_of_the_definition():
-    """Two sequences: no fit, z = w y, so both errors can be written out."""
-    plan = LMLPlan.make(np.ones((2, 4), bool), forwards=3, seed=1)
-    sums = np.array([[-1.0, -2.0, -5.0], [-3.0, -1.0, -2.0]])
-    z = plan.weights_Nk * 4 / plan.counts_Nk * sums
-    estimate = estimate_from_sums(plan, sums)
-    assert estimate.nats_per_sequence == pytest.approx(z.mean())
-    assert estimate.se_population == pytest.approx(abs(np.diff(z.mean(axis=1))[0]) / 2)
-    steps = ((z[:, 1:] - z[:, :-1]) ** 2).sum() / 2
-    assert estimate.se_fixed == pytest.approx(np.sqrt(3 / 2 * steps) / 6)
+    """Too few forwards for a fit, z = w y, so both errors can be written out."""
+    rng = np.random.default_rng(0)
+    for n, k, groups in ((2, 3, None), (8, 1, None), (12, 1, np.arange(12) % 8)):
+        plan = LMLPlan.make(np.ones((n, 4), bool), forwards=k, seed=1, groups=groups)
+        sums = -rng.exponential(size=(n, k))
+        z = plan.weights_Nk * 4 / plan.counts_Nk * sums
+        estimate = estimate_from_sums(plan, sums)
+        assert estimate.nats_per_sequence == pytest.approx(z.mean())
+        steps = ((z[:, 1:] - z[:, :-1]) ** 2).sum() / 2
+        fixed = np.sqrt(k / (k - 1) * steps) / (n * k) if k > 1 else np.nan
+        assert estimate.se_fixed == pytest.approx(fixed, nan_ok=True)
+        population = z.mean(axis=1).std(ddof=1) / np.sqrt(n) if n >= 8 else np.nan
+        if groups is not None:
+            population = group_standard_error(z[:, 0], groups)[0]
+            assert estimate.n_groups == 8
+        assert estimate.se_population == pytest.approx(population, nan_ok=True)
 
 
 @pytest.mark.parametrize(("n", "forwards"), [(4, 60), (7, 1), (30, 1)])
@@ -277,16 +285,20 @@ def test_too_few_forwards_for_a_fit_are_weighted_only(n, forwards):
     assert np.isnan(estimate.curve.smooth).all() != fitted
 
 
-def test_intervals_use_student_t():
-    plan = LMLPlan.make(np.ones((2, 4), bool), forwards=2, seed=1)
-    estimate = estimate_from_sums(plan, [[-1.0, -2.0], [-4.0, -1.0]])
-    for kind, error, quantile in [
-        ("population", estimate.se_population, 12.7062),
-        ("fixed", estimate.se_fixed, 4.30265),
-    ]:
-        low, high = estimate.interval(kind=kind)
-        assert (high + low) / 2 == pytest.approx(estimate.nats_per_sequence)
-        assert (high - low) / 2 == pytest.approx(quantile * error, rel=1e-5)
+def test_intervals_use_student_t_and_are_of_the_population_from_eight_groups_on():
+    for n, kinds in ((7, {"fixed": 2.364624}), (8, {"population": 2.364624, "fixed": 2.306004})):
+        plan = LMLPlan.make(np.ones((n, 4), bool), forwards=2, seed=1)
+        estimate = estimate_from_sums(plan, -np.random.default_rng(n).exponential(size=(n, 2)))
+        for kind, quantile in kinds.items():
+            error = {"population": estimate.se_population, "fixed": estimate.se_fixed}[kind]
+            low, high = estimate.interval(kind=kind)
+            assert (high + low) / 2 == pytest.approx(estimate.nats_per_sequence)
+            assert (high - low) / 2 == pytest.approx(quantile * error, rel=1e-5)
+        assert estimate.interval() == estimate.interval(kind=next(iter(kinds)))
+    plan = LMLPlan.make(np.ones((30, 4), bool), groups=np.arange(30) % 7)
+    few = estimate_from_sums(plan, -np.random.default_rng(0).exponential(size=(30, 2)))
+    assert (few.scope, few.n_groups) == ("fixed", 7)
+    assert np.isnan(few.interval(kind="population")).all()
     with pytest.raises(ValueError, match="level must be between 0 and 1; it is 95"):
         estimate.interval(95)
 
