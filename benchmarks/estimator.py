@@ -128,7 +128,7 @@ def characters(steps: int) -> Characters:
     import torch
 
     from mptune.data.text import Text
-    from mptune.models.modernbert import ModernBert
+    from mptune.models.families import ModernBert
 
     torch.manual_seed(0)
     torch.set_num_threads(1)

@@ -21,7 +21,7 @@ HEAD = """\
 
 `python docs/make_policies.py` writes this page from the code; do not edit it. A *mask policy*
 decides how many tokens of each training sequence are masked. The table shows the first example of
-each file in `mptune/policies`, for sequences of D = 128 positions:
+each policy in `mptune/policies`, for sequences of D = 128 positions:
 
 - *mean rate* is the average mask rate, E[M]/D, over training.
 - *M* is the range of mask counts that can be drawn.

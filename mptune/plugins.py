@@ -1,8 +1,9 @@
 """Policies, model families, data modalities and launchers by name.
 
-A plugin is one file: a module in the group's folder that defines one subclass of the group's base
-class. Its name is the file's name. Other packages add plugins through an entry point of the group,
-e.g. `[project.entry-points."mptune.policies"] mine = "mypackage.mine"`.
+A plugin is a subclass of its group's base class, in any module of the group's folder. Its name is
+the default of its field `kind` (of a model family: `family`). Other packages add one with an entry
+point of the group that has the plugin's name and names its module, e.g.
+`[project.entry-points."mptune.policies"] mine = "mypackage.mine"`.
 
 Plugin modules are imported to read their parameters, so they import heavy libraries (torch,
 transformers) inside functions only: `mptune validate` must be fast.
@@ -20,23 +21,24 @@ from typing import Any
 from mptune.errors import InputError, did_you_mean
 
 GROUPS = {
-    "policies": ("mptune.policies", "MaskPolicy"),
-    "families": ("mptune.models", "ModelFamily"),
-    "modalities": ("mptune.data", "Modality"),
-    "launchers": ("mptune.launch", "Launcher"),
+    "policies": ("mptune.policies", "MaskPolicy", "kind"),
+    "families": ("mptune.models", "ModelFamily", "family"),
+    "modalities": ("mptune.data", "Modality", "kind"),
+    "launchers": ("mptune.launch", "Launcher", "kind"),
 }
-"""Group name -> (folder as a package, name of the base class in its `base` module)."""
+"""Group name -> (folder as a package, base class in its `base` module, field with the name)."""
 
 
 @cache
 def modules(group: str) -> dict[str, str]:
     """Plugin name -> importable module name, for every plugin of the group, sorted by name."""
-    package, _ = GROUPS[group]
+    package, _, _ = GROUPS[group]
     folder = importlib.import_module(package)
     own = {
-        m.name: f"{package}.{m.name}"
+        name: f"{package}.{m.name}"
         for m in pkgutil.iter_modules(folder.__path__)
         if not m.ispkg and not m.name.startswith("_") and m.name != "base"
+        for name in _defined(group, f"{package}.{m.name}")
     }
     installed = {e.name: e.value for e in entry_points(group=f"mptune.{group}")}
     return dict(sorted({**installed, **own}.items()))
@@ -54,19 +56,23 @@ def load(group: str, name: str) -> type[Any]:
         raise InputError(
             f"{name!r} is not one of the {group}: {', '.join(known)}{did_you_mean(name, known)}"
         )
-    package, base_name = GROUPS[group]
+    found = _defined(group, known[name])
+    if name not in found:
+        _, base_name, key = GROUPS[group]
+        raise InputError(f"{known[name]} defines no {base_name} with {key}: {name}")
+    return found[name]
+
+
+def _defined(group: str, module: str) -> dict[str, type[Any]]:
+    """The plugins that a module defines, by name."""
+    package, base_name, key = GROUPS[group]
     base = getattr(importlib.import_module(f"{package}.base"), base_name)
-    module = importlib.import_module(known[name])
-    found = [
-        c
-        for _, c in inspect.getmembers(module, inspect.isclass)
-        if issubclass(c, base) and c.__module__ == module.__name__
-    ]
-    if len(found) != 1:
-        raise InputError(
-            f"{module.__name__} must define exactly one {base_name}, it defines {len(found)}"
-        )
-    return found[0]
+    return {
+        c.model_fields[key].default: c
+        for c in vars(importlib.import_module(module)).values()
+        if inspect.isclass(c) and issubclass(c, base) and c.__module__ == module
+        if not inspect.isabstract(c)
+    }
 
 
 def load_object(reference: str) -> Any:

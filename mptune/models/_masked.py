@@ -34,7 +34,7 @@ ATTENTION = "mptune"
 
 
 def configured(
-    kind: Callable[..., Config], family: ModelFamily, vocabulary: int, **fields: Any
+    kind: Callable[..., Config], family: ModelFamily, vocabulary: int, length: int, **fields: Any
 ) -> Config:
     """A configuration of transformers with the family's sizes and the attention of this module."""
     return kind(
@@ -43,6 +43,8 @@ def configured(
         num_hidden_layers=family.depth,
         num_attention_heads=family.attention_heads,
         intermediate_size=family.mlp_width,
+        max_position_embeddings=length,
+        pad_token_id=None,
         attn_implementation=ATTENTION,
         **fields,
     )

@@ -152,9 +152,7 @@ class ModelFamily(Section):
     @classmethod
     def examples(cls) -> list[Self]:
         """Small members that the conformance tests build."""
-        return [
-            cls(family=cls.__module__.rpartition(".")[2], width=32, depth=depth) for depth in (1, 2)
-        ]
+        return [cls.model_validate({"width": 32, "depth": depth}) for depth in (1, 2)]
 
     @abstractmethod
     def build(self, vocabulary: int, predictable: int, length: int) -> nn.Module:
@@ -175,12 +173,15 @@ class ModelFamily(Section):
         if method is not None and (axes or sizes):
             method(axes, sizes)
 
-    @abstractmethod
-    def parameters(self, vocabulary: int, length: int) -> int:
-        """How many parameters the module has, in closed form."""
+    def transformers_dropout(self) -> dict[str, float]:
+        """The dropout of blocks, under the names of most configurations of transformers."""
+        return dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), self.dropout)
 
-    def classic_parameters(self, vocabulary: int, length: int) -> int:
-        """Those of BERT: learned positions, one segment, a norm, the blocks and the head."""
+    def parameters(self, vocabulary: int, length: int) -> int:
+        """How many parameters the module has, in closed form.
+
+        Here those of BERT: learned positions, one segment, a norm, the blocks and the head.
+        """
         embeddings = (vocabulary + length + 1) * self.width + 2 * self.width
         blocks = self.depth * self.classic_block_parameters()
         return embeddings + blocks + self.classic_head_parameters(vocabulary)

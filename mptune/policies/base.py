@@ -40,6 +40,9 @@ IntArray = NDArray[np.int64]
 RATE_BUCKETS = 10
 """Equal intervals of the mask rate by which losses are recorded and laws are learned."""
 
+OUTER = ("reduction", "corruption", "structure")
+"""Fields that only the outermost policy of a spec decides."""
+
 _STREAM = 0x6D61736B
 """Counter word of the Philox generator, so that masks share no random numbers with other uses of
 the same (seed, step)."""
@@ -132,6 +135,10 @@ class MaskPolicy(Section):
         """Progress between two updates of a law that is learned in training; None if it is not."""
         every = [e for p in _policies_in(self) if (e := p.relearn_every) is not None]
         return min(every, default=None)
+
+    def outer(self) -> dict[str, Any]:
+        """The fields that a policy made from this one takes over, as JSON."""
+        return self.model_dump(mode="json", include=set(OUTER))
 
     def learn(self, losses: LossByRate) -> MaskPolicy:
         """The policy for the next part of training, a pure function of the losses so far.

@@ -333,8 +333,7 @@ def learned_policy(policy: MaskPolicy, learned: Sequence[tuple[float, Any]]) -> 
     """
     if not learned:
         return None
-    outer = {name: getattr(policy, name) for name in ("reduction", "corruption")}
-    outer["structure"] = policy.structure.model_dump(mode="json")
+    outer = policy.outer()
     inner = [
         {"at": at, "policy": {k: v for k, v in law.items() if k not in outer}}
         for at, law in learned

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 POLICY = """\
 from typing import Literal
 
-from mptune.policies.uniform import Uniform
+from mptune.policies.distributions import Uniform
 
 
 class Mine(Uniform):

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from mptune.policies.base import draw_batch
-from mptune.policies.beta import Beta
-from mptune.policies.fixed import Fixed
-from mptune.policies.uniform import Uniform
+from mptune.policies.distributions import Beta, Fixed, Uniform
 
 LENGTHS = np.array([10, 10, 4])
 COUNTS = np.array([5, 10, 1])
