@@ -37,11 +37,9 @@ def column(stored: dict[str, Any]) -> Bins | Categories:
     """The column that `as_json` describes."""
     if stored["kind"] == "categories":
         return Categories(tuple(stored["names"]), stored["pooled"])
-    numbers = {key: stored[key] for key in ("mean", "scale", "standardised")}
-    edges, counts, atoms, medians = (
-        np.array(stored[key], np.float64) for key in ("edges", "counts", "atoms", "medians")
-    )
-    return Bins(edges, counts, atoms, medians, **numbers)
+    values = {k: np.array(v, float) if isinstance(v, list) else v for k, v in stored.items()}
+    del values["kind"]
+    return Bins(**values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,16 +165,8 @@ class Bins:
         return low, high - low, share
 
     def as_json(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "edges": self.edges.tolist(),
-            "counts": self.counts.tolist(),
-            "atoms": self.atoms.tolist(),
-            "medians": self.medians.tolist(),
-            "mean": self.mean,
-            "scale": self.scale,
-            "standardised": self.standardised,
-        }
+        values = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in vars(self).items()}
+        return {"kind": self.kind, **values}
 
 
 def _medians(values: FloatArray, edges: FloatArray) -> FloatArray:

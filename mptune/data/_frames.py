@@ -16,15 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mptune.data._records import (
+    ROWS,
     UNREADABLE,
     BrokenRecords,
     OnError,
     csv_rows,
-    json_rows,
-    parquet_batches,
     require,
 )
-from mptune.data._sources import DATASET, File, open_dataset
+from mptune.data._sources import File
 from mptune.errors import message_of
 
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "-"})
@@ -213,12 +212,8 @@ def _read(
         if file.suffix in (".npy", ".npz"):
             columns = _numpy_columns(file, names, key)
             return columns, np.arange(1, len(next(iter(columns.values()))) + 1)
-        if file.suffix in (".parquet", DATASET):
-            columns = {name: _objects(values) for name, values in _table(file).items()}
-            return columns, np.arange(1, len(next(iter(columns.values()))) + 1)
-        rows = json_rows if file.suffix in (".jsonl", ".ndjson") else csv_rows
         numbers, cells = list[int](), dict[str, list[Any]]()
-        for number, values in rows(file, broken):
+        for number, values in ROWS.get(file.suffix, csv_rows)(file, broken, ()):
             cells = cells or {name: [] for name in values}
             numbers.append(number)
             for name, cell in cells.items():
@@ -232,26 +227,11 @@ def _read(
 
 def _objects(values: Sequence[Any]) -> NDArray[Any]:
     """Numbers as they are; anything else as objects."""
-    if isinstance(values, np.ndarray):
-        return values
     if all(isinstance(v, int | float) for v in values):
         return np.array(values, np.float64)
     found = np.empty(len(values), object)
     found[:] = values
     return found
-
-
-def _table(file: File) -> dict[str, list[Any]]:
-    if file.suffix == DATASET:
-        found: dict[str, list[Any]] = open_dataset(file.place)[:]
-        return found
-    gathered: dict[str, list[Any]] = {}
-    for batch in parquet_batches(file, (), 65536):
-        for name, values in batch.to_pydict().items():
-            gathered.setdefault(name, []).extend(values)
-    if not gathered or not next(iter(gathered.values())):
-        raise ValueError(f"{file.place}: holds no rows")
-    return gathered
 
 
 # --- NumPy -------------------------------------------------------------------------------------

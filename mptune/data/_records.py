@@ -23,19 +23,9 @@ from mptune.errors import did_you_mean, message_of
 
 Unit = Literal["file", "line", "paragraph"]
 OnError = Literal["stop", "skip"]
+Rows = Iterator[tuple[int, dict[str, Any]]]
 
-_FORMATS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".parquet": "parquet",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".fasta": "fasta",
-    ".fa": "fasta",
-    ".faa": "fasta",
-    ".fna": "fasta",
-    DATASET: "dataset",
-}
+FASTA = (".fasta", ".fa", ".faa", ".fna")
 
 UNREADABLE = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error)
 """Raised by decompression if a file is cut short or broken."""
@@ -99,12 +89,17 @@ class Reader:
             ValueError: something is broken; names the file and the row.
             OSError: the file cannot be read.
         """
-        kind = _FORMATS.get(file.suffix, "text")
-        if kind == "text" and self.extra:
-            raise ValueError(f"{file.place}: plain text has no column {self.extra[0]!r}")
-        reader: Callable[[File], Iterator[Record]] = getattr(self, f"_{kind}")
+        wanted, rows = (self.column, *self.extra), ROWS.get(file.suffix)
         try:
-            yield from reader(file)
+            if rows is not None:
+                for row, values in rows(file, self.broken, wanted):
+                    yield from self._record(file, row, values)
+            elif file.suffix in FASTA:
+                yield from self._fasta(file)
+            elif self.extra:
+                raise ValueError(f"{file.place}: plain text has no column {self.extra[0]!r}")
+            else:
+                yield from self._text(file)
         except UNREADABLE as error:
             raise ValueError(f"{file.place}: cannot be read: {message_of(error)}") from None
 
@@ -116,32 +111,6 @@ class Reader:
             parts = _lines(stream) if self.unit == "line" else _paragraphs(stream)
             for index, (row, content) in enumerate(parts):
                 yield Record(f"{file.name}:{index}", f"{file.place}:{row}", content)
-
-    def _jsonl(self, file: File) -> Iterator[Record]:
-        for row, values in json_rows(file, self.broken):
-            yield from self._record(file, row, values)
-
-    def _csv(self, file: File) -> Iterator[Record]:
-        for row, values in csv_rows(file, self.broken):
-            yield from self._record(file, row, values)
-
-    def _parquet(self, file: File) -> Iterator[Record]:
-        row = 0
-        for batch in parquet_batches(file, (self.column, *self.extra)):
-            for values in batch.to_pylist():
-                row += 1
-                yield from self._record(file, row, values)
-
-    def _dataset(self, file: File) -> Iterator[Record]:
-        found = open_dataset(file.place)
-        require(file.place, (self.column, *self.extra), found.column_names)
-        wanted = found.select_columns([self.column, *self.extra])
-        row = 0
-        for batch in wanted.iter(1000):
-            for cells in zip(*(batch[name] for name in wanted.column_names), strict=True):
-                row += 1
-                values = dict(zip(wanted.column_names, cells, strict=True))
-                yield from self._record(file, row, values)
 
     def _fasta(self, file: File) -> Iterator[Record]:
         with file.open() as stream:
@@ -208,8 +177,11 @@ def _paragraphs(stream: Any) -> Iterator[tuple[int, bytes]]:
     yield first, b"".join(parts)
 
 
-def json_rows(file: File, broken: BrokenRecords) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, key -> value) of every line that holds a JSON object; others are `broken`."""
+# --- rows with columns: (row or line number, column -> value) ------------------------------------
+
+
+def json_rows(file: File, broken: BrokenRecords, wanted: Sequence[str]) -> Rows:
+    """Every line that holds a JSON object, with all its keys; others are `broken`."""
     with file.open() as stream:
         for row, line in _lines(stream):
             if not line.strip():
@@ -225,8 +197,8 @@ def json_rows(file: File, broken: BrokenRecords) -> Iterator[tuple[int, dict[str
                 broken(f"{file.place}:{row}", "is not a JSON object")
 
 
-def csv_rows(file: File, broken: BrokenRecords) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, column -> field) of every row after the header.
+def csv_rows(file: File, broken: BrokenRecords, wanted: Sequence[str]) -> Rows:
+    """Every row after the header, with all columns.
 
     Raises:
         ValueError: no header, or not UTF-8; ragged rows go to `broken`.
@@ -254,11 +226,11 @@ def csv_rows(file: File, broken: BrokenRecords) -> Iterator[tuple[int, dict[str,
             raise ValueError(f"{file.place}:{rows.line_num}: not CSV: {error}") from None
 
 
-def parquet_batches(file: File, columns: Sequence[str], size: int = 1024) -> Iterator[Any]:
-    """Record batches of `columns` (all if empty), one in memory at a time.
+def parquet_rows(file: File, broken: BrokenRecords, wanted: Sequence[str]) -> Rows:
+    """The wanted columns (all if none is named) of every row.
 
     Raises:
-        ValueError: not Parquet, cut short, or one of `columns` is missing.
+        ValueError: not Parquet, cut short, or a wanted column is missing.
     """
     try:
         import pyarrow as pa
@@ -272,8 +244,28 @@ def parquet_batches(file: File, columns: Sequence[str], size: int = 1024) -> Ite
             raise ValueError(
                 f"{file.place}: not a Parquet file, or cut short: {message_of(error)}"
             ) from None
-        require(file.place, columns, opened.schema_arrow.names)
+        require(file.place, wanted, opened.schema_arrow.names)
         try:
-            yield from opened.iter_batches(size, columns=list(columns) or None, use_threads=False)
+            batches = opened.iter_batches(1024, columns=list(wanted) or None, use_threads=False)
+            yield from enumerate((values for b in batches for values in b.to_pylist()), start=1)
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{file.place}: broken inside: {message_of(error)}") from None
+
+
+def dataset_rows(file: File, broken: BrokenRecords, wanted: Sequence[str]) -> Rows:
+    """The wanted columns (all if none is named) of every row of a data set of `datasets`."""
+    found = open_dataset(file.place)
+    require(file.place, wanted, found.column_names)
+    batches = found.select_columns(list(wanted) or found.column_names).with_format("arrow")
+    yield from enumerate((v for b in batches.iter(1024) for v in b.to_pylist()), start=1)
+
+
+ROWS: dict[str, Callable[[File, BrokenRecords, Sequence[str]], Rows]] = {
+    ".jsonl": json_rows,
+    ".ndjson": json_rows,
+    ".csv": csv_rows,
+    ".tsv": csv_rows,
+    ".parquet": parquet_rows,
+    DATASET: dataset_rows,
+}
+"""Reader of each kind of file with columns."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -126,24 +127,30 @@ class RowModality(Modality):
             raise ValueError("split: time needs time, the column to go by")
         return self
 
+    @model_validator(mode="after")
+    def _fill_length(self) -> Self:
+        positions = math.prod(self._axes.values())
+        if self.length not in (0, positions):
+            grid = " × ".join(f"{n} ({name})" for name, n in self._axes.items())
+            raise ValueError(f"length {self.length} is not {grid}; leave it out")
+        self.__dict__["length"] = positions
+        return self
+
     # Defined by each modality.
 
+    @property
     @abstractmethod
-    def _names(self, frame: Frame) -> Sequence[str]:
+    def _names(self) -> Sequence[str]:
         """The columns that become values, in order."""
 
+    @property
     @abstractmethod
-    def _axes(self, names: Sequence[str]) -> dict[str, int]:
+    def _axes(self) -> dict[str, int]:
         """Names and sizes of the grid of positions."""
 
     @property
     def _window(self) -> int:
         """Rows per sequence, T."""
-        return 1
-
-    @property
-    def _stride(self) -> int:
-        """Rows from one training sequence to the next."""
         return 1
 
     def frame(self, files: Sequence[_sources.File]) -> Frame:
@@ -187,7 +194,7 @@ class RowModality(Modality):
     def _write(self, folder: Path, files: Sequence[_sources.File]) -> None:
         """Fit the columns on the training rows, then write every split and what describes it."""
         frame = self.frame(files)
-        names, split_N = list(self._names(frame)), self.splits(frame)
+        names, split_N = list(self._names), self.splits(frame)
         fitted = [self._fit(frame, name, split_N == TRAIN) for name in names]
         columns = [column for column, _ in fitted]
         windows = self._grid(frame, split_N)
@@ -212,7 +219,7 @@ class RowModality(Modality):
                 )
 
         sizes = np.tile([c.size for c in columns], self._window)
-        axes, skipped = self._axes(names), frame.broken.skipped
+        axes, skipped = self._axes, frame.broken.skipped
         binned = any(isinstance(c, Bins) and c.intervals for c in columns)
         assert heldout.log_widths is not None
         meta = Meta(

@@ -39,32 +39,22 @@ class Image(RowModality):
         None, description="column of a CSV that is not a pixel, -1: the last; domains call it label"
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_length(cls, given: Any) -> Any:
-        shape = given.get("shape") if isinstance(given, dict) else None
-        if isinstance(shape, list | tuple) and len(shape) == 2:
-            patch = given.get("patch", 1) or 1
-            return {"length": shape[0] // patch * (shape[1] // patch), **given}
-        return given
-
     @model_validator(mode="after")
     def _patches_fit(self) -> Self:
         if any(side < 1 or side % self.patch for side in self.shape):
             raise ValueError(f"patch {self.patch} does not divide the shape {list(self.shape)}")
-        rows, columns = (side // self.patch for side in self.shape)
-        if self.length != rows * columns:
-            raise ValueError(f"length {self.length} is not {rows} × {columns}; leave it out")
         return self
 
     def words(self) -> str:
-        rows, columns = (side // self.patch for side in self.shape)
+        rows, columns = self._axes.values()
         return f"{_sources.short(self.source)}, {rows} × {columns} tokens"
 
-    def _names(self, frame: Frame) -> Sequence[str]:
+    @property
+    def _names(self) -> Sequence[str]:
         return [str(i) for i in range(self.length)]
 
-    def _axes(self, names: Sequence[str]) -> dict[str, int]:
+    @property
+    def _axes(self) -> dict[str, int]:
         return {"row": self.shape[0] // self.patch, "column": self.shape[1] // self.patch}
 
     def frame(self, files: Sequence[File]) -> Frame:
@@ -133,13 +123,10 @@ def _numbers(file: File) -> dict[str, Any]:
         for number, line in enumerate(stream, start=1):
             try:
                 rows.append([float(v) for v in line.decode("utf-8").replace(",", " ").split()])
+                if len(rows[-1]) != len(rows[0]):
+                    raise ValueError(f"{len(rows[-1])} numbers, in the first line {len(rows[0])}")
             except ValueError as error:
                 raise ValueError(f"{file.place}:{number}: {error}") from None
-            if len(rows[-1]) != len(rows[0]):
-                raise ValueError(
-                    f"{file.place}:{number}: has {len(rows[-1])} numbers, the first line has "
-                    f"{len(rows[0])}"
-                )
     if not rows:
         raise ValueError(f"{file.place}: holds no rows")
     return {"values": np.array(rows)}

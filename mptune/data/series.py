@@ -6,11 +6,11 @@ Shape suffixes: _N rows of the source, _T time steps of one series, _WT windows 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from mptune.data import _frames, _sources
 from mptune.data._frames import RECORDING, Frame
@@ -51,24 +51,6 @@ class Series(RowModality):
     every: int = Field(1, ge=1, description="use every n-th step of each series")
     values: str | None = Field(None, description="name of the values in a NumPy file of several")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_length(cls, given: Any) -> Any:
-        if isinstance(given, dict) and "length" not in given:
-            channels, window = given.get("channels"), given.get("window", 24)
-            if isinstance(channels, list | tuple) and isinstance(window, int):
-                return {**given, "length": window * len(channels)}
-        return given
-
-    @model_validator(mode="after")
-    def _length_fits(self) -> Self:
-        if self.length != self.window * len(self.channels):
-            raise ValueError(
-                f"length {self.length} is not window {self.window} × {len(self.channels)} "
-                f"channels; leave it out or give {self.window * len(self.channels)}"
-            )
-        return self
-
     def words(self) -> str:
         return f"{_sources.short(self.source)}, {len(self.channels)} channels × {self.window} steps"
 
@@ -82,11 +64,13 @@ class Series(RowModality):
         block = self.window * self.every * max(1, min(BLOCK, windows // 20))
         return (np.arange(len(frame)) // block).astype(str)
 
-    def _names(self, frame: Frame) -> Sequence[str]:
+    @property
+    def _names(self) -> Sequence[str]:
         return self.channels
 
-    def _axes(self, names: Sequence[str]) -> dict[str, int]:
-        return {"time": self.window, "channel": len(names)}
+    @property
+    def _axes(self) -> dict[str, int]:
+        return {"time": self.window, "channel": len(self.channels)}
 
     def frame(self, files: Sequence[File]) -> Frame:
         return _frames.read(files, self.errors, self.channels, self.values)

@@ -33,17 +33,9 @@ class Tabular(RowModality):
         10, ge=1, description="training rows that a category needs to be a symbol of its own"
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_length(cls, given: Any) -> Any:
-        if isinstance(given, dict) and isinstance(given.get("columns"), list | tuple):
-            return {"length": len(given["columns"]), **given}
-        return given
-
     @model_validator(mode="after")
     def _names_fit(self) -> Self:
-        if self.length != len(self.columns):
-            raise ValueError(f"length {self.length} is not the number of columns; leave it out")
+
         unknown = [c for c in self.categorical if c not in self.columns]
         if unknown:
             raise ValueError(f"categorical names {unknown[0]!r}, which is not in columns")
@@ -52,11 +44,13 @@ class Tabular(RowModality):
     def words(self) -> str:
         return f"{_sources.short(self.source)}, {len(self.columns)} columns"
 
-    def _names(self, frame: Frame) -> Sequence[str]:
+    @property
+    def _names(self) -> Sequence[str]:
         return self.columns
 
-    def _axes(self, names: Sequence[str]) -> dict[str, int]:
-        return {"column": len(names)}
+    @property
+    def _axes(self) -> dict[str, int]:
+        return {"column": len(self.columns)}
 
     def _fit(self, frame: Frame, name: str, train_N: NDArray[Any]) -> Fitted:
         if name not in self.categorical and frame.numeric(name):

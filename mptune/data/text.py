@@ -431,48 +431,35 @@ class _Rows:
         self._left = Encoded(np.zeros(0, np.uint32), np.zeros(0, bool), 0)
 
     def cut(self, documents: list[Encoded]) -> Split:
-        """The rows that these documents fill; with packing, the rest is kept for the next call."""
-        if self._packing:
-            return self._packed(documents)
-        lengths = np.array([len(d.ids) for d in documents])
-        rows = -(-lengths // self._length)
-        tokens_ND = np.zeros((int(rows.sum()), self._length), np.uint32)
-        observed_ND = np.zeros(tokens_ND.shape, bool)
-        tokens, observed = tokens_ND.reshape(-1), observed_ND.reshape(-1)
-        starts = (np.cumsum(rows) - rows) * self._length
-        for start, document in zip(starts.tolist(), documents, strict=True):
-            end = start + len(document.ids)
-            tokens[start:end], observed[start:end] = document.ids, document.known
-        numbers_N = np.repeat(np.arange(self._document, self._document + len(documents)), rows)
-        self._document += len(documents)
-        return _observed_rows(tokens_ND, observed_ND, numbers_N)
+        """The rows that these documents fill; with packing, the rest is kept for the next call.
 
-    def _packed(self, documents: list[Encoded]) -> Split:
+        A packed row has the number of the last document of its call.
+        """
         ids, known = [self._left.ids], [self._left.known]
-        for document in documents:
-            ids += [document.ids, np.zeros(1, document.ids.dtype)]
-            known += [document.known, np.zeros(1, bool)]
+        gaps = [1 if self._packing else -len(d.ids) % self._length for d in documents]
+        for document, gap in zip(documents, gaps, strict=True):
+            ids += [document.ids, np.zeros(gap, document.ids.dtype)]
+            known += [document.known, np.zeros(gap, bool)]
         flat, seen = np.concatenate(ids), np.concatenate(known)
         full = len(flat) // self._length * self._length
         self._left = Encoded(flat[full:], seen[full:], 0)
-        self._document += len(documents)
-        return self._block(flat[:full], seen[:full])
+        before, self._document = self._document, self._document + len(documents)
+        numbers_N = np.full(full // self._length, self._document)
+        if not self._packing:
+            rows = [-(-len(document.ids) // self._length) for document in documents]
+            numbers_N = np.repeat(np.arange(before, self._document), rows)
+        return self._observed(flat[:full], seen[:full], numbers_N)
 
     def rest(self) -> Split:
         """The last row, of the tokens kept by `cut`."""
         short = -len(self._left.ids) % self._length
-        return self._block(np.pad(self._left.ids, (0, short)), np.pad(self._left.known, (0, short)))
+        ids, known = (np.pad(v, (0, short)) for v in (self._left.ids, self._left.known))
+        return self._observed(ids, known, np.full(len(ids) // self._length, self._document))
 
-    def _block(self, ids: NDArray[Any], known: NDArray[np.bool_]) -> Split:
-        tokens_ND = ids.reshape(-1, self._length)
-        return _observed_rows(
-            tokens_ND, known.reshape(-1, self._length), np.full(len(tokens_ND), self._document)
-        )
-
-
-def _observed_rows(
-    tokens_ND: NDArray[Any], observed_ND: NDArray[np.bool_], documents_N: NDArray[Any]
-) -> Split:
-    """The rows with an observed position."""
-    kept_N = observed_ND.any(1)
-    return Split(tokens_ND[kept_N], observed_ND[kept_N], documents_N[kept_N].astype(np.int32))
+    def _observed(
+        self, ids: NDArray[Any], known: NDArray[np.bool_], documents_N: NDArray[Any]
+    ) -> Split:
+        """The rows with an observed position."""
+        tokens_ND, observed_ND = (v.reshape(-1, self._length) for v in (ids, known))
+        kept_N = observed_ND.any(1)
+        return Split(tokens_ND[kept_N], observed_ND[kept_N], documents_N[kept_N].astype(np.int32))
