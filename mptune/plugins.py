@@ -67,12 +67,12 @@ def _defined(group: str, module: str) -> dict[str, type[Any]]:
     """The plugins that a module defines, by name."""
     package, base_name, key = GROUPS[group]
     base = getattr(importlib.import_module(f"{package}.base"), base_name)
-    return {
-        c.model_fields[key].default: c
+    found: list[Any] = [
+        c
         for c in vars(importlib.import_module(module)).values()
-        if inspect.isclass(c) and issubclass(c, base) and c.__module__ == module
-        if not inspect.isabstract(c)
-    }
+        if inspect.isclass(c) and issubclass(c, base) and not inspect.isabstract(c)
+    ]
+    return {c.model_fields[key].default: c for c in found if c.__module__ == module}
 
 
 def load_object(reference: str) -> Any:

@@ -37,7 +37,9 @@ def column(stored: dict[str, Any]) -> Bins | Categories:
     """The column that `as_json` describes."""
     if stored["kind"] == "categories":
         return Categories(tuple(stored["names"]), stored["pooled"])
-    values = {k: np.array(v, float) if isinstance(v, list) else v for k, v in stored.items()}
+    values: dict[str, Any] = {
+        k: np.array(v, float) if isinstance(v, list) else v for k, v in stored.items()
+    }
     del values["kind"]
     return Bins(**values)
 

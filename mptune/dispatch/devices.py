@@ -7,22 +7,15 @@ asks: this one on its own machine, a task of Ray on the other nodes.
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib import import_module
-from typing import Any
 
 from mptune.dispatch.placement import ClusterNode, FreeResources, Shape
 from mptune.paths import node_bytes
 from mptune.spec.schema import Resources
 from mptune.trial import Device
-
-SMI = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
-
-SMI_TIMEOUT_S = 20.0
 
 ACCELERATORS: Mapping[str, float] = {
     "T4": 15e9, "P4": 8e9, "P100": 16e9, "V100": 16e9, "K80": 12e9, "A10G": 24e9, "L4": 24e9,
@@ -62,37 +55,23 @@ def this_machine() -> Machine:
 
 
 def gpus() -> list[Gpu]:
-    """The GPUs of this machine, used or not; none if neither NVML nor nvidia-smi can tell."""
-    for load in (lambda: import_module("pynvml"), ray_nvml):
-        with suppress(Exception):  # no library, no driver, no permission: the next may work
-            return _from_nvml(load())
-    with suppress(OSError, ValueError, subprocess.SubprocessError):
-        output = subprocess.run(
-            SMI, capture_output=True, text=True, check=True, timeout=SMI_TIMEOUT_S
-        ).stdout
-        rows = [line.rpartition(",") for line in output.splitlines() if line.strip()]
-        return [Gpu(name.strip(), float(mebibytes) * 2**20) for name, _, mebibytes in rows]
-    return []
-
-
-def ray_nvml() -> Any:
+    """The GPUs of this machine, used or not; none if NVML cannot tell."""
     from mptune.dispatch import ray_private
 
-    return ray_private.nvml()
-
-
-def _from_nvml(nvml: Any) -> list[Gpu]:
-    nvml.nvmlInit()
-    try:
-        found = []
-        for index in range(nvml.nvmlDeviceGetCount()):
-            handle = nvml.nvmlDeviceGetHandleByIndex(index)
-            name = nvml.nvmlDeviceGetName(handle)
-            text = name.decode() if isinstance(name, bytes) else str(name)
-            found.append(Gpu(text, float(nvml.nvmlDeviceGetMemoryInfo(handle).total)))
-        return found
-    finally:
-        nvml.nvmlShutdown()
+    with suppress(Exception):  # no driver, no permission
+        nvml = ray_private.nvml()
+        nvml.nvmlInit()
+        try:
+            found = []
+            for index in range(nvml.nvmlDeviceGetCount()):
+                handle = nvml.nvmlDeviceGetHandleByIndex(index)
+                name = nvml.nvmlDeviceGetName(handle)
+                text = name.decode() if isinstance(name, bytes) else str(name)
+                found.append(Gpu(text, float(nvml.nvmlDeviceGetMemoryInfo(handle).total)))
+            return found
+        finally:
+            nvml.nvmlShutdown()
+    return []
 
 
 def named_accelerators(resources: Mapping[str, float]) -> tuple[Gpu, ...]:

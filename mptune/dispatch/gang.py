@@ -20,15 +20,21 @@ from ray.util import placement_group, placement_group_table, remove_placement_gr
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from mptune import __version__
-from mptune.dispatch import stall
+from mptune.dispatch import faults
 from mptune.dispatch.base import End
-from mptune.dispatch.faults import SAME_VERSION, GangLost, GangOverdue, loss_of
+from mptune.dispatch.faults import (
+    SAME_VERSION,
+    GangLost,
+    GangOverdue,
+    StackReport,
+    StallWatch,
+    loss_of,
+)
 from mptune.dispatch.lifecycle import GangEvent, GangState, TrialEvent, TrialState
 from mptune.dispatch.member import MemberInfo, RemoteMember
 from mptune.dispatch.placement import PlacedGang, Placement, Shape
 from mptune.dispatch.process import Footprint, MemoryGrowth
 from mptune.dispatch.ray_private import NODE_LABEL
-from mptune.dispatch.stall import StackReport, StallWatch
 from mptune.paths import TrialDirectory
 from mptune.status import GangStatus
 from mptune.trial import (
@@ -246,7 +252,7 @@ class Gang:
             if not lost.may_be_symptom:
                 raise lost from error
             # Another rank may have died: its death would be the better reason.
-            self._due.setdefault("symptom", (time.monotonic() + stall.ANSWER_TIMEOUT_S, lost))
+            self._due.setdefault("symptom", (time.monotonic() + faults.ANSWER_TIMEOUT_S, lost))
             return []
         return handler(value)
 
@@ -287,7 +293,7 @@ class Gang:
         self._on(GangEvent.STALL)
         file = TrialDirectory.of(self._running.spec.directory).stacks
         detail = f"{self.name} did nothing for {limit_s:g} s; its stacks are in {file.name}"
-        due = time.monotonic() + stall.ANSWER_TIMEOUT_S
+        due = time.monotonic() + faults.ANSWER_TIMEOUT_S
         self._report = StackReport(GangLost("stalled", detail), file, self.pids, due)
         for rank, member in enumerate(self._members):
             handler = partial(self._on_stacks, self._report, rank)

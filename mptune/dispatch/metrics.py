@@ -7,8 +7,9 @@ runs on serves them.
 from __future__ import annotations
 
 from collections import Counter as Counts
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Literal
 
 from ray.util.metrics import Counter, Gauge, Histogram
@@ -22,12 +23,17 @@ TURNAROUND_S = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric; all have the label `study`, too."""
+    """One metric; all have the label `study`, too.
+
+    Attributes:
+        read: of a gauge, its value in a status, or its values by label; None is not set.
+    """
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
     meaning: str
     label: str | None = None
+    read: Callable[[Status], Mapping[str, float] | float | None] = lambda _: None
 
     def make(self) -> Any:
         keys = ("study", *([self.label] if self.label else []))
@@ -37,48 +43,58 @@ class Metric:
         return kind(self.name, self.meaning, tag_keys=keys)
 
 
-TRIALS = Metric("mptune_study_trials", "gauge",
-                "trials now: complete, pruned, fail, running, queued", "state")  # fmt: skip
-REQUESTED = Metric("mptune_study_trials_requested", "gauge", "trials that were requested")
+def _gauge(name: str, meaning: str, read: Any, label: str | None = None) -> Metric:
+    return Metric(f"mptune_{name}", "gauge", meaning, label, read)
+
+
+def _trials(status: Status) -> dict[str, float]:
+    ended = status.trials.model_dump(exclude={"total"})
+    return {**ended, "running": len(status.running), "queued": len(status.queue)}
+
+
+def _gangs(status: Status) -> dict[str, float]:
+    states = [gang.state for gang in status.gangs]
+    return {state: states.count(state) for state in ("starting", "idle", "busy")}
+
+
 ENDED = Metric("mptune_trials_total", "counter",
                "trials that ended under this driver: complete, pruned, fail", "state")  # fmt: skip
 FAULTS = Metric("mptune_trial_faults_total", "counter",
                 "failed attempts, including those that are run again", "reason")  # fmt: skip
-GANGS = Metric("mptune_gangs", "gauge", "gangs: starting, idle, busy", "state")
-RESIDENT = Metric("mptune_gangs_resident_bytes", "gauge", "resident memory of all gangs' ranks")
-QUEUE = Metric("mptune_queue_length", "gauge", "trials that wait for free workers")
-WAIT = Metric(
-    "mptune_queue_longest_wait_seconds", "gauge", "the longest wait of a trial that waits now"
-)
-TOKENS = Metric("mptune_tokens_per_second", "gauge", "sum over all trials that train")
 TURNAROUND = Metric("mptune_trial_turnaround_seconds", "histogram",
                     "from the end of a gang's trial to the first step of its next one")  # fmt: skip
-BEST = Metric("mptune_best_nats_per_token", "gauge", "score of the best finished trial")
-
-_SPEND: dict[str, Metric] = {
-    "worker_seconds": Metric("mptune_spent_worker_seconds", "gauge",
-                             "used so far, including running trials, over all resumes"),
-    "gpu_hours": Metric("mptune_spent_gpu_hours", "gauge", "likewise"),
-    "seconds": Metric("mptune_spent_seconds", "gauge", "wall clock of drivers, over all resumes"),
-    "budget_worker_seconds": Metric(
-        "mptune_budget_worker_seconds", "gauge", "the budget, if there is one"
-    ),
-    "budget_gpu_hours": Metric("mptune_budget_gpu_hours", "gauge", "the budget, if there is one"),
-    "budget_seconds": Metric("mptune_budget_seconds", "gauge", "the budget, if there is one"),
-}  # fmt: skip
-"""Of `Spend`."""
-
-_FORECAST: dict[str, Metric] = {
-    "worker_seconds": Metric("mptune_forecast_worker_seconds", "gauge",
-                             "predicted to be used at the study's end"),
-    "gpu_hours": Metric("mptune_forecast_gpu_hours", "gauge", "likewise"),
-    "left_s": Metric("mptune_forecast_left_seconds", "gauge", "predicted, to the study's end"),
-}  # fmt: skip
-"""Of `Forecast`."""
 
 METRICS = (
-    TRIALS, REQUESTED, ENDED, FAULTS, GANGS, RESIDENT, QUEUE, WAIT, TOKENS, TURNAROUND, BEST,
-    *_SPEND.values(), *_FORECAST.values(),
+    _gauge("study_trials", "trials now: complete, pruned, fail, running, queued", _trials, "state"),
+    _gauge("study_trials_requested", "trials that were requested", attrgetter("trials.total")),
+    ENDED,
+    FAULTS,
+    _gauge("gangs", "gangs: starting, idle, busy", _gangs, "state"),
+    _gauge("gangs_resident_bytes", "resident memory of all gangs' ranks",
+           lambda s: sum(gang.resident_bytes or 0 for gang in s.gangs)),
+    _gauge("queue_length", "trials that wait for free workers", lambda s: len(s.queue)),
+    _gauge("queue_longest_wait_seconds", "the longest wait of a trial that waits now",
+           lambda s: max((t.waited_s or 0.0 for t in s.queue), default=0.0)),
+    _gauge("tokens_per_second", "sum over all trials that train",
+           lambda s: sum(t.tokens_per_s or 0.0 for t in s.running if t.state == "training")),
+    TURNAROUND,
+    _gauge("best_nats_per_token", "score of the best finished trial",
+           lambda s: s.best and s.best["nats_per_token"]),
+    *(
+        _gauge(name, meaning, attrgetter(where))
+        for name, where, meaning in (
+            ("spent_worker_seconds", "spend.worker_seconds",
+             "used so far, including running trials, over all resumes"),
+            ("spent_gpu_hours", "spend.gpu_hours", "likewise"),
+            ("spent_seconds", "spend.seconds", "wall clock of drivers, over all resumes"),
+            *((name, f"spend.{name}", "the budget, if there is one") for name in
+              ("budget_worker_seconds", "budget_gpu_hours", "budget_seconds")),
+            ("forecast_worker_seconds", "forecast.worker_seconds",
+             "predicted to be used at the study's end"),
+            ("forecast_gpu_hours", "forecast.gpu_hours", "likewise"),
+            ("forecast_left_seconds", "forecast.left_s", "predicted, to the study's end"),
+        )
+    ),
 )  # fmt: skip
 
 
@@ -105,9 +121,13 @@ class SearchMetrics:
         The first status of a study has the trials of earlier drivers: they are not counted.
         """
         study = {"study": status.study}
-        for metric, value, label in _gauges(status):
-            labels = {metric.label: label} if metric.label else {}
-            self._made[metric.name].set(value, tags={**study, **labels})
+        for metric in METRICS:
+            value = metric.read(status)
+            values = value if isinstance(value, Mapping) else {"": value}
+            for label, number in values.items():
+                if number is not None:
+                    labels = {metric.label: label} if metric.label else {}
+                    self._made[metric.name].set(number, tags={**study, **labels})
         ended = Counts(status.trials.model_dump(exclude={"total"}))
         for state, new in (ended - self._ended.get(status.study, ended)).items():
             self._made[ENDED.name].inc(new, tags={**study, "state": state})
@@ -117,25 +137,3 @@ class SearchMetrics:
         for seconds in self._turnarounds:
             self._made[TURNAROUND.name].observe(max(seconds, 1e-9), tags=study)
         self._faults, self._turnarounds = [], []
-
-
-def _gauges(status: Status) -> Iterator[tuple[Metric, float, str]]:
-    """(metric, value, value of its own label)."""
-    trials = status.trials
-    counts = {**trials.model_dump(exclude={"total"}), "running": len(status.running),
-              "queued": len(status.queue)}  # fmt: skip
-    gangs = Counts(gang.state for gang in status.gangs)
-    yield from ((TRIALS, n, state) for state, n in counts.items())
-    yield from ((GANGS, gangs[state], state) for state in ("starting", "idle", "busy"))
-    yield REQUESTED, trials.total, ""
-    yield RESIDENT, sum(gang.resident_bytes or 0 for gang in status.gangs), ""
-    yield QUEUE, len(status.queue), ""
-    yield WAIT, max((t.waited_s or 0.0 for t in status.queue), default=0.0), ""
-    training = [t for t in status.running if t.state == "training"]
-    yield TOKENS, sum(t.tokens_per_s or 0.0 for t in training), ""
-    if status.best:
-        yield BEST, status.best["nats_per_token"], ""
-    for of, part in ((_SPEND, status.spend), (_FORECAST, status.forecast)):
-        for name, metric in of.items():
-            if (value := getattr(part, name)) is not None:
-                yield metric, value, ""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from types import SimpleNamespace
 
 import pytest
 
-from mptune.dispatch import devices
+from mptune.dispatch import devices, ray_private
 from mptune.dispatch.devices import Gpu, Machine, device, named_accelerators
 from mptune.dispatch.placement import ClusterNode
 from mptune.spec.schema import Resources
@@ -89,28 +88,15 @@ def nvml(*cards, name=lambda name: name):
     )
 
 
-def no_library(name: str) -> object:
-    raise ModuleNotFoundError(name)
-
-
 @pytest.mark.parametrize("name", [str, str.encode])
 def test_gpus_by_nvml(monkeypatch, name):
-    monkeypatch.setattr(devices, "import_module", lambda library: nvml(T4, H100, name=name))
+    monkeypatch.setattr(ray_private, "nvml", lambda: nvml(T4, H100, name=name))
     assert devices.gpus() == [T4, H100]
 
 
-def test_gpus_by_nvidia_smi(monkeypatch):
-    listed = SimpleNamespace(stdout="Tesla T4, 15360\nNVIDIA A100-SXM4-80GB, 81920\n")
-    monkeypatch.setattr(devices, "import_module", no_library)
-    monkeypatch.setattr(devices, "ray_nvml", lambda: no_library("nvml"))
-    monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: listed)
-    found = devices.gpus()
-    assert [gpu.name for gpu in found] == ["Tesla T4", "NVIDIA A100-SXM4-80GB"]
-    assert found[1].bytes == 81920 * 2**20
+def test_a_machine_without_a_driver(monkeypatch):
+    def no_driver() -> None:
+        raise RuntimeError("NVML Shared Library Not Found")
 
-
-def test_a_machine_without_gpus(monkeypatch):
-    monkeypatch.setattr(devices, "import_module", no_library)
-    monkeypatch.setattr(devices, "ray_nvml", lambda: no_library("nvml"))
-    monkeypatch.setattr(devices, "SMI", ("no-such-program",))
+    monkeypatch.setattr(ray_private, "nvml", lambda: SimpleNamespace(nvmlInit=no_driver))
     assert devices.gpus() == []

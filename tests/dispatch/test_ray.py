@@ -21,8 +21,8 @@ import pytest
 import ray
 from ray._raylet import AuthenticationMode, get_authentication_mode
 
+from mptune.dispatch import faults, make, member, ray_dispatcher
 from mptune.dispatch import gang as gang_module
-from mptune.dispatch import make, member, ray_dispatcher, stall
 from mptune.dispatch.gang import Gang
 from mptune.dispatch.lifecycle import GangState
 from mptune.dispatch.placement import ClusterNode, FreeResources, Shape
@@ -304,7 +304,7 @@ def never_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_driver_goes_on_while_a_stopped_rank_is_asked_for_its_stack(
     dispatcher, tmp_path, monkeypatch, never_blocks
 ):
-    monkeypatch.setattr(stall, "ANSWER_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(faults, "ANSWER_TIMEOUT_S", 1.0)
     quick = PAIR.model_copy(update={"stall_timeout_s": 0.3})
     hanging = trial(0, tmp_path, behaviour="hang", resources=quick)
     dispatcher.submit(hanging)
@@ -319,7 +319,7 @@ def test_the_driver_goes_on_while_a_broken_connection_may_mean_a_death(
     dispatcher, tmp_path, monkeypatch, never_blocks
 ):
     """No process has died here."""
-    monkeypatch.setattr(stall, "ANSWER_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(faults, "ANSWER_TIMEOUT_S", 1.0)
     cut = {"behaviour": "cut", "at": 0.002, "steps": 10_000, "step_s": 0.01}
     dispatcher.submit(trial(0, tmp_path, only_rank=1, **cut))
     until(dispatcher, Started, 0)

@@ -9,8 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from mptune.dispatch.faults import GangLost
-from mptune.dispatch.stall import ANSWER_TIMEOUT_S, StackReport, StallWatch, describe_silent
+from mptune.dispatch.faults import (
+    ANSWER_TIMEOUT_S,
+    GangLost,
+    StackReport,
+    StallWatch,
+    describe_silent,
+)
 
 LIMIT_S = 60.0
 
