@@ -122,7 +122,7 @@ def out_of_play(policy: Mapping[str, Any], length: int) -> float:
     """
     try:
         law = build("policy", dict(policy))
-    except InputError:
+    except (InputError, ValueError):
         return 0.5
     late = np.mean([law.pmf(length, 1 - LATE * (k + 0.5) / 8) for k in range(8)], axis=0)
     return float(np.mean(late * length < IN_PLAY))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from mptune.analysis.intervals import NORMAL_95, half_width, lml_half_width
 from mptune.analysis.robustness import worst_domain
 from mptune.trial import Trial, TrialResult
 
@@ -24,11 +26,26 @@ class Flip:
     Attributes:
         losses: loss at 15 % masking, nats per masked position, of both policies.
         scores: accumulated LML estimate, nats per token, of both policies.
+        loss_half_width, score_half_width: of the 95 % interval of each difference, over training
+            seeds where the two have at least two in common, else over sequences and masks (for
+            which the two scores are taken as independent: it is too wide, never too narrow).
+        seeds: that they have in common; 0 for single runs of the search.
     """
 
     size_label: str
     losses: Mapping[Side, float]
     scores: Mapping[Side, float]
+    loss_half_width: float
+    score_half_width: float
+    seeds: int
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the intervals of both differences exclude zero."""
+        loss, score = (
+            abs(values[ACCUMULATED] - values[FIXED_15]) for values in (self.losses, self.scores)
+        )
+        return loss > self.loss_half_width and score > self.score_half_width
 
     @property
     def by_loss(self) -> Side:
@@ -132,21 +149,48 @@ def flips(arms: Iterable[Sequence[Trial]], trials: Iterable[Trial]) -> list[Flip
         arms: trials of each arm of a comparison; means over their seeds precede single trials.
         trials: of the search; the best trial of each policy counts.
     """
-    found: dict[str, dict[Side, tuple[float, float]]] = {}
+    found: dict[str, dict[Side, Sequence[Trial]]] = {}
     for group in [*arms, *([trial] for trial in ranking(trials))]:
         which = side(group[0].policy) if group else None
-        results = [trial.result for trial in group if trial.result is not None]
-        losses = [loss for result in results if (loss := loss_at(result, 0.15)) is not None]
-        if which and losses:
-            score = math.fsum(r.lml.nats_per_token for r in results) / len(results)
-            sides = found.setdefault(group[0].size_label, {})
-            sides.setdefault(which, (math.fsum(losses) / len(losses), score))
-    return [
-        Flip(
-            size,
-            {which: loss for which, (loss, _) in sides.items()},
-            {which: score for which, (_, score) in sides.items()},
-        )
-        for size, sides in found.items()
-        if len(sides) == 2
-    ]
+        judged = [t for t in group if t.result is not None and loss_at(t.result, 0.15) is not None]
+        if which and judged:
+            found.setdefault(group[0].size_label, {}).setdefault(which, judged)
+    return [_flip(size, sides) for size, sides in found.items() if len(sides) == 2]
+
+
+def _flip(size_label: str, sides: Mapping[Side, Sequence[Trial]]) -> Flip:
+    means: list[dict[Side, float]] = []
+    half_widths = []
+    by_seed = {
+        which: {t.seed: t.require_result() for t in group if t.seed is not None}
+        for which, group in sides.items()
+    }
+    common = sorted(by_seed[FIXED_15].keys() & by_seed[ACCUMULATED].keys())
+    for value in (_loss_15, _score):
+        means.append({
+            which: math.fsum(value(t.require_result())[0] for t in group) / len(group)
+            for which, group in sides.items()
+        })  # fmt: skip
+        if len(common) > 1:
+            paired = [
+                value(by_seed[ACCUMULATED][seed])[0] - value(by_seed[FIXED_15][seed])[0]
+                for seed in common
+            ]
+            se = statistics.stdev(paired) / math.sqrt(len(paired))
+            half_widths.append(half_width(se, len(paired) - 1))
+        else:
+            # Both on the same sequences and masks, so this is an upper limit.
+            ses = [value(t.require_result())[1] for group in sides.values() for t in group[:1]]
+            half_widths.append(half_width(math.hypot(*ses)))
+    return Flip(size_label, means[0], means[1], half_widths[0], half_widths[1], len(common))
+
+
+def _loss_15(result: TrialResult) -> tuple[float, float]:
+    """Loss at 15 % and its standard error, nats per masked position."""
+    rate = next(r for r in result.rates if math.isclose(r.rate, 0.15))
+    return rate.loss, rate.loss_se
+
+
+def _score(result: TrialResult) -> tuple[float, float]:
+    """LML and its standard error over sequences and masks, nats per token."""
+    return result.lml.nats_per_token, lml_half_width(result.lml) / NORMAL_95

@@ -177,7 +177,7 @@ def mask_rates(spec: TrialSpec | None) -> tuple[tuple[float, float, float], ...]
     found = []
     for step in range(PROFILE_STEPS):
         q_M = policy.pmf(length, (step + 0.5) / PROFILE_STEPS)
-        below, above = np.searchsorted(q_M.cumsum(), (0.05, 0.95)).clip(0, length - 1)
+        below, above = np.searchsorted(q_M.cumsum(), (0.05, 0.95))
         found.append((float(rates_M[below]), float(rates_M @ q_M), float(rates_M[above])))
     return tuple(found)
 

@@ -1,18 +1,17 @@
-"""How sure a search can be of its winner: both noises, and the winner's curse.
+"""How sure a search can be of its winner: P(best), expected regret, and what to expect of it.
 
-Notation, for A candidates scored on the same n sequences:
+Each finished trial of the search is a candidate: a point of the search space whose runs are the
+search's own, those of a confirmation (fresh seeds, fresh plan) and those of comparison arms of the
+same policy, size and training. `mptune.analysis.posterior` gives the joint posterior of the
+candidates' true scores; the best in a draw is the one with the highest score.
 
-    x       observed scores, [A]; x_B their contrasts, B = A - 1: noise that all share cancels
-    v_B     noise of those: of evaluation (covariance over sequences / n, turned to its axes) plus
-            the variance over training seeds
-    tau²    spread of the true scores, by moments: E x_B² = tau² + v_B
+Choosing the highest of many noisy scores picks the luckiest noise as well (the winner's curse). The
+posterior means take out as much of it as there is on average, whatever the number of candidates.
 
-True contrasts have the prior N(0, tau²), so given x they are normal with mean k x_B and variance
-tau² (1 - k), k = tau² / (tau² + v_B): empirical Bayes (Efron & Morris 1975, JASA 70). Choosing the
-largest x picks the luckiest noise as well; k takes out as much of it as there is on average,
-whatever the number of candidates.
+Without any point that was trained twice the noise of training seeds is unknown, and with it every
+probability: then none is given.
 
-Shape suffixes: A candidates or arms, B contrasts, N sequences, S seeds, Z draws.
+Shape suffixes: A candidates, K candidates with runs on a plan, N sequences, S runs, Z draws.
 """
 
 from __future__ import annotations
@@ -25,10 +24,11 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from mptune.analysis.arms import ArmScores, selection_probabilities
-from mptune.analysis.comparison import Arms, Scores, arm_scores, scores_of_arms
-from mptune.analysis.crossed import Array, estimate
-from mptune.analysis.intervals import half_width, lml_half_width
+from mptune.analysis.comparison import Arms, Scores
+from mptune.analysis.crossed import Array
+from mptune.analysis.intervals import lml_half_width
+from mptune.analysis.moderation import out_of_play
+from mptune.analysis.posterior import Observations, draw_scores
 from mptune.analysis.ranking import ranking
 from mptune.analysis.robustness import worst_domain
 from mptune.errors import NoResultError
@@ -36,7 +36,7 @@ from mptune.trial import Message, Prepared, Trial
 
 
 class Confirmation(Message):
-    """A candidate trained again with fresh seeds, and scored on a fresh plan."""
+    """The runs of a candidate with fresh seeds, scored on a fresh plan."""
 
     nats_per_token: float = Field(description="mean over the fresh seeds")
     half_width: float = Field(description="of its 95 % interval, both noises, nats per token")
@@ -44,23 +44,36 @@ class Confirmation(Message):
     optimism: float = Field(
         description="score in the search minus this: the winner's curse and the change of plan"
     )
-    probability: float = Field(description="that it is the best of the confirmed ones")
-    expected_regret: float = Field(description="of choosing it among those, nats per token")
 
 
 class Candidate(Message):
-    """One finished trial of the search, as something to choose."""
+    """One finished trial of the search, as something to choose.
+
+    What needs the noise of training seeds is None where that is not known.
+    """
 
     trial: int = Field(description="its number")
     nats_per_token: float = Field(description="its score in the search")
-    shrunken: float = Field(
-        description="what to expect of it, nats per token: drawn to the mean of all candidates as "
-        "far as their spread is noise (empirical Bayes), which undoes the winner's curse"
+    half_width_total: float | None = Field(
+        None,
+        description="of the 95 % interval of that over new training seeds, sequences and masks, "
+        "nats per token",
     )
-    half_width: float = Field(description="of the 95 % interval of that, nats per token")
-    probability: float = Field(description="that it is truly the best of all candidates")
-    expected_regret: float = Field(
-        description="nats per token lost on average by choosing it instead of the truly best"
+    runs: int = Field(description="training runs of this point, in all stages")
+    expected: float | None = Field(
+        None,
+        description="what to expect of it, nats per token: the posterior mean given all of its "
+        "runs and all other candidates, which undoes the winner's curse",
+    )
+    half_width: float | None = Field(
+        None, description="of the 95 % interval of that, nats per token"
+    )
+    probability: float | None = Field(
+        None, description="that it is truly the best of all candidates"
+    )
+    expected_regret: float | None = Field(
+        None,
+        description="nats per token lost on average by choosing it instead of the truly best",
     )
     confirmation: Confirmation | None = None
 
@@ -69,16 +82,19 @@ class SearchSelection(Message):
     """The choice that a search makes, and how sure it is."""
 
     candidates: tuple[Candidate, ...] = Field(description="by score in the search, best first")
-    recommended: int = Field(description="number of the trial")
-    chosen_by: Literal["search", "confirmation", "worst_domain"] = "search"
-    seed_sd: float | None = Field(
-        None,
-        description="standard deviation of a trial's score over training seeds, without what all "
-        "trials share, nats per token; None: not known, so evaluation noise only",
+    recommended: int = Field(
+        description="number of the trial with the least expected regret; with the highest score "
+        "where no noise of seeds is known"
     )
-    seed_runs: int = Field(0, description="runs of comparison and confirmation that it rests on")
+    chosen_by: Literal["search", "confirmation", "worst_domain"] = "search"
+    seed_sd: tuple[float, float] | None = Field(
+        None,
+        description="standard deviation of a candidate's score over training seeds, of the "
+        "steadiest and of the noisiest candidate, nats per token; None: not known",
+    )
+    seed_runs: int = Field(0, description="runs of repeated points that it rests on")
     overturned: bool = Field(
-        False, description="the recommended one was not the search's best: confirming changed it"
+        False, description="the recommended one was not the search's best: more runs changed it"
     )
 
     def candidate(self, trial: int) -> Candidate | None:
@@ -86,76 +102,41 @@ class SearchSelection(Message):
         return next((c for c in self.candidates if c.trial == trial), None)
 
 
-@dataclass(frozen=True)
-class SeedNoise:
-    """What training seeds do to a score beside what they do to all arms alike.
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Runs of one point, scored on one plan.
 
     Attributes:
-        variance: nats² per sequence², of one run.
-        degrees: degrees of freedom behind it.
-        runs: training runs behind it.
+        nats_SN: nats per token of every run and sequence: divided by the plan's mean number of
+            observed positions per sequence.
+        se: standard error of the mean score of a run over new sequences and masks.
     """
 
-    variance: float
-    degrees: int
-    runs: int
+    nats_SN: Array
+    se: float
 
 
-def seed_noise(comparisons: Sequence[Sequence[ArmScores]]) -> SeedNoise | None:
-    """Interaction of arms and seeds, pooled over comparisons; None if none has two of each."""
-    squares, degrees, runs = 0.0, 0, 0
-    for arms in comparisons:
-        common = sorted(set.intersection(*(set(arm.seeds) for arm in arms))) if arms else []
-        if len(arms) < 2 or len(common) < 2:
-            continue
-        mean_AS = np.array([arm.at(common).mean(1) for arm in arms])
-        centred_AS = mean_AS - mean_AS.mean(1, keepdims=True) - mean_AS.mean(0) + mean_AS.mean()
-        squares += float((centred_AS**2).sum())
-        degrees += (len(arms) - 1) * (len(common) - 1)
-        runs += mean_AS.size
-    return SeedNoise(squares / degrees, degrees, runs) if degrees else None
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """All runs of one point of the search space.
 
-
-SEED_VARIANCES = 32
-"""Equally probable values of the seed variance, given its estimate, that draws are shared among."""
-
-
-def _posterior(
-    z_AN: Array, noise: SeedNoise | None, draws: int, seed: int
-) -> tuple[Array, Array, Array]:
-    """The candidates' true scores in nats per sequence, given the observed ones.
-
-    Returns:
-        Mean [A], standard deviation [A], and draws of the deviations from what all share [Z, A].
+    Attributes:
+        searched: on the search's plan; of a candidate, its run in the search first.
+        fresh: on the plan of the confirmation, or None.
+        out_of_play: see `mptune.analysis.moderation.out_of_play`.
     """
-    from scipy.linalg import helmert
-    from scipy.special import chdtri
 
-    rng, (A, n) = np.random.default_rng(seed), z_AN.shape
-    x_A, sigma_AA = z_AN.mean(1), np.atleast_2d(np.cov(z_AN)) / n
-    # Contrasts that the sequences' noise leaves uncorrelated; training noise is alike in all.
-    contrast_AB = helmert(A).T
-    noise_B, turn_BB = np.linalg.eigh(contrast_AB.T @ sigma_AA @ contrast_AB)
-    axes_AB = contrast_AB @ turn_BB
-    x_B = x_A @ axes_AB
-    seed_variances = np.zeros(SEED_VARIANCES)
-    if noise is not None:
-        # Quantiles of variance * df / chi², the distribution of the variance given its estimate.
-        above = 1 - (np.arange(SEED_VARIANCES) + 0.5) / SEED_VARIANCES
-        seed_variances = noise.variance * noise.degrees / chdtri(noise.degrees, above)
-    means, variances, drawn = [], [], []
-    for variance in seed_variances:
-        total_B = noise_B + variance
-        tau2 = max(0.0, float((x_B**2 - total_B).mean())) if A > 1 else 0.0
-        keep_B = tau2 / np.maximum(tau2 + total_B, 1e-300)
-        spread_B = tau2 * (1 - keep_B)
-        normal_ZB = rng.standard_normal((draws // SEED_VARIANCES, A - 1))
-        means.append(x_A.mean() + axes_AB @ (keep_B * x_B))
-        variances.append(axes_AB**2 @ spread_B)
-        drawn.append(means[-1] + normal_ZB * np.sqrt(spread_B) @ axes_AB.T)
-    shared = float(z_AN.mean(0).var(ddof=1)) / n
-    spread_A = np.mean(variances, 0) + np.var(means, 0) + shared
-    return np.mean(means, 0), np.sqrt(spread_A), np.concatenate(drawn)
+    searched: Scored
+    fresh: Scored | None = None
+    out_of_play: float = 0.0
+
+    @property
+    def plans(self) -> tuple[Scored | None, Scored | None]:
+        return self.searched, self.fresh
+
+    @property
+    def count(self) -> int:
+        return sum(len(scored.nats_SN) for scored in self.plans if scored is not None)
 
 
 def select_trial(
@@ -171,7 +152,8 @@ def select_trial(
     Args:
         searched: the trials of the search.
         confirmed: trials that repeat some of them with fresh seeds.
-        arms: the trials of each arm of a comparison, which tell the noise of training seeds, too.
+        arms: the trials of each arm of a comparison. An arm of the same policy, size and training
+            as a candidate adds runs to it; the others tell how noisy seeds are.
         prepared: of the search; None before the data are prepared.
         scores: the stored per-sequence scores of a trial.
         by_worst: choose by the worst domain, where there are domains.
@@ -179,32 +161,54 @@ def select_trial(
     ranked = ranking(searched)
     if prepared is None:
         return None
-    found = ((trial.number, scores(trial).get("nats_per_sequence")) for trial in ranked)
-    nats = {number: nats_N for number, nats_N in found if nats_N is not None}
-    if not nats:
-        return None
-    again: dict[int, list[Trial]] = {}
+    fresh: dict[int, list[Trial]] = {}
     for trial in confirmed:
         if trial.repeats is not None:
-            again.setdefault(trial.repeats, []).append(trial)
-    fresh = {
-        number: arm
-        for number, trials in again.items()
-        if (arm := arm_scores(f"trial {number}", trials, prepared, scores)) is not None
-    }
+            fresh.setdefault(trial.repeats, []).append(trial)
+    left = {_key(trials[0]): list(trials) for trials in arms.values() if trials}
+    points = {}
+    for trial in ranked:
+        if _scored([trial], prepared, scores) is None:
+            continue
+        found = _scored([trial, *left.pop(_key(trial), ())], prepared, scores)
+        if found is not None:
+            again = _scored(fresh.get(trial.number, ()), prepared, scores)
+            points[trial.number] = Runs(found, again, _out_of_play(trial, prepared))
+    others = [
+        Runs(found, None, _out_of_play(trials[0], prepared))
+        for trials in left.values()
+        if (found := _scored(trials, prepared, scores)) is not None
+    ]
     worst: dict[int, float] = {}
     for trial in ranked if by_worst else ():
-        results = [t.result for t in again.get(trial.number, ()) if t.result is not None]
+        results = [t.result for t in fresh.get(trial.number, ()) if t.result is not None]
         lowest = worst_domain(results or [trial.require_result()])
         if lowest is not None:
             worst[trial.number] = lowest[1]
-    return search_selection(
-        nats,
-        prepared.heldout_tokens / prepared.heldout_sequences,
-        seed_noise([list(fresh.values()), scores_of_arms(arms, prepared, scores)]),
-        fresh,
-        worst or None,
-    )
+    return search_selection(points, others, worst or None) if points else None
+
+
+def _key(trial: Trial) -> str:
+    """What runs of one point have in common; without a spec a trial is a point of its own."""
+    return trial.spec.run_key() if trial.spec else f"{trial.stage} {trial.number}"
+
+
+def _out_of_play(trial: Trial, prepared: Prepared) -> float:
+    return out_of_play(trial.policy, prepared.length)
+
+
+def _scored(trials: Sequence[Trial], prepared: Prepared, scores: Scores) -> Scored | None:
+    """Runs that were scored on one plan; None if no scores of these were kept."""
+    rows, variances = [], []
+    for trial in trials:
+        nats_N = scores(trial).get("nats_per_sequence")
+        if trial.result is not None and nats_N is not None:
+            # A confirmation has a plan of its own, whose sequences have another mean length.
+            plan = trial.spec.prepared if trial.spec else prepared
+            tokens_per_sequence = plan.heldout_tokens / plan.heldout_sequences
+            rows.append(nats_N / tokens_per_sequence)
+            variances.append((trial.result.lml.se_population / tokens_per_sequence) ** 2)
+    return Scored(np.stack(rows), math.sqrt(np.mean(variances))) if rows else None
 
 
 def recommended(selection: SearchSelection | None, searched: Sequence[Trial]) -> Trial:
@@ -221,101 +225,157 @@ def recommended(selection: SearchSelection | None, searched: Sequence[Trial]) ->
 
 
 def score_of(selection: SearchSelection | None, trial: Trial) -> tuple[float, float]:
-    """LML of a finished trial and the half-width of its 95 % interval, nats per token.
+    """What to expect of a finished trial and the half-width of its 95 % interval, nats per token.
 
-    Both are those of the confirmation, if the trial was confirmed.
+    Both are of the posterior; where the noise of seeds is unknown, its score in the search and
+    the half-width over sequences and masks only.
     """
     candidate = selection.candidate(trial.number) if selection else None
-    if candidate and candidate.confirmation:
-        return candidate.confirmation.nats_per_token, candidate.confirmation.half_width
+    if candidate and candidate.expected is not None and candidate.half_width is not None:
+        return candidate.expected, candidate.half_width
     return trial.nats_per_token, lml_half_width(trial.require_result().lml)
 
 
+CHAINS = 64
+"""Chains of the posterior's sampler, of 100 draws each by default: a probability is within one
+percentage point of its exact value in most cases."""
+
+
 def search_selection(
-    scores: Mapping[int, Array],
-    tokens_per_sequence: float,
-    noise: SeedNoise | None = None,
-    confirmed: Mapping[int, ArmScores] | None = None,
+    points: Mapping[int, Runs],
+    others: Sequence[Runs] = (),
     worst: Mapping[int, float] | None = None,
     draws: int = 6400,
     seed: int = 0,
 ) -> SearchSelection:
-    """The choice among the finished trials of a search.
+    """The choice among the finished trials of a search; the order of the arguments has no effect.
 
     Args:
-        scores: number of each trial -> nats per sequence, [N], the same sequences for all.
-        tokens_per_sequence: mean number of observed positions per sequence.
-        noise: of training seeds; None leaves evaluation noise only.
-        confirmed: number of a trial -> its scores with fresh seeds on a fresh plan. If at least
-            two share a seed, the best of those is recommended, else the best of the search.
+        points: number of each trial -> its runs; the same sequences for all that share a plan.
+        others: repeated runs of other points, which tell how noisy seeds are.
         worst: number of a trial -> its score at its worst domain, which decides instead.
+        draws: from the posterior.
+        seed: of the draws.
 
     Raises:
-        ValueError: `scores` is empty.
+        ValueError: `points` is empty.
     """
-    if not scores:
+    if not points:
         raise ValueError("no trial is scored, so there is nothing to choose")
-    z_AN = np.stack(list(scores.values()))
-    mean_A, se_A, drawn_ZA = _posterior(z_AN, noise, draws, seed)
-    best_Z = drawn_ZA.argmax(1)
-    probability_A = np.bincount(best_Z, minlength=len(z_AN)) / len(best_Z)
-    regret_A = (drawn_ZA.max(1, keepdims=True) - drawn_ZA).mean(0)
-    searched = {number: float(x) for number, x in zip(scores, z_AN.mean(1), strict=True)}
-    again = _confirmations(confirmed or {}, searched, tokens_per_sequence)
-    rows = zip(searched.items(), mean_A, se_A, probability_A, regret_A, strict=True)
+    scores = {number: float(runs.searched.nats_SN[0].mean()) for number, runs in points.items()}
+    order = sorted(points, key=lambda number: (-scores[number], number))
     candidates = [
-        Candidate(
-            trial=number,
-            nats_per_token=x / tokens_per_sequence,
-            shrunken=float(mean) / tokens_per_sequence,
-            half_width=half_width(float(se)) / tokens_per_sequence,
-            probability=float(probability),
-            expected_regret=float(regret) / tokens_per_sequence,
-            confirmation=again.get(number),
-        )
-        for (number, x), mean, se, probability, regret in rows
+        Candidate(trial=number, nats_per_token=scores[number], runs=points[number].count)
+        for number in order
     ]
-    candidates.sort(key=lambda c: (-c.nats_per_token, c.trial))
+    again = len([runs for runs in points.values() if runs.fresh is not None]) > 1
+    repeated = [runs.count for runs in (*points.values(), *others) if runs.count > 1]
+    seed_sd = None
+    others = sorted(others, key=lambda runs: (runs.count, float(runs.searched.nats_SN.mean())))
+    seen, shared = _observations([*map(points.__getitem__, order), *others], len(order))
+    if seen.degrees_A.sum() or again:
+        rng = np.random.default_rng(seed + 1)
+        theta_ZA, variance_ZA = draw_scores(seen, CHAINS, draws // CHAINS, seed)
+        theta_ZA, variance_ZA = theta_ZA[:, : len(order)], variance_ZA[:, : len(order)]
+        best_Z = theta_ZA.argmax(1)
+        regret_A = (theta_ZA.max(1, keepdims=True) - theta_ZA).mean(0)
+        sd_A = 1 / np.sqrt((1 / variance_ZA).mean(0))
+        seed_sd = float(sd_A.min()), float(sd_A.max())
+        level_Z = math.sqrt(shared) * rng.standard_normal(len(theta_ZA))
+        noise_Z = rng.standard_normal(len(theta_ZA))
+
+        def half(runs: int, se: float, variance_Z: Array) -> float:
+            return float(np.quantile(np.abs(noise_Z) * np.sqrt(variance_Z / runs + se**2), 0.95))
+
+        for a, number in enumerate(order):
+            runs, expected = points[number], float(theta_ZA[:, a].mean())
+            error_Z = np.abs(theta_ZA[:, a] + level_Z - expected)
+            confirmation = None
+            if again and runs.fresh is not None:
+                mean, S = float(runs.fresh.nats_SN.mean()), len(runs.fresh.nats_SN)
+                confirmation = Confirmation(
+                    nats_per_token=mean,
+                    half_width=half(S, runs.fresh.se, variance_ZA[:, a]),
+                    seeds=S,
+                    optimism=scores[number] - mean,
+                )
+            update = {
+                "half_width_total": half(1, runs.searched.se, variance_ZA[:, a]),
+                "expected": expected,
+                "half_width": float(np.quantile(error_Z, 0.95)),
+                "probability": float(np.mean(best_Z == a)),
+                "expected_regret": float(regret_A[a]),
+                "confirmation": confirmation,
+            }
+            candidates[a] = candidates[a].model_copy(update=update)
 
     def deciding(c: Candidate) -> float:
         if worst is not None:
             return worst.get(c.trial, -math.inf)
-        return c.confirmation.nats_per_token if c.confirmation else c.nats_per_token
+        return c.nats_per_token if c.expected is None else c.expected
 
     # Of equals `max` takes the first, which is the better one in the search.
-    chosen = max([c for c in candidates if c.confirmation] or candidates, key=deciding)
-    chosen_by: Literal["search", "confirmation"] = "confirmation" if again else "search"
+    confirmed = [c for c in candidates if c.confirmation]
+    chosen = max((worst is not None and confirmed) or candidates, key=deciding)
+    chosen_by: Literal["search", "confirmation"] = "confirmation" if confirmed else "search"
     return SearchSelection(
         candidates=tuple(candidates),
         recommended=chosen.trial,
         chosen_by=chosen_by if worst is None else "worst_domain",
-        seed_sd=noise.variance**0.5 / tokens_per_sequence if noise else None,
-        seed_runs=noise.runs if noise else 0,
+        seed_sd=seed_sd,
+        seed_runs=sum(repeated),
         overturned=chosen is not candidates[0],
     )
 
 
-def _confirmations(
-    confirmed: Mapping[int, ArmScores], searched: Mapping[int, float], tokens_per_sequence: float
-) -> dict[int, Confirmation]:
-    """By number of the trial; empty unless at least two can be compared.
+def _observations(points: Sequence[Runs], candidates: int) -> tuple[Observations, float]:
+    """What was measured, and the variance of the level that all scores on the search's plan share.
 
-    `searched` has the score of every trial in the search, nats per sequence.
+    `candidates` is the number of points, from the first on, that can be chosen.
     """
-    arms = {number: arm for number, arm in confirmed.items() if number in searched}
-    common = set.intersection(*(set(arm.seeds) for arm in arms.values())) if arms else set()
-    if len(arms) < 2 or not common:
-        return {}
-    found = {}
-    chances = selection_probabilities(list(arms.values()))
-    for (number, arm), selection in zip(arms.items(), chances, strict=True):
-        mean = estimate(arm.nats_per_sequence_SN)
-        found[number] = Confirmation(
-            nats_per_token=mean.mean / arm.tokens_per_sequence,
-            half_width=mean.half_width(0.05) / arm.tokens_per_sequence,
-            seeds=len(arm.seeds),
-            optimism=searched[number] / tokens_per_sequence - mean.mean / arm.tokens_per_sequence,
-            probability=selection.probability,
-            expected_regret=selection.expected_regret / arm.tokens_per_sequence,
-        )
-    return found
+    A = len(points)
+    mean_AP, runs_AP, evaluation_AP = np.zeros((A, 2)), np.zeros((A, 2)), np.zeros((A, 2))
+    squares_A, degrees_A, shared_P = np.zeros(A), np.zeros(A), np.zeros(2)
+    for plan in (0, 1):
+        scored = {a: s for a, runs in enumerate(points) if (s := runs.plans[plan]) is not None}
+        for a, s in scored.items():
+            run_S = s.nats_SN.mean(1)
+            squares_A[a] += ((run_S - run_S.mean()) ** 2).sum()
+            degrees_A[a] += len(run_S) - 1
+            mean_AP[a, plan], runs_AP[a, plan] = run_S.mean(), len(run_S)
+        scored = {a: s for a, s in scored.items() if a < candidates}
+        if scored:
+            at = list(scored)
+            evaluation_AP[at, plan], shared_P[plan] = _evaluation(list(scored.values()))
+    runs_AP[candidates:] = 0
+    # Runs that are equal to the last digit would make the seed variance zero.
+    least = max(1e-18, 1e-7 * float(mean_AP[:candidates, 0].var()))
+    squares_A = np.maximum(squares_A, least * degrees_A)
+    out_of_play_A = np.array([runs.out_of_play for runs in points])
+    found = Observations(
+        mean_AP, runs_AP, evaluation_AP, squares_A, degrees_A, out_of_play_A, shared_P.sum()
+    )
+    return found, float(shared_P[0])
+
+
+def _evaluation(scored: Sequence[Scored]) -> tuple[Array, float]:
+    """Evaluation variance of the mean score of K points on one plan, and that of what they share.
+
+    Each point has its own part, by moments from the variances of the differences (Shukla 1972,
+    doi 10.1038/hdy.1972.87). All are scaled to the standard errors of the scores, which know how
+    the sequences belong together.
+    """
+    z_KN = np.stack([s.nats_SN.mean(0) for s in scored])
+    K, n = z_KN.shape
+    covariance_KK = np.atleast_2d(np.cov(z_KN)) / n
+    variance_K = covariance_KK.diagonal()
+    if variance_K.sum() > 0:
+        covariance_KK = covariance_KK * sum(s.se**2 for s in scored) / variance_K.sum()
+        variance_K = covariance_KK.diagonal()
+    if K == 1:
+        return np.zeros(1), float(variance_K[0])
+    differences_K = variance_K + (variance_K.sum() - 2 * covariance_KK.sum(1)) / K
+    own_K = differences_K * K / (K - 1)
+    own_K = ((K - 1) * own_K - own_K.sum() / 2) / (K - 2) if K > 2 else own_K / 2
+    own_K = np.maximum(own_K, 0.0)
+    return own_K, max(0.0, float((variance_K - own_K).mean()))

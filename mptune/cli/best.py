@@ -24,15 +24,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     import yaml
 
+    from mptune.report.findings import search_certainty
+    from mptune.report.language import language
     from mptune.search.run import Run
 
     found = Run.open(arguments.run_dir)
-    best = found.best()
+    best, selection = found.best(), found.selection()
     recommended = {"policy": found.export_policy(arguments.export), "model": best.model}
     if arguments.json:
         lml = best.result.lml.model_dump(mode="json") if best.result else None
-        print(json.dumps({**recommended, "trial": best.number, "lml": lml}))
+        candidate = selection.candidate(best.number) if selection else None
+        sure = candidate.model_dump(mode="json") if candidate else None
+        print(json.dumps({**recommended, "trial": best.number, "lml": lml, "selection": sure}))
         return 0
     print(f"trial {best.number}: {best.label}, {best.nats_per_token:.4f} nats/token")
+    for words in search_certainty(selection, language()) if selection else ():
+        print(words)
     print(yaml.safe_dump(recommended, sort_keys=False), end="")
     return 0

@@ -48,8 +48,8 @@ class Findings:
         ranked: finished trials, best first.
         recommended: the finished trial that the search recommends, or None.
         choice: a trial of the recommended policy (`chosen_policy`); None if nothing has finished.
-        score: LML of the recommended trial and the half-width of its 95 % interval, nats per
-            token, both from its confirmation if there is one; NaN if nothing has finished.
+        score: what to expect of the recommended trial and the half-width of its 95 % interval,
+            nats per token (`score_of`); NaN if nothing has finished.
         headline: the recommended policy and size, short.
         recommendation: two sentences at most.
         verdict_title: the two arms that are compared.
@@ -166,17 +166,17 @@ def _recommendation(
 def _why_chosen(selection: SearchSelection | None, n: int, best: Trial, say: Language) -> str:
     """The search's best of `n` trials: confirmed, best in its worst domain, or the highest LML."""
     candidate = selection.candidate(best.number) if selection else None
-    confirmed = candidate.confirmation if candidate else None
-    values = {"size": best.size_label, "policy": best.policy_label}
-    if confirmed is not None:
-        score = interval(confirmed.nats_per_token, confirmed.half_width, 3)
-        return say("recommendation.confirmed", **values, n=confirmed.seeds, score=score)
-    key = "worst_domain" if selection and selection.chosen_by == "worst_domain" else "best"
+    score = score_of(selection, best)
+    values = {"size": best.size_label, "policy": best.policy_label, "score": per_token(*score)}
+    by_worst = selection is not None and selection.chosen_by == "worst_domain"
+    if candidate and candidate.confirmation and not by_worst:
+        return say("recommendation.confirmed", **values, n=candidate.confirmation.seeds)
+    known = candidate is not None and candidate.expected is not None
+    key = "worst_domain" if by_worst else "expected" if known else "best"
     b = best.require_result().lml.bits_per_byte
+    b = b and b * score[0] / best.nats_per_token
     bits = say("recommendation.bits", bits=f"{b:.3f}") if b else ""
-    return say(
-        f"recommendation.{key}", **values, n=n, score=per_token(*score_of(None, best)), bits=bits
-    )
+    return say(f"recommendation.{key}", **values, n=n, bits=bits)
 
 
 # --- verdict -----------------------------------------------------------------------------------
@@ -208,8 +208,9 @@ def _verdict(comparison: ComparisonReport | None, has_flips: bool, say: Language
 def _flip_row(flip: Flip, say: Language) -> FlipRow:
     disagree = flip.by_loss != flip.by_lml
     losses, scores = sorted(flip.losses.values()), sorted(flip.scores.values())
+    key = "disagree" if disagree else "agree"
     words = say(
-        "flip.disagree" if disagree else "flip.agree",
+        f"flip.{key}" if flip.is_decided else f"flip.{key}_undecided",
         size=flip.size_label,
         by_loss=flip.by_loss,
         loss=f"{losses[0]:.3f}",
@@ -217,13 +218,16 @@ def _flip_row(flip: Flip, say: Language) -> FlipRow:
         by_lml=flip.by_lml,
         lml=minus(scores[1], 3),
         other_lml=minus(scores[0], 3),
+        loss_difference=interval(losses[1] - losses[0], flip.loss_half_width, 3),
+        lml_difference=interval(scores[1] - scores[0], flip.score_half_width, 3),
+        noises=say("flip.seeds", n=flip.seeds) if flip.seeds > 1 else say("flip.one_run"),
     )
     return FlipRow(
         size_label=flip.size_label,
         by_loss=flip.by_loss,
         by_lml=flip.by_lml,
         words=words,
-        disagree=disagree,
+        disagree=disagree and flip.is_decided,
     )
 
 
@@ -245,34 +249,37 @@ def _certainty(report: Report, ranked: Sequence[Trial], say: Language) -> Iterat
         )
         yield say.capital(words)
     if selection is not None and ranked:
-        yield from _search_certainty(selection, say)
+        yield from search_certainty(selection, say)
     elif not ranked and comparison is None:
         yield say("certainty.nothing")
     elif comparison is None or not comparison.selection:
         yield say("certainty.one_run")
 
 
-def _search_certainty(selection: SearchSelection, say: Language) -> Iterator[str]:
+def search_certainty(selection: SearchSelection, say: Language) -> Iterator[str]:
+    """How sure the choice of a search is, and what to expect of the recommended trial."""
     chosen = selection.candidate(selection.recommended)
     if chosen is None:
         return
-    known = selection.seed_sd is not None
+    if chosen.probability is None or chosen.expected is None or chosen.half_width is None:
+        yield say("certainty.no_probability", trial=chosen.trial, n=len(selection.candidates))
+        return
     yield say(
         "certainty.search",
         trial=chosen.trial,
         n=len(selection.candidates),
         probability=say.probability(chosen.probability),
-        noises=say("certainty.both_noises" if known else "certainty.one_noise"),
+        noises=say("certainty.both_noises"),
         regret=f"{chosen.expected_regret:.2g}",
     )
-    confirmed = chosen.confirmation
-    if confirmed is None:
-        expected = per_token(chosen.shrunken, chosen.half_width)
-        yield say("certainty.curse", expected=expected, score=minus(chosen.nats_per_token, 3))
-    else:
+    if (confirmed := chosen.confirmation) is not None:
         score = per_token(confirmed.nats_per_token, confirmed.half_width)
         optimism = minus(confirmed.optimism, 3)
         yield say("certainty.confirmed", n=confirmed.seeds, score=score, optimism=optimism)
+    expected = per_token(chosen.expected, chosen.half_width)
+    yield say(
+        "certainty.curse", expected=expected, score=minus(chosen.nats_per_token, 3), n=chosen.runs
+    )
 
 
 def _chances(report: Report) -> list[tuple[str, float]]:
@@ -283,7 +290,7 @@ def _chances(report: Report) -> list[tuple[str, float]]:
     else:
         labels = {trial.number: trial.label for trial in report.trials}
         candidates = selection.candidates if selection else ()
-        found = [(labels[c.trial], c.probability) for c in candidates]
+        found = [(labels[c.trial], c.probability) for c in candidates if c.probability is not None]
     return sorted(found, key=lambda pair: -pair[1])[:5]
 
 

@@ -93,7 +93,7 @@ def _facts(context: Context) -> Iterator[tuple[str, str, str]]:
         yield say("fact.lml"), per_token(*context.found.score), say("fact.lml_unit")
         result = best.require_result()
         if result.lml.bits_per_byte is not None:
-            bits = f"{result.lml.bits_per_byte:.3f}"
+            bits = f"{result.lml.bits_per_byte * context.found.score[0] / best.nats_per_token:.3f}"
             yield say("fact.code_length"), bits, say("unit.bits_per_byte")
         yield (
             say("fact.size"),

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 from mptune.analysis.intervals import lml_half_width
 from mptune.analysis.ranking import accuracy_at, loss_at
 from mptune.analysis.results import Report
+from mptune.analysis.selection import SearchSelection
 from mptune.report.findings import findings
 from mptune.report.formatting import per_token
 from mptune.report.language import Language, language
+from mptune.report.sections.context import lml_column, lml_interval
 from mptune.trial import Trial
 
 if TYPE_CHECKING:
@@ -22,19 +24,25 @@ TERMINAL_ROWS = 20
 """Ranked trials that the terminal shows; the other views show all."""
 
 
-def ranking_table(ranked: Sequence[Trial], say: Language) -> Table:
+def ranking_table(
+    ranked: Sequence[Trial], selection: SearchSelection | None, say: Language
+) -> Table:
     """The first `TERMINAL_ROWS` finished trials, best first."""
     from rich.markup import escape
     from rich.table import Column, Table
 
     shown = ranked[:TERMINAL_ROWS]
+    candidates = {c.trial: c for c in selection.candidates} if selection else {}
+    column = lml_column(candidates)
+    known = column == "lml_total"
     text = any(trial.require_result().lml.bits_per_byte is not None for trial in shown)
     table = Table(
         Column("", justify="right"),
         Column(say("column.trial"), justify="right"),
         Column(say("column.policy"), overflow="fold"),
         Column(say("fact.size")),
-        Column(say("axis.lml_interval"), justify="right"),
+        Column(say(f"column.{column}"), justify="right"),
+        *([Column(say("column.evaluation"), justify="right")] if known else []),
         *([Column(say("unit.bits_per_byte"), justify="right")] if text else []),
         Column(say("column.loss"), justify="right"),
         Column(say("column.accuracy"), justify="right"),
@@ -52,7 +60,8 @@ def ranking_table(ranked: Sequence[Trial], say: Language) -> Table:
             str(trial.number),
             escape(trial.policy_label),
             escape(trial.size_label),
-            per_token(lml.nats_per_token, lml_half_width(lml)),
+            per_token(*lml_interval(trial, candidates.get(trial.number))),
+            *([f"± {lml_half_width(lml):.3f}"] if known else []),
             *bits,
             "–" if loss is None else f"{loss:.3f}",
             "–" if accuracy is None else f"{100 * accuracy:.1f} %",
@@ -73,7 +82,7 @@ def show(console: Console, report: Report, say: Language | None = None) -> None:
             console.print(Text(line, style=style))
 
     if found.ranked:
-        console.print(ranking_table(found.ranked, say))
+        console.print(ranking_table(found.ranked, report.selection, say))
         hidden = len(found.ranked) - TERMINAL_ROWS
         if hidden > 0:
             out("dim", say("terminal.more", n=hidden))

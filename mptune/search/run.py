@@ -27,7 +27,7 @@ from mptune import __version__, status
 from mptune.analysis.comparison import Asked
 from mptune.analysis.ranking import ranking
 from mptune.analysis.results import Report, build_report
-from mptune.analysis.selection import recommended, select_trial
+from mptune.analysis.selection import SearchSelection, recommended, select_trial
 from mptune.errors import InputError, NoResultError, did_you_mean
 from mptune.paths import RunDirectory, TrialDirectory, write_text
 from mptune.search import kpi
@@ -217,17 +217,20 @@ class Run:
         return Asked(self.spec.compare, {}) if self.spec.compare else None
 
     def best(self) -> Trial:
-        """The recommended trial: of the confirmed ones if there are any, else of the search.
+        """The recommended trial of the search (`SearchSelection.recommended`).
 
         Raises:
             NoResultError: no trial has finished.
         """
+        return recommended(self.selection(), self.storage.trials("search"))
+
+    def selection(self) -> SearchSelection | None:
+        """The choice of the search and how sure it is; None if no trial is scored."""
         searched, confirmed, compared = (self.storage.trials(stage) for stage in SUFFIXES)
         asked = self.asked()
         arms = asked.arms(compared) if asked else {}
         by_worst = self.spec.search.choose_by == "worst_domain"
-        found = select_trial(searched, confirmed, arms, self.prepared, self.scores, by_worst)
-        return recommended(found, searched)
+        return select_trial(searched, confirmed, arms, self.prepared, self.scores, by_worst)
 
     def report(self, command: str = "", extrapolate_to: Sequence[float] | None = None) -> Report:
         """The content of the report as one value; `mptune.report.write` writes it to files.

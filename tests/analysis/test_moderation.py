@@ -43,7 +43,7 @@ def test_policies_that_leave_counts_out_are_noisier() -> None:
 def test_intervals_from_moderated_variances_cover(arms: int, ratio: float) -> None:
     """Means of 3 seeds; half of the arms are noisier, and the covariate says which."""
     rng, covered = np.random.default_rng(arms), []
-    x: Array = np.arange(arms) % 2.0
+    x: Array = np.array([0.0, 1.0] * (arms // 2))
     variance_A = ratio**x
     for _ in range(1200 // arms):
         found = moderate(variance_A * rng.chisquare(2, arms) / 2, np.full(arms, 2), x)

@@ -130,11 +130,13 @@ def result(prefix: str, trial: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def _selection(selection: Mapping[str, Any]) -> Iterator[Row]:
-    fields = ("recommended", "chosen_by", "seed_sd", "seed_runs", "overturned")
+    fields = ("recommended", "chosen_by", "seed_runs", "overturned")
     yield from _fields("selection", selection, fields)
+    yield from flat("selection.seed_sd", selection["seed_sd"])
     for candidate in selection["candidates"]:
         prefix = f"selection.trial {candidate['trial']}"
-        figures = ("nats_per_token", "shrunken", "half_width", "probability", "expected_regret")
+        figures = ("nats_per_token", "half_width_total", "runs", "expected", "half_width")
+        figures += ("probability", "expected_regret")
         yield from _fields(prefix, candidate, figures)
         if candidate["confirmation"] is not None:
             yield from flat(f"{prefix}.confirmation", candidate["confirmation"])

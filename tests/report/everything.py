@@ -97,18 +97,17 @@ def _selection(trials: tuple[Trial, ...]) -> SearchSelection:
     shares = [0.71, 0.2, 0.05, 0.02, 0.01] + [0.002] * len(scores)
     candidates = tuple(
         Candidate(
-            trial=number, nats_per_token=score, shrunken=score - 0.012,
+            trial=number, nats_per_token=score, half_width_total=0.031, expected=score - 0.012,
             half_width=0.021, probability=shares[k], expected_regret=0.002 + 0.03 * k,
-            confirmation=Confirmation(
+            runs=4 if k < 2 else 1, confirmation=Confirmation(
                 nats_per_token=score - 0.014, half_width=0.018, seeds=3, optimism=0.014,
-                probability=0.9 if k == 0 else 0.1, expected_regret=0.001,
             ) if k < 2 else None,
         )
         for k, (score, number) in enumerate(scores)
     )  # fmt: skip
     return SearchSelection(
         candidates=candidates, recommended=candidates[0].trial, chosen_by="confirmation",
-        seed_sd=0.009, seed_runs=12,
+        seed_sd=(0.009, 0.04), seed_runs=12,
     )  # fmt: skip
 
 

@@ -144,7 +144,7 @@ def test_with_no_trial_at_all() -> None:
 
 def test_sortable_cells_carry_numbers(whole: tuple[str, Reader]) -> None:
     text, _ = whole
-    assert re.search(r'<td class="num" data-sort="-1\.6\d+">−1\.654 ± 0\.032</td>', text)
+    assert re.search(r'<td class="num" data-sort="-1\.6\d+">−1\.654 ± 0\.031</td>', text)
 
 
 def test_code_between_backticks_is_escaped_too() -> None:

@@ -111,21 +111,27 @@ def test_the_pair_that_the_study_is_about_comes_first() -> None:
     assert second.startswith("Fixed 30 %")
 
 
-def test_flip_says_which_criterion_prefers_what(searched: Report) -> None:
-    large, small = findings(searched).flips
+def test_flip_says_which_criterion_prefers_what(compared: Report) -> None:
+    large, small = findings(compared).flips
     assert (large.by_loss, large.by_lml) == ("fixed 15 %", "accumulated")
     assert large.disagree
-    assert small.words == (
-        f"At {SMALL}, loss at 15 % masking picks fixed 15 % (1.118 against 1.144 nats per masked "
-        "position), but the LML picks accumulated (−1.772 against −1.894 nats per token)."
+    assert large.words == (
+        f"At {LARGE}, loss at 15 % masking picks fixed 15 % (1.009 against 1.031 nats per masked "
+        "position), but the LML picks accumulated (−1.660 against −1.784 nats per token). The "
+        "differences are 0.023 ± 0.014 and 0.125 ± 0.014 (95 % intervals, over 3 paired seeds, on "
+        "these held-out sequences)."
     )
+    assert not small.disagree, "single runs whose difference in loss is within its noise"
+    assert "the criteria differ, but the differences, 0.026 ± 0.055" in small.words
+    assert "evaluation noise only" in small.words
 
 
 def test_no_flip_when_both_criteria_agree() -> None:
     rows = (trial(0, SMALL, "fixed 15 %"), with_lml(trial(1, SMALL, "uniform (accumulated)"), -9.0))
     (flip,) = findings(make(rows)).flips
+    assert (flip.by_loss, flip.by_lml) == ("fixed 15 %", "fixed 15 %")
     assert not flip.disagree
-    assert "the LML also picks fixed 15 %" in flip.words
+    assert "the LML is higher for fixed 15 %" in flip.words
 
 
 def missing(report: Report) -> str:
@@ -193,13 +199,39 @@ def test_a_kpi_whose_interval_holds_zero_is_open(everything: Report) -> None:
     )
 
 
-def test_confirmed_trial_is_recommended_with_its_confirmed_score(everything: Report) -> None:
+def test_confirmed_trial_is_recommended_with_its_expected_score(everything: Report) -> None:
     found = findings(everything)
-    assert found.score == pytest.approx((-1.668, 0.018), abs=1e-3)
-    assert "trained again with 3 fresh seeds" in found.recommendation[0]
+    assert found.score == pytest.approx((-1.666, 0.021), abs=1e-3)
+    assert "with 3 fresh seeds on a fresh plan" in found.recommendation[0]
+    assert "from its 4 runs: −1.666 ± 0.021" in found.certainty[-1]
     assert "accumulated reaches fixed 15 %'s LML with 0.62 times its FLOPs" in (
         found.verdict[1][0].lower() + found.verdict[1][1:]
     )
+
+
+def test_without_repeated_seeds_no_probability_is_printed(everything: Report) -> None:
+    selection = everything.selection
+    assert selection is not None
+    unknown = dict.fromkeys(
+        ("half_width_total", "expected", "half_width", "probability", "expected_regret")
+    )
+    candidates = tuple(
+        c.model_copy(update={**unknown, "confirmation": None}) for c in selection.candidates
+    )
+    changed = selection.model_copy(
+        update={"candidates": candidates, "seed_sd": None, "chosen_by": "search"}
+    )
+    report = everything.model_copy(update={"selection": changed, "comparison": None})
+    found = findings(report)
+    assert found.chances == ()
+    assert "`search.confirm: {top: 3, seeds: 2}`" in found.certainty[-1]
+    assert "probability" not in " ".join(found.recommendation)
+    page = markdown(report)
+    assert "P(best) |" not in page
+    assert "P(best) |" in markdown(everything)
+    assert "LML, nats per token (± evaluation)" in page
+    assert "LML, nats per token (± seeds and evaluation)" in markdown(everything)
+    assert found.score == (selection.candidates[0].nats_per_token, pytest.approx(0.033, abs=0.01))
 
 
 def test_confirming_may_overturn_the_search(everything: Report) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from mptune.analysis.intervals import half_width, lml_half_width
 from mptune.analysis.ranking import best_per_policy, policy_kind
 from mptune.analysis.results import Report
+from mptune.analysis.selection import Candidate
 from mptune.report.blocks import Cell, Column, Point
 from mptune.report.findings import Findings, findings
 from mptune.report.formatting import per_token
@@ -96,9 +97,20 @@ def by_kind(trials: Iterable[Trial]) -> dict[str, list[Trial]]:
     return kinds
 
 
-def lml_interval(trial: Trial) -> tuple[float, float]:
-    """Score of a finished trial and the half-width of its 95 % interval, nats per token."""
-    return trial.nats_per_token, lml_half_width(trial.require_result().lml)
+def lml_interval(trial: Trial, candidate: Candidate | None = None) -> tuple[float, float]:
+    """Score of a finished trial and the half-width of its 95 % interval, nats per token.
+
+    Over new training seeds, sequences and masks if the candidate knows it, else over new sequences
+    and masks.
+    """
+    half = candidate.half_width_total if candidate else None
+    return trial.nats_per_token, half or lml_half_width(trial.require_result().lml)
+
+
+def lml_column(candidates: Mapping[int, Candidate]) -> str:
+    """Title of the scores of a ranking, as a key in `column.`: which noises the ± includes."""
+    known = any(c.half_width_total is not None for c in candidates.values())
+    return "lml_total" if known else "lml_evaluation"
 
 
 def estimate(x: float, y: float, se: float, tip: str) -> Point:

@@ -28,6 +28,7 @@ from mptune.report.layout import SERIES
 from mptune.report.sections.context import (
     Context,
     by_kind,
+    lml_column,
     lml_interval,
     number_cell,
     policy_cell,
@@ -61,7 +62,8 @@ def ranking(context: Context) -> ReportSection | None:
         _ranking_table(context, candidates),
     ]
     if selection is not None and selection.seed_sd is not None:
-        sd = f"{selection.seed_sd:.2g}"
+        low, high = (f"{sd:.2g}" for sd in selection.seed_sd)
+        sd = low if low == high else say("ranking.seed_sd_range", low=low, high=high)
         blocks.append(Paragraph(say("ranking.seed_sd", sd=sd, n=selection.seed_runs), soft=True))
     elif selection is not None:
         blocks.append(Paragraph(say("ranking.seed_unknown"), soft=True))
@@ -73,10 +75,11 @@ def _ranking_chart(context: Context, candidates: dict[int, Candidate]) -> Chart:
     hidden = len(context.ranked) - len(rows)
     series = []
     for y, trial in enumerate(rows):
-        value, half = lml_interval(trial)
+        value, half = lml_interval(trial, candidates.get(trial.number))
         tip = f"{y + 1}. {trial.label}\n{context.score(value, half)}"
-        if trial.number in candidates:
-            probability = say.probability(candidates[trial.number].probability)
+        candidate = candidates.get(trial.number)
+        if candidate and candidate.probability is not None:
+            probability = say.probability(candidate.probability)
             tip += f"\n{say('column.best_probability')}: {probability}"
         half = 0.0 if math.isnan(half) else half
         point = Point(value, y, tip, value - half, value + half)
@@ -86,7 +89,7 @@ def _ranking_chart(context: Context, candidates: dict[int, Candidate]) -> Chart:
         name="ranking",
         title=say("figure.ranking.title"),
         caption=say("figure.ranking.caption", more=more),
-        x=Axis(say("axis.lml_interval")),
+        x=Axis(say(f"column.{lml_column(candidates)}")),
         y=Axis(""),
         series=tuple(series),
         rows=tuple(context.labels(rows)),
@@ -97,24 +100,30 @@ def _ranking_table(context: Context, candidates: dict[int, Candidate]) -> Table:
     say = context.say
     bits = any(t.require_result().lml.bits_per_byte is not None for t in context.ranked)
     confirmed = any(c.confirmation for c in candidates.values())
+    column = lml_column(candidates)
+    known = column == "lml_total"
     head = context.head(
-        "#", "<policy", "lml",
-        *(["best_probability", "expected"] if candidates else []),
+        "#", "<policy", column,
+        *(["evaluation", "best_probability", "expected"] if known else []),
         *(["confirmed"] if confirmed else []),
         *(["unit.bits_per_byte"] if bits else []),
         "loss", "accuracy", "parameters", "FLOPs", "time", "trial",
     )  # fmt: skip
     rows = []
     for place, trial in enumerate(context.ranked, start=1):
-        result, (value, half) = trial.require_result(), lml_interval(trial)
+        result, candidate = trial.require_result(), candidates.get(trial.number)
+        value, half = lml_interval(trial, candidate)
         cells = [Cell(str(place), place), policy_cell(trial), Cell(per_token(value, half), value)]
-        if candidate := candidates.get(trial.number):
-            cells += [
-                Cell(say.probability(candidate.probability), candidate.probability),
-                Cell(per_token(candidate.shrunken, candidate.half_width), candidate.shrunken),
-            ]
-        elif candidates:
-            cells += [Cell("–")] * 2
+        if known:
+            cells.append(number_cell(lml_interval(trial)[1], "± {:.3f}"))
+            if candidate and candidate.expected is not None and candidate.half_width is not None:
+                expected = per_token(candidate.expected, candidate.half_width)
+                cells += [
+                    Cell(say.probability(candidate.probability or 0.0), candidate.probability),
+                    Cell(expected, candidate.expected),
+                ]
+            else:
+                cells += [Cell("–")] * 2
         if candidate and (found := candidate.confirmation):
             text = interval(found.nats_per_token, found.half_width, 3)
             optimism = say("ranking.optimism", value=minus(found.optimism, 3))

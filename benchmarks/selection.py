@@ -1,0 +1,282 @@
+"""Are P(best), expected regret and the corrected score of a search's winner true?
+
+    python benchmarks/selection.py                       # 500 replications a cell; 10 minutes
+    python benchmarks/selection.py --quick               # 40
+    python benchmarks/selection.py --candidates 12 --json twelve.json
+    python benchmarks/selection.py --merge a.json b.json # the tables of runs that were split
+
+Candidates with known true scores are trained (simulated) with seeds of known noise, and some are
+trained again. Beside the posterior of `mptune.analysis.posterior` stands the method that it
+replaced: a pooled seed variance and an estimate of the spread by moments, plugged in. That one
+depends on the order of the candidates, so it is shown with the winner listed first and last.
+
+Unit: a seed standard deviation (the geometric mean, where candidates differ). True P(best) of
+equal candidates is one over their number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mptune.analysis.crossed import Array
+from mptune.analysis.posterior import Observations, draw_scores
+
+SPREADS, CANDIDATES = (0.0, 0.5, 1.0, 2.0, 4.0), (2, 5, 12)
+EVALUATION, SHIFT = 0.1**2, 0.3**2
+"""Evaluation variance of a run, and of the difference in level between two plans."""
+
+
+class Seeds(NamedTuple):
+    """Runs of every candidate in the search, and fresh runs of the best of them."""
+
+    each: int
+    top: int = 0
+    fresh: int = 0
+
+
+PATTERNS = (Seeds(1, 2, 2), Seeds(1, 3, 3), Seeds(2), Seeds(2, 3, 2), Seeds(3))
+VARIANCES = ("equal", "60-fold", "60-fold, unexplained")
+"""Half of the candidates are noisier; out of play says which, unless unexplained."""
+
+BEDS = ("normal", "skewed seeds", "heavy-tailed spread", "two clusters")
+
+
+class Made(NamedTuple):
+    """Simulated replications: true scores [R, A], what was seen, first scores [R, A]."""
+
+    truth_RA: Array
+    seen: Observations
+    first_RA: Array
+
+
+def make(
+    rng: np.random.Generator, R: int, A: int, spread: float, seeds: Seeds, variance: str, bed: str
+) -> Made:
+    noisy_RA = rng.permuted(np.tile(np.arange(A) % 2.0, (R, 1)), axis=1)
+    sd_RA = np.ones((R, A)) if variance == "equal" else 60 ** ((noisy_RA - 0.5) / 2)
+    truth_RA = spread * rng.standard_normal((R, A))
+    if bed == "heavy-tailed spread":
+        truth_RA = spread * rng.standard_t(2, (R, A)) / 1.5
+    elif bed == "two clusters":
+        truth_RA = spread * (np.sign(truth_RA) + 0.2 * rng.standard_normal((R, A)))
+
+    def runs(S: int) -> Array:
+        noise_RAS = rng.standard_normal((R, A, S))
+        if bed == "skewed seeds":  # a run can only lose: -lognormal(1), of mean 0 and variance 1
+            noise_RAS = (np.exp(0.5) - np.exp(noise_RAS)) / np.sqrt(np.exp(2) - np.exp(1))
+        return truth_RA[..., None] + sd_RA[..., None] * noise_RAS
+
+    def scored(run_RAS: Array) -> Array:
+        evaluation_RA = np.sqrt(EVALUATION) * rng.standard_normal((R, A))
+        mean_RA: Array = run_RAS.mean(2) + evaluation_RA
+        return mean_RA
+
+    searched_RAS = runs(seeds.each)
+    mean_RA, fresh_RA = scored(searched_RAS), np.zeros((R, A))
+    squares_RA = searched_RAS.var(2) * seeds.each
+    degrees_RA = np.full((R, A), seeds.each - 1.0)
+    again_RA = mean_RA.argsort(1).argsort(1) >= A - min(seeds.top, A)
+    if seeds.top:
+        fresh_RAS = runs(seeds.fresh)
+        fresh_RA = scored(fresh_RAS) + np.sqrt(SHIFT) * rng.standard_normal((R, 1))
+        squares_RA = squares_RA + again_RA * fresh_RAS.var(2) * seeds.fresh
+        degrees_RA = degrees_RA + again_RA * (seeds.fresh - 1)
+    seen = Observations(
+        mean_AP=np.stack([mean_RA, fresh_RA], axis=2),
+        runs_AP=np.stack([np.full((R, A), seeds.each), again_RA * seeds.fresh], axis=2),
+        evaluation_AP=np.full((R, A, 2), EVALUATION),
+        squares_A=squares_RA,
+        degrees_A=degrees_RA,
+        out_of_play_A=noisy_RA if variance == "60-fold" else np.zeros((R, A)),
+        shift=SHIFT,
+    )
+    return Made(truth_RA, seen, mean_RA)
+
+
+class Stated(NamedTuple):
+    """What a method says of R replications; the last three are of the candidate that it chooses."""
+
+    probability_RA: Array
+    chosen_R: Any
+    regret_R: Array
+    expected_R: Array
+    half_width_R: Array
+
+
+def of_draws(theta_ZRA: Array, mean_RA: Array, half_width_RA: Array) -> Stated:
+    R, A = mean_RA.shape
+    at_R, chosen_R = np.arange(R), mean_RA.argmax(1)
+    probability_RA = (theta_ZRA.argmax(2)[..., None] == np.arange(A)).mean(0)
+    regret_R = (theta_ZRA.max(2) - theta_ZRA[:, at_R, chosen_R]).mean(0)
+    return Stated(
+        probability_RA, chosen_R, regret_R,
+        mean_RA[at_R, chosen_R], half_width_RA[at_R, chosen_R],
+    )  # fmt: skip
+
+
+def posterior(made: Made) -> Stated:
+    theta_ZRA, _ = draw_scores(made.seen, chains=1, draws=300)
+    mean_RA = theta_ZRA.mean(0)
+    return of_draws(theta_ZRA, mean_RA, np.quantile(np.abs(theta_ZRA - mean_RA), 0.95, axis=0))
+
+
+def plug_in(made: Made, first: bool, draws: int = 320) -> Stated:
+    """The replaced method, with all evaluation variances equal; the best listed first or last."""
+    rng, x_RA, seen = np.random.default_rng(0), made.first_RA, made.seen
+    from scipy.special import chdtri
+
+    R, A = x_RA.shape
+    degrees_R = seen.degrees_A.sum(1) * (A - 1) / A
+    pooled_R = seen.squares_A.sum(1) / seen.degrees_A.sum(1)
+    order_RA = np.argsort(-x_RA if first else x_RA, axis=1)
+    x_RA = np.take_along_axis(x_RA, order_RA, 1)
+    centre_R1 = x_RA.mean(1, keepdims=True)
+    means, spreads, drawn = [], [], []
+    for p in 1 - (np.arange(32) + 0.5) / 32:
+        noise_R = pooled_R * degrees_R / chdtri(degrees_R, p) / seen.runs_AP[0, 0, 0] + EVALUATION
+        tau2_R = np.maximum(0.0, x_RA.var(1, ddof=1) - noise_R)
+        keep_R = tau2_R / (tau2_R + noise_R)
+        means.append(centre_R1 + keep_R[:, None] * (x_RA - centre_R1))
+        spreads.append(np.repeat((tau2_R * (1 - keep_R) * (1 - 1 / A))[:, None], A, 1))
+        sd_R1 = np.sqrt(tau2_R * (1 - keep_R))[:, None]
+        drawn.append(means[-1] + sd_R1 * rng.standard_normal((draws // 32, R, A)))
+    spread_RA = np.mean(spreads, 0) + np.var(means, 0)
+    stated = of_draws(np.concatenate(drawn), np.mean(means, 0), 1.96 * np.sqrt(spread_RA))
+    back_RA = order_RA.argsort(1)
+    return stated._replace(
+        probability_RA=np.take_along_axis(stated.probability_RA, back_RA, 1),
+        chosen_R=order_RA[np.arange(R), stated.chosen_R],
+    )
+
+
+METHODS = {
+    "plug-in, winner first": lambda made: plug_in(made, True),
+    "plug-in, winner last": lambda made: plug_in(made, False),
+    "posterior": posterior,
+}
+
+
+def cell(
+    A: int, spread: float, seeds: Seeds, variance: str, bed: str, replications: int
+) -> Iterator[dict[str, Any]]:
+    """One row for each method: sums over replications."""
+    key = [A, round(10 * spread), *seeds, VARIANCES.index(variance), BEDS.index(bed)]
+    made = make(np.random.default_rng(key), replications, A, spread, seeds, variance, bed)
+    at_R = np.arange(replications)
+    best_RA = (made.truth_RA.argmax(1)[:, None] == np.arange(A)).astype(float)
+    if not spread:
+        best_RA[:] = 1 / A
+    for name, method in METHODS.items():
+        said = method(made)
+        decile_RA = np.minimum((10 * said.probability_RA).astype(int), 9)
+        truth_R = made.truth_RA[at_R, said.chosen_R]
+        yield {
+            "method": name, "bed": bed, "candidates": A, "spread": spread, "seeds": list(seeds),
+            "variance": variance, "replications": replications,
+            "count": np.bincount(decile_RA.ravel(), minlength=10).tolist(),
+            "stated": np.bincount(
+                decile_RA.ravel(), said.probability_RA.ravel(), minlength=10).tolist(),
+            "true": np.bincount(decile_RA.ravel(), best_RA.ravel(), minlength=10).tolist(),
+            "stated_regret": float(said.regret_R.sum()),
+            "true_regret": float((made.truth_RA.max(1) - truth_R).sum()),
+            "covered": int((np.abs(truth_R - said.expected_R) <= said.half_width_R).sum()),
+            "stated_best": float(said.probability_RA[at_R, said.chosen_R].sum()),
+            "true_best": float(best_RA[at_R, said.chosen_R].sum()),
+        }  # fmt: skip
+
+
+def tables(rows: list[dict[str, Any]]) -> Iterator[str]:
+    def select(**wanted: Any) -> list[dict[str, Any]]:
+        return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+    def total(chosen: list[dict[str, Any]], key: str) -> Any:
+        return np.sum([row[key] for row in chosen], axis=0)
+
+    def regret(chosen: list[dict[str, Any]]) -> str:
+        stated, true = total(chosen, "stated_regret"), total(chosen, "true_regret")
+        return f"{stated / true:.2f}" if true else "–"
+
+    def line(*cells: object) -> str:
+        return "| " + " | ".join(str(c) for c in cells) + " |"
+
+    for bed in BEDS:
+        if not select(bed=bed):
+            continue
+        yield f"\n{bed}: P(best), % stated / % true, by decile of stated\n"
+        yield line("decile", *METHODS)
+        yield line(*["---"] * (1 + len(METHODS)))
+        for k in range(10):
+            cells = []
+            for method in METHODS:
+                chosen = select(bed=bed, method=method)
+                count, stated, true = (total(chosen, f)[k] for f in ("count", "stated", "true"))
+                cells.append(
+                    f"{100 * stated / count:.0f} / {100 * true / count:.0f}" if count else "–"
+                )
+            yield line(f"{10 * k}–{10 * k + 10} %", *cells)
+        yield f"\n{bed}: P(best) of the chosen one, regret stated / true, coverage of its score\n"
+        yield line(
+            "cells",
+            *(f"{m}: {w}" for m in METHODS for w in ("P, % stated / true", "regret", "coverage")),
+        )
+        yield line(*["---"] * (1 + 3 * len(METHODS)))
+        groups: list[tuple[str, dict[str, Any]]] = [("all", {})]
+        groups += [(f"spread {s:g}", {"spread": s}) for s in SPREADS]
+        groups += [(f"{a} candidates", {"candidates": a}) for a in CANDIDATES]
+        groups += [(v, {"variance": v}) for v in VARIANCES]
+        groups += [
+            (f"{s.each} each" + (f", {s.top} again × {s.fresh}" if s.top else ""),
+             {"seeds": list(s)})
+            for s in PATTERNS
+        ]  # fmt: skip
+        for label, wanted in groups:
+            cells = []
+            for method in METHODS:
+                chosen = select(bed=bed, method=method, **wanted)
+                if not chosen:
+                    continue
+                n = total(chosen, "replications")
+                stated, true = total(chosen, "stated_best") / n, total(chosen, "true_best") / n
+                cells += [f"{100 * stated:.0f} / {100 * true:.0f}", regret(chosen)]
+                cells.append(f"{100 * total(chosen, 'covered') / n:.1f} %")
+            if cells:
+                yield line(label, *cells)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="40 replications")
+    parser.add_argument("--candidates", type=int, nargs="+", default=CANDIDATES, metavar="A")
+    parser.add_argument("--beds", nargs="+", choices=BEDS, default=BEDS)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--merge", type=Path, nargs="+", metavar="FILE")
+    arguments = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for file in arguments.merge or ():
+        rows += json.loads(file.read_text(encoding="utf-8"))
+    if not arguments.merge:
+        replications = 40 if arguments.quick else 500
+        for bed in arguments.beds:
+            normal = bed == "normal"
+            grid = itertools.product(
+                arguments.candidates,
+                SPREADS,
+                PATTERNS if normal else PATTERNS[:3],
+                VARIANCES if normal else VARIANCES[:2],
+            )
+            for A, spread, seeds, variance in grid:
+                rows += cell(A, spread, seeds, variance, bed, replications)
+    print(*tables(rows), sep="\n")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
