@@ -9,13 +9,12 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from mptune.paths import write_text
 
@@ -47,91 +46,60 @@ def artifacts_of(directory: Path, url: str | None) -> Store:
     return Folder(directory) if url is None else Remote(url)
 
 
-class Store(ABC):
-    """A tree of files under one root; names are relative to it, with slashes."""
+@dataclass(frozen=True)
+class Folder:
+    """A tree of files in a folder that all ranks share; names are relative to it, with slashes.
 
-    shared: bool
+    Nothing is copied.
+    """
+
+    root: Path
+    shared = True
     """Whether `staged` and `fetched` are the same folder on all ranks."""
 
-    @abstractmethod
-    def staged(self) -> Any:
-        """Context of a local folder in which files are written before `keep`."""
+    @contextmanager
+    def staged(self) -> Iterator[Path]:
+        """A local folder in which files are written before `keep`."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        yield self.root
 
-    @abstractmethod
     def keep(self, folder: Path, names: Iterable[str]) -> None:
-        """Copy files of the staged folder into the store, in this order."""
+        """Copy files of the staged folder into the store, in this order: they are there."""
 
-    @abstractmethod
-    def fetched(self, names: Iterable[str]) -> Any:
-        """Context of a local folder with those of these files that the store has."""
+    @contextmanager
+    def fetched(self, names: Iterable[str]) -> Iterator[Path]:
+        """A local folder with those of these files that the store has."""
+        yield self.root
 
-    @abstractmethod
     def take(self, folder: Path, name: str, last: str) -> None:
         """Move a local folder of files into the store, replacing the folder of this name.
 
         If this is not atomic, the file `last`, which readers need, is written last.
         """
-
-    @abstractmethod
-    def inside(self, name: str) -> Store:
-        """The store whose root is a folder of this one."""
-
-    @abstractmethod
-    def read(self, name: str) -> str | None:
-        """A file's text; None if the file does not exist."""
-
-    @abstractmethod
-    def write(self, name: str, text: str) -> None:
-        """Replace a file's text; readers get the old text or the new one, never a part."""
-
-    @abstractmethod
-    def children(self) -> list[str]:
-        """Names of the files and folders directly under the root."""
-
-    @abstractmethod
-    def remove(self, name: str = "") -> None:
-        """Delete a file, a folder or the whole store, if it exists."""
-
-
-@dataclass(frozen=True)
-class Folder(Store):
-    """A folder on a file system that all ranks share; nothing is copied."""
-
-    root: Path
-    shared = True
-
-    @contextmanager
-    def staged(self) -> Iterator[Path]:
-        self.root.mkdir(parents=True, exist_ok=True)
-        yield self.root
-
-    def keep(self, folder: Path, names: Iterable[str]) -> None:
-        """Nothing to do: the files were written in place."""
-
-    @contextmanager
-    def fetched(self, names: Iterable[str]) -> Iterator[Path]:
-        yield self.root
-
-    def take(self, folder: Path, name: str, last: str) -> None:
         self.remove(name)
         folder.rename(self.root / name)
 
     def inside(self, name: str) -> Folder:
+        """The store whose root is a folder of this one."""
         return Folder(self.root / name)
 
     def read(self, name: str) -> str | None:
+        """A file's text; None if the file does not exist."""
         try:
             return (self.root / name).read_text(encoding="utf-8")
         except (OSError, ValueError):
             return None
 
     def write(self, name: str, text: str) -> None:
+        """Replace a file's text; readers get the old text or the new one, never a part."""
         write_text(self.root / name, text)
 
     def children(self) -> list[str]:
+        """Names of the files and folders directly under the root."""
         return sorted(p.name for p in self.root.iterdir()) if self.root.exists() else []
 
     def remove(self, name: str = "") -> None:
+        """Delete a file, a folder or the whole store, if it exists."""
         shutil.rmtree(self.root / name, ignore_errors=True)
 
     def __str__(self) -> str:
@@ -139,8 +107,8 @@ class Folder(Store):
 
 
 @dataclass(frozen=True)
-class Remote(Store):
-    """A folder at any URL that fsspec can open: s3://, gs://, abfs://, file:// and more."""
+class Remote:
+    """The same at any URL that fsspec can open: s3://, gs://, abfs://, file:// and more."""
 
     url: str
     shared = False
@@ -229,3 +197,6 @@ class Remote(Store):
 
     def __str__(self) -> str:
         return self.url
+
+
+Store: TypeAlias = Folder | Remote
