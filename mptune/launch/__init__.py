@@ -1,1 +1,1 @@
-"""Where a search runs: one file per kind of launcher."""
+"""Where a search runs: one class per kind of launcher."""

@@ -1,27 +1,42 @@
-"""A KubeRay RayJob in a namespace that was prepared with `kubectl apply -k k8s/overlays/...`."""
+"""A KubeRay RayJob in a namespace that was prepared with `kubectl apply -k k8s/overlays/...`.
+
+A RayJob whose image is wrong, whose nodes do not exist or whose quota forbids its pods stays
+`Initializing` for ever. Only its pods and events say why, so they are read as well.
+"""
 
 from __future__ import annotations
 
 import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mptune.errors import InputError
-from mptune.launch._kubernetes_api import KubernetesApi
+from mptune.launch._kubernetes_api import KubernetesApi, NotFound, Object
 from mptune.launch._rayjob import KubernetesProfile, config_map, ray_job, reader_pod, to_yaml
-from mptune.launch._rayjob_state import follow_job, state_of
 from mptune.launch.base import (
     Launcher,
+    LaunchError,
     Say,
     SearchState,
     Submission,
+    follow,
     machines_for,
+    progress,
     trial_needs,
     unpack,
 )
 
 LONGEST_NAME = 47
 """KubeRay adds a suffix to a RayJob's name, and refuses longer names."""
+
+POLL_S = 5
+"""How often to look at pods and events, which change without the RayJob."""
+
+IMAGE = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
+SETUP = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 
 
 class Kubernetes(KubernetesProfile, Launcher):
@@ -111,3 +126,199 @@ def _check_name(name: str) -> None:
             f"name: {name!r} cannot name a RayJob: lower-case letters, digits and '-', a letter "
             f"first, at most {LONGEST_NAME}; --set name={suggestion.rstrip('-') or 'search'}"
         )
+
+
+# --- the state of a RayJob -----------------------------------------------------------------------
+
+
+def state_of(api: KubernetesApi, job: Object) -> SearchState:
+    """The state of the search that this RayJob runs."""
+    name, status = job["metadata"]["name"], job.get("status", {})
+    deployment = status.get("jobDeploymentStatus") or ""
+    if deployment == "Complete" or status.get("jobStatus") == "SUCCEEDED":
+        return SearchState("succeeded")
+    if deployment in ("Failed", "ValidationFailed"):
+        return SearchState("failed", _failure(status))
+    if job["spec"].get("suspend"):
+        queue = job["metadata"].get("labels", {}).get("kueue.x-k8s.io/queue-name")
+        return SearchState("waiting", f"queued by Kueue in {queue}" if queue else "suspended")
+    submitters = _submitters(api, name)
+    if deployment == "Running" and status.get("jobStatus") == "RUNNING":
+        logs = (list(api.log(p["metadata"]["name"], last=200)) for p in submitters)
+        return SearchState("running", next(filter(None, map(progress, logs)), ""))
+    ray_cluster = status.get("rayClusterName")
+    pods = api.pods(f"ray.io/cluster={ray_cluster}") if ray_cluster else []
+    groups = job["spec"].get("rayClusterSpec", {}).get("workerGroupSpecs") or ()
+    wanted = 1 + sum(int(g.get("replicas", 0)) * int(g.get("numOfHosts", 1)) for g in groups)
+    # Old events remain after their cause is gone: they count only while a pod is missing.
+    incomplete = len(pods) < wanted
+    pods += submitters
+    cause = _pod_problem(pods)
+    if cause is None and incomplete:
+        cause = _event_problem(api.warnings(), {name, ray_cluster})
+    return cause or SearchState("waiting", _step(status, pods))
+
+
+def _failure(status: Object) -> str:
+    reason = status.get("reason") or "Failed"
+    message = str(status.get("message") or "")
+    first = message.splitlines()[0].split(", last available logs")[0] if message else ""
+    advice = {
+        "AppFailed": "its log says why",
+        "DeadlineExceeded": "raise deadline_s in the profile and launch it again to resume",
+    }.get(reason, "launch it again to resume")
+    return f"failed ({reason}{': ' + first if first else ''}); {advice}"
+
+
+def _submitters(api: KubernetesApi, name: str) -> list[Object]:
+    """The pods that show the driver's log; the latest attempt first."""
+    found = api.pods(f"batch.kubernetes.io/job-name={name}")
+    return sorted(found, key=lambda p: -int(p["metadata"]["resourceVersion"]))
+
+
+def _step(status: Object, pods: list[Object]) -> str:
+    """What a search that starts normally waits for."""
+    if not status.get("rayClusterName"):
+        return "not picked up yet; if this lasts, check that the KubeRay operator runs"
+    if status.get("jobDeploymentStatus") == "Running":
+        return "Ray is up, the driver starts"
+    if any(not p["status"].get("startTime") for p in pods):
+        return "for nodes"
+    reasons = [s.get("waiting", {}).get("reason") for s in _container_states(pods)]
+    if any(r in ("ContainerCreating", "PodInitializing") for r in reasons):
+        return "pulling the image, starting containers"
+    return "starting Ray"
+
+
+def _container_states(pods: list[Object]) -> Iterator[dict[str, Any]]:
+    for pod in pods:
+        for key in ("initContainerStatuses", "containerStatuses"):
+            yield from (c.get("state", {}) for c in pod["status"].get(key) or ())
+
+
+# --- why nothing starts ------------------------------------------------------------------------
+
+
+def _pod_problem(pods: list[Object]) -> SearchState | None:
+    for state in _container_states(pods):
+        waiting = state.get("waiting", {})
+        reason = waiting.get("reason")
+        message = _one_line(waiting.get("message", "").split("ErrImagePull: ")[-1])
+        if reason in IMAGE:
+            return SearchState(
+                "waiting",
+                f"the image cannot be pulled: {message or reason}; "
+                "correct `image` in the profile, or name a secret in image_pull_secrets",
+                stuck=True,
+            )
+        if reason in SETUP:
+            detail = f"a container cannot be set up ({reason}): {message}"
+            return SearchState("waiting", detail, stuck=True)
+    for pod in pods:
+        for condition in pod["status"].get("conditions") or ():
+            if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
+                message = condition.get("message", "")
+                why = _one_line(message.split(", preemption:")[0].split(" no new claims")[0])
+                # Not stuck: an autoscaler may still add such a node.
+                return SearchState(
+                    "waiting",
+                    f"no node takes a pod: {why.rstrip('.')}; add such nodes, or change gpus, "
+                    "cpus, memory or node_labels of the pool in the profile",
+                )
+    return None
+
+
+def _event_problem(events: list[Object], names: set[str | None]) -> SearchState | None:
+    for event in reversed(events):
+        about, message = event["involvedObject"], _one_line(event.get("message", ""))
+        if about["name"] not in names or about["kind"] not in ("RayJob", "RayCluster", "Job"):
+            continue
+        if "exceeded quota" in message:
+            quota = message[message.index("exceeded quota") :]
+            return SearchState(
+                "waiting",
+                f"the namespace's quota forbids its pods: {quota}; free some of it, have it "
+                "raised, or ask for less in the profile",
+                stuck=True,
+            )
+        detail = f"{about['kind']} {event.get('reason')}: {message}"
+        return SearchState("waiting", detail, stuck=True)
+    return None
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 300 else f"{line[:300]}..."
+
+
+# --- following ---------------------------------------------------------------------------------
+
+
+@dataclass
+class _LogTail:
+    """Shows a pod's log from a thread; after a lost connection it continues where it was."""
+
+    api: KubernetesApi
+    say: Say
+    pod: str | None = None
+    shown: int = 0
+    _thread: threading.Thread | None = field(default=None, init=False)
+
+    def follow(self, pods: list[Object]) -> None:
+        """Continue, or switch to the pod of a newer attempt of the driver."""
+        names = [p["metadata"]["name"] for p in pods if p["status"].get("phase") != "Pending"]
+        if names and names[0] != self.pod:
+            self.finish()
+            self.pod, self.shown = names[0], 0
+        if self.pod and not (self._thread and self._thread.is_alive()):
+            self._thread = threading.Thread(target=self._run, args=(self.pod,), daemon=True)
+            self._thread.start()
+
+    def finish(self) -> None:
+        """Show the rest of the log."""
+        if self._thread:
+            self._thread.join(timeout=10)
+
+    def _run(self, pod: str) -> None:
+        try:
+            for number, line in enumerate(self.api.log(pod, follow=True)):
+                if number >= self.shown:
+                    self.shown = number + 1
+                    self.say(line)
+        except LaunchError:
+            pass  # The next look reports the outage, and starts this thread again.
+
+
+def follow_job(api: KubernetesApi, name: str, say: Say) -> SearchState:
+    """Show the log and every change of state until the search has ended.
+
+    Raises:
+        LaunchError: it cannot continue by itself, or was deleted.
+    """
+    tail = _LogTail(api, say)
+    seen = False
+    previous: Object | None = None
+
+    def look() -> tuple[SearchState, list[str]]:
+        nonlocal seen, previous
+        if previous is not None:
+            waited_for, previous = previous, None
+            api.await_change(waited_for, POLL_S)
+        try:
+            job = api.job(name)
+        except NotFound:
+            if not seen:
+                raise
+            raise LaunchError(
+                f"{name} was deleted while it ran; its study and artifacts are kept: launch it "
+                "again to resume"
+            ) from None
+        seen, previous = True, job
+        state = state_of(api, job)
+        tail.follow(_submitters(api, name))
+        if state.ended:
+            tail.finish()
+        # The thread shows the log.
+        return state, []
+
+    return follow(name, say, look, place="the API server", pause_s=0)

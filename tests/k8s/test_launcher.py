@@ -14,14 +14,14 @@ import pytest
 import yaml
 
 from mptune.cli import main
-from mptune.launch import _rayjob, _rayjob_state, base
+from mptune.launch import _rayjob, base, kubernetes
 from mptune.launch._kubernetes_api import KubernetesApi
 from mptune.paths import RunDirectory
 from tests.k8s.apiserver import ApiServer, recorded
 from tests.k8s.render import overlay
 from tests.k8s.schemas import ROOT, Schemas
 
-PATIENCE_S, POLL_S = base.PATIENCE_S, _rayjob_state.POLL_S
+PATIENCE_S, POLL_S = base.PATIENCE_S, kubernetes.POLL_S
 SPEC = ROOT / "search_spaces" / "quickstart.yaml"
 PROFILE = ROOT / "launchers" / "kubernetes.yaml"
 LOG = [
@@ -49,7 +49,7 @@ def server(schemas: Schemas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("KUBECONFIG", str(path))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(base, "PATIENCE_S", 0.3)
-    monkeypatch.setattr(_rayjob_state, "POLL_S", 1)
+    monkeypatch.setattr(kubernetes, "POLL_S", 1)
     yield api
     api.stop()
 
@@ -347,10 +347,14 @@ def test_a_server_that_does_not_answer_is_one_line(
 
 
 def test_an_unknown_field_is_refused(
-    server: ApiServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    server: ApiServer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    made = _rayjob._pod
-    monkeypatch.setattr(_rayjob, "_pod", lambda *a: {**made(*a), "nodeSelectr": {}})
+    misspelt = tmp_path / "rayjob.yaml"
+    misspelt.write_text(_rayjob.TEMPLATE.read_text().replace("serviceAccountName", "nodeSelectr"))
+    monkeypatch.setattr(_rayjob, "TEMPLATE", misspelt)
     assert launch("succeeds", "--detach") == 3
     assert "nodeSelectr" in failure(capsys)
 
