@@ -194,9 +194,6 @@ class TrialResult(Message):
         default_factory=dict, description="the same estimate on each domain of data.domains"
     )
     cost: Cost
-    rungs: tuple[tuple[float, float], ...] = Field(
-        (), description="(progress, LML nats per token) at each rung"
-    )
     learning: tuple[LearningPoint, ...] = Field(
         (), description="the score at each rung with what it had cost; the same plan at all"
     )
@@ -350,18 +347,12 @@ class Progress(Message):
     )
 
 
-class Rung(Message):
+class Rung(LearningPoint):
     """A trial reports at a rung, and waits for the decision to go on or stop."""
 
     type: Literal["rung"] = "rung"
     number: int
     index: int
-    progress: float
-    nats_per_token: float
-    se: float
-    tokens: int = Field(0, description="positions processed so far")
-    flops: float = 0.0
-    seconds: float = Field(0.0, description="of training steps so far")
 
 
 class Scoring(Message):

@@ -377,7 +377,6 @@ def result(trial: TrialSpec, learning: tuple[LearningPoint, ...] = ()) -> TrialR
             total_s=policy.steps * policy.step_s, workers=trial.resources.workers,
             parameters=parameters(trial), tokens_per_s=1e5,
         ),
-        rungs=tuple((point.progress, point.nats_per_token) for point in learning),
         learning=learning,
         loss_curve=tuple(
             (p, -0.8 * nats_per_token(trial, p)) for p in (0.2, 0.4, 0.6, 0.8, 1.0)

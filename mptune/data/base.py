@@ -13,10 +13,10 @@ from pydantic import Field
 
 from mptune.data._table import TokenTable
 from mptune.paths import write_json
-from mptune.spec.schema import Section
+from mptune.spec.schema import Plugin
 
 
-class Modality(Section):
+class Modality(Plugin):
     """A source of sequences and how they become tokens.
 
     Models, policies, training and scoring use only the table that `prepare` returns. A subclass's
@@ -72,8 +72,3 @@ class Modality(Section):
     @abstractmethod
     def words(self) -> str:
         """The data as text for labels."""
-
-    @classmethod
-    def examples(cls) -> list[Self]:
-        """Modalities for the conformance tests; none where a source needs files of the user's."""
-        return []

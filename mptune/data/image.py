@@ -16,8 +16,8 @@ from mptune.data import _frames, _sources
 from mptune.data._bins import Bins
 from mptune.data._frames import Frame
 from mptune.data._records import BrokenRecords
-from mptune.data._rows import TRAIN, Fitted, RowModality
 from mptune.data._sources import File
+from mptune.data.rows import TRAIN, Fitted, RowModality
 
 ROUNDS = 20
 """Iterations of k-means; small codebooks have converged by then."""

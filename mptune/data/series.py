@@ -14,8 +14,8 @@ from pydantic import Field
 
 from mptune.data import _frames, _sources
 from mptune.data._frames import RECORDING, Frame
-from mptune.data._rows import TRAIN, RowModality, Windows
 from mptune.data._sources import File
+from mptune.data.rows import TRAIN, RowModality, Windows
 
 IntArray = NDArray[np.int64]
 

@@ -55,6 +55,10 @@ BATCH_BYTES = 2**21
 NOISE = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz", np.uint8)
 
 
+_SMALL = {"max_train_sequences": 64, "max_heldout_sequences": 32}
+_SMALL_NOISY = {"noise": 0.2, "max_sequences": 32}
+
+
 class TextDomain(Section):
     """A held-out distribution of text: another source, or the held-out documents corrupted."""
 
@@ -103,6 +107,12 @@ class Text(Modality):
     """
 
     kind: Literal["text"] = "text"
+    EXAMPLES = (
+        {"source": STDLIB, "length": 64, **_SMALL, "domains": {"noisy": _SMALL_NOISY}},
+        {"source": STDLIB, "tokenizer": "characters", **_SMALL},
+        {"source": "package:mptune/*.py", "tokenizer": "bpe", "vocabulary": 300, "packing": True,
+         **_SMALL},
+    )  # fmt: skip
     source: Source = Field(
         description="file, folder, glob, URL, hf:, package: or python-stdlib, or a list of them"
     )
@@ -206,17 +216,6 @@ class Text(Modality):
         name = Path(self.tokenizer).name
         tokens = f"bpe {self.vocabulary}" if self.tokenizer == "bpe" else name
         return f"{_sources.short(self.source)}, {tokens}, D = {self.length}"
-
-    @classmethod
-    def examples(cls) -> list[Self]:
-        small = {"max_train_sequences": 64, "max_heldout_sequences": 32}
-        noisy = {"domains": {"noisy": {"noise": 0.2, "max_sequences": 32}}}
-        bpe = {"tokenizer": "bpe", "vocabulary": 300, "packing": True}
-        return [
-            cls.model_validate({"source": STDLIB, "length": 64, **small, **noisy}),
-            cls.model_validate({"source": STDLIB, "tokenizer": "characters", **small}),
-            cls.model_validate({"source": "package:mptune/*.py", **small, **bpe}),
-        ]
 
     def _sources(self) -> Iterator[tuple[str, Source]]:
         yield "source", self.source

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, model_validator
 
-from mptune.spec.schema import SIZE_SUFFIXES, Section, Size
+from mptune.spec.schema import SIZE_SUFFIXES, Plugin, Size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,10 +36,11 @@ BACKWARD = 2
 """A backward pass multiplies every matrix twice: for the inputs' gradients and for the weights'."""
 
 
-class ModelFamily(Section):
+class ModelFamily(Plugin):
     """Base of all families: an encoder with a masked-language-model head, trained from scratch."""
 
     family: str
+    EXAMPLES = ({"width": 32, "depth": 1}, {"width": 32, "depth": 2})
     size: Size | None = Field(
         None,
         ge=1e3,
@@ -148,11 +149,6 @@ class ModelFamily(Section):
     def _member(self, units: int, depth: int) -> Self:
         width = units * WIDTH_PER_HEAD
         return self.model_copy(update={"size": None, "width": width, "depth": depth})
-
-    @classmethod
-    def examples(cls) -> list[Self]:
-        """Small members that the conformance tests build."""
-        return [cls.model_validate({"width": 32, "depth": depth}) for depth in (1, 2)]
 
     @abstractmethod
     def build(self, vocabulary: int, predictable: int, length: int) -> nn.Module:

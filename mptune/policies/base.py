@@ -23,14 +23,14 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from mptune.policies._structures import AnyStructure, choose_units
-from mptune.spec.schema import Section
+from mptune.spec.schema import Plugin, Section
 from mptune.spec.source import read_plugin
 
 BoolArray = NDArray[np.bool_]
@@ -79,10 +79,10 @@ def rate_bucket(counts_B: IntArray, lengths_B: IntArray) -> IntArray:
     return np.maximum(-(-counts_B * RATE_BUCKETS // filled_B) - 1, 0)
 
 
-class MaskPolicy(Section):
+class MaskPolicy(Plugin):
     """A law of the mask count, how a sequence is weighted, and what replaces a masked token.
 
-    A subclass defines `pmf`, `law_words` and `examples`. Its docstring describes it in one line and
+    A subclass defines `pmf`, `law_words` and `EXAMPLES`. Its docstring describes it in one line and
     names its source; every field has a description with its range.
     """
 
@@ -117,11 +117,6 @@ class MaskPolicy(Section):
     @abstractmethod
     def law_words(self) -> str:
         """The law as text for labels, e.g. `"fixed 15 %"`."""
-
-    @classmethod
-    @abstractmethod
-    def examples(cls) -> list[Self]:
-        """Policies that the conformance tests run on."""
 
     def words(self) -> str:
         """The policy as text: the law, then every other field that is not at its default."""

@@ -25,6 +25,13 @@ from mptune.policies.base import OUTER, FloatArray, MaskPolicy, percent
 from mptune.policies.distributions import Fixed
 from mptune.spec.schema import Fraction, Section, build
 
+_UNIFORM = {"kind": "uniform"}
+
+
+def _beta(a: float, b: float) -> dict[str, Any]:
+    return {"kind": "beta", "a": a, "b": b}
+
+
 # --- policies inside policies ------------------------------------------------------------------
 
 
@@ -113,6 +120,12 @@ class Schedule(MaskPolicy):
 class Ramp(Schedule):
     """Every parameter goes from its value in `start` to that in `end` with progress."""
 
+    EXAMPLES = (
+        {"start": 0.5, "end": 0.15},
+        {"start": _beta(2, 5), "end": _beta(5, 2)},
+        {"start": _UNIFORM, "end": {**_UNIFORM, "high": 0.3}},
+    )
+
     start: NestedPolicy = Field(description="policy at progress 0: a mask rate or a policy")
     end: NestedPolicy = Field(description="policy at progress 1, of the same kind as start")
 
@@ -130,12 +143,6 @@ class Ramp(Schedule):
 
     def law_words(self) -> str:
         return f"{self.kind.removesuffix('_schedule')} {arrow([self.start, self.end])}"
-
-    @classmethod
-    def examples(cls) -> list[Self]:
-        beta = [{"kind": "beta", "a": a, "b": b} for a, b in ((2, 5), (5, 2))]
-        pairs = [(0.5, 0.15), tuple(beta), ({"kind": "uniform"}, {"kind": "uniform", "high": 0.3})]
-        return [cls.model_validate({"start": s, "end": e}) for s, e in pairs]
 
 
 def arrow(policies: Sequence[MaskPolicy]) -> str:
@@ -198,6 +205,10 @@ class Mixture(MaskPolicy):
     """
 
     kind: Literal["mixture"] = "mixture"
+    EXAMPLES = tuple(
+        {"components": [{"weight": w, "policy": p} for w, p in parts]}
+        for parts in (((0.8, _beta(3, 9)), (0.2, _UNIFORM)), ((3, 0.15), (1, 0.5)))
+    )
     components: tuple[Component, ...] = Field(
         min_length=1, description="list of {weight: above 0, policy: a mask rate or a policy}"
     )
@@ -211,15 +222,6 @@ class Mixture(MaskPolicy):
         parts = [f"{c.weight / total:.2g} {c.policy.law_words()}" for c in self.components]
         return "mixture " + " + ".join(parts)
 
-    @classmethod
-    def examples(cls) -> list[Self]:
-        esm3 = [
-            {"weight": 0.8, "policy": {"kind": "beta", "a": 3, "b": 9}},
-            {"weight": 0.2, "policy": {"kind": "uniform"}},
-        ]
-        rates = [{"weight": 3, "policy": 0.15}, {"weight": 1, "policy": 0.5}]
-        return [cls.model_validate({"components": c}) for c in (esm3, rates)]
-
 
 class Step(Schedule):
     """Each policy applies from its point of progress to the next one's; kinds may differ.
@@ -228,6 +230,7 @@ class Step(Schedule):
     """
 
     kind: Literal["step"] = "step"
+    EXAMPLES = ({"stages": [{"at": 0, "policy": _UNIFORM}, {"at": 0.7, "policy": 0.15}]},)
     stages: Stages = Field(description="list of {at: progress, the first 0; policy}")
 
     def at(self, progress: float) -> MaskPolicy:
@@ -235,11 +238,6 @@ class Step(Schedule):
 
     def law_words(self) -> str:
         return f"step {arrow([s.policy for s in self.stages])}"
-
-    @classmethod
-    def examples(cls) -> list[Self]:
-        stages = [{"at": 0, "policy": {"kind": "uniform"}}, {"at": 0.7, "policy": 0.15}]
-        return [cls.model_validate({"stages": stages})]
 
 
 class Linear(Ramp):
@@ -276,6 +274,9 @@ class Piecewise(Schedule):
     """
 
     kind: Literal["piecewise"] = "piecewise"
+    EXAMPLES = (
+        {"points": [{"at": a, "policy": r} for a, r in ((0, 0.15), (0.5, 0.3), (0.9, 0.15))]},
+    )
     points: Stages = Field(description="list of {at: progress, the first 0; policy}, of one kind")
 
     @model_validator(mode="after")
@@ -294,11 +295,6 @@ class Piecewise(Schedule):
     def law_words(self) -> str:
         return f"piecewise {arrow([p.policy for p in self.points])}"
 
-    @classmethod
-    def examples(cls) -> list[Self]:
-        points = [{"at": a, "policy": r} for a, r in ((0, 0.15), (0.5, 0.3), (0.9, 0.15))]
-        return [cls.model_validate({"points": points})]
-
 
 class WarmupPlateauDecay(Schedule):
     """Parameters go from `start` to `plateau`, stay, and go on to `end`, linearly both times.
@@ -308,6 +304,11 @@ class WarmupPlateauDecay(Schedule):
     """
 
     kind: Literal["warmup_plateau_decay"] = "warmup_plateau_decay"
+    EXAMPLES = (
+        {"start": 0.15, "plateau": 0.4, "end": 0.2},
+        {"start": _beta(2, 5), "plateau": _beta(5, 2), "end": _beta(1, 1), "warmup": 0.3,
+         "decay": 0.7},
+    )  # fmt: skip
     start: NestedPolicy = Field(description="policy at progress 0: a mask rate or a policy")
     plateau: NestedPolicy = Field(description="policy between, of the same kind as start")
     end: NestedPolicy = Field(description="policy at progress 1, of the same kind as start")
@@ -331,10 +332,3 @@ class WarmupPlateauDecay(Schedule):
 
     def law_words(self) -> str:
         return f"trapezoid {arrow([self.start, self.plateau, self.end])}"
-
-    @classmethod
-    def examples(cls) -> list[Self]:
-        beta = [{"kind": "beta", "a": a, "b": b} for a, b in ((2, 5), (5, 2), (1, 1))]
-        rates = {"start": 0.15, "plateau": 0.4, "end": 0.2}
-        laws = {"start": beta[0], "plateau": beta[1], "end": beta[2], "warmup": 0.3, "decay": 0.7}
-        return [cls.model_validate(given) for given in (rates, laws)]

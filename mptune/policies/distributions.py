@@ -20,6 +20,7 @@ class Fixed(MaskPolicy):
     """
 
     kind: Literal["fixed"] = "fixed"
+    EXAMPLES = ({"rate": 0.15}, {"rate": 0.4, "corruption": "bert"}, {"rate": 1.0})
     rate: MaskRate = Field(description="share of the observed positions masked, in (0, 1]")
 
     def pmf(self, length: int, progress: float) -> FloatArray:
@@ -34,10 +35,6 @@ class Fixed(MaskPolicy):
 
     def law_words(self) -> str:
         return f"fixed {percent(self.rate)} %"
-
-    @classmethod
-    def examples(cls) -> list[Self]:
-        return [cls(rate=0.15), cls(rate=0.4, corruption="bert"), cls(rate=1.0)]
 
 
 class Bounded(MaskPolicy):
@@ -61,6 +58,7 @@ class Uniform(Bounded, RatePolicy):
     """
 
     kind: Literal["uniform"] = "uniform"
+    EXAMPLES = ({}, {"reduction": "elbo"}, {"low": 0.1, "high": 0.5, "reduction": "token_mean"})
 
     def cdf(self, rates: FloatArray) -> FloatArray:
         return np.clip((rates - self.low) / (self.high - self.low), 0.0, 1.0)
@@ -69,10 +67,6 @@ class Uniform(Bounded, RatePolicy):
         if (self.low, self.high) != (0.0, 1.0):
             return f"uniform {percent(self.low)}-{percent(self.high)} %"
         return "uniform" if self.reduction == "token_mean" else "uniform (accumulated)"
-
-    @classmethod
-    def examples(cls) -> list[Self]:
-        return [cls(), cls(reduction="elbo"), cls(low=0.1, high=0.5, reduction="token_mean")]
 
 
 class Beta(RatePolicy):
@@ -83,6 +77,7 @@ class Beta(RatePolicy):
     """
 
     kind: Literal["beta"] = "beta"
+    EXAMPLES = ({"a": 2, "b": 5}, {"a": 0.5, "b": 0.5, "reduction": "elbo"}, {"a": 300, "b": 300})
     a: float = Field(gt=0, le=1000, description="weight of high rates, in (0, 1000]")
     b: float = Field(gt=0, le=1000, description="weight of low rates, in (0, 1000]")
 
@@ -94,10 +89,6 @@ class Beta(RatePolicy):
     def law_words(self) -> str:
         return f"beta({short(self.a)}, {short(self.b)})"
 
-    @classmethod
-    def examples(cls) -> list[Self]:
-        return [cls(a=2, b=5), cls(a=0.5, b=0.5, reduction="elbo"), cls(a=300, b=300)]
-
 
 class Power(RatePolicy):
     """The mask rate is 1 - u^k (high rates for k > 1) or u^k (low rates), u uniform.
@@ -107,6 +98,11 @@ class Power(RatePolicy):
     """
 
     kind: Literal["power"] = "power"
+    EXAMPLES = (
+        {"exponent": 2},
+        {"exponent": 3, "form": "u^k"},
+        {"exponent": 0.5, "reduction": "elbo"},
+    )
     exponent: float = Field(gt=0, le=100, description="k, in (0, 100]; 1 is uniform")
     form: Literal["1-u^k", "u^k"] = Field("1-u^k", description="the rate as a function of u")
 
@@ -118,10 +114,6 @@ class Power(RatePolicy):
     def law_words(self) -> str:
         return f"power {self.form.replace('k', short(self.exponent))}"
 
-    @classmethod
-    def examples(cls) -> list[Self]:
-        return [cls(exponent=2), cls(exponent=3, form="u^k"), cls(exponent=0.5, reduction="elbo")]
-
 
 class Cosine(RatePolicy):
     """The mask rate is r = cos(pi u / 2) with u uniform: mostly high rates, mean 2/pi.
@@ -130,16 +122,13 @@ class Cosine(RatePolicy):
     """
 
     kind: Literal["cosine"] = "cosine"
+    EXAMPLES = ({}, {"reduction": "elbo", "corruption": "bert"})
 
     def cdf(self, rates: FloatArray) -> FloatArray:
         return 1 - np.arccos(rates) * 2 / np.pi
 
     def law_words(self) -> str:
         return "cosine"
-
-    @classmethod
-    def examples(cls) -> list[Self]:
-        return [cls(), cls(reduction="elbo", corruption="bert")]
 
 
 class TruncatedNormal(Bounded, RatePolicy):
@@ -149,6 +138,7 @@ class TruncatedNormal(Bounded, RatePolicy):
     """
 
     kind: Literal["truncated_normal"] = "truncated_normal"
+    EXAMPLES = ({}, {"mean": 0.2, "std": 0.05, "low": 0, "high": 0.5, "reduction": "token_mean"})
     mean: Fraction = Field(0.55, description="mean before truncation, a rate in [0, 1]")
     std: float = Field(0.25, gt=0, description="spread before truncation, as a rate, above 0")
     low: float = Field(0.5, ge=0, lt=1, description="lowest mask rate, in [0, 1)")
@@ -177,10 +167,6 @@ class TruncatedNormal(Bounded, RatePolicy):
         bounds = f"{percent(self.low)}-{percent(self.high)} %"
         return f"normal({short(self.mean)}, {short(self.std)}) in {bounds}"
 
-    @classmethod
-    def examples(cls) -> list[Self]:
-        return [cls(), cls(mean=0.2, std=0.05, low=0.0, high=0.5, reduction="token_mean")]
-
 
 def _has_mass(bins: tuple[float, ...]) -> tuple[float, ...]:
     if not sum(bins) > 0:
@@ -200,6 +186,7 @@ class Histogram(RatePolicy):
     """
 
     kind: Literal["histogram"] = "histogram"
+    EXAMPLES = ({"bins": (1, 0, 2, 3)}, {"bins": (1, 2), "reduction": "elbo"})
     bins: Bins = Field(description="weight of each interval, from low to high rates, >= 0")
 
     def cdf(self, rates: FloatArray) -> FloatArray:
@@ -209,7 +196,3 @@ class Histogram(RatePolicy):
     def law_words(self) -> str:
         mean = float(np.dot(self.bins, np.arange(0.5, len(self.bins)) / len(self.bins)))
         return f"histogram, mean {percent(mean / sum(self.bins))} %"
-
-    @classmethod
-    def examples(cls) -> list[Self]:
-        return [cls(bins=(1, 0, 2, 3)), cls(bins=(1, 2), reduction="elbo")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -32,6 +32,7 @@ class Adaptive(RatePolicy):
     """
 
     kind: Literal["adaptive"] = "adaptive"
+    EXAMPLES = ({}, {"explore": 0.5, "reduction": "elbo", "corruption": "swap"})
     every: float = Field(0.05, gt=0, le=1, description="progress between choices, in (0, 1]")
     explore: float = Field(0.2, gt=0, le=1, description="share that stays uniform, in (0, 1]")
 
@@ -55,10 +56,6 @@ class Adaptive(RatePolicy):
     def law_words(self) -> str:
         return f"adaptive, {percent(self.explore)} % uniform"
 
-    @classmethod
-    def examples(cls) -> list[Self]:
-        return [cls(), cls(explore=0.5, reduction="elbo", corruption="swap")]
-
 
 class Clipped(Bounded):
     """The mask rate is uniform between bounds that give the training loss the least variance.
@@ -71,6 +68,7 @@ class Clipped(Bounded):
     """
 
     kind: Literal["clipped"] = "clipped"
+    EXAMPLES = ({}, {"low": 0.3, "high": 0.8, "reduction": "elbo"})
     low: float = Field(0.0, ge=0, lt=1, description="lowest mask rate at first, in [0, 1)")
     high: MaskRate = Field(1.0, description="highest mask rate at first, in (0, 1], above low")
     narrowest: MaskRate = Field(0.5, description="least distance of the bounds, in (0, 1]")
@@ -108,10 +106,6 @@ class Clipped(Bounded):
             {"weight": self.explore, "policy": {"kind": "uniform"}},
         ]
         return Mixture.model_validate({"components": components, **self.outer()})
-
-    @classmethod
-    def examples(cls) -> list[Self]:
-        return [cls(), cls(low=0.3, high=0.8, reduction="elbo")]
 
 
 def _variance(losses: LossByRate, window: slice) -> float:

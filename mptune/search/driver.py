@@ -283,8 +283,8 @@ class StudyDriver:
 
     def _replay(self, flight: InFlight, result: TrialResult) -> None:
         """Tell a result that an earlier driver did not get to tell."""
-        for progress, value in result.rungs:
-            report_rung(flight.trial, value, progress)
+        for point in result.learning:
+            report_rung(flight.trial, point.nats_per_token, point.progress)
         self._handle(Finished(number=flight.spec.number, result=result))
 
     def _submit(self, flight: InFlight) -> None:

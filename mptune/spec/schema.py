@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -60,6 +60,19 @@ MaskRate = Annotated[
 """A fraction of the observed positions, in (0, 1]."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Plugin(Section):
+    """A section whose keys a plugin defines."""
+
+    EXAMPLES: ClassVar[Sequence[Mapping[str, Any]]] = ()
+    """Keys of examples, for the conformance tests and the documentation."""
+
+    @classmethod
+    def examples(cls) -> list[Self]:
+        """The examples; none where one needs files of the user's."""
+        return [cls.model_validate(example) for example in cls.EXAMPLES]
+
 
 SIZE = re.compile(r"^([0-9.]+(?:[eE][0-9]+)?)\s*([KMBkmb]?)$")
 SIZE_SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9}

@@ -26,8 +26,8 @@ from mptune.data import _sources
 from mptune.data._bins import Bins, Categories, column
 from mptune.data._frames import Frame
 from mptune.data._inspect import codec_columns
-from mptune.data._rows import DOMAIN, HELDOUT, TRAIN, RowModality
 from mptune.data._table import TokenTable
+from mptune.data.rows import DOMAIN, HELDOUT, TRAIN, RowModality
 from mptune.errors import InputError, did_you_mean
 from mptune.paths import TrialDirectory, write_aside
 from mptune.spec.schema import build

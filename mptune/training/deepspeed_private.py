@@ -17,8 +17,7 @@ from typing import Any
 import torch
 
 from mptune.spec.schema import Training
-from mptune.training.ranks import Ranks
-from mptune.training.sharedmean import SharedMean
+from mptune.training.ranks import Ranks, SharedMean
 
 AVERAGING_KEYS = {
     "communication_data_type",

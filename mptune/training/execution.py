@@ -304,7 +304,6 @@ def score(
             parameters=inputs.parameters,
             tokens_per_s=spent.tokens / max(loop.seconds, 1e-9),
         ),
-        rungs=tuple(spent.rungs),
         learning=tuple(LearningPoint(**point) for point in spent.learning),
         loss_curve=tuple(spent.loss_curve),
         mean_mask_rate=spent.masked / max(spent.observed, 1),

@@ -299,7 +299,7 @@ class Loop:
     def _rungs_reached(self, control: Control) -> Iterator[Rung]:
         """Score and report each rung that this step reached, and wait for the decision."""
         rungs, spent = self.inputs.rungs, self.spent
-        while self.stopped is None and (done := len(spent.rungs)) < len(rungs):
+        while self.stopped is None and (done := len(spent.learning)) < len(rungs):
             if self.progress < rungs[done]:
                 return
             found = None
@@ -318,7 +318,7 @@ class Loop:
             rung = Rung(number=self.inputs.number, index=done, **point.model_dump())
             yield rung
             go_on = self.ranks.from_first(self.ranks.first and control.go_on(rung))
-            spent.rungs.append((self.progress, found.nats_per_token))
+
             spent.learning.append(point.model_dump())
             spent.rung_scores.append(found.nats_per_sequence_n.tolist())
             self.stopped = None if go_on else "pruned"

@@ -68,7 +68,7 @@ class Spent:
     flops: float = 0.0
     seconds: float = 0.0
     loss_curve: list[tuple[float, float]] = field(default_factory=list)
-    rungs: list[tuple[float, float]] = field(default_factory=list)
+
     learning: list[dict[str, Any]] = field(default_factory=list)
     """A `LearningPoint` of each rung, as JSON."""
     rung_scores: list[list[float]] = field(default_factory=list)

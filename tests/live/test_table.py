@@ -54,7 +54,18 @@ def test_plain_lines_tell_the_whole_story() -> None:
         view.on_event(GangChanged(gang="g0", state="ready"))
         view.trial(0, "fixed 15 %", SMALL)
         view.on_event(started(0))
-        view.on_event(Rung(number=0, index=0, progress=0.5, nats_per_token=-2.1, se=0.02))
+        view.on_event(
+            Rung(
+                number=0,
+                index=0,
+                progress=0.5,
+                nats_per_token=-2.1,
+                se=0.02,
+                tokens=0,
+                flops=0.0,
+                seconds=0.0,
+            )
+        )
         view.on_event(Scoring(number=0))
         view.on_event(finished(0))
         view.finish_trial(0, "complete")

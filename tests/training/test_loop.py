@@ -113,8 +113,10 @@ def test_it_counts(one):
     found = result(one)
     assert (found.cost.steps, found.cost.tokens) == (24, 24 * 32 * LENGTH)
     assert found.mean_mask_rate == pytest.approx(0.3, abs=0.04)
-    assert found.rungs[0][0] == 0.5
-    assert [found.rungs[0][1]] == [e.nats_per_token for e in one if isinstance(e, Rung)]
+    assert found.learning[0].progress == 0.5
+    assert [found.learning[0].nats_per_token] == [
+        e.nats_per_token for e in one if isinstance(e, Rung)
+    ]
 
 
 def test_a_rung_keeps_what_it_had_cost(one, study, alone, tmp_path):
@@ -140,7 +142,8 @@ def test_two_workers_train_and_score_alike(one, study, pair, tmp_path):
     assert len(set(two[0].pids)) == 2
     assert losses(two) == pytest.approx(losses(one), rel=1e-4)
     assert result(two).lml.nats_per_token == pytest.approx(result(one).lml.nats_per_token, rel=1e-4)
-    assert result(two).rungs[0] == pytest.approx(result(one).rungs[0], rel=1e-4)
+    rung, alike = (result(each).learning[0].nats_per_token for each in (two, one))
+    assert rung == pytest.approx(alike, rel=1e-4)
     assert result(two).rates[1].loss == pytest.approx(result(one).rates[1].loss, rel=1e-4)
 
 

@@ -12,10 +12,9 @@ import torch
 import torch.distributed as dist
 
 from mptune.spec.schema import Training
-from mptune.training import sharedmean
+from mptune.training import ranks as sharedmean
 from mptune.training.deepspeed_private import average_after_backward
-from mptune.training.ranks import Ranks
-from mptune.training.sharedmean import SharedMean
+from mptune.training.ranks import Ranks, SharedMean
 
 WORLD = 3
 SHARE = 1 / WORLD
