@@ -23,14 +23,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mptune.lml.plan import DEFAULT_VARIANCE, VarianceLaw, variance_basis
+from mptune.lml.plan import DEFAULT_VARIANCE, FOLDS, VarianceLaw, variance_basis
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-FOLDS = 4
 ROWS_PER_COLUMN = 6
 """A richer fit is used only with this many forwards in the training folds per coefficient."""
+
+
+ROUNDING = 1e-9
+"""Control variates and directions of the design that are smaller than this share are dropped."""
 
 
 @dataclass(frozen=True)
@@ -159,12 +162,12 @@ def _interact(columns: FloatArray, basis: FloatArray) -> FloatArray:
 def _design(data: Observations, terms: Terms) -> tuple[FloatArray, FloatArray]:
     """Columns of h [n, k, P], and the mean of each over M = 1..D_i [n, P]."""
     t_nk, lengths_n = data.rates_nk, data.lengths_n
-    levels_nC = _centred_levels(data)
+    controls_nkC, levels_nC = _beyond_rounding(data)
     levels_nkC = np.broadcast_to(levels_nC[:, None, :], (*t_nk.shape, levels_nC.shape[1]))
     design_nkP = np.concatenate(
         [
             lengths_n[:, None, None] * _count_terms(t_nk, terms.f),
-            _interact(data.controls, _powers(t_nk, terms.beta)),
+            _interact(controls_nkC, _powers(t_nk, terms.beta)),
             _interact(levels_nkC, _powers(t_nk, terms.gamma)),
         ],
         axis=-1,
@@ -176,11 +179,19 @@ def _design(data: Observations, terms: Terms) -> tuple[FloatArray, FloatArray]:
     return design_nkP, np.concatenate(put_back, axis=-1)
 
 
-def _centred_levels(data: Observations) -> FloatArray:
-    """g less its mean per observed position, so that f(t) alone is the average curve."""
+def _beyond_rounding(data: Observations) -> tuple[FloatArray, FloatArray]:
+    """c and g, g less its mean per observed position, so that f(t) alone is the average curve.
+
+    What is constant but for rounding (every sequence has the same tokens, all tokens are equally
+    frequent) is set to exactly 0 and gets no coefficient: rounding errors do not have mean 0.
+    """
     per_position = data.levels.sum(axis=0) / data.lengths_n.sum()
-    centred: FloatArray = data.levels - data.lengths_n[:, None] * per_position
-    return centred
+    centred_nC = data.levels - data.lengths_n[:, None] * per_position
+    guesses_nkC = data.controls + data.levels[:, None, :]
+    least_C = ROUNDING * np.sqrt((guesses_nkC**2).mean(axis=(0, 1)))
+    controls_C = np.sqrt((data.controls**2).mean(axis=(0, 1))) > least_C
+    levels_C = np.sqrt((centred_nC**2).mean(axis=0)) > least_C
+    return data.controls * controls_C, centred_nC * levels_C
 
 
 def _means_over_counts(lengths_n: IntArray, terms: Terms) -> tuple[FloatArray, FloatArray]:
@@ -200,7 +211,7 @@ def _weighted_fit(design_nkP: FloatArray, y_nk: FloatArray, weights_nk: FloatArr
     scale = np.sqrt((columns**2).mean(axis=0))
     scale[scale == 0.0] = 1.0
     target = y_nk.reshape(-1) * weights[:, 0]
-    theta: FloatArray = np.linalg.lstsq(columns / scale, target, rcond=1e-9)[0] / scale
+    theta: FloatArray = np.linalg.lstsq(columns / scale, target, rcond=ROUNDING)[0] / scale
     return theta
 
 
