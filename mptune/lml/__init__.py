@@ -32,3 +32,5 @@ from mptune.lml.groups import round_robin as round_robin
 from mptune.lml.plan import DEFAULT_VARIANCE as DEFAULT_VARIANCE
 from mptune.lml.plan import LMLPlan as LMLPlan
 from mptune.lml.plan import VarianceLaw as VarianceLaw
+from mptune.lml.tails import Tails as Tails
+from mptune.lml.tails import tails as tails

@@ -13,7 +13,10 @@ masks; d_t is the mean difference of z over the block (of blocks that differ in 
 
 with rho^2 = (-2 ln alpha + ln(-2 ln alpha) + 1) / 16: a normal-mixture confidence sequence
 (Robbins 1970; Waudby-Smith et al. 2021, arXiv 2103.06476, eq. 9), inflated by Student's t for the
-estimated s_t. It holds at all looks at once, so the race may stop after any block.
+estimated s_t. It holds at all looks at once, as far as block means are near normal. With heavy
+tails they are not, and s_t knows nothing of events that were not seen. So there is no verdict
+before `LEAST` sequences (or all there are), before the skewness of the differences allows one (see
+`mptune.lml.tails`), or where it needs the most favourable sequence or group.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from numpy.typing import ArrayLike, NDArray
 from mptune.lml.covariates import Covariates
 from mptune.lml.estimator import (
     BoolArray,
+    FloatArray,
     IntArray,
     LMLEstimate,
     LogProb,
@@ -40,6 +44,7 @@ from mptune.lml.estimator import (
 from mptune.lml.groups import group_numbers, group_scores, round_robin
 from mptune.lml.plan import DEFAULT_VARIANCE, LMLPlan, VarianceLaw
 from mptune.lml.regression import Observations
+from mptune.lml.tails import Tails, tails
 
 FIRST_ROUND = 128
 """Sequences of the first round; every later one doubles the forwards."""
@@ -47,8 +52,14 @@ FIRST_ROUND = 128
 MIN_BLOCKS = 8
 """Blocks before the first decision, so that their spread is known."""
 
+LEAST = 1000
+"""Sequences before the first decision: 0.3 % of them are then not all missed, at 95 %."""
+
 LOOK_GROWTH = 1.02
 """Least growth of the blocks from one look to the next: a fit after every block costs too much."""
+
+EARLY_GROWTH = 1.25
+"""The same before `LEAST` sequences, where a look shows progress and decides nothing."""
 
 ENOUGH = 0.05
 """More forwards of the same sequences stop when they explain less than this of the variance."""
@@ -57,6 +68,10 @@ _ROUND_STREAM = 1 << 34
 """Added to the seed, so that rounds and frozen plans draw different masks."""
 
 Verdict = Literal["a", "b", "undecided"]
+
+Doubt = Literal["few", "skewed", "carried"]
+"""Why a difference whose interval excludes zero is undecided: there are too few sequences to have
+seen rare ones; too few for the skewness; without the most favourable group it is not decided."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,14 +214,15 @@ def finished(estimate: LMLEstimate, available: int, target_se: float | None) -> 
     """The target is reached, or more forwards of these sequences cannot help."""
     error, target = se_per_position(estimate), target_se or 0.0
     rounding = 1e-12 * abs(estimate.nats_per_position)
-    if error <= max(target, rounding):
+    seen_all = estimate.n_sequences == available
+    if error <= max(target, rounding) and (estimate.tails.enough or seen_all):
         return True
     if estimate.scope == "fixed":
-        return target_se is None and estimate.n_sequences == available
+        return target_se is None and seen_all
     of_sequences = error**2 - (error * estimate.se_fixed / estimate.se_population) ** 2
     helps = estimate.se_fixed**2 > ENOUGH * estimate.se_population**2
     hopeless = target_se is not None and of_sequences >= target**2
-    return estimate.n_sequences == available and (hopeless or not helps)
+    return seen_all and (hopeless or not helps)
 
 
 def _rounds(order: IntArray) -> Iterator[tuple[IntArray, int, bool]]:
@@ -278,7 +294,11 @@ class LMLComparison:
     """Of the interval that holds at all looks at once, nats per sequence."""
     level: float
     verdict: Verdict
-    """Which model has the higher score, if the interval excludes zero."""
+    """Which model has the higher score, if the interval excludes zero and there is no doubt."""
+    doubt: Doubt | None
+    """Why there is no verdict although the interval excludes zero."""
+    tails: Tails
+    """Of the differences of the groups."""
     forwards: int
     """Of each model."""
     blocks: int
@@ -319,12 +339,14 @@ def race_lml(
     forwards: int = 1,
     seed: int = 0,
     max_forwards: int | None = None,
+    least: int = LEAST,
 ) -> Iterator[LMLComparison]:
-    """Yield a comparison after every block (or two in a hundred) from the eighth on.
+    """Yield a comparison after every block (or two in a hundred) that may decide, others seldom.
 
     Whole groups of together at least ``block`` sequences, with ``forwards`` masks each, are scored
     by both models at a time. It ends with a verdict other than "undecided", after ``max_forwards``
-    of each model, or with the data.
+    of each model, or with the data. There is no verdict before ``least`` sequences; where there
+    are fewer, only at the end of them.
 
     Raises ValueError for sides of different numbers of sequences or different groups, for a level
     outside (0, 1) and where fewer than `MIN_BLOCKS` blocks can be scored; and what `estimate_lml`
@@ -340,16 +362,17 @@ def race_lml(
             f"least {block} sequences, fewer than {MIN_BLOCKS} blocks: nothing can be decided; use "
             "more groups, more forwards or smaller blocks"
         )
+    first_verdict = min(int(np.searchsorted(sizes, least)) + 1, len(blocks))
     sides, next_look = (Gathered(a, seed), Gathered(b, seed)), MIN_BLOCKS
     for done, rows in enumerate(blocks, start=1):
         for gathered in sides:
             gathered.add(rows, forwards)
-        if done >= next_look or done == len(blocks):
-            comparison = _compare(*sides, level)
+        if done >= next_look or done in (first_verdict, len(blocks)):
+            comparison = _compare(*sides, level, few=done < first_verdict)
             yield comparison
             if comparison.verdict != "undecided":
                 return
-            next_look = math.ceil(done * LOOK_GROWTH)
+            next_look = math.ceil(done * (LOOK_GROWTH if done >= first_verdict else EARLY_GROWTH))
 
 
 def _race_blocks(a: Side, b: Side, level: float, block: int, seed: int) -> list[IntArray]:
@@ -378,23 +401,35 @@ def _race_blocks(a: Side, b: Side, level: float, block: int, seed: int) -> list[
     return blocks
 
 
-def _compare(a: Gathered, b: Gathered, level: float) -> LMLComparison:
+def _compare(a: Gathered, b: Gathered, level: float, few: bool) -> LMLComparison:
     """Of everything gathered; the fits are linear in y, so their difference fits the difference."""
     estimates = a.estimate(), b.estimate()
     difference_n = estimates[0].per_sequence - estimates[1].per_sequence
     block_n = np.repeat(np.arange(len(a.rows)), [len(rows) for rows in a.rows])
-    means_t = group_scores(difference_n, block_n)
-    difference, half = float(means_t.mean()), sequential_half_width(means_t, level)
-    verdict: Verdict = "undecided"
-    if abs(difference) > half:
-        verdict = "a" if difference > 0 else "b"
+
+    def interval(values_n: FloatArray) -> tuple[float, float, Verdict]:
+        means_t = group_scores(values_n, block_n)
+        mean, half = float(means_t.mean()), sequential_half_width(means_t, level)
+        return mean, half, "undecided" if abs(mean) <= half else "a" if mean > 0 else "b"
+
+    difference, half, verdict = interval(difference_n)
+    found, groups_n = tails(difference_n, estimates[0].groups), estimates[0].groups
+    favourable_G = group_scores(math.copysign(1.0, difference) * difference_n, groups_n)
+    carrier_n = groups_n == np.unique(groups_n)[favourable_G.argmax()]
+    without_n = np.where(carrier_n, difference_n[~carrier_n].mean(), difference_n)
+    doubt: Doubt | None = None
+    if verdict != "undecided":
+        carried = interval(without_n)[2] != verdict
+        doubt = "few" if few else "carried" if carried else None if found.enough else "skewed"
     return LMLComparison(
         difference=difference,
         half_width=half,
         level=level,
-        verdict=verdict,
+        verdict="undecided" if doubt else verdict,
+        doubt=doubt,
+        tails=found,
         forwards=estimates[0].forwards_used,
-        blocks=means_t.size,
+        blocks=len(a.rows),
         a=estimates[0],
         b=estimates[1],
     )
@@ -414,6 +449,7 @@ def compare_lml(
     max_forwards: int | None = None,
     covariates: Covariates | None = None,
     groups: ArrayLike | None = None,
+    least: int = LEAST,
 ) -> LMLComparison:
     """Which of two masked models scores higher on ``tokens`` [N, D], in as few forwards as needed.
 
@@ -432,7 +468,7 @@ def compare_lml(
         >>> loaded = lambda tokens_BD, mask_BD: np.log(np.where(tokens_BD == 1, 0.7, 0.3))
         >>> found = compare_lml(fair, loaded, tokens)
         >>> found.verdict, found.forwards
-        ('a', 128)
+        ('a', 1008)
     """
     sides = [
         Side.of(log_prob, tokens, observed, covariates, batch_size, groups)
@@ -446,6 +482,7 @@ def compare_lml(
         forwards=forwards,
         seed=seed,
         max_forwards=max_forwards,
+        least=least,
     )
     *_, last = looks
     return last

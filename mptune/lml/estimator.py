@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +26,7 @@ from mptune.lml.covariates import Covariates
 from mptune.lml.groups import MIN_GROUPS, group_standard_error
 from mptune.lml.plan import DEFAULT_VARIANCE, LMLPlan, VarianceLaw
 from mptune.lml.regression import Observations, Reduction, fit_residual_variance, reduce_variance
+from mptune.lml.tails import Tails, tails
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -111,6 +113,11 @@ class LMLEstimate:
     def scope(self) -> Scope:
         """What the score is claimed for: the population, or with few groups this set only."""
         return "population" if self.n_groups >= MIN_GROUPS else "fixed"
+
+    @cached_property
+    def tails(self) -> Tails:
+        """How far the score depends on few of the groups."""
+        return tails(self.per_sequence, self.groups)
 
     def interval(self, level: float = 0.95, kind: Scope | None = None) -> tuple[float, float]:
         """Two-sided Student t interval of nats_per_sequence; NaN where its error is undefined.

@@ -224,6 +224,8 @@ def fit_residual_variance(rates_nk: FloatArray, residuals_nk: FloatArray) -> Var
     from scipy.optimize import nnls
 
     basis, square = variance_basis(rates_nk.ravel()), residuals_nk.ravel() ** 2
+    if not square.any():
+        return DEFAULT_VARIANCE
     default = np.array(DEFAULT_VARIANCE)
     law = default * square.mean() / (basis @ default).mean()
     for _ in range(3):

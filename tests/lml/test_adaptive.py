@@ -19,6 +19,7 @@ from mptune.lml import (
     refine_lml,
     se_per_position,
     sequential_half_width,
+    tails,
 )
 from mptune.models.oracles import HMM, MarkovChain
 
@@ -203,10 +204,93 @@ def test_a_race_of_dependent_sequences_errs_as_seldom_as_it_says():
         models = [lambda x, m: x, lambda x, m: -x]
         tokens = np.repeat(effect_N[:, None], 4, axis=1)
         for known in wrong:
-            found = compare_lml(*models, tokens, groups=groups if known else None, seed=seed)
+            given = groups if known else None
+            found = compare_lml(*models, tokens, groups=given, seed=seed, least=128)
             wrong[known] += found.verdict != "undecided"
     assert wrong[True] <= 7
     assert wrong[False] >= 15
+
+
+def value(tokens_BD, mask_BD):
+    """Of one position: the score of a sequence is its token, whatever is masked."""
+    return tokens_BD
+
+
+def nothing(tokens_BD, mask_BD):
+    return np.zeros(tokens_BD.shape)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_rare_events_are_seen_before_anything_is_decided(sign):
+    """Four of 1200 sequences turn a difference of +1 on all others into one of -0.3."""
+    values_N = np.random.default_rng(0).normal(1, 0.1, 1200)
+    values_N[:4] -= 400
+    sides = [Side.of(m, sign * values_N[:, None]) for m in (value, nothing)]
+    early, late = ([*race_lml(*sides, least=least)][-1] for least in (128, 1000))
+    assert early.verdict == ("a" if sign > 0 else "b")
+    assert early.forwards < 300
+    assert (late.verdict, late.forwards) == ("undecided", 1200)
+    few = next(race_lml(*sides))
+    assert (few.forwards, few.verdict, few.doubt) == (128, "undecided", "few")
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_no_verdict_hangs_on_one_document(sign):
+    """A difference that its most favourable group of two just makes significant."""
+    rng = np.random.default_rng(1)
+    groups, values_N = np.repeat(np.arange(256), 2), rng.normal(size=512)
+
+    def found(shift):
+        values_N1 = sign * (values_N[:, None] + shift)
+        return compare_lml(value, nothing, values_N1, groups=groups, block=2)
+
+    centred = found(0.0)
+    shift = centred.half_width - sign * centred.difference
+    just, clear = found(1.001 * shift), found(1.2 * shift)
+    assert abs(just.difference) > just.half_width
+    assert (just.verdict, just.doubt) == ("undecided", "carried")
+    assert (clear.verdict, clear.doubt) == ("a" if sign > 0 else "b", None)
+
+
+def test_skewed_differences_need_more_sequences():
+    values_N1 = np.exp(1.5 * np.random.default_rng(2).normal(size=(1200, 1)))
+    found = compare_lml(value, nothing, values_N1)
+    assert (found.verdict, found.doubt) == ("undecided", "skewed")
+    assert found.tails.needed > 1200 == found.tails.count
+    # With the same mean and error, but symmetric:
+    even_N1 = values_N1.mean() + values_N1.std() * np.random.default_rng(3).normal(size=(1200, 1))
+    assert compare_lml(value, nothing, even_N1).verdict == "a"
+
+
+def test_a_target_needs_more_sequences_where_few_decide_the_score():
+    rng = np.random.default_rng(4)
+    normal_N1, skewed_N1 = rng.normal(size=(6000, 1)), np.exp(rng.normal(size=(6000, 1))) / 2.16
+    plain, skewed = (estimate_to_target(value, x, target_se=0.1) for x in (normal_N1, skewed_N1))
+    assert plain.n_sequences == 128
+    assert skewed.n_sequences > 1000
+    assert skewed.tails.needed <= skewed.tails.count
+    assert se_per_position(skewed) < 0.05
+    all_of_them = estimate_to_target(value, skewed_N1[:200], target_se=1.0)
+    assert (all_of_them.forwards_used, all_of_them.tails.enough) == (400, False)
+
+
+def test_tails_are_those_of_the_definition():
+    from scipy.stats import skew
+
+    values_n, groups_n = np.random.default_rng(5).gamma(0.5, size=60), np.arange(60) % 20
+    found, grouped = tails(values_n), tails(values_n, groups_n)
+    squares_n = (values_n - values_n.mean()) ** 2
+    assert found.largest == squares_n.argmax()
+    assert found.share == pytest.approx(squares_n.max() / squares_n.sum())
+    assert found.skewness == pytest.approx(skew(values_n))
+    assert found.needed == np.ceil(40 * skew(values_n) ** 2)
+    of_means = tails(values_n.reshape(3, 20).mean(axis=0))
+    assert vars(grouped) == pytest.approx(vars(of_means))
+    equal = tails(-7.1 - 1e-15 * np.arange(50))
+    assert (equal.share, equal.skewness, equal.needed, equal.enough) == (0, 0, 0, True)
+    assert not tails(np.eye(500)[0]).enough
+    with pytest.raises(ValueError, match="at least one value"):
+        tails([])
 
 
 def test_refining_takes_sequences_of_as_many_groups_as_there_are():
