@@ -11,10 +11,20 @@ if TYPE_CHECKING:
     from mptune.tools.score import ModelScore, Race
 
 
+DOUBTS = {
+    "few": "too few sequences to have seen rare ones",
+    "skewed": "few sequences make the difference: it takes {groups_needed}, not {groups}",
+    "carried": "one document carries it",
+}
+"""Why a difference is undecided although its interval excludes zero."""
+
+
 def model_figures(found: ModelScore, target_se: float) -> dict[str, Any]:
     """The output of --json for one model; the keys have the units."""
     estimate, per_position = found.estimate, 1.0 / _tokens_per_sequence(found.estimate)
-    low, high = estimate.interval()
+    score, error, df = estimate.per(estimate.positions)
+    half = half_width(error, df)
+    bits = found.prepared.bytes_N[estimate.sequence_index] * math.log(2)
     at_15, at_one = found.at_rates
     pseudo = at_one.nats_per_position
     return {
@@ -22,11 +32,13 @@ def model_figures(found: ModelScore, target_se: float) -> dict[str, Any]:
         "nats_per_sequence": estimate.nats_per_sequence,
         "nats_per_token": estimate.nats_per_position,
         "bits_per_byte": found.bits_per_byte,
-        "interval_95_nats_per_token": [low * per_position, high * per_position],
+        "se_bits_per_byte": estimate.per(bits)[1],
+        "interval_95_nats_per_token": [score - half, score + half],
         "se_population_nats_per_token": found.error,
         "se_fixed_nats_per_token": estimate.se_fixed * per_position,
         "target_se_nats_per_token": target_se,
         "target_reached": found.reached,
+        "tails": _tails(estimate.tails),
         "loss_at_15": {"nats_per_token": -at_15.nats_per_position, "se": at_15.se},
         "pseudo_log_likelihood": {"nats_per_token": pseudo, "se": at_one.se},
         "order_gap_nats": None if found.gap is None else {"rms": found.gap.rms, "se": found.gap.se},
@@ -45,6 +57,15 @@ def _tokens_per_sequence(estimate: Any) -> float:
     return float(estimate.positions.sum()) / float(estimate.n_sequences)
 
 
+def _tails(tails: Any) -> dict[str, float]:
+    return {
+        "largest_share": tails.share,
+        "skewness": tails.skewness,
+        "groups": tails.count,
+        "groups_needed": tails.needed,
+    }
+
+
 def _curve(curve: Any) -> list[dict[str, float]]:
     names = ("mask_rate", "mean_log_prob", "se", "variance_share")
     columns = [getattr(curve, name).tolist() for name in names]
@@ -60,6 +81,8 @@ def race_figures(found: Race) -> dict[str, Any]:
     return {
         "models": names,
         "verdict": {"a": names[0], "b": names[1]}.get(result.verdict, "undecided"),
+        "doubt": result.doubt,
+        "tails": _tails(result.tails),
         "difference_bits_per_byte": -result.difference * per_byte,
         "half_width_bits_per_byte": result.half_width * per_byte,
         "difference_nats_per_sequence": result.difference,
@@ -85,12 +108,15 @@ def text(found: dict[str, Any]) -> str:
 def _model_text(found: dict[str, Any]) -> str:
     low, high = found["interval_95_nats_per_token"]
     loss, pseudo = found["loss_at_15"], found["pseudo_log_likelihood"]
+    tails = found["tails"]
     lines = [
         found["model"],
         f"  accumulated LML   {found['nats_per_token']:.4f} nats per token "
         f"(95 % interval {low:.4f} to {high:.4f})",
         f"                    {found['nats_per_sequence']:.2f} nats per sequence, "
-        f"{found['bits_per_byte']:.4f} bits per byte",
+        f"{found['bits_per_byte']:.4f} ± {half_width(found['se_bits_per_byte']):.4f} bits per byte",
+        f"  largest share     {tails['largest_share']:.1%} of the variance is of one of "
+        f"{tails['groups']}; with this skewness {tails['groups_needed']} are enough",
         f"  loss at 15 %      {loss['nats_per_token']:.4f} ± {half_width(loss['se']):.4f} "
         "nats per masked token (bias "
         f"{found['bias_of_scoring_at_15_nats_per_token']:+.4f} against the LML)",
@@ -107,6 +133,7 @@ def _model_text(found: dict[str, Any]) -> str:
     if not found["target_reached"]:
         error, target = found["se_population_nats_per_token"], found["target_se_nats_per_token"]
         needed = math.ceil(found["sequences"] * (error / target) ** 2)
+        needed = max(needed, tails["groups_needed"])
         missed = f"; the standard error is {error:.4f}: {target} needs about {needed} sequences"
     lines.append(
         f"  {found['sequences']} sequences, {found['forwards']} forwards (worth "
@@ -121,6 +148,8 @@ def _race_text(found: dict[str, Any]) -> str:
     head = f"{found['verdict']} is better than {other}"
     if found["verdict"] == "undecided":
         head = f"Undecided between {first} and {second}"
+        if found["doubt"]:
+            head += f" ({DOUBTS[found['doubt']]})".format(**found["tails"])
     lines = [
         f"{head}: {first} has {found['difference_bits_per_byte']:+.4f} ± "
         f"{found['half_width_bits_per_byte']:.4f} bits per byte against {second}",

@@ -214,15 +214,14 @@ def finished(estimate: LMLEstimate, available: int, target_se: float | None) -> 
     """The target is reached, or more forwards of these sequences cannot help."""
     error, target = se_per_position(estimate), target_se or 0.0
     rounding = 1e-12 * abs(estimate.nats_per_position)
-    seen_all = estimate.n_sequences == available
-    if error <= max(target, rounding) and (estimate.tails.enough or seen_all):
+    seen_all, fixed = estimate.n_sequences == available, estimate.scope == "fixed"
+    if error <= max(target, rounding) and (seen_all or fixed or estimate.tails.enough):
         return True
-    if estimate.scope == "fixed":
+    if fixed:
         return target_se is None and seen_all
-    of_sequences = error**2 - (error * estimate.se_fixed / estimate.se_population) ** 2
-    helps = estimate.se_fixed**2 > ENOUGH * estimate.se_population**2
-    hopeless = target_se is not None and of_sequences >= target**2
-    return seen_all and (hopeless or not helps)
+    of_masks = (estimate.se_fixed * estimate.n_sequences / float(estimate.positions.sum())) ** 2
+    hopeless = target_se is not None and error**2 - of_masks >= target**2
+    return seen_all and (hopeless or not of_masks > ENOUGH * error**2)
 
 
 def _rounds(order: IntArray) -> Iterator[tuple[IntArray, int, bool]]:
@@ -279,9 +278,8 @@ def estimate_to_target(
 
 
 def se_per_position(estimate: LMLEstimate) -> float:
-    """Standard error of the score in the estimate's scope, nats per position."""
-    error = estimate.se_population if estimate.scope == "population" else estimate.se_fixed
-    return error * estimate.n_sequences / float(estimate.positions.sum())
+    """Standard error of the score in the estimate's scope, nats per position: of a ratio."""
+    return estimate.per(estimate.positions)[1]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -119,6 +119,19 @@ class LMLEstimate:
         """How far the score depends on few of the groups."""
         return tails(self.per_sequence, self.groups)
 
+    def per(self, sizes: ArrayLike) -> tuple[float, float, float]:
+        """Score per unit of ``sizes`` [n] (tokens, bytes), its standard error, and their df.
+
+        The error is that of a ratio of totals, in the estimate's `scope`: sequences of another
+        length have another score, but not for that another score per token.
+        """
+        total = float(np.sum(sizes))
+        score = float(self.per_sequence.sum()) / total
+        if self.scope == "fixed":
+            error = self.se_fixed * self.n_sequences / total
+            return score, error, self.degrees_of_freedom["fixed"]
+        return score, *group_standard_error(self.per_sequence, self.groups, sizes)
+
     def interval(self, level: float = 0.95, kind: Scope | None = None) -> tuple[float, float]:
         """Two-sided Student t interval of nats_per_sequence; NaN where its error is undefined.
 

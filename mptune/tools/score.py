@@ -204,7 +204,8 @@ def score(prepared: ModelText, options: Options) -> Iterator[ModelScore]:
     )
     found = None
     for estimate in _named(estimates, prepared.model.name):
-        reached = se_per_position(estimate) <= options.target_se
+        enough = estimate.tails.enough or estimate.scope == "fixed"
+        reached = enough and se_per_position(estimate) <= options.target_se
         found = ModelScore(prepared, estimate, time.monotonic() - began, reached)
         yield found
     if found is None:

@@ -79,8 +79,8 @@ def test_more_forwards_go_on_while_they_can_reach_the_target(target_se, ends):
     """Of a variance of 0.02^2 + 0.05^2, forwards of the same 64 sequences take away the second."""
     tokens = HMM_16.sample(64, seed=3)
     estimate = estimate_lml(HMM_16.log_prob, tokens)
-    of_masks, of_sequences = 16 * 0.05, 16 * 0.02
-    known = replace(estimate, se_fixed=of_masks, se_population=np.hypot(of_masks, of_sequences))
+    scores_n = np.resize([-1.0, 1.0], 64) * 16 * np.hypot(0.05, 0.02) * np.sqrt(63)
+    known = replace(estimate, se_fixed=16 * 0.05, per_sequence=scores_n)
     assert adaptive.finished(known, 64, target_se) == ends
     assert not adaptive.finished(known, 65, target_se)
 

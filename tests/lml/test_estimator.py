@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -304,6 +306,27 @@ def test_standard_errors_are_those_of_the_definition():
             population = group_standard_error(z[:, 0], groups)[0]
             assert estimate.n_groups == 8
         assert estimate.se_population == pytest.approx(population, nan_ok=True)
+
+
+def test_scores_per_token_have_the_error_of_a_ratio():
+    """Sequences of 1 to 30 tokens, each about one nat: lengths are no noise of the ratio."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 31, (400, 200))
+    scores = -lengths + rng.normal(size=lengths.shape) * np.sqrt(lengths)
+    ratios = scores.sum(axis=1) / lengths.sum(axis=1)
+    made = estimate_lml(SMALL_HMM.log_prob, SMALL_HMM.sample(200, seed=1))
+    errors = [
+        replace(made, per_sequence=y, positions=x).per(x)[1]
+        for y, x in zip(scores, lengths, strict=True)
+    ]
+    assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(ratios.std(), rel=0.12)
+    naive = scores.std(axis=1, ddof=1).mean() / np.sqrt(200) / lengths.mean()
+    assert naive > 2 * ratios.std()
+    value, error, df = made.per(made.positions)
+    assert (value, df) == pytest.approx((made.nats_per_position, 199))
+    assert error == pytest.approx(made.se_population / 12)  # equal lengths
+    few = replace(made, groups=np.arange(200) % 3)
+    assert few.per(few.positions)[1:] == pytest.approx((made.se_fixed / 12, 200))
 
 
 @pytest.mark.parametrize(("n", "forwards"), [(4, 60), (7, 1), (30, 1)])
