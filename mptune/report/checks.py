@@ -5,6 +5,7 @@ A new check is one function, listed in `CHECKS`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
@@ -12,6 +13,7 @@ from typing import ClassVar, TypeAlias
 from pydantic import ConfigDict
 
 from mptune.analysis.comparison import ComparisonReport
+from mptune.analysis.pruning import MIN_FINISHED, probability_of_stopping_the_best
 from mptune.analysis.results import Outcomes, Report
 from mptune.report.formatting import minus
 from mptune.report.language import Language
@@ -21,6 +23,9 @@ MIN_FORWARDS = 100
 """With fewer forwards an interval is not reliable (experiments on racing)."""
 
 MIN_SEEDS = 3
+
+MAX_PRUNER_ERROR = 0.1
+"""A pruner that stopped the best trial with a higher probability may have cost the search."""
 
 MIN_HELDOUT = 100
 """With fewer held-out sequences the intervals are too wide to distinguish policies."""
@@ -133,6 +138,17 @@ def _budget(case: Case) -> Iterator[Check]:
         yield Check(False, case.say("check.other_budget"))
 
 
+def _pruning(case: Case) -> Iterator[Check]:
+    if not Outcomes.of(case.report).pruned:
+        return
+    error = probability_of_stopping_the_best(case.report.trials)
+    if math.isnan(error):
+        yield Check(False, case.say("check.pruner_unknown", n=MIN_FINISHED))
+    else:
+        words = case.say("check.pruner", probability=case.say.probability(error))
+        yield Check(error <= MAX_PRUNER_ERROR, words)
+
+
 def _versions(case: Case) -> Iterator[Check]:
     one = len({tuple(sorted(result.versions.items())) for result in case.results}) == 1
     yield Check(one, case.say("check.one_version" if one else "check.other_versions"))
@@ -204,5 +220,5 @@ def _kpi(case: Case) -> Iterator[Check]:
 
 
 CHECKS: tuple[Checker, ...] = (
-    _data, _plan, _forwards, _budget, _versions, _seeds, _confirmed, _domains, _kpi,
+    _data, _plan, _forwards, _budget, _pruning, _versions, _seeds, _confirmed, _domains, _kpi,
 )  # fmt: skip

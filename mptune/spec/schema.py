@@ -256,13 +256,15 @@ class Sampler(Section):
 
 
 class Pruner(Section):
-    """When Optuna stops a trial early: trials are compared on one plan at equal progress."""
+    """When Optuna stops a trial early: trials of one model size are compared at equal progress."""
 
     kind: Literal["none", "median", "halving", "hyperband"] = "median"
     rungs: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         (0.5,), description="training progress at which trials report, as fractions"
     )
-    startup_trials: int = Field(4, ge=0, description="finished trials before anything is pruned")
+    startup_trials: int = Field(
+        4, ge=0, description="finished trials of a size before any is pruned"
+    )
 
 
 class Confirm(Section):

@@ -7,7 +7,7 @@ one of them. pyproject.toml bounds Optuna to the versions that were tested.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -98,6 +98,27 @@ def requeue(study: optuna.Study, trial: FrozenTrial | optuna.Trial) -> None:
 def set_waiting_attribute(study: optuna.Study, trial: FrozenTrial, key: str, value: Any) -> None:
     """Set a user attribute of a trial that waits in the queue."""
     study._storage.set_trial_user_attr(trial._trial_id, key, value)
+
+
+class _SomeTrials:
+    """A storage whose studies seem to have only the trials that `keep` accepts."""
+
+    def __init__(self, storage: Any, keep: Callable[[FrozenTrial], bool]) -> None:
+        self._storage, self._keep = storage, keep
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    def get_all_trials(self, *args: Any, **options: Any) -> list[FrozenTrial]:
+        return [t for t in self._storage.get_all_trials(*args, **options) if self._keep(t)]
+
+
+def with_trials(study: optuna.Study, keep: Callable[[FrozenTrial], bool]) -> optuna.Study:
+    """The study with only the trials that `keep` accepts; what is written goes to the study."""
+    storage: Any = _SomeTrials(study._storage, keep)
+    return optuna.load_study(
+        study_name=study.study_name, storage=storage, sampler=study.sampler, pruner=study.pruner
+    )
 
 
 class TPESampler(optuna.samplers.TPESampler):
