@@ -21,8 +21,9 @@ from mptune.spec.schema import SIZE_SUFFIXES, Plugin, Size
 if TYPE_CHECKING:
     from torch import nn
 
-WIDTH_PER_HEAD = 32
-"""Default width of an attention head; small models train better with a few heads than with one."""
+WIDTH_PER_HEAD, WIDE = 32, 512
+"""Default width of an attention head: small models train better with a few heads than with one.
+From `WIDE` channels on it is twice that, as BERT's, for which attention kernels are made."""
 
 ASPECT = 64
 """Width per block of a model that is sized by its parameters, as BERT-base's 768 / 12."""
@@ -50,7 +51,10 @@ class ModelFamily(Plugin):
     width: int = Field(64, gt=0, description="channels of the residual stream")
     depth: int = Field(2, gt=0, description="transformer blocks")
     heads: int | None = Field(
-        None, gt=0, description="attention heads, a divisor of width; default about width / 32"
+        None,
+        gt=0,
+        description="attention heads, a divisor of width; default about width / 32, "
+        "from a width of 512 on width / 64",
     )
     mlp_ratio: float = Field(4.0, gt=0, description="MLP width as a multiple of width")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout rate of the blocks")
@@ -78,7 +82,7 @@ class ModelFamily(Plugin):
 
     @property
     def attention_heads(self) -> int:
-        """`heads`, or its default: the most that divide the width and are 32 channels wide."""
+        """`heads`, or the most that divide the width and are at least 32, or 64, channels wide."""
         return self.heads or _default_heads(self.width)
 
     @property
@@ -242,5 +246,5 @@ def _size_words(parameters: float) -> str:
 
 
 def _default_heads(width: int) -> int:
-    most = max(1, width // WIDTH_PER_HEAD)
+    most = max(1, width // (WIDTH_PER_HEAD if width < WIDE else 2 * WIDTH_PER_HEAD))
     return next(heads for heads in range(most, 0, -1) if width % heads == 0)

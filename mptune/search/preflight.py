@@ -21,15 +21,22 @@ RATE = "training.optimizer.learning_rate"
 
 def notes(file: SpecFile, spec: SearchSpec) -> list[str]:
     """Advice on a valid spec, one line each."""
-    dimensions, optimizer = file.dimensions, spec.training.optimizer
+    dimensions, training, found = file.dimensions, spec.training, []
     sizes = any(name.split(".")[0] == "model" for name in dimensions)
     chosen = (RATE, "training.optimizer.width_rule", "training.optimizer", "training")
-    if not sizes or optimizer.width_rule != "none" or any(name in dimensions for name in chosen):
-        return []
-    return [
-        f"{RATE} {optimizer.learning_rate:g} is the same for every size, so size and learning rate "
-        "are confounded; make it a dimension, or set training.optimizer.width_rule: mup"
-    ]
+    open_rate = training.optimizer.width_rule == "none" and dimensions.keys().isdisjoint(chosen)
+    if sizes and open_rate:
+        found.append(
+            f"{RATE} {training.optimizer.learning_rate:g} is the same for every size, so size and "
+            "learning rate are confounded; make it a dimension, or set "
+            "training.optimizer.width_rule: mup"
+        )
+    silent = "precision" not in training.model_fields_set
+    if spec.resources.gpus_per_worker and training.precision == "fp32" and silent:
+        found.append(
+            "training.precision is fp32, its default; bf16 or auto is several times faster on GPUs"
+        )
+    return found
 
 
 def dry_run(

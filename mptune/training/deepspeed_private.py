@@ -112,7 +112,7 @@ def separate_groups(engine: Any, hyperparameters: Sequence[Mapping[str, Any]]) -
 
     DeepSpeed gives all groups the hyperparameters of the first one; those of the spec are put
     back. It also gives all parameters the same step counter, which would then be raised once per
-    group.
+    group, and leaves it on the CPU, where the fused optimizer of a GPU cannot read it.
     """
     optimizer = engine.optimizer
     if engine.lr_scheduler is None:
@@ -120,4 +120,4 @@ def separate_groups(engine: Any, hyperparameters: Sequence[Mapping[str, Any]]) -
             group.update(values, peak_lr=values["lr"])
     for state in getattr(optimizer, "optimizer", optimizer).state.values():
         if isinstance(state.get("step"), torch.Tensor):
-            state["step"] = state["step"].clone()
+            state["step"] = state["step"].clone().to(state["exp_avg"].device)

@@ -55,7 +55,11 @@ def join(rank: int, world_size: int, local_rank: int, master_addr: str, master_p
         PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     )
     import_deepspeed()
-    if not gpus:
+    if gpus:
+        torch.cuda.set_device(local_rank)
+        # TF32 in what is left in single precision: 7 times the speed of products on an H100.
+        torch.set_float32_matmul_precision("high")
+    else:
         keep_freed_memory()
     with private.quiet():
         import deepspeed
@@ -66,10 +70,8 @@ def join(rank: int, world_size: int, local_rank: int, master_addr: str, master_p
             timeout=COLLECTIVE_TIMEOUT,
             verbose=False,
         )
-    if not gpus:
-        return Ranks(rank, world_size)
-    torch.cuda.set_device(local_rank)
-    return Ranks(rank, world_size, torch.device("cuda", local_rank))
+    device = torch.device("cuda", local_rank) if gpus else torch.device("cpu")
+    return Ranks(rank, world_size, device)
 
 
 def leave() -> None:

@@ -51,6 +51,11 @@ RungScore = Callable[[], RungEstimate]
 """Scores the model as it is, on all ranks; raises `StoppedInScoring`."""
 
 
+def symbol_losses(logits_KV: Tensor, target_K: Tensor) -> Tensor:
+    """Cross entropy of each row in nats, [K], in single precision."""
+    return cross_entropy(logits_KV.float(), target_K, reduction="none")
+
+
 @dataclass(frozen=True)
 class StepTotals:
     """What all ranks know about a step before any of them updates its weights: sums over ranks."""
@@ -95,6 +100,8 @@ class Loop:
         self.seconds = self.spent.seconds
         self.stopped: StopReason | None = None
         self._feed = Feed(inputs, ranks)
+        compiled = inputs.training.compile
+        self._losses = torch.compile(symbol_losses) if compiled else symbol_losses
         self._law = inputs.policy
         if inputs.policy.relearn_every is not None:
             if not self.spent.learned:
@@ -181,26 +188,24 @@ class Loop:
         if not ahead:
             self._backward(objective)
 
+        self._account(batch, totals)
+        if totals.stop is None and self.progress < 1.0:
+            # The next batch is drawn and sent while the device is in its backward pass.
+            self._feed.fetch(self._batch_key())
         event_due = time.monotonic() - self._reported[0] >= PROGRESS_EVERY_S
         norm = ds.update(self.engine, ranks, want_norm=event_due)
         if event_due:
             self._norm = ranks.later(norm)
         self.seconds += time.monotonic() - began
-        self._account(batch, totals)
         if totals.stop is not None:
             self._stop(totals.stop)
         elif totals.checkpoint:
             self._save()
-        if self.stopped is None and self.progress < 1.0:
-            began = time.monotonic()  # to draw and send the next batch is training time, too
-            self._feed.fetch(self._batch_key())
-            self.seconds += time.monotonic() - began
         return self._report(batch, totals, rate)
 
     def _forward(self, part: Part, sums: Tensor) -> Tensor:
         """A part's share of the objective; adds what the ranks sum up of it to `sums`."""
-        logits_KV = self.engine(*part.arguments)
-        loss_K = cross_entropy(logits_KV.float(), part.target_K, reduction="none")
+        loss_K = self._losses(self.engine(*part.arguments), part.target_K)
         objective = (loss_K * part.weight_K).sum()
         with torch.no_grad():
             sums += part.sums(objective, loss_K)

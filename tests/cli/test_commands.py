@@ -333,6 +333,21 @@ def test_validate_says_when_size_and_learning_rate_are_confounded(
         assert ("confounded" in capsys.readouterr().out) == noted, override
 
 
+@pytest.mark.parametrize(
+    ("overrides", "noted"),
+    [
+        (["resources.gpus_per_worker=1"], True),
+        (["resources.gpus_per_worker=1", "training.precision=fp32"], False),
+        ([], False),
+    ],
+)
+def test_validate_notes_single_precision_on_gpus_that_nobody_asked_for(
+    overrides: list[str], noted: bool, spec: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["validate", str(spec), *(f"--set={override}" for override in overrides)]) == 0
+    assert ("faster on GPUs" in capsys.readouterr().out) == noted
+
+
 @pytest.mark.parametrize("command", [["validate"], ["search", "--dry-run"]])
 def test_models_that_cannot_fit_are_told_before_anything_runs(
     command: list[str], spec: Path, capsys: pytest.CaptureFixture[str]

@@ -279,3 +279,17 @@ def test_positions_on_a_grid_are_told_apart_and_banned_symbols_have_no_probabili
     assert (p_KV[0] - p_KV[3]).abs().max() > 1e-6
     counted = sum(p.numel() for p in module.parameters())
     assert counted == member.parameters(10, 6) + (2 + 3) * 32
+
+
+def test_a_padded_decoder_gives_the_same_outputs_and_gradients():
+    torch.manual_seed(0)
+    layer, inputs_KW = torch.nn.Linear(8, 21).double(), torch.randn(5, 8).double()
+    found = []
+    for tile in (1, 8):
+        layer.zero_grad()
+        outputs_KV = _masked._first_outputs(layer, 19, inputs_KW, tile)
+        outputs_KV.square().sum().backward()
+        found.append((outputs_KV, layer.weight.grad.clone(), layer.bias.grad.clone()))
+    assert found[0][0].shape == (5, 19)
+    for plain, padded in zip(*found, strict=True):
+        torch.testing.assert_close(plain, padded)

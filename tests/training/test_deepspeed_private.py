@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from mptune.training import deepspeed_private as private
 from mptune.training import engine
@@ -65,3 +67,14 @@ def test_the_engine_says_what_it_has_loaded():
         assert callable(getattr(DeepSpeedEngine, name, None)), f"{CHANGED}no engine.{name}()"
     source = inspect.getsource(DeepSpeedEngine)
     assert "scale_wrt_gas=" in source, f"{CHANGED}engine.backward() has no scale_wrt_gas"
+
+
+def test_step_counters_are_moved_to_the_device_of_the_moments():
+    step, moments = torch.tensor(3.0), torch.zeros(2, device="meta")
+    states = {name: {"step": step, "exp_avg": moments} for name in "ab"}
+    optimizer = SimpleNamespace(param_groups=[{}], state=states)
+    made = SimpleNamespace(optimizer=optimizer, lr_scheduler=None)
+    private.separate_groups(made, [{"lr": 0.1}])
+    counters = [state["step"] for state in states.values()]
+    assert all(counter.device.type == "meta" for counter in counters)
+    assert counters[0] is not counters[1]
