@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-LIMIT_S = {"tests": 60, "resume": 45, "kernels": 60, "training": 170, "search": 100, "share": 60}
+LIMIT_S = {"tests": 60, "training": 120, "usage": 90, "search": 70, "share": 80, "kernels": 50}
 TINY = bool(os.environ.get("MPTUNE_REHEARSE"))
 QUICK = bool(os.environ.get("MPTUNE_QUICK"))
 
@@ -328,22 +328,46 @@ def rate(what: str, given: Any, ranks: Any, steps: int = STEPS) -> float:
 def steps(ranks: Any) -> None:
     """BERT-base and ModernBERT as a search trains them, and what each choice costs."""
     long = {"length": 128 if TINY else 2048, "rows": 2 if TINY else 16}
-    twelve = {**BASE, "heads": 2 if TINY else 12}
+    narrow = {**BASE, "heads": 2 if TINY else 24}
+    exact = {**BF16, "deepspeed": {**BF16["deepspeed"], "data_types": {"grad_accum_dtype": "fp32"}}}
     everywhere = {**MODERN, "window": 2 * long["length"] + 2}
     cases = [
-        ("base", inputs(BASE, UNIFORM, **BF16)),
         ("base, 15 %", inputs(BASE, FIFTEEN, **BF16)),
-        ("base, heads of 64", inputs(twelve, UNIFORM, **BF16)),
-        ("base, ZeRO 0", inputs(BASE, UNIFORM, **{**BF16, "zero_stage": 0})),
+        ("base", inputs(BASE, UNIFORM, **BF16)),
+        ("base, compiled", inputs(BASE, UNIFORM, compile=True, **BF16)),
         ("base, documents of 128, padded", inputs(BASE, UNIFORM, documents=128, **BF16)),
-        ("base, documents of 128, packed", inputs(BASE, UNIFORM, documents=128, pack=True, **BF16)),
+        (
+            "base, documents of 128, packed",
+            inputs(BASE, UNIFORM, documents=128, pack=True, **BF16),
+        ),
+        ("base, heads of 32", inputs(narrow, UNIFORM, **BF16)),
+        ("base, gradients accumulated in fp32", inputs(BASE, UNIFORM, **exact)),
+        ("base, ZeRO 0", inputs(BASE, UNIFORM, **{**BF16, "zero_stage": 0})),
+        ("base, fp32", inputs(BASE, UNIFORM, zero_stage=0)),
         ("modernbert, D 2048, window 128", inputs(MODERN, FIFTEEN, **long, **BF16)),
         ("modernbert, D 2048, global", inputs(everywhere, FIFTEEN, **long, **BF16)),
-        ("base, fp32", inputs(BASE, UNIFORM, zero_stage=0)),
-        ("base, compiled", inputs(BASE, UNIFORM, compile=True, **BF16)),
+        ("base, 15 %, compiled", inputs(BASE, FIFTEEN, compile=True, **BF16)),
     ]
-    for what, given in cases[:3] if QUICK else cases:
-        rate(what, given, ranks, 6 if "fp32" in what else STEPS)
+    for what, given in cases[:5] if QUICK else cases:
+        rate(what, given, ranks)
+
+
+def peer(ranks: Any) -> None:
+    """`transformers.Trainer` on the same model and batch, at 15 %."""
+    import multiprocessing
+
+    from training import Case, Effort, Shape, theirs
+
+    shape = Shape("bert 768×12", 768, 12, VOCABULARY, ROWS, STEPS, LENGTH)
+    case = Case(shape, 0.15, "bf16", Effort(1, WARM, 1.0), "wall", 1)
+    with multiprocessing.get_context("spawn").Pool(1) as other:
+        took_s = other.apply(theirs, (case,))
+    tell(
+        "step",
+        what="transformers.Trainer, 15 %",
+        ms=1e3 * took_s,
+        tokens_per_s=ROWS * LENGTH / took_s,
+    )
 
 
 def overlap(ranks: Any) -> None:
@@ -478,59 +502,22 @@ def scoring(ranks: Any) -> None:
     tell("scoring", forwards_per_s=scored, training_forwards_per_s=trained, ratio=scored / trained)
 
 
-def training() -> None:
-    """All measurements in one process that joins once."""
+def in_one_process(*parts: Callable[[Any], None]) -> None:
+    """Run measurements that need the process group, which is joined once."""
     ranks = joined()
-    for part in (steps,) if QUICK else (steps, memory, scoring, overlap, small):
+    for part in parts:
         try:
             part(ranks)
         except Exception as error:
             tell(part.__name__, error=f"{type(error).__name__}: {error}"[:400])
 
 
-def resume() -> None:
-    """Train on, after a checkpoint of another number of workers was converted."""
-    import torch
+def training() -> None:
+    in_one_process(steps, peer)
 
-    from mptune.training import deepspeed_private as private
-    from mptune.training import engine as ds
-    from mptune.training.loop import Loop
 
-    ranks = joined()
-    for stage in (1, 3):
-        given = inputs(
-            {"family": "bert", "width": 64, "depth": 2}, UNIFORM, 16, 64, 256,
-            **{**BF16, "zero_stage": stage},
-        )  # fmt: skip
-
-        def built(given: Any = given) -> Any:
-            torch.manual_seed(0)
-            return given.family.build(258, 256, 64)
-
-        def run(engine: Any, given: Any = given) -> None:
-            loop = Loop(given, engine, ranks, NoCheckpoints(), lambda: None)  # type: ignore[arg-type, return-value]
-            for _ in loop.run(Steps(4, 1)):
-                pass
-
-        with tempfile.TemporaryDirectory() as folder:
-            root = Path(folder)
-            with ds.engine(built(), given.training, ranks) as engine:
-                run(engine)
-                engine.save_checkpoint(
-                    str(root), tag="a", client_state={"spent": {}}, save_latest=False
-                )
-            private.to_universal(root / "a", root / "universal")
-            with ds.engine(built(), given.training, ranks, universal=True) as engine:
-                ds.load(engine, root, "universal")
-                inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
-                found = {
-                    str(getattr(s.get("step"), "device", "host")) for s in inner.state.values()
-                }
-                tell("resume", zero_stage=stage, counter_of_steps_on=sorted(found))
-                run(engine)
-                if not TINY:
-                    torch.cuda.synchronize()
-            tell("resume", zero_stage=stage, went_on=True)
+def usage() -> None:
+    in_one_process(memory, scoring, overlap, small)
 
 
 # --- Whole searches ------------------------------------------------------------------------------
@@ -561,7 +548,7 @@ policy:
     - {{kind: uniform}}
     - {{kind: linear, start: 0.6, end: 0.15}}
 training:
-  budget_tokens: {2e4 if TINY else 1.6e7}
+  budget_tokens: {2e4 if TINY else 6e6}
   batch_size: {16 if TINY else 128}
   precision: auto
   zero_stage: 1
@@ -632,7 +619,7 @@ def share() -> None:
                 mptune(
                     "search", made, "--run-dir", Path(folder, name),
                     "--set", f"resources.gpus_per_worker={0 if TINY else gpus}",
-                    "--set", f"training.budget_tokens={1e4 if TINY else 6e6}",
+                    "--set", f"training.budget_tokens={1e4 if TINY else 1e7}",
                     "--set", "search.trials=2", "--set", "search.pruner.kind=none",
                 ),
                 capture_output=True, text=True,
@@ -650,7 +637,7 @@ def share() -> None:
 
 
 PARTS: dict[str, Callable[[], None]] = {
-    f.__name__: f for f in (resume, kernels, training, search, share)
+    f.__name__: f for f in (training, usage, search, share, kernels)
 }
 
 
@@ -673,7 +660,7 @@ def main() -> None:
     if given.quick:
         environment["MPTUNE_QUICK"] = "1"
     found: list[dict[str, Any]] = []
-    parts = given.parts or (["tests", "resume", "training"] if given.quick else list(LIMIT_S))
+    parts = given.parts or (["tests", "training"] if given.quick else list(LIMIT_S))
     for name in parts:
         command = [sys.executable, __file__, name, "--child"]
         if name == "tests":

@@ -2,7 +2,6 @@
 
     python benchmarks/training.py [--quick] [--threads N] [--clock cpu] [--json FILE]
     python benchmarks/training.py --quick       # under 2 minutes on 2 idle cores; without, about 6
-    python benchmarks/training.py --gpu         # model FLOP utilisation of BERT-base on one GPU
 
 The other side is `transformers.Trainer` with `DataCollatorForLanguageModeling`: the same model,
 batch, data, learning rate and precision, on the same threads of the same machine, in turns. The
@@ -57,7 +56,6 @@ SHAPES = (
     Shape("bert 128×2, V 8192", 128, 2, 8192, 32, steps=8),
     Shape("bert 64×2, bytes", 64, 2, 256, 32, steps=32),
 )
-BERT_BASE = Shape("bert 768×12, V 30522", 768, 12, 30522, 64, steps=50, length=512)
 BARS = {
     ("bert 128×2, V 8192", 0.15): (2.5, 4.0),
     ("bert 128×2, V 8192", 0.5): (1.6, 2.5),
@@ -66,11 +64,8 @@ BARS = {
 }
 """(bar, aim) of the ratio in tokens per second, in fp32 and in bf16."""
 
-SPEED_UP, MASKING, UTILISATION = (1.6, 1.9), (0.03, 0.01), (0.45, 0.6)
-"""(bar, aim) of two workers over one, of masking's share of a step, and of a GPU's peak."""
-
-ON_GPU = {"zero_stage": 1, "deepspeed": {"bf16": {"check_grad_overflow": False}}}
-"""The setting with which the host waits least for DeepSpeed; see docs/training.md."""
+SPEED_UP, MASKING = (1.6, 1.9), (0.03, 0.01)
+"""(bar, aim) of two workers over one, and of masking's share of a step."""
 
 
 @dataclass(frozen=True)
@@ -239,7 +234,7 @@ def theirs(case: Case) -> float:
             learning_rate=inputs.training.optimizer.learning_rate,
             weight_decay=inputs.training.optimizer.weight_decay,
             bf16=precision == "bf16",
-            use_cpu=True,
+            use_cpu=not torch.cuda.is_available(),
             report_to="none",
             disable_tqdm=True,
             save_strategy="no",
@@ -350,52 +345,6 @@ def speed_up(effort: Effort) -> dict[str, Any]:
     }
 
 
-def on_gpu(shape: Shape, ranks: Any) -> list[dict[str, Any]]:
-    """Model FLOP utilisation on one GPU in bf16, with and without compilation."""
-    rows = []
-    for rate, compiled in itertools.product((0.15, 0.5), (False, True)):
-        case = Case(shape, rate, "bf16", FULL, "wall", 1)
-        step_s = ours(case, ranks, compile=compiled, **ON_GPU)
-        masked = round(rate * shape.length) * shape.batch
-        flops_per_s = inputs_of(shape, rate, "bf16").step_flops(masked, shape.batch) / step_s
-        rows.append(
-            {
-                "model": shape.name,
-                "rate": rate,
-                "compiled": compiled,
-                "tokens_per_s": shape.batch * shape.length / step_s,
-                "flops_per_s": flops_per_s,
-                "utilisation": ds.utilisation(flops_per_s, ranks),
-                **dict(zip(("bar", "aim"), UTILISATION, strict=True)),
-            }
-        )
-        print(_gpu_line(rows[-1]), flush=True)
-    return rows
-
-
-def _gpu_line(row: dict[str, Any]) -> str:
-    how = "compiled" if row["compiled"] else "as it is"
-    share = "unknown" if row["utilisation"] is None else f"{row['utilisation']:.1%}"
-    return (
-        f"{row['model']} bf16 rate {row['rate']:4} {how}: "
-        f"{row['tokens_per_s']:8.0f} tokens/s, {row['flops_per_s'] / 1e12:6.1f} TFLOP/s, "
-        f"{share} of the peak  bar {row['bar']:.0%}, aim {row['aim']:.0%}"
-    )
-
-
-def main_gpu(file: Path | None) -> None:
-    """`--gpu`: a table of its own."""
-    if not torch.cuda.is_available():
-        raise SystemExit("--gpu: torch finds no GPU here")
-    ranks = ds.join(0, 1, 0, "127.0.0.1", free_port())
-    name = torch.cuda.get_device_name(ranks.device)
-    print(f"{name}, torch {torch.__version__}; {BERT_BASE.steps} steps of {BERT_BASE.batch} × 512")
-    rows = on_gpu(BERT_BASE, ranks)
-    if file:
-        file.write_text(json.dumps({"machine": name, "gpu": rows}, indent=2) + "\n", "utf-8")
-    ds.leave()
-
-
 def machine(threads: int) -> str:
     kind = platform.processor() or platform.machine()
     return f"{kind}, {os.cpu_count()} cores, {threads} threads, torch {torch.__version__}"
@@ -412,14 +361,6 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    given = arguments()
-    if given.gpu:
-        main_gpu(given.json)
-    else:
-        main_cpu(given)
-
-
-def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer steps and turns")
     parser.add_argument(
@@ -432,11 +373,7 @@ def arguments() -> argparse.Namespace:
         "--clock", choices=["wall", "cpu"], default="wall", help="use cpu on a shared machine"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
-    parser.add_argument("--gpu", action="store_true", help="only BERT-base on one GPU")
-    return parser.parse_args()
-
-
-def main_cpu(given: argparse.Namespace) -> None:
+    given = parser.parse_args()
     effort = QUICK if given.quick else FULL
     began = time.monotonic()
     print(f"{machine(given.threads)}; {given.clock} time; {effort.words()}", flush=True)

@@ -125,8 +125,20 @@ def _attend_all(
     return (weights_BHDD @ value_BHDW).transpose(1, 2).contiguous()
 
 
+def mask_of_all(*, local_size: int | None = None, **given: Any) -> Tensor | None:
+    """The mask where `MaskedPredictor` gives none: a window, or None if all positions attend.
+
+    Versions of transformers make a mask of ones while torch compiles them, and a GPU then computes
+    attention by plain products in single precision.
+    """
+    if local_size is None:
+        return None
+    mask: Tensor = sdpa_mask(local_size=local_size, **given)
+    return mask
+
+
 AttentionInterface.register(ATTENTION, attend)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+AttentionMaskInterface.register(ATTENTION, mask_of_all)
 
 Choose: TypeAlias = Callable[[Tensor], Tensor]
 """Hidden states [B, D, W] to those of the masked positions [K, W]."""
