@@ -5,6 +5,7 @@
 #   make soak    kill the driver of a search (-9) again and again (KILLS=20)
 #   make mutants   do the tests notice a mistake? N=30 of them, 10 minutes
 #   make calibrate  simulations in full: coverage of intervals, rates of error
+#   make gpu-check  tests, speed and memory on one GPU, with the Python that is active: 8 minutes
 #   make browser  install Chromium for the tests that open a report (Debian, Ubuntu, as root)
 #   make lint    ruff, ruff format --check, mypy --strict
 #   make metrics  how large the package is; AGAINST=REVISION shows a git revision beside it
@@ -22,7 +23,7 @@ KILLS ?= 20
 N ?= 30
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: setup demo test test-fast test-all soak mutants calibrate browser lint format metrics clean
+.PHONY: setup demo test test-fast test-all soak mutants calibrate gpu-check browser lint format metrics clean
 
 $(READY): pyproject.toml constraints.txt
 	@command -v c++ >/dev/null || command -v g++ >/dev/null || { echo "a C++ compiler is needed (e.g. the package g++)"; exit 1; }
@@ -54,6 +55,9 @@ soak: $(READY)
 
 mutants: $(READY)
 	$(BIN)/python tools/mutants.py --number $(N) --jobs $(JOBS)
+
+gpu-check:
+	$(PYTHON) benchmarks/gpu.py --json gpu-check.json
 
 calibrate: $(READY)
 	MPTUNE_SIMULATIONS=full $(PYTEST) -n $(JOBS) -m simulation --durations=10
