@@ -68,7 +68,7 @@ class MPTCurve:
     def bias_at(self, rate: float, nats_per_position: float) -> float:
         """What scoring at one mask rate only would add to the score, nats per position.
 
-        S(r) - LML / D: positive where the rate flatters the model (SCIENCE, section 1). NaN where
+        S(r) - LML / D: positive where the rate flatters the model. NaN where
         no curve could be fitted.
         """
         known = np.interp(rate, self.mask_rate, self.smooth)

@@ -1,6 +1,6 @@
 """The frozen sampling plan: which positions of which sequence are masked, the same for every trial.
 
-Notation (SCIENCE section 2)
+Notation
     N, D    sequences and positions of the token table; D_i observed positions of sequence i
     k       forwards per sequence; the forwards of one sequence are its *bands* b = 0..k-1
     R       rows of a batch: pairs (sequence i, band b)

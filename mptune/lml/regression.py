@@ -1,6 +1,6 @@
 """Variance reduction: the predictable part of a forward's score is subtracted, its mean added back.
 
-Notation (SCIENCE section 2)
+Notation
     y     (D/M) sum over the mask of log p: one forward's estimate of D S(M), nats
     t     M / D, the mask rate;   w = 1 / (D q(M)), so that E[w y] = sum over M of S(M) = LML
     c     control variates, E[c | x, M] = 0;   g  sequence-level sums of the same guesses, centred

@@ -1,6 +1,6 @@
 """What a mask policy is: a law of the mask count, and everything that follows from it.
 
-Notation (SCIENCE section 3)
+Notation
     D       observed positions of one sequence
     M       mask count in 1..D;   r = M / D  mask rate;   s  training progress in [0, 1]
     q(M|s)  law of the mask count;   w(M|s)  weight of a sequence;   S(M)  mean log p of a masked

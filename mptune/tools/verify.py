@@ -393,7 +393,7 @@ def bed_checks(bed: BedResult, replications: int) -> Iterator[Claim]:
 def mask_scores(oracle: Oracle, tokens_ND: NDArray[Any], observed_ND: BoolArray) -> FloatArray:
     """S(x; M) [N, D], every mask of every size enumerated; 0 for M beyond the observed positions.
 
-    Equation of SCIENCE section 1: the mean over masks of size M of (1/M) sum over the mask.
+    As in `mptune.lml.estimator`: the mean over masks of size M of (1/M) sum over the mask.
     """
     n, length = tokens_ND.shape
     masks_BD = np.array([[b >> j & 1 for j in range(length)] for b in range(1, 2**length)], bool)
@@ -488,7 +488,7 @@ def rate_checks(found: RateResult) -> Iterator[Claim]:
 
 FOUNDING_EXACT = -60.3436
 FOUNDING_FIGURES = {1: (-60.445, 0.474), 10: (-60.223, 0.130), 100: (-60.341, 0.030)}
-"""P -> (mean, sd over seeds) that the founding repository prints; SCIENCE section 4."""
+"""P -> (mean, sd over seeds) that the repository of Moreno-Munoz et al. (2023) prints."""
 
 FOUNDING_TOLERANCE = 0.0015
 """The figures have three digits; the founding code works in single precision, this in double."""
