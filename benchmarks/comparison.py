@@ -1,17 +1,17 @@
 """Is the comparison calibrated? Simulated arms with known differences and both noises.
 
-    python benchmarks/comparison.py            # 500 replications of every cell; minutes
-    python benchmarks/comparison.py --quick    # 60, to see that it runs
+    python benchmarks/comparison.py            # 500 replications of every cell; about 25 minutes
+    python benchmarks/comparison.py --quick    # 12, to see that it runs
     python benchmarks/comparison.py --json comparison.json
-    python benchmarks/comparison.py --cell 3,0.25,4 --cell 8,4,4 --replications 4000
+    python benchmarks/comparison.py --only families --bed pools --replications 2000
 
-A cell is a number of seeds, a noise ratio and a number of arms. With --cell only the given cells
-are measured, with other random numbers: a cell that looked odd must not be measured again on the
-numbers that made it look odd.
+`families` are many arms with few training seeds, whose noise is normal, skewed, unequal, drawn from
+the measured runs of docs/examples, or has runs that diverge. The old method is on the same data: a
+t test of each pair, corrected by Holm. `crossed` varies the ratio of training to evaluation noise,
+`looks` adds seeds until everything is decided, `reliability` is of the probability to be the best.
 
-Score of arm a, seed s, sequence i (nats): delta_a + seed_s + train_as + sequence_i + taste_ai +
-residual_asi. `ratio` is the variance of a difference that comes from training seeds, divided by
-the variance that comes from evaluation.
+The unit of a difference is a seed SD: the root mean square over both arms of the SD of one run,
+besides what a seed does to all arms alike.
 """
 
 from __future__ import annotations
@@ -20,27 +20,205 @@ import argparse
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mptune.analysis import ArmScores, Difference, compare, selection_probabilities
-from mptune.analysis.crossed import Array
+from mptune.analysis.crossed import Array, estimate, tail
 from mptune.analysis.sequential import schedule
 
-SEEDS, RATIOS, ARMS = (2, 3, 5, 8), (0.0, 0.25, 1.0, 4.0, 20.0), (2, 4, 6)
-SEQUENCES = 128
+SEQUENCES, DRAWS = 32, 2048
+EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 
 
 @dataclass(frozen=True)
-class Cell:
+class Bed:
+    """Noise of the runs of a family whose arms are equal.
+
+    Attributes:
+        errors_AS: runs minus the true mean of their arm, nats per sequence.
+        sd_A: standard deviation of a run of each arm, besides what arms share.
+        out_of_play_A: of each arm's policy.
+    """
+
+    errors_AS: Array
+    sd_A: Array
+    out_of_play_A: Array
+
+
+def normal(rng: np.random.Generator, arms: int, seeds: int, shared: float = 0.0) -> Bed:
+    errors_AS = rng.normal(size=(arms, seeds)) + shared * rng.normal(size=(1, seeds))
+    return Bed(errors_AS, np.ones(arms), np.zeros(arms))
+
+
+def lognormal(rng: np.random.Generator, arms: int, seeds: int) -> Bed:
+    errors_AS = math.exp(0.5) - np.exp(rng.normal(size=(arms, seeds)))
+    return Bed(errors_AS, np.full(arms, math.sqrt((math.e - 1) * math.e)), np.zeros(arms))
+
+
+def diverging(rng: np.random.Generator, arms: int, seeds: int, share: float, by: float) -> Bed:
+    """Some runs end `by` standard deviations lower, but have a score."""
+    diverged_AS = rng.random((arms, seeds)) < share
+    errors_AS = rng.normal(size=(arms, seeds)) - by * (diverged_AS - share)
+    return Bed(errors_AS, np.ones(arms), np.zeros(arms))
+
+
+def late_support(rng: np.random.Generator, arms: int, seeds: int, quiet: int = 1) -> Bed:
+    """SDs of a measured search, nats at D = 64: 0.005 to 0.02 per token for laws that keep every
+    mask count in play, 0.03 to 0.16 for the others; the baseline is one of the others."""
+    out_of_play_A = (np.arange(arms) % 2 != quiet).astype(float)
+    low_A, high_A = np.where(out_of_play_A, 0.03, 0.005), np.where(out_of_play_A, 0.16, 0.02)
+    sd_A = 64 * rng.uniform(low_A, high_A)
+    return Bed(sd_A[:, None] * rng.normal(size=(arms, seeds)), sd_A, out_of_play_A)
+
+
+def measured(study: str) -> list[Array]:
+    """Scores of the runs of an example, fixed 15 % and accumulated, minus their means."""
+    report = json.loads((EXAMPLES / study / "report.json").read_text(encoding="utf-8"))
+    arms = report["input"]["comparison"]["arms"].values()
+    runs = [[t["result"]["lml"]["nats_per_sequence"] for t in arm if t["result"]] for arm in arms]
+    return [np.array(scores) - np.mean(scores) for scores in runs]
+
+
+def pools(
+    rng: np.random.Generator, arms: int, seeds: int, studies: Sequence[str], baseline: int = 0
+) -> Bed:
+    """Runs drawn from measured ones: arm a has the runs of pool a + baseline, all pools in turn.
+
+    Two arms of one study keep the pairs that were run with the same seed.
+    """
+    all_pools = [pool for study in studies for pool in measured(study)]
+    pool_A = (np.arange(arms) + baseline) % len(all_pools)
+    drawn_AS = rng.integers(len(all_pools[0]), size=(1 if arms == 2 else arms, seeds))
+    drawn_AS = np.broadcast_to(drawn_AS, (arms, seeds))
+    errors_AS = np.stack([all_pools[p][d] for p, d in zip(pool_A, drawn_AS, strict=True)])
+    return Bed(errors_AS, np.array([all_pools[p].std() for p in pool_A]), 1.0 - pool_A % 2)
+
+
+BEDS = {
+    "normal": normal,
+    "normal, seeds shared": partial(normal, shared=3.0),
+    "lognormal": lognormal,
+    "5 % diverge by 30 SD": partial(diverging, share=0.05, by=30.0),
+    "1 % diverge by 6 SD": partial(diverging, share=0.01, by=6.0),
+    "late support": late_support,
+    "late support, quiet baseline": partial(late_support, quiet=0),
+    "text": partial(pools, studies=("text",)),
+    "text, quiet baseline": partial(pools, studies=("text",), baseline=1),
+    "watch": partial(pools, studies=("watch",), baseline=1),
+    "watch, quiet baseline": partial(pools, studies=("watch",)),
+    "text and watch": partial(pools, studies=("text", "watch")),
+}
+
+
+def family(
+    rng: np.random.Generator, bed: str, arms: int, seeds: int
+) -> tuple[list[ArmScores], Array]:
+    """Equal arms with noise of evaluation, the baseline first, and the seed SD of each pair."""
+    made = BEDS[bed](rng, arms, seeds)
+    small = 0.05 * float(np.median(made.sd_A)) * math.sqrt(SEQUENCES)
+    z_ASN = made.errors_AS[:, :, None] + 10 * rng.normal(size=(1, 1, SEQUENCES))
+    z_ASN = z_ASN + small * rng.normal(size=(arms, seeds, SEQUENCES))
+    scores = [
+        ArmScores(str(a), z_SN, tuple(range(seeds)), 64.0, out_of_play=float(x))
+        for a, (z_SN, x) in enumerate(zip(z_ASN, made.out_of_play_A, strict=True))
+    ]
+    return scores, np.sqrt((made.sd_A**2 + made.sd_A[0] ** 2) / 2)
+
+
+def shifted(arms: Sequence[ArmScores], by_A: Array) -> list[ArmScores]:
+    """The arms with their true means moved."""
+    return [
+        ArmScores(a.name, a.nats_per_sequence_SN + by, a.seeds, 64.0, out_of_play=a.out_of_play)
+        for a, by in zip(arms, by_A, strict=True)
+    ]
+
+
+def old_verdicts(arms: Sequence[ArmScores]) -> Array:
+    """Sign of each difference that a t test of the pair finds, corrected by Holm, [K]."""
+    base = arms[0].nats_per_sequence_SN
+    found = [estimate(arm.nats_per_sequence_SN - base) for arm in arms[1:]]
+    p_K = np.array([tail(abs(each.mean), each.parts) for each in found])
+    order_K = np.argsort(p_K)
+    holm_K = np.empty(len(p_K))
+    holm_K[order_K] = np.maximum.accumulate(p_K[order_K] * (len(p_K) - np.arange(len(p_K))))
+    signs_K: Array = np.sign([each.mean for each in found]) * (holm_K <= 0.05)
+    return signs_K
+
+
+def signs(found: Sequence[Difference]) -> Array:
+    """1 for better, -1 for worse, else 0, [K]."""
+    return np.array([{"better": 1.0, "worse": -1.0}.get(d.verdict, 0.0) for d in found])
+
+
+@dataclass(frozen=True)
+class Family:
     """Percentages of replications.
 
     Attributes:
-        coverage: of the 95 % intervals, over all challengers.
+        old, new: families of equal arms with a wrong verdict.
+        unchecked: the same of the new method, if a single seed may carry a verdict.
+        coverage: families whose intervals all contain the true difference.
+        old_power, new_power: challengers that are better by 3 seed SDs and are found to be.
+        unchecked_power: the same if a single seed may carry a verdict.
+        old_power_4, new_power_4: better by 3 SDs of a paired difference, 4.24 seed SDs.
+    """
+
+    bed: str
+    challengers: int
+    seeds: int
+    old: float
+    new: float
+    unchecked: float
+    coverage: float
+    old_power: float
+    new_power: float
+    unchecked_power: float
+    old_power_4: float
+    new_power_4: float
+
+
+def family_cell(bed: str, challengers: int, seeds: int, replications: int) -> Family:
+    rng = np.random.default_rng([*bed.encode(), challengers, seeds])
+    rows = []
+    for _ in range(replications):
+        arms, sd_A = family(rng, bed, challengers + 1, seeds)
+        found = compare(arms, "0", forecasts=False, draws=DRAWS)
+        excluded = [d.low > 0 or d.high < 0 for d in found]
+        row = [old_verdicts(arms).any(), signs(found).any(), any(excluded), not any(excluded)]
+        for times in (3.0, 3.0 * math.sqrt(2)):
+            by_A = times * sd_A * (np.arange(challengers + 1) > 0)
+            better = shifted(arms, by_A)
+            found = compare(better, "0", forecasts=False, draws=DRAWS)
+            row += [(old_verdicts(better) > 0).mean(), (signs(found) > 0).mean()]
+            row += [np.mean([d.low > 0 for d in found])]
+        rows.append(row[:-1])
+    shares = 100 * np.mean(np.array(rows, dtype=float), axis=0)
+    return Family(bed, challengers, seeds, *(float(share) for share in shares))
+
+
+def family_cells(beds: Sequence[str]) -> Iterator[tuple[str, int, int]]:
+    """Bed, challengers and seeds of every cell."""
+    for bed in beds:
+        yield from ((bed, challengers, 3) for challengers in (1, 2, 4, 31))
+        if bed in ("normal", "text"):
+            yield from ((bed, challengers, 5) for challengers in (1, 31))
+
+
+# --- both noises, crossed ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Crossed:
+    """Percentages of replications.
+
+    Attributes:
+        coverage: families whose 95 % intervals all contain the true difference.
         null: families without any difference in which at least one verdict is better or worse.
         mixed: families with and without differences, with a margin and a wrong verdict.
         power: challengers with a true difference of 3 standard errors and the right verdict.
@@ -55,11 +233,16 @@ class Cell:
     power: float
 
 
-def scores(rng: np.random.Generator, deltas: Array, seeds: int, ratio: float) -> list[ArmScores]:
-    """Scores of one study. The difference of two arms has evaluation variance 4 / n + 2 / (S n)."""
-    n, A = SEQUENCES, len(deltas)
+def crossed_scores(
+    rng: np.random.Generator, deltas_A: Array, seeds: int, ratio: float
+) -> list[ArmScores]:
+    """delta_a + seed_s + train_as + sequence_i + taste_ai + residual_asi.
+
+    A difference has evaluation variance 4 / n + 2 / (S n); `ratio` times that comes from seeds.
+    """
+    n, A = 4 * SEQUENCES, len(deltas_A)
     train = math.sqrt(ratio * evaluation(seeds) * seeds / 2)
-    z = deltas[:, None, None] + rng.normal(size=(1, seeds, 1)) + 3 * rng.normal(size=(1, 1, n))
+    z = deltas_A[:, None, None] + rng.normal(size=(1, seeds, 1)) + 3 * rng.normal(size=(1, 1, n))
     z = z + train * rng.normal(size=(A, seeds, 1)) + math.sqrt(2) * rng.normal(size=(A, 1, n))
     z = z + rng.normal(size=(A, seeds, n))
     return [ArmScores(str(a), z[a], tuple(range(seeds)), 1.0) for a in range(A)]
@@ -67,17 +250,12 @@ def scores(rng: np.random.Generator, deltas: Array, seeds: int, ratio: float) ->
 
 def evaluation(seeds: int) -> float:
     """Evaluation variance of a difference."""
-    return 4 / SEQUENCES + 2 / (seeds * SEQUENCES)
+    return (4 + 2 / seeds) / (4 * SEQUENCES)
 
 
 def se(seeds: int, ratio: float) -> float:
     """True standard error of a difference."""
     return math.sqrt((1 + ratio) * evaluation(seeds))
-
-
-def held(rng: np.random.Generator, deltas: Array, seeds: int, ratio: float) -> list[Difference]:
-    margin = 3 * se(seeds, ratio)
-    return compare(scores(rng, deltas, seeds, ratio), "0", margin=margin, forecasts=False)
 
 
 def wrong(difference: Difference, delta: float) -> bool:
@@ -88,133 +266,157 @@ def wrong(difference: Difference, delta: float) -> bool:
     return {"better": delta <= 0, "worse": delta >= 0}.get(verdict, False)
 
 
-def cell(seeds: int, ratio: float, arms: int, replications: int, stream: int = 0) -> Cell:
-    rng = np.random.default_rng([seeds, round(100 * ratio), arms, *([stream] if stream else [])])
+def crossed_cell(seeds: int, ratio: float, arms: int, replications: int) -> Crossed:
+    rng = np.random.default_rng([seeds, round(100 * ratio), arms])
     mixed = np.array([0.0] + [3.0 * (k % 2) * (-1) ** (k // 2) for k in range(1, arms)])
     mixed *= se(seeds, ratio)
-    covered, null, wrongs, power = [], [], [], []
+    rows, power = [], []
     for _ in range(replications):
-        nothing = compare(scores(rng, 0 * mixed, seeds, ratio), "0", forecasts=False)
-        null.append(any(d.verdict != "undecided" for d in nothing))
-        found = held(rng, mixed, seeds, ratio)
+        equal = crossed_scores(rng, 0 * mixed, seeds, ratio)
+        null = compare(equal, "0", forecasts=False, draws=DRAWS)
+        found = compare(
+            crossed_scores(rng, mixed, seeds, ratio), "0", margin=3 * se(seeds, ratio),
+            forecasts=False, draws=DRAWS,
+        )  # fmt: skip
         pairs = list(zip(found, mixed[1:], strict=True))
-        wrongs.append(any(wrong(d, delta) for d, delta in pairs))
-        covered += [d.low <= delta <= d.high for d, delta in pairs]
-        covered += [d.low <= 0 <= d.high for d in nothing]
+        rows.append(
+            [
+                all(d.low <= delta <= d.high for d, delta in pairs),
+                bool(signs(null).any()),
+                any(wrong(d, delta) for d, delta in pairs),
+            ]
+        )
         power += [d.verdict == ("better" if delta > 0 else "worse") for d, delta in pairs if delta]
-    shares = (100 * float(np.mean(x)) for x in (covered, null, wrongs, power))
-    return Cell(seeds, ratio, arms, *shares)
+    shares = (100 * np.mean(np.array(rows, dtype=float), axis=0)).tolist()
+    return Crossed(seeds, ratio, arms, *shares, power=100 * float(np.mean(power)))
+
+
+CROSSED = list(itertools.product((2, 3, 8), (0.0, 1.0, 20.0), (2, 6)))
+
+
+# --- looks, and the probability to be the best ---------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Percentages of families with a wrong verdict if 3 to 12 seeds are used until all is decided.
+
+    Attributes:
+        corrected: with the levels of `mptune.analysis.sequential`.
+        uncorrected: with 5 % at every look.
+    """
+
+    bed: str
+    challengers: int
+    corrected: float
+    uncorrected: float
+
+
+def looks_cell(bed: str, challengers: int, replications: int) -> Looks:
+    rng = np.random.default_rng([*bed.encode(), challengers])
+    looks = schedule(3, 12)
+    rows = []
+    for _ in range(replications):
+        arms, _ = family(rng, bed, challengers + 1, looks[-1])
+        corrected = compare(arms, "0", looks=looks, forecasts=False, draws=DRAWS)
+        naive = (
+            signs(compare([a.first(k) for a in arms], "0", forecasts=False, draws=DRAWS)).any()
+            for k in looks
+        )
+        rows.append([bool(signs(corrected).any()), any(naive)])
+    shares = (100 * np.mean(np.array(rows, dtype=float), axis=0)).tolist()
+    return Looks(bed, challengers, *shares)
+
+
+LOOKS = list(itertools.product(("normal", "late support", "text"), (1, 5)))
 
 
 def reliability(replications: int) -> list[tuple[float, float, int]]:
     """(mean stated probability of being best, share that were, arms), by fifths of it."""
     rng = np.random.default_rng(1)
     stated, true = [], []
-    for seeds, ratio, arms in itertools.product(SEEDS, RATIOS, ARMS):
+    for seeds, ratio, arms in CROSSED:
         for _ in range(replications):
             deltas = 4 * se(seeds, ratio) * rng.normal(size=arms)
-            found = selection_probabilities(scores(rng, deltas, seeds, ratio), draws=1000)
-            stated += [s.probability for s in found]
+            made = crossed_scores(rng, deltas, seeds, ratio)
+            stated += [s.probability for s in selection_probabilities(made, draws=DRAWS)]
             true += [a == int(deltas.argmax()) for a in range(arms)]
     p, hit = np.array(stated), np.array(true)
     fifths = np.minimum((5 * p).astype(int), 4)
     return [
         (float(p[fifths == k].mean()), float(hit[fifths == k].mean()), int((fifths == k).sum()))
         for k in range(5)
+        if (fifths == k).any()
     ]
 
 
-def growing(arms: int, ratio: float, replications: int) -> dict[str, float]:
-    """Type-I error in percent if 3 to 12 seeds are used, until everything is decided."""
-    rng = np.random.default_rng([arms, round(100 * ratio)])
-    looks = schedule(3, 12)
-    corrected, naive = [], []
-    for _ in range(replications):
-        made = scores(rng, np.zeros(arms), looks[-1], ratio)
-        corrected.append(any(_stopped(made, look, looks) for look in looks))
-        naive.append(any(_stopped(made, look, ()) for look in looks))
-    return {
-        "arms": arms,
-        "ratio": ratio,
-        "corrected": 100 * float(np.mean(corrected)),
-        "uncorrected": 100 * float(np.mean(naive)),
-    }
+# --- tables --------------------------------------------------------------------------------------
 
 
-def _stopped(made: list[ArmScores], look: int, looks: tuple[int, ...]) -> bool:
-    """Whether a verdict other than undecided is given at this look, although all arms are equal."""
-    seen = [ArmScores(a.name, a.nats_per_sequence_SN[:look], a.seeds[:look], 1.0) for a in made]
-    return any(d.verdict != "undecided" for d in compare(seen, "0", looks=looks, forecasts=False))
-
-
-def cell_table(cells: list[Cell], replications: int) -> Iterator[str]:
-    """Cells as a table in Markdown."""
-    yield f"{replications} replications per cell, {SEQUENCES} sequences; percent."
-    yield ""
-    yield (
-        "| seeds | noise ratio | arms | coverage of 95 % | family-wise error, no difference |"
-        " family-wise error, mixed with margin | decided rightly at 3 se |"
-    )
-    yield "|---|---|---|---|---|---|---|"
-    for c in cells:
+def table(rows: Iterator[Any], titles: Sequence[str]) -> Iterator[str]:
+    """Rows as Markdown, each as soon as it is measured."""
+    yield "| " + " | ".join(titles) + " |"
+    yield "|" + "---|" * len(titles)
+    for row in rows:
+        cells = row if isinstance(row, tuple) else asdict(row).values()
         yield (
-            f"| {c.seeds} | {c.ratio:g} | {c.arms} | {c.coverage:.1f} | {c.null:.1f} | "
-            f"{c.mixed:.1f} | {c.power:.0f} |"
+            "| " + " | ".join(f"{c:.3g}" if isinstance(c, float) else str(c) for c in cells) + " |"
         )
 
 
-def tables(replications: int) -> Iterator[str]:
-    """The results as Markdown."""
-    cells = [cell(*at, replications) for at in itertools.product(SEEDS, RATIOS, ARMS)]
-    yield from cell_table(cells, replications)
-    yield ""
-    yield "| stated probability of being best | share that were | arms |"
-    yield "|---|---|---|"
-    for stated, true, count in reliability(max(10, replications // 10)):
-        yield f"| {stated:.3f} | {true:.3f} | {count} |"
-    yield ""
-    yield "| arms | noise ratio | family-wise error, 3 to 12 seeds | uncorrected |"
-    yield "|---|---|---|---|"
-    for arms, ratio in itertools.product((2, 4), RATIOS):
-        g = growing(arms, ratio, replications)
-        yield f"| {arms} | {ratio:g} | {g['corrected']:.1f} | {g['uncorrected']:.1f} |"
-
-
-def everything(replications: int) -> dict[str, Any]:
-    """All results."""
-    return {
-        "replications": replications,
-        "cells": [asdict(cell(*at, replications)) for at in itertools.product(SEEDS, RATIOS, ARMS)],
-        "reliability": reliability(max(10, replications // 10)),
-        "growing": [growing(*at, replications) for at in itertools.product((2, 4), RATIOS)],
-    }
-
-
-def cell_named(words: str) -> tuple[int, float, int]:
-    """Parse `3,0.25,4` as seeds, noise ratio and arms."""
-    seeds, ratio, arms = words.split(",")
-    return int(seeds), float(ratio), int(arms)
+FAMILY_TITLES = (
+    "noise of runs", "challengers", "seeds", "type-I, old", "type-I, new", "one seed may carry it",
+    "all intervals cover", "power at 3 seed SDs, old", "new", "one seed may carry it",
+    "power at 4.24, old", "new",
+)  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--quick", action="store_true", help="60 replications instead of 500")
+    parser.add_argument("--quick", action="store_true", help="12 replications instead of 500")
     parser.add_argument("--replications", type=int, metavar="N", help="replications of every cell")
-    parser.add_argument("--cell", type=cell_named, action="append", metavar="SEEDS,RATIO,ARMS")
+    parser.add_argument("--only", choices=["families", "crossed", "looks", "reliability"])
+    parser.add_argument("--bed", action="append", choices=list(BEDS), help="of the families")
+    parser.add_argument("--challengers", type=int, action="append", help="of the families")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
     given = parser.parse_args()
-    replications = given.replications or (60 if given.quick else 500)
-    if given.cell:
-        cells = [cell(*at, replications, stream=1) for at in given.cell]
-        lines, found = cell_table(cells, replications), {"cells": [asdict(c) for c in cells]}
-    elif given.json:
-        lines, found = iter(()), everything(replications)
-    else:
-        lines, found = tables(replications), {}
-    for line in lines:
-        print(line, flush=True)
+    R = given.replications or (12 if given.quick else 500)
+    found: dict[str, list[Any]] = {}
+
+    def kept(name: str, rows: Iterator[Any]) -> Iterator[Any]:
+        for row in rows:
+            found.setdefault(name, []).append(row if isinstance(row, tuple) else asdict(row))
+            yield row
+
+    cells = [
+        cell
+        for cell in family_cells(given.bed or list(BEDS))
+        if not given.challengers or cell[1] in given.challengers
+    ]
+    parts: dict[str, tuple[Iterator[Any], Sequence[str]]] = {
+        "families": ((family_cell(*at, R) for at in cells), FAMILY_TITLES),
+        "crossed": (
+            (crossed_cell(*at, R) for at in CROSSED),
+            ("seeds", "noise ratio", "arms", "all intervals cover", "type-I", "wrong with margin",
+             "power at 3 se"),
+        ),
+        "looks": (
+            (looks_cell(*at, R) for at in LOOKS),
+            ("noise of runs", "challengers", "type-I, 3 to 12 seeds", "uncorrected"),
+        ),
+        "reliability": (
+            iter(reliability(max(2, R // 10)) if given.only in (None, "reliability") else ()),
+            ("stated probability of being best", "share that were", "arms"),
+        ),
+    }  # fmt: skip
+    print(f"{R} replications of each cell; percent.")
+    for name, (rows, titles) in parts.items():
+        if given.only in (None, name):
+            print(f"\n{name}\n")
+            for line in table(kept(name, rows), titles):
+                print(line, flush=True)
     if given.json:
-        given.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        given.json.write_text(json.dumps({"replications": R, **found}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

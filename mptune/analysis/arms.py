@@ -1,24 +1,51 @@
-"""Paired comparison of arms over paired seeds, with the noise of training and of evaluation.
+"""Comparison of arms over paired seeds, with the noise of training and of evaluation.
 
-The difference of two arms on the same plan is d[seed, sequence]; its interval and its p-value carry
-both noises (`mptune.analysis.crossed`). Verdicts come from p-values, corrected by Holm over
-challengers and, where seeds are added until decided, for every look taken
+Notation, for K challengers and a baseline (arm 0), scored on the same sequences:
+
+    d_k          mean difference challenger - baseline over the seeds that both have
+    sigma²_a     variance over training seeds of arm a, besides what a seed does to all arms alike
+    v_k          (sigma²_k + sigma²_0) / S_k + variance from the choice of sequences
+
+With a few seeds an arm says little about its own sigma²_a, so all arms are estimated together
+(`mptune.analysis.moderation`). The intervals d_k ± c_k are simultaneous: all of them hold at once
+with probability `level`. They come from the joint distribution of the K errors (Dunnett, JASA 50,
+1955), whose correlation through the baseline and whose unequal variances and degrees of freedom
+have no closed form: it is simulated with a fixed seed. A verdict is whether the interval excludes
+0, and where more seeds are added until decided, the level of each look is corrected
 (`mptune.analysis.sequential`).
+
+Shape suffixes: A arms, K challengers, S seeds, N sequences, G groups of them, Z draws.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr
 
-from mptune.analysis.crossed import Array, Estimate, SampleSize, estimate, forecast, joint_noise
-from mptune.analysis.sequential import nominal_levels, sequential_p
+from mptune.analysis.crossed import (
+    Array,
+    SampleSize,
+    critical,
+    mean_squares,
+    root,
+    sample_size,
+    tail,
+)
+from mptune.analysis.intervals import half_width
+from mptune.analysis.moderation import moderate
+from mptune.analysis.sequential import nominal_levels, overall_level
 
 Verdict: TypeAlias = Literal["better", "worse", "undecided", "equivalent"]
+
+DRAWS, MIXTURE = 16_384, 1024
+"""Draws of the joint errors, and of variances: the level of a family at 95 % is exact to a standard
+error of 0.17 %."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +59,9 @@ class ArmScores:
         seeds: the training seed of each row.
         tokens_per_sequence: mean number of observed positions per sequence.
         bytes_per_token: text bytes per observed position, or None where there is no text.
+        out_of_play: share of mask counts that its policy leaves out late in training
+            (`mptune.analysis.moderation.out_of_play`).
+        groups_N: group of each sequence, e.g. its document; None: sequences are independent.
     """
 
     name: str
@@ -39,6 +69,8 @@ class ArmScores:
     seeds: tuple[int, ...]
     tokens_per_sequence: float
     bytes_per_token: float | None = None
+    out_of_play: float = 0.0
+    groups_N: NDArray[np.integer[Any]] | None = None
 
     def __post_init__(self) -> None:
         scores = np.asarray(self.nats_per_sequence_SN, dtype=np.float64)
@@ -53,6 +85,11 @@ class ArmScores:
             raise ValueError(f"arm {self.name!r} has scores that are not finite; leave the run out")
         object.__setattr__(self, "nats_per_sequence_SN", scores)
 
+    def first(self, runs: int | None) -> ArmScores:
+        """Only the first `runs` seeds; None is all."""
+        seeds = tuple(sorted(self.seeds)[:runs])
+        return replace(self, seeds=seeds, nats_per_sequence_SN=self.at(seeds))
+
     def at(self, seeds: Sequence[int]) -> Array:
         """Rows of these seeds, in this order."""
         return self.nats_per_sequence_SN[[self.seeds.index(seed) for seed in seeds]]
@@ -64,19 +101,20 @@ class Difference:
 
     Attributes:
         nats_per_sequence: mean difference arm - baseline.
-        half_width: of the interval at `level`, for this pair alone.
+        half_width: of the interval that decides: those of all challengers hold at once at `level`,
+            and at every look.
         seeds: paired seeds; with 1 the interval carries evaluation noise only.
         se_seed: standard error from training seeds, or None with one seed.
         se_sequences: standard error from the choice of held-out sequences.
-        p_value: two-sided, of no difference, adjusted by Holm over all challengers.
-        verdict: at `level`, from the adjusted p-value.
+        p_value: 1 - level of the widest family of such intervals that excludes 0.
+        verdict: better or worse if the interval excludes 0 and no single seed carries it.
         nats_per_token: the difference per observed position.
         bits_per_byte: difference in code length (negative: the arm is better), or None.
-        challengers: arms that were compared with this baseline, for Holm's correction.
+        challengers: arms that were compared with this baseline, for which it is corrected.
         margin: differences below it do not matter (nats per sequence), or None.
-        look: how many times it was tested, where seeds are added until decided; the interval
-            and the p-value are then corrected for all looks.
+        look: at which look it was decided, or the last one, where seeds are added until decided.
         looks: how many looks there may be.
+        carried_by: the seed without which the verdict would not hold; then it is undecided.
         more_seeds: paired seeds that would probably decide it (in four of five cases, were the
             difference what it seems); None if it is decided, or if no number would.
         sequences_needed: held-out sequences in all that would, with the seeds that there are.
@@ -101,6 +139,7 @@ class Difference:
     margin: float | None = None
     look: int = 1
     looks: int = 1
+    carried_by: int | None = None
     more_seeds: int | None = None
     sequences_needed: int | None = None
 
@@ -119,16 +158,6 @@ class Selection:
     expected_regret: float
 
 
-def _holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment (Scandinavian Journal of Statistics 6, 1979), in given order."""
-    adjusted, running = [0.0] * len(p_values), 0.0
-    order = sorted(range(len(p_values)), key=lambda k: p_values[k])
-    for rank, k in enumerate(order):
-        running = max(running, min(1.0, p_values[k] * (len(order) - rank)))
-        adjusted[k] = running
-    return adjusted
-
-
 def _paired_seeds(arms: Sequence[ArmScores]) -> list[int]:
     """Seeds that every one of these arms has; a seed that failed in one is left out of all."""
     common = sorted(set.intersection(*(set(arm.seeds) for arm in arms)))
@@ -140,6 +169,200 @@ def _paired_seeds(arms: Sequence[ArmScores]) -> list[int]:
     return common
 
 
+@dataclass(frozen=True, eq=False)
+class Errors:
+    """Joint distribution of the errors of K mean differences from one baseline.
+
+    Attributes:
+        own_K: variance of each from the challenger's seeds.
+        own_ZK: what it may truly be, by draws; they are independent of those below.
+        base: variance of one run of the baseline over seeds.
+        base_Z: what it may truly be.
+        used_KS: weight of each seed in the mean of each difference; rows sum to 1.
+        sequences_KK: covariance from the choice of sequences.
+        sequences_df: degrees of freedom behind it.
+    """
+
+    own_K: Array
+    own_ZK: Array
+    base: float
+    base_Z: Array
+    used_KS: Array
+    sequences_KK: Array
+    sequences_df: int
+
+    @property
+    def seed(self) -> Array:
+        """Variance of each from training seeds, the baseline's included, [K]."""
+        seed_K: Array = self.own_K + self.base * (self.used_KS**2).sum(1)
+        return seed_K
+
+    @property
+    def se(self) -> Array:
+        """Standard error of each, [K]."""
+        se_K: Array = np.sqrt(self.seed + np.diag(self.sequences_KK))
+        return se_K
+
+    def draw(self) -> Array:
+        """Errors of the K differences, [Z, K]; the same ones at every call."""
+        (Z, K), S = self.own_ZK.shape, self.used_KS.shape[1]
+        rng = np.random.default_rng(1)
+        error_ZK: Array = rng.standard_normal((Z, K)) * np.sqrt(self.own_ZK)
+        base_ZS = rng.standard_normal((Z, S)) * np.sqrt(self.base_Z)[:, None]
+        t_Z1 = np.sqrt(self.sequences_df / rng.chisquare(self.sequences_df, (Z, 1)))
+        sequences_ZK = t_Z1 * rng.standard_normal((Z, K)) @ root(self.sequences_KK)
+        return error_ZK - base_ZS @ self.used_KS.T + sequences_ZK
+
+    def tails(self, distance_KX: Array) -> Array:
+        """P(|error| >= distance) of each difference alone, [K, X], averaged over its variance."""
+        base_ZK = self.base_Z[:MIXTURE, None] * (self.used_KS**2).sum(1)
+        variance_KZ = (self.own_ZK[:MIXTURE] + base_ZK).T + np.diag(self.sequences_KK)[:, None]
+        tails_KX: Array = 2 * ndtr(-distance_KX[..., None] / np.sqrt(variance_KZ)[:, None]).mean(2)
+        return tails_KX
+
+
+@dataclass(frozen=True, eq=False)
+class Intervals:
+    """Of K differences: half-widths and p-values.
+
+    Attributes:
+        half_K: of the intervals that all hold at once with probability 1 - alpha.
+        p_K: 1 - level of the widest family of such intervals that excludes 0.
+        alone: what each of these intervals leaves out by itself; the same for all, so that an arm
+            whose variance is hardly known widens only its own interval.
+    """
+
+    half_K: Array
+    p_K: Array
+    alone: float
+
+
+def simultaneous(errors: Errors, mean_K: Array, alpha: float) -> Intervals:
+    """The intervals of several differences, by simulation of their joint errors."""
+    se_K, log_x_X = np.maximum(errors.se, np.finfo(float).tiny), np.linspace(-2.5, 6.5, 64)
+    score_KX = -np.log(errors.tails(se_K[:, None] * np.exp(log_x_X)) + 1e-12)
+
+    def scores(error_ZK: Array) -> Array:
+        log_t_ZK = np.log(np.abs(error_ZK) / se_K + 1e-12)
+        columns = zip(log_t_ZK.T, score_KX, strict=True)
+        return np.stack([np.interp(log_t_Z, log_x_X, score_X) for log_t_Z, score_X in columns])
+
+    largest_Z = scores(errors.draw()).max(0)
+    score = float(np.quantile(largest_Z, 1 - alpha, method="higher"))
+    half_K = se_K * np.exp([np.interp(score, score_X, log_x_X) for score_X in score_KX])
+    p_K = (largest_Z >= scores(mean_K[None])).mean(1)
+    return Intervals(half_K, p_K, math.exp(-score))
+
+
+def of_two_arms(errors: Errors, mean: float, runs: int, alpha: float) -> Intervals:
+    """The interval of the only difference, by quadrature: Student's without noise of sequences."""
+    seed = float(errors.seed[0]), max(1.0, runs - 1.0)
+    parts = seed, (float(errors.sequences_KK[0, 0]), float(errors.sequences_df))
+    return Intervals(np.array([critical(alpha, parts)]), np.array([tail(abs(mean), parts)]), alpha)
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """A challenger and the baseline at one look: d[paired seed, sequence]."""
+
+    arm: ArmScores
+    seeds: Sequence[int]
+    d_SN: Array
+
+
+def joint_errors(arms: Sequence[ArmScores], pairs: Sequence[_Pair], draws: int) -> Errors:
+    """Of the mean differences of `pairs`; `arms` are all, the baseline first.
+
+    Arms without a pair count, too: they say something about the noise of the others.
+    """
+    variance_A, variance_ZA = seed_variances(arms, draws)
+    own_K = [[arm.name for arm in arms].index(pair.arm.name) for pair in pairs]
+    seeds = sorted({seed for pair in pairs for seed in pair.seeds})
+    used_KS = np.array([np.isin(seeds, pair.seeds) / len(pair.seeds) for pair in pairs])
+    sequences_KK, sequences_df = evaluation_noise([p.d_SN for p in pairs], arms[0].groups_N)
+    return Errors(
+        own_K=variance_A[own_K] * (used_KS**2).sum(1),
+        own_ZK=variance_ZA[:, own_K] * (used_KS**2).sum(1),
+        base=float(variance_A[0]),
+        base_Z=variance_ZA[:, 0],
+        used_KS=used_KS,
+        sequences_KK=sequences_KK,
+        sequences_df=sequences_df,
+    )
+
+
+def evaluation_noise(
+    differences: Sequence[Array], groups_N: NDArray[np.integer[Any]] | None
+) -> tuple[Array, int]:
+    """Covariance [K, K] of mean differences over the choice of sequences, and its freedom.
+
+    This is the one place that knows which sequences are independent: those of one group are not,
+    so the covariance is that of the groups' sums (cluster-robust), with G - 1 degrees of freedom.
+
+    Args:
+        differences: of each pair, seeds x sequences.
+        groups_N: group of each sequence; None: each is its own.
+    """
+    mean_KN = np.stack([d_SN.mean(0) for d_SN in differences])
+    n = mean_KN.shape[1]
+    groups, group_N = np.unique(np.arange(n) if groups_N is None else groups_N, return_inverse=True)
+    centred_KN, G = mean_KN - mean_KN.mean(1, keepdims=True), len(groups)
+    sum_KG = np.stack([np.bincount(group_N, centred_N) for centred_N in centred_KN])
+    covariance_KK = sum_KG @ sum_KG.T * (G / max(1, G - 1) / n**2)
+    for k, d_SN in enumerate(differences):
+        if len(d_SN) > 1:  # the interaction of seeds and sequences is in the seeds' variance
+            interaction = float(mean_squares(d_SN[None])[2][0, 0]) / d_SN.size
+            covariance_KK[k, k] = max(0.0, covariance_KK[k, k] - interaction)
+    return covariance_KK, max(1, G - 1)
+
+
+def seed_variances(arms: Sequence[ArmScores], draws: int) -> tuple[Array, Array]:
+    """Variance of one run of each arm over training seeds, [A], and what it may truly be, [Z, A].
+
+    What a seed does to all arms alike cancels in differences and is taken out; the rest is
+    moderated. Zero without two seeds.
+    """
+    seeds = sorted({seed for arm in arms for seed in arm.seeds})
+    y_AS = np.full((len(arms), len(seeds)), np.nan)
+    for y_S, arm in zip(y_AS, arms, strict=True):
+        y_S[[seeds.index(seed) for seed in arm.seeds]] = arm.nats_per_sequence_SN.mean(1)
+    y_AS = y_AS[:, np.isfinite(y_AS).sum(0) > 1]
+    if len(arms) == 2 and y_AS.shape[1] > 1:  # one variance, that of the paired differences
+        variance, df = np.var(y_AS[1] - y_AS[0], ddof=1), y_AS.shape[1] - 1
+        chi2_Z1 = np.random.default_rng(0).chisquare(df, (draws, 1))
+        return np.array([0.0, variance]), np.array([0.0, variance]) * df / chi2_Z1
+    variance_A, variance_ZA = np.zeros(len(arms)), np.zeros((draws, len(arms)))
+    weight_A, out_of_play_A = np.ones(len(arms)), np.array([arm.out_of_play for arm in arms])
+    for _ in range(2):  # weights that follow from the variances; more rounds change nothing
+        sample_A, df_A = _residual_variances(y_AS, weight_A)
+        if not (df_A * sample_A).any():
+            break
+        found = moderate(sample_A, df_A, out_of_play_A)
+        variance_A = found.variance_A
+        weight_A = 1 / variance_A
+        variance_ZA = found.draw(draws, np.random.default_rng(0))
+    return variance_A, variance_ZA
+
+
+def _residual_variances(y_AS: Array, weight_A: Array) -> tuple[Array, Array]:
+    """Sample variances in y = arm + seed + error and their degrees of freedom, [A] each.
+
+    By weighted least squares; NaN is missing. An arm with a large share of the weight decides the
+    seeds' effects and keeps so much less freedom.
+    """
+    known_AS = np.isfinite(y_AS)
+    weight_AS = weight_A[:, None] * known_AS
+    share_AS, runs_A1 = weight_AS / weight_AS.sum(0), known_AS.sum(1, keepdims=True)
+    y_AS, error_AS = np.where(known_AS, y_AS, 0.0), np.zeros(y_AS.shape)
+    seed_S = np.zeros(y_AS.shape[1])
+    for _ in range(2 if known_AS.all() else 20):
+        error_AS = (y_AS - seed_S) * known_AS
+        error_AS -= error_AS.sum(1, keepdims=True) / np.maximum(1, runs_A1) * known_AS
+        seed_S = seed_S + (share_AS * error_AS).sum(0)
+    df_A = ((1 - share_AS) * known_AS * (1 - 1 / np.maximum(1, runs_A1))).sum(1)
+    return (error_AS**2).sum(1) / np.where(df_A > 0, df_A, 1.0), df_A
+
+
 def compare(
     arms: Sequence[ArmScores],
     baseline: str,
@@ -147,15 +370,16 @@ def compare(
     margin: float | None = None,
     looks: Sequence[int] = (),
     forecasts: bool = True,
+    draws: int = DRAWS,
 ) -> list[Difference]:
     """Compare every other arm with the baseline, in the order of `arms`.
 
-    Only seeds that both arms of a pair have are used. Intervals are at `level` for each pair alone;
-    p-values and verdicts are corrected by Holm over the challengers, so that all verdicts together
-    are wrong at most 1 - level of the time. `margin` (nats per sequence) adds the verdict
-    "equivalent", for differences that are shown to lie within it. `looks` are the seeds at which
-    the comparison may stop if seeds are added until decided: everything is corrected for them.
-    `forecasts` adds how many seeds or sequences would probably decide an undecided pair.
+    Only seeds that both arms of a pair have are used. All intervals hold at once at `level`, and
+    verdicts are read from them, so all verdicts together are wrong at most 1 - level of the time.
+    `margin` (nats per sequence) adds the verdict "equivalent", for intervals that lie within it.
+    `looks` are the seeds at which the comparison may stop if seeds are added until decided: levels
+    are corrected for them, and a pair that is decided leaves the family. `forecasts` adds how many
+    seeds or sequences would probably decide an undecided pair.
 
     Raises:
         ValueError: no such baseline, no challenger, no common seed, or different sequences.
@@ -167,96 +391,122 @@ def compare(
             f"got {[arm.name for arm in arms]}"
         )
     base = by_name[baseline]
-    pairs = []
-    for arm in arms:
-        if arm is not base:
-            seeds = _paired_seeds([arm, base])
-            d_SN = arm.at(seeds) - base.at(seeds)
-            counts = [look for look in looks if look <= len(seeds)] or [len(seeds)]
-            if len(counts) == len(looks):
-                counts[-1] = len(seeds)
-            reached = [d_SN[:count] for count in counts]
-            pairs.append((arm, reached, tuple(looks) or (len(seeds),)))
-    p_values = _holm([
-        sequential_p([estimate(d_SN).p_value() for d_SN in reached], planned)
-        for _, reached, planned in pairs
-    ])  # fmt: skip
-    same = _holm([
-        sequential_p([_equivalence_p(estimate(d_SN), margin) for d_SN in reached], planned)
-        for _, reached, planned in pairs
-    ])  # fmt: skip
-    differences = []
-    for (arm, reached, planned), p_value, equivalence_p in zip(pairs, p_values, same, strict=True):
-        found, (S, n) = estimate(reached[-1]), reached[-1].shape
-        alpha = nominal_levels(planned, 1 - level)[len(reached) - 1]
-        half_width = found.half_width(alpha)
-        per_token = found.mean / arm.tokens_per_sequence
-        bytes_per_token = arm.bytes_per_token
-        verdict: Verdict = "better" if found.mean > 0 else "worse"
-        if p_value > 1 - level:
-            verdict = "undecided"
-        if equivalence_p <= 1 - level:
+    # Sorted, so that the order of the arms does not change the draws.
+    ordered = [base, *sorted((arm for arm in arms if arm is not base), key=lambda arm: arm.name)]
+    paired = {arm.name: _paired_seeds([arm, base]) for arm in ordered[1:]}
+    planned = tuple(looks) or (max(map(len, paired.values())),)
+    found: dict[str, Difference] = {}
+    for look, (runs, alpha) in enumerate(
+        zip(planned, nominal_levels(planned, 1 - level), strict=True)
+    ):
+        # A look sees its own seeds only: what it decides does not change when more are added.
+        most = None if look == len(planned) - 1 else runs
+        family = [
+            _Pair(arm, seeds, arm.at(seeds) - base.at(seeds))
+            for arm in ordered[1:]
+            for seeds in [paired[arm.name][:most]]
+            if arm.name not in found or found[arm.name].verdict == "undecided"
+            if look == 0 or len(paired[arm.name]) >= runs
+        ]
+        if family:
+            seen = [arm.first(most) for arm in ordered]
+            for difference in _test(seen, family, alpha, level, margin, forecasts, draws):
+                found[difference.arm] = replace(
+                    difference,
+                    p_value=overall_level(difference.p_value, look, planned),
+                    challengers=len(ordered) - 1,
+                    look=look + 1,
+                    looks=len(planned),
+                )
+    return [found[arm.name] for arm in arms if arm is not base]
+
+
+def _test(
+    arms: Sequence[ArmScores],
+    family: Sequence[_Pair],
+    alpha: float,
+    level: float,
+    margin: float | None,
+    forecasts: bool,
+    draws: int,
+) -> Iterator[Difference]:
+    """The differences of a family, whose intervals hold at once with probability 1 - alpha."""
+    mean_K = np.array([pair.d_SN.mean() for pair in family])
+    if len(arms) == 2:
+        errors = joint_errors(arms, family, 1)
+        intervals = of_two_arms(errors, float(mean_K[0]), len(family[0].seeds), alpha)
+    else:
+        errors = joint_errors(arms, family, draws)
+        intervals = simultaneous(errors, mean_K, alpha)
+    for k, pair in enumerate(family):
+        mean, half, (S, n) = float(mean_K[k]), float(intervals.half_K[k]), pair.d_SN.shape
+        v_seed, v_sequences = float(errors.seed[k]), float(errors.sequences_KK[k, k])
+        verdict: Verdict = "undecided"
+        carried_by = None
+        if abs(mean) > half:
+            carried_by = _carrier(pair, math.sqrt(v_seed + v_sequences))
+            verdict = "better" if mean > 0 else "worse"
+        if margin is not None and abs(mean) + half < margin:
             verdict = "equivalent"
+        elif carried_by is not None:
+            verdict = "undecided"
         needed = SampleSize(None, None)
         if forecasts and verdict == "undecided":
-            needed = forecast(reached[-1], alpha / len(pairs), margin)
-        differences.append(
-            Difference(
-                arm=arm.name,
-                baseline=baseline,
-                nats_per_sequence=found.mean,
-                half_width=half_width,
-                low=found.mean - half_width,
-                high=found.mean + half_width,
-                level=level,
-                seeds=S,
-                sequences=n,
-                se_seed=math.sqrt(found.parts[0][0]) if S > 1 else None,
-                se_sequences=math.sqrt(found.parts[-1][0]),
-                p_value=p_value,
-                verdict=verdict,
-                nats_per_token=per_token,
-                bits_per_byte=-per_token / math.log(2) / bytes_per_token
-                if bytes_per_token
-                else None,
-                challengers=len(pairs),
-                margin=margin,
-                look=len(reached),
-                looks=len(planned),
-                more_seeds=needed.seeds,
-                sequences_needed=needed.sequences,
-            )
+            needed = sample_size(mean, S, n, v_seed, v_sequences, half, intervals.alone, margin)
+        per_token, bytes_per_token = mean / pair.arm.tokens_per_sequence, pair.arm.bytes_per_token
+        yield Difference(
+            arm=pair.arm.name,
+            baseline=arms[0].name,
+            nats_per_sequence=mean,
+            half_width=half,
+            low=mean - half,
+            high=mean + half,
+            level=level,
+            seeds=S,
+            sequences=n,
+            se_seed=math.sqrt(v_seed) if S > 1 else None,
+            se_sequences=math.sqrt(v_sequences),
+            p_value=float(intervals.p_K[k]),
+            verdict=verdict,
+            nats_per_token=per_token,
+            bits_per_byte=-per_token / math.log(2) / bytes_per_token if bytes_per_token else None,
+            margin=margin,
+            carried_by=carried_by,
+            more_seeds=needed.seeds,
+            sequences_needed=needed.sequences,
         )
-    return differences
 
 
-def _equivalence_p(found: Estimate, margin: float | None) -> float:
-    """Two one-sided tests against -margin and +margin (Schuirmann 1987), doubled; 1 without margin.
+def _carrier(pair: _Pair, se: float) -> int | None:
+    """The seed that carries the difference; None if it holds without any one of them.
 
-    Doubled, so that it is as strict as a two-sided interval that lies inside the margin.
+    Without a seed, the difference must still be 1.96 standard errors away from 0. The whole test
+    again without the seed would leave most clear cases at three seeds undecided
+    (`benchmarks/comparison.py`).
     """
-    if not margin or abs(found.mean) >= margin:
-        return 1.0
-    return max(found.p_value(-margin), found.p_value(margin))
+    d_S, S = pair.d_SN.mean(1), len(pair.seeds)
+    if S == 1:
+        return pair.seeds[0]
+    without_S = math.copysign(1.0, d_S.mean()) * (d_S.sum() - d_S) / (S - 1)
+    weakest = int(without_S.argmin())
+    holds = without_S[weakest] > half_width(se) * math.sqrt(S / (S - 1))
+    return None if holds else pair.seeds[weakest]
 
 
-def selection_probabilities(
-    arms: Sequence[ArmScores], draws: int = 20_000, seed: int = 0
-) -> list[Selection]:
+def selection_probabilities(arms: Sequence[ArmScores], draws: int = DRAWS) -> list[Selection]:
     """Probability that each arm is the best, and the regret of choosing it, under both noises.
 
-    Parametric simulation: true means are drawn around the observed ones with the crossed model's
-    covariance between arms (shared sequences and seeds make arms move together). The seed part is
-    multivariate t with S - 1 degrees of freedom, the sequence part is normal. With one seed, the
-    probabilities know evaluation noise only.
+    True means are drawn around the observed ones with the joint errors that `compare` uses. With
+    one seed, the probabilities know evaluation noise only.
     """
-    rng = np.random.default_rng(seed)
     seeds = _paired_seeds(arms)
-    z_ASN = np.stack([arm.at(seeds) for arm in arms])
-    truth_RA = z_ASN.mean((1, 2)) + joint_noise(z_ASN, draws, rng)
-    best_R1 = truth_RA.max(1, keepdims=True)
-    probability_A = np.bincount(truth_RA.argmax(1), minlength=len(arms)) / draws
-    regret_A = (best_R1 - truth_RA).mean(0)
+    pairs = [_Pair(arm, seeds, arm.at(seeds) - arms[0].at(seeds)) for arm in arms[1:]]
+    error_ZK = joint_errors(arms, pairs, draws).draw()
+    truth_ZA = np.zeros((draws, len(arms)))
+    truth_ZA[:, 1:] = error_ZK + np.array([pair.d_SN.mean() for pair in pairs])
+    best_Z1 = truth_ZA.max(1, keepdims=True)
+    probability_A = np.bincount(truth_ZA.argmax(1), minlength=len(arms)) / draws
+    regret_A = (best_Z1 - truth_ZA).mean(0)
     return [
         Selection(arm.name, float(probability), float(regret))
         for arm, probability, regret in zip(arms, probability_A, regret_A, strict=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from pydantic import Field
@@ -13,10 +13,11 @@ from pydantic import Field
 from mptune.analysis.arms import ArmScores, Difference, Selection, compare, selection_probabilities
 from mptune.analysis.compute import EquivalentCompute, curves_of, equivalent_compute, mean_curve
 from mptune.analysis.crossed import Array
+from mptune.analysis.moderation import out_of_play
 from mptune.analysis.ranking import ACCUMULATED, FIXED_15, side
 from mptune.analysis.sequential import schedule
 from mptune.spec.schema import Comparison
-from mptune.trial import LearningPoint, Message, Prepared, Trial
+from mptune.trial import RETRIED, LearningPoint, Message, Prepared, Trial
 
 Scores: TypeAlias = Callable[[Trial], Mapping[str, Array]]
 """The stored scores of a trial: `nats_per_sequence` [N] and, if it had rungs, `at_rungs` [R, M].
@@ -24,8 +25,56 @@ Scores: TypeAlias = Callable[[Trial], Mapping[str, Array]]
 Empty for a trial whose scores were not kept.
 """
 
+LONGEST = 512
+"""Most mask counts at which a policy's late support is computed."""
+
 Arms: TypeAlias = Mapping[str, Sequence[Trial]]
 """The trials of each arm, by the arm's name, in the order of the comparison."""
+
+
+class ArmRuns(Message):
+    """The training runs of one arm: how many failed, and how the others are spread.
+
+    A failed run has no score, so it is no part of the differences.
+    """
+
+    arm: str
+    runs: int = Field(description="that ended")
+    failed: int = Field(description="of those: diverged, or failed in another way")
+    low: float = Field(description="end of the 95 % interval of the share that fails (Jeffreys)")
+    high: float
+    verdict: Literal["fails more often", "fails less often", "undecided"] | None = Field(
+        description="against the baseline, by Fisher's exact test, corrected for the number of "
+        "arms; None for the baseline"
+    )
+    seed_sd: float | None = Field(description="of the scores, nats per sequence; None: one run")
+    skewness: float | None = Field(
+        description="of the scores, corrected for their number; None with fewer than three. "
+        "Negative: some runs are much worse than most, and few seeds may show none of them"
+    )
+
+
+class ArmValues(Message):
+    """Values of searched training dimensions that an arm has, and where they come from."""
+
+    arm: str
+    values: dict[str, Any]
+    source: Literal["own trial", "ladder", "recommended", "arm"] = Field(
+        description="its policy's best trial of the search at its size; a ladder on seeds that are "
+        "not compared; the recommended trial; or given in the arm"
+    )
+    trial: int | None = Field(None, description="number of the trial that they come from")
+    tried: tuple[tuple[float, float | None], ...] = Field(
+        (), description="of a ladder: (learning rate, nats per token; None: the run failed)"
+    )
+
+
+def assignments(values: Mapping[str, Any]) -> str:
+    """`learning_rate 0.003, ...`, in the order of the search's dimensions."""
+    return ", ".join(
+        f"{name.rpartition('.')[2]} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in values.items()
+    )
 
 
 class ComparisonReport(Message):
@@ -40,6 +89,10 @@ class ComparisonReport(Message):
         default_factory=dict,
         description="arm -> mean over seeds at each rung, the end included; its se carries both "
         "noises; arms without rungs are left out",
+    )
+    runs: tuple[ArmRuns, ...] = Field((), description="one for each arm, in their order")
+    values: tuple[ArmValues, ...] = Field(
+        (), description="one for each arm if the search has dimensions of training; else empty"
     )
     differences: tuple[Difference, ...] = Field(
         (), description="each other arm against the baseline; empty while a pair is missing"
@@ -66,19 +119,26 @@ class Asked:
     Attributes:
         keys: arm -> `TrialSpec.run_key` of its trials. An arm without a key has the trials that
             were queued under its name.
+        values: what each arm took for the searched dimensions of training.
     """
 
     comparison: Comparison
     keys: Mapping[str, str]
+    values: tuple[ArmValues, ...] = ()
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Asked:
         """Inverse of `as_json`."""
-        return cls(Comparison.model_validate(stored["comparison"]), stored["keys"])
+        values = tuple(ArmValues.model_validate(each) for each in stored["values"])
+        return cls(Comparison.model_validate(stored["comparison"]), stored["keys"], values)
 
     def as_json(self) -> dict[str, Any]:
         """As plain values for the study's storage."""
-        return {"comparison": self.comparison.model_dump(mode="json"), "keys": dict(self.keys)}
+        return {
+            "comparison": self.comparison.model_dump(mode="json"),
+            "keys": dict(self.keys),
+            "values": [each.model_dump(mode="json") for each in self.values],
+        }
 
     @property
     def baseline(self) -> str:
@@ -114,10 +174,45 @@ def comparison_report(
             for name, trials in arms.items()
         },
         learning={c.name: mean_curve(c) for c in curves},
+        runs=tuple(runs_of(arms, asked.baseline)),
+        values=asked.values,
         differences=tuple(_differences(asked, paired)),
         selection=tuple(selection_probabilities(paired)) if paired else (),
         compute=tuple(equivalent_compute(curves, asked.baseline, level)) if with_baseline else (),
     )
+
+
+def runs_of(arms: Arms, baseline: str) -> Iterator[ArmRuns]:
+    """Failures and spread of each arm's runs; those that a machine broke off do not count."""
+    from scipy.special import betaincinv
+    from scipy.stats import fisher_exact, skew
+
+    ended = {
+        name: [t for t in trials if t.result or (t.state == "FAIL" and t.reason not in RETRIED)]
+        for name, trials in arms.items()
+    }
+    failures = {name: sum(t.result is None for t in trials) for name, trials in ended.items()}
+    expected = len(ended[baseline]) - failures[baseline], failures[baseline]
+    for name, trials in ended.items():
+        n, failed = len(trials), failures[name]
+        verdict = None
+        if name != baseline:
+            p = fisher_exact([expected, (n - failed, failed)]).pvalue * (len(arms) - 1)
+            more = failed * len(ended[baseline]) > failures[baseline] * n
+            verdict = "fails more often" if more else "fails less often"
+            verdict = verdict if p <= 0.05 else "undecided"
+        scores = [t.result.lml.nats_per_token for t in trials if t.result]
+        skewness = float(skew(scores, bias=False)) if len(scores) > 2 else math.nan
+        yield ArmRuns(
+            arm=name,
+            runs=n,
+            failed=failed,
+            low=float(betaincinv(failed + 0.5, n - failed + 0.5, 0.025)) if failed else 0.0,
+            high=float(betaincinv(failed + 0.5, n - failed + 0.5, 0.975)) if failed < n else 1.0,
+            verdict=verdict,
+            seed_sd=float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
+            skewness=skewness if math.isfinite(skewness) else None,
+        )
 
 
 def main_difference(comparison: ComparisonReport) -> Difference:
@@ -182,19 +277,22 @@ def arm_scores(
 ) -> ArmScores | None:
     """The scores of the finished trials of an arm, by seed; None if there are none."""
     rows = [
-        (trial.seed, nats_N)
+        (trial, trial.seed, kept["nats_per_sequence"], kept.get("groups"))
         for trial in trials
         if trial.result is not None and trial.seed is not None
-        if (nats_N := scores(trial).get("nats_per_sequence")) is not None
+        if "nats_per_sequence" in (kept := scores(trial))
     ]
     if not rows:
         return None
+    first, _, _, groups_N = rows[0]
     return ArmScores(
         name=name,
-        nats_per_sequence_SN=np.stack([nats_N for _, nats_N in rows]),
-        seeds=tuple(seed for seed, _ in rows),
+        nats_per_sequence_SN=np.stack([nats_N for _, _, nats_N, _ in rows]),
+        seeds=tuple(seed for _, seed, _, _ in rows),
         tokens_per_sequence=prepared.heldout_tokens / prepared.heldout_sequences,
         bytes_per_token=prepared.bytes_per_token,
+        out_of_play=out_of_play(first.policy, min(prepared.length, LONGEST)),
+        groups_N=groups_N,
     )
 
 

@@ -8,6 +8,9 @@ each draw is read in turn.
 A learning rate that falls to the end of the budget holds the curve down before that end, so an arm
 that had planned for less would have got there sooner: factors below 1 are cautious ones.
 
+A curve says nothing before its first rung and behind its end. Where the interval reaches there, a
+factor is not stated: only its finite end is, as a bound.
+
 Shape suffixes: S seeds, R rungs (the end of training the last), N sequences, Z draws.
 """
 
@@ -29,7 +32,7 @@ Unit: TypeAlias = Literal["tokens", "flops", "seconds"]
 
 UNITS: tuple[Unit, ...] = ("tokens", "flops", "seconds")
 
-Reading: TypeAlias = Literal["reached", "before the first rung", "not reached"]
+Reading: TypeAlias = Literal["factor", "at most", "at least", "unknown"]
 
 
 class EquivalentCompute(Message):
@@ -44,13 +47,15 @@ class EquivalentCompute(Message):
     unit: Unit
     level: float = Field(description="that LML, nats per token, on the plan of the rungs")
     factor: float | None = Field(
-        description="cost of `arm` at the level over the whole cost of `reaches`; before the first "
-        "rung: at most this; None: not reached with all that `arm` spent"
+        description="cost of `arm` at the level over the whole cost of `reaches`; None unless both "
+        "ends of the interval are finite"
     )
     low: float | None = Field(description="end of the interval; None: before the first rung")
     high: float | None = Field(description="end of the interval; None: not reached")
     confidence: float = Field(0.95, description="of the interval, which carries both noises")
-    reading: Reading
+    reading: Reading = Field(
+        description="what can be stated: the factor, at most `high`, at least `low`, or nothing"
+    )
     spent: float = Field(description="whole cost of `arm` over that of `reaches`")
     probability_reached: float = Field(description="that `arm` reaches the level at all")
     seeds: int = Field(description="paired seeds that both curves are means of")
@@ -172,19 +177,22 @@ def _pair(
         level = float(means[1 - runner][-1])
         factor = float(_crossing(means[runner][None], np.array([level]), factors_R)[0])
         factor_Z = _crossing(drawn[runner], drawn[1 - runner][:, -1], factors_R)
-        reading: Reading = "before the first rung" if factor < 0 else "not reached"
-        if math.isfinite(factor):
-            reading = "reached"
         tails = (1 - confidence) / 2, (1 + confidence) / 2
-        low, high = np.quantile(factor_Z, tails, method="nearest")
+        ends = np.quantile(factor_Z, tails, method="nearest")
+        # All draws before the first rung, or none that gets there: bounds as well.
+        low = None if ends[0] == -math.inf else float(min(ends[0], factors_R[-1]))
+        high = None if ends[1] == math.inf else float(max(ends[1], factors_R[0]))
+        reading: Reading = "at least" if low is not None else "unknown"
+        if high is not None:
+            reading = "at most" if low is None or not math.isfinite(factor) else "factor"
         yield EquivalentCompute(
             arm=both[runner].name,
             reaches=both[1 - runner].name,
             unit=unit,
             level=level,
-            factor={-math.inf: float(factors_R[0]), math.inf: None}.get(factor, factor),
-            low=float(low) if math.isfinite(low) else None,
-            high=float(high) if math.isfinite(high) else None,
+            factor=factor if reading == "factor" else None,
+            low=low,
+            high=high,
             confidence=confidence,
             reading=reading,
             spent=float(factors_R[-1]),

@@ -14,10 +14,10 @@ u = v_seed / se². Their interval covers up to 97.8 % at two seeds; with the wei
 95 % interval covers 93.6-96.8 % at two seeds and 95.0-96.7 % from three on, whatever the share of
 the noises. Satterthwaite's single t is narrower and falls to 88 %.
 
-The *p-value*, which verdicts are made from, is that of Behrens and Fisher: the mean probability of
-a larger deviation when the seed variance is v_seed (S - 1) / chi². By quadrature at 2, 3, 5 and 8
-seeds it errs no more often than it says, also at the small levels that Holm's correction looks at,
-where the interval's quantiles do not hold: at two seeds they err 2.1 times as often as 1 % says.
+`tail` is that of Behrens and Fisher: the mean probability of a larger deviation when the seed
+variance is v_seed (S - 1) / chi². By quadrature at 2, 3, 5 and 8 seeds it errs no more often than
+it says, also at small levels, where the quantiles above do not hold: at two seeds they err 2.1
+times as often as 1 % says. `critical` is its inverse; verdicts on one pair of arms are made of it.
 """
 
 from __future__ import annotations
@@ -32,16 +32,19 @@ from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[np.float64]
 
+Parts: TypeAlias = tuple[tuple[float, float], ...]
+"""Independent variance parts of a mean, with the degrees of freedom of each; seeds first."""
+
 NODES = 400
 """Of the integral over the unknown seed variance, in its logarithm; exact to 1e-6 and better."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with independent variance parts and the degrees of freedom of each, seeds first."""
+    """A mean with its variance parts."""
 
     mean: float
-    parts: tuple[tuple[float, int], ...]
+    parts: Parts
 
     @property
     def se(self) -> float:
@@ -58,26 +61,33 @@ class Estimate:
         weight = min(share, 5 * share**2) if len(self.parts) > 1 else 1.0
         return self.se * (weight * quantiles[0] + (1 - weight) * quantiles[-1])
 
-    def p_value(self, null: float = 0.0) -> float:
-        """Two-sided probability of a mean at least this far from `null`."""
-        distance = abs(self.mean - null)
-        if self.se == 0:
-            return float(distance == 0)
-        return min(1.0, _tail(distance, self.parts))
 
-
-def _tail(distance: float, parts: tuple[tuple[float, int], ...]) -> float:
-    """P(|error| >= distance), the seed variance being uncertain."""
+def tail(distance: float, parts: Parts) -> float:
+    """P(|error| >= distance), the seed variance being uncertain; 1 at a distance of 0."""
     from scipy.special import stdtr
 
     (v_seed, df), (v_other, df_other) = parts[0], parts[-1]
+    if v_seed + v_other == 0 or distance == 0:
+        return float(distance == 0)
     if len(parts) == 1 or v_other == 0:
         return 2 * float(stdtr(df, -distance / math.sqrt(v_seed)))
     # log of w = chi² / df, with density w^(df/2) exp(-df w / 2) in log w.
     log_w = np.linspace(-80.0 / max(1.0, df / 2), math.log(1 + 60 / df), NODES)
     weight = np.exp(df / 2 * (log_w + 1 - np.exp(log_w)))
-    tail = stdtr(df_other, -distance / np.sqrt(v_seed * np.exp(-log_w) + v_other))
-    return float(2 * (weight @ tail) / weight.sum())
+    inside = stdtr(df_other, -distance / np.sqrt(v_seed * np.exp(-log_w) + v_other))
+    return min(1.0, float(2 * (weight @ inside) / weight.sum()))
+
+
+def critical(p: float, parts: Parts) -> float:
+    """The distance whose `tail` is `p`: half of the interval that leaves out `p`."""
+    from scipy.optimize import brentq
+
+    se = math.sqrt(sum(variance for variance, _ in parts))
+    if se == 0:
+        return 0.0
+    # In the logarithm: at 2 degrees of freedom a small p is hundreds of standard errors away.
+    log_distance = brentq(lambda x: tail(se * math.exp(x), parts) - p, -10.0, 60.0, xtol=1e-10)
+    return se * math.exp(float(log_distance))
 
 
 def mean_squares(z_ASN: Array) -> tuple[Array, Array, Array]:
@@ -147,29 +157,38 @@ MOST_SEEDS, MOST_TIMES = 512, 4096
 """Upper limits of the sample-size recommendation: seeds, and multiples of the sequences."""
 
 
-def forecast(d_SN: Array, p: float, margin: float | None = None) -> SampleSize:
-    """Sample sizes that would show the difference, or that it is within `margin`, at level `p`."""
-    S, n = d_SN.shape
-    if S < 2:
+def sample_size(
+    mean: float,
+    S: int,
+    n: int,
+    v_seed: float,
+    v_sequences: float,
+    half_width: float,
+    p: float,
+    margin: float | None = None,
+) -> SampleSize:
+    """Sample sizes that would show the difference, or that it is within `margin`.
+
+    Args:
+        mean: of S paired seeds and n sequences, with the variances `v_seed` and `v_sequences`.
+        half_width: of its interval now, which leaves out `p`.
+    """
+    from scipy.special import stdtridf, stdtrit
+
+    se = math.sqrt(v_seed + v_sequences)
+    if S < 2 or se == 0:
         return SampleSize(None, None)
-    seed, sequence, residual = (float(ms[0, 0]) for ms in mean_squares(d_SN[None]))
-    seed_variance = max(0.0, seed - residual) / n
-    sequence_variance = max(0.0, sequence - residual) / S
-    mean = float(d_SN.mean())
+    df = float(np.nan_to_num(stdtridf(1 - p / 2, half_width / se), nan=1e6, posinf=1e6))
 
-    def decides(S: int, n: int) -> bool:
-        parts = (seed_variance + residual / n) / S, sequence_variance / n
-        made = Estimate(mean, ((parts[0], S - 1), (parts[1], n - 1)))
-        away = POWER_QUANTILE * made.se
-        shifted = Estimate(max(0.0, abs(mean) - away), made.parts)
-        if shifted.p_value() <= p:
-            return True
-        inside = margin is not None and abs(mean) + away < margin
-        return inside and Estimate(abs(mean) + away, made.parts).p_value(margin or 0.0) <= p
+    def decides(more: int, times: float) -> bool:
+        se = math.sqrt(v_seed * S / (S + more) + v_sequences / times)
+        away, half = POWER_QUANTILE * se, -se * float(stdtrit(df + more, p / 2))
+        inside = margin is not None and abs(mean) + away + half < margin
+        return inside or abs(mean) - away > half
 
-    seeds = _smallest(lambda k: decides(S + k, n), MOST_SEEDS)
-    times = _smallest(lambda k: decides(S, n + n * k // 4), 4 * MOST_TIMES)
-    return SampleSize(seeds, None if times is None else n + n * times // 4)
+    quarters = _smallest(lambda k: decides(0, 1 + k / 4), 4 * MOST_TIMES)
+    sequences = None if quarters is None else n + n * quarters // 4
+    return SampleSize(_smallest(lambda k: decides(k, 1.0), MOST_SEEDS), sequences)
 
 
 def _smallest(holds: Callable[[int], bool], most: int) -> int | None:

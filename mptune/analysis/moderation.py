@@ -53,12 +53,23 @@ class Moderated:
         degrees_A: degrees of freedom behind it, at least those of its own seeds in most cases.
         prior_A: variance of an arm of which no repeated seed is known, by its covariate.
         prior_degrees: degrees of freedom behind that.
+        mixture: (weight [G], degrees of freedom [G, A], squares [G, A]): the distribution itself.
     """
 
     variance_A: Array
     degrees_A: Array
     prior_A: Array
     prior_degrees: float
+    mixture: tuple[Array, Array, Array]
+
+    def draw(self, draws: int, rng: np.random.Generator) -> Array:
+        """Variances as they may truly be, [Z, A]: the hyperparameters of a draw are common to all
+        arms. Their upper tail is lighter than that of the matched inverse chi²."""
+        w_G, df_GA, scaled_GA = self.mixture
+        drawn_Z = np.minimum(np.searchsorted(w_G.cumsum(), rng.random(draws)), len(w_G) - 1)
+        chi2_ZA = 2 * rng.standard_gamma(df_GA[drawn_Z] / 2)
+        variance_ZA: Array = scaled_GA[drawn_Z] / chi2_ZA
+        return variance_ZA
 
 
 def moderate(variance_A: Array, degrees_A: Array, out_of_play_A: Array | None = None) -> Moderated:
@@ -89,9 +100,11 @@ def moderate(variance_A: Array, degrees_A: Array, out_of_play_A: Array | None = 
     log_w_G += np.log(prior).repeat(len(log_w_G) // len(prior))
     w_G = np.exp(log_w_G - log_w_G.max())
     w_G /= w_G.sum()
-    variance_A, posterior_A = _matched(w_G, d0_G1 + degrees_A, d0_G1 * s0_GA + squares_A)
+    mixture = w_G, d0_G1 + degrees_A, d0_G1 * s0_GA + squares_A
+    variance_A, posterior_A = _matched(*mixture)
     prior_A, prior_degrees_A = _matched(w_G, d0_G1 + 0 * degrees_A, d0_G1 * s0_GA)
-    return Moderated(variance_A, posterior_A, prior_A, float(np.median(prior_degrees_A)))
+    prior_degrees = float(np.median(prior_degrees_A))
+    return Moderated(variance_A, posterior_A, prior_A, prior_degrees, mixture)
 
 
 def _log_likelihood(squares_A: Array, degrees_A: Array, s0_GA: Array, d0_G1: Array) -> Array:

@@ -12,8 +12,9 @@ Notation:
                         (Jennison & Turnbull, Group Sequential Methods, 2000, section 4.4)
 
 Scores on the same held-out sequences make looks more alike than independent increments do, so the
-error is then smaller. The sequential p-value of a hypothesis is the smallest overall level at which
-some look so far rejects it (Liu & Anderson, JASA 103, 2008); Holm may follow.
+error is then smaller. Each look tests the pairs that are not decided yet as one family at its
+level; the levels are those of a single statistic, and the family's error is measured
+(`benchmarks/comparison.py`).
 """
 
 from __future__ import annotations
@@ -103,22 +104,15 @@ def _simpson(
     return weights_G
 
 
-def sequential_p(p_values: Sequence[float], looks: Sequence[int]) -> float:
-    """Overall level at which one of the looks so far first rejects.
-
-    `p_values` are of the first `len(p_values)` looks; `looks` are all that may come.
-    """
+def overall_level(p: float, look: int, looks: Sequence[int]) -> float:
+    """The alpha at which look number `look`, from 0, has the nominal level `p`."""
     if len(looks) == 1:
-        return min(1.0, p_values[0])
-    return min(_overall(p, k, tuple(looks)) for k, p in enumerate(p_values))
-
-
-def _overall(p: float, look: int, looks: tuple[int, ...]) -> float:
-    """The alpha at which look number `look` has the nominal level `p`."""
+        return p
     from scipy.optimize import brentq
 
     def excess(log_alpha: float) -> float:
-        return math.log(_nominal(looks, math.exp(log_alpha))[look]) - math.log(max(p, 1e-300))
+        levels = nominal_levels(looks, math.exp(log_alpha))
+        return math.log(levels[look]) - math.log(max(p, 1e-300))
 
     low, high = math.log(SMALLEST), math.log(0.5)
     if excess(high) < 0:

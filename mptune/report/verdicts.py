@@ -18,11 +18,6 @@ def sentence(difference: Difference, say: Language) -> str:
     mean, low, high = (
         sign * x for x in (difference.nats_per_sequence, difference.low, difference.high)
     )
-    # The p-value is given where the verdict does not follow from the interval alone.
-    n, p, excludes_0 = difference.challengers, "", difference.low * difference.high > 0
-    if n > 1 or (excludes_0 and difference.verdict == "undecided"):
-        over = say("verdict.over", n=n) if n > 1 else ""
-        p = say("verdict.p", p=p_value(difference.p_value), over=over)
     measure = say(
         "verdict.measure",
         value=f"{signed(mean, digits)} ± {difference.half_width:.{digits}f}",
@@ -30,10 +25,12 @@ def sentence(difference: Difference, say: Language) -> str:
         low=signed(min(low, high), digits),
         high=signed(max(low, high), digits),
         seeds=say("verdict.seeds", n=difference.seeds),
-        p=p,
+        over=say("verdict.over", n=difference.challengers),
     )
+    carried = difference.verdict == "undecided" and difference.carried_by is not None
     return say(
-        f"verdict.{difference.verdict}",
+        "verdict.carried" if carried else f"verdict.{difference.verdict}",
+        seed=difference.carried_by,
         arm=difference.arm,
         baseline=difference.baseline,
         margin=f"{difference.margin:g}" if difference.margin else "",
@@ -80,21 +77,17 @@ def compute_words(
     found = next(
         (c for c in compute if (c.arm, c.reaches, c.unit) == (ahead, behind, "flops")), None
     )
-    if found is None:
+    if found is None or found.reading == "unknown":
         return ""
-    low = "0" if found.low is None else factor(found.low)
-    ends = {"level": f"{100 * found.confidence:g}", "low": low}
-    key = "not_reached" if found.factor is None else found.reading.replace(" ", "_")
     words = say(
-        f"compute.{key}",
+        f"compute.{found.reading.replace(' ', '_')}",
         arm=found.arm,
         reaches=found.reaches,
         unit=say(f"unit.{found.unit}"),
         factor=factor(found.factor),
-        interval=say("compute.from", **ends)
-        if found.high is None
-        else say("compute.interval", **ends, high=factor(found.high)),
-        spent=factor(found.spent),
+        level=f"{100 * found.confidence:g}",
+        low=factor(found.low),
+        high=factor(found.high),
     )
     return say.capital(words)
 

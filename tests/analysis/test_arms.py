@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy.special import stdtr, stdtrit
+from scipy.stats import dunnett
 
 from mptune.analysis import (
     ArmScores,
@@ -15,15 +18,15 @@ from mptune.analysis import (
     compare,
     selection_probabilities,
 )
-from mptune.analysis.crossed import Estimate, forecast
+from mptune.analysis.crossed import critical, tail
 from mptune.analysis.intervals import half_width
-from mptune.analysis.sequential import _simpson, nominal_levels, schedule, sequential_p
+from mptune.analysis.sequential import _simpson, nominal_levels, overall_level, schedule
 from tests.simulations import repetitions
 
 T_2, T_1, T_3 = 4.302653, 12.706205, 3.182446  # Student quantiles at 97.5 %
 
 
-def arm(name: str, scores: object, seeds: tuple[int, ...] | None = None, **kw: float) -> ArmScores:
+def arm(name: str, scores: object, seeds: tuple[int, ...] | None = None, **kw: Any) -> ArmScores:
     scores_SN = np.asarray(scores, dtype=float)
     return ArmScores(name, scores_SN, seeds or tuple(range(len(scores_SN))), 10.0, **kw)
 
@@ -43,10 +46,13 @@ def test_anova_by_hand() -> None:
     assert difference.nats_per_sequence == pytest.approx(5)
     assert difference.se_seed == pytest.approx(math.sqrt(v_seed))
     assert difference.se_sequences == pytest.approx(math.sqrt(v_seq))
-    half_width = (v_seed * T_1 + v_seq * T_2) / math.sqrt(v_seed + v_seq)
-    assert difference.half_width == pytest.approx(half_width, rel=1e-5)
-    assert (difference.low, difference.high) == pytest.approx((5 - half_width, 5 + half_width))
     assert difference.nats_per_token == pytest.approx(0.5)
+    half_width = difference.half_width
+    assert (difference.low, difference.high) == pytest.approx((5 - half_width, 5 + half_width))
+    # The interval leaves out 5 % of the errors, the variance of seeds being v_seed / chi².
+    rng = np.random.default_rng(0)
+    error = np.sqrt(v_seed / rng.chisquare(1, 400_000) + v_seq) * rng.standard_t(2, 400_000)
+    assert np.mean(np.abs(error) > half_width) == pytest.approx(0.05, abs=0.0015)
 
 
 def test_sequence_part_has_a_floor_at_zero() -> None:
@@ -70,11 +76,12 @@ def test_p_value_without_evaluation_noise_is_students() -> None:
 
 
 def test_p_value_is_the_mean_over_the_unknown_seed_variance() -> None:
-    made = Estimate(2.0, ((0.5, 2), (0.7, 10_000)))
+    parts = (0.5, 2), (0.7, 10_000)
     rng = np.random.default_rng(0)
     variance = 0.5 * 2 / rng.chisquare(2, 400_000) + 0.7
     by_simulation = np.mean(2 * stdtr(10_000, -2.0 / np.sqrt(variance)))
-    assert made.p_value() == pytest.approx(by_simulation, rel=0.005)
+    assert tail(2.0, parts) == pytest.approx(by_simulation, rel=0.005)
+    assert critical(tail(2.0, parts), parts) == pytest.approx(2.0, rel=1e-6)
 
 
 def test_identical_arms_are_undecided_with_p_one() -> None:
@@ -111,20 +118,20 @@ def test_coverage_with_both_noises(seeds: int, seed_ratio: float) -> None:
     rng, times = np.random.default_rng(7), repetitions(200, 800)
     runs = [pair(simulate(rng, seed_ratio, seeds)) for _ in range(times)]
     coverage = np.mean([run.low <= 0 <= run.high for run in runs])
-    assert 0.93 - slack(times) <= coverage <= 0.97 + slack(times)
+    assert 0.93 - slack(times) <= coverage <= (0.97 + slack(times) if seeds > 2 else 1)
 
 
 def test_coverage_of_evaluation_noise_with_one_seed() -> None:
     rng = np.random.default_rng(3)
-    runs = [pair(rng.normal(size=(1, 50))) for _ in range(800)]
-    assert 0.93 <= np.mean([run.low <= 0 <= run.high for run in runs]) <= 0.97
+    runs = [pair(rng.normal(size=(1, 50)), forecasts=False) for _ in range(400)]
+    assert 0.925 <= np.mean([run.low <= 0 <= run.high for run in runs]) <= 0.975
 
 
 def null_families(replications: int) -> Iterator[list[Difference]]:
     rng = np.random.default_rng(11)
     for _ in range(replications):
         arms = [arm(name, simulate(rng, 1.0, n=60)) for name in "abcd"]
-        yield compare(arms, "a")
+        yield compare(arms, "a", draws=2000)
 
 
 @pytest.mark.simulation
@@ -134,15 +141,124 @@ def test_family_wise_error_of_three_challengers() -> None:
     assert wrong <= (0.05 if len(families) == 600 else 0.05 + slack(len(families)))
 
 
-def test_holm_by_hand() -> None:
-    rng = np.random.default_rng(5)
-    noise = {name: rng.normal(size=(4, 30)) for name in "bcd"}
-    shift = {"b": 0.9, "c": 0.5, "d": 0.0}
-    arms = [arm("a", np.zeros((4, 30))), *(arm(k, v + shift[k]) for k, v in noise.items())]
-    together = compare(arms, "a")
-    alone = sorted(compare([arms[0], challenger], "a")[0].p_value for challenger in arms[1:])
-    expected = np.maximum.accumulate(np.minimum(1, np.array(alone) * [3, 2, 1]))
-    assert sorted(d.p_value for d in together) == pytest.approx(expected)
+def equal_noise(
+    rng: np.random.Generator, arms: int, seeds: int, sds: object = 1.0, n: int = 2
+) -> list[ArmScores]:
+    """Arms without any difference and without noise of evaluation."""
+    y_AS = np.asarray(sds, dtype=float).reshape(-1, 1) * rng.normal(size=(arms, seeds))
+    return [arm(f"{a:02d}", np.repeat(y_S[:, None], n, axis=1)) for a, y_S in enumerate(y_AS)]
+
+
+def moved(arms: list[ArmScores], by: dict[int, float]) -> list[ArmScores]:
+    return [
+        replace(each, nats_per_sequence_SN=each.nats_per_sequence_SN + by.get(k, 0.0))
+        for k, each in enumerate(arms)
+    ]
+
+
+def test_equal_variances_are_dunnetts_test() -> None:
+    arms = moved(equal_noise(np.random.default_rng(6), 5, 60), {1: 0.45, 2: 0.3, 3: -0.2})
+    runs = [each.nats_per_sequence_SN[:, 0] for each in arms]
+    known = dunnett(*runs[1:], control=runs[0], rng=np.random.default_rng(0))
+    low, high = known.confidence_interval()
+    found = compare(arms, "00")
+    assert [d.p_value for d in found] == pytest.approx(known.pvalue, abs=0.04)
+    assert [d.half_width for d in found] == pytest.approx((high - low) / 2, rel=0.06)
+
+
+def test_more_challengers_widen_every_interval() -> None:
+    arms = equal_noise(np.random.default_rng(1), 12, 4)
+    few, many = compare(arms[:4], "00"), compare(arms, "00")
+    assert many[0].challengers == 11
+    assert many[0].half_width > few[0].half_width
+
+
+def test_verdicts_follow_from_the_intervals() -> None:
+    rng = np.random.default_rng(2)
+    seen = set()
+    for _ in range(20):
+        arms = moved(equal_noise(rng, 4, 4), {1: 2.5, 2: -2.5})
+        for d in compare(arms, "00", draws=2000, forecasts=False):
+            excludes_0 = d.low > 0 or d.high < 0
+            assert excludes_0 == (d.p_value <= 0.05)
+            assert excludes_0 == (d.verdict != "undecided" or d.carried_by is not None)
+            seen.add(d.verdict)
+    assert seen == {"better", "worse", "undecided"}
+
+
+def measured_noise(seed: int) -> list[ArmScores]:
+    """32 arms of a search at D = 64, 3 seeds: SDs of 0.03 to 0.16 nats per token where the law
+    leaves counts out late, as the baseline does, and of 0.005 to 0.02 elsewhere."""
+    rng, arms = np.random.default_rng(seed), []
+    for k in range(32):
+        out_of_play = float(k % 2 == 0)
+        sd = 64 * (rng.uniform(0.03, 0.16) if out_of_play else rng.uniform(0.005, 0.02))
+        y_S1 = (rng.normal(size=3) * sd + rng.uniform(0, 4))[:, None]
+        noise_SN = 3 * rng.normal(size=(1, 100)) + 0.5 * rng.normal(size=(3, 100))
+        arms.append(arm(f"{k:02d}", y_S1 + noise_SN, out_of_play=out_of_play))
+    return arms
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_challenger_that_wins_by_14_nats_in_every_seed_is_decided_among_31(seed: int) -> None:
+    arms = measured_noise(seed)
+    base, uniform = arms[0].nats_per_sequence_SN, np.array([[13.0], [14.0], [15.0]])
+    arms[0] = replace(arms[0], nats_per_sequence_SN=base - base.mean(1, keepdims=True))
+    arms[0].nats_per_sequence_SN[:] += np.array([[-1.5], [0.4], [1.1]])
+    quiet = np.random.default_rng(seed).normal(size=(1, 100))
+    arms[1] = replace(arms[1], nats_per_sequence_SN=arms[0].nats_per_sequence_SN + uniform + quiet)
+    found = compare(arms, "00")[0]
+    assert (found.verdict, found.challengers, found.seeds) == ("better", 31, 3)
+    assert found.low > 0
+    # A t test of this pair with two degrees of freedom, and Holm's correction, is undecided.
+    d_S = (arms[1].nats_per_sequence_SN - arms[0].nats_per_sequence_SN).mean(1)
+    assert 31 * 2 * stdtr(2, -d_S.mean() / (d_S.std(ddof=1) / math.sqrt(3))) > 0.05
+
+
+def test_a_difference_that_one_seed_carries_is_undecided() -> None:
+    arms = equal_noise(np.random.default_rng(7), 60, 3)
+    quiet = 0.3 * arms[0].nats_per_sequence_SN
+    odd = replace(arms[59], nats_per_sequence_SN=quiet + np.array([[2.0], [2.1], [7.2]]))
+    found = compare([replace(arms[0], nats_per_sequence_SN=quiet), *arms[1:59], odd], "00")[-1]
+    assert found.low > 0
+    assert (found.verdict, found.carried_by, found.more_seeds) == ("undecided", 2, 1)
+    without = pair(np.repeat(np.array([[5.0], [5.1], [5.2]]), 2, axis=1))
+    assert (without.verdict, without.carried_by) == ("better", None)
+
+
+def test_one_seed_decides_nothing() -> None:
+    found = pair([[1.0, 1.01, 1.02, 1.03]])
+    assert found.low > 0
+    assert (found.verdict, found.carried_by) == ("undecided", 0)
+
+
+def test_what_a_seed_does_to_all_arms_alike_is_not_their_noise() -> None:
+    rng = np.random.default_rng(8)
+    arms = equal_noise(rng, 6, 4)
+    shift_S1 = 50 * rng.normal(size=(4, 1))
+    same = [replace(a, nats_per_sequence_SN=a.nats_per_sequence_SN + shift_S1) for a in arms]
+    for one, other in zip(compare(arms, "00"), compare(same, "00"), strict=True):
+        assert one.half_width == pytest.approx(other.half_width)
+
+
+def test_seeds_that_some_arms_lack_change_little() -> None:
+    arms = equal_noise(np.random.default_rng(5), 8, 12)
+    fewer = [a.first(11) if k == 3 else a for k, a in enumerate(arms)]
+    full, found = compare(arms, "00"), compare(fewer, "00")
+    assert [d.seeds for d in found] == [12, 12, 11, 12, 12, 12, 12]
+    for one, other in zip(full, found, strict=True):
+        assert one.half_width == pytest.approx(other.half_width, rel=0.15)
+
+
+def test_sequences_of_one_group_count_once() -> None:
+    rng = np.random.default_rng(4)
+    d_1G = rng.normal(size=(1, 20))
+    d_SN = np.repeat(d_1G, 8, axis=1)
+    grouped = arm("base", 0 * d_SN, groups_N=np.repeat(np.arange(20), 8))
+    (found,) = compare([grouped, arm("new", d_SN)], "base")
+    (alone,) = compare([arm("base", 0 * d_1G), arm("new", d_1G)], "base")
+    assert found.half_width == pytest.approx(alone.half_width)
+    assert found.half_width > 2.5 * pair(d_SN).half_width
 
 
 def test_order_of_seeds_sequences_and_arms_does_not_matter() -> None:
@@ -239,7 +355,7 @@ def test_family_wise_error_at_few_seeds(seeds: int) -> None:
     wrong = []
     for _ in range(times):
         arms = [arm(name, simulate(rng, 16.0, seeds, n=60)) for name in "abcd"]
-        found = compare(arms, "a", forecasts=False)
+        found = compare(arms, "a", forecasts=False, draws=2000)
         wrong.append(any(d.verdict != "undecided" for d in found))
     assert np.mean(wrong) <= 0.05 + slack(times)
 
@@ -257,13 +373,24 @@ def test_levels_of_looks_spend_alpha_and_no_more() -> None:
     assert spent == pytest.approx([0.05 * k / 12 for k in looks], abs=0.002)
 
 
-def test_sequential_p_is_the_level_that_a_look_just_reaches() -> None:
+def test_overall_level_is_the_alpha_that_a_look_just_reaches() -> None:
     looks = (3, 5, 8)
     for k in range(3):
-        p = nominal_levels(looks, 0.02)[k]
-        assert sequential_p([*[0.9] * k, p], looks) == pytest.approx(0.02, rel=1e-3)
-    assert sequential_p([0.03], (4,)) == 0.03
-    assert sequential_p([0.001, 0.9], looks) == sequential_p([0.001], looks)
+        assert overall_level(nominal_levels(looks, 0.02)[k], k, looks) == pytest.approx(
+            0.02, rel=1e-3
+        )
+    assert overall_level(0.03, 0, (4,)) == 0.03
+
+
+def test_a_pair_keeps_the_verdict_of_the_look_that_decided_it() -> None:
+    rng = np.random.default_rng(9)
+    arms = moved(equal_noise(rng, 4, 8, 0.3), {1: 6.0, 2: 0.05})
+    looks = schedule(3, 8)
+    found = {d.arm: d for d in compare(arms, "00", looks=looks)}
+    assert (found["01"].look, found["01"].seeds, found["01"].verdict) == (1, 3, "better")
+    assert (found["02"].look, found["02"].seeds, found["02"].verdict) == (3, 8, "undecided")
+    first = compare([a.first(3) for a in arms], "00", looks=looks)
+    assert first[0] == found["01"]
 
 
 @pytest.mark.simulation
@@ -292,16 +419,16 @@ def test_forecast_keeps_its_promise() -> None:
     rng = np.random.default_rng(8)
     d_SN = 0.5 + rng.normal(size=(3, 1)) + 0.1 * rng.normal(size=(3, 100))
     d_SN += 0.5 - d_SN.mean()
-    found = forecast(d_SN, 0.05)
-    assert found.seeds is not None
-    assert found.sequences is None  # more sequences do not help against training noise
+    found = pair(d_SN)
+    assert found.more_seeds is not None
+    assert found.sequences_needed is None  # more sequences do not help against training noise
     spread = d_SN.mean(1).std(ddof=1)
     decided = []
     for _ in range(400):
-        S = 3 + found.seeds
+        S = 3 + found.more_seeds
         new = 0.5 + spread * rng.normal(size=(S, 1)) + 0.1 * rng.normal(size=(S, 100))
         decided.append(pair(new, forecasts=False).verdict == "better")
-    assert 0.7 <= np.mean(decided) <= 0.95
+    assert 0.65 <= np.mean(decided) <= 0.95
 
 
 def test_only_an_undecided_pair_is_forecast() -> None:
@@ -318,24 +445,24 @@ def test_only_an_undecided_pair_is_forecast() -> None:
 
 def test_one_seed_tells_nothing_of_what_more_would_do() -> None:
     with np.errstate(all="raise"):
-        found = forecast(np.random.default_rng(0).normal(0.1, 1.0, (1, 40)), 0.05)
-    assert (found.seeds, found.sequences) == (None, None)
+        found = pair(np.random.default_rng(0).normal(0.1, 1.0, (1, 40)))
+    assert (found.more_seeds, found.sequences_needed) == (None, None)
 
 
 def test_sequences_needed_by_hand() -> None:
     """Without noise of seeds, N sequences decide once the mean is t + z standard errors away."""
     row_N = np.random.default_rng(2).normal(0.1, 1.0, 100)
     row_N += 0.1 - row_N.mean()
-    found = forecast(np.stack([row_N, row_N]), 0.05)
+    found = pair(np.stack([row_N, row_N]))
 
     def decides(N: int) -> bool:
         se = math.sqrt(row_N.var(ddof=1) / N)
-        return bool((stdtrit(N - 1, 0.975) + 0.8416) * se <= 0.1)
+        return bool((-stdtrit(99, 0.025) + 0.8416) * se <= 0.1)
 
-    assert found.seeds is None
-    assert found.sequences is not None
-    assert decides(found.sequences)
-    assert not decides(found.sequences - 25)
+    assert found.more_seeds is None
+    assert found.sequences_needed is not None
+    assert decides(found.sequences_needed)
+    assert not decides(found.sequences_needed - 26)
 
 
 def test_integration_weights_are_exact_to_fourth_order() -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import betaincinv
 
-from mptune.analysis.comparison import Asked, comparison_report, undecided_arms
+from mptune.analysis.comparison import Asked, comparison_report, runs_of, undecided_arms
 from mptune.analysis.crossed import Array
 from mptune.analysis.results import Outcomes, Report, build_report
 from mptune.spec.schema import Comparison, SearchSpec
@@ -84,8 +85,32 @@ def test_the_report_of_a_comparison_names_each_trial_by_its_arm(
     ]  # fmt: skip
     assert {t.arm for t in found.arms["same"]} == {"same"}
     assert len(found.finished("same")) == 2
+    same = next(each for each in found.runs if each.arm == "same")
+    assert (same.runs, same.failed, same.verdict) == (3, 1, "undecided")
     assert comparison_report(asked, [], prepared, scores) is None
     assert comparison_report(None, trials, prepared, scores) is None
+
+
+def test_failures_have_a_rate_and_a_verdict_of_their_own(tmp_path: Path) -> None:
+    def runs(name: str, failed: int, n: int = 8, reason: str = "non_finite_loss") -> list[Trial]:
+        made = [spec(tmp_path, k, name, k) for k in range(n)]
+        bad = {"state": "FAIL", "result": None, "reason": reason}
+        return [
+            Trial(number=s.number, state="COMPLETE", seed=s.seed, result=fakes.result(s), spec=s)
+            .model_copy(update=bad if k < failed else {})
+            for k, s in enumerate(made)
+        ]  # fmt: skip
+
+    arms = {"base": runs("base", 0), "better": runs("better", 6), "same": runs("same", 1)}
+    base, often, once = runs_of(arms, "base")
+    assert (base.failed, base.low, base.verdict) == (0, 0.0, None)
+    assert base.high == pytest.approx(betaincinv(0.5, 8.5, 0.975))
+    assert (often.failed, often.verdict, often.skewness) == (6, "fails more often", None)
+    assert 0.3 < often.low < 0.75 < often.high < 1
+    assert once.verdict == "undecided"
+    assert [r.verdict for r in runs_of(arms, "better")] == ["fails less often", None, "undecided"]
+    machine = {**arms, "better": runs("better", 6, reason="node_lost")}
+    assert [r.failed for r in runs_of(machine, "base")] == [0, 0, 1]
 
 
 def test_a_report_is_a_function_of_trials_and_scores(tmp_path: Path, asked: Asked) -> None:

@@ -40,7 +40,7 @@ def test_a_faster_arm_needs_less_of_everything_it_is_faster_in() -> None:
     tokens, flops = read(found, "fast"), read(found, "fast", "flops")
     assert tokens.factor == pytest.approx(0.6, rel=1e-6)
     assert flops.factor == pytest.approx(0.9, rel=1e-6)
-    assert (tokens.reading, tokens.probability_reached) == ("reached", 1.0)
+    assert (tokens.reading, tokens.probability_reached) == ("factor", 1.0)
     assert tokens.level == pytest.approx(-60 / TOKENS)
     assert flops.spent == pytest.approx(1.5)
 
@@ -48,7 +48,7 @@ def test_a_faster_arm_needs_less_of_everything_it_is_faster_in() -> None:
 def test_a_slower_arm_does_not_get_there() -> None:
     found = equivalent_compute([curves("base", truth(1.0)), curves("slow", truth(0.7))], "base")
     slow = read(found, "slow")
-    assert (slow.factor, slow.high, slow.reading) == (None, None, "not reached")
+    assert (slow.factor, slow.low, slow.high, slow.reading) == (None, 1.0, None, "at least")
     assert slow.probability_reached == 0
     assert read(found, "base").factor == pytest.approx(0.7, rel=1e-6)
 
@@ -56,7 +56,21 @@ def test_a_slower_arm_does_not_get_there() -> None:
 def test_before_the_first_rung_is_an_upper_bound() -> None:
     arms = [curves("base", truth(1.0)), curves("fast", truth(10.0))]
     fast = read(equivalent_compute(arms, "base"), "fast")
-    assert (fast.factor, fast.low, fast.reading) == (0.2, None, "before the first rung")
+    assert (fast.factor, fast.low, fast.high, fast.reading) == (None, None, 0.2, "at most")
+
+
+def test_a_factor_is_stated_only_if_both_ends_of_its_interval_are_finite() -> None:
+    rng, seen = np.random.default_rng(3), set()
+    for speed in (0.5, 1.0, 1.3, 3.0, 8.0):
+        noise = 3 * rng.normal(size=(3, 1, 1))
+        arms = [curves("base", truth(1.0)), curves("arm", truth(speed), noise)]
+        for one in equivalent_compute(arms, "base", draws=400):
+            finite = one.low is not None, one.high is not None
+            expected = {(True, True): "factor", (False, True): "at most", (True, False): "at least"}
+            assert one.reading == expected.get(finite, "unknown")
+            assert (one.factor is not None) == (one.reading == "factor")
+            seen.add(one.reading)
+    assert len(seen) > 2
 
 
 def test_only_paired_seeds_and_equal_rungs_count() -> None:

@@ -79,7 +79,7 @@ def _with_compute(report: ComparisonReport) -> ComparisonReport:
                 factor=factor,
                 low=factor - 0.1,
                 high=factor + 0.11,
-                reading="reached",
+                reading="factor",
                 spent=1.06,
                 probability_reached=1.0,
                 seeds=3,
@@ -87,7 +87,7 @@ def _with_compute(report: ComparisonReport) -> ComparisonReport:
         )
         found.append(EquivalentCompute(
             arm="fixed 15 %", reaches="accumulated", unit=unit, level=-1.65, factor=None, low=1.2,
-            high=None, reading="not reached", spent=0.94, probability_reached=0.02,
+            high=None, reading="at least", spent=0.94, probability_reached=0.02,
             seeds=3))  # fmt: skip
     return report.model_copy(update={"learning": learning, "compute": tuple(found)})
 

@@ -44,8 +44,20 @@ def test_sentences() -> None:
     )
     assert worded("undecided", 0.5, 0.9, challengers=2) == (
         "undecided: accumulated against fixed 15 % differ by 0.5 ± 0.9 nats per sequence "
-        "(95 % interval −0.4 to 1.4; 3 seeds each; p = 0.012 over 2 challengers)"
+        "(95 % interval −0.4 to 1.4, for all 2 challengers at once; 3 seeds each)"
     )
+
+
+def test_a_seed_that_carries_the_verdict_is_named() -> None:
+    found = difference(verdict="undecided", carried_by=1_000_002)
+    assert sentence(found, EN).endswith(
+        "one seed carries it: without seed 1000002, the difference may be 0"
+    )
+
+
+def test_a_factor_without_both_ends_is_not_stated() -> None:
+    unknown = {"reading": "unknown", "factor": None, "low": None, "high": None}
+    assert compute_words(difference(), [REACHED.model_copy(update=unknown)], EN) == ""
 
 
 def test_one_seed_says_that_it_knows_one_noise() -> None:
@@ -77,7 +89,7 @@ def test_what_would_decide(changes: dict[str, Any], words: str) -> None:
 
 REACHED = EquivalentCompute(
     arm="accumulated", reaches="fixed 15 %", unit="flops", level=-1.8, factor=0.6, low=0.5,
-    high=0.71, reading="reached", spent=1.0, probability_reached=1.0, seeds=3,
+    high=0.71, reading="factor", spent=1.0, probability_reached=1.0, seeds=3,
 )  # fmt: skip
 
 
@@ -85,10 +97,13 @@ REACHED = EquivalentCompute(
     ("changes", "words"),
     [
         ({}, "with 0.60 times its FLOPs (95 % interval 0.50 to 0.71)."),
-        ({"reading": "before the first rung", "low": None}, "with at most 0.60 times its FLOPs"),
         (
-            {"reading": "not reached", "factor": None, "high": None},
-            "does not reach fixed 15 %'s LML with 1.00 times its FLOPs (95 % interval from 0.50).",
+            {"reading": "at most", "factor": None, "low": None},
+            "reaches fixed 15 %'s LML with at most 0.71 times its FLOPs",
+        ),
+        (
+            {"reading": "at least", "factor": None, "high": None},
+            "needs at least 0.50 times fixed 15 %'s FLOPs to reach its LML",
         ),
     ],
 )

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from mptune.analysis import Difference
-from mptune.analysis.comparison import ComparisonReport
+from mptune.analysis.comparison import ComparisonReport, assignments
 from mptune.analysis.compute import UNITS, Unit
 from mptune.analysis.intervals import half_width
 from mptune.analysis.ranking import is_fixed_15
@@ -42,6 +42,9 @@ def comparison(context: Context) -> ReportSection | None:
     if found is None or not found.differences:
         return None
     blocks: list[Block] = [Figures((_differences(context, found),)), _verdicts(context, found)]
+    blocks.append(_runs(context, found))
+    if found.values:
+        blocks.append(_values(context, found))
     if found.compute:
         blocks.append(_compute(context, found))
     title = context.say("section.comparison", baseline=found.baseline)
@@ -121,12 +124,60 @@ def _verdicts(context: Context, found: ComparisonReport) -> Table:
     return Table(say("section.comparison", baseline=found.baseline), head, tuple(rows))
 
 
+def _runs(context: Context, found: ComparisonReport) -> Table:
+    """Failures of each arm, and the spread of its runs over seeds."""
+    say, rows = context.say, []
+    for arm in found.runs:
+        verdict = "–" if arm.verdict is None else say(f"arms.failures.{_key(arm.verdict)}")
+        share = f"{100 * arm.low:.0f} – {100 * arm.high:.0f} %"
+        spread = "–" if arm.seed_sd is None else f"{arm.seed_sd:.2g}"
+        skewness = "–" if arm.skewness is None else minus(arm.skewness, 1)
+        rows.append((
+            Cell(arm.arm), Cell(f"{arm.failed} / {arm.runs}", arm.failed), Cell(share, arm.high),
+            Cell(verdict), Cell(spread, arm.seed_sd), Cell(skewness, arm.skewness),
+        ))  # fmt: skip
+    head = context.head(
+        "<arm", "failed", "failure_share", "<failure_verdict", "seed_sd", "skewness"
+    )
+    return Table(say("arms.runs_title"), head, tuple(rows), headed=True)
+
+
+def _values(context: Context, found: ComparisonReport) -> Table:
+    """What each arm took for the searched dimensions of training, and why."""
+    say, rows = context.say, []
+    for arm in found.values:
+        tried = [
+            say(
+                "arms.tried",
+                value=f"{rate:g}",
+                score=say("arms.failed") if s is None else minus(s, 3),
+            )
+            for rate, s in arm.tried
+        ]
+        origin = say(f"arms.source.{_key(arm.source)}", trial=arm.trial, tried=say.join(tried))
+        rows.append((Cell(arm.arm), Cell(assignments(arm.values)), Cell(origin)))
+    return Table(
+        say("arms.values_title"),
+        context.head("<arm", "<values", "<origin"),
+        tuple(rows),
+        headed=True,
+    )
+
+
+def _key(words: str) -> str:
+    return words.replace(" ", "_")
+
+
 def _compute(context: Context, found: ComparisonReport) -> Table:
     """The share of an arm's compute that another arm needs for the same score."""
     say, rows = context.say, []
     for c in found.compute:
-        at_most = "≤ " if c.reading == "before the first rung" else ""
-        share = say("compute.never") if c.factor is None else f"{at_most}{factor(c.factor)} ×"
+        share = {
+            "factor": f"{factor(c.factor)} ×",
+            "at most": f"≤ {factor(c.high)} ×",
+            "at least": f"≥ {factor(c.low)} ×",
+            "unknown": "–",
+        }[c.reading]
         low = "0" if c.low is None else factor(c.low)
         high = "∞" if c.high is None else factor(c.high)
         rows.append((
