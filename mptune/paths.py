@@ -74,7 +74,12 @@ class RunDirectory:
         return TrialDirectory(self.root / FOLDERS[stage] / f"{number:04d}")
 
 
-FOLDERS = {"search": "trials", "confirmation": "confirm", "comparison": "compare"}
+FOLDERS = {
+    "search": "trials",
+    "confirmation": "confirm",
+    "ladder": "ladder",
+    "comparison": "compare",
+}
 """Stage -> folder of its trials."""
 
 

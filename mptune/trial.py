@@ -225,7 +225,7 @@ class KpiValue(Message):
     seconds: float | None = Field(None, description="run time of the function")
 
 
-StageName = Literal["search", "confirmation", "comparison"]
+StageName = Literal["search", "confirmation", "ladder", "comparison"]
 
 TrialState = Literal["WAITING", "RUNNING", "COMPLETE", "PRUNED", "FAIL"]
 """Optuna's states, except that a trial that ran out of memory is FAIL (Optuna has it as PRUNED)."""

@@ -43,6 +43,9 @@ from mptune.analysis.sequential import nominal_levels, overall_level
 
 Verdict: TypeAlias = Literal["better", "worse", "undecided", "equivalent"]
 
+TINY = 1e-200
+"""Variance of arms that do not differ at all."""
+
 DRAWS, MIXTURE = 16_384, 1024
 """Draws of the joint errors, and of variances: the level of a family at 95 % is exact to a standard
 error of 0.17 %."""
@@ -217,7 +220,8 @@ class Errors:
         """P(|error| >= distance) of each difference alone, [K, X], averaged over its variance."""
         base_ZK = self.base_Z[:MIXTURE, None] * (self.used_KS**2).sum(1)
         variance_KZ = (self.own_ZK[:MIXTURE] + base_ZK).T + np.diag(self.sequences_KK)[:, None]
-        tails_KX: Array = 2 * ndtr(-distance_KX[..., None] / np.sqrt(variance_KZ)[:, None]).mean(2)
+        sd_KZ = np.sqrt(np.maximum(variance_KZ, TINY))
+        tails_KX: Array = 2 * ndtr(-distance_KX[..., None] / sd_KZ[:, None]).mean(2)
         return tails_KX
 
 
@@ -239,11 +243,11 @@ class Intervals:
 
 def simultaneous(errors: Errors, mean_K: Array, alpha: float) -> Intervals:
     """The intervals of several differences, by simulation of their joint errors."""
-    se_K, log_x_X = np.maximum(errors.se, np.finfo(float).tiny), np.linspace(-2.5, 6.5, 64)
+    se_K, log_x_X = np.maximum(errors.se, math.sqrt(TINY)), np.linspace(-2.5, 6.5, 64)
     score_KX = -np.log(errors.tails(se_K[:, None] * np.exp(log_x_X)) + 1e-12)
 
     def scores(error_ZK: Array) -> Array:
-        log_t_ZK = np.log(np.abs(error_ZK) / se_K + 1e-12)
+        log_t_ZK = np.log(np.abs(error_ZK) + TINY) - np.log(se_K)
         columns = zip(log_t_ZK.T, score_KX, strict=True)
         return np.stack([np.interp(log_t_Z, log_x_X, score_X) for log_t_Z, score_X in columns])
 

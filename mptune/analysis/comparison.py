@@ -68,6 +68,19 @@ class ArmValues(Message):
         (), description="of a ladder: (learning rate, nats per token; None: the run failed)"
     )
 
+    def sentence(self) -> str:
+        """The values and their origin as one line."""
+        tried = ", ".join(
+            f"{rate:.3g}: {'failed' if s is None else f'{s:.3f}'}" for rate, s in self.tried
+        )
+        origin = {
+            "own trial": f"of trial {self.trial}, the best one of its policy and size",
+            "ladder": f"the best of a ladder on seeds that are not compared ({tried})",
+            "recommended": f"of trial {self.trial}, the recommended one",
+            "arm": "given by the arm",
+        }[self.source]
+        return f"arm {self.arm!r} trains with {assignments(self.values)}, {origin}"
+
 
 def assignments(values: Mapping[str, Any]) -> str:
     """`learning_rate 0.003, ...`, in the order of the search's dimensions."""

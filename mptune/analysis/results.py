@@ -76,6 +76,7 @@ def build_report(
     searched: Sequence[Trial],
     confirmed: Sequence[Trial] = (),
     compared: Sequence[Trial] = (),
+    tried: Sequence[Trial] = (),
     asked: Asked | None = None,
     scores: Scores,
     extrapolate_to: Sequence[float] | None = None,
@@ -91,6 +92,7 @@ def build_report(
         prepared: of the search; None before the data are prepared.
         searched, confirmed, compared: the trials of the three stages, in order of number; those
             of the search with their KPI.
+        tried: the trials of the ladder, which count as spent.
         asked: the comparison that was run last.
         scores: the stored per-sequence scores of a trial.
         extrapolate_to: sizes at which the laws over size are evaluated; default: the spec's.
@@ -104,7 +106,7 @@ def build_report(
     by_worst = spec.search.choose_by == "worst_domain"
     trained = [
         trial
-        for trial in (*searched, *confirmed, *compared)
+        for trial in (*searched, *confirmed, *tried, *compared)
         if trial.state not in ("WAITING", "RUNNING") and trial.same_as is None
     ]
     results = [trial.result for trial in trained if trial.result is not None]

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, cast
 import yaml
 
 from mptune import dispatch, status
-from mptune.analysis.comparison import Asked, undecided_arms
+from mptune.analysis.comparison import ArmValues, Asked, undecided_arms
 from mptune.analysis.ranking import finalists
 from mptune.analysis.sequential import schedule
 from mptune.artifacts import Remote
@@ -23,7 +23,15 @@ from mptune.errors import InputError, InterruptedSearch
 from mptune.models import _memory as memory
 from mptune.paths import RunDirectory, cache_directory, write_text
 from mptune.search import cluster, kpi
-from mptune.search.arms import with_arms
+from mptune.search.arms import (
+    LADDER,
+    RATE,
+    at_rate,
+    leaves_open,
+    own_trial,
+    value_at,
+    with_arms,
+)
 from mptune.search.budget import stage_budget
 from mptune.search.driver import Observer, StudyDriver
 from mptune.search.forecast import Predictor, Work
@@ -173,6 +181,7 @@ class Session:
     _predictor: Predictor = field(default_factory=Predictor, init=False)
     _lease: Lease = field(default_factory=NoLease, init=False)
     _stages: dict[StageName, StageEnd] = field(default_factory=dict, init=False)
+    _ladder_runs: int = field(default=0, init=False)
 
     @classmethod
     def of(
@@ -387,10 +396,13 @@ class Session:
         if comparison is None:
             raise InputError(f"{self.file.path}: compare: is missing; name at least two arms there")
         study = self.run.storage.create("comparison")
-        arms = self._arms(study, comparison)
         rungs = (*comparison.rungs, 1.0) if comparison.rungs else ()
         stage = self._stage("comparison", self.prepared(), FIRST_SEEDS["comparison"])
         stage = replace(stage, rungs=rungs)
+        found = self._arms(study, comparison, stage)
+        if found is None:
+            return
+        arms, values = found
         keys: dict[str, str] = {}
         for name, concrete in arms.items():
             key = stage.make(concrete, 0, 0).run_key()
@@ -398,7 +410,7 @@ class Session:
             if same is not None:
                 raise InputError(f"compare.arms: {same!r} and {name!r} are the same; leave one out")
             keys[name] = key
-        asked = Asked(comparison, keys)
+        asked = Asked(comparison, keys, values)
         study.set_user_attr("comparison", asked.as_json())
         names, seeds = list(arms), 0
         for look in schedule(comparison.seeds, comparison.max_seeds):
@@ -446,7 +458,8 @@ class Session:
         ended = queue.ended(study)
         if ended >= total:
             return True
-        budget = stage_budget(self.spec, stage.name, {s: self.run.used(s) for s in SUFFIXES})
+        used = {s: self.run.used(s) for s in SUFFIXES}
+        budget = stage_budget(self.spec, stage.name, used, self._ladder_runs)
         if not self.searching:
             budget = type(budget)()
         wall_s, ledger = load_spend(study)
@@ -492,15 +505,102 @@ class Session:
 
     # --- arms of a comparison ------------------------------------------------------------------
 
-    def _arms(self, study: Any, comparison: Comparison) -> dict[str, Concrete]:
-        """Each arm's spec: the base with the arm's changes. The first base is stored and kept."""
+    def _arms(
+        self, study: Any, comparison: Comparison, stage: Stage
+    ) -> tuple[dict[str, Concrete], tuple[ArmValues, ...]] | None:
+        """Each arm's spec, and the values of training that it takes; None if a budget is used up.
+
+        An arm is the base with the arm's changes, and the training of its own best trial
+        (`mptune.search.arms`). What was taken first is stored and kept.
+        """
         params: Mapping[str, Any] | None = study.user_attrs.get("base")
         if params is None:
             params = self._base_params()
             study.set_user_attr("base", dict(params))
-        base = Space(self.file).at(params)
-        nodes = self.file.arms("compare")
-        return {n: merge_arm(base, plain(nodes[n]), nodes[n].origin) for n in comparison.arms}
+        base, nodes = Space(self.file).at(params), self.file.arms("compare")
+        changes = {name: plain(nodes[name]) for name in comparison.arms}
+        arms = {n: merge_arm(base, change, nodes[n].origin) for n, change in changes.items()}
+        searched = [
+            n for n in self.file.dimensions if n.split(".")[0] == "training" and n in params
+        ]
+        if not searched:
+            return arms, ()
+        trials = self.run.storage.trials("search")
+        recommended = next((t.number for t in trials if t.params == params), None)
+        taken: dict[str, Any] = dict(study.user_attrs.get("values", {}))
+        keys = {name: stage.make(arm, 0, 0).run_key() for name, arm in arms.items()}
+        ladder = []
+        for name, change in changes.items():
+            open_here = [n for n in searched if leaves_open(change, n)]
+            own = own_trial(trials, stage.make(arms[name], 0, 0)) if open_here else None
+            known = taken.get(keys[name])
+            if known is None and open_here and own is None and RATE in open_here:
+                ladder.append(name)
+            elif known is None:
+                source = "own trial" if own else "recommended" if open_here else "arm"
+                number = own.number if own else recommended if open_here else None
+                known = taken[keys[name]] = {"source": source, "trial": number}
+        if ladder:
+            tried = self._climb({n: arms[n] for n in ladder}, float(params[RATE]))
+            if tried is None:
+                return None
+            taken |= {keys[name]: {"source": "ladder", "tried": tried[name]} for name in ladder}
+        study.set_user_attr("values", taken)
+        values = []
+        for name, change in changes.items():
+            found = taken[keys[name]]
+            if found["source"] == "own trial":
+                own = next(t for t in trials if t.number == found["trial"])
+                arms[name] = self._with_training_of(own, base, change, nodes[name].origin)
+            elif found["source"] == "ladder":
+                scores = {rate: score for rate, score in found["tried"] if score is not None}
+                rate = max(scores, key=scores.__getitem__, default=params[RATE])
+                arms[name] = at_rate(arms[name], rate)
+            held = {n: value_at(arms[name].tree, n, params[n]) for n in searched}
+            values.append(ArmValues(arm=name, values=held, **found))
+            self.say(f"note: {values[-1].sentence()}")
+        return arms, tuple(values)
+
+    def _with_training_of(
+        self, own: Trial, base: Concrete, change: Mapping[str, Any], origin: str
+    ) -> Concrete:
+        """The base with a trial's training, except its budget, and an arm's changes."""
+        training = {
+            key: value
+            for key, value in Space(self.file).at(own.params).tree["training"].items()
+            if not key.startswith("budget")
+        }
+        tree = {**base.tree, "training": {**base.tree["training"], **training}}
+        return merge_arm(Concrete(tree, base.origins), change, origin)
+
+    def _climb(
+        self, arms: Mapping[str, Concrete], rate: float
+    ) -> dict[str, list[tuple[float, float | None]]] | None:
+        """Try learning rates around `rate` for each arm: (rate, LML in nats per token or None).
+
+        Returns:
+            None if the budget is used up.
+        """
+        stage = self._stage("ladder", self.prepared(), FIRST_SEEDS["ladder"])
+        runs = {}
+        for factor in LADDER:
+            for name, arm in arms.items():
+                tree = at_rate(arm, factor * rate)
+                key = stage.make(tree, 0, 0).run_key()
+                label = f"{name}, learning rate {factor * rate:.3g}"
+                runs[name, factor * rate] = PlannedRun(label, key, 0, tree.tree)
+        self._ladder_runs = len(runs)
+        if not self.drive(replace(stage, runs=tuple(runs.values()))):
+            return None
+        scores = {
+            trial.spec.run_key(): trial.nats_per_token if trial.finished else None
+            for trial in self.run.storage.trials("ladder")
+            if trial.spec is not None
+        }
+        return {
+            name: [(each, scores.get(runs[n, each].key)) for n, each in runs if n == name]
+            for name in arms
+        }
 
     def _base_params(self) -> Mapping[str, Any]:
         """Parameters of the recommended trial; the spec's first values if it has no search."""

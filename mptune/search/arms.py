@@ -1,4 +1,4 @@
-"""Parses the arms of a comparison as text, as typed after `--arms`.
+"""Arms of a comparison: as text, as typed after `--arms`, and the learning rate of each.
 
     best                        the recommended trial
     trial 7                     any finished trial of the search
@@ -8,7 +8,11 @@
     best on trial 3             by a trial, or by the size's label in the report
     fixed r=0.4 on bert 64×2
 
-An arm takes values that it does not give (size, learning rate) from the recommended trial.
+An arm takes the size that it does not give from the recommended trial. The searched dimensions of
+training (the learning rate above all) are those of its own best trial: the best trial of the search
+with the same kind of policy, about the same exposure and the same size. Where there is none, three
+learning rates are tried on seeds that are not compared. With the recommended trial's values every
+other arm would be handicapped.
 """
 
 from __future__ import annotations
@@ -19,13 +23,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mptune import plugins
 from mptune.errors import InputError, did_you_mean
 from mptune.paths import RunDirectory
 from mptune.search.run import Run
+from mptune.spec.schema import build
 from mptune.spec.source import Concrete, SpecFile, SpecSource, merge_arm, parse_yaml, plain
 from mptune.spec.space import Space
-from mptune.trial import Trial
+from mptune.trial import Trial, TrialSpec
 
 Tree = dict[str, Any]
 
@@ -35,6 +42,14 @@ SHORT = {"r": "rate"}
 ALIASES = {"accumulated": "uniform"}
 
 SECTIONS = ("model", "policy", "training")
+
+RATE = "training.optimizer.learning_rate"
+
+LADDER = (1 / 3, 1.0, 3.0)
+"""Factors of the recommended learning rate that are tried for an arm without a trial of its own."""
+
+CLOSE = 0.05
+"""Two policies of one kind train alike if their mean mask rates differ by less."""
 
 
 def with_arms(
@@ -88,16 +103,23 @@ class Arms:
         """The sections of one arm."""
         policy, on, size = name.partition(" on ")
         tree = self._policy(policy.strip(), name)
-        return {**tree, "model": self._size(size.strip(), tree["model"], name)} if on else tree
+        if on:
+            # At another size, the training of a trial is no longer its own.
+            given = tree if policy.strip() in self.space.file.arms("compare") else {}
+            tree = {key: tree[key] for key in tree if key != "training" or key in given}
+            tree["model"] = self._size(size.strip(), tree["model"], name)
+        return tree
 
     def _policy(self, what: str, name: str) -> Tree:
         arm = self.space.file.arms("compare").get(what)
         if arm is not None:
-            return _sections(merge_arm(self.space.at(self.best.params), plain(arm), arm.origin))
+            given = plain(arm)
+            tree = _sections(merge_arm(self.space.at(self.best.params), given, arm.origin))
+            return {key: tree[key] if key != "training" else given.get(key, {}) for key in tree}
         record = self._trial(what, name) or self._searched(what)
         if record is not None:
             return self._at(record)
-        return {**self._at(self.best), "policy": self._kind(what, name)}
+        return {"model": self._at(self.best)["model"], "policy": self._kind(what, name)}
 
     def _at(self, record: Trial) -> Tree:
         return _sections(self.space.at(record.params))
@@ -182,3 +204,55 @@ def _parameters(texts: Sequence[str], known: Sequence[str], name: str) -> Iterat
                 f"{did_you_mean(key, known)}"
             )
         yield key, plain(parse_yaml(value, f"--arms {name!r}"))
+
+
+# --- values of training --------------------------------------------------------------------------
+
+
+def own_trial(trials: Sequence[Trial], arm: TrialSpec) -> Trial | None:
+    """The best finished trial of the arm's size and of about its policy; None if there is none."""
+    near = [
+        trial
+        for trial in trials
+        if trial.finished
+        if (trial.size_label, trial.policy["kind"]) == (arm.size_label, arm.policy["kind"])
+        if _distance(trial.policy, arm.policy) <= CLOSE
+    ]
+    return max(near, key=_score, default=None)
+
+
+def _distance(one: Mapping[str, Any], other: Mapping[str, Any], length: int = 64) -> float:
+    """Mean difference of the mask rates of two policies over training, quantile by quantile."""
+    laws = [build("policy", dict(policy)) for policy in (one, other)]
+    cdfs = [
+        np.cumsum([law.pmf(length, (step + 0.5) / 8) for step in range(8)], axis=1) for law in laws
+    ]
+    return float(np.abs(cdfs[0] - cdfs[1]).mean())
+
+
+def at_rate(arm: Concrete, rate: float) -> Concrete:
+    """The arm with this learning rate."""
+    change = {"training": {"optimizer": {"learning_rate": rate}}}
+    return merge_arm(arm, change, "the ladder of learning rates")
+
+
+def leaves_open(change: Mapping[str, Any], dimension: str) -> bool:
+    """Whether an arm's changes leave a dimension of the search as it is."""
+    node: Any = change
+    for part in dimension.split("."):
+        if not isinstance(node, Mapping):
+            return False
+        if part not in node:
+            return True
+        node = node[part]
+    return False
+
+
+def value_at(tree: Mapping[str, Any], dimension: str, otherwise: Any) -> Any:
+    """The value of a dotted name in a tree; `otherwise` if it is inside one option of a choice."""
+    node: Any = tree
+    for part in dimension.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return otherwise
+        node = node[part]
+    return otherwise if isinstance(node, Mapping) else node

@@ -168,12 +168,13 @@ def _work(trial: TrialSpec, seconds: float) -> Work:
     return Work(worker_s, worker_s * trial.resources.gpus_per_worker)
 
 
-def planned_runs(spec: SearchSpec) -> dict[StageName, int]:
-    """Number of runs of each stage, stages in order of running."""
+def planned_runs(spec: SearchSpec, ladder: int = 0) -> dict[StageName, int]:
+    """Number of runs of each stage, in order of running; `ladder` is known after the search."""
     search, comparison = spec.search, spec.compare
     return {
         "search": search.trials,
         "confirmation": search.confirm.top * search.confirm.seeds,
+        "ladder": ladder,
         "comparison": len(comparison.arms) * comparison.seeds if comparison else 0,
     }
 
@@ -185,14 +186,18 @@ def total_budget(spec: SearchSpec) -> Budget:
 
 
 def stage_budget(
-    spec: SearchSpec, stage: StageName, used: Mapping[StageName, Mapping[str, float]]
+    spec: SearchSpec,
+    stage: StageName,
+    used: Mapping[StageName, Mapping[str, float]],
+    ladder: int = 0,
 ) -> Budget:
     """A stage's share: stages share by number of runs, and later ones get the unused rest.
 
     Args:
         used: usage of each stage so far, keyed as the fields of `Budget`.
+        ladder: runs of the ladder.
     """
-    runs = planned_runs(spec)
+    runs = planned_runs(spec, ladder)
     stages = list(runs)
     at = stages.index(stage)
     later = stages[at + 1 :]

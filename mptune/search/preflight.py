@@ -9,14 +9,13 @@ from mptune import dispatch
 from mptune.errors import InputError
 from mptune.models import _memory as memory
 from mptune.paths import RunDirectory, cache_directory
+from mptune.search.arms import LADDER, RATE
 from mptune.search.budget import describe_shares
 from mptune.search.stage import Stage
 from mptune.spec.schema import SearchSpec, build
 from mptune.spec.source import SpecFile
 from mptune.tools.prepare import prepare_table
 from mptune.trial import Prepared
-
-RATE = "training.optimizer.learning_rate"
 
 
 def notes(file: SpecFile, spec: SearchSpec) -> list[str]:
@@ -61,6 +60,11 @@ def dry_run(
     if comparison is not None:
         count, most = len(comparison.arms), comparison.max_seeds
         more = f", up to {count * most} while undecided" if most else ""
+        if RATE in file.dimensions:
+            yield (
+                f"  ladder: {len(LADDER)} runs for each arm of the comparison whose learning rate "
+                "the search does not tell"
+            )
         yield f"  comparison: {count * comparison.seeds} runs{more}: {', '.join(comparison.arms)}"
     if searching and (shares := describe_shares(spec)):
         yield f"  budgets: {shares}"

@@ -226,7 +226,8 @@ class Run:
 
     def selection(self) -> SearchSelection | None:
         """The choice of the search and how sure it is; None if no trial is scored."""
-        searched, confirmed, compared = (self.storage.trials(stage) for stage in SUFFIXES)
+        stages: tuple[StageName, ...] = ("search", "confirmation", "comparison")
+        searched, confirmed, compared = (self.storage.trials(stage) for stage in stages)
         asked = self.asked()
         arms = asked.arms(compared) if asked else {}
         by_worst = self.spec.search.choose_by == "worst_domain"
@@ -245,6 +246,7 @@ class Run:
             searched=self.trials(),
             confirmed=self.storage.trials("confirmation"),
             compared=self.storage.trials("comparison"),
+            tried=self.storage.trials("ladder"),
             asked=self.asked(),
             scores=self.scores,
             extrapolate_to=extrapolate_to,

@@ -1,4 +1,7 @@
-"""Stages of a run: search, confirmation and comparison, as values that one driver drives."""
+"""Stages of a run: search, confirmation, ladder and comparison, as values that one driver drives.
+
+The ladder tries learning rates for arms of a comparison that the search has no trial of.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,11 @@ from mptune.trial import Prepared, StageName, TrialSpec
 if TYPE_CHECKING:
     import optuna
 
-FIRST_SEEDS: Mapping[StageName, int] = {"comparison": 1_000_000, "confirmation": 2_000_000}
+FIRST_SEEDS: Mapping[StageName, int] = {
+    "comparison": 1_000_000,
+    "confirmation": 2_000_000,
+    "ladder": 3_000_000,
+}
 """First training seed of a stage, apart from the search's: no stage sees a seed that chose it."""
 
 FRESH_PLAN = 1_000_003

@@ -75,6 +75,7 @@ DRIVER_ATTRIBUTES = (
 SUFFIXES: Mapping[StageName, str] = {
     "search": "",
     "confirmation": "/confirm",
+    "ladder": "/ladder",
     "comparison": "/compare",
 }
 """Appended to the run's name to give the name of a stage's study; stages in order of running."""

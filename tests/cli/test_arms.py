@@ -69,7 +69,8 @@ def test_words(arms: Arms, words: str, policy: dict[str, Any], model: dict[str, 
     tree = arms.one(words)
     assert part(tree["policy"], policy) == policy
     assert part(tree["model"], model) == model
-    assert tree["training"]["budget_tokens"] == 1e5
+    of_a_trial = words in ("best", "fixed 40 %", "fixed 15 %")
+    assert ("training" in tree) == of_a_trial, "what an arm leaves open is taken from its own trial"
 
 
 def test_a_trial_by_its_number(arms: Arms) -> None:
@@ -118,7 +119,7 @@ def test_trials_of_a_finished_search_are_compared(
 
     assert [len(points) for points in found["learning"].values()] == [5, 5]
     flops = next(e for e in found["compute"] if (e["arm"], e["unit"]) == ("best", "flops"))
-    assert flops["reading"] == "reached"
+    assert flops["reading"] == "factor"
     assert 0 < flops["low"] < flops["factor"] < flops["high"] < 1
 
     more = ["--arms", "best", "fixed r=0.15", "best on width=128", *few]
@@ -153,6 +154,62 @@ def test_a_comparison_that_cannot_be_made_is_one_line(
     err = capsys.readouterr().err
     assert said in err
     assert len(err.strip().splitlines()) == 1
+
+
+RATES = (
+    SPEC[: SPEC.index("compare:")]
+    .replace(
+        "training: {budget_tokens: 1e5, batch_size: 8}",
+        "training: {budget_tokens: 1e5, batch_size: 8, optimizer: {learning_rate: "
+        "{choice: [0.001, 0.004]}}}",
+    )
+    .replace("trials: 4", "trials: 24")
+)
+
+
+def test_every_arm_has_a_learning_rate_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_fakes(monkeypatch, tmp_path)
+    leave_figures_out(monkeypatch)
+    Path("spec.yaml").write_text(RATES, encoding="utf-8")
+    assert main(["search", "spec.yaml"]) == 0
+    run, rate = RunDirectory(Path("runs/demo")), "training.optimizer.learning_rate"
+    best = TrialList(studies.trials(run, None, "demo")).best()
+    command = ["compare", "runs/demo", "--arms", "best", "fixed r=0.16", "beta a=2 b=2",
+               "--set", "compare.seeds=2"]  # fmt: skip
+    capsys.readouterr()
+    assert main(command) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    given, own, ladder = report(run)["values"]
+    assert (given["source"], given["values"][rate]) == ("arm", best.params[rate])
+
+    trials = {t.number: t for t in studies.trials(run, None, "demo")}
+    alike = [t for t in trials.values() if t.policy_label == "fixed 15 %" if t.finished]
+    same_size = [t for t in alike if t.size_label == best.size_label]
+    expected = max(same_size, key=lambda t: t.nats_per_token)
+    assert (own["source"], own["trial"]) == ("own trial", expected.number)
+    assert own["values"][rate] == expected.params[rate]
+    assert f"of trial {expected.number}, the best one of its policy and size" in out
+
+    middle = best.params[rate]
+    tried = dict(ladder["tried"])
+    assert list(tried) == pytest.approx([middle / 3, middle, 3 * middle])
+    assert ladder["values"][rate] == max(tried, key=lambda each: tried[each])
+    assert "the best of a ladder on seeds that are not compared" in out
+    climbed = studies.trials(run, None, "demo/ladder")
+    assert {t.seed for t in climbed} == {3_000_000}, "no seed that is compared"
+    compared = studies.trials(run, None, "demo/compare")
+    assert {t.spec.training.optimizer.learning_rate for t in compared if t.spec} == {
+        given["values"][rate], own["values"][rate], ladder["values"][rate]
+    }  # fmt: skip
+
+    before = len(climbed)
+    assert main(command) == 0
+    assert len(studies.trials(run, None, "demo/ladder")) == before
+    assert [a["values"] for a in report(run)["values"]] == [
+        a["values"] for a in (given, own, ladder)
+    ]
 
 
 def test_laws_over_size_are_stated_at_a_named_size(
