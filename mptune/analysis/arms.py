@@ -14,7 +14,7 @@ have no closed form: it is simulated with a fixed seed. A verdict is whether the
 0, and where more seeds are added until decided, the level of each look is corrected
 (`mptune.analysis.sequential`).
 
-Shape suffixes: A arms, K challengers, S seeds, N sequences, G groups of them, Z draws.
+Shape suffixes: A arms, K challengers, S seeds, N sequences, X distances, Z draws.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from mptune.analysis.crossed import (
@@ -58,13 +57,13 @@ class ArmScores:
     Attributes:
         name: of the arm.
         nats_per_sequence_SN: log-marginal-likelihood estimates, seeds x sequences (higher is
-            better); all arms of a comparison have the same sequences in the same order.
+            better); all arms of a comparison have the same sequences in the same order. They count
+            as independent: of sequences in groups, pass `mptune.lml.groups.group_scores`.
         seeds: the training seed of each row.
         tokens_per_sequence: mean number of observed positions per sequence.
         bytes_per_token: text bytes per observed position, or None where there is no text.
         out_of_play: share of mask counts that its policy leaves out late in training
             (`mptune.analysis.moderation.out_of_play`).
-        groups_N: group of each sequence, e.g. its document; None: sequences are independent.
     """
 
     name: str
@@ -73,7 +72,6 @@ class ArmScores:
     tokens_per_sequence: float
     bytes_per_token: float | None = None
     out_of_play: float = 0.0
-    groups_N: NDArray[np.integer[Any]] | None = None
 
     def __post_init__(self) -> None:
         scores = np.asarray(self.nats_per_sequence_SN, dtype=np.float64)
@@ -283,41 +281,26 @@ def joint_errors(arms: Sequence[ArmScores], pairs: Sequence[_Pair], draws: int) 
     own_K = [[arm.name for arm in arms].index(pair.arm.name) for pair in pairs]
     seeds = sorted({seed for pair in pairs for seed in pair.seeds})
     used_KS = np.array([np.isin(seeds, pair.seeds) / len(pair.seeds) for pair in pairs])
-    sequences_KK, sequences_df = evaluation_noise([p.d_SN for p in pairs], arms[0].groups_N)
     return Errors(
         own_K=variance_A[own_K] * (used_KS**2).sum(1),
         own_ZK=variance_ZA[:, own_K] * (used_KS**2).sum(1),
         base=float(variance_A[0]),
         base_Z=variance_ZA[:, 0],
         used_KS=used_KS,
-        sequences_KK=sequences_KK,
-        sequences_df=sequences_df,
+        sequences_KK=evaluation_noise([pair.d_SN for pair in pairs]),
+        sequences_df=pairs[0].d_SN.shape[1] - 1,
     )
 
 
-def evaluation_noise(
-    differences: Sequence[Array], groups_N: NDArray[np.integer[Any]] | None
-) -> tuple[Array, int]:
-    """Covariance [K, K] of mean differences over the choice of sequences, and its freedom.
-
-    This is the one place that knows which sequences are independent: those of one group are not,
-    so the covariance is that of the groups' sums (cluster-robust), with G - 1 degrees of freedom.
-
-    Args:
-        differences: of each pair, seeds x sequences.
-        groups_N: group of each sequence; None: each is its own.
-    """
+def evaluation_noise(differences: Sequence[Array]) -> Array:
+    """Covariance [K, K] of mean differences, each of seeds x sequences, from the sequences."""
     mean_KN = np.stack([d_SN.mean(0) for d_SN in differences])
-    n = mean_KN.shape[1]
-    groups, group_N = np.unique(np.arange(n) if groups_N is None else groups_N, return_inverse=True)
-    centred_KN, G = mean_KN - mean_KN.mean(1, keepdims=True), len(groups)
-    sum_KG = np.stack([np.bincount(group_N, centred_N) for centred_N in centred_KN])
-    covariance_KK = sum_KG @ sum_KG.T * (G / max(1, G - 1) / n**2)
+    covariance_KK: Array = np.atleast_2d(np.cov(mean_KN)) / mean_KN.shape[1]
     for k, d_SN in enumerate(differences):
         if len(d_SN) > 1:  # the interaction of seeds and sequences is in the seeds' variance
             interaction = float(mean_squares(d_SN[None])[2][0, 0]) / d_SN.size
             covariance_KK[k, k] = max(0.0, covariance_KK[k, k] - interaction)
-    return covariance_KK, max(1, G - 1)
+    return covariance_KK
 
 
 def seed_variances(arms: Sequence[ArmScores], draws: int) -> tuple[Array, Array]:

@@ -16,6 +16,7 @@ from mptune.analysis.crossed import Array
 from mptune.analysis.moderation import out_of_play
 from mptune.analysis.ranking import ACCUMULATED, FIXED_15, side
 from mptune.analysis.sequential import schedule
+from mptune.lml.groups import group_scores
 from mptune.spec.schema import Comparison
 from mptune.trial import RETRIED, LearningPoint, Message, Prepared, Trial
 
@@ -288,7 +289,10 @@ def undecided_arms(
 def arm_scores(
     name: str, trials: Sequence[Trial], prepared: Prepared, scores: Scores
 ) -> ArmScores | None:
-    """The scores of the finished trials of an arm, by seed; None if there are none."""
+    """The scores of the finished trials of an arm, by seed; None if there are none.
+
+    Where the stored scores have `groups` [N], each group counts as one independent score.
+    """
     rows = [
         (trial, trial.seed, kept["nats_per_sequence"], kept.get("groups"))
         for trial in trials
@@ -298,14 +302,16 @@ def arm_scores(
     if not rows:
         return None
     first, _, _, groups_N = rows[0]
+    scores_SN = np.stack([nats_N for _, _, nats_N, _ in rows])
+    if groups_N is not None and len(np.unique(groups_N)) > 1:
+        scores_SN = group_scores(scores_SN, groups_N)
     return ArmScores(
         name=name,
-        nats_per_sequence_SN=np.stack([nats_N for _, _, nats_N, _ in rows]),
+        nats_per_sequence_SN=scores_SN,
         seeds=tuple(seed for _, seed, _, _ in rows),
         tokens_per_sequence=prepared.heldout_tokens / prepared.heldout_sequences,
         bytes_per_token=prepared.bytes_per_token,
         out_of_play=out_of_play(first.policy, min(prepared.length, LONGEST)),
-        groups_N=groups_N,
     )
 
 

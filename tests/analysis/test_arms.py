@@ -250,17 +250,6 @@ def test_seeds_that_some_arms_lack_change_little() -> None:
         assert one.half_width == pytest.approx(other.half_width, rel=0.15)
 
 
-def test_sequences_of_one_group_count_once() -> None:
-    rng = np.random.default_rng(4)
-    d_1G = rng.normal(size=(1, 20))
-    d_SN = np.repeat(d_1G, 8, axis=1)
-    grouped = arm("base", 0 * d_SN, groups_N=np.repeat(np.arange(20), 8))
-    (found,) = compare([grouped, arm("new", d_SN)], "base")
-    (alone,) = compare([arm("base", 0 * d_1G), arm("new", d_1G)], "base")
-    assert found.half_width == pytest.approx(alone.half_width)
-    assert found.half_width > 2.5 * pair(d_SN).half_width
-
-
 def test_order_of_seeds_sequences_and_arms_does_not_matter() -> None:
     rng = np.random.default_rng(2)
     scores = {name: rng.normal(size=(3, 20)) for name in ("base", "x", "y")}
