@@ -13,14 +13,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mptune.data._records import BrokenRecords, Reader, Record
+from mptune.data._records import BrokenRecords, Reader, Record, seconds
 from mptune.data._sources import File
 from mptune.data._tokenizers import not_utf8
 
@@ -228,14 +227,7 @@ class Corpus:
 
 def _time_rank(record: Record) -> int:
     """Milliseconds, so that the latest document has the smallest rank."""
-    value = record.keys[0]
-    try:
-        at = float(value)
-    except (TypeError, ValueError):
-        try:
-            at = datetime.fromisoformat(str(value)).timestamp()
-        except ValueError:
-            raise ValueError(
-                f"{record.place}: {value!r} is neither a number nor an ISO date"
-            ) from None
+    at = seconds(record.keys[0])
+    if math.isnan(at):
+        raise ValueError(f"{record.place}: {record.keys[0]!r} is neither a number nor an ISO date")
     return 2**63 - math.floor(at * 1000)

@@ -9,7 +9,6 @@ import math
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,9 @@ from mptune.data._records import (
     BrokenRecords,
     OnError,
     csv_rows,
+    number,
     require,
+    seconds,
 )
 from mptune.data._sources import File
 from mptune.errors import message_of
@@ -84,7 +85,7 @@ class Frame:
         if values.dtype.kind in "iufb":
             return True
         known = [v for v in values.tolist() if not _is_missing(v)]
-        return sum(_number(v) is not None for v in known) > MOSTLY * len(known)
+        return sum(not math.isnan(number(v)) for v in known) > MOSTLY * len(known)
 
     def numbers(self, name: str) -> NDArray[np.float64]:
         """A column of numbers, NaN where missing.
@@ -96,7 +97,7 @@ class Frame:
         if values.dtype.kind in "iufb":
             found = values.astype(np.float64)
         else:
-            found = np.array([_or_nan(v) for v in values.tolist()], np.float64)
+            found = np.array([number(v) for v in values.tolist()], np.float64)
             missing = np.array([_is_missing(v) for v in values.tolist()], bool)
             for row in np.flatnonzero(np.isnan(found) & ~missing):
                 what = f"column {name!r}; {values[row]!r} is not a number"
@@ -117,7 +118,7 @@ class Frame:
             ValueError: a value is neither; names the file and the row.
         """
         values = self.column(name)
-        found = np.array([_seconds(v) for v in values.tolist()], np.float64)
+        found = np.array([seconds(v) for v in values.tolist()], np.float64)
         for row in np.flatnonzero(np.isnan(found)):
             what = f"column {name!r}; {values[row]!r} is not a time"
             self.broken(self.place(row), f"{what}, give numbers or ISO dates")
@@ -132,33 +133,8 @@ def _is_missing(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-def _number(value: Any) -> float | None:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
-
-
-def _or_nan(value: Any) -> float:
-    if _is_missing(value):
-        return math.nan
-    found = _number(value)
-    return math.nan if found is None else found
-
-
 def word(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _seconds(value: Any) -> float:
-    number = _or_nan(value)
-    if not math.isnan(number):
-        return number
-    try:
-        at = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
-    except ValueError:
-        return math.nan
-    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
 
 
 # --- reading -----------------------------------------------------------------------------------

@@ -12,10 +12,12 @@ import gzip
 import io
 import json
 import lzma
+import math
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from mptune.data._sources import DATASET, File, open_dataset
@@ -158,6 +160,25 @@ def require(place: str, wanted: Sequence[str], known: Any, what: str = "column")
                 f"{place}: no {what} {name!r}; there are {', '.join(map(str, known))}"
                 f"{did_you_mean(name, known)}"
             )
+
+
+def number(value: Any) -> float:
+    """The value as a number; NaN if it is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def seconds(value: Any) -> float:
+    """A number, or the seconds of an ISO date, UTC unless it names a zone; NaN if it is neither."""
+    if not math.isnan(at := number(value)):
+        return at
+    try:
+        date = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+    except ValueError:
+        return math.nan
+    return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
 
 
 def _lines(stream: Any) -> Iterator[tuple[int, bytes]]:

@@ -8,19 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import psutil
 from filelock import FileLock
 from numpy.typing import NDArray
 
@@ -187,11 +184,21 @@ def build_table(path: Path, write: Callable[[Path], None]) -> TokenTable:
     name = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:24]
     locks = Path(tempfile.gettempdir()) / f"mptune-locks-{os.getuid()}"
     locks.mkdir(mode=0o700, exist_ok=True)
+    # The lock is held by one process of this user on this machine, so it alone writes there.
+    aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getuid()}")
     with FileLock(locks / name):
         if not (path / "meta.json").exists():
-            _remove_leftovers(path)
-            with _directory_aside(path) as aside:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            try:
                 write(aside)
+                aside.rename(path)
+            except OSError:
+                # Renaming onto a directory that is not empty fails: then the table is there.
+                if not (path / "meta.json").exists():
+                    raise
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
     return TokenTable.open(path)
 
 
@@ -202,33 +209,6 @@ def row_dtype(vocabulary_size: int) -> np.dtype[Any]:
     (dtype('uint8'), dtype('uint16'))
     """
     return np.dtype(np.min_scalar_type(vocabulary_size + 1))
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Remove the temporary directories of this table whose processes, of this machine, are dead."""
-    mark = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(socket.gethostname())}\.(\d+)\.")
-    for aside in path.parent.glob(f".{path.name}.*"):
-        found = mark.match(aside.name)
-        if found and not psutil.pid_exists(int(found[1])):
-            shutil.rmtree(aside, ignore_errors=True)
-
-
-@contextmanager
-def _directory_aside(path: Path) -> Iterator[Path]:
-    """A temporary directory that becomes `path`, unless another process was faster."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{path.name}.{socket.gethostname()}.{os.getpid()}."
-    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=prefix))
-    try:
-        yield aside
-        aside.chmod(0o755)
-        aside.rename(path)
-    except OSError:
-        # Renaming onto a directory that is not empty fails: then the table is there.
-        if not (path / "meta.json").exists():
-            raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_meta(folder: Path, meta: Meta) -> None:

@@ -5,6 +5,7 @@ Shape suffixes: _NHW images x rows x columns of pixels, _NP images x patches, _K
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
@@ -92,13 +93,24 @@ class Image(RowModality):
         return values, label
 
     def _codes(self, frame: Frame, pixels_NF: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The nearest code of every patch [N, P]; the codebook is that of the training images."""
+        """The nearest code of every patch [N, P]; the codebook is that of the training images.
+
+        k-means begins with distinct patches drawn at random. A code that loses its patches stays.
+        """
+        from scipy.cluster.vq import kmeans2, vq
+
         p, (rows, columns) = self.patch, self.shape
         grid = pixels_NF.reshape(-1, rows // p, p, columns // p, p).swapaxes(2, 3)
         patches = grid.reshape(len(pixels_NF), self.length, p * p)
         train = patches[self.splits(frame) == TRAIN].reshape(-1, p * p)
-        book_KF = _codebook(train, self.bins, self.seed)
-        return _nearest(patches.reshape(-1, p * p), book_KF).reshape(-1, self.length)
+        distinct, rng = np.unique(train, axis=0), np.random.default_rng(self.seed)
+        first = rng.choice(len(distinct), min(self.bins, len(distinct)), replace=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a code has no patches
+            options = {"iter": ROUNDS, "minit": "matrix", "check_finite": False}
+            book_KF = kmeans2(train, distinct[first], **options)[0]
+        nearest, _ = vq(patches.reshape(-1, p * p), book_KF, check_finite=False)
+        return np.asarray(nearest, np.float64).reshape(-1, self.length)
 
     def _fit(self, frame: Frame, name: str, train_N: NDArray[Any]) -> Fitted:
         """All pixels share their symbols."""
@@ -130,25 +142,3 @@ def _numbers(file: File) -> dict[str, Any]:
     if not rows:
         raise ValueError(f"{file.place}: holds no rows")
     return {"values": np.array(rows)}
-
-
-def _codebook(patches_NF: NDArray[np.float64], size: int, seed: int) -> NDArray[np.float64]:
-    """k-means from distinct patches drawn at random."""
-    rng = np.random.default_rng(seed)
-    distinct = np.unique(patches_NF, axis=0)
-    book_KF = distinct[rng.choice(len(distinct), min(size, len(distinct)), replace=False)]
-    for _ in range(ROUNDS):
-        nearest = _nearest(patches_NF, book_KF).astype(np.int64)
-        counts = np.bincount(nearest, minlength=len(book_KF))
-        sums = np.stack(
-            [np.bincount(nearest, f, minlength=len(book_KF)) for f in patches_NF.T], axis=1
-        )
-        used = counts > 0
-        book_KF[used] = sums[used] / counts[used, None]
-    return book_KF
-
-
-def _nearest(patches_NF: NDArray[np.float64], book_KF: NDArray[np.float64]) -> NDArray[np.float64]:
-    distance = (book_KF**2).sum(1) - 2 * patches_NF @ book_KF.T
-    nearest: NDArray[np.float64] = distance.argmin(1).astype(np.float64)
-    return nearest
