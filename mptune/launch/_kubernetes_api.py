@@ -15,9 +15,6 @@ from mptune.launch.base import LaunchError, Unreachable
 Object = dict[str, Any]
 
 GROUP, VERSION, JOBS = "ray.io", "v1", "rayjobs"
-QUIET_S = 600
-"""How long a followed log may be silent before it is requested again."""
-
 IN_A_POD = "KUBERNETES_SERVICE_HOST"
 TIMEOUT_S = (5, 30)
 """To connect, and between two packets."""
@@ -76,7 +73,7 @@ class KubernetesApi:
                 pod = self._json("get", "Pod", name, call, name, self.namespace)
                 phase = pod.get("status", {}).get("phase")
                 if phase in ("Succeeded", "Failed"):
-                    return list(self.log(name))
+                    return self.log(name)
                 if time.monotonic() > deadline:
                     raise LaunchError(
                         f"pod {name} does not start (it is {phase}); see `kubectl -n "
@@ -125,20 +122,11 @@ class KubernetesApi:
         """The namespace's warning events, the latest last."""
         return self._list("Event", self._core.list_namespaced_event, field_selector="type=Warning")
 
-    def log(self, pod: str, *, follow: bool = False, last: int | None = None) -> Iterator[str]:
-        """The lines of a pod's log, as they come; with `last`, only that many of the latest."""
-        options: dict[str, Any] = {"tail_lines": last} if last else {}
-        if follow:
-            options["_request_timeout"] = (TIMEOUT_S[0], QUIET_S)
-        with self._errors("get", "Pod", pod):
-            call, options = self._core.read_namespaced_pod_log, {"follow": follow, **options}
-            answer = self._raw("get", "Pod", pod, call, pod, self.namespace, **options)
-            kept = b""
-            for chunk in answer.stream(4096, decode_content=True):
-                *whole, kept = (kept + chunk).split(b"\n")
-                yield from (line.decode(errors="replace") for line in whole)
-            if kept:
-                yield kept.decode(errors="replace")
+    def log(self, pod: str, *, last: int | None = None) -> list[str]:
+        """The lines of a pod's log; with `last`, only that many of the latest."""
+        call, options = self._core.read_namespaced_pod_log, {"tail_lines": last} if last else {}
+        answer = self._raw("get", "Pod", pod, call, pod, self.namespace, **options)
+        return str(answer.data.decode(errors="replace")).splitlines()
 
     # --- requests and their errors -------------------------------------------------------------
 

@@ -7,9 +7,8 @@ A RayJob whose image is wrong, whose nodes do not exist or whose quota forbids i
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -144,7 +143,7 @@ def state_of(api: KubernetesApi, job: Object) -> SearchState:
         return SearchState("waiting", f"queued by Kueue in {queue}" if queue else "suspended")
     submitters = _submitters(api, name)
     if deployment == "Running" and status.get("jobStatus") == "RUNNING":
-        logs = (list(api.log(p["metadata"]["name"], last=200)) for p in submitters)
+        logs = (api.log(p["metadata"]["name"], last=200) for p in submitters)
         return SearchState("running", next(filter(None, map(progress, logs)), ""))
     ray_cluster = status.get("rayClusterName")
     pods = api.pods(f"ray.io/cluster={ray_cluster}") if ray_cluster else []
@@ -254,48 +253,13 @@ def _one_line(text: str) -> str:
 # --- following ---------------------------------------------------------------------------------
 
 
-@dataclass
-class _LogTail:
-    """Shows a pod's log from a thread; after a lost connection it continues where it was."""
-
-    api: KubernetesApi
-    say: Say
-    pod: str | None = None
-    shown: int = 0
-    _thread: threading.Thread | None = field(default=None, init=False)
-
-    def follow(self, pods: list[Object]) -> None:
-        """Continue, or switch to the pod of a newer attempt of the driver."""
-        names = [p["metadata"]["name"] for p in pods if p["status"].get("phase") != "Pending"]
-        if names and names[0] != self.pod:
-            self.finish()
-            self.pod, self.shown = names[0], 0
-        if self.pod and not (self._thread and self._thread.is_alive()):
-            self._thread = threading.Thread(target=self._run, args=(self.pod,), daemon=True)
-            self._thread.start()
-
-    def finish(self) -> None:
-        """Show the rest of the log."""
-        if self._thread:
-            self._thread.join(timeout=10)
-
-    def _run(self, pod: str) -> None:
-        try:
-            for number, line in enumerate(self.api.log(pod, follow=True)):
-                if number >= self.shown:
-                    self.shown = number + 1
-                    self.say(line)
-        except LaunchError:
-            pass  # The next look reports the outage, and starts this thread again.
-
-
 def follow_job(api: KubernetesApi, name: str, say: Say) -> SearchState:
     """Show the log and every change of state until the search has ended.
 
     Raises:
         LaunchError: it cannot continue by itself, or was deleted.
     """
-    tail = _LogTail(api, say)
+    logs: dict[str, list[str]] = {}
     seen = False
     previous: Object | None = None
 
@@ -305,7 +269,7 @@ def follow_job(api: KubernetesApi, name: str, say: Say) -> SearchState:
             waited_for, previous = previous, None
             api.await_change(waited_for, POLL_S)
         try:
-            job = api.job(name)
+            previous = api.job(name)
         except NotFound:
             if not seen:
                 raise
@@ -313,12 +277,12 @@ def follow_job(api: KubernetesApi, name: str, say: Say) -> SearchState:
                 f"{name} was deleted while it ran; its study and artifacts are kept: launch it "
                 "again to resume"
             ) from None
-        seen, previous = True, job
-        state = state_of(api, job)
-        tail.follow(_submitters(api, name))
-        if state.ended:
-            tail.finish()
-        # The thread shows the log.
-        return state, []
+        # The log is read after the state, so the log of an ended job is complete.
+        seen, state = True, state_of(api, previous)
+        for pod in reversed(_submitters(api, name)):
+            # Each attempt of the driver has a pod of its own; one that starts has no log yet.
+            with suppress(LaunchError):
+                logs[pod["metadata"]["name"]] = api.log(pod["metadata"]["name"])
+        return state, [line for log in logs.values() for line in log]
 
     return follow(name, say, look, place="the API server", pause_s=0)

@@ -113,11 +113,10 @@ class Journal:
         with self._files.events.open("a", encoding="utf-8") as lines:
             lines.write(event.model_dump_json() + "\n")
         if isinstance(event, Progress):
-            from tensorboard.compat.proto import event_pb2, summary_pb2
-            from tensorboard.summary.writer.event_file_writer import EventFileWriter
+            from torch.utils.tensorboard import SummaryWriter
 
             if self._board is None:
-                self._board = EventFileWriter(str(self._files.tensorboard))
+                self._board = SummaryWriter(str(self._files.tensorboard))
             curves = {
                 "loss": event.loss,
                 "learning_rate": event.learning_rate,
@@ -128,13 +127,9 @@ class Journal:
                 "speed/utilisation": event.utilisation,
                 **{f"loss_by_rate/{100 * r:.0f} %": loss for r, loss in event.loss_by_rate},
             }
-            points = [
-                summary_pb2.Summary.Value(tag=tag, simple_value=value)
-                for tag, value in curves.items()
-                if value is not None
-            ]
-            summary = summary_pb2.Summary(value=points)
-            self._board.add_event(event_pb2.Event(step=event.step, summary=summary))
+            for tag, value in curves.items():
+                if value is not None:
+                    self._board.add_scalar(tag, value, event.step)
 
     def add_failure(self, failed: Failed, error: Exception) -> None:
         """Write the failure down if the disk allows; the event is reported in any case."""

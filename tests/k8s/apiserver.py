@@ -238,15 +238,6 @@ class ApiServer:
                 if item.get("kind") == "RayJob" and item["metadata"]["name"] == wanted:
                     yield {"type": kind, "object": item}
 
-    def log_lines(self, follow: bool) -> Iterator[str]:
-        yield from list(self.log)
-        shown = len(self.log)
-        while follow and not self._ended():
-            self._still_up()
-            time.sleep(0.02)
-            yield from self.log[shown:]
-            shown = len(self.log)
-
     def _still_up(self) -> None:
         """Open connections end with the server."""
         if self.down:
@@ -322,9 +313,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _log(self, name: str, query: dict[str, str]) -> Iterator[str]:
         self.api.get("pods", name)
-        lines = self.api.log_lines(query.get("follow", "").lower() == "true")
-        last = query.get("tailLines")
-        return iter(list(lines)[-int(last) :]) if last else lines
+        return iter(list(self.api.log)[-int(query.get("tailLines", 0)) :])
 
     def _object(
         self, verb: str, resource: str, name: str, query: dict[str, str], body: Object
