@@ -287,7 +287,7 @@ class MachineSurvey:
             for node in [node for node, ref in self._asked.items() if ref in ready]:
                 found = Machine()
                 with suppress(RayError):
-                    found = Machine.from_json(ray.get(self._asked[node]))
+                    found = ray.get(self._asked[node])
                 del self._asked[node]
                 gpus = found.gpus or self._accelerators[node]
                 self._reported[node] = replace(found, gpus=gpus)
@@ -297,12 +297,12 @@ class MachineSurvey:
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _machine() -> str:
-    return devices.this_machine().as_json()
+def _machine() -> Machine:
+    return devices.this_machine()
 
 
 def ask_machine(node: str) -> Any:
-    """A reference to what this node has, as JSON."""
+    """A reference to what this node has."""
     there = NodeAffinitySchedulingStrategy(node, soft=False)
     return _machine.options(scheduling_strategy=there).remote()
 

@@ -6,10 +6,9 @@ asks: this one on its own machine, a task of Ray on the other nodes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 
 from mptune.dispatch.placement import ClusterNode, FreeResources, Shape
@@ -37,15 +36,6 @@ class Machine:
 
     bytes: float | None = None
     gpus: tuple[Gpu, ...] = ()
-
-    def as_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Machine:
-        """Inverse of `as_json`."""
-        found = json.loads(text)
-        return cls(found["bytes"], tuple(Gpu(**gpu) for gpu in found["gpus"]))
 
 
 @cache

@@ -17,7 +17,7 @@ from math import ceil, inf
 from pathlib import Path
 from typing import Literal
 
-from mptune.errors import MptuneError
+from mptune.errors import InputError, MptuneError
 from mptune.paths import RunDirectory
 from mptune.spec.schema import Resources, Section
 
@@ -58,12 +58,18 @@ class Submission:
         return ["mptune", "search", spec, "--run-dir", run_directory, *sets, *more]
 
 
-def trial_needs(gang: Resources) -> str:
-    """Describe the resources of one trial, for an error message."""
-    return (
-        f"a trial takes {gang.workers} workers of {gang.cpus_per_worker:g} CPUs and "
-        f"{gang.gpus_per_worker:g} GPUs"
-    )
+def check_gangs(search: Submission, fits: Callable[[Resources], bool], otherwise: str) -> None:
+    """Check that every gang of the search fits.
+
+    Raises:
+        InputError: one does not; the message ends with `otherwise`.
+    """
+    for where, gang in search.gangs():
+        if not fits(gang):
+            raise InputError(
+                f"{where}: a trial takes {gang.workers} workers of {gang.cpus_per_worker:g} CPUs "
+                f"and {gang.gpus_per_worker:g} GPUs; {otherwise}"
+            )
 
 
 def machines_for(gang: Resources, cpus: float, gpus: float) -> float:
@@ -107,9 +113,14 @@ class Launcher(Section):
 
     kind: str
 
-    @abstractmethod
     def ray_address(self) -> str | None:
-        """The Ray cluster to attach to, or None to start one on this machine."""
+        """The Ray cluster to attach to, or None to start one on this machine.
+
+        Raises:
+            InputError: the profile can only be launched.
+        """
+        name = self.kind.capitalize()
+        raise InputError(f"a {name} profile is for `mptune launch`; `mptune search` runs here")
 
     @abstractmethod
     def render(self, search: Submission) -> str:

@@ -21,10 +21,10 @@ from mptune.launch.base import (
     Say,
     SearchState,
     Submission,
+    check_gangs,
     follow,
     machines_for,
     progress,
-    trial_needs,
     unpack,
 )
 
@@ -45,9 +45,6 @@ class Kubernetes(KubernetesProfile, Launcher):
     """
 
     kind: Literal["kubernetes"] = "kubernetes"
-
-    def ray_address(self) -> None:
-        raise InputError("a Kubernetes profile is for `mptune launch`; `mptune search` runs here")
 
     def render(self, search: Submission) -> str:
         self._refuse(search)
@@ -98,19 +95,15 @@ class Kubernetes(KubernetesProfile, Launcher):
                 f"{search.source.name}: storage.url: the profile's database holds the study; "
                 "leave this key out"
             )
-        for where, gang in search.gangs():
-            # The dispatcher refuses a trial that the largest number of pods cannot hold.
-            if not any(
-                machines_for(gang, p.cpus, p.gpus) <= p.hosts * p.most_gangs for p in self.pools
-            ):
-                have = "; ".join(
-                    f"{p.name}: {p.hosts * p.most_gangs} pods of {p.cpus} CPUs and {p.gpus} GPUs"
-                    for p in self.pools
-                )
-                raise InputError(
-                    f"{where}: {trial_needs(gang)}; no pool of the profile holds that ({have}); "
-                    "raise its cpus, gpus, hosts or max_gangs"
-                )
+        pods = [(pool, pool.hosts * pool.most_gangs) for pool in self.pools]
+        have = "; ".join(f"{p.name}: {n} pods of {p.cpus} CPUs and {p.gpus} GPUs"
+                         for p, n in pods)  # fmt: skip
+        # The dispatcher refuses a trial that the largest number of pods cannot hold.
+        check_gangs(
+            search,
+            lambda g: any(machines_for(g, p.cpus, p.gpus) <= n for p, n in pods),
+            f"no pool of the profile holds that ({have}); raise its cpus, gpus, hosts or max_gangs",
+        )
 
 
 def _check_name(name: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import psutil
 from pydantic import Field
 
-from mptune.errors import InputError, did_you_mean
+from mptune.errors import did_you_mean
 from mptune.launch.base import (
     Launcher,
     LaunchError,
@@ -25,10 +25,10 @@ from mptune.launch.base import (
     SearchState,
     Submission,
     Unreachable,
+    check_gangs,
     follow,
     machines_for,
     progress,
-    trial_needs,
 )
 from mptune.paths import RunDirectory, write_json, write_text
 
@@ -227,16 +227,13 @@ class Slurm(SharedFolderLauncher):
         (), description="more options of sbatch, e.g. --constraint=a100"
     )
 
-    def ray_address(self) -> None:
-        raise InputError("a Slurm profile is for `mptune launch`; `mptune search` runs here")
-
     def render(self, search: Submission) -> str:
-        for where, gang in search.gangs():
-            if machines_for(gang, self.cpus_per_node, self.gpus_per_node) > self.nodes:
-                raise InputError(
-                    f"{where}: {trial_needs(gang)}; the profile's {self.nodes} nodes of "
-                    f"{self.cpus_per_node} CPUs and {self.gpus_per_node} GPUs do not hold that"
-                )
+        check_gangs(
+            search,
+            lambda g: machines_for(g, self.cpus_per_node, self.gpus_per_node) <= self.nodes,
+            f"the profile's {self.nodes} nodes of {self.cpus_per_node} CPUs and "
+            f"{self.gpus_per_node} GPUs do not hold that",
+        )
         job = self.job(search.name)
         options = {
             "job-name": f"mptune-{search.name}",

@@ -68,10 +68,6 @@ def test_what_no_node_tells_is_not_known():
         assert found.fits(1e15)
 
 
-def test_a_machine_survives_its_trip():
-    assert Machine.from_json(MACHINES["large"].as_json()) == MACHINES["large"]
-
-
 def test_rays_accelerator_types():
     assert named_accelerators({"CPU": 4, "accelerator_type:A100": 1}) == (Gpu("A100", 40e9),)
     assert named_accelerators({"CPU": 4, "accelerator_type:NOVEL": 1}) == ()

@@ -126,10 +126,10 @@ def test_the_nodes_of_a_cluster_are_asked_by_tasks_that_take_nothing(
 
 
 @ray.remote(num_cpus=0)
-def _said_once(file: str) -> str:
+def _said_once(file: str) -> devices.Machine:
     while not Path(file).exists():
         time.sleep(0.01)
-    return devices.Machine(64e9).as_json()
+    return devices.Machine(64e9)
 
 
 def test_a_node_that_joins_is_not_waited_for_and_counts_once_it_has_said(
@@ -179,9 +179,7 @@ def test_a_node_that_reports_no_gpu_has_the_accelerator_that_ray_names(
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     t4 = devices.Machine(16e9, (devices.Gpu("Tesla T4", 15e9),))
     reports = {"without": devices.Machine(8e9), "with": t4}
-    monkeypatch.setattr(
-        cluster_module, "ask_machine", lambda node: ray.put(reports[node].as_json())
-    )
+    monkeypatch.setattr(cluster_module, "ask_machine", lambda node: ray.put(reports[node]))
     known = MachineSurvey().known(["without", "with"])
     assert known == {"without": devices.Machine(8e9, (devices.Gpu("A100", 40e9),)), "with": t4}
 
