@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,27 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.search_space.group_decomposed import _GroupDecomposedSearchSpace, _SearchSpaceGroup
 from optuna.storages._rdb import models
-from optuna.storages._rdb.storage import _create_scoped_session
+from optuna.storages._rdb.storage import _create_scoped_session, _VersionManager
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event, orm
 
 SearchSpace = dict[str, BaseDistribution]
 
 _ATTRIBUTES: Any = models.TrialUserAttributeModel.__table__
+
+_versions: Any = _VersionManager
+_read_migrations = _versions._create_alembic_script
+
+
+@cache
+def _migrations() -> Any:
+    """Optuna's migration scripts, which it would read up to three times per opened database."""
+    manager = object.__new__(_versions)
+    manager.url = ""  # the scripts are the same for every database
+    return _read_migrations(manager)
+
+
+_versions._create_alembic_script = lambda _: _migrations()
 
 
 class Database(optuna.storages.RDBStorage):

@@ -120,3 +120,13 @@ def test_a_running_trial_can_still_be_requeued(run: RunDirectory) -> None:
         f"Optuna {optuna.__version__} no longer runs a requeued trial under its number and "
         "parameters: adapt optuna_private.requeue"
     )
+
+
+def test_a_database_is_opened_without_reading_optunas_migrations_again(tmp_path, monkeypatch):
+    studies.storage(RunDirectory(tmp_path / "first"), None).open()
+    monkeypatch.setattr(
+        "alembic.script.ScriptDirectory.from_config", lambda _: pytest.fail("they are read again")
+    )
+    ours = studies.storage(RunDirectory(tmp_path / "second"), None).open()
+    (version,) = ours.get_all_versions()[:1]
+    assert ours.get_current_version() == ours.get_head_version() == version
