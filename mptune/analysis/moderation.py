@@ -35,7 +35,7 @@ SLOPES = np.arange(-3.0, 7.1, 1.0)
 SLOPE_PRIOR = np.exp(-0.5 * ((SLOPES - 2.0) / 2.0) ** 2)
 """Of each slope: 0 and 60-fold are one standard deviation away."""
 
-LOG_SCALES = np.arange(-10.0, 8.1, 0.25)
+LOG_SCALES = np.arange(-9.0, 4.1, 0.25)
 """Grid of a, relative to the log of the pooled variance, equally probable."""
 
 LATE, IN_PLAY = 0.2, 0.1
