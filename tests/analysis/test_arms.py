@@ -218,8 +218,9 @@ def test_a_challenger_that_wins_by_14_nats_in_every_seed_is_decided_among_31(see
 def test_a_difference_that_one_seed_carries_is_undecided() -> None:
     arms = equal_noise(np.random.default_rng(7), 60, 3)
     quiet = 0.3 * arms[0].nats_per_sequence_SN
-    odd = replace(arms[59], nats_per_sequence_SN=quiet + np.array([[2.1], [2.2], [7.4]]))
-    found = compare([replace(arms[0], nats_per_sequence_SN=quiet), *arms[1:59], odd], "00")[-1]
+    odd = replace(arms[59], nats_per_sequence_SN=quiet + np.array([[2.0], [2.1], [7.2]]))
+    family = [replace(arms[0], nats_per_sequence_SN=quiet), *arms[1:59], odd]
+    found = compare(family, "00", level=0.93)[-1]
     assert found.low > 0
     assert (found.verdict, found.carried_by, found.more_seeds) == ("undecided", 2, 1)
     without = pair(np.repeat(np.array([[5.0], [5.1], [5.2]]), 2, axis=1))
