@@ -107,11 +107,13 @@ class Scored:
     """Runs of one point, scored on one plan.
 
     Attributes:
+        seeds: training seed of each run.
         nats_SN: nats per token of every run and sequence: divided by the plan's mean number of
             observed positions per sequence.
         se: standard error of the mean score of a run over new sequences and masks.
     """
 
+    seeds: tuple[int, ...]
     nats_SN: Array
     se: float
 
@@ -131,12 +133,13 @@ class Runs:
     out_of_play: float = 0.0
 
     @property
-    def plans(self) -> tuple[Scored | None, Scored | None]:
-        return self.searched, self.fresh
+    def plans(self) -> dict[int, Scored]:
+        """Those that there are, by number of the plan: 0 is the search's."""
+        return {0: self.searched} if self.fresh is None else {0: self.searched, 1: self.fresh}
 
     @property
     def count(self) -> int:
-        return sum(len(scored.nats_SN) for scored in self.plans if scored is not None)
+        return sum(len(scored.seeds) for scored in self.plans.values())
 
 
 def select_trial(
@@ -199,7 +202,7 @@ def _out_of_play(trial: Trial, prepared: Prepared) -> float:
 
 def _scored(trials: Sequence[Trial], prepared: Prepared, scores: Scores) -> Scored | None:
     """Runs that were scored on one plan; None if no scores of these were kept."""
-    rows, variances = [], []
+    rows, seeds, variances = [], [], []
     for trial in trials:
         nats_N = scores(trial).get("nats_per_sequence")
         if trial.result is not None and nats_N is not None:
@@ -207,8 +210,10 @@ def _scored(trials: Sequence[Trial], prepared: Prepared, scores: Scores) -> Scor
             plan = trial.spec.prepared if trial.spec else prepared
             tokens_per_sequence = plan.heldout_tokens / plan.heldout_sequences
             rows.append(nats_N / tokens_per_sequence)
+            seeds.append(-1 if trial.seed is None else trial.seed)
             variances.append((trial.result.lml.se_population / tokens_per_sequence) ** 2)
-    return Scored(np.stack(rows), math.sqrt(np.mean(variances))) if rows else None
+    se = math.sqrt(np.mean(variances)) if rows else 0.0
+    return Scored(tuple(seeds), np.stack(rows), se) if rows else None
 
 
 def recommended(selection: SearchSelection | None, searched: Sequence[Trial]) -> Trial:
@@ -273,7 +278,9 @@ def search_selection(
     seed_sd = None
     others = sorted(others, key=lambda runs: (runs.count, float(runs.searched.nats_SN.mean())))
     seen, shared = _observations([*map(points.__getitem__, order), *others], len(order))
-    if seen.degrees_A.sum() or again:
+    if again or any(
+        len(s.seeds) > 1 for r in (*points.values(), *others) for s in r.plans.values()
+    ):
         rng = np.random.default_rng(seed + 1)
         theta_ZA, variance_ZA = draw_scores(seen, CHAINS, draws // CHAINS, seed)
         theta_ZA, variance_ZA = theta_ZA[:, : len(order)], variance_ZA[:, : len(order)]
@@ -333,27 +340,27 @@ def _observations(points: Sequence[Runs], candidates: int) -> tuple[Observations
 
     `candidates` is the number of points, from the first on, that can be chosen.
     """
-    A = len(points)
-    mean_AP, runs_AP, evaluation_AP = np.zeros((A, 2)), np.zeros((A, 2)), np.zeros((A, 2))
-    squares_A, degrees_A, shared_P = np.zeros(A), np.zeros(A), np.zeros(2)
+    columns = sorted(
+        {(plan, seed) for runs in points for plan, s in runs.plans.items() for seed in s.seeds}
+    )
+    run_AC = np.full((len(points), len(columns)), np.nan)
+    for a, runs in enumerate(points):
+        for plan, s in runs.plans.items():
+            at = [columns.index((plan, seed)) for seed in s.seeds]
+            run_AC[a, at] = s.nats_SN.mean(1)
+    evaluation_AP, shared_P = np.zeros((len(points), 2)), np.zeros(2)
     for plan in (0, 1):
-        scored = {a: s for a, runs in enumerate(points) if (s := runs.plans[plan]) is not None}
-        for a, s in scored.items():
-            run_S = s.nats_SN.mean(1)
-            squares_A[a] += ((run_S - run_S.mean()) ** 2).sum()
-            degrees_A[a] += len(run_S) - 1
-            mean_AP[a, plan], runs_AP[a, plan] = run_S.mean(), len(run_S)
-        scored = {a: s for a, s in scored.items() if a < candidates}
-        if scored:
-            at = list(scored)
-            evaluation_AP[at, plan], shared_P[plan] = _evaluation(list(scored.values()))
-    runs_AP[candidates:] = 0
-    # Runs that are equal to the last digit would make the seed variance zero.
-    least = max(1e-18, 1e-7 * float(mean_AP[:candidates, 0].var()))
-    squares_A = np.maximum(squares_A, least * degrees_A)
-    out_of_play_A = np.array([runs.out_of_play for runs in points])
+        on_plan = {a: runs.plans[plan] for a, runs in enumerate(points) if plan in runs.plans}
+        chosen = {a: s for a, s in on_plan.items() if a < candidates}
+        if chosen:
+            evaluation_AP[list(chosen), plan], shared_P[plan] = _evaluation(list(chosen.values()))
     found = Observations(
-        mean_AP, runs_AP, evaluation_AP, squares_A, degrees_A, out_of_play_A, shared_P.sum()
+        run_AC=run_AC,
+        plan_C=np.array([plan for plan, _ in columns]),
+        evaluation_AP=evaluation_AP,
+        is_candidate_A=np.arange(len(points)) < candidates,
+        out_of_play_A=np.array([runs.out_of_play for runs in points]),
+        shift=float(shared_P.sum()),
     )
     return found, float(shared_P[0])
 
