@@ -7,8 +7,8 @@ The character model is trained here, for a few minutes, on the standard library 
 Python. Ratios compare with the naive estimator, which draws M uniformly and independently and
 averages (D/M) sum over the mask of log p.
 
-Parts: variance, decide, coverage, type1, cost. --quick uses fewer repeats; its ratios
-are accurate to about a third, so do not quote them.
+Parts: variance, decide, coverage, type1, sudoku, tails, ratios, cost. --quick uses fewer repeats;
+its ratios are accurate to about a third, so do not quote them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,14 @@ from mptune.lml import (
     TokenCovariates,
     compare_lml,
     estimate_lml,
+    group_standard_error,
     masked_sums,
+    position_controls,
     race_lml,
     sequential_half_width,
 )
-from mptune.models.oracles import HMM, PPCA
+from mptune.lml.adaptive import LEAST, decide
+from mptune.models.oracles import HMM, PPCA, Joint
 
 FORWARDS = {1: 512, 4: 2048}
 """Forwards of one estimate by k: the same 512 sequences."""
@@ -58,10 +61,11 @@ class Sizes:
     races: int
     coverage: int
     type1: int
+    small: int
 
 
-FULL = Sizes(300, 60, 1500, 24, 600, 512)
-QUICK = Sizes(20, 3, 40, 2, 40, 8)
+FULL = Sizes(300, 60, 1500, 24, 600, 512, 500)
+QUICK = Sizes(20, 3, 40, 2, 40, 8, 20)
 
 
 @dataclass(frozen=True)
@@ -235,7 +239,7 @@ def variance(bed: Bed, k: int, repeats: int) -> dict[str, Any]:
 # --- decisions ---------------------------------------------------------------------------------
 
 
-def decide(sizes: Sizes, nats: float) -> dict[str, Any]:
+def decide_characters(sizes: Sizes, nats: float) -> dict[str, Any]:
     """Forwards per model to decide between two trained models: our method and naive sampling."""
     trained = characters(sizes.training_steps)
     other, gap, paired_variance = _worse_by(trained, nats)
@@ -394,6 +398,143 @@ def type1(repeats: int) -> dict[str, Any]:
     return {"repeats": repeats, "rate": decided / repeats}
 
 
+# --- small data, tails and ratios ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Covariates as before: what is constant but for rounding is scaled up and used."""
+
+    covariates: Covariates
+
+    def controls(self, tokens_RD: Any, observed_RD: Any, masks_RkD: Any) -> tuple[Any, Any]:
+        controls, levels = self.covariates.controls(tokens_RD, observed_RD, masks_RkD)
+        return 1e12 * controls, 1e12 * (levels - levels.mean(0))
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The guess that all tokens are equally likely."""
+
+    vocabulary: int
+
+    def controls(self, tokens_RD: Any, observed_RD: Any, masks_RkD: Any) -> tuple[Any, Any]:
+        guess_RDC = np.full((*tokens_RD.shape, 1), -np.log(float(self.vocabulary)))
+        return position_controls(guess_RDC, observed_RD, masks_RkD)
+
+
+def sudoku(repeats: int, n: int, k: int, counts: bool) -> dict[str, Any]:
+    """Bias and coverage on 4 x 4 Sudoku grids, whose symbols are balanced: log p(x) = -ln 288.
+
+    Old: counts of every band in plain random order, and no control variate is dropped.
+    """
+    bed = Joint.sudoku()
+    guess = TokenCovariates.fit(bed.sample(2000, 5), None, 4) if counts else Constant(4)
+    errors, hits = np.zeros((2, repeats)), np.zeros(2)
+    for seed in range(repeats):
+        rng, tokens = np.random.default_rng(seed), bed.sample(n, 10**6 + seed)
+        plan = LMLPlan.make(np.ones(tokens.shape, bool), forwards=k, seed=seed)
+        order_nk = rng.random((n, k)).argsort(axis=0)
+        plain = replace(
+            plan,
+            counts_Nk=np.take_along_axis(plan.counts_Nk, order_nk, 0),
+            weights_Nk=np.take_along_axis(plan.weights_Nk, order_nk, 0),
+        )
+        for which, (drawn, used) in enumerate(((plain, Scaled(guess)), (plan, guess))):
+            found = estimate_lml(bed.log_prob, tokens, plan=drawn, covariates=used)
+            low, high = found.interval()
+            errors[which, seed] = found.nats_per_sequence + np.log(288)
+            hits[which] += low <= -np.log(288) <= high
+    return {
+        "n": n,
+        "k": k,
+        "guesses": "counts" if counts else "constant",
+        "repeats": repeats,
+        "bias_old_new": errors.mean(1).tolist(),
+        "bias_over_se_old_new": (errors.mean(1) / errors.std(1) * repeats**0.5).tolist(),
+        "coverage_old_new": (hits / repeats).tolist(),
+    }
+
+
+DIFFERENCES: dict[str, Callable[[Any, int], Any]] = {
+    "normal": lambda rng, n: rng.normal(size=n),
+    "lognormal(1)": lambda rng, n: np.exp(rng.normal(size=n)) - np.exp(0.5),
+    "lognormal(2)": lambda rng, n: np.exp(2 * rng.normal(size=n)) - np.exp(2.0),
+    "0.3 % rare": lambda rng, n: rng.normal(size=n) + 200 * ((rng.random(n) < 0.003) - 0.003),
+    "normal + 0.2 SD": lambda rng, n: rng.normal(size=n) + 0.2,
+    "lognormal(1) + 0.2 SD": lambda rng, n: (
+        np.exp(rng.normal(size=n)) - np.exp(0.5) + 0.2 * np.sqrt(np.e**2 - np.e)
+    ),
+}
+"""Paired differences of two models on n sequences; of the first four, the mean is 0."""
+
+
+def heavy_tails(repeats: int, name: str, n: int) -> dict[str, Any]:
+    """Races over given differences: share decided, and median sequences, by both rules.
+
+    Old: a verdict from the eighth block on, as soon as the interval excludes zero.
+    """
+    decided, used = np.zeros(2), np.full((2, repeats), n)
+    for seed in range(repeats):
+        difference = DIFFERENCES[name](np.random.default_rng(seed), n)
+        for which in (0, 1):
+            t = 8
+            while t * BLOCK <= n:
+                rows = np.arange(t * BLOCK)
+                d = difference[rows]
+                if which == 0:
+                    means = d.reshape(t, BLOCK).mean(1)
+                    stop = abs(means.mean()) > sequential_half_width(means)
+                else:
+                    few = rows.size < LEAST
+                    stop = not few and decide(d, rows // BLOCK, rows, 0.95, few)[2] != "undecided"
+                if stop:
+                    decided[which] += 1
+                    used[which, seed] = rows.size
+                    break
+                t = max(t + 1, int(t * 1.02))
+    return {
+        "differences": name,
+        "sequences": n,
+        "repeats": repeats,
+        "decided_old_new": (decided / repeats).tolist(),
+        "median_old_new": np.median(used, axis=1).tolist(),
+    }
+
+
+def ratios(repeats: int, n: int = 400) -> dict[str, Any]:
+    """Width of the interval of nats per byte against the true one, with lines as documents.
+
+    Lines of the standard library are scored by a bigram model of bytes, counted on other files.
+    """
+    from mptune.data.text import documents
+
+    texts = [t.encode() for t in documents(["python-stdlib"], "file", Path())]
+    counts = np.full((256, 256), 0.02)
+    for text in texts[::2]:
+        pairs = np.frombuffer(text, np.uint8)
+        np.add.at(counts, (pairs[:-1], pairs[1:]), 1)
+    log_VV = np.log(counts / counts.sum(1, keepdims=True))
+    lines = [np.frombuffer(b"\n" + x, np.uint8) for t in texts[1::2] for x in t.splitlines() if x]
+    lengths = np.array([len(x) - 1 for x in lines])
+    scores = np.array([log_VV[x[:-1], x[1:]].sum() for x in lines])
+    truth, rng = scores.sum() / lengths.sum(), np.random.default_rng(0)
+    values, errors = np.zeros(repeats), np.zeros((2, repeats))
+    for r in range(repeats):
+        rows = rng.integers(0, len(lines), n)
+        y, size = scores[rows], lengths[rows]
+        values[r] = y.sum() / size.sum()
+        errors[0, r] = y.std(ddof=1) / n**0.5 / size.mean()
+        errors[1, r] = group_standard_error(y, np.arange(n), size)[0]
+    hits = np.abs(values - truth) <= 1.966 * errors
+    return {
+        "lines": n,
+        "repeats": repeats,
+        "width_old_new": (np.sqrt((errors**2).mean(1)) / values.std()).tolist(),
+        "coverage_old_new": hits.mean(1).tolist(),
+    }
+
+
 # --- cost --------------------------------------------------------------------------------------
 
 
@@ -418,7 +559,7 @@ def cost(sizes: Sizes) -> dict[str, Any]:
             "model": "ModernBERT 64 x 2, 84 thousand parameters"}  # fmt: skip
 
 
-PARTS = ("variance", "decide", "coverage", "type1", "cost")
+PARTS = ("variance", "decide", "coverage", "type1", "sudoku", "tails", "ratios", "cost")
 
 
 def measure(sizes: Sizes, parts: list[str]) -> dict[str, Any]:
@@ -441,7 +582,7 @@ def measure(sizes: Sizes, parts: list[str]) -> dict[str, Any]:
                     flush=True,
                 )
     if "decide" in parts:
-        figures["decide"] = [decide(sizes, nats) for nats in (5.0, 1.5)]
+        figures["decide"] = [decide_characters(sizes, nats) for nats in (5.0, 1.5)]
         for found in figures["decide"]:
             print(
                 f"decide    {found['difference_nats']:.1f} nats: {found['ours_median']:.0f} "
@@ -467,6 +608,43 @@ def measure(sizes: Sizes, parts: list[str]) -> dict[str, Any]:
     if "type1" in parts:
         found = figures["type1"] = type1(sizes.type1)
         print(f"type I    {100 * found['rate']:.1f} % of {found['repeats']} races", flush=True)
+    if "sudoku" in parts:
+        figures["sudoku"] = []
+        for n in (16, 30):
+            for k, counts in ((1, False), (2, False), (8, False), (8, True)):
+                row = sudoku(sizes.small * (1 if k == 8 else 4), n, k, counts)
+                figures["sudoku"].append(row)
+                old, new = zip(
+                    row["bias_old_new"],
+                    row["bias_over_se_old_new"],
+                    row["coverage_old_new"],
+                    strict=True,
+                )
+                for rule, (bias, z, share) in (("old", old), ("new", new)):
+                    print(
+                        f"sudoku    n={n} k={k} {row['guesses']:<8} {rule}: bias {bias:+.3f} nats "
+                        f"({z:+.1f} SE), coverage {100 * share:.1f} %",
+                        flush=True,
+                    )
+    if "tails" in parts:
+        figures["tails"] = [
+            heavy_tails(sizes.small, name, n) for name in DIFFERENCES for n in (1024, 4096)
+        ]
+        for row in figures["tails"]:
+            (old, new), (old_n, new_n) = row["decided_old_new"], row["median_old_new"]
+            print(
+                f"tails     {row['differences']:<21} {row['sequences']} sequences: decided "
+                f"{100 * old:.1f} -> {100 * new:.1f} %, after {old_n:.0f} -> {new_n:.0f}",
+                flush=True,
+            )
+    if "ratios" in parts:
+        found = figures["ratios"] = ratios(max(500, sizes.small))
+        (old, new), (old_hits, new_hits) = found["width_old_new"], found["coverage_old_new"]
+        print(
+            f"ratios    nats per byte of {found['lines']} lines: width {old:.2f} -> {new:.2f} of "
+            f"the true one, coverage {100 * old_hits:.1f} -> {100 * new_hits:.1f} %",
+            flush=True,
+        )
     if "cost" in parts:
         found = figures["cost"] = cost(sizes)
         print(f"cost      {100 * found['share']:.1f} % of the forwards of a {found['model']}")

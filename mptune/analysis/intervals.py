@@ -10,7 +10,7 @@ NORMAL_95 = 1.96
 """Normal quantile at 97.5 %, as it is quoted in captions."""
 
 
-def half_width(se: float, df: int | None = None) -> float:
+def half_width(se: float, df: float | None = None) -> float:
     """Half of the 95 % interval of an estimate with standard error `se`, in the unit of `se`.
 
     Student's with `df` degrees of freedom, else normal.

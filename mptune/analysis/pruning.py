@@ -6,9 +6,11 @@ a size, the final score is regressed on the score at that rung,
     final = a + b rung + e,    e ~ N(0, s^2),
 
 which stopping by the rung's score does not bias; b is not negative. Final scores of the stopped
-trials are drawn with the errors of a and b, at the estimate of s. In simulated studies of 12 trials
-the stated probability was within 0.04 of the true one at correlations of 0.3 to 0.97 between rung
-and end (benchmarks/RESULTS.md), and 0.1 too low where the rung says nothing.
+trials are drawn with the errors of a and b, at the estimate of s.
+
+In simulated studies of 12 trials the stated probability was within 0.04 of the true one at
+correlations of 0.3 to 0.97 between rung and end, and 0.1 too low where the rung says nothing
+(benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations

@@ -399,11 +399,16 @@ def _race_blocks(a: Side, b: Side, level: float, block: int, seed: int) -> list[
     return blocks
 
 
-def _compare(a: Gathered, b: Gathered, level: float, few: bool) -> LMLComparison:
-    """Of everything gathered; the fits are linear in y, so their difference fits the difference."""
-    estimates = a.estimate(), b.estimate()
-    difference_n = estimates[0].per_sequence - estimates[1].per_sequence
-    block_n = np.repeat(np.arange(len(a.rows)), [len(rows) for rows in a.rows])
+def decide(
+    difference_n: FloatArray, block_n: IntArray, groups_n: IntArray, level: float, few: bool
+) -> tuple[float, float, Verdict, Doubt | None, Tails]:
+    """Mean difference, its half-width, the verdict, why there is none, and the tails.
+
+    Args:
+        difference_n: a minus b of each sequence [n], nats.
+        block_n, groups_n: number of its block and of its group.
+        few: too few sequences for a verdict.
+    """
 
     def interval(values_n: FloatArray) -> tuple[float, float, Verdict]:
         means_t = group_scores(values_n, block_n)
@@ -411,19 +416,36 @@ def _compare(a: Gathered, b: Gathered, level: float, few: bool) -> LMLComparison
         return mean, half, "undecided" if abs(mean) <= half else "a" if mean > 0 else "b"
 
     difference, half, verdict = interval(difference_n)
-    found, groups_n = tails(difference_n, estimates[0].groups), estimates[0].groups
+    found = tails(difference_n, groups_n)
+    if verdict == "undecided":
+        return difference, half, verdict, None, found
     favourable_G = group_scores(math.copysign(1.0, difference) * difference_n, groups_n)
     carrier_n = groups_n == np.unique(groups_n)[favourable_G.argmax()]
     without_n = np.where(carrier_n, difference_n[~carrier_n].mean(), difference_n)
-    doubt: Doubt | None = None
-    if verdict != "undecided":
-        carried = interval(without_n)[2] != verdict
-        doubt = "few" if few else "carried" if carried else None if found.enough else "skewed"
+    if few:
+        return difference, half, "undecided", "few", found
+    if interval(without_n)[2] != verdict:
+        return difference, half, "undecided", "carried", found
+    if not found.enough:
+        return difference, half, "undecided", "skewed", found
+    return difference, half, verdict, None, found
+
+
+def _compare(a: Gathered, b: Gathered, level: float, few: bool) -> LMLComparison:
+    """Of everything gathered; the fits are linear in y, so their difference fits the difference."""
+    estimates = a.estimate(), b.estimate()
+    difference, half, verdict, doubt, found = decide(
+        estimates[0].per_sequence - estimates[1].per_sequence,
+        np.repeat(np.arange(len(a.rows)), [len(rows) for rows in a.rows]),
+        estimates[0].groups,
+        level,
+        few,
+    )
     return LMLComparison(
         difference=difference,
         half_width=half,
         level=level,
-        verdict="undecided" if doubt else verdict,
+        verdict=verdict,
         doubt=doubt,
         tails=found,
         forwards=estimates[0].forwards_used,

@@ -11,7 +11,8 @@ A guess u_j(s) that also depends on which neighbours of j are masked, s, follows
 where P(s | j in mask, M) is hypergeometric: one given neighbour is visible with probability
 (D-M)/(D-1), two with (D-M)(D-M-1) / ((D-1)(D-2)), and so on.
 
-A poor guess costs precision, never correctness. It may even be fitted on the scored sequences.
+A poor guess costs precision: the score has the same mean with any guess, also with one counted on
+the scored sequences. One that is constant but for rounding is dropped (`mptune.lml.regression`).
 
 Shape suffixes: _RD sequences x positions, _RkD x bands, _RDC x guesses. V is the vocabulary size.
 """

@@ -39,7 +39,8 @@ class _WithinSize(optuna.pruners.BasePruner):
     """Compares a trial with trials of its own model size: others learn at another pace."""
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        return super().prune(with_trials(study, partial(_same_size, trial)), trial)
+        pruner: Any = super()
+        return bool(pruner.prune(with_trials(study, partial(_same_size, trial)), trial))
 
 
 class MedianWithinSize(_WithinSize, optuna.pruners.MedianPruner):
