@@ -37,8 +37,8 @@ from scipy.stats import t
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from mptune.dispatch.admission import Decision, Retire, Start, WaitingTrial, admit, unused
-from mptune.dispatch.placement import ClusterNode, PlacedGang, Shape
+from mptune.dispatch.admission import Decision, Retire, Start, WaitingTrial, admit
+from mptune.dispatch.placement import ClusterNode, FreeResources, PlacedGang, Shape
 from mptune.search.forecast import OVERDUE, Predictor
 from mptune.spec.schema import Resources
 from mptune.trial import TrialSpec
@@ -117,7 +117,7 @@ def _oldest_first(
     total: Sequence[ClusterNode],
     stop: bool,
 ) -> list[Decision]:
-    room, started = unused(total, held), list[Decision]()
+    room, started = FreeResources.of(total, held), list[Decision]()
     for waiting in queue:
         placement = room.place(waiting.shape)
         if placement:

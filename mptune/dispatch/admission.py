@@ -104,14 +104,6 @@ def trial_capacity(
     return len(in_flight) + free.count_workers(smallest) // smallest.workers
 
 
-def unused(total: Iterable[ClusterNode], held: Iterable[PlacedGang]) -> FreeResources:
-    """What the gangs leave of the cluster."""
-    free = FreeResources.of(total)
-    for gang in held:
-        free.take(gang.shape, gang.placement)
-    return free
-
-
 def admit(
     queue: Iterable[WaitingTrial],
     held: Sequence[PlacedGang],
@@ -160,12 +152,9 @@ class _Round:
     """(shape, whether beside the reservation): resources only shrink within a round."""
 
     @classmethod
-    def of(cls, held: Sequence[PlacedGang], total: Iterable[ClusterNode], now: float) -> _Round:
+    def of(cls, held: Sequence[PlacedGang], total: Sequence[ClusterNode], now: float) -> _Round:
         busy, idle = [h for h in held if not h.idle], [h for h in held if h.idle]
-        free = unused(total, held)
-        emptied = free.copy()
-        for gang in idle:
-            emptied.give_back(gang.shape, gang.placement)
+        free, emptied = FreeResources.of(total, held), FreeResources.of(total, busy)
         return cls(now, busy, idle, free, emptied)
 
     def start(self, waiting: WaitingTrial) -> list[Decision]:

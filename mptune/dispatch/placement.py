@@ -7,7 +7,7 @@ Shapes: N nodes of the cluster, R resources of each (CPUs, GPUs).
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -88,10 +88,14 @@ class FreeResources:
     """(CPUs, GPUs) of a worker -> how many of them fit on each node."""
 
     @classmethod
-    def of(cls, nodes: Iterable[ClusterNode]) -> Self:
+    def of(cls, nodes: Iterable[ClusterNode], held: Iterable[PlacedGang] = ()) -> Self:
+        """What these gangs leave of the nodes."""
         nodes = list(nodes)
         free_NR = np.array([(node.cpus, node.gpus) for node in nodes], dtype=float)
-        return cls({node.id: row for row, node in enumerate(nodes)}, free_NR.reshape(-1, 2))
+        free = cls({node.id: row for row, node in enumerate(nodes)}, free_NR.reshape(-1, 2))
+        for gang in held:
+            free.take(gang.shape, gang.placement)
+        return free
 
     def copy(self) -> FreeResources:
         cached = {size: workers_N.copy() for size, workers_N in self._workers_N.items()}
@@ -120,6 +124,11 @@ class FreeResources:
         fitting_N = self._fitting(shape)
         wanted = [(self._rows.get(node), workers) for node, workers in _per_node(placement)]
         return all(row is not None and fitting_N[row] >= workers for row, workers in wanted)
+
+    def by_node(self) -> dict[str, tuple[float, float]]:
+        """Node id -> (CPUs, GPUs)."""
+        free_NR = np.where(self._free_NR > EPSILON, self._free_NR, 0.0).tolist()
+        return {node: (free_NR[row][0], free_NR[row][1]) for node, row in self._rows.items()}
 
     def take(self, shape: Shape, placement: Placement) -> None:
         self._add(shape, placement, -1)
@@ -193,23 +202,13 @@ class OtherUsage:
         All of a node counts as used while it is blocked, or missing in `unused`.
         """
         self._blocked = {node: until for node, until in self._blocked.items() if until > now}
-        cpus: dict[str, float] = defaultdict(float)
-        gpus: dict[str, float] = defaultdict(float)
-        for gang in ours:
-            for node_id in gang.placement:
-                cpus[node_id] += gang.shape.cpus
-                gpus[node_id] += gang.shape.gpus
-        for node in unused.values():
-            if node.id not in self._blocked:
-                cpus[node.id] += node.cpus
-                gpus[node.id] += node.gpus
-        self._before, self._now = self._now, {}
-        for node in total:
-            more_cpus, more_gpus = node.cpus - cpus[node.id], node.gpus - gpus[node.id]
-            self._now[node.id] = (
-                more_cpus if more_cpus > EPSILON else 0.0,
-                more_gpus if more_gpus > EPSILON else 0.0,
-            )
+        # What nothing uses of a node is a gang of one worker there.
+        idle = [
+            PlacedGang("", Shape(1, node.cpus, node.gpus), (node.id,), idle=True)
+            for node in unused.values()
+            if node.id not in self._blocked
+        ]
+        self._before, self._now = self._now, FreeResources.of(total, [*ours, *idle]).by_node()
 
     def block(self, nodes: Collection[str], now: float) -> None:
         """Plan no gang on these nodes for a while, from the next update on."""

@@ -103,7 +103,7 @@ class GangPool:
         """What neither gangs nor others use."""
         nodes = self.nodes()
         gangs = [gang.held() for gang in self.gangs.values()]
-        return admission.unused(nodes, [*gangs, *self.others.held()])
+        return FreeResources.of(nodes, [*gangs, *self.others.held()])
 
     def of(self, trial: DispatchedTrial) -> Gang:
         """The gang of a trial that has one."""

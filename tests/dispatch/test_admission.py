@@ -20,7 +20,6 @@ from mptune.dispatch.admission import (
     expected_starts,
     in_turn,
     trial_capacity,
-    unused,
     waits,
 )
 from mptune.dispatch.placement import ClusterNode, FreeResources, PlacedGang, Shape
@@ -371,7 +370,9 @@ class Promised(Simulation):
         return next(
             end
             for end in ends
-            if unused(self.total, [h for h in running if self.ends[h.gang] > end]).fits(shape)
+            if FreeResources.of(self.total, [h for h in running if self.ends[h.gang] > end]).fits(
+                shape
+            )
         )
 
 
@@ -388,4 +389,4 @@ def test_capacity_is_what_admission_would_start(total, shape):
     held = [
         PlacedGang(str(d.number), shape, d.placement, False) for d in started if type(d) is Start
     ]
-    assert not unused(total, held).fits(shape)
+    assert not FreeResources.of(total, held).fits(shape)
