@@ -125,10 +125,9 @@ class Remote:
             OSError: a file in the store has another size afterwards.
         """
         for name in names:
-            target = self._at(name)
-            self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
-            self._files.put_file(str(folder / name), target)
-            written, size = self._files.size(target), (folder / name).stat().st_size
+            self._files.makedirs(name.rpartition("/")[0], exist_ok=True)
+            self._files.put_file(str(folder / name), name)
+            written, size = self._files.size(name), (folder / name).stat().st_size
             if written != size:
                 raise OSError(f"{self.url}/{name} has {written} of {size} bytes")
 
@@ -137,8 +136,8 @@ class Remote:
         with self.staged() as folder:
             for name in names:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                if self._files.exists(self._at(name)):
-                    self._files.get_file(self._at(name), str(folder / name))
+                if self._files.exists(name):
+                    self._files.get_file(name, str(folder / name))
             yield folder
 
     def take(self, folder: Path, name: str, last: str) -> None:
@@ -153,19 +152,18 @@ class Remote:
     def read(self, name: str) -> str | None:
         self._files.invalidate_cache()
         try:
-            return str(self._files.cat_file(self._at(name)).decode())
+            return str(self._files.cat_file(name).decode())
         except (FileNotFoundError, ValueError):
             return None
 
     def write(self, name: str, text: str) -> None:
-        target = self._at(name)
-        self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
-        self._files.pipe_file(target, text.encode())
+        self._files.makedirs(name.rpartition("/")[0], exist_ok=True)
+        self._files.pipe_file(name, text.encode())
 
     def children(self) -> list[str]:
         self._files.invalidate_cache()
         try:
-            found = self._files.ls(self._root, detail=False)
+            found = self._files.ls("", detail=False)
         except FileNotFoundError:
             return []
         return sorted(str(path).rstrip("/").rpartition("/")[2] for path in found)
@@ -173,27 +171,18 @@ class Remote:
     def remove(self, name: str = "") -> None:
         self._files.invalidate_cache()
         try:
-            self._files.rm(self._at(name), recursive=True)
+            self._files.rm(name, recursive=True)
         except FileNotFoundError:
             return
 
-    def _at(self, name: str) -> str:
-        return f"{self._root}/{name}" if name else self._root
-
     @cached_property
-    def _opened(self) -> tuple[Any, str]:
+    def _files(self) -> Any:
+        """The file system below the URL."""
         import fsspec
+        from fsspec.implementations.dirfs import DirFileSystem
 
         files, root = fsspec.core.url_to_fs(self.url)
-        return files, str(root).rstrip("/")
-
-    @property
-    def _files(self) -> Any:
-        return self._opened[0]
-
-    @property
-    def _root(self) -> str:
-        return self._opened[1]
+        return DirFileSystem(str(root).rstrip("/"), files)
 
     def __str__(self) -> str:
         return self.url

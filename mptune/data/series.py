@@ -140,8 +140,6 @@ def _runs(series_T: IntArray, split_N: IntArray) -> Iterator[tuple[IntArray, int
 
 def _windows(run_T: IntArray, window: int, stride: int) -> IntArray:
     """Windows [W, T] of a run; the end that is shorter than a window is left out."""
-    count = (len(run_T) - window) // stride + 1
-    if count < 1:
+    if len(run_T) < window:
         return np.zeros((0, window), np.int64)
-    found: IntArray = run_T[np.arange(count)[:, None] * stride + np.arange(window)]
-    return found
+    return np.lib.stride_tricks.sliding_window_view(run_T, window)[::stride]
