@@ -3,17 +3,18 @@
 `mptune.search.kpi_function` runs the user's function that gives the KPI of a trained model.
 
 Notation: n trials, r Spearman's or Kendall's rank correlation of a score with the KPI. Intervals of
-one correlation are Fisher's, tanh(atanh(r) +- z s), with s^2 = (1 + r^2 / 2) / (n - 3) for
-Spearman's (Bonett and Wright 2000, doi:10.1007/BF02294183) and 0.437 / (n - 4) for Kendall's
-(Fieller et al. 1957, doi:10.1093/biomet/44.3-4.470). Two correlations with one KPI depend on
-each other; their difference has the jackknife's standard error over trials and n - 1 degrees of
-freedom.
+one correlation are on Fisher's scale, tanh(atanh(r) +- z s). s^2 is the larger one of the variance
+for a normal distribution, (1 + r^2 / 2) / (n - 3) for Spearman's (Bonett and Wright 2000,
+doi:10.1007/BF02294183) and 0.437 / (n - 4) for Kendall's (Fieller et al. 1957,
+doi:10.1093/biomet/44.3-4.470), and the jackknife's over trials, which holds for others and for
+strong correlations, too. Two correlations with one KPI depend on each other; their difference has
+the jackknife's standard error and n - 1 degrees of freedom (coverage: benchmarks/kpi.py).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -25,6 +26,7 @@ from mptune.analysis.ranking import loss_at
 from mptune.trial import Message, Trial
 
 FloatArray: TypeAlias = NDArray[np.float64]
+IndexArray: TypeAlias = NDArray[np.intp]
 Predictor: TypeAlias = Literal["lml", "loss"]
 Statistic: TypeAlias = Literal["spearman", "kendall"]
 
@@ -105,7 +107,7 @@ def _correlations(scores: dict[Predictor, FloatArray], kpi_n: FloatArray) -> Ite
     for predictor, score_n in scores.items():
         for statistic in STATISTICS:
             value = _rank_correlation(statistic, score_n, kpi_n)
-            low, high = _interval(statistic, value, len(kpi_n))
+            low, high = _interval(statistic, value, score_n, kpi_n)
             yield Correlation(
                 predictor=predictor, statistic=statistic, value=value, low=low, high=high
             )
@@ -127,18 +129,32 @@ def _rank_correlation(statistic: Statistic, score_n: FloatArray, kpi_n: FloatArr
 
 
 def _interval(
-    statistic: Statistic, value: float | None, n: int
+    statistic: Statistic, value: float | None, score_n: FloatArray, kpi_n: FloatArray
 ) -> tuple[float | None, float | None]:
     """Ends of the interval of one correlation; None with too few trials."""
+    n = len(kpi_n)
     if value is None or n < LEAST_TRIALS:
         return None, None
-    variance = (1 + value**2 / 2) / (n - 3) if statistic == "spearman" else 0.437 / (n - 4)
-    half = float(ndtri(0.5 + LEVEL / 2)) * math.sqrt(variance)
     # atanh of a perfect order is infinite, so that is taken as almost perfect.
-    most = 1 - 1 / n**2
-    middle = math.atanh(min(max(value, -most), most))
-    low = -1.0 if value == -1 else math.tanh(middle - half)
-    return low, 1.0 if value == 1 else math.tanh(middle + half)
+    inside = min(max(value, 1 / n**2 - 1), 1 - 1 / n**2)
+    variance = (1 + value**2 / 2) / (n - 3) if statistic == "spearman" else 0.437 / (n - 4)
+    spread = _jackknife(lambda i: _rank_correlation(statistic, score_n[i], kpi_n[i]), n)
+    variance = max(variance, (spread or 0.0) / (1 - inside**2) ** 2)
+    half = float(ndtri(0.5 + LEVEL / 2)) * math.sqrt(variance)
+    low = -1.0 if value == -1 else math.tanh(math.atanh(inside) - half)
+    return low, 1.0 if value == 1 else math.tanh(math.atanh(inside) + half)
+
+
+def _jackknife(statistic: Callable[[IndexArray], float | None], n: int) -> float | None:
+    """Variance of a statistic of the trials with the given indices; None if one has no value.
+
+    It leaves out one trial at a time, or one of 50 groups of trials.
+    """
+    parts = np.array_split(np.arange(n), min(n, 50))
+    values = [statistic(np.setdiff1d(np.arange(n), part)) for part in parts]
+    if None in values:
+        return None
+    return (len(parts) - 1) * float(np.var(np.array(values, np.float64)))
 
 
 def _better(scores: dict[Predictor, FloatArray], kpi_n: FloatArray) -> dict[str, Any]:
@@ -148,26 +164,17 @@ def _better(scores: dict[Predictor, FloatArray], kpi_n: FloatArray) -> dict[str,
     difference = _difference(scores, kpi_n)
     if difference is None:
         return {}
-    n = len(kpi_n)
-    without = [
-        _difference({k: np.delete(v, i) for k, v in scores.items()}, np.delete(kpi_n, i))
-        for i in range(n)
-    ]
-    left_n = np.array([d for d in without if d is not None])
     fields: dict[str, Any] = {"difference": difference}
     if difference:
         fields["better"] = "lml" if difference > 0 else "loss"
-    if len(left_n) < n:
+    n = len(kpi_n)
+    variance = _jackknife(lambda i: _difference({k: v[i] for k, v in scores.items()}, kpi_n[i]), n)
+    if variance is None:
         return fields
-    se = math.sqrt((n - 1) / n * float(((left_n - left_n.mean()) ** 2).sum()))
-    half = float(stdtrit(n - 1, 0.5 + LEVEL / 2)) * se
+    half = float(stdtrit(n - 1, 0.5 + LEVEL / 2)) * math.sqrt(variance)
     low, high = difference - half, difference + half
-    return {
-        **fields,
-        "difference_low": low,
-        "difference_high": high,
-        "certain": low > 0 or high < 0,
-    }
+    ends = {"difference_low": low, "difference_high": high}
+    return {**fields, **ends, "certain": low > 0 or high < 0}
 
 
 def _difference(scores: dict[Predictor, FloatArray], kpi_n: FloatArray) -> float | None:

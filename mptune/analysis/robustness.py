@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
+import numpy as np
 from pydantic import Field
 
-from mptune.analysis.intervals import half_width
+from mptune.analysis.intervals import half_width, lml_half_width
 from mptune.trial import LMLScore, Message, Trial, TrialResult
 
 
@@ -26,8 +27,9 @@ class ConditionScore(Message):
 
     name: str = Field(description="of the condition")
     nats_per_token: float
-    half_width: float = Field(description="of its 95 % interval")
-    se: float = Field(description="standard error, nats per token")
+    half_width: float = Field(
+        description="of its 95 % interval: over held-out data, and training seeds if it has several"
+    )
 
 
 class RobustnessRow(Message):
@@ -37,7 +39,6 @@ class RobustnessRow(Message):
     arm: str | None = Field(None, description="name of the arm; None for a trial")
     scores: tuple[ConditionScore, ...]
     worst_domain: str | None = Field(None, description="where it scores lowest of all domains")
-    worst_nats_per_token: float | None = Field(None, description="its score there")
 
 
 class Robustness(Message):
@@ -89,13 +90,12 @@ def robustness(
     if len(conditions) < 2:
         return None
     rows = tuple(_row(number, name, results, conditions) for number, name, results in by_name)
-    known = [r for r in rows if r.trial is not None and r.worst_nats_per_token is not None]
-    best = max(known, key=lambda r: r.worst_nats_per_token or -math.inf, default=None)
+    scored = [(w[1], t.number) for t in ranked if t.result and (w := worst_domain([t.result]))]
     return Robustness(
         conditions=conditions,
         rows=rows,
         chosen_by_worst=by_worst,
-        best_at_worst=best.trial if best else None,
+        best_at_worst=max(scored, key=lambda pair: pair[0])[1] if scored else None,
     )
 
 
@@ -126,21 +126,18 @@ def _row(
         # Empty where no run was scored under every condition.
         scores=tuple(_mean(c.name, s) for c, s in zip(conditions, by_condition, strict=False)),
         worst_domain=worst[0] if worst else None,
-        worst_nats_per_token=worst[1] if worst else None,
     )
 
 
 def _mean(name: str, runs: Sequence[LMLScore]) -> ConditionScore:
-    """The mean over seeds; they share their sequences, so seeds add to the noise of those."""
+    """The mean over seeds, which share their sequences: their spread adds to the noise of those.
+
+    The root of the sum of the two squared half-widths covers 95 to 99 % (docs/method.md).
+    """
     values = [run.nats_per_token for run in runs]
+    half = math.fsum(lml_half_width(run) for run in runs) / len(runs)
+    if len(runs) > 1:
+        seeds = half_width(float(np.std(values, ddof=1)), len(runs) - 1) / math.sqrt(len(runs))
+        half = math.hypot(half, seeds)
     mean = math.fsum(values) / len(values)
-    per_token = runs[0].nats_per_token / runs[0].nats_per_sequence
-    evaluation = math.fsum(run.se_population for run in runs) / len(runs) * abs(per_token)
-    half, seeds = half_width(evaluation, runs[0].sequences - 1), 0.0
-    if len(values) > 1:
-        spread = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
-        seeds = spread / len(values)
-        half = math.hypot(half, half_width(math.sqrt(seeds), len(values) - 1))
-    return ConditionScore(
-        name=name, nats_per_token=mean, half_width=half, se=math.hypot(evaluation, seeds**0.5)
-    )
+    return ConditionScore(name=name, nats_per_token=mean, half_width=half)

@@ -1,26 +1,39 @@
-"""Laws over model size and budget: the best mask rate, and the gap in LML, with intervals.
+"""The best mask rate and the gap in LML over model size: laws averaged over forms.
 
-Notation: N parameters of the model, B positions trained on, r mask rate, x = logit r, n = ln(N/N0)
-and b = ln(B/B0) about the geometric means of what was run.
+Notation: y what was measured at S sizes of N parameters, with covariance sigma² V, where sigma² is
+the noise variance of one run, known by its residual squares and their degrees of freedom;
+u = ln(N / largest N), between -R and 0 for the sizes that were run.
 
-    best rate   y = level of (N, B) + d x + e x² + f x n + g x b,   e < 0
-                the top of it:  logit r* = -(d + f n + g b) / 2 e  =  a + s n + t b
-    gap         y(challenger) - y(fixed 15 %) = a + s n + t b,   of runs with the same seed
+    y = a + s phi(u) + d + noise,    s ~ N(0, rho² sigma²),    d ~ N(0, kappa² rho² sigma²)
 
-t is fitted where every run was scored at several rungs. Both are linear in their coefficients, so
-that the bootstrap is drawn directly: from the multivariate t around the least-squares fit, with the
-residual degrees of freedom, which at a handful of runs resampling would overstate. Scores of one
-run at several budgets share its noise, so each run is two numbers: its mean over the budgets, which
-gives everything but t and g, and its slope over them, which gives those.
+    constant      phi = 0
+    linear        phi = u
+    power         phi = exp(g u), i.e. y = a + s N^g
+    saturating    phi = tanh((u - m R) / w)
+    turning       phi = (u - m R)²
 
-Shape suffixes: R rows, P coefficients, Z draws.
+with each phi scaled to a range of 1 between the smallest and the largest size. d is a deviation
+that all points of a size share. Given a form, rho and kappa, the marginal likelihood is closed, and
+y at another size is Student's t with S - 1 more degrees of freedom (Bayesian linear regression with
+a and ln sigma flat, Gelman et al., Bayesian Data Analysis, ch. 14). The law is the mixture of these
+over a grid, weighted by prior and marginal likelihood (Hoeting et al. 1999,
+doi:10.1214/ss/1009212519). Grid and prior were chosen by simulation (benchmarks/sizes.py).
+
+    gap         y = nats per token of one policy minus those of fixed 15 %, means over seeds
+    best rate   y = -d / 2 e of score = level of N + d(N) x + e x², x = logit of the rate, e < 0
+
+All are scores at the end of training, on one plan: a rung has another plan, and a learning rate
+that has not come down, so it is no run of a smaller budget.
+
+Shape suffixes: S sizes, R runs, P coefficients, F shapes or forms, K components, T sizes to
+predict, Z draws.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -32,28 +45,35 @@ from mptune.analysis.ranking import ACCUMULATED, FIXED_15, is_accumulated, is_fi
 from mptune.trial import Message, Trial
 
 Array = NDArray[np.float64]
+Form = Literal["constant", "linear", "power", "saturating", "turning"]
 
-GRID = 25
-"""Sizes of a drawn curve."""
+PRIOR: Mapping[Form, float] = {
+    "constant": 0.2, "linear": 0.35, "power": 0.25, "saturating": 0.1, "turning": 0.1,
+}  # fmt: skip
+"""Prior probability of each form, shared equally by its shapes."""
 
-MOST_UPWARD = 0.25
-"""With more of the draws curved upwards, there is no top to speak of."""
+POWERS, TURNS = (-0.4, 0.25, 0.5), (-0.67, -0.5, -0.25)
+MIDDLES, WIDTHS = (-1.0, -0.75, -0.5, -0.25), (0.5, 1.5)
+"""g of power laws, m of turning ones; m and w of saturating ones."""
 
+RHO, RHO_PRIOR = 2 * 4.0 ** np.arange(6), np.array([0.4, 0.35, 0.15, 0.06, 0.03, 0.01])
+KAPPA, KAPPA_PRIOR = np.array([0.005, 0.05]), np.array([0.8, 0.2])
 
-class LawParameter(Message):
-    """One parameter of a law."""
+DRAWS, GRID = 4000, 25
+"""Draws of the mixture, and sizes of a drawn curve."""
 
-    name: str
-    value: float
-    low: float = Field(description="ends of its 95 % bootstrap interval")
-    high: float
+LEAST_SIZES, FAR, TOO_FAR = 3, 3.0, 10.0
+"""An extrapolation takes that many sizes. It is marked above the first multiple of the largest
+size, and refused above the second, where its intervals were never calibrated."""
+
+Verdict = Literal["inside", "agreed", "forms differ", "far", "few sizes", "left out", "too far"]
+REFUSED: frozenset[Verdict] = frozenset({"few sizes", "left out", "too far"})
 
 
 class SizePoint(Message):
-    """What the law is fitted to, at one size."""
+    """What was measured at one size."""
 
     parameters: int = Field(description="of the model")
-    tokens: float = Field(description="budget behind it, positions")
     value: float = Field(description="best rate as a fraction, or gap in nats per token")
     low: float | None = Field(None, description="ends of its 95 % interval, where there is one")
     high: float | None = None
@@ -61,10 +81,9 @@ class SizePoint(Message):
 
 
 class LawValue(Message):
-    """The law at one size and budget, with its 95 % bootstrap interval."""
+    """The law at one size: its median, and its 95 % interval over forms and noise."""
 
     parameters: float
-    tokens: float
     value: float
     low: float
     high: float
@@ -73,27 +92,44 @@ class LawValue(Message):
 class Extrapolation(Message):
     """The law at a size that the user names."""
 
-    at: LawValue
+    parameters: float
+    at: LawValue | None = Field(description="None: refused")
     beyond: float = Field(
         description="how far outside the sizes that were run, as a factor; 1 is inside"
     )
+    verdict: Verdict = Field(
+        description="inside the sizes that were run; agreed; `forms differ`: those with a weight "
+        "of 10 % or more lie further apart than a third of the interval; `far`: a factor above 3. "
+        "Refused: `few sizes` (fewer than 3); `left out`: the other sizes do not predict the "
+        "largest one; `too far`: a factor above 10"
+    )
+
+
+class FormShare(Message):
+    """One form of the law."""
+
+    form: Form
+    weight: float = Field(description="its share of the averaged law")
+    values: tuple[float, ...] = Field(description="its mean at each size to extrapolate to")
 
 
 class SizeLaw(Message):
-    """A law with few parameters, and what it was fitted to."""
+    """A law averaged over forms, and what it was fitted to."""
 
     what: Literal["best rate", "gap"]
     of: str = Field(description="what it is about, e.g. `fixed` or `accumulated - fixed 15 %`")
-    form: str = Field(description="the law as a formula")
-    parameters: tuple[LawParameter, ...]
+    forms: tuple[FormShare, ...]
     points: tuple[SizePoint, ...]
-    curves: tuple[tuple[LawValue, ...], ...] = Field(
-        description="over a grid of sizes, one curve for each budget, the largest budget last"
+    curve: tuple[LawValue, ...] = Field(description="over a grid of sizes")
+    left_out: LawValue | None = Field(
+        None,
+        description="what the other sizes predict to be measured at the largest one; None with "
+        "fewer than 3 sizes",
     )
+    covered: bool = Field(description="the value at the largest size lies in that interval")
     extrapolation: tuple[Extrapolation, ...] = ()
-    runs: int = Field(description="training runs that it rests on")
     size_matters: bool = Field(
-        description="the interval of the slope over size leaves out zero: more than a constant"
+        description="the data are 20 times as probable under the other forms as under a constant"
     )
 
 
@@ -106,216 +142,273 @@ class BySize(Message):
     gap_missing: str = Field("", description="why there is no law of the gap")
 
 
-@dataclass(frozen=True)
-class _LawRow:
-    """What one training run, or one difference of two runs, adds to a law.
-
-    Attributes:
-        parameters: of the model.
-        scores: level (training progress, 1 at the end) -> (positions trained on, nats per token).
-            They share the noise of the run.
-        rate: mean mask rate.
-    """
-
-    parameters: int
-    scores: Mapping[float, tuple[float, float]]
-    rate: float = math.nan
-
-
-def _row(trial: Trial) -> _LawRow:
-    """A finished trial with its score at the end, and at the rungs before."""
-    result = trial.require_result()
-    scores = {
-        round(point.progress, 2): (float(point.tokens), point.nats_per_token)
-        for point in result.learning
-        if point.progress < 1
-    }
-    scores[1.0] = float(result.cost.tokens), result.lml.nats_per_token
-    fixed = trial.policy["kind"] == "fixed"
-    rate = float(trial.policy["rate"]) if fixed else result.mean_mask_rate
-    return _LawRow(result.cost.parameters, scores, rate)
-
-
 class NoLaw(Exception):
     """A law cannot be fitted; the message says why."""
 
 
-def by_size(
-    trials: Sequence[Trial],
-    extrapolate_to: Sequence[float] = (),
-    draws: int = 4000,
-    seed: int = 0,
-) -> BySize | None:
+def by_size(trials: Sequence[Trial], extrapolate_to: Sequence[float] = ()) -> BySize | None:
     """Both laws, as far as they can be fitted; None with fewer than two sizes.
 
     Trials that did not finish, and those that took over another's result, are left out.
     """
     used = [t for t in trials if t.result and t.state == "COMPLETE" and t.same_as is None]
-    if len({_row(trial).parameters for trial in used}) < 2:
+    if len({_size(trial) for trial in used}) < 2:
         return None
     fields: dict[str, Any] = {}
     for name, fit in (("best_rate", _best_rate), ("gap", _gap)):
         try:
-            fields[name] = fit(used, extrapolate_to, draws, seed)
+            fields[name] = fit(used, extrapolate_to)
         except NoLaw as error:
             fields[f"{name}_missing"] = str(error)
     return BySize(**fields)
 
 
-# --- least squares -----------------------------------------------------------------------------
+def _size(trial: Trial) -> int:
+    """Parameters of its model."""
+    return trial.require_result().cost.parameters
 
 
-def _fit(x_RP: Array, y_R: Array, draws: int, rng: np.random.Generator) -> Array:
-    """Least squares, one row for each run.
-
-    Returns:
-        The estimate of the coefficients, and then the draws around it, [1 + Z, P].
-
-    Raises:
-        NoLaw: there are no more runs than coefficients.
-    """
-    R, P = x_RP.shape
-    if R <= P or np.linalg.matrix_rank(x_RP) < P:
-        raise NoLaw(f"needs more than {P} runs of different sizes and policies")
-    inverse_PP = np.linalg.inv(x_RP.T @ x_RP)
-    mean_P = inverse_PP @ x_RP.T @ y_R
-    residual_R = y_R - x_RP @ mean_P
-    root_PP = np.linalg.cholesky(inverse_PP) * math.sqrt(residual_R @ residual_R / (R - P))
-    scale_Z1 = np.sqrt((R - P) / rng.chisquare(R - P, (draws, 1)))
-    return np.vstack([mean_P, mean_P + rng.standard_normal((draws, P)) @ root_PP.T * scale_Z1])
-
-
-def _interval(value_Z: Array) -> dict[str, float]:
-    """The estimate, which comes first, and the 95 % interval of the draws, as fields."""
-    low, high = np.quantile(value_Z[1:], (0.025, 0.975), method="nearest")
-    return {"value": float(value_Z[0]), "low": float(low), "high": float(high)}
+# --- the law -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class _Scale:
-    """n and b of sizes and budgets.
+class Measured:
+    """What was measured at each size, and its noise.
 
     Attributes:
-        levels: (training progress, positions) of the budgets that every row has.
+        parameters_S: of the models, increasing.
+        y_S: gaps in nats per token, or logits of best rates.
+        covariance_SS: of `y_S`, divided by the noise variance of one run.
+        squares: sum of squares of residuals, which estimates that variance.
+        degrees: of freedom behind `squares`; may be 0.
+        runs_S: training runs behind each value.
     """
 
-    N0: float
-    B0: float
-    levels: tuple[tuple[float, float], ...]
-
-    @classmethod
-    def of(cls, rows: Sequence[_LawRow]) -> _Scale:
-        levels = sorted(set.intersection(*(set(row.scores) for row in rows)))
-        tokens = {v: float(np.mean([row.scores[v][0] for row in rows])) for v in levels}
-        sizes = [math.log(row.parameters) for row in rows for _ in row.scores]
-        budgets = [math.log(tokens[v]) for v in levels]
-        n0, b0 = math.exp(np.mean(sizes)), math.exp(np.mean(budgets))
-        return cls(n0, b0, tuple(tokens.items()))
-
-    def mean_and_slope(self, rows: Sequence[_LawRow]) -> tuple[Array, Array | None]:
-        """Each row's mean over the budgets, and its change with b; None with one budget."""
-        y_RL = np.array([[row.scores[level][1] for level, _ in self.levels] for row in rows])
-        b_L = np.array([self.b(tokens) for _, tokens in self.levels])
-        return y_RL.mean(1), y_RL @ b_L / (b_L @ b_L) if self.several else None
-
-    @property
-    def several(self) -> bool:
-        return len(self.levels) > 1
-
-    def n(self, parameters: float) -> float:
-        return math.log(parameters / self.N0)
-
-    def b(self, tokens: float) -> float:
-        return math.log(tokens / self.B0)
-
-    def words(self, left: str) -> str:
-        budget = f" + t ln(B / {self.B0:.3g})" if self.several else ""
-        return f"{left} = a + s ln(N / {self.N0:.3g}){budget}"
+    parameters_S: Array
+    y_S: Array
+    covariance_SS: Array
+    squares: float
+    degrees: int
+    runs_S: Sequence[int] = ()
 
 
-def _law(
+@dataclass(frozen=True, eq=False)
+class AveragedLaw:
+    """A law at T sizes.
+
+    Attributes:
+        quantiles_T3: 0.025, 0.5 and 0.975.
+        weights: of each form.
+        values_FT: mean of each form.
+    """
+
+    quantiles_T3: Array
+    weights: Mapping[Form, float]
+    values_FT: Array
+
+
+def averaged_law(
+    measured: Measured, at: Sequence[float] | Array, noise: float | None = None
+) -> AveragedLaw:
+    """The law at sizes of `at` parameters.
+
+    With `noise`, a variance as in `covariance_SS`, a new measurement there: the law, the deviation
+    of its size, and its noise.
+    """
+    n_S, S = np.log(measured.parameters_S), len(measured.y_S)
+    u_S, u_T = n_S - n_S[-1], np.log(at) - n_S[-1]
+    shapes = _shapes(-u_S[0])
+    forms = list(PRIOR)
+    form_F = np.array([forms.index(form) for form, _ in shapes])
+    prior_F = np.array(list(PRIOR.values()))[form_F] / np.bincount(form_F)[form_F]
+    within = np.linspace(u_S[0], 0, 9)
+    phi_FS, phi_FT, range_F = (np.stack([phi(u) for _, phi in shapes]) for u in (u_S, u_T, within))
+    range_F1 = np.where(form_F, np.ptp(range_F, 1), 1)[:, None]
+
+    f_K, r_K, k_K = (index.ravel() for index in np.indices((len(shapes), len(RHO), len(KAPPA))))
+    phi_KS, phi_KT = (RHO[r_K][:, None] * (phi / range_F1)[f_K] for phi in (phi_FS, phi_FT))
+    deviation_K = (KAPPA[k_K] * RHO[r_K]) ** 2
+    covariance_KSS = measured.covariance_SS + deviation_K[:, None, None] * np.eye(S)
+    covariance_KSS += phi_KS[:, :, None] * phi_KS[:, None, :]
+    inverse_KSS = np.linalg.inv(covariance_KSS)
+    one_KS = inverse_KSS.sum(1)
+    total_K = one_KS.sum(1)
+    level_K = one_KS @ measured.y_S / total_K
+    residual_KS = measured.y_S - level_K[:, None]
+    explained_KS = np.einsum("kij,kj->ki", inverse_KSS, residual_KS)
+    squares_K = measured.squares + (residual_KS * explained_KS).sum(1) + 1e-300
+    degrees = measured.degrees + S - 1
+    log_K = np.log(prior_F[f_K] * RHO_PRIOR[r_K] * KAPPA_PRIOR[k_K])
+    log_K -= (np.linalg.slogdet(covariance_KSS)[1] + np.log(total_K)) / 2
+    log_K -= degrees / 2 * np.log(squares_K)
+    weight_K = np.exp(log_K - log_K.max())
+    weight_K /= weight_K.sum()
+
+    # The best linear predictor with a flat level, and its variance in units of sigma².
+    cross_KST = phi_KS[:, :, None] * phi_KT[:, None, :]
+    mean_KT = level_K[:, None] + np.einsum("kst,ks->kt", cross_KST, explained_KS)
+    variance_KT = phi_KT**2 - (cross_KST * (inverse_KSS @ cross_KST)).sum(1)
+    variance_KT += (1 - np.einsum("ks,kst->kt", one_KS, cross_KST)) ** 2 / total_K[:, None]
+    if noise is not None:
+        variance_KT += noise + deviation_K[:, None]
+    sd_KT = np.sqrt(np.maximum(variance_KT, 0) * (squares_K / degrees)[:, None])
+
+    # Components by systematic sampling; the same t at all sizes makes smooth curves.
+    k_Z = np.searchsorted(weight_K.cumsum() / weight_K.sum(), (np.arange(DRAWS) + 0.5) / DRAWS)
+    t_Z1 = np.random.default_rng(0).standard_t(degrees, (DRAWS, 1))
+    share_FK = weight_K * (form_F[f_K] == np.arange(len(forms))[:, None])
+    weight_F1 = share_FK.sum(1, keepdims=True)
+    return AveragedLaw(
+        np.quantile(mean_KT[k_Z] + sd_KT[k_Z] * t_Z1, (0.025, 0.5, 0.975), axis=0).T,
+        dict(zip(forms, weight_F1[:, 0].tolist(), strict=True)),
+        share_FK @ mean_KT / np.maximum(weight_F1, 1e-300),
+    )
+
+
+def left_out(measured: Measured) -> AveragedLaw:
+    """What the other sizes predict to be measured at the largest one."""
+    others = replace(
+        measured,
+        parameters_S=measured.parameters_S[:-1],
+        y_S=measured.y_S[:-1],
+        covariance_SS=measured.covariance_SS[:-1, :-1],
+    )
+    noise = float(measured.covariance_SS[-1, -1])
+    return averaged_law(others, measured.parameters_S[-1:], noise)
+
+
+def _shapes(span: float) -> list[tuple[Form, Callable[[Array], Array]]]:
+    """Every shape phi(u) of each form, for sizes whose logarithms span `span`."""
+    steps = [(m * span, w) for m in MIDDLES for w in WIDTHS]
+    return [
+        ("constant", np.zeros_like),
+        ("linear", np.positive),
+        *(("power", lambda u, g=g: np.exp(g * u)) for g in POWERS),
+        *(("saturating", lambda u, m=m, w=w: np.tanh((u - m) / w)) for m, w in steps),
+        *(("turning", lambda u, m=m: (u - m * span) ** 2) for m in TURNS),
+    ]
+
+
+def size_law(
     what: Literal["best rate", "gap"],
     of: str,
-    form: str,
-    rows: Sequence[_LawRow],
-    scale: _Scale,
-    named: Sequence[tuple[str, Array]],
-    points: Sequence[SizePoint],
-    value: Callable[[float, float], Array],
+    measured: Measured,
     extrapolate_to: Sequence[float],
+    unit: Callable[[Array], Array] = np.positive,
 ) -> SizeLaw:
-    """A law from its coefficients and from its values at (N, B), estimate first, then draws."""
-    sizes = [row.parameters for row in rows]
-    ends = [*sizes, *extrapolate_to]
+    """The law of `measured`; `unit` turns y into a value."""
+    smallest, largest = measured.parameters_S[[0, -1]].tolist()
+    known = measured.degrees > 0  # of the noise, from more than one seed or rate
+    variance_S = np.diag(measured.covariance_SS) * measured.squares / max(measured.degrees, 1)
+    half_S = half_width(1.0, max(measured.degrees, 1)) * np.sqrt(variance_S)
+    points = tuple(
+        SizePoint(
+            parameters=int(N),
+            value=float(unit(y)),
+            low=float(unit(y - half)) if known else None,
+            high=float(unit(y + half)) if known else None,
+            runs=runs,
+        )
+        for N, y, half, runs in zip(
+            measured.parameters_S, measured.y_S, half_S, measured.runs_S, strict=True
+        )
+    )
 
-    def at(parameters: float, tokens: float) -> LawValue:
-        interval = _interval(value(parameters, tokens))
-        return LawValue(parameters=parameters, tokens=tokens, **interval)
+    def values(law: AveragedLaw, at: Sequence[float] | Array) -> list[LawValue]:
+        rows = zip(at, unit(law.quantiles_T3).tolist(), strict=True)
+        return [LawValue(parameters=N, low=lo, value=y, high=hi) for N, (lo, y, hi) in rows]
 
+    named = averaged_law(measured, [*extrapolate_to, largest])
+    weights, means_FT = named.weights, unit(named.values_FT)
+    enough = len(points) >= LEAST_SIZES
+    left = values(left_out(measured), [largest])[0] if enough else None
+    covered = left is not None and left.low <= points[-1].value <= left.high
+
+    def extrapolation(place: int, at: LawValue) -> Extrapolation:
+        beyond = round(max(1.0, at.parameters / largest, smallest / at.parameters), 6)
+        likely = means_FT[np.array(list(weights.values())) >= 0.1, place]
+        verdict: Verdict = "agreed"
+        if beyond == 1:
+            verdict = "inside"
+        elif not enough:
+            verdict = "few sizes"
+        elif not covered:
+            verdict = "left out"
+        elif beyond > TOO_FAR:
+            verdict = "too far"
+        elif np.ptp(likely) > (at.high - at.low) / 3:
+            verdict = "forms differ"
+        elif beyond > FAR:
+            verdict = "far"
+        return Extrapolation(
+            parameters=at.parameters,
+            at=None if verdict in REFUSED else at,
+            beyond=beyond,
+            verdict=verdict,
+        )
+
+    stated = values(named, [*extrapolate_to, largest])[:-1]
+    found = tuple(extrapolation(place, at) for place, at in enumerate(stated))
+    ends = [smallest, largest, *(e.parameters for e in found if e.at)]
     grid = np.geomspace(min(ends), max(ends), GRID)
-    last = scale.levels[-1][1]
-    parameters = [LawParameter(name=name, **_interval(value_Z)) for name, value_Z in named]
-    slope = parameters[1]
+    constant, prior = weights["constant"], PRIOR["constant"]
     return SizeLaw(
         what=what,
         of=of,
-        form=form,
-        parameters=tuple(parameters),
-        points=tuple(points),
-        curves=tuple(tuple(at(float(N), B) for N in grid) for _, B in scale.levels),
-        extrapolation=tuple(
-            Extrapolation(at=at(N, last), beyond=max(1.0, N / max(sizes), min(sizes) / N))
-            for N in extrapolate_to
+        forms=tuple(
+            FormShare(form=form, weight=weight, values=tuple(means_T.tolist()[:-1]))
+            for (form, weight), means_T in zip(weights.items(), means_FT, strict=True)
         ),
-        runs=len(rows),
-        size_matters=slope.low > 0 or slope.high < 0,
+        points=points,
+        curve=tuple(values(averaged_law(measured, grid), grid)),
+        left_out=left,
+        covered=covered,
+        extrapolation=found,
+        size_matters=(1 - constant) * prior > 20 * constant * (1 - prior),
     )
 
 
 # --- the best rate -----------------------------------------------------------------------------
 
 
-def _best_rate(
-    trials: Sequence[Trial], extrapolate_to: Sequence[float], draws: int, seed: int
-) -> SizeLaw:
+def _best_rate(trials: Sequence[Trial], extrapolate_to: Sequence[float]) -> SizeLaw:
+    """Of the top of a parabola over logit rates, at each size with two rates or more."""
     kind = _searched_kind(trials)
-    rows = [_row(trial) for trial in trials if trial.policy["kind"] == kind]
-    scale, rng = _Scale.of(rows), np.random.default_rng(seed)
-    points = _points(scale, rows, _best_tried)
-    rows.reverse()  # least squares sums from the last row on; the order decides the last digit
-    mean_R, slope_R = scale.mean_and_slope(rows)
-    sizes = sorted({row.parameters for row in rows})
-    level_RS = np.array([[float(row.parameters == N) for N in sizes] for row in rows])
-    x_R = np.array([_logit(row.rate) for row in rows])
-    n_R = np.array([scale.n(row.parameters) for row in rows])
-    terms_R3 = np.column_stack([x_R, x_R**2, x_R * n_R])
-    found_ZP = _fit(np.hstack([level_RS, terms_R3]), mean_R, draws, rng)
-    d_Z, e_Z, f_Z = found_ZP[:, len(sizes) :].T
-    g_Z = np.zeros_like(d_Z)
-    if slope_R is not None:
-        x_RP = np.column_stack([level_RS, x_R])
-        g_Z = _fit(x_RP, slope_R, draws, rng)[:, -1]
-    if e_Z[0] >= 0 or (e_Z[1:] >= 0).mean() > MOST_UPWARD:
-        raise NoLaw("the score does not fall on both sides of a best rate within the rates tried")
-    down_Z = e_Z < 0
-    named = [("a", -d_Z / (2 * e_Z)), ("s", -f_Z / (2 * e_Z)), ("t", -g_Z / (2 * e_Z))]
-
-    def value(parameters: float, tokens: float) -> Array:
-        slope_Z = d_Z + f_Z * scale.n(parameters) + g_Z * scale.b(tokens)
-        x_Z = np.where(down_Z, -slope_Z / (2 * e_Z), np.where(slope_Z > 0, 50.0, -50.0))
-        return _expit(x_Z)
-
-    return _law(
-        "best rate",
-        kind,
-        scale.words("logit r"),
-        rows,
-        scale,
-        [(name, value_Z[down_Z]) for name, value_Z in named[: 3 if scale.several else 2]],
-        points,
-        value,
-        extrapolate_to,
+    own = [(_size(t), _rate(t), t.nats_per_token) for t in trials if t.policy["kind"] == kind]
+    sizes = sorted(
+        N for N in {N for N, *_ in own} if len({round(r, 3) for M, r, _ in own if M == N}) > 1
     )
+    N_R, r_R, y_R = np.array([row for row in own if row[0] in sizes]).reshape(-1, 3).T
+    x_R1 = _logit(r_R)[:, None]
+    size_RS = (N_R[:, None] == sizes).astype(np.float64)
+    x_RP = np.hstack([size_RS, size_RS * x_R1, x_R1**2])
+    R, P = x_RP.shape
+    if len(sizes) < 2 or R <= P or np.linalg.matrix_rank(x_RP) < P:
+        raise NoLaw(f"needs more than {P} runs, at two rates or more of two sizes or more")
+    inverse_PP = np.linalg.inv(x_RP.T @ x_RP)
+    found_P = inverse_PP @ x_RP.T @ y_R
+    squares, degrees = float(((y_R - x_RP @ found_P) ** 2).sum()), R - P
+    d_S, e = found_P[len(sizes) : -1], float(found_P[-1])
+    if e + half_width(math.sqrt(squares / degrees * inverse_PP[-1, -1]), degrees) >= 0:
+        raise NoLaw("the score does not fall on both sides of a best rate within the rates tried")
+    # Delta method: derivatives of -d / 2e by the levels, by d and by e.
+    eye_SS = np.eye(len(sizes))
+    slope_SP = np.hstack([0 * eye_SS, eye_SS, -d_S[:, None] / e]) / (-2 * e)
+    top = Measured(
+        parameters_S=np.array(sizes, np.float64),
+        y_S=-d_S / (2 * e),
+        covariance_SS=slope_SP @ inverse_PP @ slope_SP.T,
+        squares=squares,
+        degrees=degrees,
+        runs_S=size_RS.sum(0).astype(int).tolist(),
+    )
+    return size_law("best rate", kind, top, extrapolate_to, _expit)
+
+
+def _rate(trial: Trial) -> float:
+    """Mean mask rate."""
+    fixed = trial.policy["kind"] == "fixed"
+    return float(trial.policy["rate"]) if fixed else trial.require_result().mean_mask_rate
 
 
 def _searched_kind(trials: Sequence[Trial]) -> str:
@@ -326,119 +419,83 @@ def _searched_kind(trials: Sequence[Trial]) -> str:
     """
 
     def rates(kind: str) -> int:
-        own = [_row(trial) for trial in trials if trial.policy["kind"] == kind]
-        sizes = {row.parameters for row in own}
-        return len({round(row.rate, 3) for row in own}) if len(sizes) > 1 else 0
+        own = [trial for trial in trials if trial.policy["kind"] == kind]
+        sizes = {_size(trial) for trial in own}
+        return len({round(_rate(trial), 3) for trial in own}) if len(sizes) > 1 else 0
 
     found = {str(trial.policy["kind"]) for trial in trials}
-    kinds = sorted(found, key=lambda k: (k != "fixed", -rates(k), k))
-    enough = [kind for kind in kinds if rates(kind) >= 3]
-    if not enough:
+    best = min(found, key=lambda k: (rates(k) < 3, k != "fixed", -rates(k), k))
+    if rates(best) < 3:
         raise NoLaw("needs one kind of policy at three rates or more, and at two sizes or more")
-    return enough[0]
+    return best
 
 
-def _logit(rate: float) -> float:
-    inside = min(max(rate, 0.005), 0.995)
-    return math.log(inside / (1 - inside))
+def _logit(rate: Array) -> Array:
+    inside = np.clip(rate, 0.005, 0.995)
+    found: Array = np.log(inside / (1 - inside))
+    return found
 
 
-def _points(
-    scale: _Scale,
-    rows: Sequence[_LawRow],
-    make: Callable[[Sequence[_LawRow], float], SizePoint],
-) -> list[SizePoint]:
-    """What `make` makes of the rows of each size at each budget that all rows have."""
-    return [
-        make([row for row in rows if row.parameters == parameters], level)
-        for parameters in sorted({row.parameters for row in rows})
-        for level, _ in scale.levels
-    ]
-
-
-def _best_tried(rows: Sequence[_LawRow], level: float) -> SizePoint:
-    """The best rate that was run."""
-    best = max(rows, key=lambda row: row.scores[level][1])
-    return SizePoint(
-        parameters=best.parameters, tokens=best.scores[level][0], value=best.rate, runs=len(rows)
-    )
-
-
-def _expit(x_Z: Array) -> Array:
-    found: Array = 1 / (1 + np.exp(-np.clip(x_Z, -50, 50)))
+def _expit(x: Array) -> Array:
+    found: Array = 1 / (1 + np.exp(-np.clip(x, -50, 50)))
     return found
 
 
 # --- the gap -----------------------------------------------------------------------------------
 
 
-def _gap(
-    trials: Sequence[Trial], extrapolate_to: Sequence[float], draws: int, seed: int
-) -> SizeLaw:
-    rows = _gaps(trials, lambda trial: is_accumulated(trial.policy))
-    of = f"{ACCUMULATED} - {FIXED_15}"
-    if len({row.parameters for row in rows}) < 2:
-        rows, of = _gaps(trials, lambda trial: True), f"best - {FIXED_15}"
-    if len({row.parameters for row in rows}) < 2:
-        raise NoLaw(f"needs {FIXED_15} beside another policy at two sizes or more, seed by seed")
-    scale, rng = _Scale.of(rows), np.random.default_rng(seed)
-    points = _points(scale, rows, _mean_gap)
-    rows.reverse()  # as in `_best_rate`
-    mean_R, slope_R = scale.mean_and_slope(rows)
-    n_R = np.array([scale.n(row.parameters) for row in rows])
-    a_Z, s_Z = _fit(np.column_stack([np.ones_like(n_R), n_R]), mean_R, draws, rng).T
-    coefficients = [a_Z, s_Z]
-    if slope_R is not None:
-        coefficients.append(_fit(np.ones((len(n_R), 1)), slope_R, draws, rng)[:, 0])
-
-    def value(parameters: float, tokens: float) -> Array:
-        terms = (1.0, scale.n(parameters), scale.b(tokens))
-        products = (term * c_Z for term, c_Z in zip(terms, coefficients, strict=False))
-        found: Array = np.sum(list(products), axis=0)
-        return found
-
-    named = list(zip("ast", coefficients, strict=False))
-    return _law("gap", of, scale.words("gap"), rows, scale, named, points, value, extrapolate_to)
+def _gap(trials: Sequence[Trial], extrapolate_to: Sequence[float]) -> SizeLaw:
+    gaps, of = _gaps(trials, is_accumulated), f"{ACCUMULATED} - {FIXED_15}"
+    if len(gaps) < 2:
+        gaps, of = _gaps(trials, lambda policy: True), f"best - {FIXED_15}"
+    if len(gaps) < 2:
+        raise NoLaw(
+            f"needs {FIXED_15} beside another policy at two sizes or more, seed by seed; to choose "
+            "one of several candidates takes two seeds"
+        )
+    counts = [len(own) for own in gaps.values()]
+    mean = Measured(
+        parameters_S=np.array(list(gaps), np.float64),
+        y_S=np.array([np.mean(own) for own in gaps.values()]),
+        covariance_SS=np.diag(1 / np.array(counts)),
+        squares=sum(float(np.var(own)) * len(own) for own in gaps.values()),
+        degrees=sum(counts) - len(counts),
+        runs_S=[2 * count for count in counts],
+    )
+    return size_law("gap", of, mean, extrapolate_to)
 
 
-def _gaps(trials: Sequence[Trial], challenger: Callable[[Trial], bool]) -> list[_LawRow]:
-    """Differences to fixed 15 % at the same size, seed and budget, of the best challenger."""
-    cells: dict[tuple[int, int], list[Trial]] = {}
+def _gaps(
+    trials: Sequence[Trial], challenger: Callable[[Mapping[str, Any]], bool]
+) -> dict[int, list[float]]:
+    """Size -> difference to fixed 15 % in nats per token of each seed that has both.
+
+    Where a side has several candidates with a seed (policies, learning rates), it is the one with
+    the best mean over the other seeds: the maximum over the measured seed would be biased.
+    """
+    sides: dict[int, tuple[dict[str, dict[int, float]], ...]] = {}
     for trial in trials:
-        parameters = trial.require_result().cost.parameters
-        cells.setdefault((parameters, trial.seed or 0), []).append(trial)
-    found = []
-    for (parameters, _), cell in sorted(cells.items(), key=lambda item: item[0]):
-        base = [_row(trial).scores for trial in cell if is_fixed_15(trial.policy)]
-        others = [
-            _row(trial).scores
-            for trial in cell
-            if not is_fixed_15(trial.policy) and challenger(trial)
-        ]
-        gaps = {}
-        for level in sorted({level for scores in others for level in scores}):
-            means = [scores[level][1] for scores in base if level in scores]
-            if means:
-                best = max(
-                    (scores[level] for scores in others if level in scores), key=lambda s: s[1]
-                )
-                gaps[level] = best[0], best[1] - float(np.mean(means))
-        if gaps:
-            found.append(_LawRow(parameters, gaps))
+        base = is_fixed_15(trial.policy)
+        if base or challenger(trial.policy):
+            side = sides.setdefault(_size(trial), ({}, {}))[not base]
+            candidate = trial.spec.run_key() if trial.spec else str(trial.policy)
+            side.setdefault(candidate, {})[trial.seed or 0] = trial.nats_per_token
+    found: dict[int, list[float]] = {}
+    for N, (bases, others) in sorted(sides.items()):
+        for seed in sorted({seed for scores in bases.values() for seed in scores}):
+            pair = _chosen(others, seed), _chosen(bases, seed)
+            if pair[0] is not None and pair[1] is not None:
+                found.setdefault(N, []).append(pair[0] - pair[1])
     return found
 
 
-def _mean_gap(rows: Sequence[_LawRow], level: float) -> SizePoint:
-    """The mean over seeds, with Student's interval where there are two or more."""
-    gaps = np.array([row.scores[level][1] for row in rows])
-    mean, half = float(gaps.mean()), None
-    if len(gaps) > 1:
-        half = half_width(float(gaps.std(ddof=1)), len(gaps) - 1) / math.sqrt(len(gaps))
-    return SizePoint(
-        parameters=rows[0].parameters,
-        tokens=rows[0].scores[level][0],
-        value=mean,
-        low=None if half is None else mean - half,
-        high=None if half is None else mean + half,
-        runs=2 * len(gaps),
-    )
+def _chosen(candidates: Mapping[str, Mapping[int, float]], seed: int) -> float | None:
+    """The score with this seed of the candidate that is best on the others; None if unknown."""
+    own = [scores for scores in candidates.values() if seed in scores]
+    if len(own) > 1:
+        own = [scores for scores in own if len(scores) > 1]
+
+    def elsewhere(scores: Mapping[int, float]) -> float:
+        return float(np.mean([score for s, score in scores.items() if s != seed] or 0))
+
+    return max(own, key=elsewhere)[seed] if own else None

@@ -114,7 +114,7 @@ def report_again(run: Run, stored: Mapping[str, Any]) -> Report:
     """
     by_size = stored.get("by_size") or {}
     laws = [law for law in (by_size.get("best_rate"), by_size.get("gap")) if law]
-    sizes = [e["at"]["parameters"] for law in laws for e in law["extrapolation"]]
+    sizes = [e["parameters"] for law in laws for e in law["extrapolation"]]
     found = run.report("", list(dict.fromkeys(sizes)) or None)
     kept = {"created": stored["created"], "versions": stored["versions"]}
     return found.model_copy(update={**kept, "commands": tuple(stored["commands"])})

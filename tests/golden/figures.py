@@ -171,8 +171,7 @@ def _by_size(by_size: Mapping[str, Any]) -> Iterator[Row]:
         law = by_size[name]
         yield f"law.{name}.exists", law is not None
         if law is not None:
-            yield from _fields(f"law.{name}", law, ("runs", "size_matters"))
-            for part in ("parameters", "points", "extrapolation"):
+            yield from _fields(f"law.{name}", law, ("covered", "size_matters"))
+            for part in ("forms", "points", "left_out", "extrapolation"):
                 yield from flat(f"law.{name}.{part}", law[part])
-            for number, curve in enumerate(law["curves"]):
-                yield from flat(f"law.{name}.curve.{number}", [curve[0], curve[-1]])
+            yield from flat(f"law.{name}.curve", [law["curve"][0], law["curve"][-1]])

@@ -10,7 +10,7 @@ from mptune.analysis.kpi import Correlation, KpiReport
 from mptune.analysis.results import Importance, Report
 from mptune.analysis.robustness import Condition, ConditionScore, Robustness, RobustnessRow
 from mptune.analysis.selection import Candidate, Confirmation, SearchSelection
-from mptune.analysis.sizes import BySize, Extrapolation, LawParameter, LawValue, SizeLaw, SizePoint
+from mptune.analysis.sizes import BySize, Extrapolation, FormShare, LawValue, SizeLaw, SizePoint
 from mptune.trial import KpiValue, LearningPoint, Trial
 from tests.report.conftest import SIZES, comparison, make
 
@@ -112,22 +112,26 @@ def _selection(trials: tuple[Trial, ...]) -> SearchSelection:
 
 
 def _law(what: str, of: str, start: float, slope: float) -> SizeLaw:
-    def at(n: float, tokens: float) -> LawValue:
-        value = start + slope * float(np.log10(n / 1e5)) + 0.02 * float(np.log10(tokens / 1e6))
-        return LawValue(parameters=n, tokens=tokens, value=value, low=value - 0.02,
-                        high=value + 0.025)  # fmt: skip
+    def at(n: float) -> LawValue:
+        value = start + slope * float(np.log10(n / 1e5))
+        return LawValue(parameters=n, value=value, low=value - 0.02, high=value + 0.025)
 
-    grid, budgets = np.logspace(5, 7.5, 12), (1.5e6, 6e6)
     points = tuple(
-        SizePoint(parameters=n, tokens=t, value=at(n, t).value + 0.01, low=at(n, t).low,
-                  high=at(n, t).high, runs=9)
-        for n in (139_328, 860_416, 3_400_000) for t in budgets
-    )  # fmt: skip
+        SizePoint(parameters=n, value=at(n).value + 0.01, low=at(n).low, high=at(n).high, runs=9)
+        for n in (139_328, 860_416, 3_400_000)
+    )
+    weights = {"constant": 0.01, "linear": 0.5, "power": 0.3, "saturating": 0.19, "turning": 0.0}
     return SizeLaw(
-        what=what, of=of, form="a + b · log₁₀(N / 10⁵) + c · log₁₀(T / 10⁶)",
-        parameters=(LawParameter(name="b", value=slope, low=slope - 0.02, high=slope + 0.02),),
-        points=points, curves=tuple(tuple(at(float(n), t) for n in grid) for t in budgets),
-        extrapolation=(Extrapolation(at=at(3e7, 6e6), beyond=8.8),), runs=54, size_matters=True,
+        what=what, of=of, points=points, left_out=at(3_400_000), covered=True, size_matters=True,
+        forms=tuple(
+            FormShare(form=form, weight=weight, values=(at(3e7).value, at(3.4e8).value))
+            for form, weight in weights.items()
+        ),
+        curve=tuple(at(float(n)) for n in np.logspace(5, 7.5, 12)),
+        extrapolation=(
+            Extrapolation(parameters=3e7, at=at(3e7), beyond=8.8, verdict="far"),
+            Extrapolation(parameters=3.4e8, at=None, beyond=100.0, verdict="too far"),
+        ),
     )  # fmt: skip
 
 
@@ -149,10 +153,9 @@ def _robustness(trials: tuple[Trial, ...]) -> Robustness:
     rows = tuple(
         RobustnessRow(
             trial=t.number, worst_domain="e-mail <lists>",
-            worst_nats_per_token=t.result.lml.nats_per_token - 0.5,
             scores=tuple(
                 ConditionScore(name=c.name, nats_per_token=t.result.lml.nats_per_token - drop,
-                               half_width=0.03, se=0.015)
+                               half_width=0.03)
                 for c, drop in zip(conditions, (0, 0.21, 0.5, 0.1, 0.16), strict=True)
             ),
         )

@@ -8,7 +8,7 @@ from mptune.analysis.intervals import half_width
 from mptune.analysis.kpi import KpiReport
 from mptune.analysis.ranking import loss_at
 from mptune.analysis.robustness import Condition, Robustness, RobustnessRow
-from mptune.analysis.sizes import LawValue, SizeLaw
+from mptune.analysis.sizes import Extrapolation, LawValue, SizeLaw, SizePoint
 from mptune.report.blocks import (
     Axis,
     Block,
@@ -52,32 +52,42 @@ def sizes(context: Context) -> ReportSection | None:
 def _law(context: Context, law: SizeLaw) -> Iterator[Block]:
     say = context.say
     yield Figures((_law_chart(law, say),))
-    matters = say("sizes.matters" if law.size_matters else "sizes.constant")
-    yield Paragraph(say("sizes.law", form=law.form, n=law.runs, matters=matters), soft=True)
-    rows = tuple(
-        (Cell(p.name), Cell(minus(p.value, 3), p.value),
-         Cell(f"{minus(p.low, 3)} – {minus(p.high, 3)}", p.low))
-        for p in law.parameters
-    )  # fmt: skip
-    yield Table(say("sizes.parameters"), context.head("<law", "value", "interval"), rows,
-                headed=True)  # fmt: skip
+    runs = sum(point.runs for point in law.points)
+    matters = say("sizes.matters" if law.size_matters else "sizes.no_matter")
+    forms = ", ".join(f"{say(f'sizes.{f.form}')} {100 * f.weight:.0f} %" for f in law.forms)
+    yield Paragraph(say("sizes.law", forms=forms, n=runs, matters=matters), soft=True)
+    if law.left_out is not None:
+        left = law.left_out
+        low, high, value = (_quantity(law, x) for x in (left.low, left.high, law.points[-1].value))
+        key = "sizes.covered" if law.covered else "sizes.not_covered"
+        size = say.count(left.parameters)
+        yield Paragraph(say(key, size=size, low=low, high=high, value=value), soft=True)
     if law.extrapolation:
-        head = context.head(
-            "parameters", "unit.tokens", f"size_{KEYS[law.what]}", "interval", "beyond"
-        )
-        extrapolated = tuple(
-            (
-                Cell(say.count(e.at.parameters), e.at.parameters),
-                Cell(say.count(e.at.tokens), e.at.tokens),
-                Cell(_quantity(law, e.at.value), e.at.value),
-                Cell(f"{_quantity(law, e.at.low)} – {_quantity(law, e.at.high)}", e.at.low),
-                Cell(say("sizes.inside"), e.beyond, tone="good")
-                if e.beyond <= 1
-                else Cell(say("sizes.beyond", factor=f"{e.beyond:.3g}"), e.beyond, tone="open"),
-            )
-            for e in law.extrapolation
-        )
-        yield Table(say("sizes.extrapolation"), head, extrapolated, headed=True)
+        head = context.head("parameters", f"size_{KEYS[law.what]}", "interval", "beyond")
+        rows = tuple(_extrapolated(law, e, place, say) for place, e in enumerate(law.extrapolation))
+        yield Table(say("sizes.extrapolation"), head, rows, headed=True)
+
+
+def _extrapolated(
+    law: SizeLaw, found: Extrapolation, place: int, say: Language
+) -> tuple[Cell, ...]:
+    """One size: the value, its interval, how far it is outside, and what each form says of it."""
+    by_form = (
+        f"{say(f'sizes.{f.form}')} {_quantity(law, f.values[place])}"
+        for f in law.forms
+        if f.weight >= 0.1
+    )
+    words = say(f"sizes.{found.verdict.replace(' ', '_')}", factor=f"{found.beyond:.3g}")
+    tone = "good" if found.verdict in ("inside", "agreed") else "open"
+    at, size = found.at, Cell(say.count(found.parameters), found.parameters)
+    if at is None:
+        return size, Cell("–"), Cell("–"), Cell(words, found.beyond, tone=tone)
+    return (
+        size,
+        Cell(_quantity(law, at.value), at.value),
+        Cell(f"{_quantity(law, at.low)} – {_quantity(law, at.high)}", at.low),
+        Cell(words, found.beyond, tone=tone, below=", ".join(by_form)),
+    )
 
 
 def _quantity(law: SizeLaw, value: float) -> str:
@@ -85,40 +95,33 @@ def _quantity(law: SizeLaw, value: float) -> str:
 
 
 def _law_chart(law: SizeLaw, say: Language) -> Chart:
-    """The fitted curve of each budget, with the measured values in the same colour."""
+    """The law with its interval, and what was measured."""
     key = KEYS[law.what]
-    budgets = [curve[0].tokens for curve in law.curves if curve]
-    series = [
-        ChartSeries(
-            say("sizes.budget", tokens=say.tick(tokens)),
-            tuple(_law_point(law, value, say) for value in curve),
-            number,
-            bold=number == len(budgets) - 1,
-        )
-        for number, (tokens, curve) in enumerate(zip(budgets, law.curves, strict=False))
-    ]
-    measured: dict[int, list[Point]] = {}
-    for p in law.points:
+
+    def measured(p: SizePoint) -> Point:
         tip = (
-            f"{say.count(p.parameters)} {say('unit.parameters')}, {say.count(p.tokens)} "
-            f"{say('unit.tokens')}\n{_quantity(law, p.value)}\n{say('sizes.runs', n=p.runs)}"
+            f"{say.count(p.parameters)} {say('unit.parameters')}\n{_quantity(law, p.value)}\n"
+            f"{say('sizes.runs', n=p.runs)}"
         )
-        number = budgets.index(p.tokens) if p.tokens in budgets else 0
-        point = Point(p.parameters, p.value, tip, y_low=p.low, y_high=p.high)
-        measured.setdefault(number, []).append(point)
-    series += [
-        ChartSeries("", tuple(points), number, "dots") for number, points in measured.items()
-    ]
-    if law.extrapolation:
-        named = tuple(_law_point(law, e.at, say) for e in law.extrapolation)
-        series.append(ChartSeries(say("sizes.named"), named, 4, "dots"))
+        return Point(p.parameters, p.value, tip, y_low=p.low, y_high=p.high)
+
+    named = [_law_point(law, e.at, say) for e in law.extrapolation if e.at]
     return Chart(
         name=f"size-{key}",
         title=say(f"figure.size_{key}.title", of=law.of),
         caption=say(f"figure.size_{key}.caption", of=law.of),
         x=Axis(say("axis.parameters"), log=True, tick=say.tick),
         y=Axis(say(f"figure.size_{key}.y"), tick=percent_tick if key == "rate" else None),
-        series=tuple(series),
+        series=(
+            ChartSeries(
+                say("sizes.average"),
+                tuple(_law_point(law, v, say) for v in law.curve),
+                0,
+                bold=True,
+            ),
+            ChartSeries("", tuple(measured(p) for p in law.points), 0, "dots"),
+            *([ChartSeries(say("sizes.named"), tuple(named), 4, "dots")] if named else ()),
+        ),
         guides=(("y", 0.0),) if law.what == "gap" else (),
     )
 
