@@ -31,10 +31,10 @@ def spec(file: Path, **changes: Any) -> SearchSpec:
     return SpecFile.read(file, given).validate(data_is_here=False)
 
 
-def use(search: float = 0, confirmation: float = 0, comparison: float = 0) -> Any:
+def use(**used: float) -> Any:
     return {
-        stage: {"worker_s": used, "gpu_hours": 0.0, "wall_s": 0.0}
-        for stage, used in zip(SUFFIXES, (search, confirmation, comparison), strict=True)
+        stage: {"worker_s": used.get(stage, 0), "gpu_hours": 0.0, "wall_s": 0.0}
+        for stage in SUFFIXES
     }
 
 
@@ -44,11 +44,20 @@ def share(of: SearchSpec, stage: StageName, **used: float) -> float | None:
 
 def test_by_numbers_of_runs_and_what_one_leaves_the_next_has(file: Path) -> None:
     of = spec(file, search__budget_worker_seconds=100, search__confirm__top=2)
-    assert planned_runs(of) == {"search": 4, "confirmation": 4, "comparison": 4}
+    assert planned_runs(of) == {"search": 4, "confirmation": 4, "ladder": 0, "comparison": 4}
     assert share(of, "search") == pytest.approx(100 / 3)
     assert share(of, "confirmation", search=20) == pytest.approx(40)
     assert share(of, "comparison", search=20, confirmation=30) == pytest.approx(50)
     assert share(of, "comparison", search=80, confirmation=30) == 0
+
+
+def test_the_ladder_shares_what_is_left_with_the_comparison(file: Path) -> None:
+    of = spec(file, search__budget_worker_seconds=100)
+    shares = [
+        stage_budget(of, stage, use(search=50, ladder=used), ladder=6).worker_s
+        for stage, used in (("ladder", 0.0), ("comparison", 10.0))
+    ]
+    assert shares == pytest.approx([50 * 6 / 10, 40])
 
 
 def test_a_search_that_is_made_longer_does_not_have_what_its_comparison_has_used(
