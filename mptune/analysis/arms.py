@@ -176,9 +176,9 @@ class Errors:
 
     Attributes:
         own_K: variance of each from the challenger's seeds.
-        own_ZK: what it may truly be, by draws; they are independent of those below.
+        own_ZK: what it may truly be, by draws.
         base: variance of one run of the baseline over seeds.
-        base_Z: what it may truly be.
+        base_Z: what it may truly be, in the same draws.
         used_KS: weight of each seed in the mean of each difference; rows sum to 1.
         sequences_KK: covariance from the choice of sequences.
         sequences_df: degrees of freedom behind it.

@@ -6,18 +6,10 @@
     v_seed = MS_seed / (S n)                                    S - 1 degrees of freedom
     v_seq  = max(0, MS_seq - MS_res) / (S n)                    n - 1 degrees of freedom
 
-Two ways to read them, for two ends:
-
-The *interval* is mean d ± c se with se² = v_seed + v_seq and c an average of Student quantiles
-after Cochran & Cox (Experimental Designs, 2nd ed. 1957, section 4.14), who weight by the share
-u = v_seed / se². Their interval covers up to 97.8 % at two seeds; with the weight min(u, 5 u²) a
-95 % interval covers 93.6-96.8 % at two seeds and 95.0-96.7 % from three on, whatever the share of
-the noises. Satterthwaite's single t is narrower and falls to 88 %.
-
 `tail` is that of Behrens and Fisher: the mean probability of a larger deviation when the seed
 variance is v_seed (S - 1) / chi². By quadrature at 2, 3, 5 and 8 seeds it errs no more often than
-it says, also at small levels, where the quantiles above do not hold: at two seeds they err 2.1
-times as often as 1 % says. `critical` is its inverse; verdicts on one pair of arms are made of it.
+it says, also at small levels; Satterthwaite's single t falls to a coverage of 88 %. `critical` is
+its inverse: half of the interval of a pair of arms, from which its verdict is read.
 """
 
 from __future__ import annotations
@@ -49,17 +41,6 @@ class Estimate:
     @property
     def se(self) -> float:
         return math.sqrt(sum(variance for variance, _ in self.parts))
-
-    def half_width(self, p: float) -> float:
-        """Distance from the mean of the ends of the interval that leaves out `p`."""
-        from scipy.special import stdtrit
-
-        if self.se == 0:
-            return 0.0
-        quantiles = [-float(stdtrit(df, p / 2)) for _, df in self.parts]
-        share = self.parts[0][0] / self.se**2
-        weight = min(share, 5 * share**2) if len(self.parts) > 1 else 1.0
-        return self.se * (weight * quantiles[0] + (1 - weight) * quantiles[-1])
 
 
 def tail(distance: float, parts: Parts) -> float:

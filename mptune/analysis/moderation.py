@@ -48,27 +48,21 @@ class Moderated:
     """Variances of arms over training seeds, in the unit of the sample variances.
 
     Attributes:
-        variance_A: of each arm; with `degrees_A` the scaled inverse chi² of the same mean and
-            spread of 1 / sigma² as its distribution given all arms.
-        degrees_A: degrees of freedom behind it, at least those of its own seeds in most cases.
-        prior_A: variance of an arm of which no repeated seed is known, by its covariate.
-        prior_degrees: degrees of freedom behind that.
-        mixture: (weight [G], degrees of freedom [G, A], squares [G, A]): the distribution itself.
+        variance_A: of each arm: the inverse of its mean 1 / sigma² given all arms.
+        weight_G: of each point of the grid.
+        df_GA, squares_GA: there, 1 / sigma² is distributed as chi²(df) / squares.
     """
 
     variance_A: Array
-    degrees_A: Array
-    prior_A: Array
-    prior_degrees: float
-    mixture: tuple[Array, Array, Array]
+    weight_G: Array
+    df_GA: Array
+    squares_GA: Array
 
     def draw(self, draws: int, rng: np.random.Generator) -> Array:
-        """Variances as they may truly be, [Z, A]: the hyperparameters of a draw are common to all
-        arms. Their upper tail is lighter than that of the matched inverse chi²."""
-        w_G, df_GA, scaled_GA = self.mixture
-        drawn_Z = np.minimum(np.searchsorted(w_G.cumsum(), rng.random(draws)), len(w_G) - 1)
-        chi2_ZA = 2 * rng.standard_gamma(df_GA[drawn_Z] / 2)
-        variance_ZA: Array = scaled_GA[drawn_Z] / chi2_ZA
+        """Variances as they may truly be, [Z, A]; a, b and d0 of a draw are common to all arms."""
+        drawn_Z = rng.choice(len(self.weight_G), draws, p=self.weight_G)
+        chi2_ZA = 2 * rng.standard_gamma(self.df_GA[drawn_Z] / 2)
+        variance_ZA: Array = self.squares_GA[drawn_Z] / chi2_ZA
         return variance_ZA
 
 
@@ -100,11 +94,8 @@ def moderate(variance_A: Array, degrees_A: Array, out_of_play_A: Array | None = 
     log_w_G += np.log(prior).repeat(len(log_w_G) // len(prior))
     w_G = np.exp(log_w_G - log_w_G.max())
     w_G /= w_G.sum()
-    mixture = w_G, d0_G1 + degrees_A, d0_G1 * s0_GA + squares_A
-    variance_A, posterior_A = _matched(*mixture)
-    prior_A, prior_degrees_A = _matched(w_G, d0_G1 + 0 * degrees_A, d0_G1 * s0_GA)
-    prior_degrees = float(np.median(prior_degrees_A))
-    return Moderated(variance_A, posterior_A, prior_A, prior_degrees, mixture)
+    df_GA, squares_GA = d0_G1 + degrees_A, d0_G1 * s0_GA + squares_A
+    return Moderated(1 / (w_G @ (df_GA / squares_GA)), w_G, df_GA, squares_GA)
 
 
 def _log_likelihood(squares_A: Array, degrees_A: Array, s0_GA: Array, d0_G1: Array) -> Array:
@@ -115,16 +106,6 @@ def _log_likelihood(squares_A: Array, degrees_A: Array, s0_GA: Array, d0_G1: Arr
     found_GA = gammaln(total_GA / 2) - gammaln(d0_G1 / 2) - degrees_A / 2 * np.log(d0_G1 * s0_GA)
     log_w_G: Array = (found_GA - total_GA / 2 * np.log1p(squares_A / (d0_G1 * s0_GA))).sum(1)
     return log_w_G
-
-
-def _matched(w_G: Array, df_GA: Array, scaled_GA: Array) -> tuple[Array, Array]:
-    """Variance and degrees of freedom with the mean and the spread of 1 / sigma² of a mixture.
-
-    Each component has 1 / sigma² ~ chi²(df) / scaled.
-    """
-    mean_A = w_G @ (df_GA / scaled_GA)
-    spread_A = w_G @ ((df_GA**2 + 2 * df_GA) / scaled_GA**2) - mean_A**2
-    return 1 / mean_A, 2 * mean_A**2 / spread_A
 
 
 def out_of_play(policy: Mapping[str, Any], length: int) -> float:
