@@ -70,9 +70,11 @@ def _defined(group: str, module: str) -> dict[str, type[Any]]:
     found: list[Any] = [
         c
         for c in vars(importlib.import_module(module)).values()
-        if inspect.isclass(c) and issubclass(c, base) and not inspect.isabstract(c)
+        if inspect.isclass(c) and issubclass(c, base) and c.__module__ == module
     ]
-    return {c.model_fields[key].default: c for c in found if c.__module__ == module}
+    # Base classes of plugins have no name.
+    names = [(c.model_fields[key].default, c) for c in found]
+    return {name: c for name, c in names if isinstance(name, str)}
 
 
 def load_object(reference: str) -> Any:

@@ -98,11 +98,6 @@ def _ascending(stages: tuple[ScheduleStage, ...]) -> tuple[ScheduleStage, ...]:
 Stages = Annotated[tuple[ScheduleStage, ...], Field(min_length=2), AfterValidator(_ascending)]
 
 
-def stage_index(stages: tuple[ScheduleStage, ...], progress: float) -> int:
-    """The last stage that has begun."""
-    return max(i for i, stage in enumerate(stages) if stage.at <= progress)
-
-
 # --- bases of the schedules --------------------------------------------------------------------
 
 
@@ -117,7 +112,33 @@ class Schedule(MaskPolicy):
         return self.at(progress).pmf(length, progress)
 
 
-class Ramp(Schedule):
+class Interpolated(Schedule):
+    """Parameters change linearly between points of progress, and stay after the last one."""
+
+    @property
+    @abstractmethod
+    def _points(self) -> Sequence[tuple[float, MaskPolicy]]:
+        """(progress, policy), the first at 0, all of one kind."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        check_interpolates([policy for _, policy in self._points])
+        return self
+
+    def at(self, progress: float) -> MaskPolicy:
+        points = self._points
+        index = max(i for i, (at, _) in enumerate(points) if at <= progress)
+        begin, start = points[index]
+        if index == len(points) - 1:
+            return start
+        until, end = points[index + 1]
+        return interpolate(start, end, (progress - begin) / (until - begin))
+
+    def law_words(self) -> str:
+        return f"{self.kind.removesuffix('_schedule')} {arrow([p for _, p in self._points])}"
+
+
+class Ramp(Interpolated):
     """Every parameter goes from its value in `start` to that in `end` with progress."""
 
     EXAMPLES = (
@@ -129,20 +150,9 @@ class Ramp(Schedule):
     start: NestedPolicy = Field(description="policy at progress 0: a mask rate or a policy")
     end: NestedPolicy = Field(description="policy at progress 1, of the same kind as start")
 
-    @abstractmethod
-    def share(self, progress: float) -> float:
-        """How far from start to end, in [0, 1], at a progress in [0, 1]."""
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        check_interpolates([self.start, self.end])
-        return self
-
-    def at(self, progress: float) -> MaskPolicy:
-        return interpolate(self.start, self.end, self.share(progress))
-
-    def law_words(self) -> str:
-        return f"{self.kind.removesuffix('_schedule')} {arrow([self.start, self.end])}"
+    @property
+    def _points(self) -> Sequence[tuple[float, MaskPolicy]]:
+        return (0.0, self.start), (1.0, self.end)
 
 
 def arrow(policies: Sequence[MaskPolicy]) -> str:
@@ -234,7 +244,7 @@ class Step(Schedule):
     stages: Stages = Field(description="list of {at: progress, the first 0; policy}")
 
     def at(self, progress: float) -> MaskPolicy:
-        return self.stages[stage_index(self.stages, progress)].policy
+        return [stage.policy for stage in self.stages if stage.at <= progress][-1]
 
     def law_words(self) -> str:
         return f"step {arrow([s.policy for s in self.stages])}"
@@ -249,9 +259,6 @@ class Linear(Ramp):
 
     kind: Literal["linear"] = "linear"
 
-    def share(self, progress: float) -> float:
-        return progress
-
 
 class CosineSchedule(Ramp):
     """Parameters change along half a cosine: slowly at first, fast halfway, slowly at the end.
@@ -262,11 +269,11 @@ class CosineSchedule(Ramp):
 
     kind: Literal["cosine_schedule"] = "cosine_schedule"
 
-    def share(self, progress: float) -> float:
-        return (1 - cos(pi * progress)) / 2
+    def at(self, progress: float) -> MaskPolicy:
+        return super().at((1 - cos(pi * progress)) / 2)
 
 
-class Piecewise(Schedule):
+class Piecewise(Interpolated):
     """Parameters change linearly between points of progress, and stay after the last one.
 
     Source: schedules that rise and fall again, e.g. .15, .30, .15; generalises Ankner et al.
@@ -279,24 +286,12 @@ class Piecewise(Schedule):
     )
     points: Stages = Field(description="list of {at: progress, the first 0; policy}, of one kind")
 
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        check_interpolates([p.policy for p in self.points])
-        return self
-
-    def at(self, progress: float) -> MaskPolicy:
-        index = stage_index(self.points, progress)
-        if index == len(self.points) - 1:
-            return self.points[-1].policy
-        left, right = self.points[index : index + 2]
-        share = (progress - left.at) / (right.at - left.at)
-        return interpolate(left.policy, right.policy, share)
-
-    def law_words(self) -> str:
-        return f"piecewise {arrow([p.policy for p in self.points])}"
+    @property
+    def _points(self) -> Sequence[tuple[float, MaskPolicy]]:
+        return [(point.at, point.policy) for point in self.points]
 
 
-class WarmupPlateauDecay(Schedule):
+class WarmupPlateauDecay(Interpolated):
     """Parameters go from `start` to `plateau`, stay, and go on to `end`, linearly both times.
 
     Source: the trapezoid of warmup-stable-decay (Hu et al. 2024, arXiv 2404.06395) for a mask
@@ -319,16 +314,12 @@ class WarmupPlateauDecay(Schedule):
     def _fits(self) -> Self:
         if self.warmup + self.decay > 1:
             raise ValueError(f"warmup {self.warmup} and decay {self.decay} are more than 1 in all")
-        check_interpolates([self.start, self.plateau, self.end])
         return self
 
-    def at(self, progress: float) -> MaskPolicy:
-        if progress < self.warmup:
-            return interpolate(self.start, self.plateau, progress / self.warmup)
-        left = 1.0 - progress
-        if left < self.decay:
-            return interpolate(self.plateau, self.end, 1.0 - left / self.decay)
-        return self.plateau
+    @property
+    def _points(self) -> Sequence[tuple[float, MaskPolicy]]:
+        plateau = (self.warmup, self.plateau), (1.0 - self.decay, self.plateau)
+        return (0.0, self.start), *plateau, (1.0, self.end)
 
     def law_words(self) -> str:
         return f"trapezoid {arrow([self.start, self.plateau, self.end])}"
