@@ -7,8 +7,8 @@ The character model is trained here, for a few minutes, on the standard library 
 Python. Ratios compare with the naive estimator, which draws M uniformly and independently and
 averages (D/M) sum over the mask of log p.
 
-Parts: variance, decide, coverage, type1, sudoku, tails, ratios, cost. --quick uses fewer repeats;
-its ratios are accurate to about a third, so do not quote them.
+Parts: variance, decide, coverage, type1, sudoku, tails, ratios, groups, cost. --quick uses fewer
+repeats; its ratios are accurate to about a third, so do not quote them.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from mptune.lml import (
     TokenCovariates,
     compare_lml,
     estimate_lml,
+    group_scores,
     group_standard_error,
     masked_sums,
     position_controls,
@@ -535,6 +537,163 @@ def ratios(repeats: int, n: int = 400) -> dict[str, Any]:
     }
 
 
+# --- groups ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Population:
+    """Groups of sequences; `draw(rng, G)` gives scores [n], groups [n] of G new ones."""
+
+    name: str
+    draw: Callable[[Any, int], tuple[Any, Any]]
+    truth: float
+
+
+def group_sizes(rng: Any, count: int, sizes: str) -> Any:
+    """Sequences of each group: 16, or lognormal with the same mean, or one of half of them all."""
+    if sizes == "equal":
+        return np.full(count, 16)
+    if sizes == "one large":
+        return np.r_[np.full(count - 1, 8), 8 * (count - 1)]
+    return np.maximum(1, np.rint(16 * np.exp(rng.normal(size=count) - 0.5))).astype(int)
+
+
+def normal_groups(sizes: str, icc: float = 0.25) -> Population:
+    """Normal effects of groups and of sequences; the mean is 0."""
+
+    def draw(rng: Any, count: int) -> tuple[Any, Any]:
+        groups = np.repeat(np.arange(count), group_sizes(rng, count, sizes))
+        effects = icc**0.5 * rng.normal(size=count)[groups]
+        return effects + (1 - icc) ** 0.5 * rng.normal(size=len(groups)), groups
+
+    return Population(f"normal, {sizes}", draw, 0.0)
+
+
+@cache
+def library_scores(length: int = 64) -> tuple[Any, Any]:
+    """Scores [N, 2] of the standard library's sequences by two bigram models of bytes; files [N].
+
+    The models are counted on two tenths of the files, the others are scored: exact log p(x), nats.
+    """
+    from mptune.data.text import documents
+
+    rng = np.random.default_rng(0)
+    texts = [
+        np.frombuffer(t.encode(), np.uint8) for t in documents(["python-stdlib"], "file", Path())
+    ]
+    texts = [t[: len(t) // length * length].reshape(-1, length) for t in texts if len(t) >= length]
+    order = rng.permutation(len(texts))
+    cut = len(texts) // 10
+    scores = []
+    for part in (order[:cut], order[cut : 2 * cut]):
+        rows = np.concatenate([texts[i] for i in part]).astype(int)
+        counts = np.full((256, 256), 0.02)
+        np.add.at(counts, (rows[:, :-1], rows[:, 1:]), 1)
+        log_VV = np.log(counts / counts.sum(1, keepdims=True))
+        scores.append(
+            [log_VV[t[:, :-1], t[:, 1:]].sum(1) for t in (texts[i] for i in order[2 * cut :])]
+        )
+    files = np.repeat(np.arange(len(scores[0])), [len(t) for t in scores[0]])
+    return np.stack([np.concatenate(z) for z in scores], 1), files
+
+
+def library_groups(of: str, most: int = 32) -> Population:
+    """Files drawn anew from all files, each with at most `most` of its sequences."""
+    scores, files = library_scores()
+    values = scores[:, 0] if of == "score" else scores[:, 0] - scores[:, 1]
+    rng = np.random.default_rng(1)
+    by_file = [
+        rng.permutation(v)[:most] for v in np.split(values, np.flatnonzero(np.diff(files)) + 1)
+    ]
+
+    def draw(rng: Any, count: int) -> tuple[Any, Any]:
+        drawn = [by_file[i] for i in rng.integers(0, len(by_file), count)]
+        return np.concatenate(drawn), np.repeat(np.arange(count), [len(v) for v in drawn])
+
+    return Population(f"library files, {of}", draw, float(np.concatenate(by_file).mean()))
+
+
+def covered(bed: Population, count: int, repeats: int) -> dict[str, Any]:
+    """Coverage of 95 % intervals by sequences (old) and by groups (new), and races decided wrongly.
+
+    A race is over the difference from the truth, in blocks of 16 sequences (old) or of whole groups
+    (new), with a look at every block.
+    """
+    from scipy.special import stdtrit
+
+    hits, wrong, ratio = np.zeros(2), np.zeros(2), []
+    for seed in range(repeats):
+        values, groups = bed.draw(np.random.default_rng([count, seed]), count)
+        values = values - bed.truth
+        n = len(values)
+        row = values.std(ddof=1) / n**0.5
+        error, df = group_standard_error(values, groups)
+        hits += abs(values.mean()) <= np.array([row, error]) * stdtrit([n - 1, df], 0.975)
+        ratio.append(error / row)
+        # Groups come in random order already; sequences of the old race are shuffled.
+        shuffled = np.random.default_rng(seed).permutation(values)
+        ends = np.flatnonzero(np.diff(groups, append=-1)) + 1
+        edges, least = [0], BLOCK if count >= 16 else 1
+        for end in ends:
+            if end - edges[-1] >= least:
+                edges.append(int(end))
+        whole = np.repeat(np.arange(len(edges) - 1), np.diff(edges))
+        old = np.arange(n // BLOCK * BLOCK) // BLOCK
+        for which, (d, blocks) in enumerate(((shuffled, old), (values, whole))):
+            ends = np.flatnonzero(np.diff(blocks, append=-1)) + 1
+            wrong[which] += any(
+                abs((means := group_scores(d[:end], blocks[:end])).mean())
+                > sequential_half_width(means)
+                for end in ends[7:]
+            )
+    return {
+        "bed": bed.name,
+        "groups": count,
+        "repeats": repeats,
+        "coverage_old_new": (hits / repeats).tolist(),
+        "race_type1_old_new": (wrong / repeats).tolist(),
+        "error_ratio": float(np.median(ratio)),
+    }
+
+
+def covered_in_full(count: int, sizes: str, repeats: int) -> dict[str, Any]:
+    """The same with the whole estimator and race, on symbols whose frequencies vary by group.
+
+    Frequencies of a group are Dirichlet with equal parameters, and the models give every symbol a
+    fixed probability: the true scores of both are known, and equal, as one has the other's
+    probabilities in reverse order.
+    """
+    length, model = 32, np.array([0.4, 0.25, 0.15, 0.1, 0.06, 0.04])
+    log_probs = [lambda x, m, q=q: np.log(q)[x] for q in (model, model[::-1])]
+    truth, hits, wrong = length * np.log(model).mean(), np.zeros(2), np.zeros(2)
+    for seed in range(repeats):
+        rng = np.random.default_rng([count, seed])
+        each = group_sizes(rng, count, sizes)
+        groups = np.repeat(np.arange(count), each)
+        p_GV = rng.dirichlet(np.full(6, 15.0), count)
+        tokens = np.concatenate(
+            [rng.choice(6, (m, length), p=p) for m, p in zip(each, p_GV, strict=True)]
+        )
+        for which, known in enumerate((None, groups)):
+            found = estimate_lml(log_probs[0], tokens, groups=known, seed=seed, batch_size=4096)
+            low, high = found.interval()
+            hits[which] += low <= truth <= high
+            block = BLOCK if known is None or count >= 16 else 2
+            with suppress(ValueError):  # fewer than 8 blocks decide nothing
+                raced = compare_lml(
+                    *log_probs, tokens, groups=known, seed=seed, block=block, least=1
+                )
+                wrong[which] += raced.verdict != "undecided"
+    return {
+        "bed": f"whole estimator, {sizes}",
+        "groups": count,
+        "repeats": repeats,
+        "coverage_old_new": (hits / repeats).tolist(),
+        "race_type1_old_new": (wrong / repeats).tolist(),
+        "error_ratio": None,
+    }
+
+
 # --- cost --------------------------------------------------------------------------------------
 
 
@@ -559,7 +718,7 @@ def cost(sizes: Sizes) -> dict[str, Any]:
             "model": "ModernBERT 64 x 2, 84 thousand parameters"}  # fmt: skip
 
 
-PARTS = ("variance", "decide", "coverage", "type1", "sudoku", "tails", "ratios", "cost")
+PARTS = ("variance", "decide", "coverage", "type1", "sudoku", "tails", "ratios", "groups", "cost")
 
 
 def measure(sizes: Sizes, parts: list[str]) -> dict[str, Any]:
@@ -645,6 +804,31 @@ def measure(sizes: Sizes, parts: list[str]) -> dict[str, Any]:
             f"the true one, coverage {100 * old_hits:.1f} -> {100 * new_hits:.1f} %",
             flush=True,
         )
+    if "groups" in parts:
+        figures["groups"] = []
+        beds_of_groups = [normal_groups(sizes_) for sizes_ in ("equal", "lognormal", "one large")]
+        beds_of_groups += [library_groups(of) for of in ("score", "difference")]
+        jobs = [
+            partial(covered, bed, count, 2 * sizes.small)
+            for bed in beds_of_groups
+            for count in (10, 40)
+        ]
+        jobs += [
+            partial(covered_in_full, count, sizes_, sizes.small)
+            for sizes_ in ("equal", "lognormal")
+            for count in (10, 40)
+        ]
+        for job in jobs:
+            row = job()
+            figures["groups"].append(row)
+            old, new = row["coverage_old_new"]
+            wrong_old, wrong_new = row["race_type1_old_new"]
+            print(
+                f"groups    {row['bed']:<27} G={row['groups']:<3} coverage {100 * old:.1f} -> "
+                f"{100 * new:.1f} %, race type I {100 * wrong_old:.1f} -> {100 * wrong_new:.1f} % "
+                f"of {row['repeats']}",
+                flush=True,
+            )
     if "cost" in parts:
         found = figures["cost"] = cost(sizes)
         print(f"cost      {100 * found['share']:.1f} % of the forwards of a {found['model']}")

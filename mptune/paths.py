@@ -92,8 +92,8 @@ class TrialDirectory:
     spec = Inside("trial.json")
     result = Inside("result.json")
     scores = Inside("scores.npz")
-    """Scores per sequence: `nats_per_sequence` [n] and `rows` [n] of the whole plan, and `at_rungs`
-    [rungs, m], nats of each sequence of the rung plan."""
+    """Scores per sequence: `nats_per_sequence` [n], `rows` [n] and `groups` [n] of the whole plan,
+    and `at_rungs` [rungs, m], nats of each sequence of the rung plan, the plan's first m."""
     events = Inside("events.jsonl")
     checkpoint = Inside("checkpoint")
     checkpoint_marker = Inside("checkpoint/latest.json")

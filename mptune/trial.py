@@ -117,6 +117,10 @@ class TrialSpec(Message):
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
+MIN_GROUPS = 8
+"""With fewer groups nothing is claimed of other groups than these: errors are of these only."""
+
+
 class CurvePoint(Message):
     """One point of the MPT curve S(M)."""
 
@@ -131,13 +135,36 @@ class LMLScore(Message):
     nats_per_sequence: float
     nats_per_token: float
     bits_per_byte: float | None = Field(description="code length per byte of text; less is better")
-    se_population: float = Field(description="nats per sequence; new sequences and new masks")
+    se_population: float | None = Field(
+        description="nats per sequence; new groups of sequences and new masks. None below "
+        f"{MIN_GROUPS} groups"
+    )
+    df_population: float | None = Field(description="its degrees of freedom")
     se_fixed: float | None = Field(description="nats per sequence; this held-out set, new masks")
     sequences: int
+    groups: int = Field(description="groups of sequences: documents, subjects, sites, ...")
+    grouped_by: str = Field(description="what a group is, or the column that says it")
     forwards: int = Field(description="forwards of single sequences")
     effective_sample_size: float
     plan_hash: str
     curve: tuple[CurvePoint, ...] = ()
+
+    @property
+    def error(self) -> tuple[float, float]:
+        """Standard error in nats per sequence, and its degrees of freedom.
+
+        For new groups, or with few groups for these sequences only; NaN where it is not known.
+        """
+        if self.se_population is not None and self.df_population is not None:
+            return self.se_population, self.df_population
+        fixed = math.nan if self.se_fixed is None else self.se_fixed
+        return fixed, self.forwards - self.sequences
+
+    @property
+    def scope(self) -> str:
+        """What the error holds for, as words: empty for new groups of sequences."""
+        few = self.se_population is None
+        return f"on these {self.groups} groups only ({self.grouped_by})" if few else ""
 
 
 class RateScore(Message):

@@ -272,7 +272,11 @@ class _Run:
         with write_aside(TrialDirectory(Path(self.trial.directory)).scores) as aside:
             at_rungs = [sequence_scores(self.trial, point.progress) for point in self.rungs]
             np.savez(
-                aside, nats_per_sequence=scores, rows=np.arange(len(scores)), at_rungs=at_rungs
+                aside,
+                nats_per_sequence=scores,
+                rows=np.arange(len(scores)),
+                groups=np.arange(len(scores)),
+                at_rungs=at_rungs,
             )
 
 
@@ -360,6 +364,7 @@ def result(trial: TrialSpec, learning: tuple[LearningPoint, ...] = ()) -> TrialR
         lml=LMLScore(
             nats_per_sequence=value * length, nats_per_token=value, bits_per_byte=None,
             se_population=float(scores.std(ddof=1) / math.sqrt(n)), se_fixed=0.05 * length / n,
+            df_population=n - 1, groups=n, grouped_by="document",
             sequences=n, forwards=n * trial.score.forwards, effective_sample_size=float(n),
             plan_hash=trial.prepared.plan_hash,
             curve=tuple(

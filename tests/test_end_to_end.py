@@ -102,7 +102,7 @@ def test_every_trial_is_scored_with_a_standard_error(folder: Path) -> None:
     assert finished
     for result in finished:
         assert -8 < result.lml.nats_per_token < 0
-        assert 0 < result.lml.se_population < abs(result.lml.nats_per_sequence)
+        assert 0 < result.lml.error[0] < abs(result.lml.nats_per_sequence)
         assert result.lml.bits_per_byte is not None
         assert result.rates[0].rate == 0.15
         assert result.cost.tokens >= 60_000

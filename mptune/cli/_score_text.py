@@ -34,7 +34,8 @@ def model_figures(found: ModelScore, target_se: float) -> dict[str, Any]:
         "bits_per_byte": found.bits_per_byte,
         "se_bits_per_byte": estimate.per(bits)[1],
         "interval_95_nats_per_token": [score - half, score + half],
-        "se_population_nats_per_token": found.error,
+        "se_nats_per_token": found.error,
+        "se_of": estimate.scope,
         "se_fixed_nats_per_token": estimate.se_fixed * per_position,
         "target_se_nats_per_token": target_se,
         "target_reached": found.reached,
@@ -45,6 +46,7 @@ def model_figures(found: ModelScore, target_se: float) -> dict[str, Any]:
         "bias_of_scoring_at_15_nats_per_token": at_15.nats_per_position
         - estimate.nats_per_position,
         "sequences": estimate.n_sequences,
+        "groups": estimate.n_groups,
         "forwards": estimate.forwards_used,
         "effective_sample_size": estimate.effective_sample_size,
         "seconds": found.seconds,
@@ -94,6 +96,7 @@ def race_figures(found: Race) -> dict[str, Any]:
             p.bits_per_byte(e) for p, e in zip(found.prepared, (result.a, result.b), strict=True)
         ],
         "sequences": result.a.n_sequences,
+        "groups": result.a.n_groups,
         "forwards_of_each": result.forwards,
         "seconds": found.seconds,
         "curves": {n: _curve(e.curve) for n, e in zip(names, (result.a, result.b), strict=True)},
@@ -108,11 +111,12 @@ def text(found: dict[str, Any]) -> str:
 def _model_text(found: dict[str, Any]) -> str:
     low, high = found["interval_95_nats_per_token"]
     loss, pseudo = found["loss_at_15"], found["pseudo_log_likelihood"]
-    tails = found["tails"]
+    tails, groups = found["tails"], f"{found['groups']} groups"
+    scope = "" if found["se_of"] == "population" else f", on these {groups} only"
     lines = [
         found["model"],
         f"  accumulated LML   {found['nats_per_token']:.4f} nats per token "
-        f"(95 % interval {low:.4f} to {high:.4f})",
+        f"(95 % interval {low:.4f} to {high:.4f}{scope})",
         f"                    {found['nats_per_sequence']:.2f} nats per sequence, "
         f"{found['bits_per_byte']:.4f} ± {half_width(found['se_bits_per_byte']):.4f} bits per byte",
         f"  largest share     {tails['largest_share']:.1%} of the variance is of one of "
@@ -131,12 +135,14 @@ def _model_text(found: dict[str, Any]) -> str:
         )
     missed = ""
     if not found["target_reached"]:
-        error, target = found["se_population_nats_per_token"], found["target_se_nats_per_token"]
-        needed = math.ceil(found["sequences"] * (error / target) ** 2)
-        needed = max(needed, tails["groups_needed"])
-        missed = f"; the standard error is {error:.4f}: {target} needs about {needed} sequences"
+        error, target = found["se_nats_per_token"], found["target_se_nats_per_token"]
+        what, least = "forwards", 0
+        if found["se_of"] == "population":
+            what, least = "groups", tails["groups_needed"]
+        needed = max(math.ceil(found[what] * (error / target) ** 2), least)
+        missed = f"; the standard error is {error:.4f}: {target} needs about {needed} {what}"
     lines.append(
-        f"  {found['sequences']} sequences, {found['forwards']} forwards (worth "
+        f"  {found['sequences']} sequences of {groups}, {found['forwards']} forwards (worth "
         f"{found['effective_sample_size']:.0f} plain ones) in {found['seconds']:.0f} s{missed}"
     )
     return "\n".join(lines)
@@ -162,7 +168,8 @@ def _race_text(found: dict[str, Any]) -> str:
             f"{found['difference_nats_per_token']:+.4f} nats per token (more is better)"
         )
     lines.append(
-        f"  {found['forwards_of_each']} forwards of each in {found['seconds']:.0f} s; the 95 % "
+        f"  {found['forwards_of_each']} forwards of each, {found['groups']} groups, in "
+        f"{found['seconds']:.0f} s; the 95 % "
         "interval is valid at every intermediate look"
     )
     return "\n".join(lines)

@@ -37,7 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
         sure = candidate.model_dump(mode="json") if candidate else None
         print(json.dumps({**recommended, "trial": best.number, "lml": lml, "selection": sure}))
         return 0
-    print(f"trial {best.number}: {best.label}, {best.nats_per_token:.4f} nats/token")
+    scope = f", {best.result.lml.scope}" if best.result and best.result.lml.scope else ""
+    print(f"trial {best.number}: {best.label}, {best.nats_per_token:.4f} nats/token{scope}")
     for words in search_certainty(selection, language()) if selection else ():
         print(words)
     print(yaml.safe_dump(recommended, sort_keys=False), end="")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from mptune.cli import _arguments
@@ -32,6 +33,12 @@ MANY_EPOCHS = 50
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", metavar="inspect", help="the only action")
     _arguments.add_spec(parser)
+    parser.add_argument(
+        "--run-dir",
+        type=Path,
+        metavar="DIR",
+        help="a run with scores of this data; default runs/NAME",
+    )
     _arguments.add_json(parser)
 
 
@@ -41,6 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
             f"no action {arguments.action!r}; actions: {', '.join(ACTIONS)}"
             f"{did_you_mean(arguments.action, ACTIONS)}"
         )
+    from mptune.search.run import Run
+
     file = SpecFile.read(arguments.spec, arguments.overrides)
     spec = file.validate()
     modality = build("data", spec.data).resolved(file.path.absolute().parent)
@@ -49,6 +58,11 @@ def run(arguments: argparse.Namespace) -> int:
     except (ValueError, OSError) as error:
         raise InputError(f"{file.origin_of('data')}: data: {error}") from None
     report["warnings"] += _spec_warnings(spec, report)
+    folder = arguments.run_dir or Path("runs") / spec.name
+    run = Run.open(folder) if arguments.run_dir or folder.is_dir() else None
+    report["group_correlations"] = run.group_correlations(report["hash"]) if run else {}
+    if arguments.run_dir and not report["group_correlations"]:
+        report["warnings"].append(f"{folder} has no scores of this data")
     if arguments.json:
         print(json.dumps(report, indent=2, ensure_ascii=False))
     else:
@@ -82,6 +96,10 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
         yield f"  scores are densities: mean log bin width {report['log_bin_width']:.3f} nats"
     yield ""
     yield from _split_lines(report["splits"])
+    yield f"group: {report['grouped_by']}; standard errors are between groups"
+    for name, value in report["group_correlations"].items():
+        of = {"score": "the best trial", "difference": "the difference of the two best"}[name]
+        yield f"intraclass correlation of {of}: {value:.2f}"
     if report["channels"]:
         yield ""
         yield from _channel_lines(report["channels"])
@@ -102,14 +120,16 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
 def _split_lines(splits: dict[str, Any]) -> Iterator[str]:
     width = max(len(name) for name in splits)
     yield (
-        f"{'':{width}}  sequences  groups  observed (min, median, max)  filled  unigram nats  "
-        "also in training"
+        f"{'':{width}}  sequences  groups  of (min, median, max)  observed (min, median, max)  "
+        "filled  unigram nats  also in training"
     )
     for name, split in splits.items():
         low, middle, high = split["observed_per_sequence"]
+        few, usual, most = split["sequences_per_group"]
         twins = split.get("also_in_train", "")
         yield (
             f"{name:{width}}  {split['sequences']:9,}  {split['groups']:6,}  "
+            f"{f'{few:g}, {usual:g}, {most:g}':>21}  "
             f"{f'{low}, {middle}, {high}':>27}  {split['observed_share']:6.1%}  "
             f"{split['unigram_nats_per_token']:12.3f}  {twins:>16}"
         )

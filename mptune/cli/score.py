@@ -33,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="text files, folders or globs, or python-stdlib")  # fmt: skip
     add("--documents", choices=("file", "line", "paragraph"), default="file",
         help="what counts as one document of a file; default file")  # fmt: skip
+    add("--group", metavar="COLUMN",
+        help="column of what belongs together (author, site), or file, of plain text; errors are "
+        "between groups; default: each document is one")  # fmt: skip
     add("--target-se", type=_positive, default=0.01, metavar="NATS",
         help="stop at this standard error, nats per token; default 0.01")  # fmt: skip
     add("--length", type=int, metavar="TOKENS",
@@ -71,6 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = score.Options(
         source=tuple(arguments.data),
         documents=arguments.documents,
+        group=arguments.group,
         length=arguments.length,
         sequences=arguments.sequences,
         max_forwards=arguments.max_forwards,

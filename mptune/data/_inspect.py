@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mptune.data._table import Split, TokenTable
+from mptune.trial import MIN_GROUPS
 
 CHUNK = 8192
 """Sequences in memory at a time."""
@@ -48,6 +49,7 @@ def inspect(table: TokenTable) -> Report:
         "vocabulary": _vocabulary(table, counts["train"]),
         "length": table.length,
         "axes": dict(table.axes),
+        "grouped_by": table.grouped_by,
         "bytes_per_token": table.bytes_per_token,
         "log_bin_width": table.log_bin_width,
         "skipped": dict(table.skipped),
@@ -86,10 +88,12 @@ def _split(
     twins: NDArray[np.uint64] | None,
 ) -> Report:
     lengths_N = np.concatenate([observed_ND.sum(1) for _, observed_ND in _chunks(split)])
+    sizes_G = np.unique(split.groups, return_counts=True)[1]
     log_p_V = np.log((train_V + 0.5) / (train_V + 0.5).sum())
     found: Report = {
         "sequences": len(split),
-        "groups": len(np.unique(split.documents)),
+        "groups": len(sizes_G),
+        "sequences_per_group": [float(v) for v in np.quantile(sizes_G, [0, 0.5, 1])],
         "observed": int(lengths_N.sum()),
         "observed_share": float(lengths_N.mean() / split.tokens.shape[1]),
         "observed_per_sequence": [int(v) for v in np.quantile(lengths_N, [0, 0.5, 1])],
@@ -239,8 +243,12 @@ def _warnings(report: Report) -> Iterator[str]:
         yield (
             f"only {home['sequences']} held-out sequences: intervals will be wide; hold out more"
         )
-    if home["groups"] < 2 and train["groups"] > 1:
-        yield "one held-out group only: the interval says nothing about other groups"
+    for name, split in splits.items():
+        if name != "train" and split["groups"] < MIN_GROUPS:
+            yield (
+                f"{name} has {split['groups']} groups ({report['grouped_by']}), fewer than "
+                f"{MIN_GROUPS}: its intervals hold for these only and say nothing about others"
+            )
     if train["observed_share"] < LEAST_FILLED:
         yield (
             f"only {train['observed_share']:.0%} of the training positions are observed: shorter "

@@ -97,22 +97,23 @@ class Reader:
                 for row, values in rows(file, self.broken, wanted):
                     yield from self._record(file, row, values)
             elif file.suffix in FASTA:
+                require(file.place, self.extra, ("file", "header"))
                 yield from self._fasta(file)
-            elif self.extra:
-                raise ValueError(f"{file.place}: plain text has no column {self.extra[0]!r}")
             else:
+                require(file.place, self.extra, ("file",))
                 yield from self._text(file)
         except UNREADABLE as error:
             raise ValueError(f"{file.place}: cannot be read: {message_of(error)}") from None
 
     def _text(self, file: File) -> Iterator[Record]:
+        keys = (file.name,) * len(self.extra)
         with file.open() as stream:
             if self.unit == "file":
-                yield Record(file.name, file.place, stream.read())
+                yield Record(file.name, file.place, stream.read(), keys)
                 return
             parts = _lines(stream) if self.unit == "line" else _paragraphs(stream)
             for index, (row, content) in enumerate(parts):
-                yield Record(f"{file.name}:{index}", f"{file.place}:{row}", content)
+                yield Record(f"{file.name}:{index}", f"{file.place}:{row}", content, keys)
 
     def _fasta(self, file: File) -> Iterator[Record]:
         with file.open() as stream:
@@ -134,7 +135,8 @@ class Reader:
             self.broken(f"{file.place}:{row}", f"empty sequence; {header!r} has no residues")
         elif row:
             name = f"{file.name}:{header}"
-            yield Record(name, f"{file.place}:{row}", b"".join(parts), (header,) * len(self.extra))
+            keys = tuple(header if key == "header" else file.name for key in self.extra)
+            yield Record(name, f"{file.place}:{row}", b"".join(parts), keys)
 
     def _record(self, file: File, row: int, values: dict[str, Any]) -> Iterator[Record]:
         place = f"{file.place}:{row}"

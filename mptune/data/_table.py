@@ -21,7 +21,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-FORMAT = 2
+FORMAT = 3
 """Version of the files below; part of every table's hash."""
 
 
@@ -33,14 +33,14 @@ class Split:
         tokens: ids, [N, D], of the smallest unsigned dtype; `pad_id` where not observed.
         observed: bool [N, D]; padding, specials and missing values are not observed, so they
             are never masked and never scored.
-        documents: int32 [N], the number of the document (or group) of each sequence.
+        groups: int32 [N], the number of the group (document, subject, site) of each sequence.
         log_widths: float32 [N, D], log bin width of each value in nats, where values are binned;
             log p minus this is a log density. None for symbols, and for training rows.
     """
 
     tokens: NDArray[Any]
     observed: NDArray[np.bool_]
-    documents: NDArray[np.int32]
+    groups: NDArray[np.int32]
     log_widths: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
@@ -55,7 +55,8 @@ class Meta:
         vocabulary_size: V, symbols that can be predicted, ids 0..V-1.
         length: D, positions per sequence.
         description: the data in one line of text.
-        groups: documents per split.
+        groups: their number per split.
+        grouped_by: what a group is: `document`, `recording`, ..., or the name of a column.
         bytes_per_token: bytes of text per observed held-out position; None if it is not text.
         log_bin_width: mean log bin width of the observed held-out positions, in nats per
             position. 0 for symbols.
@@ -72,6 +73,7 @@ class Meta:
     length: int
     description: str
     groups: dict[str, int]
+    grouped_by: str
     bytes_per_token: float | None = None
     log_bin_width: float = 0.0
     axes: Mapping[str, int] = field(default_factory=dict)
@@ -103,12 +105,12 @@ class TokenTable(Meta):
 
     path/
         meta.json                                          `Meta`
-        {train,heldout}_{tokens,observed,documents}.npy    `Split`
+        {train,heldout}_{tokens,observed,groups}.npy       `Split`
         heldout_log_widths.npy                             of binned values only
         domain-NAME_*.npy                                  a split for each domain
         codec.json, tokenizer.json, ...                    files of the modality
 
-    No document has sequences in both splits.
+    No group has sequences in both splits.
     """
 
     path: Path = Path()
@@ -246,7 +248,7 @@ class SplitWriter:
         tokens_ND = split.tokens.astype(self._dtype)
         self._to("tokens", np.where(split.observed, tokens_ND, self._dtype.type(self._pad)))
         self._to("observed", split.observed)
-        self._to("documents", split.documents.astype(np.int32))
+        self._to("groups", split.groups.astype(np.int32))
         if split.log_widths is not None:
             self._to("log_widths", split.log_widths.astype(np.float32))
         self.rows += len(split)

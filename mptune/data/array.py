@@ -30,8 +30,10 @@ class Array(Modality):
 
     kind: Literal["array"] = "array"
     source: str = Field(min_length=1, description=".npy file of integers or reals, [N, length]")
-    groups: str | None = Field(
-        None, description=".npy file of N labels; rows with one label stay in one split"
+    group: str | None = Field(
+        None,
+        description=".npy file of N labels of subjects, sites, ...: rows with one label stay in "
+        "one split, and errors are between labels. Default: single rows",
     )
     bins: int = Field(32, ge=2, le=4096, description="quantile bins per real column, 2 to 4096")
     heldout: float = Field(
@@ -51,14 +53,12 @@ class Array(Modality):
                 f"length: is {self.length}, but {self.source} has {shape[1]} columns; "
                 f"give length: {shape[1]}"
             )
-        if self.groups is not None and _open(self._files[1]).shape != shape[:1]:
-            raise ValueError(
-                f"groups: {self.groups} must hold one label for each of {shape[0]} rows"
-            )
+        if self.group is not None and _open(self._files[1]).shape != shape[:1]:
+            raise ValueError(f"group: {self.group} must hold one label for each of {shape[0]} rows")
 
     def prepare(self, cache: Path) -> TokenTable:
         self.check()
-        options = self.model_dump(mode="json", exclude={"source", "groups"})
+        options = self.model_dump(mode="json", exclude={"source", "group"})
         digests = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for _, path in self._files]
         return store(cache / table_key(options, digests), self._tokenize)
 
@@ -67,7 +67,7 @@ class Array(Modality):
 
     @property
     def _files(self) -> list[tuple[str, str]]:
-        files = (("source", self.source), ("groups", self.groups))
+        files = (("source", self.source), ("group", self.group))
         return [(name, path) for name, path in files if path is not None]
 
     def _tokenize(self) -> tuple[Meta, Split, Split]:
@@ -101,16 +101,17 @@ class Array(Modality):
             length=self.length,
             description=f"{self.source}: {len(train)} + {len(heldout)} rows of {self.length}",
             groups={
-                name: len(np.unique(split.documents))
+                name: len(np.unique(split.groups))
                 for name, split in (("train", train), ("heldout", heldout))
             },
+            grouped_by="row" if self.group is None else Path(self.group).stem,
             log_bin_width=0.0 if widths is None else float(widths[heldout.observed].mean()),
             sizes=sizes,
         )
 
     def _hold_out(self, rows: int) -> tuple[NDArray[np.bool_], NDArray[np.int32]]:
         """(held out, number of the group) per row: the groups with the smallest hashes."""
-        labels = np.arange(rows) if self.groups is None else np.asarray(_open(self._files[1]))
+        labels = np.arange(rows) if self.group is None else np.asarray(_open(self._files[1]))
         names, groups_N = np.unique(labels, return_inverse=True)
         keys = [hashlib.sha256(f"{self.seed}/{n}".encode()).hexdigest() for n in names.tolist()]
         count = max(1, round(self.heldout * len(names)))

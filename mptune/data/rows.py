@@ -16,7 +16,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,7 +98,9 @@ class RowModality(Modality):
         description="CSV, JSONL, Parquet or NumPy: file, folder, glob, URL, hf: or package:"
     )
     group: str | None = Field(
-        None, description="column whose equal values stay in one split, e.g. a site or a subject"
+        None,
+        description="column of sites, subjects, ...: rows with one value stay in one split, and "
+        "errors are between values. Default: recordings, stretches of a series, or single rows",
     )
     time: str | None = Field(None, description="column with numbers or ISO dates")
     split: Literal["group", "time"] = Field(
@@ -228,7 +230,8 @@ class RowModality(Modality):
             description=f"{source}: {len(train)} + {len(heldout)} sequences of "
             + " × ".join(f"{n} {name}" for name, n in axes.items())
             + (f", {skipped.total()} broken rows skipped" if skipped else ""),
-            groups={name: len(np.unique(splits[name].documents)) for name in ("train", "heldout")},
+            groups={name: len(np.unique(splits[name].groups)) for name in ("train", "heldout")},
+            grouped_by=self._grouped_by(frame),
             log_bin_width=float(heldout.log_widths[heldout.observed].mean()) if binned else 0.0,
             axes=axes,
             sizes=tuple(int(n) for n in sizes),
@@ -281,9 +284,17 @@ class RowModality(Modality):
         """The name of each row's group: in the column `group`, or its recording, or its own."""
         if self.group is not None:
             return frame.column(self.group).astype(str)
-        if RECORDING in frame.columns and len(np.unique(frame.columns[RECORDING])) > 1:
+        if self._grouped_by(frame) == "recording":
             return frame.columns[RECORDING].astype(str)
         return self._own_labels(frame)
+
+    def _grouped_by(self, frame: Frame) -> str:
+        """What `_labels` names."""
+        recordings = frame.columns.get(RECORDING, ())
+        several = len(np.unique(recordings)) > 1
+        return self.group or ("recording" if several else self._own_group)
+
+    _own_group: ClassVar[str] = "row"
 
     def _own_labels(self, frame: Frame) -> NDArray[Any]:
         """Groups of a source without a column of groups: every row is one."""

@@ -6,7 +6,7 @@ Shape suffixes: _N rows of the source, _T time steps of one series, _WT windows 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,8 @@ class Series(RowModality):
     @property
     def _window(self) -> int:
         return self.window
+
+    _own_group: ClassVar[str] = "stretch"
 
     def _own_labels(self, frame: Frame) -> NDArray[Any]:
         """One long series is held out in stretches of `BLOCK` windows, fewer of a short one."""

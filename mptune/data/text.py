@@ -65,6 +65,7 @@ class TextDomain(Section):
     source: Source | None = Field(None, description="as data.source; without it, noise is needed")
     column: str | None = Field(None, description="of the text; default that of the data")
     documents: Unit | None = Field(None, description="as data.documents, which is the default")
+    group: str | None = Field(None, description="as data.group, which is the default")
     noise: float = Field(
         0.0, ge=0, lt=1, description="share of the bytes of ASCII text replaced by random letters"
     )
@@ -77,19 +78,25 @@ class TextDomain(Section):
         return self
 
 
-def documents(source: Sequence[str], unit: Unit, base: Path) -> list[str]:
+def documents(
+    source: Sequence[str], unit: Unit, base: Path, group: str | None = None
+) -> dict[str, Any]:
     """The distinct texts of a source (anything that `Text.source` takes), in a fixed order.
 
-    Bytes that are not UTF-8 become U+FFFD.
+    Each with the value of its column `group` (see `Text.group`), or with a number of its own. Bytes
+    that are not UTF-8 become U+FFFD.
 
     Raises:
         ValueError: an entry names nothing, or something is broken; one line.
         OSError: a file cannot be read.
     """
-    reader, found = Reader(unit=unit), dict[bytes, None]()
+    reader, found = Reader(unit=unit, extra=(group,) if group else ()), dict[str, Any]()
     for file in _sources.files("source", _sources.absolute(source, base)):
-        found.update((r.content, None) for r in reader.read(file) if r.content.strip())
-    return [content.decode("utf-8", errors="replace") for content in found]
+        for record in reader.read(file):
+            if record.content.strip():
+                text = record.content.decode("utf-8", errors="replace")
+                found.setdefault(text, str(record.keys[0]) if group else len(found))
+    return found
 
 
 class Text(Modality):
@@ -132,7 +139,10 @@ class Text(Modality):
         "empty line. In files with columns a document is a row",
     )
     group: str | None = Field(
-        None, description="column whose equal values stay in one split, e.g. a site or an author"
+        None,
+        description="column of sites, authors, ...: documents with one value stay in one split, "
+        "and errors are between values; of plain text `file`, of FASTA `file` or `header`. "
+        "Default: single documents",
     )
     time: str | None = Field(
         None, description="column with a number or ISO date; the latest documents are held out"
@@ -279,8 +289,8 @@ class _Preparation:
 
     def _corpus(self, name: str, domain: TextDomain | None = None) -> Corpus:
         data = self._data
-        key = data.group or data.time
-        extra = (key,) if key and name == "source" else ()
+        group, time = (domain and domain.group) or data.group, name == "source" and data.time
+        by_key: Literal["group", "time"] | None = "group" if group else "time" if time else None
         self._indexes.append(DocumentIndex(self._folder / f"documents-{len(self._indexes)}.db"))
         corpus = Corpus(
             name=name,
@@ -288,14 +298,14 @@ class _Preparation:
             files=self._files[name],
             reader=Reader(
                 column=(domain and domain.column) or data.column,
-                extra=extra,
+                extra=tuple(key for key in (group, time) if key),
                 unit=(domain and domain.documents) or data.documents,
                 broken=BrokenRecords(data.errors),
             ),
             utf8=data.tokenizer != "bytes",
             seed=data.seed,
             index=self._indexes[-1],
-            by_key=None if not extra else "group" if data.group else "time",
+            by_key=by_key,
         )
         corpus.scan()
         return corpus
@@ -341,9 +351,9 @@ class _Preparation:
         records = part.corpus.read(part.chosen_U, f"tokenizing {part.name}")
         if part.noise:
             records = _noisy(records, part.noise, seed)
-        rows = _Rows(length, part.packing)
+        rows = _Rows(length, part.packing, grouped=part.corpus.by_key == "group")
         with SplitWriter(self._folder, part.name, length, codec.vocabulary_size) as writer:
-            for encoded in _encoded(records, codec):
+            for encoded in _encoded(rows.numbered(records), codec):
                 part.tokens += sum(int(e.known.sum()) for e in encoded)
                 part.unknown += sum(int((~e.known).sum()) for e in encoded)
                 part.bytes += sum(e.size for e in encoded)
@@ -351,9 +361,12 @@ class _Preparation:
             writer.append(rows.rest())
             part.rows = writer.rows
         if part.most is not None and part.most < part.rows:
-            draw = np.random.default_rng(seed)
-            kept = np.sort(draw.choice(np.arange(part.rows), part.most, replace=False))
-            drop_rows(self._folder, part.name, kept, ("tokens", "observed", "documents"))
+            drawn = np.random.default_rng(seed).permutation(part.rows)
+            # One row of each group comes first, so that as many groups as possible stay.
+            groups_N = np.load(self._folder / f"{part.name}_groups.npy")
+            first = np.sort(np.unique(groups_N[drawn], return_index=True)[1])
+            kept = np.concatenate([drawn[first], np.delete(drawn, first)])[: part.most]
+            drop_rows(self._folder, part.name, np.sort(kept), ("tokens", "observed", "groups"))
             part.rows = part.most
 
     def _meta(self, parts: list[_Part], codec: Codec) -> Meta:
@@ -370,7 +383,11 @@ class _Preparation:
             f"{documents['heldout']} held-out documents"
             + (f", {held.unknown} held-out {symbols} unknown" if held.unknown else "")
             + (f", {skipped.total()} broken records skipped" if skipped else ""),
-            groups=documents,
+            groups={
+                part.name: len(np.unique(np.load(self._folder / f"{part.name}_groups.npy")))
+                for part in (train, held)
+            },
+            grouped_by=data.group or "document",
             bytes_per_token=held.bytes / max(held.tokens, 1),
             domains=tuple(data.domains),
             domain_bytes={
@@ -424,15 +441,27 @@ def _encoded(records: Iterator[Record], codec: Codec) -> Iterator[list[Encoded]]
 class _Rows:
     """Cuts documents into rows; packed ones share a row, with one unobserved position between."""
 
-    def __init__(self, length: int, packing: bool) -> None:
-        self._length, self._packing = length, packing
-        self._document = 0
+    def __init__(self, length: int, packing: bool, grouped: bool) -> None:
+        self._length, self._packing, self._grouped = length, packing, grouped
+        self._numbers: dict[Any, int] = {}
+        self._documents, self._group_of = 0, deque[int]()
+        self._group = 0
         self._left = Encoded(np.zeros(0, np.uint32), np.zeros(0, bool), 0)
+
+    def numbered(self, records: Iterator[Record]) -> Iterator[Record]:
+        """The same records, while the numbers of their groups are noted for `cut`."""
+        for record in records:
+            number = self._documents
+            if self._grouped:
+                number = self._numbers.setdefault(record.keys[0], len(self._numbers))
+            self._group_of.append(number)
+            self._documents += 1
+            yield record
 
     def cut(self, documents: list[Encoded]) -> Split:
         """The rows that these documents fill; with packing, the rest is kept for the next call.
 
-        A packed row has the number of the last document of its call.
+        A packed row has the group of the last document of its call.
         """
         ids, known = [self._left.ids], [self._left.known]
         gaps = [1 if self._packing else -len(d.ids) % self._length for d in documents]
@@ -442,23 +471,24 @@ class _Rows:
         flat, seen = np.concatenate(ids), np.concatenate(known)
         full = len(flat) // self._length * self._length
         self._left = Encoded(flat[full:], seen[full:], 0)
-        before, self._document = self._document, self._document + len(documents)
-        numbers_N = np.full(full // self._length, self._document)
+        groups = [self._group_of.popleft() for _ in documents]
+        self._group = groups[-1] if groups else self._group
+        numbers_N = np.full(full // self._length, self._group)
         if not self._packing:
             rows = [-(-len(document.ids) // self._length) for document in documents]
-            numbers_N = np.repeat(np.arange(before, self._document), rows)
+            numbers_N = np.repeat(groups, rows)
         return self._observed(flat[:full], seen[:full], numbers_N)
 
     def rest(self) -> Split:
         """The last row, of the tokens kept by `cut`."""
         short = -len(self._left.ids) % self._length
         ids, known = (np.pad(v, (0, short)) for v in (self._left.ids, self._left.known))
-        return self._observed(ids, known, np.full(len(ids) // self._length, self._document))
+        return self._observed(ids, known, np.full(len(ids) // self._length, self._group))
 
     def _observed(
-        self, ids: NDArray[Any], known: NDArray[np.bool_], documents_N: NDArray[Any]
+        self, ids: NDArray[Any], known: NDArray[np.bool_], groups_N: NDArray[Any]
     ) -> Split:
         """The rows with an observed position."""
         tokens_ND, observed_ND = (v.reshape(-1, self._length) for v in (ids, known))
         kept_N = observed_ND.any(1)
-        return Split(tokens_ND[kept_N], observed_ND[kept_N], documents_N[kept_N].astype(np.int32))
+        return Split(tokens_ND[kept_N], observed_ND[kept_N], groups_N[kept_N].astype(np.int32))

@@ -24,6 +24,7 @@ from mptune.lml.estimator import (
     as_float64,
     forward_sums,
 )
+from mptune.lml.groups import group_numbers, group_standard_error
 from mptune.lml.plan import LMLPlan
 
 
@@ -48,8 +49,11 @@ def order_gap(
     pairs: int = 128,
     seed: int = 0,
     batch_size: int = 64,
+    groups: ArrayLike | None = None,
 ) -> OrderGap:
     """Three forwards for each of ``pairs`` pairs of ``tokens`` [N, D], at random mask counts.
+
+    ``groups`` [N] labels the document, subject or site of each sequence, for the standard error.
 
     Raises ValueError where no sequence has two observed positions.
     """
@@ -77,8 +81,9 @@ def order_gap(
         - values[2][index_n, first_n]
     )
     mean_square = float((gap_n**2).mean())
-    rms, spread = mean_square**0.5, float((gap_n**2).std()) / pairs**0.5
-    return OrderGap(rms, spread / max(2 * rms, 1e-300), pairs, gap_n)
+    groups_n = group_numbers(groups, len(tokens_ND))[rows_n]
+    rms, error = mean_square**0.5, group_standard_error(gap_n**2, groups_n)[0]
+    return OrderGap(rms, error / max(2 * rms, 1e-300), pairs, gap_n)
 
 
 def _pairs(observed_nD: BoolArray, seed: int) -> tuple[BoolArray, IntArray, IntArray]:
@@ -103,17 +108,24 @@ class ScoreAtRate:
 
 
 def score_at_rate(
-    log_prob: LogProb, tokens: ArrayLike, observed: ArrayLike, rate: float, *, seed: int = 0
+    log_prob: LogProb,
+    tokens: ArrayLike,
+    observed: ArrayLike,
+    rate: float,
+    *,
+    seed: int = 0,
+    groups: ArrayLike | None = None,
 ) -> ScoreAtRate:
     """S(r) by one forward per sequence of ``tokens`` [N, D]; rate 0 is M = 1.
+
+    ``groups`` [N] labels the document, subject or site of each sequence, for the standard error.
 
     The negative is the usual validation loss at that rate; at M = 1, times D, it is the
     pseudo-log-likelihood (Salazar et al. 2020, arXiv 1910.14659). Neither is a log likelihood.
     """
-    plan = LMLPlan.make(observed, forwards=1, seed=seed).at_rate(rate, seed=seed)
+    plan = LMLPlan.make(observed, forwards=1, seed=seed, groups=groups).at_rate(rate, seed=seed)
     sums_n = forward_sums(log_prob, np.asarray(tokens), plan, 64)[plan.kept, 0]
     counts_n = plan.counts_Nk[plan.kept, 0]
     score = float(sums_n.sum() / counts_n.sum())
-    residual_n = (sums_n - score * counts_n) / counts_n.mean()
-    spread = float(residual_n.std(ddof=1)) if len(residual_n) > 1 else float("nan")
-    return ScoreAtRate(rate, score, spread / len(residual_n) ** 0.5, len(residual_n))
+    error, _ = group_standard_error(sums_n, plan.groups_N[plan.kept], counts_n)
+    return ScoreAtRate(rate, score, error, len(sums_n))

@@ -26,11 +26,10 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mptune.trial import MIN_GROUPS as MIN_GROUPS
+
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-
-MIN_GROUPS = 8
-"""With fewer groups nothing is said about other groups than these."""
 
 
 def group_numbers(groups: ArrayLike | None, count: int) -> IntArray:
@@ -47,6 +46,13 @@ def group_numbers(groups: ArrayLike | None, count: int) -> IntArray:
             f"{labels.shape}"
         )
     return np.unique(labels, return_inverse=True)[1].astype(np.int64)
+
+
+def population_error(values: ArrayLike, groups: ArrayLike) -> tuple[float, float]:
+    """`group_standard_error` of the mean, and NaN below `MIN_GROUPS`: then nothing is claimed."""
+    if len(np.unique(np.asarray(groups))) < MIN_GROUPS:
+        return math.nan, math.nan
+    return group_standard_error(values, groups)
 
 
 def group_standard_error(
@@ -86,6 +92,8 @@ def group_scores(values: ArrayLike, groups: ArrayLike) -> FloatArray:
     if len(sizes_G) < 2:
         return mean
     by_group = np.argsort(np.asarray(groups), kind="stable")
+    if len(sizes_G) == by_group.size:
+        return values_n[..., by_group]
     starts = np.cumsum(sizes_G) - sizes_G
     u_G = np.add.reduceat((values_n - mean)[..., by_group], starts, axis=-1)
     u_G *= (len(sizes_G) - 1) / (by_group.size - sizes_G)

@@ -428,7 +428,7 @@ class Session:
                 for trial in self.run.storage.trials("comparison")
                 if trial.spec and (trial.spec.run_key(), trial.params["seed"]) in kept
             ]
-            names = undecided_arms(asked, seen, stage.prepared, self.run.scores)
+            names = undecided_arms(asked, seen, stage.prepared, self.run.group_scores)
             if not names:
                 return
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from mptune import __version__, status
 from mptune.analysis.comparison import Asked
+from mptune.analysis.intervals import by_group, group_correlations
 from mptune.analysis.ranking import ranking
 from mptune.analysis.results import Report, build_report
 from mptune.analysis.selection import SearchSelection, recommended, select_trial
@@ -186,13 +187,41 @@ class Run:
         )
 
     def scores(self, trial: Trial) -> dict[str, NDArray[np.float64]]:
-        """The arrays of a trial's scores: `nats_per_sequence` [n] on the plan, and `at_rungs`
-        [rungs, m] on the plan of the rungs; empty if they were not kept."""
+        """The arrays of a trial's scores; empty if they were not kept.
+
+        `nats_per_sequence` [n], `rows` [n] of the held-out split and `groups` [n] on the plan, and
+        `at_rungs` [rungs, m] on the plan of the rungs, whose sequences are the plan's first m.
+        """
         path = self.trial_directory(trial).scores
         if not path.exists():
             return {}
         with np.load(path) as stored:
             return dict(stored)
+
+    def group_scores(self, trial: Trial) -> dict[str, NDArray[np.float64]]:
+        """`scores` as analysis takes them, see `mptune.analysis.intervals.by_group`.
+
+        Raises:
+            NoResultError: the scores have no groups.
+        """
+        try:
+            return by_group(self.scores(trial))
+        except KeyError:
+            raise NoResultError(
+                f"{self.trial_directory(trial).scores}: the scores have no groups: they were made "
+                "by an older version; train the trial again"
+            ) from None
+
+    def group_correlations(self, table_hash: str) -> dict[str, float]:
+        """Intraclass correlations of the best trial's scores and of its difference to the second.
+
+        See `mptune.analysis.intervals.group_correlations`; empty without scores of this table.
+        """
+        if self.prepared is None or self.prepared.table_hash != table_hash:
+            return {}
+        ranked = ranking([trial for trial in self.trials() if trial.finished])
+        found = [scores for trial in ranked[:2] if "groups" in (scores := self.scores(trial))]
+        return group_correlations(found) if found else {}
 
     def trial_directory(self, trial: Trial | TrialSpec) -> TrialDirectory:
         """The present directory of a trial; its spec has the one at the time of the run."""
@@ -231,7 +260,7 @@ class Run:
         asked = self.asked()
         arms = asked.arms(compared) if asked else {}
         by_worst = self.spec.search.choose_by == "worst_domain"
-        return select_trial(searched, confirmed, arms, self.prepared, self.scores, by_worst)
+        return select_trial(searched, confirmed, arms, self.prepared, self.group_scores, by_worst)
 
     def report(self, command: str = "", extrapolate_to: Sequence[float] | None = None) -> Report:
         """The content of the report as one value; `mptune.report.write` writes it to files.
@@ -248,7 +277,7 @@ class Run:
             compared=self.storage.trials("comparison"),
             tried=self.storage.trials("ladder"),
             asked=self.asked(),
-            scores=self.scores,
+            scores=self.group_scores,
             extrapolate_to=extrapolate_to,
             importances=self.storage.importances(),
             wall_s=sum(self.used(stage)["wall_s"] for stage in SUFFIXES),

@@ -31,6 +31,7 @@ from mptune.lml import (
     order_gap,
     race_lml,
     refine_lml,
+    round_robin,
     score_at_rate,
     se_per_position,
 )
@@ -55,6 +56,7 @@ class Options:
     Attributes:
         source: files, folders or globs of text, or `python-stdlib`.
         documents: what is a document of a file: the `file`, each `line` or each `paragraph`.
+        group: column of what belongs together, `file` of plain text; None: each document alone.
         length: most tokens of a sequence; None for the model's own limit, at most 512.
         sequences: most sequences to score, drawn at random.
         max_forwards: most forwards, of each model.
@@ -63,6 +65,7 @@ class Options:
 
     source: tuple[str, ...]
     documents: Literal["file", "line", "paragraph"] = "file"
+    group: str | None = None
     length: int | None = None
     sequences: int = 2000
     max_forwards: int | None = None
@@ -103,7 +106,7 @@ class ModelScore:
 
     @property
     def error(self) -> float:
-        """Population standard error, nats per token."""
+        """Standard error in the estimate's scope, nats per token."""
         return se_per_position(self.estimate)
 
 
@@ -125,15 +128,17 @@ class Race:
 def prepare(names: Sequence[str], options: Options) -> tuple[list[ModelText], bool]:
     """Models with their sequences, and whether they share one tokenizer.
 
-    The sequences are the same for every model and in random order. Bytes that are not UTF-8 become
-    U+FFFD.
+    The sequences are the same for every model, in random order and from as many groups as there
+    are. Bytes that are not UTF-8 become U+FFFD.
 
     Raises:
         InputError: a model or the text cannot be used.
     """
     models = [PretrainedMaskedLM.open(name) for name in names]
     try:
-        texts = documents(options.source, options.documents, Path.cwd())
+        texts = list(
+            documents(options.source, options.documents, Path.cwd(), options.group).items()
+        )
     except (ValueError, OSError) as error:
         raise InputError(f"--data: {error}") from error
     same = all(models[0].same_tokens(other) for other in models[1:])
@@ -143,46 +148,58 @@ def prepare(names: Sequence[str], options: Options) -> tuple[list[ModelText], bo
     if options.length is not None and not 1 <= options.length <= room:
         raise InputError(f"--length: {options.length} is not in 1..{room}, what the model can hold")
     cuts = [_cut(model, texts, options.length or room) for model in models]
-    found = len(cuts[0][0])
-    if not found or any(len(ids) != found for ids, _ in cuts):
+    found, groups_N = len(cuts[0][0]), cuts[0][2]
+    if not found or any(len(ids) != found for ids, *_ in cuts):
         raise InputError(f"--data: {', '.join(options.source)} holds no text to score")
-    order = np.random.default_rng(options.seed).permutation(found)
+    order = round_robin(np.random.default_rng(options.seed).permutation(found), groups_N)
     kept, rest = order[: options.sequences], np.sort(order[options.sequences :])
     prepared = []
-    for model, (ids, bytes_N) in zip(models, cuts, strict=True):
+    for model, (ids, bytes_N, _) in zip(models, cuts, strict=True):
         table = model.encode([ids[row] for row in kept])
         # Covariates are counted on other text if there is enough; a guess need not be good.
         counted = model.encode([ids[row] for row in rest]) if len(rest) >= len(kept) else table
         covariates = TokenCovariates.fit(counted.tokens, counted.observed, model.vocabulary_size)
-        side = Side.of(model.log_prob, table.tokens, table.observed, covariates, options.batch_size)
+        side = Side.of(
+            model.log_prob,
+            table.tokens,
+            table.observed,
+            covariates,
+            options.batch_size,
+            groups_N[kept],
+        )
         prepared.append(ModelText(model, side, bytes_N[kept], table.unknown))
     return prepared, same
 
 
-def _split_alike(models: Sequence[PretrainedMaskedLM], documents: list[str]) -> list[str]:
+Documents = list[tuple[str, Any]]
+"""Texts, each with the label of its group."""
+
+
+def _split_alike(models: Sequence[PretrainedMaskedLM], documents: Documents) -> Documents:
     """Pieces of text that every model holds in one sequence."""
     most = CHARACTERS
     while most > 1:
-        pieces = [d[at : at + most] for d in documents for at in range(0, len(d), most)]
-        pieces = [piece for piece in pieces if piece.strip()]
-        if all(len(m.pieces(p)) <= m.room for m in models for p in pieces):
+        pieces = [(d[at : at + most], g) for d, g in documents for at in range(0, len(d), most)]
+        pieces = [(piece, group) for piece, group in pieces if piece.strip()]
+        if all(len(m.pieces(p)) <= m.room for m in models for p, _ in pieces):
             return pieces
         most //= 2
     raise InputError("--data: no piece of the text is short enough for both models")
 
 
 def _cut(
-    model: PretrainedMaskedLM, documents: Sequence[str], length: int
-) -> tuple[list[list[int]], IntArray]:
-    """Sequences of at most ``length`` token ids, none across two documents, and their bytes."""
-    ids, sizes = [], []
-    for text in documents:
+    model: PretrainedMaskedLM, documents: Documents, length: int
+) -> tuple[list[list[int]], IntArray, NDArray[Any]]:
+    """Sequences of at most ``length`` token ids, none across documents; their bytes and groups."""
+    ids, sizes, groups = [], [], []
+    for text, group in documents:
         tokens, starts = model.spans(text)
         edges = [0, *(starts[at] for at in range(length, len(tokens), length)), len(text)]
         for n, at in enumerate(range(0, len(tokens), length)):
             ids.append(tokens[at : at + length])
             sizes.append(len(text[edges[n] : edges[n + 1]].encode()))
-    return ids, np.array(sizes, np.int64)
+            groups.append(group)
+    return ids, np.array(sizes, np.int64), np.array(groups)
 
 
 def score(prepared: ModelText, options: Options) -> Iterator[ModelScore]:
@@ -201,6 +218,7 @@ def score(prepared: ModelText, options: Options) -> Iterator[ModelScore]:
         covariates=side.covariates,
         max_forwards=options.max_forwards,
         target_se=options.target_se,
+        groups=side.groups,
     )
     found = None
     for estimate in _named(estimates, prepared.model.name):
@@ -223,13 +241,18 @@ def add_figures(found: ModelScore, options: Options) -> None:
     """Loss at 15 %, the pseudo-log-likelihood, and how much the order of positions matters."""
     side = found.prepared.side
     rows = found.estimate.sequence_index[:EXTRA_FORWARDS]
-    tokens, observed = side.tokens[rows], side.observed[rows]
+    tokens, observed, groups = side.tokens[rows], side.observed[rows], side.groups[rows]
     for rate in (0.15, 0.0):
-        at = score_at_rate(side.log_prob, tokens, observed, rate, seed=options.seed)
+        at = score_at_rate(side.log_prob, tokens, observed, rate, seed=options.seed, groups=groups)
         found.at_rates.append(at)
     if (observed.sum(axis=1) >= 2).any():
         found.gap = order_gap(
-            side.log_prob, tokens, observed, seed=options.seed, batch_size=side.batch_size
+            side.log_prob,
+            tokens,
+            observed,
+            seed=options.seed,
+            batch_size=side.batch_size,
+            groups=groups,
         )
 
 

@@ -280,7 +280,13 @@ def score(
     of_home, nats_per_sequence, rows = scored
     with write_aside(TrialDirectory(Path(trial.directory)).scores) as aside:
         at_rungs = np.asarray(spent.rung_scores, np.float64)
-        np.savez(aside, nats_per_sequence=nats_per_sequence, rows=rows, at_rungs=at_rungs)
+        np.savez(
+            aside,
+            nats_per_sequence=nats_per_sequence,
+            rows=rows,
+            groups=data.heldout.table.heldout.groups[rows],
+            at_rungs=at_rungs,
+        )
     code = spent.code_per_position
     return TrialResult(
         fingerprint=trial.fingerprint(),

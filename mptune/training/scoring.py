@@ -23,7 +23,17 @@ from torch.nn.functional import cross_entropy
 
 from mptune.data._table import Split, TokenTable
 from mptune.errors import InputError
-from mptune.lml import LMLEstimate, LMLPlan, TokenCovariates, check_finite, estimate_from_sums
+from mptune.lml import (
+    LMLEstimate,
+    LMLPlan,
+    TokenCovariates,
+    check_finite,
+    estimate_from_sums,
+    group_standard_error,
+    population_error,
+    round_robin,
+    se_per_position,
+)
 from mptune.spec.schema import Missing, Score
 from mptune.training.batches import BoolArray, IntArray, attended, seeded_order
 from mptune.training.ranks import Ranks, StoppedInScoring, agreed_stop
@@ -72,7 +82,7 @@ class HeldOut:
     train: Split
     score: Score
     rows: IntArray
-    """Rows of the held-out split, in the order of the plan."""
+    """Rows of the held-out split, in the order of the plan: of as many groups as possible."""
     tokens: NDArray[Any]
     """Their tokens [N, D]."""
     plan: LMLPlan
@@ -99,11 +109,13 @@ class HeldOut:
         heldout = table.heldout if domain is None else table.domain(domain)
         if not len(heldout.tokens):
             raise InputError(f"{table.description}: no sequence is held out to score on")
-        rows = seeded_order(len(heldout.tokens), score.seed)[: score.sequences]
-        observed_ND = np.asarray(heldout.observed[rows])
-        if plan is None:
-            plan = LMLPlan.make(observed_ND, forwards=score.forwards, seed=score.seed)
+        order = seeded_order(len(heldout.tokens), score.seed)
+        rows = round_robin(order, heldout.groups)[: score.sequences]
+        observed_ND, groups_N = np.asarray(heldout.observed[rows]), np.asarray(heldout.groups[rows])
+        made = LMLPlan.make(observed_ND, forwards=score.forwards, seed=score.seed, groups=groups_N)
+        plan = plan or made
         same = np.array_equal(plan.observed_ND, observed_ND)
+        same &= np.array_equal(plan.groups_N, made.groups_N)
         if not (same and plan.forwards == score.forwards and plan.seed == score.seed):
             raise InputError(
                 "the frozen scoring plan belongs to other data or another `score` section, and "
@@ -130,7 +142,7 @@ class HeldOut:
         gone_ND = removed(observed_ND, score.missing[number], score.seed, number)
         tokens_ND = np.where(gone_ND, self.tokens.dtype.type(self.table.pad_id), self.tokens)
         widths = None if self.log_widths is None else np.where(gone_ND, 0, self.log_widths)
-        plan = LMLPlan.make(observed_ND & ~gone_ND, forwards=score.forwards, seed=score.seed)
+        plan = self._plan(observed_ND & ~gone_ND, score.seed)
         made = replace(self, tokens=tokens_ND, plan=plan, log_widths=widths)
         made.__dict__["covariates"] = self.covariates
         return made
@@ -164,8 +176,7 @@ class HeldOut:
     def rung_plan(self) -> LMLPlan:
         """A plan of its own for the first sequences."""
         first = slice(0, self.score.rung_sequences)
-        observed_ND = self.plan.observed_ND[first]
-        return LMLPlan.make(observed_ND, forwards=self.score.forwards, seed=self.score.seed)
+        return self._plan(self.plan.observed_ND[first], self.score.seed)
 
     @cached_property
     def rate_plans(self) -> dict[float, LMLPlan]:
@@ -178,7 +189,12 @@ class HeldOut:
         if number == 0:
             return self.plan
         seed = self.score.seed + EXTENSION_STREAM + number
-        return LMLPlan.make(self.plan.observed_ND, forwards=self.score.forwards, seed=seed)
+        return self._plan(self.plan.observed_ND, seed)
+
+    def _plan(self, observed_ND: BoolArray, seed: int) -> LMLPlan:
+        """A plan of the same groups, for the first sequences."""
+        groups_N = self.plan.groups_N[: len(observed_ND)]
+        return LMLPlan.make(observed_ND, forwards=self.score.forwards, seed=seed, groups=groups_N)
 
     @cached_property
     def covariates(self) -> TokenCovariates:
@@ -251,6 +267,7 @@ class Scorer:
         per_sequence_n = np.mean([part.per_sequence for part in parts], axis=0)
         per_sequence_n = per_sequence_n - held.log_width_sums[first.sequence_index]
         nats_per_token = float(per_sequence_n.sum() / first.positions.sum())
+        se_population, df = population_error(per_sequence_n, first.groups)
         bytes_per_token = held.table.bytes_per_token
         if held.domain is not None:
             bytes_per_token = held.table.domain_bytes.get(held.domain)
@@ -258,9 +275,12 @@ class Scorer:
             nats_per_sequence=float(per_sequence_n.mean()),
             nats_per_token=nats_per_token,
             bits_per_byte=bits_per_byte(nats_per_token, bytes_per_token),
-            se_population=float(per_sequence_n.std(ddof=1) / math.sqrt(len(per_sequence_n))),
+            se_population=None if math.isnan(se_population) else se_population,
+            df_population=None if math.isnan(df) else df,
             se_fixed=None if math.isnan(se_fixed) else se_fixed,
             sequences=first.n_sequences,
+            groups=first.n_groups,
+            grouped_by=held.table.grouped_by,
             forwards=sum(part.forwards_used for part in parts),
             effective_sample_size=sum(part.effective_sample_size for part in parts),
             plan_hash=held.hash,
@@ -282,27 +302,25 @@ class Scorer:
         estimate = self._estimate(self.heldout.rung_plan)
         if estimate is None:
             return RungEstimate(math.nan, math.nan, np.zeros(0))
-        per_token = estimate.positions.sum() / estimate.n_sequences
         widths_n = self.heldout.log_width_sums[self.heldout.rung_plan.kept]
         nats = estimate.nats_per_position - float(widths_n.sum() / estimate.positions.sum())
         per_sequence_n = estimate.per_sequence - widths_n
-        return RungEstimate(nats, estimate.se_population / float(per_token), per_sequence_n)
+        return RungEstimate(nats, se_per_position(estimate), per_sequence_n)
 
     def rates(self) -> tuple[RateScore, ...]:
         """Loss and accuracy at each of the score's rates."""
         found = []
         for rate, plan in self.heldout.rate_plans.items():
             log_probs_Nk, hits_Nk = self._sums(plan)
-            counts_n = plan.counts_Nk[plan.kept, 0]
-            loss, loss_se = _ratio(-log_probs_Nk[plan.kept, 0], counts_n)
-            accuracy, accuracy_se = _ratio(hits_Nk[plan.kept, 0], counts_n)
+            counts_n, groups_n = plan.counts_Nk[plan.kept, 0], plan.groups_N[plan.kept]
+            losses_n, hits_n = -log_probs_Nk[plan.kept, 0], hits_Nk[plan.kept, 0]
             found.append(
                 RateScore(
                     rate=rate,
-                    loss=loss + self.heldout.log_bin_width,
-                    loss_se=loss_se,
-                    accuracy=accuracy,
-                    accuracy_se=accuracy_se,
+                    loss=float(losses_n.sum() / counts_n.sum()) + self.heldout.log_bin_width,
+                    loss_se=group_standard_error(losses_n, groups_n, counts_n)[0],
+                    accuracy=float(hits_n.sum() / counts_n.sum()),
+                    accuracy_se=group_standard_error(hits_n, groups_n, counts_n)[0],
                 )
             )
         return tuple(found)
@@ -367,11 +385,3 @@ class Scorer:
 def bits_per_byte(nats_per_token: float, bytes_per_token: float | None) -> float | None:
     """Code length per byte of text; None for data that is not text."""
     return -nats_per_token / math.log(2) / bytes_per_token if bytes_per_token else None
-
-
-def _ratio(sums_n: FloatArray, counts_n: IntArray) -> tuple[float, float]:
-    """Sum over sums by sum over counts, and its standard error with sequences as the units."""
-    ratio = float(sums_n.sum() / counts_n.sum())
-    residuals_n = (sums_n - ratio * counts_n) / counts_n.mean()
-    spread = residuals_n.std(ddof=1) if len(residuals_n) > 1 else math.nan
-    return ratio, float(spread) / math.sqrt(len(residuals_n))

@@ -19,7 +19,7 @@ def test_integers_are_symbols_and_negative_is_missing(tmp_path):
     table = array(tmp_path, values, heldout=0.2).prepare(tmp_path / "cache")
     assert (table.vocabulary_size, len(table.train), len(table.heldout)) == (5, 40, 10)
     back = np.where(table.heldout.observed, table.heldout.tokens.astype(int), -1)
-    assert (back == values[table.heldout.documents]).all()
+    assert (back == values[table.heldout.groups]).all()
     assert table.log_bin_width == 0
 
 
@@ -45,14 +45,14 @@ def test_nan_is_missing_and_rows_without_values_are_left_out(tmp_path):
     table = array(tmp_path, values, bins=4).prepare(tmp_path / "cache")
     assert len(table.train) + len(table.heldout) == 39
     for split in (table.train, table.heldout):
-        assert (split.observed == ~np.isnan(values[split.documents])).all()
+        assert (split.observed == ~np.isnan(values[split.groups])).all()
         assert (split.tokens[~split.observed] == table.pad_id).all()
 
 
 def test_values_beyond_the_training_range_count_in_the_outermost_bin(tmp_path):
     values = np.random.default_rng(0).normal(size=(40, 1))
     first = array(tmp_path, values, bins=4).prepare(tmp_path / "cache")
-    values[first.heldout.documents[0]] = 1e9
+    values[first.heldout.groups[0]] = 1e9
     table = array(tmp_path, values, bins=4).prepare(tmp_path / "cache")
     assert table.heldout.tokens[0] == 3
     assert (table.train.tokens == first.train.tokens).all()
@@ -61,11 +61,11 @@ def test_values_beyond_the_training_range_count_in_the_outermost_bin(tmp_path):
 def test_groups_stay_together(tmp_path):
     labels = np.repeat(["a", "b", "c", "d", "e"], 6)
     np.save(tmp_path / "labels.npy", labels)
-    table = array(tmp_path, np.zeros((30, 2), int), groups="labels.npy", heldout=0.4).prepare(
+    table = array(tmp_path, np.zeros((30, 2), int), group="labels.npy", heldout=0.4).prepare(
         tmp_path / "cache"
     )
     assert table.groups == {"train": 3, "heldout": 2}
-    assert not set(table.train.documents) & set(table.heldout.documents)
+    assert not set(table.train.groups) & set(table.heldout.groups)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_groups_stay_together(tmp_path):
         (np.zeros((9, 1)), {}, "column 0 of .* has fewer than two distinct training values"),
         (np.full((9, 1), np.inf), {}, "row 0, column 0 of .* is infinite"),
         (np.zeros((1, 1), int), {}, "0 training and 1 held-out rows"),
-        (np.zeros((9, 1), int), {"groups": "value.npy"}, "groups: no such file.*'values.npy'"),
+        (np.zeros((9, 1), int), {"group": "value.npy"}, "group: no such file.*'values.npy'"),
     ],
 )
 def test_errors(tmp_path, values, options, message):

@@ -34,7 +34,7 @@ class TestModality:
         for split in (table.train, table.heldout):
             tokens, observed = np.asarray(split.tokens), np.asarray(split.observed)
             assert tokens.shape == observed.shape == (len(split), table.length)
-            assert split.documents.shape == (len(split),)
+            assert split.groups.shape == (len(split),)
             assert observed.any(axis=1).all()
             assert (tokens[observed] < table.vocabulary_size).all()
             assert (tokens[~observed] == table.pad_id).all()

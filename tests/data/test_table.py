@@ -20,7 +20,13 @@ from mptune.data._table import (
     store,
 )
 
-META = Meta(vocabulary_size=255, length=3, description="made up", groups={"train": 1, "heldout": 1})
+META = Meta(
+    vocabulary_size=255,
+    length=3,
+    description="made up",
+    groups={"train": 1, "heldout": 1},
+    grouped_by="row",
+)
 
 
 def contents(meta=META):
@@ -124,7 +130,7 @@ def test_rows_are_appended_and_dropped_without_being_in_memory_at_once(tmp_path)
     with SplitWriter(tmp_path, "train", meta.length, meta.vocabulary_size) as writer:
         for _ in range(3):
             writer.append(split)
-    drop_rows(tmp_path, "train", np.array([1, 4]), ("tokens", "observed", "documents"))
+    drop_rows(tmp_path, "train", np.array([1, 4]), ("tokens", "observed", "groups"))
     kept = np.load(tmp_path / "train_tokens.npy", mmap_mode="r")
     assert kept.tolist() == [[3, 4, 5], [0, 1, 256]]
 

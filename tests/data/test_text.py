@@ -29,8 +29,8 @@ def write(folder, **files):
 def decoded(split):
     """The text of each document of a split of bytes."""
     return {
-        bytes(split.tokens[split.documents == d][split.observed[split.documents == d]].tolist())
-        for d in np.unique(split.documents)
+        bytes(split.tokens[split.groups == d][split.observed[split.groups == d]].tolist())
+        for d in np.unique(split.groups)
     }
 
 
@@ -71,7 +71,7 @@ def test_rows_are_padded_and_padding_is_not_observed(tmp_path):
     assert table.train.observed.all()
     assert table.heldout.tokens.tolist() == [[97, 98], [99, table.pad_id]]
     assert table.heldout.observed.tolist() == [[True, True], [True, False]]
-    assert table.train.documents.tolist() == [0] * 5 + [1] * 4
+    assert table.train.groups.tolist() == [0] * 5 + [1] * 4
     assert table.bytes_per_token == 1
 
 
@@ -124,6 +124,29 @@ def test_lines_and_paragraphs_can_be_documents(tmp_path):
     assert sum(paragraphs.prepare(tmp_path / "cache").groups.values()) == 2
 
 
+def test_lines_of_one_file_can_be_a_group(tmp_path):
+    write(tmp_path, **{name: f"{name} one\n{name} two\n{name} three\n" for name in "abcdef"})
+    table = text(tmp_path, source="*.txt", documents="line", group="file", heldout=0.5).prepare(
+        tmp_path / "cache"
+    )
+    assert table.groups == {"train": 3, "heldout": 3}
+    for split in (table.train, table.heldout):
+        assert np.unique(split.groups, return_counts=True)[1].tolist() == [3, 3, 3]
+        files = [bytes(t[:1].tolist()) for t in split.tokens]
+        assert len(set(zip(files, split.groups.tolist(), strict=True))) == 3
+    with pytest.raises(ValueError, match=r"no column 'site'; there are file"):
+        text(tmp_path, source="*.txt", group="site").prepare(tmp_path / "cache")
+
+
+def test_a_subset_keeps_as_many_groups_as_it_can(tmp_path):
+    write(tmp_path, **{name: name * (800 if name == "a" else 16) for name in "abcdefghij"})
+    few = {"source": "*.txt", "length": 8, "heldout": 0.5, "seed": 2}
+    whole = text(tmp_path, **few).prepare(tmp_path / "cache").heldout
+    assert np.unique(whole.groups, return_counts=True)[1].max() == 100, "a is held out"
+    part = text(tmp_path, **few, max_heldout_sequences=5).prepare(tmp_path / "cache").heldout
+    assert len(np.unique(part.groups)) == 5
+
+
 def test_subsets_are_rows_of_the_whole_in_order(corpus):
     whole = text(corpus, heldout=0.3).prepare(corpus / "cache")
     part = text(corpus, heldout=0.3, max_train_sequences=7, max_heldout_sequences=3).prepare(
@@ -132,7 +155,7 @@ def test_subsets_are_rows_of_the_whole_in_order(corpus):
     assert (len(part.train), len(part.heldout)) == (7, 3)
     for name in ("train", "heldout"):
         drawn, rows = (
-            [(d, *r) for d, r in zip(t.documents, t.tokens.tolist(), strict=True)]
+            [(d, *r) for d, r in zip(t.groups, t.tokens.tolist(), strict=True)]
             for t in (getattr(part, name), getattr(whole, name))
         )
         assert set(drawn) <= set(rows)
@@ -175,7 +198,7 @@ def test_standard_library_needs_no_download(tmp_path):
     data = text(tmp_path, source="python-stdlib", length=64, max_train_sequences=50)
     table = data.prepare(tmp_path / "cache")
     assert data.words() == "python-stdlib, bytes, D = 64"
-    assert table.groups["train"] > 300
+    assert table.groups["train"] == 50, "a row of each of as many files"
     assert b"import" in bytes(table.heldout.tokens[table.heldout.observed].tolist())
 
 
@@ -278,10 +301,15 @@ def test_a_hub_name_is_loaded_by_datasets(tmp_path, monkeypatch):
 
 def test_groups_and_times_are_held_out(tmp_path):
     write_rows(tmp_path)
-    grouped = text(tmp_path, source="rows.jsonl", group="site", heldout=0.25, length=64)
-    sites = [c.split()[4] for c in decoded(grouped.prepare(tmp_path / "cache").heldout)]
-    assert len(sites) == 10
-    assert len(set(sites)) == 1
+    grouped = text(tmp_path, source="rows.jsonl", group="site", heldout=0.25, length=128)
+    table = grouped.prepare(tmp_path / "cache")
+    assert (table.groups, table.grouped_by) == ({"train": 3, "heldout": 1}, "site")
+    sites, others = (
+        [bytes(t[t < 256].tolist()).split()[4] for t in split.tokens]
+        for split in (table.heldout, table.train)
+    )
+    assert (len(sites), len(set(sites))) == (10, 1)
+    assert len(set(zip(others, table.train.groups.tolist(), strict=True))) == len(set(others)) == 3
     timed = text(tmp_path, source="rows.jsonl", time="day", heldout=0.25, length=64)
     days = {int(c.split()[1]) for c in decoded(timed.prepare(tmp_path / "cache").heldout)}
     assert days == set(range(30, 40))
@@ -306,7 +334,7 @@ def test_bpe_is_trained_on_the_training_documents_and_counts_bytes(tmp_path):
     table = data.prepare(tmp_path / "cache")
     assert 257 <= table.vocabulary_size <= 300
     whole = sum(len(r["text"]) for r in ROWS)
-    held = np.unique(table.heldout.documents)
+    held = np.unique(table.heldout.groups)
     tokens = int(table.heldout.observed.sum())
     assert len(held) == 4
     assert table.bytes_per_token * tokens == pytest.approx(whole / 10, rel=0.05)

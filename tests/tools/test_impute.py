@@ -66,7 +66,7 @@ def test_every_domain_is_scored_and_the_shifted_one_is_worse(model):
     assert result.lml_shift["seven"].nats_per_token == pytest.approx(
         result.lml.nats_per_token, abs=0.3
     )
-    assert all(score.se_population > 0 for score in result.lml_shift.values())
+    assert all(score.error[0] > 0 for score in result.lml_shift.values())
 
 
 def test_missing_values_are_filled_and_the_rest_is_left_alone(model, tmp_path, capsys):

@@ -43,7 +43,7 @@ def test_a_model_is_scored_to_the_target(capsys, tmp_path, models, lines):
     found = json.loads(out)
     assert code == 0
     assert found["target_reached"]
-    assert found["se_population_nats_per_token"] <= 0.05
+    assert found["se_nats_per_token"] <= 0.05
     low, high = found["interval_95_nats_per_token"]
     assert low < found["nats_per_token"] < high
     # One character is one byte here, and a symbol, so the two units must agree.
@@ -57,6 +57,21 @@ def test_a_model_is_scored_to_the_target(capsys, tmp_path, models, lines):
         [p["mean_log_prob"] for p in found["curve"]], [p["mask_rate"] for p in found["curve"]]
     )
     assert area == pytest.approx(found["nats_per_token"], rel=0.15)
+
+
+def test_sequences_of_few_documents_are_scored_for_these_only(capsys, tmp_path, models, lines):
+    given = (models["raw"], "--data", lines, "--documents", "line", "--sequences", "40")
+    code, out, _ = run(capsys, tmp_path, *given, "--group", "file", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert (found["groups"], found["se_of"]) == (1, "fixed")
+    code, out, _ = run(capsys, tmp_path, *given, "--group", "file")
+    assert "on these 1 groups only" in out
+    code, out, _ = run(capsys, tmp_path, *given, "--json")
+    assert json.loads(out)["groups"] == 40
+    code, _, err = run(capsys, tmp_path, *given, "--group", "author")
+    assert code == 2
+    assert "no column 'author'; there are file" in err
 
 
 def test_text_has_the_figures(capsys, tmp_path, models, lines):

@@ -11,11 +11,12 @@ import torch
 
 from mptune.data._table import Meta, Split, store
 from mptune.errors import InputError
-from mptune.lml import LMLPlan, NonFiniteLogProb
+from mptune.lml import LMLPlan, NonFiniteLogProb, group_standard_error
 from mptune.spec.schema import Missing, Score
 from mptune.training.ranks import Ranks
 from mptune.training.scoring import HeldOut, Scorer, bits_per_byte
 
+ROWS = np.arange(60)
 SYMBOLS, LENGTH = 5, 12
 SCORE = Score(sequences=30, forwards=2, rates=(0.25, 0.5), rung_sequences=24, batch_size=7)
 
@@ -36,16 +37,18 @@ class Constant(torch.nn.Module):
 
 @pytest.fixture
 def table(tmp_path):
-    def made(log_widths=None, **meta):
+    def made(log_widths=None, groups=ROWS, **meta):
         rng = np.random.default_rng(0)
         tokens = rng.choice(SYMBOLS, size=(60, LENGTH), p=[0.4, 0.3, 0.1, 0.1, 0.1])
         observed = np.arange(LENGTH) < rng.integers(4, LENGTH + 1, size=(60, 1))
-        split = Split(tokens, observed, np.zeros(60, np.int32))
+        split = Split(tokens, observed, np.asarray(groups, np.int32))
         if log_widths is not None:
             split = replace(split, log_widths=np.where(observed, log_widths, 0.0))
-        words = {"description": "made up", "groups": {}, **meta}
+        words = {"description": "made up", "groups": {}, "grouped_by": "document", **meta}
         info = Meta(vocabulary_size=SYMBOLS, length=LENGTH, **words)
-        name = "-".join(["table", *meta, *(["binned"] if log_widths is not None else [])])
+        name = "-".join(
+            ["table", str(len(set(groups))), *meta, *(["binned"] if log_widths is not None else [])]
+        )
         return store(tmp_path / name, lambda: (info, split, split))
 
     return made
@@ -154,6 +157,35 @@ def test_a_plan_of_other_data_is_refused(table):
     other = LMLPlan.make(np.ones((30, LENGTH), bool), forwards=2, seed=0)
     with pytest.raises(InputError, match=r"belongs to other data.*delete plan\.npz"):
         HeldOut.select(table(), SCORE, other)
+
+
+def test_the_plan_holds_sequences_of_as_many_groups_as_there_are(table):
+    groups = np.r_[np.zeros(20), np.arange(40) % 20 + 1]
+    held = HeldOut.select(table(groups=groups), SCORE)
+    assert np.bincount(np.bincount(groups[held.rows].astype(int)))[1:].tolist() == [12, 9]
+    assert (np.unique(groups)[held.plan.groups_N] == groups[held.rows]).all()
+    assert (held.rung_plan.groups_N == held.plan.groups_N[:24]).all()
+    other = replace(held.plan, groups_N=np.arange(30))
+    with pytest.raises(InputError, match="belongs to other data"):
+        HeldOut.select(table(groups=groups), SCORE, other)
+
+
+def test_errors_are_between_groups_and_of_the_population_from_eight_on(table):
+    model = Constant([2.0, 1.0, 0.0, 0.0, -1.0])
+    found, z, rows = scorer(table(groups=ROWS % 10), model).lml()
+    error, df = group_standard_error(z, rows % 10)
+    assert (found.groups, found.grouped_by, found.scope) == (10, "document", "")
+    assert (found.se_population, found.df_population) == pytest.approx((error, df))
+    few, z, _ = scorer(table(groups=ROWS % 7), model).lml()
+    assert (few.groups, few.se_population) == (7, None)
+    assert few.error == (few.se_fixed, 30)
+    assert few.scope == "on these 7 groups only (document)"
+    held = HeldOut.select(table(groups=ROWS % 10), SCORE)
+    plan, log_p = held.rate_plans[0.25], model.logits.log_softmax(0).numpy()
+    mask_ND = plan.masks(np.arange(30), np.zeros(30, int))
+    losses = -np.where(mask_ND, log_p[np.where(mask_ND, held.tokens, 0).astype(int)], 0.0).sum(1)
+    expected = group_standard_error(losses, plan.groups_N, mask_ND.sum(1))[0]
+    assert Scorer(model, held, Ranks()).rates()[0].loss_se == pytest.approx(expected, rel=1e-5)
 
 
 def test_bits_per_byte():
