@@ -183,8 +183,10 @@ class Family:
     new_power_4: float
 
 
-def family_cell(bed: str, challengers: int, seeds: int, replications: int) -> Family:
-    rng = np.random.default_rng([*bed.encode(), challengers, seeds])
+def family_cell(
+    bed: str, challengers: int, seeds: int, replications: int, stream: int = 0
+) -> Family:
+    rng = np.random.default_rng([*bed.encode(), challengers, seeds, stream])
     rows = []
     for _ in range(replications):
         arms, sd_A = family(rng, bed, challengers + 1, seeds)
@@ -312,8 +314,8 @@ class Looks:
     uncorrected: float
 
 
-def looks_cell(bed: str, challengers: int, replications: int) -> Looks:
-    rng = np.random.default_rng([*bed.encode(), challengers])
+def looks_cell(bed: str, challengers: int, replications: int, stream: int = 0) -> Looks:
+    rng = np.random.default_rng([*bed.encode(), challengers, stream])
     looks = schedule(3, 12)
     rows = []
     for _ in range(replications):
@@ -378,6 +380,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["families", "crossed", "looks", "reliability"])
     parser.add_argument("--bed", action="append", choices=list(BEDS), help="of the families")
     parser.add_argument("--challengers", type=int, action="append", help="of the families")
+    parser.add_argument("--stream", type=int, default=0, help="of random numbers; for repetitions")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
     given = parser.parse_args()
     R = given.replications or (12 if given.quick else 500)
@@ -394,14 +397,14 @@ def main() -> None:
         if not given.challengers or cell[1] in given.challengers
     ]
     parts: dict[str, tuple[Iterator[Any], Sequence[str]]] = {
-        "families": ((family_cell(*at, R) for at in cells), FAMILY_TITLES),
+        "families": ((family_cell(*at, R, given.stream) for at in cells), FAMILY_TITLES),
         "crossed": (
             (crossed_cell(*at, R) for at in CROSSED),
             ("seeds", "noise ratio", "arms", "all intervals cover", "type-I", "wrong with margin",
              "power at 3 se"),
         ),
         "looks": (
-            (looks_cell(*at, R) for at in LOOKS),
+            (looks_cell(*at, R, given.stream) for at in LOOKS),
             ("noise of runs", "challengers", "type-I, 3 to 12 seeds", "uncorrected"),
         ),
         "reliability": (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mptune.analysis.comparison import ComparisonReport
+from mptune.analysis.comparison import ArmValues, ComparisonReport, runs_of
 from mptune.analysis.compute import EquivalentCompute
 from mptune.analysis.kpi import Correlation, KpiReport
 from mptune.analysis.results import Importance, Report
@@ -89,7 +89,19 @@ def _with_compute(report: ComparisonReport) -> ComparisonReport:
             arm="fixed 15 %", reaches="accumulated", unit=unit, level=-1.65, factor=None, low=1.2,
             high=None, reading="at least", spent=0.94, probability_reached=0.02,
             seeds=3))  # fmt: skip
-    return report.model_copy(update={"learning": learning, "compute": tuple(found)})
+    rate = "training.optimizer.learning_rate"
+    tried = ((0.001, -1.81), (0.003, -1.79), (0.009, None))
+    values = (
+        ArmValues(arm="fixed 15 %", values={rate: 0.002}, source="own trial", trial=3),
+        ArmValues(arm="accumulated", values={rate: 0.003}, source="ladder", tried=tried),
+    )
+    update = {
+        "learning": learning,
+        "compute": tuple(found),
+        "runs": tuple(runs_of(report.arms, report.baseline)),
+        "values": values,
+    }
+    return report.model_copy(update=update)
 
 
 def _selection(trials: tuple[Trial, ...]) -> SearchSelection:

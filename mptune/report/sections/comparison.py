@@ -42,7 +42,8 @@ def comparison(context: Context) -> ReportSection | None:
     if found is None or not found.differences:
         return None
     blocks: list[Block] = [Figures((_differences(context, found),)), _verdicts(context, found)]
-    blocks.append(_runs(context, found))
+    if found.runs:
+        blocks.append(_runs(context, found))
     if found.values:
         blocks.append(_values(context, found))
     if found.compute:
