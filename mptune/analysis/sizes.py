@@ -39,6 +39,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
+from scipy.special import expit, logit
 
 from mptune.analysis.intervals import half_width
 from mptune.analysis.ranking import ACCUMULATED, FIXED_15, is_accumulated, is_fixed_15
@@ -327,19 +328,15 @@ def size_law(
     def extrapolation(place: int, at: LawValue) -> Extrapolation:
         beyond = round(max(1.0, at.parameters / largest, smallest / at.parameters), 6)
         likely = means_FT[np.array(list(weights.values())) >= 0.1, place]
-        verdict: Verdict = "agreed"
-        if beyond == 1:
-            verdict = "inside"
-        elif not enough:
-            verdict = "few sizes"
-        elif not covered:
-            verdict = "left out"
-        elif beyond > TOO_FAR:
-            verdict = "too far"
-        elif np.ptp(likely) > (at.high - at.low) / 3:
-            verdict = "forms differ"
-        elif beyond > FAR:
-            verdict = "far"
+        checks: dict[Verdict, bool] = {
+            "inside": beyond == 1,
+            "few sizes": not enough,
+            "left out": not covered,
+            "too far": beyond > TOO_FAR,
+            "forms differ": np.ptp(likely) > (at.high - at.low) / 3,
+            "far": beyond > FAR,
+        }
+        verdict = next((name for name, holds in checks.items() if holds), "agreed")
         return Extrapolation(
             parameters=at.parameters,
             at=None if verdict in REFUSED else at,
@@ -379,7 +376,7 @@ def _best_rate(trials: Sequence[Trial], extrapolate_to: Sequence[float]) -> Size
         N for N in {N for N, *_ in own} if len({round(r, 3) for M, r, _ in own if M == N}) > 1
     )
     N_R, r_R, y_R = np.array([row for row in own if row[0] in sizes]).reshape(-1, 3).T
-    x_R1 = _logit(r_R)[:, None]
+    x_R1 = logit(r_R.clip(0.005, 0.995))[:, None]
     size_RS = (N_R[:, None] == sizes).astype(np.float64)
     x_RP = np.hstack([size_RS, size_RS * x_R1, x_R1**2])
     R, P = x_RP.shape
@@ -402,7 +399,7 @@ def _best_rate(trials: Sequence[Trial], extrapolate_to: Sequence[float]) -> Size
         degrees=degrees,
         runs_S=size_RS.sum(0).astype(int).tolist(),
     )
-    return size_law("best rate", kind, top, extrapolate_to, _expit)
+    return size_law("best rate", kind, top, extrapolate_to, expit)
 
 
 def _rate(trial: Trial) -> float:
@@ -428,17 +425,6 @@ def _searched_kind(trials: Sequence[Trial]) -> str:
     if rates(best) < 3:
         raise NoLaw("needs one kind of policy at three rates or more, and at two sizes or more")
     return best
-
-
-def _logit(rate: Array) -> Array:
-    inside = np.clip(rate, 0.005, 0.995)
-    found: Array = np.log(inside / (1 - inside))
-    return found
-
-
-def _expit(x: Array) -> Array:
-    found: Array = 1 / (1 + np.exp(-np.clip(x, -50, 50)))
-    return found
 
 
 # --- the gap -----------------------------------------------------------------------------------
