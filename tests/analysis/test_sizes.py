@@ -167,6 +167,8 @@ def test_laws_drawn_from_the_prior_are_covered() -> None:
         ends = np.array([law.quantiles_T3[0, [0, 2]] for law in found])
         true = np.array([law_S[4], y_S[4]])
         inside += (ends[:, 0] <= true) & (true <= ends[:, 1])
+    one = averaged_law(four, np.exp(U[4:]), noise=1.0)
+    assert left_out(five).quantiles_T3 == pytest.approx(one.quantiles_T3)
     assert inside / replications == pytest.approx(0.95, abs=0.03)
 
 
