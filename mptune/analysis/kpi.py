@@ -136,7 +136,8 @@ def _interval(
     if value is None or n < LEAST_TRIALS:
         return None, None
     # atanh of a perfect order is infinite, so that is taken as almost perfect.
-    inside = min(max(value, 1 / n**2 - 1), 1 - 1 / n**2)
+    most = 1 - (1 / n**2 if statistic == "spearman" else 1 / n)
+    inside = min(max(value, -most), most)
     variance = (1 + value**2 / 2) / (n - 3) if statistic == "spearman" else 0.437 / (n - 4)
     spread = _jackknife(lambda i: _rank_correlation(statistic, score_n[i], kpi_n[i]), n)
     variance = max(variance, (spread or 0.0) / (1 - inside**2) ** 2)
