@@ -252,7 +252,7 @@ def decide_characters(sizes: Sizes, nats: float) -> dict[str, Any]:
             Side.of(trained.log_prob(which), tokens, None, trained.counts, 128)
             for which in (0, other)
         ]
-        *_, last = race_lml(*sides, block=BLOCK, seed=seed)
+        *_, last = race_lml(*sides, block=BLOCK, seed=seed, least=8 * BLOCK)
         ours.append((last.forwards, last.verdict))
     naive = [_naive_race(trained, other, sizes, seed) for seed in range(sizes.races)]
     forwards = [f for f, _ in ours]
@@ -393,6 +393,7 @@ def type1(repeats: int) -> dict[str, Any]:
             seed=seed,
             batch_size=512,
             block=BLOCK,
+            least=8 * BLOCK,
         ).verdict
         != "undecided"
         for seed in range(repeats)
