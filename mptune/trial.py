@@ -139,8 +139,16 @@ class LMLScore(Message):
         description="nats per sequence; new groups of sequences and new masks. None below "
         f"{MIN_GROUPS} groups"
     )
-    df_population: float | None = Field(description="its degrees of freedom")
+    df_population: float | None = Field(description="degrees of freedom of the errors")
     se_fixed: float | None = Field(description="nats per sequence; this held-out set, new masks")
+    se_per_token: float | None = Field(
+        description="nats per token, of a ratio of totals; for new groups of sequences, or below "
+        f"{MIN_GROUPS} groups for this held-out set"
+    )
+    largest_share: float = Field(
+        description="of the group farthest from the mean, in the sum of squared deviations"
+    )
+    groups_needed: int = Field(description="for an interval at the skewness of the groups' scores")
     sequences: int
     groups: int = Field(description="groups of sequences: documents, subjects, sites, ...")
     grouped_by: str = Field(description="what a group is, or the column that says it")
@@ -151,14 +159,11 @@ class LMLScore(Message):
 
     @property
     def error(self) -> tuple[float, float]:
-        """Standard error in nats per sequence, and its degrees of freedom.
-
-        For new groups, or with few groups for these sequences only; NaN where it is not known.
-        """
-        if self.se_population is not None and self.df_population is not None:
-            return self.se_population, self.df_population
-        fixed = math.nan if self.se_fixed is None else self.se_fixed
-        return fixed, self.forwards - self.sequences
+        """Standard error of nats_per_token, and its degrees of freedom; NaN if it is not known."""
+        se = math.nan if self.se_per_token is None else self.se_per_token
+        if self.df_population is not None:
+            return se, self.df_population
+        return se, self.forwards - self.sequences
 
     @property
     def scope(self) -> str:

@@ -364,7 +364,8 @@ def result(trial: TrialSpec, learning: tuple[LearningPoint, ...] = ()) -> TrialR
         lml=LMLScore(
             nats_per_sequence=value * length, nats_per_token=value, bits_per_byte=None,
             se_population=float(scores.std(ddof=1) / math.sqrt(n)), se_fixed=0.05 * length / n,
-            df_population=n - 1, groups=n, grouped_by="document",
+            se_per_token=float(scores.std(ddof=1) / math.sqrt(n)) / length, largest_share=0.05,
+            groups_needed=20, df_population=n - 1, groups=n, grouped_by="document",
             sequences=n, forwards=n * trial.score.forwards, effective_sample_size=float(n),
             plan_hash=trial.prepared.plan_hash,
             curve=tuple(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -34,10 +33,7 @@ def lml_half_width(lml: LMLScore) -> float:
     `LMLScore.scope`). Trials are scored on the same sequences and masks, so a difference between
     two of them is more certain than their intervals suggest.
     """
-    se, df = lml.error
-    if not lml.nats_per_token or math.isnan(se):
-        return math.nan
-    return half_width(se, df) * lml.nats_per_token / lml.nats_per_sequence
+    return half_width(*lml.error)
 
 
 def by_group(scores: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:

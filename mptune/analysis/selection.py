@@ -211,7 +211,7 @@ def _scored(trials: Sequence[Trial], prepared: Prepared, scores: Scores) -> Scor
             tokens_per_sequence = plan.heldout_tokens / plan.heldout_sequences
             rows.append(nats_N / tokens_per_sequence)
             seeds.append(-1 if trial.seed is None else trial.seed)
-            variances.append((trial.result.lml.error[0] / tokens_per_sequence) ** 2)
+            variances.append(trial.result.lml.error[0] ** 2)
     se = math.sqrt(np.mean(variances)) if rows else 0.0
     return Scored(tuple(seeds), np.stack(rows), se) if rows else None
 

@@ -170,6 +170,6 @@ def _race_text(found: dict[str, Any]) -> str:
     lines.append(
         f"  {found['forwards_of_each']} forwards of each, {found['groups']} groups, in "
         f"{found['seconds']:.0f} s; the 95 % "
-        "interval is valid at every intermediate look"
+        "interval allows for every look"
     )
     return "\n".join(lines)

@@ -226,8 +226,7 @@ class LiveView:
             case Finished():
                 row.state, row.progress = "finished", 1.0
                 lml = event.result.lml
-                tokens = lml.nats_per_sequence / lml.nats_per_token if lml.nats_per_token else 1.0
-                row.score = f"{minus(lml.nats_per_token, 3)} ± {lml.error[0] / tokens:.3f}"
+                row.score = f"{minus(lml.nats_per_token, 3)} ± {lml.error[0]:.3f}"
                 return f"{self._name(row.number)}: LML {row.score} nats per token"
             case Stopped():
                 row.state = event.reason

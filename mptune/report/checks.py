@@ -124,6 +124,18 @@ def _forwards(case: Case) -> Iterator[Check]:
     yield Check(enough, case.say("check.forwards" if enough else "check.few_forwards", least=least))
 
 
+def _tails(case: Case) -> Iterator[Check]:
+    worst = max((result.lml for result in case.results), key=lambda lml: lml.groups_needed)
+    enough = worst.groups >= worst.groups_needed
+    words = case.say(
+        "check.tails" if enough else "check.heavy_tails",
+        share=f"{100 * worst.largest_share:.0f}",
+        groups=worst.groups,
+        needed=worst.groups_needed,
+    )
+    yield Check(enough, words)
+
+
 def _budget(case: Case) -> Iterator[Check]:
     costs = [result.cost for result in case.results]
     budgets = {
@@ -220,5 +232,6 @@ def _kpi(case: Case) -> Iterator[Check]:
 
 
 CHECKS: tuple[Checker, ...] = (
-    _data, _plan, _forwards, _budget, _pruning, _versions, _seeds, _confirmed, _domains, _kpi,
+    _data, _plan, _forwards, _tails, _budget, _pruning, _versions, _seeds, _confirmed, _domains,
+    _kpi,
 )  # fmt: skip

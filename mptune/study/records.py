@@ -63,10 +63,9 @@ def record_result(trial: optuna.Trial, result: TrialResult) -> None:
 
 
 def _scores(lml: LMLScore) -> dict[str, float | None]:
-    tokens = lml.nats_per_sequence / lml.nats_per_token if lml.nats_per_token else 1.0
     return {
         "nats_per_token": lml.nats_per_token,
-        "se_nats_per_token": lml.error[0] / tokens,
+        "se_nats_per_token": lml.error[0],
         "nats_per_sequence": lml.nats_per_sequence,
         "bits_per_byte": lml.bits_per_byte,
     }

@@ -32,7 +32,6 @@ from mptune.lml import (
     group_standard_error,
     population_error,
     round_robin,
-    se_per_position,
 )
 from mptune.spec.schema import Missing, Score
 from mptune.training.batches import BoolArray, IntArray, attended, seeded_order
@@ -266,8 +265,9 @@ class Scorer:
         first, curve = parts[0], parts[0].curve
         per_sequence_n = np.mean([part.per_sequence for part in parts], axis=0)
         per_sequence_n = per_sequence_n - held.log_width_sums[first.sequence_index]
-        nats_per_token = float(per_sequence_n.sum() / first.positions.sum())
-        se_population, df = population_error(per_sequence_n, first.groups)
+        combined = replace(first, per_sequence=per_sequence_n, se_fixed=se_fixed)
+        nats_per_token, se_per_token, df = combined.per(first.positions)
+        se_population, _ = population_error(per_sequence_n, first.groups)
         bytes_per_token = held.table.bytes_per_token
         if held.domain is not None:
             bytes_per_token = held.table.domain_bytes.get(held.domain)
@@ -276,8 +276,11 @@ class Scorer:
             nats_per_token=nats_per_token,
             bits_per_byte=bits_per_byte(nats_per_token, bytes_per_token),
             se_population=None if math.isnan(se_population) else se_population,
-            df_population=None if math.isnan(df) else df,
+            df_population=None if math.isnan(se_population) else df,
             se_fixed=None if math.isnan(se_fixed) else se_fixed,
+            se_per_token=None if math.isnan(se_per_token) else se_per_token,
+            largest_share=combined.tails.share,
+            groups_needed=combined.tails.needed,
             sequences=first.n_sequences,
             groups=first.n_groups,
             grouped_by=held.table.grouped_by,
@@ -303,9 +306,9 @@ class Scorer:
         if estimate is None:
             return RungEstimate(math.nan, math.nan, np.zeros(0))
         widths_n = self.heldout.log_width_sums[self.heldout.rung_plan.kept]
-        nats = estimate.nats_per_position - float(widths_n.sum() / estimate.positions.sum())
         per_sequence_n = estimate.per_sequence - widths_n
-        return RungEstimate(nats, se_per_position(estimate), per_sequence_n)
+        nats, se, _ = replace(estimate, per_sequence=per_sequence_n).per(estimate.positions)
+        return RungEstimate(nats, se, per_sequence_n)
 
     def rates(self) -> tuple[RateScore, ...]:
         """Loss and accuracy at each of the score's rates."""

@@ -46,10 +46,10 @@ def test_correlations_are_of_the_score_and_of_the_difference():
 
 def test_an_interval_is_over_masks_alone_where_the_groups_are_few(tmp_path):
     lml = result(trial(0, tmp_path)).lml
-    tokens = lml.nats_per_sequence / lml.nats_per_token
-    few = lml.model_copy(update={"se_population": None, "df_population": None, "groups": 5})
+    none = {"se_population": None, "df_population": None}
+    few = lml.model_copy(update={**none, "se_per_token": 0.002, "groups": 5})
     assert few.scope == "on these 5 groups only (document)"
     assert lml.scope == ""
-    assert lml_half_width(few) == pytest.approx(1.97 * lml.se_fixed / tokens, rel=0.03)
-    assert lml_half_width(lml) == pytest.approx(1.97 * lml.se_population / tokens, rel=0.03)
-    assert math.isnan(lml_half_width(few.model_copy(update={"se_fixed": None})))
+    assert lml_half_width(few) == pytest.approx(1.97 * 0.002, rel=0.03)
+    assert lml_half_width(lml) == pytest.approx(1.97 * lml.se_per_token, rel=0.03)
+    assert math.isnan(lml_half_width(few.model_copy(update={"se_per_token": None})))

@@ -15,7 +15,8 @@ from tests.fakes import result, trial
 def score(nats_per_token: float) -> LMLScore:
     return LMLScore(
         nats_per_sequence=32 * nats_per_token, nats_per_token=nats_per_token, bits_per_byte=None,
-        se_population=0.32, df_population=399, se_fixed=None, sequences=400, groups=400,
+        se_population=0.32, se_per_token=0.01, largest_share=0.1, groups_needed=5,
+        df_population=399, se_fixed=None, sequences=400, groups=400,
         grouped_by="document", forwards=800,
         effective_sample_size=400.0, plan_hash="plan",
     )  # fmt: skip

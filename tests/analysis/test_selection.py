@@ -273,7 +273,7 @@ class Point:
 
 
 def trial(number: int, nats: float, stage: str = "search", **fields: Any) -> Trial:
-    lml = LMLScore.model_construct(nats_per_token=nats, se_population=0.02, df_population=99)
+    lml = LMLScore.model_construct(nats_per_token=nats, se_per_token=0.002, df_population=99)
     shift = {"far": LMLScore.model_construct(nats_per_token=fields.pop("far", nats))}
     result = TrialResult.model_construct(fingerprint=f"{stage}{number}", lml=lml, lml_shift=shift)
     state: dict[str, Any] = {"stage": stage, "number": number, "state": "COMPLETE"}

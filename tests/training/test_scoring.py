@@ -11,7 +11,7 @@ import torch
 
 from mptune.data._table import Meta, Split, store
 from mptune.errors import InputError
-from mptune.lml import LMLPlan, NonFiniteLogProb, group_standard_error
+from mptune.lml import LMLPlan, NonFiniteLogProb, group_standard_error, tails
 from mptune.spec.schema import Missing, Score
 from mptune.training.ranks import Ranks
 from mptune.training.scoring import HeldOut, Scorer, bits_per_byte
@@ -101,9 +101,10 @@ def test_rates_have_exact_counts_and_exact_values(table):
 def test_a_rung_is_scored_on_the_first_sequences(table):
     model = Constant([0.0] * SYMBOLS)
     found = scorer(table(), model).rung()
-    nats, se = found.nats_per_token, found.se
-    assert nats == pytest.approx(-math.log(SYMBOLS), rel=1e-6)
-    assert se > 0
+    assert found.nats_per_token == pytest.approx(-math.log(SYMBOLS), rel=1e-6)
+    # Sequences differ in length, but every token costs the same.
+    assert found.se == pytest.approx(0.0, abs=1e-6)
+    assert scorer(table(), Constant([2.0, 1.0, 0.0, 0.0, -1.0])).rung().se > 0.01
     assert sum(len(mask) for mask in model.masks) == 24 * SCORE.forwards
 
 
@@ -173,12 +174,19 @@ def test_the_plan_holds_sequences_of_as_many_groups_as_there_are(table):
 def test_errors_are_between_groups_and_of_the_population_from_eight_on(table):
     model = Constant([2.0, 1.0, 0.0, 0.0, -1.0])
     found, z, rows = scorer(table(groups=ROWS % 10), model).lml()
-    error, df = group_standard_error(z, rows % 10)
+    lengths = table().heldout.observed[rows].sum(1)
+    error, (per_token, df) = (
+        group_standard_error(z, rows % 10)[0],
+        group_standard_error(z, rows % 10, lengths),
+    )
+    assert found.se_per_token == pytest.approx(per_token)
+    assert found.largest_share == pytest.approx(tails(z, rows % 10).share)
+    assert found.groups_needed == tails(z, rows % 10).needed > 0
     assert (found.groups, found.grouped_by, found.scope) == (10, "document", "")
     assert (found.se_population, found.df_population) == pytest.approx((error, df))
     few, z, _ = scorer(table(groups=ROWS % 7), model).lml()
     assert (few.groups, few.se_population) == (7, None)
-    assert few.error == (few.se_fixed, 30)
+    assert few.error == pytest.approx((few.se_fixed * few.nats_per_token / z.mean(), 30))
     assert few.scope == "on these 7 groups only (document)"
     held = HeldOut.select(table(groups=ROWS % 10), SCORE)
     plan, log_p = held.rate_plans[0.25], model.logits.log_softmax(0).numpy()
