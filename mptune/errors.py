@@ -42,8 +42,6 @@ class InputError(MptuneError):
 class NoResultError(MptuneError):
     """The search ended without a usable result."""
 
-    exit_code = 3
-
 
 class InterruptedSearch(MptuneError):
     """Stopped on request; the same command resumes it."""

@@ -9,9 +9,10 @@ Shape suffixes: _B sequences, _BD sequences x positions.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field
 
@@ -20,6 +21,8 @@ from mptune.spec.schema import Section
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]
+Units: TypeAlias = IntArray | None
+"""The unit of every position [B, D], or None."""
 
 
 class Structure(Section):
@@ -28,9 +31,7 @@ class Structure(Section):
     kind: str
 
     @abstractmethod
-    def units(
-        self, shape: tuple[int, int], rng: np.random.Generator, words_BD: IntArray | None
-    ) -> IntArray | None:
+    def units(self, shape: tuple[int, int], rng: Generator, words_BD: Units) -> Units:
         """The unit of every position, numbers in 0..D-1.
 
         Args:
@@ -55,9 +56,7 @@ class Token(Structure):
 
     kind: Literal["token"] = "token"
 
-    def units(
-        self, shape: tuple[int, int], rng: np.random.Generator, words_BD: IntArray | None
-    ) -> IntArray | None:
+    def units(self, shape: tuple[int, int], rng: Generator, words_BD: Units) -> Units:
         return None
 
     def words(self) -> str:
@@ -74,9 +73,7 @@ class Span(Structure):
     p: float = Field(0.2, gt=0, le=1, description="of the geometric length, in (0, 1]")
     longest: int = Field(10, ge=1, description="positions of the longest span")
 
-    def units(
-        self, shape: tuple[int, int], rng: np.random.Generator, words_BD: IntArray | None
-    ) -> IntArray | None:
+    def units(self, shape: tuple[int, int], rng: Generator, words_BD: Units) -> Units:
         batch, length = shape
         # The row is a random window on a longer run of spans: starts are equally likely anywhere.
         before = 4 * self.longest
@@ -99,9 +96,7 @@ class WholeWord(Structure):
 
     kind: Literal["whole_word"] = "whole_word"
 
-    def units(
-        self, shape: tuple[int, int], rng: np.random.Generator, words_BD: IntArray | None
-    ) -> IntArray | None:
+    def units(self, shape: tuple[int, int], rng: Generator, words_BD: Units) -> Units:
         if words_BD is None:
             raise ValueError("structure whole_word needs words, which the data does not have")
         return words_BD
@@ -121,9 +116,7 @@ class Block(Structure):
     height: int = Field(4, gt=0, description="rows of a block")
     width: int = Field(4, gt=0, description="columns of a block")
 
-    def units(
-        self, shape: tuple[int, int], rng: np.random.Generator, words_BD: IntArray | None
-    ) -> IntArray | None:
+    def units(self, shape: tuple[int, int], rng: Generator, words_BD: Units) -> Units:
         if shape[1] % self.columns:
             raise ValueError(
                 f"structure block: {shape[1]} positions are not whole rows of {self.columns} "
@@ -171,7 +164,7 @@ AnyStructure = Annotated[
 
 
 def choose_units(
-    observed_BD: BoolArray, counts_B: IntArray, units_BD: IntArray | None, rng: np.random.Generator
+    observed_BD: BoolArray, counts_B: IntArray, units_BD: IntArray | None, rng: Generator
 ) -> BoolArray:
     """Masks of exactly the given counts: whole units, of which the last in a row may be cut.
 
@@ -191,9 +184,7 @@ def choose_units(
     return mask_BD
 
 
-def _by_unit(
-    keys_BD: NDArray[np.float64], observed_BD: BoolArray, rng: np.random.Generator
-) -> IntArray:
+def _by_unit(keys_BD: NDArray[np.float64], observed_BD: BoolArray, rng: Generator) -> IntArray:
     """Positions in the order of their units' keys, so that a unit's positions are adjacent.
 
     In half of the rows a unit's positions run from right to left, so that neither end is cut more
