@@ -10,7 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def cache_directory() -> Path:
@@ -27,10 +31,10 @@ class Inside:
     """An attribute of a directory: the path of a file or folder inside its `root`."""
 
     def __init__(self, name: str) -> None:
-        self._name = name
+        self.name = name
 
     def __get__(self, directory: Any, kind: type | None = None) -> Path:
-        return Path(directory.root, self._name)
+        return Path(directory.root, self.name)
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,13 @@ class RunDirectory:
     report_html = Inside("report/report.html")
     report_md = Inside("report/report.md")
     report_json = Inside("report/report.json")
+
+    def written(self) -> list[Path]:
+        """The files and folders in the directory that mptune has made, or was making."""
+        inside = [value for value in vars(RunDirectory).values() if isinstance(value, Inside)]
+        names = {value.name.split("/")[0] for value in inside} | {*FOLDERS.values(), "lost+found"}
+        aside = (f"{self.database.name}-", *(f".{name}." for name in names))
+        return [p for p in self.root.iterdir() if p.name in names or p.name.startswith(aside)]
 
     def trial(self, number: int, stage: str = "search") -> TrialDirectory:
         """The directory of one trial of a stage: trials/0007/, confirm/0001/ or compare/0001/."""
@@ -148,6 +159,14 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replace the file by `value` as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_model(path: Path, kind: type[Model]) -> Model | None:
+    """The value that a file has as JSON; None if the file is missing or damaged."""
+    try:
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def free_port() -> int:

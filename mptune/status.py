@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from mptune.paths import RunDirectory, write_text
+from mptune.paths import RunDirectory, read_model, write_text
 from mptune.trial import Message, StageName
 
 STALE_S = 15.0
@@ -126,6 +126,10 @@ class Trials(Message):
     def ended(self) -> int:
         return self.complete + self.pruned + self.fail
 
+    def counts(self) -> dict[str, int]:
+        """The states that trials have, and the total if it is known."""
+        return {state: count for state, count in self.model_dump().items() if count}
+
 
 class StageEnd(Message):
     """The last status of a stage that is not running now."""
@@ -180,7 +184,4 @@ def write(run: RunDirectory, status: Status) -> None:
 
 def read(run: RunDirectory) -> Status | None:
     """The last status that a driver wrote, however old; None if there is no readable one."""
-    try:
-        return Status.model_validate_json(run.status.read_text(encoding="utf-8"))
-    except (OSError, ValidationError):
-        return None
+    return read_model(run.status, Status)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import optuna
 
 from mptune.paths import RunDirectory
-from mptune.search.ledger import Ledger, load_spend
+from mptune.search.ledger import Work, load_spend
 from mptune.study.storage import SUFFIXES, StudyStorage
 from mptune.trial import StageName, Trial
 
@@ -39,8 +39,8 @@ def trials(run: RunDirectory, url: str | None, name: str) -> list[Trial]:
     return studies.trials(stage)
 
 
-def ledger(run: RunDirectory, url: str | None, name: str) -> Ledger:
+def ledger(run: RunDirectory, url: str | None, name: str) -> Work:
     """What the trials of the study have used."""
     studies, stage = _place(run, url, name)
     found = studies.load(stage)
-    return load_spend(found)[1] if found else Ledger()
+    return load_spend(found)[1].ended if found else Work()

@@ -1,6 +1,6 @@
 """A team's own figure of merit (KPI) against the scores: which predicts it, and is that certain.
 
-`mptune.search.kpi_function` runs the user's function that gives the KPI of a trained model.
+`mptune.search.kpi` runs the user's function that gives the KPI of a trained model.
 
 Notation: n trials, r Spearman's or Kendall's rank correlation of a score with the KPI. Intervals of
 one correlation are on Fisher's scale, tanh(atanh(r) +- z s). s^2 is the larger one of the variance

@@ -19,7 +19,7 @@ DOUBTS = {
 """Why a difference is undecided although its interval excludes zero."""
 
 
-def model_figures(found: ModelScore, target_se: float) -> dict[str, Any]:
+def model_figures(found: ModelScore) -> dict[str, Any]:
     """The output of --json for one model; the keys have the units."""
     estimate, per_position = found.estimate, 1.0 / _tokens_per_sequence(found.estimate)
     score, error, df = estimate.per(estimate.positions)
@@ -37,7 +37,7 @@ def model_figures(found: ModelScore, target_se: float) -> dict[str, Any]:
         "se_nats_per_token": found.error,
         "se_of": estimate.scope,
         "se_fixed_nats_per_token": estimate.se_fixed * per_position,
-        "target_se_nats_per_token": target_se,
+        "target_se_nats_per_token": found.target_se,
         "target_reached": found.reached,
         "tails": _tails(estimate.tails),
         "loss_at_15": {"nats_per_token": -at_15.nats_per_position, "se": at_15.se},

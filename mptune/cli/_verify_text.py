@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Column, Table
 
+from mptune.report.document import finite
 from mptune.report.formatting import minus
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ WIDTH = 100
 
 _FOUNDING_NOTES = """\
 Recorded: printed by the founding code. Here: recomputed with the same random numbers (its data
-seed and its five mask seeds), in double instead of single precision. A forward is one mask of one
+seed and its five mask seeds), in double precision. A forward is one mask of one
 sequence; the founding estimator shares its masks over all 1000 sequences. sd: of one run, over
 seeds. SE: of mptune, which at 200,000 forwards (not in --quick) costs as much as P = 1. The
 founding code's noise is kept: its standard deviation is 1/beta and it is shared over dimensions,
@@ -30,15 +30,7 @@ although the variance in the model's covariance is 1/beta."""
 
 def as_json(found: Verification) -> Any:
     """All figures as JSON values; an infinite number or NaN becomes None."""
-    return _finite({"passed": not found.failed, **asdict(found)})
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not isfinite(value) else value
+    return finite({"passed": not found.failed, **asdict(found)})
 
 
 def show(console: Console, found: Verification) -> None:

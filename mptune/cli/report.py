@@ -1,59 +1,115 @@
-"""Write the report of a run directory, and print its ranking and recommendation."""
+"""Commands that print the result of a search: its report, and the recommended policy."""
 
 from __future__ import annotations
 
 import argparse
+import json
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mptune.cli import _arguments, _run
+from mptune.cli._command import JSON, LANG, RUN_DIR, argument, command, path
+from mptune.errors import NoResultError
+from mptune.spec.schema import parameter_count
 
-EXAMPLES = """\
-examples:
-  mptune report runs/quickstart
-  mptune report runs/quickstart --lang ja      # in Japanese
-  mptune report runs/quickstart --json
-  mptune report runs/quickstart --size 110M    # best rate and gap, extrapolated
-"""
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mptune.analysis.results import Report
+    from mptune.search.run import Run
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    _arguments.add_run_dir(parser)
-    parser.add_argument(
+def _size(text: str) -> object:
+    try:
+        return parameter_count(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} {error}") from None
+
+
+@command(
+    RUN_DIR,
+    argument(
         "--size",
+        type=_size,
         action="append",
+        dest="sizes",
         metavar="N",
         help="extrapolate the trends over model size to N parameters, e.g. 110M (repeatable)",
-    )
-    _arguments.add_json(parser)
-    _arguments.add_lang(parser)
+    ),
+    JSON,
+    LANG,
+)
+def run_report(run_dir: Path, sizes: list[float] | None, as_json: bool, lang: str) -> None:
+    """Write the report of a run directory, and print its ranking and recommendation.
 
-
-def run(arguments: argparse.Namespace) -> int:
+    examples:
+      mptune report runs/quickstart
+      mptune report runs/quickstart --lang ja      # in Japanese
+      mptune report runs/quickstart --json
+      mptune report runs/quickstart --size 110M    # best rate and gap, extrapolated
+    """
     from rich.console import Console
 
     from mptune.search.run import Run
 
-    found = Run.open(arguments.run_dir)
-    directory = found.directory
-    command = f"mptune search {directory.spec} --run-dir {directory.root}"
-    sizes = _sizes(arguments.size) if arguments.size else None
-    console = Console(highlight=False)
-    report = found.report(command, sizes)
-    return _run.answer(console, found, report, arguments.json, arguments.lang)
+    run = Run.open(run_dir)
+    again = f"mptune search {run.directory.spec} --run-dir {run.directory.root}"
+    answer(Console(highlight=False), run, run.report(again, sizes), as_json, lang)
 
 
-def _sizes(texts: list[str]) -> list[float]:
-    """Parameter counts: `110M` is 110e6.
+def answer(console: Console, run: Run, found: Report, as_json: bool, lang: str) -> None:
+    """Write the report's files and print the report.
 
     Raises:
-        InputError: a text is not a size.
+        NoResultError: no trial has finished.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from mptune import report
+    from mptune.report.language import language
 
-    from mptune.errors import InputError
-    from mptune.spec.schema import Size
+    say = language(lang)
+    written = report.write(found, run.directory, say)
+    if as_json:
+        print(run.directory.report_json.read_text(encoding="utf-8"), end="")
+    else:
+        report.show(console, found, say)
+        console.print(say("terminal.written"))
+        folders = dict.fromkeys(p.parent for p in written if p.parent.name == "figures")
+        for path in [*(p for p in written if p.parent not in folders), *folders]:
+            console.print(f"  {path}", soft_wrap=True)
+    compared = found.comparison.arms.values() if found.comparison else ()
+    if not any(t.finished for t in (*found.trials, *chain.from_iterable(compared))):
+        raise NoResultError("no trial finished; see the reasons above")
 
-    try:
-        return TypeAdapter(list[Size]).validate_python(texts)
-    except ValidationError as error:
-        wrong = error.errors()[0]["input"]
-        raise InputError(f"--size {wrong}: not a size; give parameters, e.g. 110M") from None
+
+@command(
+    RUN_DIR,
+    path("--export", "FILE", "write the policy as YAML"),
+    JSON,
+)
+def run_best(run_dir: Path, export: Path | None, as_json: bool) -> None:
+    """Print the recommended policy of a finished search, or export it as YAML.
+
+    examples:
+      mptune best runs/quickstart
+      mptune best runs/quickstart --export policy.yaml
+    """
+    import yaml
+
+    from mptune.report.findings import search_certainty
+    from mptune.report.language import language
+    from mptune.search.run import Run
+
+    run = Run.open(run_dir)
+    best, selection = run.best(), run.selection()
+    recommended = {"policy": run.export_policy(export), "model": best.model}
+    if as_json:
+        lml = best.result.lml.model_dump(mode="json") if best.result else None
+        candidate = selection.candidate(best.number) if selection else None
+        sure = candidate.model_dump(mode="json") if candidate else None
+        print(json.dumps({**recommended, "trial": best.number, "lml": lml, "selection": sure}))
+    else:
+        scope = f", {best.result.lml.scope}" if best.result and best.result.lml.scope else ""
+        print(f"trial {best.number}: {best.label}, {best.nats_per_token:.4f} nats/token{scope}")
+        for words in search_certainty(selection, language()) if selection else ():
+            print(words)
+        print(yaml.safe_dump(recommended, sort_keys=False), end="")

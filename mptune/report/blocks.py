@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
-from mptune.report.drawing import Drawing
-from mptune.report.formatting import minus
+from mptune.report.formatting import minus, raised
+from mptune.report.svg import Drawing
 
 # --- charts --------------------------------------------------------------------------------------
 
@@ -115,8 +115,7 @@ def percent_tick(value: float) -> str:
 def power_tick(value: float) -> str:
     """A power of ten with its factor, `3×10¹²`."""
     digits, exponent = f"{value:.1e}".replace(".0e", "e").split("e")
-    raised = str(int(exponent)).translate(str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"))
-    return f"10{raised}" if digits == "1" else f"{digits}×10{raised}"
+    return f"{'' if digits == '1' else f'{digits}×'}10{raised(exponent)}"
 
 
 def number_tick(step: float) -> Tick:

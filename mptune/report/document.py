@@ -17,8 +17,7 @@ from pydantic_core import core_schema
 
 from mptune.analysis.intervals import lml_half_width
 from mptune.analysis.results import Report
-from mptune.report.checks import Check
-from mptune.report.findings import FlipRow, findings
+from mptune.report.findings import Conclusions, findings
 from mptune.trial import Message
 
 SCHEMA_VERSION = 2
@@ -49,21 +48,6 @@ class Place(Message):
     bits_per_byte: float | None = Field(description="code length of text; lower is better")
 
 
-class FindingsRow(Message):
-    """What the report says in words; in English, whatever language the page has."""
-
-    headline: str
-    recommendation: tuple[str, ...] = Field(description="two sentences at most")
-    verdict_title: str
-    verdict: str = Field(description="better, worse, undecided, equivalent or open (not compared)")
-    verdict_label: str
-    verdict_words: tuple[str, ...]
-    certainty: tuple[str, ...]
-    cost: str
-    flips: tuple[FlipRow, ...]
-    checks: tuple[Check, ...]
-
-
 class Document(Message):
     """The whole of report.json. A number that is not finite is null."""
 
@@ -71,7 +55,7 @@ class Document(Message):
     study: str
     recommended: Recommended | None = Field(description="null when nothing has finished")
     ranking: tuple[Place, ...] = Field(description="finished trials, best first")
-    findings: FindingsRow
+    findings: Conclusions = Field(description="in English, whatever language the page has")
     input: Report = Field(description="everything that the report is made from")
 
 
@@ -99,33 +83,23 @@ def document(report: Report) -> Document:
             )
             for place, trial in enumerate(found.ranked, start=1)
         ),
-        findings=FindingsRow(
-            headline=found.headline,
-            recommendation=found.recommendation,
-            verdict_title=found.verdict_title,
-            verdict=found.verdict_word,
-            verdict_label=found.verdict_label,
-            verdict_words=found.verdict,
-            certainty=found.certainty,
-            cost=found.cost,
-            flips=found.flips,
-            checks=found.checks,
-        ),
+        findings=found,
         input=report,
     )
 
 
 def as_json(report: Report) -> str:
     """report.json as strict JSON."""
-    value = _strict(document(report).model_dump(mode="python"))
+    value = finite(document(report).model_dump(mode="python"))
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _strict(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """JSON values with None in place of an infinite number or NaN."""
     if isinstance(value, dict):
-        return {key: _strict(inner) for key, inner in value.items()}
+        return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_strict(inner) for inner in value]
+        return [finite(inner) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -7,9 +7,9 @@ view shows the same ones, so that terminal, Markdown and HTML cannot disagree.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any
 
 from pydantic import Field
 
@@ -40,8 +40,26 @@ class FlipRow(Message):
     disagree: bool
 
 
-@dataclass(frozen=True)
-class Findings:
+class Conclusions(Message):
+    """What the report says in words, in the language of the report."""
+
+    headline: str = Field(description="the recommended policy and size, short")
+    recommendation: tuple[str, ...] = Field(description="two sentences at most")
+    verdict_title: str = Field(description="the two arms that are compared")
+    verdict: str = Field(description="better, worse, undecided, equivalent or open (not compared)")
+    verdict_label: str
+    verdict_words: tuple[str, ...] = Field(
+        description="the sentences of the comparison, or what single runs can show"
+    )
+    certainty: tuple[str, ...] = Field(
+        description="how certain the choice is, and which noise that accounts for"
+    )
+    cost: str = Field(description="what the study consumed")
+    flips: tuple[FlipRow, ...]
+    checks: tuple[Check, ...]
+
+
+class Findings(Conclusions):
     """The text of a report, and the trials and numbers that it is about.
 
     Attributes:
@@ -50,15 +68,7 @@ class Findings:
         choice: a trial of the recommended policy (`chosen_policy`); None if nothing has finished.
         score: what to expect of the recommended trial and the half-width of its 95 % interval,
             nats per token (`score_of`); NaN if nothing has finished.
-        headline: the recommended policy and size, short.
-        recommendation: two sentences at most.
-        verdict_title: the two arms that are compared.
-        verdict_word: `better`, `worse`, `undecided`, `equivalent` or `open` (not compared).
-        verdict_label: the verdict in the report's language.
-        verdict: the sentences of the comparison, or what single runs can show.
-        certainty: how certain the choice is, and which noise that accounts for.
         chances: name and probability to be the best, highest first, at most five.
-        cost: what the study consumed.
         failures: reason and failed trials, the most frequent reason first.
     """
 
@@ -66,17 +76,7 @@ class Findings:
     recommended: Trial | None
     choice: Trial | None
     score: tuple[float, float]
-    headline: str
-    recommendation: tuple[str, ...]
-    verdict_title: str
-    verdict_word: str
-    verdict_label: str
-    verdict: tuple[str, ...]
-    certainty: tuple[str, ...]
     chances: tuple[tuple[str, float], ...]
-    cost: str
-    flips: tuple[FlipRow, ...]
-    checks: tuple[Check, ...]
     failures: tuple[tuple[str, tuple[Trial, ...]], ...]
 
 
@@ -88,7 +88,6 @@ def findings(report: Report, say: Language | None = None) -> Findings:
     choice = chosen_policy(best, report.comparison)
     arms = report.comparison.arms.values() if report.comparison else ()
     rows = tuple(_flip_row(flip, say) for flip in flips(arms, report.trials))
-    title, word, label, verdict = _verdict(report.comparison, bool(rows), say)
     spend = report.spend
     wall = "" if spend.wall_s is None else say("cost.wall", wall=say.duration(spend.wall_s))
     return Findings(
@@ -100,12 +99,9 @@ def findings(report: Report, say: Language | None = None) -> Findings:
         if choice is None
         else say("recommendation.headline", policy=choice.policy_label, size=choice.size_label),
         recommendation=tuple(_recommendation(report, ranked, best, choice, say)),
-        verdict_title=title,
-        verdict_word=word,
-        verdict_label=label,
-        verdict=verdict,
+        **_verdict(report.comparison, bool(rows), say),
         certainty=tuple(_certainty(report, ranked, say)),
-        chances=tuple(_chances(report)),
+        chances=_chances(report),
         cost=say(
             "cost.sentence",
             n=spend.trials,
@@ -116,7 +112,7 @@ def findings(report: Report, say: Language | None = None) -> Findings:
         ),
         flips=rows,
         checks=tuple(checklist(report, best, ranked, say)),
-        failures=tuple(_failures(report.trials)),
+        failures=_failures(report.trials),
     )
 
 
@@ -181,11 +177,8 @@ def _why_chosen(selection: SearchSelection | None, n: int, best: Trial, say: Lan
 
 # --- verdict -----------------------------------------------------------------------------------
 
-_Verdict: TypeAlias = tuple[str, str, str, tuple[str, ...]]
-"""Title, word, label, sentences."""
 
-
-def _verdict(comparison: ComparisonReport | None, has_flips: bool, say: Language) -> _Verdict:
+def _verdict(comparison: ComparisonReport | None, has_flips: bool, say: Language) -> dict[str, Any]:
     """The main pair first, then every other arm.
 
     Args:
@@ -193,7 +186,12 @@ def _verdict(comparison: ComparisonReport | None, has_flips: bool, say: Language
     """
     if comparison is None or not comparison.differences:
         why = say("verdict.single_runs" if has_flips else "verdict.no_runs")
-        return say("verdict.usual_title"), "open", say("verdict.label.open"), (why,)
+        return {
+            "verdict_title": say("verdict.usual_title"),
+            "verdict": "open",
+            "verdict_label": say("verdict.label.open"),
+            "verdict_words": (why,),
+        }
     main = main_difference(comparison)
     title = say("verdict.title", arm=main.arm, baseline=main.baseline)
     ahead = {"better": main.arm, "worse": main.baseline}.get(main.verdict)
@@ -202,7 +200,12 @@ def _verdict(comparison: ComparisonReport | None, has_flips: bool, say: Language
     sentences = [full_sentence(d, say) for d in (main, *others)]
     saving = compute_words(main, comparison.compute, say)
     sentences[1:1] = [saving] if saving else []
-    return say.capital(title), main.verdict, label, tuple(sentences)
+    return {
+        "verdict_title": say.capital(title),
+        "verdict": main.verdict,
+        "verdict_label": label,
+        "verdict_words": tuple(sentences),
+    }
 
 
 def _flip_row(flip: Flip, say: Language) -> FlipRow:
@@ -282,7 +285,7 @@ def search_certainty(selection: SearchSelection, say: Language) -> Iterator[str]
     )
 
 
-def _chances(report: Report) -> list[tuple[str, float]]:
+def _chances(report: Report) -> tuple[tuple[str, float], ...]:
     """Of the arms if they were compared, else of the candidates of the search."""
     comparison, selection = report.comparison, report.selection
     if comparison is not None and comparison.selection:
@@ -291,14 +294,18 @@ def _chances(report: Report) -> list[tuple[str, float]]:
         labels = {trial.number: trial.label for trial in report.trials}
         candidates = selection.candidates if selection else ()
         found = [(labels[c.trial], c.probability) for c in candidates if c.probability is not None]
-    return sorted(found, key=lambda pair: -pair[1])[:5]
+    return tuple(sorted(found, key=lambda pair: -pair[1])[:5])
 
 
-def _failures(trials: Sequence[Trial]) -> list[tuple[str, tuple[Trial, ...]]]:
+def _failures(trials: Sequence[Trial]) -> tuple[tuple[str, tuple[Trial, ...]], ...]:
     """Failed trials by reason, the most frequent reason first."""
-    groups: dict[str, list[Trial]] = {}
-    for trial in trials:
-        if trial.state == "FAIL":
-            groups.setdefault(trial.reason or "error", []).append(trial)
-    found = [(reason, tuple(failed)) for reason, failed in sorted(groups.items())]
-    return sorted(found, key=lambda group: -len(group[1]))
+    failed = [trial for trial in trials if trial.state == "FAIL"]
+    counts = Counter(sorted(map(_reason, failed)))
+    return tuple(
+        (reason, tuple(trial for trial in failed if _reason(trial) == reason))
+        for reason, _ in counts.most_common()
+    )
+
+
+def _reason(trial: Trial) -> str:
+    return trial.reason or "error"

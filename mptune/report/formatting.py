@@ -10,8 +10,12 @@ UNITS = ("s", "min", "h", "d")
 
 
 def minus(value: float, digits: int) -> str:
-    """Fixed-point with a true minus sign; `–` if the value is not finite."""
-    return signed(value, digits) if math.isfinite(value) else "–"
+    """Fixed-point with a true minus sign, and no negative zero; `–` if the value is not finite."""
+    if not math.isfinite(value):
+        return "–"
+    text = f"{value:.{digits}f}"
+    negative = text.startswith("-") and float(text) != 0
+    return ("−" if negative else "") + text.lstrip("-")
 
 
 def count(value: float, scales: Sequence[tuple[float, str]] = SCALES) -> str:
@@ -40,8 +44,12 @@ def power(value: float) -> str:
     if not math.isfinite(value) or value <= 0:
         return "–"
     digits, exponent = f"{value:.1e}".split("e")
-    raised = str(int(exponent)).translate(str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"))
-    return f"{digits} × 10{raised}"
+    return f"{digits} × 10{raised(exponent)}"
+
+
+def raised(exponent: str) -> str:
+    """An exponent in superscript digits, without leading zeros."""
+    return str(int(exponent)).translate(str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"))
 
 
 def rate(value: float) -> str:
@@ -120,10 +128,3 @@ def decimals(half_width: float) -> int:
     exponent = math.floor(math.log10(half_width))
     leading = half_width / 10.0**exponent
     return min(6, max(0, (1 if leading < 3 else 0) - exponent))
-
-
-def signed(value: float, digits: int) -> str:
-    """Fixed-point with a true minus sign, and no negative zero."""
-    text = f"{value:.{digits}f}"
-    negative = text.startswith("-") and float(text) != 0
-    return ("−" if negative else "") + text.lstrip("-")

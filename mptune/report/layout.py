@@ -10,11 +10,10 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 
 from mptune.report.blocks import Axis, Chart, ChartSeries, Point, number_tick, power_tick, short
-from mptune.report.drawing import (
+from mptune.report.svg import (
     FONT,
     Area,
     Drawing,
@@ -126,237 +125,177 @@ class _Layout:
 
     chart: Chart
     narrow: bool
-    legend: list[Shape] = field(default_factory=list)
-    top: float = 0.0
 
-    @property
-    def width(self) -> int:
-        return NARROW if self.narrow else SHORT if self.chart.short else WIDE
+    def __post_init__(self) -> None:
+        chart, narrow = self.chart, self.narrow
+        self.width = NARROW if narrow else SHORT if chart.short else WIDE
+        self.right = self.width - 16.0
+        self.legend, self.top = self._legend()
+        points = [p for s in chart.series for p in s.points]
+        low, high = _extent(chart.y, [*_values(points, "y"), *self._guides("y")], 0.06)
+        self.y_ticks = _ticks(chart.y, low, high, most=5)
+        self.sharing = [
+            [
+                k
+                for k, s in enumerate(chart.series)
+                if any(p.y == y and not p.faint for p in s.points)
+            ]
+            for y in range(len(chart.rows))
+        ]
+        self.beside = max(0, max(map(len, self.sharing), default=1) - 1)
+        self.row_height = (46.0 if narrow else 30.0) + 7.0 * self.beside
+        self.rows = [short(row, 44 if narrow else 46) for row in chart.rows]
+        if chart.rows:
+            longest = max(map(text_width, self.rows))
+            self.left = 6.0 if narrow else min(longest, 330.0) + 14
+            self.head = self.top
+            self.bottom = self.top + len(chart.rows) * self.row_height + 4
+        else:
+            self.left = max((text_width(w, 12) for _, w in self.y_ticks), default=20.0) + 10
+            self.head = self.top + 22  # the label of the y axis is above the plot
+            self.bottom = self.head + chart.height * (0.8 if narrow else 1.0)
+        self.y = Scale(low, high, self.bottom, self.head, chart.y.log)
+        xs = _values(points, "x")
+        zero = [0.0] if any(s.style == "bars" for s in chart.series) else []
+        low, high = _extent(chart.x, [*xs, *zero, *self._guides("x")], 0.04)
+        low = 0.0 if zero and min(xs, default=0) >= 0 else low
+        self.x = Scale(low, high, self.left, self.right, chart.x.log)
 
     def drawing(self) -> Drawing:
-        self._place_legend()
-        shapes = (*self.legend, *self._frame(), *self._series())
-        return Drawing(self.width, round(self.bottom + 44), shapes)
-
-    # --- legend
-
-    def _place_legend(self) -> None:
-        """Put the legend above the plot, with as many entries per line as fit."""
-        x, y = 2.0, 16.0
-        shown = [s for s in self.chart.series if s.label]
-        listed = shown if len(shown) > 1 else []
-        for series in listed:
-            words = short(series.label, 40 if self.narrow else 60)
-            needed = 36 + text_width(words) + 18
-            if x > 2 and x + needed > self.width:
-                x, y = 2.0, y + 21
-            self.legend += self._entry(series, words, x, y)
-            x += needed
-        self.top = y + 20 if listed else 8.0
-
-    def _entry(self, series: ChartSeries, words: str, x: float, y: float) -> Iterator[Shape]:
-        colour, k = colour_of(series.colour), series.colour
-        if series.style == "bars":
-            yield Area(((x, y - 9), (x + 26, y - 9), (x + 26, y), (x, y)), colour, 1.0, k)
-        elif series.style in ("line", "steps"):
-            yield Stroke(((x, y - 4.5), (x + 28, y - 4.5)), colour, 2.2, _dash(k), k)
-        if series.style == "dots" or series.markers:
-            yield Marker((x + 14, y - 4.5), MARKERS[k % SERIES], colour, 4.5, series=k)
-        yield Label((x + 36, y), words, "ink", series=k)
-
-    # --- plotting area
-
-    @cached_property
-    def row_height(self) -> float:
-        return (46.0 if self.narrow else 30.0) + 7.0 * self._beside
-
-    @cached_property
-    def _beside(self) -> int:
-        """One less than the largest number of series in one row."""
-        per_row = [
-            sum(any(not p.faint and p.y == row for p in s.points) for s in self.chart.series)
-            for row in range(len(self.chart.rows))
-        ]
-        return max(0, max(per_row, default=1) - 1)
-
-    @cached_property
-    def left(self) -> float:
-        if self.chart.rows:
-            longest = max(text_width(self._row_words(row)) for row in self.chart.rows)
-            return 6.0 if self.narrow else min(longest, 330.0) + 14
-        widest = max((text_width(w, 12) for _, w in self.y_ticks), default=20.0)
-        return widest + 10
-
-    @cached_property
-    def head(self) -> float:
-        """Top of the plotting area; the label of a numeric y axis is above it."""
-        return self.top if self.chart.rows else self.top + 22
-
-    @cached_property
-    def bottom(self) -> float:
-        rows = len(self.chart.rows)
-        if rows:
-            return self.top + rows * self.row_height + 4
-        return self.head + self.chart.height * (0.8 if self.narrow else 1.0)
-
-    @cached_property
-    def _points(self) -> list[Point]:
-        return [p for s in self.chart.series for p in s.points]
-
-    @cached_property
-    def x(self) -> Scale:
-        axis, values = self.chart.x, _values(self._points, "x")
-        zero = [0.0] if any(s.style == "bars" for s in self.chart.series) else []
-        low, high = _extent(axis, [*values, *zero, *self._guides("x")], 0.04)
-        low = 0.0 if zero and min(values, default=0) >= 0 else low
-        return Scale(low, high, self.left, self.width - 16.0, axis.log)
-
-    @cached_property
-    def _y_extent(self) -> tuple[float, float]:
-        return _extent(self.chart.y, [*_values(self._points, "y"), *self._guides("y")], 0.06)
-
-    @cached_property
-    def y(self) -> Scale:
-        low, high = self._y_extent
-        return Scale(low, high, self.bottom, self.head, self.chart.y.log)
-
-    @cached_property
-    def y_ticks(self) -> list[tuple[float, str]]:
-        return _ticks(self.chart.y, *self._y_extent, most=5)
+        series = (shape for k, s in enumerate(self.chart.series) for shape in self._series(s, k))
+        return Drawing(self.width, round(self.bottom + 44), (*self.legend, *self._frame(), *series))
 
     def _guides(self, which: str) -> list[float]:
         return [position for axis, position in self.chart.guides if axis == which]
 
-    def _row_words(self, words: str) -> str:
-        return short(words, 44 if self.narrow else 46)
+    def _legend(self) -> tuple[list[Shape], float]:
+        """The legend, with as many entries per line as fit, and its lower end."""
+        shown = [s for s in self.chart.series if s.label]
+        if len(shown) < 2:
+            return [], 8.0
+        x, y, found = 2.0, 16.0, list[Shape]()
+        for series in shown:
+            words = short(series.label, 40 if self.narrow else 60)
+            needed = 36 + text_width(words) + 18
+            if x > 2 and x + needed > self.width:
+                x, y = 2.0, y + 21
+            colour, k = colour_of(series.colour), series.colour
+            if series.style == "bars":
+                found += [Area(((x, y - 9), (x + 26, y - 9), (x + 26, y), (x, y)), colour, 1.0, k)]
+            elif series.style in ("line", "steps"):
+                found += [Stroke(((x, y - 4.5), (x + 28, y - 4.5)), colour, 2.2, _dash(k), k)]
+            if series.style == "dots" or series.markers:
+                found += [Marker((x + 14, y - 4.5), MARKERS[k % SERIES], colour, 4.5, series=k)]
+            found += [Label((x + 36, y), words, "ink", series=k)]
+            x += needed
+        return found, y + 20
+
+    # --- plotting area
 
     def _frame(self) -> Iterator[Shape]:
-        right = self.width - 16.0
-        if self.chart.rows:
-            yield from self._row_labels(right)
-        else:
+        left, right, head, bottom = self.left, self.right, self.head, self.bottom
+        for row, words in enumerate(self.rows):
+            y = self._row_y(row)
+            if self.narrow:
+                yield Label((2, y - 13 - 3.5 * self.beside), words)
+            else:
+                yield Stroke(((left, y), (right, y)), "line")
+                yield Label((0, y + 4.5), words)
+        if not self.rows:
             yield Label((0, self.top + 9), self.chart.y.label, "faint", size=12)
             for value, words in self.y_ticks:
                 y = self.y(value)
-                yield Stroke(((self.left, y), (right, y)), "line")
-                yield Label((self.left - 7, y + 4), words, "faint", "end", 12)
-        yield from self._x_axis(right)
-        for axis, position in self.chart.guides:
-            p = self.x(position) if axis == "x" else self.y(position)
-            ends = (
-                ((p, self.head), (p, self.bottom)) if axis == "x" else ((self.left, p), (right, p))
-            )
-            yield Stroke(ends, "faint", 1.0, (3, 3))
-
-    def _x_axis(self, right: float) -> Iterator[Shape]:
-        axis = self.chart.x
-        room = max(2, int((right - self.left) / (70 if axis.tick is None else 84)))
-        last = -1e9
-        for value, words in _ticks(axis, self.x.low, self.x.high, min(room, 10)):
+                yield Stroke(((left, y), (right, y)), "line")
+                yield Label((left - 7, y + 4), words, "faint", "end", 12)
+        axis, last = self.chart.x, -1e9
+        most = max(2, int((right - left) / (70 if axis.tick is None else 84)))
+        for value, words in _ticks(axis, self.x.low, self.x.high, min(most, 10)):
             x, half = self.x(value), text_width(words, 12) / 2
-            yield Stroke(((x, self.head), (x, self.bottom)), "line")
+            yield Stroke(((x, head), (x, bottom)), "line")
             if x - half > last + 6:
                 middle = min(max(x, half), self.width - half)
-                yield Label((middle, self.bottom + 17), words, "faint", "middle", 12)
+                yield Label((middle, bottom + 17), words, "faint", "middle", 12)
                 last = middle + half
-        yield Stroke(((self.left, self.bottom), (right, self.bottom)), "axis")
-        centre = (self.left + right) / 2
+        yield Stroke(((left, bottom), (right, bottom)), "axis")
         half = text_width(axis.label, 12) / 2
-        centre = min(max(centre, half), max(self.width - half, self.width / 2))
-        yield Label((centre, self.bottom + 37), axis.label, "faint", "middle", 12)
-
-    def _row_labels(self, right: float) -> Iterator[Shape]:
-        for row, words in enumerate(self.chart.rows):
-            y = self._row_y(row)
-            if not self.narrow:
-                yield Stroke(((self.left, y), (right, y)), "line")
-                yield Label((0, y + 4.5), self._row_words(words))
-            else:
-                yield Label((2, y - 13 - 3.5 * self._beside), self._row_words(words))
+        centre = min(max((left + right) / 2, half), max(self.width - half, self.width / 2))
+        yield Label((centre, bottom + 37), axis.label, "faint", "middle", 12)
+        for which, position in self.chart.guides:
+            p = self.x(position) if which == "x" else self.y(position)
+            ends = ((p, head), (p, bottom)) if which == "x" else ((left, p), (right, p))
+            yield Stroke(ends, "faint", 1.0, (3, 3))
 
     def _row_y(self, row: float) -> float:
-        middle = 0.66 if self.narrow else 0.5
-        return self.top + (row + middle) * self.row_height
+        return self.top + (row + (0.66 if self.narrow else 0.5)) * self.row_height
 
     # --- series
 
-    def _series(self) -> Iterator[Shape]:
-        for number, series in enumerate(self.chart.series):
-            if series.points:
-                yield from getattr(self, f"_{series.style}")(series, number)
+    def _series(self, series: ChartSeries, number: int) -> Iterator[Shape]:
+        points, k, colour = series.points, series.colour, colour_of(series.colour)
+        pixels = [self._at(point, number) for point in points]
+        radius = 0.0
+        match series.style:
+            case _ if not points:
+                return
+            case "line":
+                yield from self._areas(series, pixels)
+                yield Stroke(tuple(pixels), colour, 2.6 if series.bold else 1.7, _dash(k), k)
+                radius = 3.6 if series.markers else 0.0
+            case "steps":
+                corners = [pixels[0]]
+                for x, y in pixels[1:]:
+                    corners += [(x, corners[-1][1]), (x, y)]
+                corners.append((self.right, corners[-1][1]))
+                yield Stroke(tuple(corners), colour, 1.6, _dash(k), k)
+                return
+            case "dots":
+                yield from self._intervals(series, pixels)
+                radius = 5.2 if series.bold else 4.6
+        for point, (x, y) in zip(points, pixels, strict=True):
+            marker = Marker((x, y), MARKERS[k % SERIES], colour, radius, point.tip, k)
+            if series.style == "bars":
+                zero = self.x(0.0)
+                outline = ((zero, y - 7), (x, y - 7), (x, y + 7), (zero, y + 7))
+                yield Area(outline, colour, 1.0, k)
+                marker = replace(marker, shape="circle")
+            yield (
+                replace(marker, shape="tick", colour="faint", radius=4.0) if point.faint else marker
+            )
 
     def _at(self, point: Point, number: int) -> Pixel:
-        if not self.chart.rows:
+        """The pixel of a point of a series; series that share a row are one above the other."""
+        if not self.rows:
             return self.x(point.x), self.y(point.y)
+        y = self._row_y(point.y)
         if point.faint:
-            return self.x(point.x), self._row_y(point.y) + 9 + 3.5 * self._beside
-        return self.x(point.x), self._row_y(point.y) + self._offset(point, number)
+            return self.x(point.x), y + 9 + 3.5 * self.beside
+        sharing = self.sharing[int(point.y)]
+        return self.x(point.x), y + 9.0 * (sharing.index(number) - (len(sharing) - 1) / 2)
 
-    def _offset(self, point: Point, number: int) -> float:
-        """Vertical offset in pixels: series that share a row are drawn one above the other."""
-        sharing = [
-            k
-            for k, s in enumerate(self.chart.series)
-            if any(p.y == point.y and not p.faint for p in s.points)
-        ]
-        return 0.0 if len(sharing) < 2 else 9.0 * (sharing.index(number) - (len(sharing) - 1) / 2)
-
-    def _line(self, series: ChartSeries, number: int) -> Iterator[Shape]:
+    def _areas(self, series: ChartSeries, pixels: list[Pixel]) -> Iterator[Shape]:
+        """The area between a line and zero, and the band of its intervals."""
         colour, k = colour_of(series.colour), series.colour
-        pixels = [self._at(p, number) for p in series.points]
         if series.area:
             zero = self.y(min(self.y.high, max(self.y.low, 0.0)))
-            ends = [(pixels[-1][0], zero), (pixels[0][0], zero)]
-            yield Area((*pixels, *ends), colour, 0.06, k)
-        band = [p for p in series.points if p.y_low is not None and p.y_high is not None]
+            yield Area((*pixels, (pixels[-1][0], zero), (pixels[0][0], zero)), colour, 0.06, k)
+        band = [
+            (self.x(p.x), self.y(p.y_low), self.y(p.y_high))
+            for p in series.points
+            if p.y_low is not None and p.y_high is not None
+        ]
         if len(band) > 1:
-            upper = [(self.x(p.x), self.y(p.y_high or 0.0)) for p in band]
-            lower = [(self.x(p.x), self.y(p.y_low or 0.0)) for p in reversed(band)]
-            yield Area((*upper, *lower), colour, 0.14, k)
-        yield Stroke(tuple(pixels), colour, 2.6 if series.bold else 1.7, _dash(k), k)
-        yield from self._markers(series, number, 3.6 if series.markers else 0.0)
+            upper, lower = ([(x, high) for x, _, high in band], [(x, low) for x, low, _ in band])
+            yield Area((*upper, *reversed(lower)), colour, 0.14, k)
 
-    def _steps(self, series: ChartSeries, number: int) -> Iterator[Shape]:
-        pixels: list[Pixel] = []
-        for point in series.points:
-            x, y = self._at(point, number)
-            pixels += [(x, pixels[-1][1]), (x, y)] if pixels else [(x, y)]
-        pixels.append((self.width - 16.0, pixels[-1][1]))
-        k = series.colour
-        yield Stroke(tuple(pixels), colour_of(k), 1.6, _dash(k), k)
-
-    def _dots(self, series: ChartSeries, number: int) -> Iterator[Shape]:
-        yield from self._intervals(series, number)
-        yield from self._markers(series, number, 5.2 if series.bold else 4.6)
-
-    def _intervals(self, series: ChartSeries, number: int) -> Iterator[Shape]:
+    def _intervals(self, series: ChartSeries, pixels: list[Pixel]) -> Iterator[Shape]:
         colour, k = colour_of(series.colour), series.colour
-        for point in series.points:
-            x, y = self._at(point, number)
+        for point, (x, y) in zip(series.points, pixels, strict=True):
             if point.x_low is not None and point.x_high is not None:
                 ends = ((self.x(point.x_low), y), (self.x(point.x_high), y))
                 yield Stroke(ends, colour, 2.2, series=k)
             if point.y_low is not None and point.y_high is not None:
                 ends = ((x, self.y(point.y_low)), (x, self.y(point.y_high)))
                 yield Stroke(ends, colour, 1.8, series=k)
-
-    def _markers(self, series: ChartSeries, number: int, radius: float) -> Iterator[Shape]:
-        k = series.colour
-        base = Marker((0, 0), MARKERS[k % SERIES], colour_of(k), radius, series=k)
-        for point in series.points:
-            at = self._at(point, number)
-            if point.faint:
-                yield replace(base, at=at, shape="tick", colour="faint", radius=4.0, tip=point.tip)
-            else:
-                yield replace(base, at=at, tip=point.tip)
-
-    def _bars(self, series: ChartSeries, number: int) -> Iterator[Shape]:
-        colour, k, zero = colour_of(series.colour), series.colour, self.x(0.0)
-        for point in series.points:
-            x, y = self._at(point, number)
-            outline = ((zero, y - 7), (x, y - 7), (x, y + 7), (zero, y + 7))
-            yield Area(outline, colour, 1.0, k)
-            yield Marker((x, y), "circle", colour, 0.0, point.tip, k)
 
 
 def _values(points: Sequence[Point], axis: str) -> list[float]:

@@ -1,4 +1,4 @@
-"""report.html and report.md from one set of sections, and all files of a report.
+"""report.html and report.md from one set of sections, all files of a report, and curves as a PNG.
 
 report.html is one file that loads nothing else. It works in light and dark mode, on a phone and on
 a desktop. Above its sections are the recommendation, the verdict, how certain both are, the cost of
@@ -7,24 +7,68 @@ the study, and the checklist.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup, escape
 
+from mptune.analysis.intervals import NORMAL_95
 from mptune.analysis.results import Outcomes, Report
 from mptune.paths import RunDirectory, write_aside, write_text
 from mptune.report import svg
-from mptune.report.blocks import Chart
+from mptune.report.blocks import Axis, Chart, ChartSeries, Point, percent_tick
 from mptune.report.document import as_json
 from mptune.report.formatting import per_token, power
 from mptune.report.language import Language, language
 from mptune.report.layout import lay_out
 from mptune.report.sections import sections
 from mptune.report.sections.context import Context
-from mptune.report.templates import template
+
+if TYPE_CHECKING:
+    from mptune.lml.estimator import MPTCurve
+
+
+@cache
+def template(name: str) -> Template:
+    """A template by its file name; what it inserts is escaped for HTML and SVG or for Markdown."""
+    escaping: dict[str, Any] = (
+        {"finalize": escape_markdown} if name.endswith(".md") else {"autoescape": True}
+    )
+    environment = Environment(
+        loader=PackageLoader("mptune.report"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        **escaping,
+    )
+    environment.filters.update(prose=prose, code=code)
+    return environment.get_template(name)
+
+
+def escape_markdown(value: object) -> str:
+    """Text that Markdown shows as it is: no HTML, no emphasis, no end of a table cell."""
+    if isinstance(value, Markup):
+        return value
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", str(value)).replace("\n", " ")
+
+
+def prose(text: str) -> str:
+    """Text whose lines do not break between a number and its per cent sign."""
+    return text.replace(" %", "\u00a0%")
+
+
+def code(text: str) -> Markup:
+    """HTML of a text in which backticks enclose code."""
+    parts = text.split("`")
+    return Markup().join(
+        Markup("<code>{}</code>").format(part) if number % 2 else escape(part)
+        for number, part in enumerate(parts)
+    )
 
 
 def write(report: Report, paths: RunDirectory, say: Language | None = None) -> list[Path]:
@@ -114,3 +158,30 @@ def _cost(context: Context) -> Iterator[tuple[str, str]]:
     yield say("cost.worker"), say.duration(spend.worker_s)
     if spend.wall_s is not None:
         yield say("cost.clock"), say.duration(spend.wall_s)
+
+
+def curves_png(curves: Mapping[str, MPTCurve]) -> bytes:
+    """The masked-prediction curves of models, by label, as a PNG in light colours."""
+    say = language()
+
+    def points(curve: MPTCurve) -> tuple[Point, ...]:
+        half = NORMAL_95 * curve.se
+        low, high = curve.mean_log_prob - half, curve.mean_log_prob + half
+        rows = zip(curve.mask_rate, curve.mean_log_prob, low, high, strict=True)
+        return tuple(Point(float(r), float(s), y_low=a, y_high=b) for r, s, a, b in rows)
+
+    series = tuple(
+        ChartSeries(label, points(curve), number)
+        for number, (label, curve) in enumerate(curves.items())
+    )
+    chart = Chart(
+        name="curves",
+        title=say("figure.curve.title"),
+        caption="",
+        x=Axis(say("axis.mask_rate"), low=0.0, high=1.0, tick=percent_tick),
+        y=Axis(say("figure.curve.y"), high=0.0),
+        series=series,
+        guides=(("x", 0.15),),
+        height=380,
+    )
+    return svg.png(lay_out(chart))

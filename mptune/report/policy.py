@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mptune.report.drawing import Area, Drawing, Label, Shape, Stroke
 from mptune.report.layout import Scale, axis_places
-from mptune.report.svg import png
+from mptune.report.svg import Area, Drawing, Label, Shape, Stroke, png
 
 if TYPE_CHECKING:
     from mptune.models.base import ModelFamily

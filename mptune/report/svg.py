@@ -1,20 +1,21 @@
-"""A drawing as SVG, inside a page or as a file, and as a PNG made from that SVG.
+"""The shapes of a figure as SVG, inside a page or as a file, and as a PNG made from that SVG.
 
-The PNG uses DejaVu Sans from `assets/` (a subset: Latin, Greek, Cyrillic, mathematical signs), so
-that figures have text on machines without fonts; other scripts need an installed font.
+Positions are pixels, and y grows downwards. Colours are names: a page has a value for each name in
+light mode and another one in dark mode. The PNG uses DejaVu Sans from `assets/` (a subset: Latin,
+Greek, Cyrillic, mathematical signs), so that figures have text on machines without fonts; other
+scripts need an installed font.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import as_file, files
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from markupsafe import Markup
-
-from mptune.report.drawing import Area, Drawing, Label, Marker, MarkerShape, Pixel, Shape, Stroke
-from mptune.report.templates import template
 
 PALETTE = {
     "ink": ("#1c2430", "#e7ebf0"),
@@ -31,11 +32,17 @@ PALETTE = {
 }
 """Colour name -> its value in light mode and in dark mode."""
 
+FONT = 13.0
+"""Default size of text, in pixels."""
+
 MARGIN = 12
 """Pixels around a drawing in an SVG file."""
 
 SCALE = 2.0
 """Pixels of a PNG per pixel of the drawing."""
+
+Pixel: TypeAlias = tuple[float, float]
+MarkerShape: TypeAlias = Literal["circle", "square", "triangle", "diamond", "cross", "plus", "tick"]
 
 OUTLINES: dict[MarkerShape, tuple[tuple[Pixel, ...], ...]] = {
     "square": (((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),),
@@ -47,8 +54,122 @@ OUTLINES: dict[MarkerShape, tuple[tuple[Pixel, ...], ...]] = {
 }
 """Lines of a marker of radius 1 around the origin."""
 
-Element: TypeAlias = tuple[str, dict[str, Any], str]
-"""Tag, attributes, text; an attribute that is None is left out."""
+
+# --- shapes --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stroke:
+    """A line through pixels."""
+
+    pixels: tuple[Pixel, ...]
+    colour: str
+    width: float = 1.0
+    dash: tuple[float, ...] = ()
+    series: int | None = None
+
+    def element(self) -> Markup:
+        return _element("polyline", {
+            "points": _points(self.pixels),
+            "style": f"fill:none;stroke:var(--{self.colour})",
+            "stroke-width": _number(self.width),
+            "stroke-dasharray": " ".join(map(_number, self.dash)) or None,
+            "stroke-linejoin": "round",
+            "data-s": self.series,
+        })  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Area:
+    """A filled outline."""
+
+    pixels: tuple[Pixel, ...]
+    colour: str
+    opacity: float
+    series: int | None = None
+
+    def element(self) -> Markup:
+        return _element("polygon", {
+            "points": _points(self.pixels),
+            "style": f"fill:var(--{self.colour})",
+            "fill-opacity": _number(self.opacity) if self.opacity < 1 else None,
+            "data-s": self.series,
+        })  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A point whose `tip` is shown on hover; with radius 0 it is invisible until then."""
+
+    at: Pixel
+    shape: MarkerShape
+    colour: str
+    radius: float
+    tip: str = ""
+    series: int | None = None
+
+    def element(self) -> Markup:
+        paint, stroked = f"var(--{self.colour})", self.shape in ("cross", "plus", "tick")
+        x, y = map(_number, self.at) if self.tip else (None, None)
+        return _element("path", {
+            "d": self._path() + "z" * (not stroked or self.radius == 0),
+            "style": f"fill:none;stroke:{paint}" if stroked else f"fill:{paint}",
+            "stroke-width": ("1.3" if self.shape == "tick" else "2.4") if stroked else None,
+            "data-s": self.series,
+            "data-tip": self.tip or None,
+            "data-x": x,
+            "data-y": y,
+        })  # fmt: skip
+
+    def _path(self) -> str:
+        (x, y), r = self.at, self.radius
+        if self.shape == "circle" or r == 0:
+            turn = f"a{_number(r, 1)} {_number(r, 1)} 0 1 0"
+            start = f"M{_number(x - r, 1)} {_number(y, 1)}"
+            return f"{start}{turn} {_number(2 * r, 1)} 0{turn} {_number(-2 * r, 1)} 0"
+        return " ".join(
+            f"{'L' if k else 'M'}{_number(x + r * dx, 1)} {_number(y + r * dy, 1)}"
+            for line in OUTLINES[self.shape]
+            for k, (dx, dy) in enumerate(line)
+        )
+
+
+@dataclass(frozen=True)
+class Label:
+    """A text; `at` is a pixel on its baseline."""
+
+    at: Pixel
+    words: str
+    colour: str = "ink"
+    anchor: Literal["start", "middle", "end"] = "start"
+    size: float = FONT
+    series: int | None = None
+
+    def element(self) -> Markup:
+        x, y = map(_number, self.at)
+        return _element("text", {
+            "x": x,
+            "y": y,
+            "style": f"fill:var(--{self.colour})",
+            "font-size": _number(self.size),
+            "text-anchor": self.anchor if self.anchor != "start" else None,
+            "data-s": self.series,
+        }, self.words)  # fmt: skip
+
+
+Shape: TypeAlias = Stroke | Area | Marker | Label
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A chart laid out at one width."""
+
+    width: int
+    height: int
+    shapes: tuple[Shape, ...]
+
+
+# --- files ---------------------------------------------------------------------------------------
 
 
 def palette_css() -> str:
@@ -75,7 +196,7 @@ def document(drawing: Drawing, title: str) -> str:
         **size,
     }
     canvas = {"x": -MARGIN, "y": -MARGIN, **size, "style": "fill:var(--paper)"}
-    head: list[Element] = [("title", {}, title), ("style", {}, style), ("rect", canvas, "")]
+    head = _element("title", {}, title) + _element("style", {}, style) + _element("rect", canvas)
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{_svg(drawing, box, head)}\n'
 
 
@@ -102,70 +223,15 @@ def _rasterise(svg: str) -> bytes:
         )
 
 
-def _svg(drawing: Drawing, attributes: dict[str, Any], head: list[Element] | None = None) -> Markup:
-    elements = [*(head or ()), *map(_element, drawing.shapes)]
-    return Markup(template("figure.svg").render(attributes=attributes, elements=elements))
+def _svg(drawing: Drawing, attributes: Mapping[str, Any], head: str = "") -> Markup:
+    shapes = Markup().join(shape.element() for shape in drawing.shapes)
+    return _element("svg", attributes, head + shapes)
 
 
-def _element(shape: Shape) -> Element:
-    paint = f"var(--{shape.colour})"
-    series = {"data-s": shape.series}
-    match shape:
-        case Stroke():
-            return "polyline", {
-                "points": _points(shape.pixels),
-                "style": f"fill:none;stroke:{paint}",
-                "stroke-width": _number(shape.width),
-                "stroke-dasharray": " ".join(map(_number, shape.dash)) or None,
-                "stroke-linejoin": "round",
-                **series,
-            }, ""  # fmt: skip
-        case Area():
-            opacity = _number(shape.opacity) if shape.opacity < 1 else None
-            points = _points(shape.pixels)
-            style = f"fill:{paint}"
-            return (
-                "polygon",
-                {"points": points, "style": style, "fill-opacity": opacity} | series,
-                "",
-            )
-        case Marker():
-            x, y = shape.at
-            stroked = shape.shape in ("cross", "plus", "tick")
-            return "path", {
-                "d": _path(shape.shape, x, y, shape.radius),
-                "style": f"fill:none;stroke:{paint}" if stroked else f"fill:{paint}",
-                "stroke-width": ("1.3" if shape.shape == "tick" else "2.4") if stroked else None,
-                **series,
-                "data-tip": shape.tip or None,
-                "data-x": _number(x) if shape.tip else None,
-                "data-y": _number(y) if shape.tip else None,
-            }, ""  # fmt: skip
-        case Label():
-            return "text", {
-                "x": _number(shape.at[0]),
-                "y": _number(shape.at[1]),
-                "style": f"fill:{paint}",
-                "font-size": _number(shape.size),
-                "text-anchor": shape.anchor if shape.anchor != "start" else None,
-                **series,
-            }, shape.words  # fmt: skip
-
-
-def _path(shape: MarkerShape, x: float, y: float, r: float) -> str:
-    """Outline of a marker."""
-    if shape == "circle" or r == 0:
-        turn = f"a{_number(r, 1)} {_number(r, 1)} 0 1 0"
-        return (
-            f"M{_number(x - r, 1)} {_number(y, 1)}"
-            f"{turn} {_number(2 * r, 1)} 0{turn} {_number(-2 * r, 1)} 0z"
-        )
-    lines = " ".join(
-        f"{'L' if k else 'M'}{_number(x + r * dx, 1)} {_number(y + r * dy, 1)}"
-        for line in OUTLINES[shape]
-        for k, (dx, dy) in enumerate(line)
-    )
-    return lines if shape in ("cross", "plus", "tick") else lines + "z"
+def _element(tag: str, attributes: Mapping[str, Any], inside: str = "") -> Markup:
+    """An element, escaped; an attribute that is None is left out."""
+    given = [Markup(' {}="{}"').format(k, v) for k, v in attributes.items() if v is not None]
+    return Markup("<{0}{1}>{2}</{0}>").format(tag, Markup().join(given), inside)
 
 
 def _points(pixels: tuple[Pixel, ...]) -> str:

@@ -95,7 +95,7 @@ def show(console: Console, report: Report, say: Language | None = None) -> None:
     out("bold", found.headline)
     out("", *found.recommendation)
     out("bold", f"\n{found.verdict_title}: {found.verdict_label}")
-    out("", *found.verdict, *(flip.words for flip in found.flips))
+    out("", *found.verdict_words, *(flip.words for flip in found.flips))
     out("dim", "", *found.certainty, found.cost)
     out("yellow", *(f"! {check.words}" for check in found.checks if not check.ok))
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from mptune.analysis import Difference
 from mptune.analysis.compute import EquivalentCompute
-from mptune.report.formatting import decimals, signed
+from mptune.report.formatting import decimals, minus
 from mptune.report.language import Language
 
 
@@ -20,10 +20,10 @@ def sentence(difference: Difference, say: Language) -> str:
     )
     measure = say(
         "verdict.measure",
-        value=f"{signed(mean, digits)} ± {difference.half_width:.{digits}f}",
+        value=f"{minus(mean, digits)} ± {difference.half_width:.{digits}f}",
         level=f"{100 * difference.level:g}",
-        low=signed(min(low, high), digits),
-        high=signed(max(low, high), digits),
+        low=minus(min(low, high), digits),
+        high=minus(max(low, high), digits),
         seeds=say("verdict.seeds", n=difference.seeds),
         over=say("verdict.over", n=difference.challengers),
     )

@@ -6,10 +6,10 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import yaml
 
@@ -21,7 +21,7 @@ from mptune.artifacts import Remote
 from mptune.dispatch.base import Dispatcher
 from mptune.errors import InputError, InterruptedSearch
 from mptune.models import _memory as memory
-from mptune.paths import RunDirectory, cache_directory, write_text
+from mptune.paths import RunDirectory, cache_directory, read_model, write_text
 from mptune.search import cluster, kpi
 from mptune.search.arms import (
     LADDER,
@@ -34,8 +34,7 @@ from mptune.search.arms import (
 )
 from mptune.search.budget import stage_budget
 from mptune.search.driver import Observer, StudyDriver
-from mptune.search.forecast import Predictor, Work
-from mptune.search.ledger import load_spend
+from mptune.search.forecast import Predictor
 from mptune.search.run import DRIVEN_HERE, Run
 from mptune.search.stage import FIRST_SEEDS, FRESH_PLAN, Stage
 from mptune.spec.schema import Comparison, Score, SearchSpec, build
@@ -43,27 +42,19 @@ from mptune.spec.source import Concrete, SpecFile, SpecSource, merge_arm, plain
 from mptune.spec.space import Space
 from mptune.status import StageEnd, Status
 from mptune.study import queue
-from mptune.study.lease import Lease, NoLease, driver_lock, lease
+from mptune.study.lease import PostgresLease, driver_lock, interrupts, lease
 from mptune.study.queue import PlannedRun
 from mptune.study.samplers import make_pruner, make_sampler
 from mptune.study.storage import SUFFIXES, claim_spec
 from mptune.tools.prepare import prepare_table
-from mptune.trial import Event, Prepared, PrepareRequest, StageName, Trial
+from mptune.trial import Prepared, PrepareRequest, StageName, Trial
 
 OpenView: TypeAlias = Callable[[str, int, int], AbstractContextManager[Observer]]
 """Opens the view of a stage: (title, total number of trials, number of ended trials)."""
 
 
-class Silence:
+class Silence(Observer):
     """The observer that shows nothing."""
-
-    def trial(self, number: int, label: str, size: str) -> None: ...
-
-    def on_event(self, event: Event) -> None: ...
-
-    def hold_trial(self, number: int, why: str) -> None: ...
-
-    def finish_trial(self, number: int, state: str) -> None: ...
 
 
 def read_spec(
@@ -118,7 +109,7 @@ def search(
         DispatchError: Ray cannot be started or reached.
     """
     file, checked = read_spec(spec, overrides, run_dir)
-    session = Session.of(file, checked, run_dir, address, local, observer, say, command)
+    session = Session(file, checked, run_dir, address, local, observer, say, command)
     with session.open(fresh=fresh, yes=yes):
         session.search()
         session.confirm()
@@ -134,13 +125,9 @@ def compare(
     *,
     arms: Sequence[str] = (),
     overrides: Sequence[str] = (),
-    address: str | None = None,
-    local: bool = False,
-    observer: Observer | OpenView | None = None,
     fresh: bool = False,
     yes: bool = True,
-    say: Callable[[str], None] = lambda line: None,
-    command: str = "",
+    **options: Any,
 ) -> Run:
     """Compare the spec's arms, or `arms` of a finished search, over paired seeds; resumes.
 
@@ -151,52 +138,34 @@ def compare(
     The other arguments and the errors are those of `search`.
     """
     file, checked = read_spec(spec, overrides, run_dir, arms)
-    session = Session.of(
-        file, checked, run_dir, address, local, observer, say, command, searching=False
-    )
+    session = Session(file, checked, run_dir, **options, searching=False)
     with session.open(fresh=fresh, yes=yes):
         session.compare()
         session.measure_kpi()
     return session.run
 
 
-@dataclass
 class Session:
-    """Drives the stages of one run, with the dispatcher that they share.
+    """Drives the stages of one run, with the dispatcher that they share."""
 
-    Attributes:
-        searching: whether the search's budgets apply, also to confirmation and comparison.
-    """
-
-    run: Run
-    file: SpecFile
-    local: bool
-    address: str | None
-    view: OpenView
-    say: Callable[[str], None]
-    command: str
-    searching: bool = True
-    interrupted: threading.Event = field(default_factory=threading.Event)
-    _dispatcher: Dispatcher | None = field(default=None, init=False)
-    _predictor: Predictor = field(default_factory=Predictor, init=False)
-    _lease: Lease = field(default_factory=NoLease, init=False)
-    _stages: dict[StageName, StageEnd] = field(default_factory=dict, init=False)
-    _ladder_runs: int = field(default=0, init=False)
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         file: SpecFile,
         spec: SearchSpec,
-        run_dir: Path | str | None,
-        address: str | None,
-        local: bool,
-        observer: Observer | OpenView | None,
-        say: Callable[[str], None],
-        command: str,
+        run_dir: Path | str | None = None,
+        address: str | None = None,
+        local: bool = False,
+        observer: Observer | OpenView | None = None,
+        say: Callable[[str], None] = lambda line: None,
+        command: str = "",
         searching: bool = True,
-    ) -> Session:
+    ) -> None:
         """The session of a checked spec; nothing is written or started yet.
+
+        Args:
+            searching: whether the search's budgets apply, also to confirmation and comparison.
+
+        The other arguments are those of `search`.
 
         Raises:
             InputError: the function of `score.kpi` cannot be imported.
@@ -204,13 +173,21 @@ class Session:
         kpi.check_importable(spec.score)
         directory = RunDirectory(Path(run_dir) if run_dir else Path("runs") / spec.name)
         verb = "search" if searching else "compare"
-        again = command or f"mptune {verb} {directory.resolved} --run-dir {directory.root}"
+        self.run, self.file, self.searching = Run(directory, file, spec), file, searching
+        self.address, self.local, self.observer, self.say = address, local, observer, say
+        self.command = command or f"mptune {verb} {directory.resolved} --run-dir {directory.root}"
+        self.interrupted = threading.Event()
+        self._dispatcher: Dispatcher | None = None
+        self._predictor = Predictor()
+        self._lease: PostgresLease | None = None
+        self._stages: dict[StageName, StageEnd] = {}
+        self._ladder_runs = 0
 
-        def always(title: str, trials: int, ended: int) -> AbstractContextManager[Observer]:
-            return nullcontext(Silence() if observer is None else cast(Observer, observer))
-
-        view: OpenView = observer if callable(observer) else always
-        return cls(Run(directory, file, spec), file, local, address, view, say, again, searching)
+    def view(self, title: str, trials: int, ended: int) -> AbstractContextManager[Observer]:
+        """The observer of a stage."""
+        if callable(self.observer):
+            return self.observer(title, trials, ended)
+        return nullcontext(self.observer or Silence())
 
     @property
     def spec(self) -> SearchSpec:
@@ -258,7 +235,7 @@ class Session:
         self.run.storage.delete()
         if self._artifacts is not None:
             Remote(self._artifacts).remove()
-        for entry in directory.root.iterdir():
+        for entry in directory.written():
             if entry not in (directory.lock, directory.driver):
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
@@ -318,10 +295,9 @@ class Session:
         file, plan = directory.prepared, directory.plan
         if score is not None:
             file, plan = directory.confirm_prepared, directory.confirm_plan
-        with suppress(OSError, ValueError):
-            known = Prepared.model_validate_json(file.read_text(encoding="utf-8"))
-            if Path(known.table).is_dir() and Path(known.plan).is_file():
-                return known
+        known = read_model(file, Prepared)
+        if known and Path(known.table).is_dir() and Path(known.plan).is_file():
+            return known
         sections = (probe.tree.get("training", {}) for probe in self.file.probes())
         automatic = any(section.get("precision") == "auto" for section in sections)
         request = PrepareRequest(
@@ -462,8 +438,7 @@ class Session:
         budget = stage_budget(self.spec, stage.name, used, self._ladder_runs)
         if not self.searching:
             budget = type(budget)()
-        wall_s, ledger = load_spend(study)
-        stopped_by = budget.reached(Work(ledger.worker_s, ledger.gpu_s), wall_s)
+        stopped_by = budget.reached(self.run.used(stage.name))
         if stopped_by is None:
             settings, dispatcher = self.spec.search, self.dispatcher()
             with self.view(f"{self.spec.name}: {stage.name}", total, ended) as view:
@@ -616,7 +591,13 @@ class Session:
         return {n: d.labels[0] if hasattr(d, "labels") else d.low for n, d in dimensions.items()}
 
     def measure_kpi(self) -> None:
-        """Call the user's own function on the finished trials, if the spec names one."""
+        """Call the user's own function on the finished trials, if the spec names one.
+
+        Raises:
+            InterruptedSearch: stopped on request.
+        """
         if self.spec.score.kpi is not None:
-            trials: list[Trial] = self.run.storage.trials("search")
-            kpi.measure_all(self.run.directory, self.spec.score, trials, self.say)
+            trials = self.run.storage.trials("search")
+            directory, score = self.run.directory, self.spec.score
+            with interrupts(self.interrupted):
+                kpi.measure_all(directory, score, trials, self.say, self.interrupted)

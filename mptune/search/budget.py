@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from mptune.search.forecast import Predictor, Work
-from mptune.search.ledger import Ledger
-from mptune.search.resume import trained_share
+from mptune.search.forecast import Predictor
+from mptune.search.in_flight import trained_share
+from mptune.search.ledger import Ledger, Work
 from mptune.spec.schema import SearchSpec
 from mptune.trial import StageName, TrialSpec
 
@@ -37,43 +37,41 @@ class Budget:
         """Whether it limits workers or GPUs, not only the clock."""
         return self.worker_s is not None or self.gpu_hours is not None
 
-    def __str__(self) -> str:
-        all_limits = self._limits(Work(), 0.0)
-        return ", ".join(f"{limit.most:.4g} of search.{limit.key}" for limit in all_limits)
-
     def times(self, share: float) -> Budget:
         """This share of the budget."""
         limits = (self.worker_s, self.gpu_hours, self.wall_s)
         return Budget(*(None if limit is None else share * limit for limit in limits))
 
-    def reached(self, used: Work, wall_s: float = 0.0) -> str | None:
+    def reached(self, used: Work) -> str | None:
         """Description of a limit that is used up; None if there is none."""
-        found = (limit for limit in self._limits(used, wall_s) if limit.left <= 0)
+        found = (limit for limit in self.limits(used) if limit.left <= 0)
         return next((str(limit) for limit in found), None)
 
     def nearest(self, used: Work) -> str:
         """Description of the limit with the smallest share left."""
-        return str(min(self._limits(used, 0.0), key=lambda limit: limit.left / (limit.most or 1)))
+        return str(min(self.limits(used), key=lambda limit: limit.left / (limit.most or 1)))
 
     def lacks(self, used: Work, more: Work) -> str | None:
         """Description of a limit that `more` would exceed; None if it fits."""
-        for limit, needed in zip(self._limits(used, 0.0), self._limits(more, 0.0), strict=True):
+        for limit, needed in zip(self.limits(used), self.limits(more), strict=True):
             if needed.used > limit.left:
                 left = max(0.0, limit.left)
                 return f"forecast to take {needed.used:.4g} of search.{limit.key}, {left:.4g} left"
         return None
 
-    def _limits(self, used: Work, wall_s: float) -> Iterator[_Limit]:
-        if self.worker_s is not None:
-            yield _Limit("budget_worker_seconds", used.worker_s, self.worker_s)
-        if self.gpu_hours is not None:
-            yield _Limit("budget_gpu_hours", used.gpu_s / 3600, self.gpu_hours)
-        if self.wall_s is not None:
-            yield _Limit("budget_seconds", wall_s, self.wall_s)
+    def limits(self, used: Work) -> Iterator[Limit]:
+        """The limits that are set, and how much of each is used."""
+        for key, of, most in (
+            ("budget_worker_seconds", used.worker_s, self.worker_s),
+            ("budget_gpu_hours", used.gpu_hours, self.gpu_hours),
+            ("budget_seconds", used.wall_s, self.wall_s),
+        ):
+            if most is not None:
+                yield Limit(key, of, most)
 
 
 @dataclass(frozen=True)
-class _Limit:
+class Limit:
     """One limit: its key in the spec, the usage, and the most that may be used."""
 
     key: str
@@ -96,10 +94,6 @@ class Allowance:
     predictor: Predictor = field(default_factory=Predictor)
     ledger: Ledger = field(default_factory=Ledger)
 
-    def used(self, now: float) -> Work:
-        """Work of all trials, running ones included."""
-        return Work(*self.ledger.so_far(now))
-
     def lacking(self, trial: TrialSpec, others: Iterable[TrialSpec], now: float) -> str | None:
         """Why the trial does not fit beside these other trials in flight; None if it fits.
 
@@ -114,7 +108,7 @@ class Allowance:
         """(Trial that must stop, why): the fewest that let the others finish, longest first."""
         if not self.budget.is_of_work:
             return
-        in_flight, used = list(in_flight), self.used(now)
+        in_flight, used = list(in_flight), self.ledger.so_far(now)
         running = (trial for trial in in_flight if self.ledger.is_running(trial.number))
         if self.budget.reached(sum(map(_stopping, running), used)):
             yield from ((trial, self.budget.nearest(used)) for trial in in_flight)
@@ -132,7 +126,7 @@ class Allowance:
     def _committed(self, in_flight: Iterable[TrialSpec], now: float) -> Work:
         """Work so far plus the forecast of the rest of these trials."""
         left = (self._left(trial, now).at_least(_stopping(trial)) for trial in in_flight)
-        return sum(left, self.used(now))
+        return sum(left, self.ledger.so_far(now))
 
     def _rest(self, trial: TrialSpec) -> Work:
         """Forecast for a trial that is not running, from its checkpoint on.
@@ -144,28 +138,23 @@ class Allowance:
         known = self.predictor.is_measured(trial)
         seconds = self.predictor.seconds_from_first_step(trial, done) if known else None
         if seconds is None:
-            return Work(self.ledger.most_worker_s, self.ledger.most_gpu_s).times(1 - done)
-        return _work(trial, seconds)
+            return self.ledger.most.times(1 - done)
+        return Work.of(seconds, trial.resources)
 
     def _left(self, trial: TrialSpec, now: float) -> Work:
         seconds = self.predictor.remaining(trial.number, now)
-        return self._rest(trial) if seconds is None else _work(trial, seconds)
+        return self._rest(trial) if seconds is None else Work.of(seconds, trial.resources)
 
     def _surely_left(self, trial: TrialSpec, now: float) -> Work:
         """Forecast minus the tolerance; zero until the speed beyond the first steps is known."""
         seconds = self.predictor.remaining(trial.number, now)
         if seconds is None or not self.predictor.is_settled(trial.number):
             return Work()
-        return _work(trial, seconds * (1 - TOLERANCE))
+        return Work.of(seconds * (1 - TOLERANCE), trial.resources)
 
 
 def _stopping(trial: TrialSpec) -> Work:
-    return _work(trial, STOPPING_S)
-
-
-def _work(trial: TrialSpec, seconds: float) -> Work:
-    worker_s = seconds * trial.resources.workers
-    return Work(worker_s, worker_s * trial.resources.gpus_per_worker)
+    return Work.of(STOPPING_S, trial.resources)
 
 
 def planned_runs(spec: SearchSpec, ladder: int = 0) -> dict[StageName, int]:
@@ -186,15 +175,12 @@ def total_budget(spec: SearchSpec) -> Budget:
 
 
 def stage_budget(
-    spec: SearchSpec,
-    stage: StageName,
-    used: Mapping[StageName, Mapping[str, float]],
-    ladder: int = 0,
+    spec: SearchSpec, stage: StageName, used: Mapping[StageName, Work], ladder: int = 0
 ) -> Budget:
     """A stage's share: stages share by number of runs, and later ones get the unused rest.
 
     Args:
-        used: usage of each stage so far, keyed as the fields of `Budget`.
+        used: work of each stage so far.
         ladder: runs of the ladder.
     """
     runs = planned_runs(spec, ladder)
@@ -202,20 +188,28 @@ def stage_budget(
     at = stages.index(stage)
     later = stages[at + 1 :]
     kept = sum(runs[each] for each in later) / max(1, sum(runs[each] for each in stages[at:]))
-    limits = []
-    for key in ("worker_s", "gpu_hours", "wall_s"):
-        total: float | None = getattr(total_budget(spec), key)
-        if total is not None:
-            left = max(0.0, total - sum(used[each][key] for each in stages[:at]))
-            total = max(0.0, left - max(kept * left, sum(used[each][key] for each in later)))
-        limits.append(total)
-    return Budget(*limits)
+    before = sum((used[each] for each in stages[:at]), Work())
+    after = sum((used[each] for each in later), Work())
+
+    def share(total: float | None, before: float, after: float) -> float | None:
+        if total is None:
+            return None
+        left = max(0.0, total - before)
+        return max(0.0, left - max(kept * left, after))
+
+    total = total_budget(spec)
+    return Budget(
+        share(total.worker_s, before.worker_s, after.worker_s),
+        share(total.gpu_hours, before.gpu_hours, after.gpu_hours),
+        share(total.wall_s, before.wall_s, after.wall_s),
+    )
 
 
 def describe_shares(spec: SearchSpec) -> str:
     """The share of each stage before any run, as text; empty without a budget."""
-    budget, runs = total_budget(spec), planned_runs(spec)
-    parts = {
-        stage: budget.times(count / sum(runs.values())) for stage, count in runs.items() if count
-    }
-    return "; ".join(f"{stage}: {part}" for stage, part in parts.items() if str(part))
+    runs, parts = planned_runs(spec), []
+    for stage, count in runs.items():
+        limits = total_budget(spec).times(count / sum(runs.values())).limits(Work())
+        shares = [f"{limit.most:.4g} of search.{limit.key}" for limit in limits if count]
+        parts += [f"{stage}: {', '.join(shares)}"] if shares else []
+    return "; ".join(parts)

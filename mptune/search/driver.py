@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,13 +20,12 @@ from mptune.dispatch.base import Dispatcher
 from mptune.errors import InterruptedSearch, LeaseLost, NoResultError
 from mptune.search.budget import Allowance, Budget
 from mptune.search.forecast import Predictor
-from mptune.search.in_flight import InFlight, InFlightState
+from mptune.search.in_flight import InFlight, InFlightState, copy_result, finished_before
 from mptune.search.ledger import load_spend, save_spend
 from mptune.search.monitor import Monitor
-from mptune.search.resume import copy_result, finished_before
 from mptune.status import Status
 from mptune.study.history import History
-from mptune.study.lease import Lease, NoLease, interrupts
+from mptune.study.lease import PostgresLease, interrupts
 from mptune.study.optuna_private import requeue, user_attributes
 from mptune.study.queue import explain_waiting, requeue_running
 from mptune.study.records import (
@@ -75,19 +74,23 @@ EVENT_TIMEOUT_S = 0.5
 
 
 class Observer(Protocol):
-    """A live table or a log that watches a study."""
+    """A live table or a log that watches a study. A method that a subclass lacks does nothing."""
 
     def trial(self, number: int, label: str, size: str) -> None:
         """A trial was submitted."""
+        return
 
     def on_event(self, event: Event) -> None:
         """A trial or a gang reported something."""
+        return
 
     def hold_trial(self, number: int, why: str) -> None:
         """The budgets have no room for a trial now; it may be submitted again."""
+        return
 
     def finish_trial(self, number: int, state: str) -> None:
         """The outcome of a trial was stored in the study, as this state."""
+        return
 
 
 @dataclass
@@ -119,7 +122,7 @@ class StudyDriver:
     budget: Budget = field(default_factory=Budget)
     log: Path | None = None
     preflight: Callable[[TrialSpec], str | None] = lambda spec: None
-    lease: Lease = field(default_factory=NoLease)
+    lease: PostgresLease | None = None
     interrupted: threading.Event = field(default_factory=threading.Event)
     predictor: Predictor = field(default_factory=Predictor)
     watchers: Sequence[Callable[[Status], None]] = ()
@@ -153,11 +156,7 @@ class StudyDriver:
             dispatcher=self.dispatcher,
             predictor=self.predictor,
             ledger=self._allowance.ledger,
-            budgets={
-                "budget_seconds": self.budget.wall_s,
-                "budget_worker_seconds": self.budget.worker_s,
-                "budget_gpu_hours": self.budget.gpu_hours,
-            },
+            budget=self.budget,
             watchers=self.watchers,
             clock=self.clock,
         )
@@ -174,7 +173,7 @@ class StudyDriver:
                     for flight in self._running():
                         self._stop(flight)
                 events = self.dispatcher.events(timeout_s=EVENT_TIMEOUT_S)
-                if not self.lease.is_held():
+                if self.lease is not None and not self.lease.is_held():
                     raise LeaseLost(
                         f"another driver has taken study {self.study.study_name!r} over while this "
                         "one could not reach the storage; the search goes on there"
@@ -233,7 +232,8 @@ class StudyDriver:
 
     def _limited(self) -> str | None:
         """The budget that is used up, as a text for people; None if none is."""
-        return self.budget.reached(self._allowance.used(self.clock()), self._spent())
+        used = self._allowance.ledger.so_far(self.clock())
+        return self.budget.reached(replace(used, wall_s=self._spent()))
 
     def _spent(self) -> float:
         """Wall-clock seconds of all drivers of this study."""
@@ -339,7 +339,7 @@ class StudyDriver:
         if self._history.ended < self.trials and not self.interrupted.is_set():
             self.stopped_by = self._limited()
             if self._held and not self.stopped_by:
-                self.stopped_by = self.budget.nearest(self._allowance.used(self.clock()))
+                self.stopped_by = self.budget.nearest(self._allowance.ledger.so_far(self.clock()))
         if self.stopped_by:
             explain_waiting(self.study, self.stopped_by)
 
@@ -361,9 +361,8 @@ class StudyDriver:
         if isinstance(event, GangChanged):
             return
         flight = self._in_flight.get(event.number)
-        if flight is None or flight.state is InFlightState.ENDED:
+        if flight is None or flight.state is InFlightState.ENDED or not flight.take(event):
             return
-        flight.take(event)
         now = self.clock()
         self.predictor.observe(flight.spec, event, now)
         if isinstance(event, Started):

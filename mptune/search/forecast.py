@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from math import floor
 from typing import Literal, NamedTuple
 
+from mptune.search.ledger import Work
 from mptune.spec.schema import Resources, Training
 from mptune.status import Forecast, Spend
 from mptune.trial import (
@@ -29,7 +30,6 @@ from mptune.trial import (
 
 OVERDUE = 0.1
 """The predicted rest of an overdue trial, as a share of the time since its last event."""
-
 
 SETTLED = 0.05
 """Progress after the first report from which a speed counts as known: the first steps are slow."""
@@ -216,41 +216,18 @@ Limit = Literal["budget_seconds", "budget_worker_seconds", "budget_gpu_hours"]
 
 
 @dataclass(frozen=True)
-class Work:
-    """Worker-seconds and GPU-seconds."""
-
-    worker_s: float = 0.0
-    gpu_s: float = 0.0
-
-    def __add__(self, other: Work) -> Work:
-        return Work(self.worker_s + other.worker_s, self.gpu_s + other.gpu_s)
-
-    def times(self, factor: float) -> Work:
-        return Work(self.worker_s * factor, self.gpu_s * factor)
-
-    def at_least(self, other: Work) -> Work:
-        """The maximum of both, separately for workers and GPUs."""
-        return Work(max(self.worker_s, other.worker_s), max(self.gpu_s, other.gpu_s))
-
-
-@dataclass(frozen=True)
 class TrialInFlight:
-    """A trial in flight: its usage so far, its resources and its predicted rest in seconds."""
+    """A trial in flight: its work so far, its resources and its predicted rest in seconds."""
 
     used: Work
     resources: Resources
     left_s: float | None
 
     def left(self, mean: Work) -> Work:
-        """Predicted further usage; without a prediction, the rest of a mean trial."""
+        """Predicted further work; without a prediction, the rest of a mean trial."""
         if self.left_s is None:
-            more = mean + self.used.times(-1)
-            return Work(max(0.0, more.worker_s), max(0.0, more.gpu_s))
-        worker_s = self.left_s * self.resources.workers
-        return Work(worker_s, worker_s * self.resources.gpus_per_worker)
-
-    def whole(self) -> Work | None:
-        return None if self.left_s is None else self.used + self.left(Work())
+            return (mean + self.used.times(-1)).at_least(Work())
+        return Work.of(self.left_s, self.resources)
 
 
 @dataclass(frozen=True)
@@ -290,7 +267,7 @@ def forecast_study(
     return Forecast(
         trials=study.ended + len(in_flight) + new,
         worker_seconds=spend.worker_seconds + left.worker_s,
-        gpu_hours=spend.gpu_hours + left.gpu_s / 3600,
+        gpu_hours=spend.gpu_hours + left.gpu_hours,
         left_s=_left_s(study, in_flight, left),
         limited_by=limit if room < more else None,
     )
@@ -301,7 +278,7 @@ def _mean(study: StudyProgress, in_flight: Iterable[TrialInFlight]) -> Work | No
     ran = study.ended - study.unrun
     if ran > 0:
         return study.used.times(1 / ran)
-    known = [whole for trial in in_flight if (whole := trial.whole())]
+    known = [trial.used + trial.left(Work()) for trial in in_flight if trial.left_s is not None]
     return sum(known, Work()).times(1 / len(known)) if known else None
 
 

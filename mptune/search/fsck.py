@@ -14,7 +14,7 @@ import numpy as np
 
 from mptune import dispatch
 from mptune.errors import DispatchError
-from mptune.paths import RunDirectory, TrialDirectory, write_text
+from mptune.paths import RunDirectory, TrialDirectory, read_model, write_text
 from mptune.search import cluster
 from mptune.search.run import Run
 from mptune.study.lease import driver_lock, lease
@@ -87,15 +87,11 @@ def findings(run: Run, driven: bool, address: str | None = None) -> list[Finding
 
 
 def _top(run: RunDirectory) -> Iterator[Finding]:
-    if run.prepared.exists():
-        try:
-            made = Prepared.model_validate_json(run.prepared.read_text(encoding="utf-8"))
-            if not Path(made.table).is_dir():
-                yield Finding(
-                    made.table, "the token table is missing", "search again to make it again"
-                )
-        except ValueError:
-            yield _move_away(run, run.prepared, "cannot be read")
+    made = read_model(run.prepared, Prepared)
+    if made is None and run.prepared.exists():
+        yield _move_away(run, run.prepared, "cannot be read")
+    if made is not None and not Path(made.table).is_dir():
+        yield Finding(made.table, "the token table is missing", "search again to make it again")
     for file in [*run.root.glob(".*.*"), *run.root.glob("*/*/.*.*")]:
         if file.is_file():
             yield Finding(
@@ -110,23 +106,23 @@ def _top(run: RunDirectory) -> Iterator[Finding]:
 
 def _leftovers(run: RunDirectory, address: str | None) -> Iterator[Finding]:
     """Gangs and machine requests on the cluster whose driver has ended."""
-    for where, mark in cluster.clusters_to_check(run, address):
-        try:
-            left = dispatch.find_orphans(where, mark)
-        except DispatchError as error:
-            if address is not None:
-                raise
-            again = "give --address if it still exists"
-            yield Finding(f"the Ray cluster at {where}", f"not checked: {error}", again)
-            continue
-        for one in left:
-            repair = partial(dispatch.remove_orphans, where, mark, [one.id])
-            yield Finding(f"the Ray cluster at {where}", one.problem, one.action, repair)
+    at, mark = address or cluster.last_cluster(run), cluster.gang_prefix(run)
+    if at is None:
+        return
+    where = f"the Ray cluster at {at}"
+    try:
+        for left in dispatch.find_orphans(at, mark):
+            repair = partial(dispatch.remove_orphans, at, mark, [left.id])
+            yield Finding(where, left.problem, left.action, repair)
+    except DispatchError as error:
+        if address is not None:
+            raise
+        yield Finding(where, f"not checked: {error}", "give --address if it still exists")
 
 
 def _trial(files: TrialDirectory, record: Trial, driven: bool) -> Iterator[Finding]:
     where, known = files.root, record.spec
-    if record.state in ENDED and known and not _is_readable(files.spec, TrialSpec):
+    if record.state in ENDED and known and read_model(files.spec, TrialSpec) is None:
         repair = partial(write_text, files.spec, known.model_dump_json(indent=2) + "\n")
         yield Finding(str(files.spec), "missing or damaged", "write it from the storage", repair)
     if record.state == "COMPLETE":
@@ -145,7 +141,7 @@ def _complete(files: TrialDirectory, record: Trial) -> Iterator[Finding]:
     if record.result is None:
         yield Finding(str(files.root), "COMPLETE without a result", "search with --fresh")
         return
-    if not _is_readable(files.result, TrialResult):
+    if read_model(files.result, TrialResult) is None:
         repair = partial(write_text, files.result, record.result.model_dump_json(indent=2) + "\n")
         yield Finding(str(files.result), "missing or damaged", "write it from the storage", repair)
     try:
@@ -172,14 +168,6 @@ def _move_away(run: RunDirectory, path: Path, problem: str) -> Finding:
         path.rename(target)
 
     return Finding(str(path), problem, "move it to lost+found", move)
-
-
-def _is_readable(path: Path, kind: type[TrialSpec] | type[TrialResult]) -> bool:
-    try:
-        kind.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def _has_checkpoint(files: TrialDirectory) -> bool:

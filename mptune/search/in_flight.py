@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from mptune.trial import Event, Failed, Finished, Progress, Scoring, Started, Stopped, TrialSpec
+from mptune.paths import TrialDirectory, read_model, write_aside, write_text
+from mptune.trial import (
+    Event,
+    Failed,
+    Finished,
+    Progress,
+    Scoring,
+    Started,
+    Stopped,
+    TrialResult,
+    TrialSpec,
+)
 
 if TYPE_CHECKING:
     import optuna
@@ -41,6 +55,10 @@ TRANSITIONS: Mapping[str, Mapping[InFlightState, InFlightState]] = {
 `submit` out of training or scoring is a retry. `end` out of a hold is a result that an earlier
 driver left; `hold` after the end is a trial that was stopped for the budget.
 """
+
+
+REPORTS: Mapping[type, str] = {Started: "started", Progress: "progress", Scoring: "scoring"}
+"""Reports of a worker that change the state."""
 
 
 @dataclass
@@ -80,20 +98,23 @@ class InFlight:
         if what == "submit":
             self.progress, self.loss, self.tokens_per_s = 0.0, None, None
 
-    def take(self, event: Event) -> None:
-        """Follow what its worker reports."""
+    def take(self, event: Event) -> bool:
+        """Follow what its worker reports; False for a late report of an earlier attempt."""
+        what = REPORTS.get(type(event))
+        if what is not None and self.state not in TRANSITIONS[what]:
+            return False
         match event:
             case Started():
-                self.move("started")
                 self.loss, self.tokens_per_s = None, None
                 self.progress = event.resumed_at / max(1, event.total_steps)
             case Progress():
-                self.move("progress")
                 self.progress, self.loss = event.progress, event.loss
                 self.tokens_per_s = event.tokens_per_s
             case Scoring():
-                self.move("scoring")
                 self.progress = 1.0
+        if what is not None:
+            self.move(what)
+        return True
 
     def end(self, ending: Finished | Stopped | Failed) -> None:
         """Its outcome is known."""
@@ -104,3 +125,51 @@ class InFlight:
         """The budgets have no room for it now."""
         self.move("hold")
         self.ending, self.stop_requested, self.held_because = None, False, why
+
+
+# --- what earlier drivers left ---
+
+
+def finished_before(spec: TrialSpec) -> TrialResult | None:
+    """The trial's own result, if a worker wrote it before the last driver died."""
+    result = read_model(TrialDirectory.of(spec.directory).result, TrialResult)
+    return result if result and result.fingerprint == spec.fingerprint() else None
+
+
+def copy_result(ran: TrialSpec, spec: TrialSpec) -> bool:
+    """Copy the result of a trial with the same fingerprint; False if it is no longer there."""
+    of, to = TrialDirectory.of(ran.directory), TrialDirectory.of(spec.directory)
+    if not of.result.exists():
+        return False
+    write_text(to.spec, spec.model_dump_json(indent=2))
+    # The scores first: a directory with a result is complete.
+    for source, target in ((of.scores, to.scores), (of.result, to.result)):
+        if source.exists():
+            with write_aside(target) as aside:
+                shutil.copyfile(source, aside)
+    return True
+
+
+def trained_share(trial: TrialSpec) -> float:
+    """Share of the training that its newest checkpoint has; 0 where it cannot be read here."""
+    if trial.artifacts is not None:
+        return 0.0
+    files = TrialDirectory.of(trial.directory)
+    done = 0
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        newest = json.loads(files.checkpoint_marker.read_text(encoding="utf-8"))
+        if newest["fingerprint"] == trial.course():
+            done = int(newest["tag"].removeprefix("step"))
+    total = _total_steps(files) if done else 0
+    return min(1.0, done / total) if total else 0.0
+
+
+def _total_steps(files: TrialDirectory) -> int:
+    """Total steps as of the trial's last start; 0 if it has not started."""
+    with suppress(OSError):
+        for line in reversed(files.events.read_text(encoding="utf-8").splitlines()):
+            # A dying worker may leave half a line.
+            with suppress(ValueError, KeyError, TypeError):
+                if '"started"' in line and (total := int(json.loads(line)["total_steps"])):
+                    return total
+    return 0

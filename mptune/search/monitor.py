@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 
 from mptune.dispatch.base import Dispatcher
-from mptune.search.forecast import Predictor, StudyProgress, TrialInFlight, Work, forecast_study
+from mptune.search.budget import Budget
+from mptune.search.forecast import Predictor, StudyProgress, TrialInFlight, forecast_study
 from mptune.search.in_flight import InFlight
-from mptune.search.ledger import Ledger
+from mptune.search.ledger import Ledger, Work
 from mptune.status import RunningTrial, Spend, Status
 from mptune.study.history import History
 from mptune.study.lease import this_process
@@ -26,7 +27,6 @@ class Monitor:
     """Makes the status of a driver's study and hands it to `watchers`.
 
     Attributes:
-        budgets: keyed as the fields of `Spend`.
         first_start: when this driver's first trial began, by `clock`.
     """
 
@@ -36,15 +36,15 @@ class Monitor:
     dispatcher: Dispatcher
     predictor: Predictor
     ledger: Ledger
-    budgets: Mapping[str, float | None]
+    budget: Budget
     watchers: Sequence[Callable[[Status], None]] = ()
     clock: Callable[[], float] = time.monotonic
     first_start: float | None = None
-    _used_before: float = 0.0
+    _used_before: Work = field(init=False)
     _next: float = 0.0
 
     def __post_init__(self) -> None:
-        self._used_before = self.ledger.worker_s
+        self._used_before = self.ledger.ended
 
     def is_due(self) -> bool:
         """Whether a second has passed, or more where making a status takes long."""
@@ -66,23 +66,24 @@ class Monitor:
         state = self.dispatcher.state()
         running = [flight for flight in flights if flight.ending is None]
         queued = {trial.number for trial in state.queue}
-        worker_s, gpu_s = self.ledger.so_far(now)
+        used = self.ledger.so_far(now)
+        limits = {limit.key: limit.most for limit in self.budget.limits(used)}
         spend = Spend(
-            seconds=spent_s, worker_seconds=worker_s, gpu_hours=gpu_s / 3600, **self.budgets
+            seconds=spent_s, worker_seconds=used.worker_s, gpu_hours=used.gpu_hours, **limits
         )
         speed = None
         if self.first_start is not None and now > self.first_start:
-            speed = (worker_s - self._used_before) / (now - self.first_start)
+            speed = (used.worker_s - self._used_before.worker_s) / (now - self.first_start)
         progress = StudyProgress(
             total=self.total,
             ended=history.ended + len(flights) - len(running),
             unrun=history.unrun,
-            used=Work(self.ledger.worker_s, self.ledger.gpu_s),
+            used=self.ledger.ended,
             speed=speed,
         )
         in_flight = [
             TrialInFlight(
-                Work(*self.ledger.used(flight.spec.number, now)),
+                self.ledger.used(flight.spec.number, now),
                 flight.spec.resources,
                 self._left_s(flight.spec, now),
             )

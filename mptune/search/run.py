@@ -9,10 +9,9 @@ import signal
 import socket
 import threading
 import time
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -30,13 +29,15 @@ from mptune.analysis.ranking import ranking
 from mptune.analysis.results import Report, build_report
 from mptune.analysis.selection import SearchSelection, recommended, select_trial
 from mptune.errors import InputError, NoResultError, did_you_mean
-from mptune.paths import RunDirectory, TrialDirectory, write_text
+from mptune.paths import RunDirectory, TrialDirectory, read_model, write_text
 from mptune.search import kpi
-from mptune.search.ledger import load_spend
+from mptune.search.ledger import Work, load_spend
 from mptune.spec.schema import SearchSpec, Storage
 from mptune.spec.source import SpecFile
-from mptune.status import Status
+from mptune.status import Spend, StageEnd
+from mptune.study.history import History
 from mptune.study.lease import driver_of, is_driven
+from mptune.study.records import importances
 from mptune.study.storage import SUFFIXES, StudyStorage
 from mptune.trial import Prepared, StageName, Trial, TrialSpec
 
@@ -85,26 +86,20 @@ class TrialList(list[Trial]):
         return pd.DataFrame([_row(trial) for trial in self])
 
 
+COLUMNS = (
+    *("stage", "number", "state", "reason", "arm", "seed", "policy_label", "size_label"),
+    *("parameters", "nats_per_token", "seconds"),
+)
+"""Fields of a trial that a table of trials has."""
+
+
 def _row(trial: Trial) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "stage": trial.stage,
-        "number": trial.number,
-        "state": trial.state,
-        "reason": trial.reason,
-        "arm": trial.arm,
-        "seed": trial.seed,
-        "policy": trial.policy_label,
-        "size": trial.size_label,
-        "parameters": trial.parameters,
-        "nats_per_token": trial.nats_per_token,
-        "seconds": trial.seconds,
-    }
+    row = {name.removesuffix("_label"): getattr(trial, name) for name in COLUMNS}
     if trial.result is not None:
-        lml = trial.result.lml
-        row["se_nats_per_sequence"] = lml.se_population
-        row["nats_per_sequence"] = lml.nats_per_sequence
-        row["bits_per_byte"] = lml.bits_per_byte
-        row["tokens"], row["flops"] = trial.result.cost.tokens, trial.result.cost.flops
+        lml, cost = trial.result.lml, trial.result.cost
+        row |= {"se_nats_per_sequence": lml.se_population, "tokens": cost.tokens}
+        row |= {name: getattr(lml, name) for name in ("nats_per_sequence", "bits_per_byte")}
+        row["flops"] = cost.flops
     return row | {f"params.{name}": value for name, value in trial.params.items()}
 
 
@@ -233,10 +228,7 @@ class Run:
     @property
     def prepared(self) -> Prepared | None:
         """The description of the prepared data; None if they are not prepared yet."""
-        try:
-            return Prepared.model_validate_json(self.directory.prepared.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
+        return read_model(self.directory.prepared, Prepared)
 
     def asked(self) -> Asked | None:
         """The last comparison that was run; without one, that of the spec."""
@@ -279,8 +271,8 @@ class Run:
             asked=self.asked(),
             scores=self.group_scores,
             extrapolate_to=extrapolate_to,
-            importances=self.storage.importances(),
-            wall_s=sum(self.used(stage)["wall_s"] for stage in SUFFIXES),
+            importances=importances(study) if (study := self.storage.load("search")) else {},
+            wall_s=sum(self.used(stage).wall_s for stage in SUFFIXES),
             command=command,
             versions={"mptune": __version__, "python": platform.python_version()}
             | {package: _installed(package) for package in PACKAGES},
@@ -304,17 +296,13 @@ class Run:
             write_text(Path(path), head + yaml.safe_dump(policy, sort_keys=False))
         return policy
 
-    def used(self, stage: StageName) -> dict[str, float]:
-        """Usage of a stage, keyed as the limits of a `Budget`."""
+    def used(self, stage: StageName) -> Work:
+        """Work of a stage, over all resumes."""
         study = self.storage.load(stage)
         if study is None:
-            return {"worker_s": 0.0, "gpu_hours": 0.0, "wall_s": 0.0}
+            return Work()
         wall_s, ledger = load_spend(study)
-        return {
-            "worker_s": ledger.worker_s,
-            "gpu_hours": ledger.gpu_s / 3600,
-            "wall_s": wall_s,
-        }
+        return replace(ledger.ended, wall_s=wall_s)
 
     # --- while it runs -------------------------------------------------------------------------
 
@@ -330,70 +318,43 @@ class Run:
         """
         running, now = self.is_running, status.read(self.directory)
         stale = now is not None and (not running or now.age_s(time.time()) > status.STALE_S)
-        if now is not None and not stale and "search" in now.stages():
-            summary = self._summary_of(now)
-        else:
-            summary = self._summary_of_storage()
+        stages = now.stages() if now is not None and not stale else {}
+        if "search" not in stages:
+            stages = {stage: self._stored(stage) for stage in ("search", "comparison")}
+        comparison = self.spec.compare
+        totals = {
+            "search": self.spec.search.trials,
+            "comparison": len(comparison.arms) * comparison.seeds if comparison else 0,
+        }
+        counts = {
+            stage: {"total": total} | (stages[stage].trials.counts() if stage in stages else {})
+            for stage, total in totals.items()
+        }
+        spend = stages["search"].spend
         return {
             "name": self.spec.name,
             "running": running,
-            **summary,
+            **{stage: count if totals[stage] else None for stage, count in counts.items()},
+            "best": stages["search"].best,
+            "spent": {
+                "worker_seconds": round(spend.worker_seconds, 1),
+                "gpu_hours": round(spend.gpu_hours, 4),
+            },
             "stale": stale,
             "now": None if now is None else now.model_dump(mode="json"),
         }
 
-    @property
-    def _compared_runs(self) -> int:
-        comparison = self.spec.compare
-        return len(comparison.arms) * comparison.seeds if comparison else 0
-
-    def _summary_of(self, now: Status) -> dict[str, Any]:
-        stages, totals = now.stages(), self._totals()
-        counts = {
-            stage: {"total": total} if stage not in stages else stages[stage].trials.model_dump()
-            for stage, total in totals.items()
-        }
-        search = stages["search"]
-        return {
-            **{s: {k: n for k, n in c.items() if n or k == "total"} for s, c in counts.items()},
-            **({} if "comparison" in totals else {"comparison": None}),
-            "best": search.best,
-            "spent": {
-                "worker_seconds": round(search.spend.worker_seconds, 1),
-                "gpu_hours": round(search.spend.gpu_hours, 4),
-            },
-        }
-
-    def _totals(self) -> dict[StageName, int]:
-        totals: dict[StageName, int] = {"search": self.spec.search.trials}
-        if self._compared_runs:
-            totals["comparison"] = self._compared_runs
-        return totals
-
-    def _summary_of_storage(self) -> dict[str, Any]:
-        totals = self._totals()
-        found = {stage: TrialList(self.storage.trials(stage)) for stage in totals}
-        best = None
-        with suppress(NoResultError):
-            best = found["search"].best()
-        used = self.used("search")
-        return {
-            **{
-                stage: {"total": total, **Counter(t.state.lower() for t in found[stage])}
-                for stage, total in totals.items()
-            },
-            **({} if "comparison" in totals else {"comparison": None}),
-            "best": best
-            and {
-                "number": best.number,
-                "label": best.label,
-                "nats_per_token": best.nats_per_token,
-            },
-            "spent": {
-                "worker_seconds": round(used["worker_s"], 1),
-                "gpu_hours": round(used["gpu_hours"], 4),
-            },
-        }
+    def _stored(self, stage: StageName) -> StageEnd:
+        """The status of a stage as its storage has it."""
+        used, study = self.used(stage), self.storage.load(stage)
+        history = History.of(study) if study else History()
+        return StageEnd(
+            trials=history.trials(0),
+            best=history.best,
+            spend=Spend(
+                seconds=used.wall_s, worker_seconds=used.worker_s, gpu_hours=used.gpu_hours
+            ),
+        )
 
     def stop(self, now: bool = False, timeout_s: float = STOP_TIMEOUT_S) -> bool:
         """Stop the driver; see `stop_driver`."""

@@ -36,6 +36,9 @@ class Choice:
     options: tuple[Node, ...]
     labels: tuple[Scalar, ...]
 
+    def __str__(self) -> str:
+        return f"one of {', '.join(map(str, self.labels))}"
+
 
 @dataclass(frozen=True)
 class Range:
@@ -46,6 +49,10 @@ class Range:
     integer: bool = False
     log: bool = False
     step: float | None = None
+
+    def __str__(self) -> str:
+        low, high = (str(int(v)) if v == int(v) else f"{v:g}" for v in (self.low, self.high))
+        return f"{low} to {high}{', log scale' * self.log}"
 
 
 @dataclass(frozen=True)
@@ -77,8 +84,13 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _origin(node: yaml.Node, source: str) -> str:
+    # The text of an override is one line.
+    return source if source.startswith("--") else f"{source}:{node.start_mark.line + 1}"
+
+
 def _to_node(loader: _Loader, node: yaml.Node, source: str) -> Node:
-    origin = f"{source}:{node.start_mark.line + 1}"
+    origin = _origin(node, source)
     if isinstance(node, yaml.MappingNode):
         loader.flatten_mapping(node)
         return Node(_mapping(loader, node, source), origin)
@@ -91,7 +103,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode, source: str) -> dict[str, 
     found: dict[str, Node] = {}
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node)
-        line = f"{source}:{key_node.start_mark.line + 1}"
+        line = _origin(key_node, source)
         if not isinstance(key, str):
             raise InputError(f"{line}: {key!r} is not a key; keys are text, put it in quotes")
         if key in found:
@@ -390,15 +402,17 @@ class SpecFile:
 
     def probes(self) -> Iterator[Concrete]:
         """Concrete specs that together take every option and both ends of every range once."""
+        return self._probes({})
+
+    def _probes(self, found: dict[str, Choice | Range]) -> Iterator[Concrete]:
+        """The probes; adds every dimension to `found` when a probe decides it first."""
         pending: list[dict[str, Any]] = [{}]
-        seen: set[str] = set()
-        while pending:
-            decided = pending.pop(0)
+        for decided in pending:
             met: dict[str, Choice | Range] = {}
             yield self.concretise(lambda name, dim: _probe(name, dim, decided, met))  # noqa: B023
             for name, dimension in met.items():
-                if name not in seen:
-                    seen.add(name)
+                if name not in found:
+                    found[name] = dimension
                     values = _dimension_values(dimension)
                     pending += [{**decided, name: v} for v in values[1:]]
 
@@ -406,7 +420,8 @@ class SpecFile:
     def dimensions(self) -> dict[str, Choice | Range]:
         """Every dimension by its dotted name, conditional ones included."""
         found: dict[str, Choice | Range] = {}
-        _collect(self.root, "", found)
+        for _ in self._probes(found):
+            pass
         return found
 
     def arms(self, section: str) -> dict[str, Node]:
@@ -479,21 +494,6 @@ def _probe(
 ) -> Any:
     met[name] = dimension
     return decided.get(name, _dimension_values(dimension)[0])
-
-
-def _collect(node: Node, name: str, found: dict[str, Choice | Range]) -> None:
-    value = node.value
-    if isinstance(value, Choice | Range):
-        found[name] = value
-    if isinstance(value, Choice):
-        for option, label in zip(value.options, value.labels, strict=True):
-            _collect(option, f"{name}.{label}" if isinstance(option.value, dict) else name, found)
-    elif isinstance(value, dict):
-        for key, child in value.items():
-            _collect(child, f"{name}.{key}" if name else key, found)
-    elif isinstance(value, list):
-        for i, child in enumerate(value):
-            _collect(child, f"{name}.{i}", found)
 
 
 def _filled(written: Any, full: Any) -> Any:
@@ -618,17 +618,7 @@ def _override(root: Node, override: str) -> Node:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError(f"--set {override}: must be KEY=VALUE, e.g. training.budget_tokens=2e6")
-    value = _with_origin(parse_yaml(text, "--set"), f"--set {override}")
-    return _replaced(root, key.split("."), value, override)
-
-
-def _with_origin(node: Node, origin: str) -> Node:
-    value = node.value
-    if isinstance(value, dict):
-        return Node({k: _with_origin(v, origin) for k, v in value.items()}, origin)
-    if isinstance(value, list):
-        return Node([_with_origin(v, origin) for v in value], origin)
-    return Node(value, origin)
+    return _replaced(root, key.split("."), parse_yaml(text, f"--set {override}"), override)
 
 
 def _replaced(node: Node, keys: Sequence[str], value: Node, override: str) -> Node:

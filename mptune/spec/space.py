@@ -87,31 +87,20 @@ def _match(node: Node, wanted: Any, name: str) -> dict[str, Any] | None:
     """Parameters under which `node` takes the value `wanted`, or None if there are none."""
     value = node.value
     if isinstance(value, Choice):
-        return _match_choice(value, wanted, name)
+        for option, label in zip(value.options, value.labels, strict=True):
+            inner = f"{name}.{label}" if isinstance(option.value, dict) else name
+            if (found := _match(option, wanted, inner)) is not None:
+                return {name: label, **found}
+        return None
     if isinstance(value, Range):
         inside = isinstance(wanted, int | float) and value.low <= wanted <= value.high
         return {name: wanted} if inside else None
-    if isinstance(value, dict) and isinstance(wanted, Mapping):
-        return _match_mapping(value, wanted, name)
-    return {} if plain(node) == wanted else None
-
-
-def _match_choice(choice: Choice, wanted: Any, name: str) -> dict[str, Any] | None:
-    for option, label in zip(choice.options, choice.labels, strict=True):
-        inner = f"{name}.{label}" if isinstance(option.value, dict) else name
-        found = _match(option, wanted, inner)
-        if found is not None:
-            return {name: label, **found}
-    return None
-
-
-def _match_mapping(
-    children: Mapping[str, Node], wanted: Mapping[str, Any], name: str
-) -> dict[str, Any] | None:
-    found: dict[str, Any] = {}
-    for key, value in wanted.items():
+    if not (isinstance(value, dict) and isinstance(wanted, Mapping)):
+        return {} if plain(node) == wanted else None
+    found = {}
+    for key, part in wanted.items():
         inner = f"{name}.{key}" if name else key
-        matched = _match(children[key], value, inner) if key in children else None
+        matched = _match(value[key], part, inner) if key in value else None
         if matched is None:
             return None
         found |= matched

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol
+from typing import Any
 
 from filelock import FileLock, Timeout
 from sqlalchemy import create_engine, text
@@ -44,16 +44,22 @@ def driver_lock(run: RunDirectory) -> Iterator[None]:
     """Hold the run directory.
 
     Raises:
-        InputError: another process drives this run; the message names it.
+        InputError: another process drives this run; the message names it. Or the file system has
+            no locks.
     """
     run.root.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run.lock, timeout=LOCK_TIMEOUT_S, thread_local=False)
+    # A soft lock would outlive a driver that is killed, and `is_driven` would not see it.
+    lock = FileLock(run.lock, LOCK_TIMEOUT_S, thread_local=False, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout:
         raise InputError(
             f"{run.root} is being searched by {driver_of(run) or 'another process'}; "
             "wait for it, stop it, or give another --run-dir"
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"{run.root} cannot be locked ({error.strerror}); give another --run-dir"
         ) from None
     try:
         write_text(run.driver, this_process())
@@ -105,29 +111,21 @@ def interrupts(asked: threading.Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class Lease(Protocol):
-    """The right to write to a study."""
-
-    def is_held(self) -> bool:
-        """Whether this driver holds it; blocks while that is unknown. A lost lease stays lost."""
-
-
-class NoLease:
-    """The lease where the run directory's lock keeps other drivers out."""
-
-    def is_held(self) -> bool:
-        return True
-
-
 @contextmanager
-def lease(url: str | None, name: str, timeout_s: float) -> Iterator[Lease]:
+def lease(url: str | None, name: str, timeout_s: float) -> Iterator[PostgresLease | None]:
     """Hold the study, through restarts of the server, until another driver has taken it.
+
+    Yields None where the run directory's lock alone keeps other drivers out.
 
     Raises:
         InputError: another driver holds it; the message names it.
     """
-    if not _is_postgres(url):
-        yield NoLease()
+    try:
+        is_postgres = url is not None and make_url(url).get_backend_name() == "postgresql"
+    except ArgumentError:
+        is_postgres = False
+    if not is_postgres:
+        yield None
         return
     held = PostgresLease(str(url), name, timeout_s)
     held.take()
@@ -142,15 +140,8 @@ def lease(url: str | None, name: str, timeout_s: float) -> Iterator[Lease]:
         held.close()
 
 
-def _is_postgres(url: str | None) -> bool:
-    try:
-        return url is not None and make_url(url).get_backend_name() == "postgresql"
-    except ArgumentError:
-        return False
-
-
 class PostgresLease:
-    """A PostgreSQL advisory lock, kept alive by a thread that runs `keep`."""
+    """The right to write to a study: a PostgreSQL advisory lock, kept alive by a thread."""
 
     def __init__(self, url: str, name: str, timeout_s: float) -> None:
         digest = hashlib.sha256(f"mptune/{name}".encode()).digest()
@@ -168,6 +159,7 @@ class PostgresLease:
         )  # fmt: skip
 
     def is_held(self) -> bool:
+        """Whether this driver holds it; blocks while that is unknown. A lost lease stays lost."""
         with self._known:
             self._known.wait_for(lambda: self._lost or _now() < self._sure_until)
             return not self._lost

@@ -32,27 +32,6 @@ JOURNAL = "journal://"
 RECONNECT_S = 120.0
 """How long a search waits for a database server that cannot be reached."""
 
-IDEMPOTENT = (
-    "_get_trials",
-    "_set_trial_param",
-    "get_all_trials",
-    "get_n_trials",
-    "get_study_directions",
-    "get_study_name_from_id",
-    "get_study_system_attrs",
-    "get_study_user_attrs",
-    "get_trial",
-    "get_trial_user_attrs",
-    "set_study_system_attr",
-    "set_study_user_attr",
-    "set_trial_intermediate_value",
-    "set_trial_param",
-    "set_trial_system_attr",
-    "set_trial_user_attr",
-    "set_trial_user_attrs",
-)
-"""Storage methods that may be repeated after a lost connection."""
-
 CONNECTION_LOST = (optuna.exceptions.StorageInternalError, OperationalError)
 """Errors of a storage whose server cannot be reached."""
 
@@ -156,11 +135,6 @@ class StudyStorage:
         study = self.load(stage)
         return study.user_attrs.get(key) if study else None
 
-    def importances(self) -> dict[str, float]:
-        """Share of the score that each dimension of the search decides, see `records`."""
-        study = self.load("search")
-        return records.importances(study) if study else {}
-
     def requeue(self, stage: StageName) -> list[int]:
         """Queue the running trials of a stage whose driver has ended."""
         study = self.load(stage)
@@ -238,8 +212,11 @@ def survive_restarts(storage: optuna.storages.RDBStorage) -> None:
         return _retry(lambda: method(*args, **options), CONNECTION_LOST)
 
     sqlalchemy_event.listen(storage.engine, "do_connect", connect)
-    for name in IDEMPOTENT:
-        setattr(storage, name, partial(repeat, getattr(storage, name)))
+    # Reading, or setting a value again, may be repeated.
+    names = [name for name in dir(storage) if name.startswith(("get_", "set_"))]
+    for name in ("_get_trials", "_set_trial_param", *names):
+        if name != "set_trial_state_values":
+            setattr(storage, name, partial(repeat, getattr(storage, name)))
     tell: Any = partial(_tell, storage.set_trial_state_values)
     storage.set_trial_state_values = tell  # type: ignore[method-assign]
 

@@ -63,7 +63,7 @@ class Options:
         target_se: population standard error to reach, nats per token.
     """
 
-    source: tuple[str, ...]
+    source: Sequence[str]
     documents: Literal["file", "line", "paragraph"] = "file"
     group: str | None = None
     length: int | None = None
@@ -95,8 +95,8 @@ class ModelScore:
 
     prepared: ModelText
     estimate: LMLEstimate
+    target_se: float
     seconds: float = 0.0
-    reached: bool = False
     at_rates: list[ScoreAtRate] = field(default_factory=list)
     gap: OrderGap | None = None
 
@@ -108,6 +108,20 @@ class ModelScore:
     def error(self) -> float:
         """Standard error in the estimate's scope, nats per token."""
         return se_per_position(self.estimate)
+
+    @property
+    def reached(self) -> bool:
+        """Whether the error is small enough, over enough sequences to know it."""
+        enough = self.estimate.tails.enough or self.estimate.scope == "fixed"
+        return enough and self.error <= self.target_se
+
+    def progress(self) -> tuple[float, str]:
+        """Progress towards the target standard error, as a share and in words."""
+        # The error falls with the square root of the forwards.
+        return (self.target_se / self.error) ** 2 if self.error > 0 else 1.0, (
+            f"{self.estimate.forwards_used} forwards in {self.seconds:.0f} s, standard error "
+            f"{self.error:.4f} of {self.target_se} nats per token"
+        )
 
 
 @dataclass(eq=False)
@@ -123,6 +137,14 @@ class Race:
     def bytes_per_sequence(self) -> float:
         rows = self.comparison.a.sequence_index
         return float(self.prepared[0].bytes_N[rows].mean())
+
+    def progress(self) -> tuple[float, str]:
+        """Progress towards a decision, as a share and in words."""
+        found = self.comparison
+        return abs(found.difference) / found.half_width if found.half_width else 1.0, (
+            f"{found.forwards} forwards of each in {self.seconds:.0f} s, difference "
+            f"{found.difference:+.2f} ± {found.half_width:.2f} nats per sequence"
+        )
 
 
 def prepare(names: Sequence[str], options: Options) -> tuple[list[ModelText], bool]:
@@ -222,9 +244,7 @@ def score(prepared: ModelText, options: Options) -> Iterator[ModelScore]:
     )
     found = None
     for estimate in _named(estimates, prepared.model.name):
-        enough = estimate.tails.enough or estimate.scope == "fixed"
-        reached = enough and se_per_position(estimate) <= options.target_se
-        found = ModelScore(prepared, estimate, time.monotonic() - began, reached)
+        found = ModelScore(prepared, estimate, options.target_se, time.monotonic() - began)
         yield found
     if found is None:
         raise InputError(f"--max-forwards: {options.max_forwards} is too few; allow at least 16")

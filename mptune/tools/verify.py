@@ -22,6 +22,7 @@ from time import monotonic
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.special import bdtr  # type: ignore[import-untyped, unused-ignore]
 
@@ -498,52 +499,6 @@ _N, _D, _K, _BETA = 1000, 200, 5, 5.0
 _FOUNDING_CHUNK = 500
 
 
-class FoundingGenerator:
-    """The random numbers of the founding run: those of ``torch.manual_seed``, without torch.
-
-    PyTorch's CPU generator is a 32-bit Mersenne Twister, whose stream numpy's legacy generator
-    shares and has frozen; with Box-Muller over blocks of 16, and Fisher-Yates.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self._stream = np.random.RandomState(seed)
-
-    def words(self, n: int) -> NDArray[np.uint64]:
-        """The next ``n`` 32-bit words."""
-        return self._stream.randint(0, 2**32, size=n, dtype=np.uint64)
-
-    def normal(self, rows: int, columns: int) -> FloatArray:
-        """Standard normal [rows, columns], of at least 16 values in all."""
-        size = rows * columns
-
-        def box_muller(n: int) -> FloatArray:
-            """Normal values from n uniform multiples of 2^-24, in whole blocks: halves are paired.
-
-            The uniform ones left over are skipped.
-            """
-            uniform = (self.words(n) % np.uint64(2**24)).astype(np.float64) * 2.0**-24
-            blocks = uniform[: n // 16 * 16].reshape(-1, 2, 8)
-            radius, angle = np.sqrt(-2 * np.log1p(-blocks[:, 0])), 2 * np.pi * blocks[:, 1]
-            return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).ravel()
-
-        values = box_muller(size)
-        if size % 16:
-            # The last block is drawn again, and overlaps the values before it.
-            last = box_muller(16)
-            values = np.concatenate([values, last[16 - size % 16 :]])
-            values[-16:] = last
-        return values.reshape(rows, columns)
-
-    def permutations(self, count: int, length: int) -> IntArray:
-        """``count`` random orders of 0..length-1, one after the other [count, length]."""
-        words = self.words(count * (length - 1)).reshape(count, length - 1)
-        orders, rows = np.tile(np.arange(length), (count, 1)), np.arange(count)
-        for i in range(length - 1):
-            j = i + (words[:, i] % np.uint64(length - i)).astype(np.int64)
-            orders[rows, j], orders[:, i] = orders[:, i].copy(), orders[rows, j]
-        return orders
-
-
 def founding_data() -> tuple[PPCA, FloatArray]:
     """The founding model and its 1000 sequences [N, D].
 
@@ -551,9 +506,12 @@ def founding_data() -> tuple[PPCA, FloatArray]:
     *standard deviation* 1/beta; the model's covariance has *variance* 1/beta. Nothing is lost: the
     identity holds for every x, not only for x that the model generates.
     """
-    generator = FoundingGenerator(_FOUNDING_SEED)
-    loadings_DK, latent_NK = generator.normal(_D, _K), generator.normal(_N, _K)
-    tokens_ND = latent_NK @ loadings_DK.T + generator.normal(_N, 1) / _BETA
+    generator = torch.Generator().manual_seed(_FOUNDING_SEED)
+    loadings_DK, latent_NK, noise_N1 = (
+        torch.randn(size, generator=generator).double().numpy()
+        for size in ((_D, _K), (_N, _K), (_N, 1))
+    )
+    tokens_ND = latent_NK @ loadings_DK.T + noise_N1 / _BETA
     return PPCA(loadings_DK, 1 / _BETA), tokens_ND
 
 
@@ -588,15 +546,13 @@ class FoundingEstimator:
     def estimate(self, permutations: int, seed: int) -> float:
         """The sum over M, nats per sequence, with the masks of ``seed``."""
         length = len(self.loadings_DK)
-        generator = FoundingGenerator(seed)
+        generator = torch.Generator().manual_seed(seed)
         counts = np.repeat(np.arange(1, length + 1), permutations)
         total = 0.0
         for start in range(0, counts.size, _FOUNDING_CHUNK):
             count_B = counts[start : start + _FOUNDING_CHUNK]
-            order_BD = generator.permutations(count_B.size, length)
-            mask_BD = np.zeros(order_BD.shape, np.bool_)
-            chosen_BD = np.arange(length) < count_B[:, None]
-            np.put_along_axis(mask_BD, order_BD, chosen_BD, axis=1)
+            orders = [torch.randperm(length, generator=generator) for _ in count_B]
+            mask_BD = torch.stack(orders).argsort(1).numpy() < count_B[:, None]
             total += float(self.score(mask_BD).sum())
         return total / permutations
 

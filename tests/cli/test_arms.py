@@ -227,4 +227,7 @@ def test_laws_over_size_are_stated_at_a_named_size(
     assert "three rates or more" in laws["best_rate_missing"]
     capsys.readouterr()
     assert main(["report", "runs/demo", "--size", "big"]) == 2
-    assert capsys.readouterr().err == "--size big: not a size; give parameters, e.g. 110M\n"
+    assert (
+        capsys.readouterr().err
+        == "argument --size: 'big' is not a size; give parameters, e.g. 110M or 1.1e8\n"
+    )

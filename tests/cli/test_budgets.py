@@ -11,6 +11,7 @@ from mptune import dispatch
 from mptune.cli import main
 from mptune.dispatch.local import LocalDispatcher
 from mptune.search.budget import Budget, describe_shares, planned_runs, stage_budget
+from mptune.search.ledger import Work
 from mptune.spec.schema import SearchSpec
 from mptune.spec.source import SpecFile
 from mptune.study.storage import SUFFIXES
@@ -32,10 +33,7 @@ def spec(file: Path, **changes: Any) -> SearchSpec:
 
 
 def use(**used: float) -> Any:
-    return {
-        stage: {"worker_s": used.get(stage, 0), "gpu_hours": 0.0, "wall_s": 0.0}
-        for stage in SUFFIXES
-    }
+    return {stage: Work(used.get(stage, 0)) for stage in SUFFIXES}
 
 
 def share(of: SearchSpec, stage: StageName, **used: float) -> float | None:

@@ -146,7 +146,11 @@ def test_json_leaves_standard_output_to_the_result(
 def test_fresh_asks_for_yes(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", "spec.yaml", "--fresh"]) == 2
     assert "runs/demo holds 8 trials; --fresh deletes them, add --yes" in capsys.readouterr().err
+    Path("runs/demo/notes.txt").write_text("mine")
+    (Path("runs/demo") / "trials" / "0099").mkdir()
     assert main(["search", "spec.yaml", "--fresh", "--yes", "--set", "search.seed=5"]) == 0
+    assert Path("runs/demo/notes.txt").exists(), "mptune did not make it"
+    assert not (Path("runs/demo") / "trials" / "0099").exists()
 
 
 def test_fresh_deletes_the_artifacts_of_this_search_alone(

@@ -103,7 +103,10 @@ SLURM = str(ROOT / "launchers" / "slurm.yaml")
         (["spec.yml", "--on", KUBERNETES], "spec.yml: no such file; did you mean 'spec.yaml'?"),
         (["spec.yaml", "--on", "kubernetes.yaml"], "kubernetes.yaml: no such file"),
         (["spec.yaml"], "the following arguments are required: --on"),
-        (["spec.yaml", "--on", KUBERNETES, "--dry-run=sever"], "--dry-run=sever: must be"),
+        (
+            ["spec.yaml", "--on", KUBERNETES, "--dry-run=sever"],
+            "--dry-run: invalid choice",
+        ),
         (["spec.yaml", "--on", KUBERNETES, "--set", "name=My_Search"], "--set name=my-search"),
         (["spec.yaml", "--on", KUBERNETES, "--set", f"name={'a' * 48}"], "at most 47"),
         (

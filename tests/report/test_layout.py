@@ -24,12 +24,21 @@ from mptune.report.blocks import (
     percent_tick,
     power_tick,
 )
-from mptune.report.drawing import Area, Drawing, Label, Marker, Stroke
 from mptune.report.language import language
 from mptune.report.layout import NARROW, SERIES, WIDE, lay_out
 from mptune.report.sections import sections
 from mptune.report.sections.context import Context
-from mptune.report.svg import PALETTE, document, has_font_for, png
+from mptune.report.svg import (
+    PALETTE,
+    Area,
+    Drawing,
+    Label,
+    Marker,
+    Stroke,
+    document,
+    has_font_for,
+    png,
+)
 
 LINE = Chart(
     name="line",

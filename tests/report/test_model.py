@@ -81,7 +81,7 @@ def test_recommendation_without_a_comparison(searched: Report) -> None:
     assert found.headline == f"uniform (accumulated) on {LARGE}"
     assert "of 10 finished candidates it has the highest accumulated LML" in found.recommendation[0]
     assert "The next policy, beta(2.1, 1.7)" in found.recommendation[1]
-    assert found.verdict_word == "open"
+    assert found.verdict == "open"
     assert "not of training seeds" in found.certainty[0]
 
 
@@ -106,7 +106,7 @@ def test_the_pair_that_the_study_is_about_comes_first() -> None:
     report = make(compared=comparison(("fixed 15 %", "fixed 30 %", "accumulated")))
     found = findings(report)
     assert found.verdict_title == "Accumulated against fixed 15 %"
-    first, second = found.verdict
+    first, second = found.verdict_words
     assert first.startswith("Accumulated")
     assert second.startswith("Fixed 30 %")
 
@@ -205,7 +205,7 @@ def test_confirmed_trial_is_recommended_with_its_expected_score(everything: Repo
     assert "with 3 fresh seeds on a fresh plan" in found.recommendation[0]
     assert "from its 4 runs: −1.666 ± 0.021" in found.certainty[-1]
     assert "accumulated reaches fixed 15 %'s LML with 0.62 times its FLOPs" in (
-        found.verdict[1][0].lower() + found.verdict[1][1:]
+        found.verdict_words[1][0].lower() + found.verdict_words[1][1:]
     )
 
 

@@ -14,9 +14,9 @@ from mptune.report.formatting import (
     decimals,
     duration,
     interval,
+    minus,
     power,
     probability,
-    signed,
 )
 from mptune.report.language import language
 from mptune.report.pages import markdown
@@ -116,5 +116,5 @@ def test_words(words: str, expected: str) -> None:
 
 def test_digits() -> None:
     assert [decimals(x) for x in (34.0, 1.2, 0.9, 0.12, 0.0034)] == [0, 1, 1, 2, 3]
-    assert signed(-0.0001, 2) == "0.00"
-    assert signed(-1.25, 1) == "−1.2"
+    assert minus(-0.0001, 2) == "0.00"
+    assert minus(-1.25, 1) == "−1.2"

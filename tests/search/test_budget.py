@@ -8,8 +8,8 @@ import pytest
 
 from mptune.search import budget
 from mptune.search.budget import Allowance, Budget
-from mptune.search.forecast import Predictor, Work
-from mptune.search.ledger import Ledger
+from mptune.search.forecast import Predictor
+from mptune.search.ledger import Ledger, Work
 from mptune.spec.schema import Resources
 from mptune.trial import Progress, Started, TrialSpec
 from tests import fakes
@@ -37,7 +37,7 @@ def begin(known: Allowance, run: TrialSpec, now: float, *, reports: int = 1) -> 
 
 
 def allowance(worker_s: float, used: float = 0.0) -> Allowance:
-    return Allowance(Budget(worker_s), Predictor(), Ledger(used, most_worker_s=20, most_gpu_s=10))
+    return Allowance(Budget(worker_s), Predictor(), Ledger(Work(used), most=Work(20, 10)))
 
 
 def test_a_trial_starts_if_it_fits_in_what_those_in_flight_leave() -> None:
@@ -141,13 +141,13 @@ def test_a_trial_fits_in_what_is_left_or_it_is_said_what_lacks(
 
 
 def test_a_budget_is_reached_once_nothing_is_left() -> None:
-    assert Budget().reached(Work(1e9, 1e9), 1e9) is None
+    assert Budget().reached(Work(1e9, 1e9, 1e9)) is None
     assert Budget(worker_s=100).reached(Work(99, 0)) is None
     spent = "100 of 100 used of search.budget_worker_seconds"
     assert Budget(worker_s=100).reached(Work(100, 0)) == spent
     hours = "1 of 1 used of search.budget_gpu_hours"
     assert Budget(worker_s=1e9, gpu_hours=1).reached(Work(0, 3600)) == hours
-    assert Budget(wall_s=5).reached(Work(), 5) == "5 of 5 used of search.budget_seconds"
+    assert Budget(wall_s=5).reached(Work(wall_s=5)) == "5 of 5 used of search.budget_seconds"
     assert Budget(worker_s=0).reached(Work()) == "0 of 0 used of search.budget_worker_seconds"
 
 

@@ -13,7 +13,7 @@ from mptune.errors import NoResultError
 from mptune.paths import RunDirectory
 from mptune.search import budget
 from mptune.search.budget import Budget
-from mptune.search.ledger import Ledger, save_spend
+from mptune.search.ledger import Ledger, Work, save_spend
 from mptune.spec.schema import Training
 from mptune.study.queue import enqueue_arms
 from mptune.trial import Control, Event, Failed, Started, Stopped, TrialSpec
@@ -183,7 +183,7 @@ def test_what_was_held_back_starts_when_there_is_room_unless_the_time_is_up(
     """Both are forecast to take as long as the longest, 3 s; the first takes 0.4."""
     slow, limits = {0: {"step_s": 0.02}}, Budget(worker_s=5, wall_s=wall_s)
     held = driver(run, trials=2, concurrency=2, behaviours=slow, budget=limits)
-    save_spend(held.study, 0.0, Ledger(most_worker_s=3.0), 0.0)
+    save_spend(held.study, 0.0, Ledger(most=Work(3.0)), 0.0)
     held.run()
     assert [number for number, _ in held.observer.held] == [1]  # type: ignore[attr-defined]
     assert [record.state for record in found(run)] == ["COMPLETE", state]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Event, Timer
 
 import pytest
 
-from mptune.search.kpi_function import measure
+from mptune.errors import InterruptedSearch
+from mptune.search.kpi import measure
 from mptune.spec.schema import Score
 
 FUNCTIONS = """
@@ -50,6 +52,13 @@ def test_a_function_fails_only_itself(model, name, value, se, error):
 
 def test_a_function_that_does_not_end_is_ended(model):
     assert measure("team_kpi:slow", model, 0.5).error == "took longer than 0.5 s"
+
+
+def test_a_stop_ends_it(model: Path) -> None:
+    stop = Event()
+    Timer(0.3, stop.set).start()
+    with pytest.raises(InterruptedSearch):
+        measure("team_kpi:slow", model, 60, stop)
 
 
 @pytest.mark.parametrize("name", ["kpi", "a.b.c", "a:b:c", "a b:c", ":f"])

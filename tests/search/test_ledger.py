@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from mptune.search.ledger import Ledger
+import optuna
+
+from mptune.search.ledger import Ledger, Work, load_spend, save_spend
 from mptune.spec.schema import Resources
 
 PAIR = Resources(workers=2, gpus_per_worker=0.5)
@@ -15,16 +17,16 @@ def test_workers_and_gpus_count_by_their_time_and_attempts_add_up():
     ledger.end(0, 15)
     ledger.end(0, 99)  # told twice, counts once
     ledger.end(7, 99)  # never began
-    assert (ledger.worker_s, ledger.gpu_s) == (30, 15)
-    assert Ledger.from_json(ledger.as_json(99)) == ledger
+    assert ledger.ended == Work(30, 15)
 
 
 def test_a_driver_that_dies_leaves_what_its_running_trials_had_used():
-    ledger = Ledger()
+    ledger, study = Ledger(most=Work(7, 3)), optuna.create_study()
+    assert load_spend(study) == (0.0, Ledger())
     ledger.begin(0, 0, PAIR)
-    stored = ledger.as_json(10)
-    assert (stored["worker_s"], stored["gpu_s"]) == (20, 10)
-    assert ledger.so_far(15) == (30, 15)
+    save_spend(study, 4.0, ledger, 10)
+    assert load_spend(study) == (4.0, Ledger(Work(20, 10), Work(7, 3)))
+    assert ledger.so_far(15) == Work(30, 15)
 
 
 def test_the_most_of_one_trial_is_kept_and_what_runs_is_known():
@@ -34,4 +36,4 @@ def test_the_most_of_one_trial_is_kept_and_what_runs_is_known():
         assert ledger.is_running(number)
         ledger.end(number, seconds)
         assert not ledger.is_running(number)
-    assert (ledger.most_worker_s, ledger.most_gpu_s) == (18, 9)
+    assert ledger.most == Work(18, 9)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mptune.paths import TrialDirectory
-from mptune.search.resume import trained_share
+from mptune.search.in_flight import trained_share
 from mptune.trial import Started, TrialSpec
 from tests import fakes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -32,3 +33,14 @@ def test_a_lock_that_can_only_be_read_is_probed(run: RunDirectory) -> None:
         run.lock.chmod(0o444)
         assert is_driven(run)
     assert not is_driven(run)
+
+
+def test_a_file_system_without_locks_is_refused(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with pytest.raises(InputError, match="cannot be locked"), driver_lock(run):
+        pass

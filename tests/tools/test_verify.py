@@ -17,7 +17,6 @@ from mptune.tools.verify import (
     Claim,
     Effort,
     FoundingEstimator,
-    FoundingGenerator,
     Verification,
     bed_checks,
     coverage_band,
@@ -143,16 +142,6 @@ def test_coverage_band_is_binomial(replications: int) -> None:
     assert ((drawn <= low).mean(), (drawn >= high).mean()) > (0.024, 0.024)
     wide = coverage_band(replications, 0.93, 0.97)
     assert wide[0] < low < high < wide[1]
-
-
-def test_founding_random_numbers_are_those_of_torch() -> None:
-    torch = pytest.importorskip("torch")
-    torch.manual_seed(1991)
-    generator = FoundingGenerator(1991)
-    for shape in ((20, 5), (8, 2), (1, 16), (33, 1)):
-        np.testing.assert_allclose(generator.normal(*shape), torch.randn(*shape), atol=3e-6)
-    expected = np.stack([torch.randperm(20).numpy() for _ in range(7)])
-    np.testing.assert_array_equal(generator.permutations(7, 20), expected)
 
 
 def test_principal_sequences_stand_for_all() -> None:

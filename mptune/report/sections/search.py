@@ -22,7 +22,6 @@ from mptune.report.blocks import (
     power_tick,
     short,
 )
-from mptune.report.drawing import Area, Drawing, Stroke
 from mptune.report.formatting import interval, minus, per_token, power
 from mptune.report.layout import SERIES
 from mptune.report.sections.context import (
@@ -33,6 +32,7 @@ from mptune.report.sections.context import (
     number_cell,
     policy_cell,
 )
+from mptune.report.svg import Area, Drawing, Stroke
 from mptune.trial import Trial
 
 RANKED = 16

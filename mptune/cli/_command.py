@@ -1,0 +1,142 @@
+"""Commands as functions, and the arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from mptune.errors import InputError, did_you_mean
+from mptune.launch.base import Launcher
+from mptune.spec.source import read_plugin
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong argument in one line with exit code 2, and suggests the nearest command."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        if wrong := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            word, known = wrong[1], wrong[2].replace("'", "")
+            if "argument COMMAND" in message:
+                message = f"no command {word!r}; commands: {known}"
+            message += did_you_mean(word, known.split(", "))
+        raise InputError(message)
+
+
+Argument: TypeAlias = tuple[tuple[str, ...], dict[str, Any]]
+"""Names and options of `add_argument`."""
+
+
+def argument(*names: str, **options: Any) -> Argument:
+    """One argument of a command; the options are those of `add_argument`."""
+    return names, options
+
+
+def flag(name: str, meaning: str) -> Argument:
+    """An option without a value."""
+    return argument(name, action="store_true", help=meaning)
+
+
+def path(name: str, metavar: str, meaning: str) -> Argument:
+    """A file or a folder."""
+    return argument(name, type=Path, metavar=metavar, help=meaning)
+
+
+def option(
+    name: str, metavar: str, meaning: str, default: Any, kind: Callable[[str], Any] | None = None
+) -> Argument:
+    """An option with a default, of the default's type unless `kind` parses it."""
+    return argument(
+        name,
+        type=kind or type(default),
+        default=default,
+        metavar=metavar,
+        help=f"{meaning}; default {default}",
+    )
+
+
+@dataclass(frozen=True)
+class Command:
+    """A function as a command: its docstring is the help, its parameters are the arguments.
+
+    A call parses a command line and returns the exit code.
+    """
+
+    run: Callable[..., int | None]
+    arguments: tuple[Argument, ...]
+
+    def __call__(self, name: str, line: Sequence[str]) -> int:
+        description, _, examples = inspect.cleandoc(self.run.__doc__ or "").partition("examples:\n")
+        parser = Parser(prog=name, description=description, epilog=f"examples:\n{examples}")
+        for names, options in self.arguments:
+            parser.add_argument(*names, **options)
+        return self.run(**vars(parser.parse_args(line))) or 0
+
+
+def command(*arguments: Argument) -> Callable[[Callable[..., int | None]], Command]:
+    """Make a function a command with these arguments."""
+    return lambda run: Command(run, arguments)
+
+
+def _language(code: str) -> str:
+    """Check the language now, not after hours of search."""
+    from mptune.report.language import language
+
+    return language(code).code
+
+
+RUN_DIR = path("run_dir", "RUN_DIR", "a search's run directory")
+JSON = argument("--json", dest="as_json", action="store_true", help="print the result as JSON")
+LANG = argument(
+    "--lang",
+    default="en",
+    type=_language,
+    metavar="CODE",
+    help="language of the report: en (default), ja",
+)
+SPEC = path("spec", "SPEC", "the search spec, a YAML file")
+OVERRIDES = argument(
+    "--set",
+    action="append",
+    default=[],
+    metavar="KEY=VALUE",
+    dest="overrides",
+    help="change one value of the spec, e.g. --set training.budget_tokens=2e6 (repeatable)",
+)
+WHERE = (
+    path("--on", "PROFILE", "a launcher profile: launchers/ray.yaml"),
+    argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="an existing Ray cluster, or auto; default: start Ray on this machine",
+    ),
+)
+
+
+def address_of(on: Path | None, address: str | None) -> str | None:
+    """The Ray cluster that the arguments name, or None.
+
+    Raises:
+        InputError: the profile is wrong.
+    """
+    if address or on is None:
+        return address
+    launcher: Launcher = read_plugin(on, "launchers", "kind")
+    return launcher.ray_address()
+
+
+def columns(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Lines of a table: the first column is left-aligned, the others are right-aligned."""
+    cells = [head, *rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for first, *others in cells:
+        numbers = zip(others, widths[1:], strict=True)
+        line = [first.ljust(widths[0]), *(text.rjust(width) for text, width in numbers)]
+        yield "  ".join(line).rstrip()

@@ -1,0 +1,90 @@
+"""Commands that write or check a spec."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+from mptune.cli._command import JSON, OVERRIDES, SPEC, WHERE, address_of, argument, command, flag
+from mptune.errors import InputError
+from mptune.paths import write_json, write_text
+from mptune.search import preflight
+from mptune.spec.json_schema import json_schema
+from mptune.spec.source import SpecFile
+from mptune.spec.space import Space
+
+
+@command(
+    argument(
+        "directory",
+        type=Path,
+        nargs="?",
+        default=Path(),
+        metavar="DIR",
+        help="folder for spec.yaml; default: the current folder",
+    ),
+    flag("--force", "replace an existing spec.yaml"),
+)
+def run_init(directory: Path, force: bool) -> None:
+    """Write a commented spec for your own data, ready to edit and validate.
+
+    examples:
+      mptune init mydata            # writes mydata/spec.yaml and its schema for editors
+      mptune validate mydata/spec.yaml && mptune search mydata/spec.yaml
+    """
+    path = directory / "spec.yaml"
+    if path.exists() and not force:
+        raise InputError(f"{path} exists; --force replaces it")
+    letters = (c if c.isalnum() and c.isascii() else "-" for c in directory.absolute().name)
+    name = "".join(letters).strip("-")[:63] or "search"
+    template = files("mptune.cli").joinpath("spec_template.yaml").read_text(encoding="utf-8")
+    write_text(path, template.replace("NAME", name))
+    # The template names this file in its first line, for completion in editors.
+    write_json(directory / "spec.schema.json", json_schema())
+    print(f"wrote {path}; point data.source at your files, then: mptune validate {path}")
+
+
+@command(SPEC, OVERRIDES, *WHERE, JSON)
+def run_validate(
+    spec: Path, overrides: list[str], on: Path | None, address: str | None, as_json: bool
+) -> None:
+    """Check a spec without torch or ray: keys, values, ranges, files, and every option.
+
+    examples:
+      mptune validate search_spaces/quickstart.yaml
+      mptune validate spec.yaml --set training.budget_tokens=2e6
+      mptune validate spec.yaml --address 10.0.0.5:6379    # also: do gangs and models fit there?
+      mptune validate spec.yaml --set resources.memory_gb=16    # do models fit in 16 GB per worker?
+    """
+    file = SpecFile.read(spec, overrides)
+    checked = file.validate()
+    Space(file).arms()
+    cluster = address_of(on, address)
+    preflight.refuse_misfits(file, checked, cluster)
+    found = {name: str(dimension) for name, dimension in file.dimensions.items()}
+    refused = preflight.memory_refusals(file, checked, cluster)
+    notes = [*preflight.notes(file, checked), *(f"will be refused: {line}" for line in refused)]
+    if as_json:
+        result = {"valid": True, "name": checked.name, "dimensions": found, "notes": notes}
+        print(json.dumps(result, indent=2))
+        return
+    print(f"{spec} is valid: {checked.search.trials} trials over {len(found)} dimensions")
+    for name, text in found.items():
+        print(f"  {name}: {text}")
+    for note in notes:
+        print(f"note: {note}")
+
+
+@command()
+def run_schema() -> None:
+    """Print the JSON schema of a spec, with which editors complete keys and mark mistakes.
+
+    It includes all installed plugins.
+
+    examples:
+      mptune schema > spec.schema.json
+      # then, as the first line of a spec, for editors with a YAML language server:
+      # yaml-language-server: $schema=spec.schema.json
+    """
+    print(json.dumps(json_schema(), indent=1, ensure_ascii=False))

@@ -1,0 +1,140 @@
+"""Commands that watch or stop a running search."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mptune.cli._command import JSON, RUN_DIR, argument, command, flag
+from mptune.live import status
+from mptune.report.formatting import about
+from mptune.status import Status
+from mptune.trial import StageName
+
+MAX_ROWS = 20
+"""Largest number of table rows; the JSON has all of them."""
+
+POLL_S = 0.5
+
+
+@command(RUN_DIR, JSON)
+def run_status(run_dir: Path, as_json: bool) -> None:
+    """Show the state of a search: trials by state, the best trial, running and waiting trials.
+
+    While the search runs, the command reads the status file in the run directory, which is at most
+    a second old, and not the storage. docs/monitoring.md describes the JSON.
+
+    examples:
+      mptune status runs/quickstart
+      watch -n 5 mptune status runs/quickstart
+      mptune status runs/quickstart --json | jq '.now.queue'
+    """
+    from mptune.search.run import Run
+
+    found = Run.open(run_dir).status()
+    if as_json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    print("\n".join(_lines(found)))
+    now = Status.model_validate(found["now"]) if found["now"] else None
+    if now is not None and (not found["stale"] or now.running):
+        console = Console(highlight=False)
+        if found["stale"]:
+            age = about(now.age_s(time.time()))
+            console.print(f"stale: last written {age} ago by {now.driver}:")
+        for table in (
+            now.running and status.running_table(now.running),
+            now.gangs and status.gangs_table(now.gangs, MAX_ROWS),
+            now.queue and status.queue_table(now.queue, MAX_ROWS),
+        ):
+            if table:
+                console.print(table)
+        if now.metrics and not found["stale"]:
+            console.print(f" metrics: {now.metrics}", soft_wrap=True)
+        texts = (
+            status.spend_words(now.spend, now.forecast),
+            status.end_words(now),
+            status.limit_words(now),
+        )
+        console.print(f" {now.stage}: {' · '.join(filter(None, texts))}", soft_wrap=True)
+
+
+def _lines(found: dict[str, Any]) -> Iterator[str]:
+    yield f"{found['name']}: {'running' if found['running'] else 'not running'}"
+    for stage in ("search", "comparison"):
+        if (states := found[stage]) is not None:
+            done = sum(states.get(s, 0) for s in ("complete", "pruned", "fail"))
+            parts = ", ".join(f"{n} {s}" for s, n in states.items() if s != "total")
+            yield f"  {stage}: {done} of {states['total']} trials" + (f" ({parts})" * bool(parts))
+    if best := found["best"]:
+        score = f"{best['nats_per_token']:.4f} nats/token"
+        yield f"  best so far: trial {best['number']}, {best['label']}, {score}"
+    spent = found["spent"]
+    yield (
+        f"  spent: {spent['worker_seconds']:.0f} worker-seconds, {spent['gpu_hours']:.3g} GPU-hours"
+    )
+
+
+@command(RUN_DIR, flag("--now", "do not wait for checkpoints"))
+def run_stop(run_dir: Path, now: bool) -> None:
+    """Stop a running search from another terminal; the same search command resumes it.
+
+    examples:
+      mptune stop runs/quickstart          # running trials write a checkpoint first
+      mptune stop runs/quickstart --now    # trials resume from their last checkpoint
+    """
+    from mptune.search.run import existing_directory, stop_driver
+
+    stopped = stop_driver(existing_directory(run_dir), now)
+    print(
+        f"{run_dir}: {'stopped; the same search command resumes it' if stopped else 'not running'}"
+    )
+
+
+@command(
+    RUN_DIR,
+    argument("trial", type=int, metavar="TRIAL", help="the trial's number"),
+    flag("--compare", "TRIAL is a run of the comparison"),
+    argument("--rank", type=int, metavar="R", help="show the output of this rank instead"),
+    flag("--follow", "follow the log until the trial has ended"),
+)
+def run_logs(run_dir: Path, trial: int, compare: bool, rank: int | None, follow: bool) -> None:
+    """Show the log of one trial: its events and traceback, or the output of one rank.
+
+    examples:
+      mptune logs runs/quickstart 3
+      mptune logs runs/quickstart 3 --follow      # until the trial has ended
+      mptune logs runs/quickstart 3 --rank 1      # standard output and error of rank 1
+      mptune logs runs/quickstart 0 --compare     # a run of the comparison
+    """
+    from mptune.search.run import existing_directory
+    from mptune.search.trial_log import TrialLog
+
+    stage: StageName = "comparison" if compare else "search"
+    log = TrialLog(existing_directory(run_dir), trial, stage, rank)
+    log.check(follow)
+    offset, active = 0, True
+    while active:
+        active = follow and log.is_active()
+        offset = _print_from(log.file, offset)
+        if active:
+            time.sleep(POLL_S)
+    if rank is None and log.trial.traceback.exists():
+        print(log.trial.traceback.read_text(encoding="utf-8"), end="")
+
+
+def _print_from(path: Path, offset: int) -> int:
+    """Print the complete lines after `offset`; returns the offset of the next line."""
+    if not path.exists():
+        return offset
+    with path.open("rb") as file:
+        file.seek(offset)
+        whole = file.read().rpartition(b"\n")
+    text = b"".join(whole[:2])
+    print(text.decode("utf-8", errors="replace"), end="", flush=True)
+    return offset + len(text)
