@@ -8,7 +8,7 @@ for a normal distribution, (1 + r^2 / 2) / (n - 3) for Spearman's (Bonett and Wr
 doi:10.1007/BF02294183) and 0.437 / (n - 4) for Kendall's (Fieller et al. 1957,
 doi:10.1093/biomet/44.3-4.470), and the jackknife's over trials, which holds for others and for
 strong correlations, too. Two correlations with one KPI depend on each other; their difference has
-the jackknife's standard error and n - 1 degrees of freedom (coverage: benchmarks/kpi.py).
+the jackknife's standard error and n - 1 degrees of freedom (coverage: benchmarks/transfer.py).
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
-"""Do intervals of a rank correlation with a KPI cover? Fisher's alone (old) and with the jackknife.
+"""Do intervals of scores on other data, and of rank correlations with a KPI, cover?
 
-    python benchmarks/kpi.py            # 500 replications of every cell; minutes
-    python benchmarks/kpi.py --quick    # 20, to see that it runs
-    python benchmarks/kpi.py --json kpi.json --beds normal-0.5
+    python benchmarks/transfer.py            # 500 replications of every cell; minutes
+    python benchmarks/transfer.py --quick    # 20, to see that it runs
+    python benchmarks/transfer.py --json transfer.json --beds domain normal-0.5
 
-Both scores of a trial are equally good, so that "certain" is an error. Beds: two normal variables;
-two sizes of a model that differ in both; Student's t with 1.5 degrees of freedom; a KPI that the
-score falls and then rises with.
+`domain` is the mean score of an arm over 64 sequences; one seed is a single trial. The other beds
+are correlations, with Fisher's interval alone (old) and with the jackknife (new): two normal
+variables; two sizes of a model that differ in both; Student's t with 1.5 degrees of freedom; a KPI
+with which the score falls and then rises. Both scores of a trial are equally good, so
+is an error.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from scipy.special import ndtri
 from scipy.stats import kendalltau, spearmanr
 
 from mptune.analysis.kpi import kpi_report
+from mptune.analysis.robustness import robustness
 from mptune.trial import KpiValue, LMLScore, RateScore, Trial, TrialResult
 
 Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray, np.ndarray]]
@@ -101,18 +104,51 @@ def cell(name: str, n: int, replications: int) -> dict[str, float | str]:
     return {"bed": name, "trials": n, "true tau": float(truth["kendall"]), **means}
 
 
+def domain(seeds: int, ratio: float, replications: int) -> float:
+    """Percentage of intervals of an arm that contain its mean over seeds and sequences.
+
+    `ratio` is the standard deviation over seeds, divided by that of the evaluation.
+    """
+    rng, inside = np.random.default_rng([seeds, round(10 * ratio)]), 0
+    for _ in range(replications):
+        nats_SN = rng.normal(-9, 1, 64) + ratio / 8 * rng.normal(size=(seeds, 1))
+        runs = []
+        for nats_N in nats_SN:
+            mean, se = float(nats_N.mean()), float(nats_N.std(ddof=1)) / 8
+            score = LMLScore.model_construct(
+                nats_per_sequence=mean, nats_per_token=mean, se_per_token=se, df_population=63.0
+            )
+            result = TrialResult.model_construct(
+                lml=score, lml_shift={"far": score}, lml_missing=()
+            )
+            runs.append(Trial.model_construct(number=0, state="COMPLETE", result=result))
+        found = robustness([], {"arm": runs}, by_worst=False)
+        assert found is not None
+        far = found.rows[0].scores[1]
+        inside += abs(far.nats_per_token + 9) <= far.half_width
+    return 100 * inside / replications
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--beds", nargs="+", default=list(BEDS))
+    parser.add_argument("--beds", nargs="+", default=["domain", *BEDS])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    cells = []
+    cells: list[dict[str, float | str]] = []
+    replications = 20 if options.quick else 500
+    if "domain" in options.beds:
+        print("| seeds | seed noise / evaluation noise: 0 | 0.5 | 1 | 2 | 4 |")
+        print("|---|---|---|---|---|---|")
+        for seeds in (1, 2, 3, 4):
+            shares = [domain(seeds, ratio, replications) for ratio in (0, 0.5, 1, 2, 4)]
+            cells += [{"bed": "domain", "seeds": seeds, "covered": share} for share in shares]
+            print(f"| {seeds} | {' | '.join(f'{share:.0f}' for share in shares)} |")
     print("| bed | true τ | trials | Kendall, old | new | Spearman, old | new | certain, % |")
     print("|---|---|---|---|---|---|---|---|")
-    for name in options.beds:
+    for name in [bed for bed in options.beds if bed in BEDS]:
         for n in TRIALS:
-            c = cell(name, n, 20 if options.quick else 500)
+            c = cell(name, n, replications)
             cells.append(c)
             parts = [
                 f"{c[f'{s}, {m}']:.0f} ({c[f'{s}, {m} width']:.2f})"
