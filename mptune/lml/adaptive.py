@@ -289,7 +289,7 @@ class LMLComparison:
     difference: float
     """a minus b, nats per sequence."""
     half_width: float
-    """Of the interval that holds at all looks at once, nats per sequence."""
+    """Of the interval, which allows for all looks, nats per sequence."""
     level: float
     verdict: Verdict
     """Which model has the higher score, if the interval excludes zero and there is no doubt."""
@@ -310,7 +310,7 @@ class LMLComparison:
 
 
 def sequential_half_width(block_means: ArrayLike, level: float = 0.95) -> float:
-    """Half of the interval of the mean of block means [t] that holds at all t at once.
+    """Half of the interval of the mean of block means [t], for near normal means and all t at once.
 
     Infinite for fewer than `MIN_BLOCKS` blocks.
     """
@@ -476,8 +476,9 @@ def compare_lml(
     Both score the same sequences with the same masks, block by block, until the interval of the
     difference excludes zero, or data or ``max_forwards`` (of each model) end: then "undecided".
     ``groups`` [N] labels the document, subject or site of each sequence: a block has whole groups.
-    The interval holds at all looks at once. It is over the population of groups; what another
-    training seed would change is not in it.
+    There is no verdict before ``least`` sequences (or all there are), and none that few sequences
+    make, see ``LMLComparison.doubt``. The interval allows for all looks. It is over the population
+    of groups; what another training seed would change is not in it.
 
     Raises what `race_lml` raises.
 
