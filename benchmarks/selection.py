@@ -1,7 +1,7 @@
 """Are P(best), expected regret and the corrected score of a search's winner true?
 
     python benchmarks/selection.py                       # 500 replications a cell; 15 minutes
-    python benchmarks/selection.py --quick               # 40
+    python benchmarks/selection.py --quick               # 20
     python benchmarks/selection.py --candidates 12 --json twelve.json
     python benchmarks/selection.py --merge a.json b.json # the tables of runs that were split
 
@@ -251,7 +251,7 @@ def tables(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="40 replications")
+    parser.add_argument("--quick", action="store_true", help="20 replications")
     parser.add_argument("--candidates", type=int, nargs="+", default=CANDIDATES, metavar="A")
     parser.add_argument("--beds", nargs="+", choices=BEDS, default=BEDS)
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -261,7 +261,7 @@ def main() -> None:
     for file in arguments.merge or ():
         rows += json.loads(file.read_text(encoding="utf-8"))
     if not arguments.merge:
-        replications = 40 if arguments.quick else 500
+        replications = 20 if arguments.quick else 500
         for bed in arguments.beds:
             normal = bed == "normal"
             grid = itertools.product(
