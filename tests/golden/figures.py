@@ -154,10 +154,10 @@ def _comparison(comparison: Mapping[str, Any]) -> Iterator[Row]:
             yield from _fields(f"{prefix}.learning.{place}", point, learning)
     differences = ("nats_per_sequence", "half_width", "low", "high", "level", "seeds", "sequences")
     differences += ("se_seed", "se_sequences", "p_value", "verdict", "nats_per_token")
-    differences += ("bits_per_byte", "challengers", "margin", "look", "looks", "more_seeds")
+    differences += ("bits_per_byte", "challengers", "margin", "look", "looks", "carried_by")
     for row in comparison["differences"]:
         prefix = f"difference.{row['arm']} - {row['baseline']}"
-        yield from _fields(prefix, row, (*differences, "sequences_needed"))
+        yield from _fields(prefix, row, (*differences, "more_seeds", "sequences_needed"))
     for row in comparison["selection"]:
         yield from _fields(f"best arm.{row['arm']}", row, ("probability", "expected_regret"))
     compute = ("level", "factor", "low", "high", "confidence", "reading", "spent", "seeds")
