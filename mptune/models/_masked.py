@@ -133,7 +133,7 @@ def mask_of_all(*, local_size: int | None = None, **given: Any) -> Tensor | None
     """
     if local_size is None:
         return None
-    mask: Tensor = sdpa_mask(local_size=local_size, **given)
+    mask: Tensor | None = sdpa_mask(local_size=local_size, **given)
     return mask
 
 
