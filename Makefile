@@ -1,8 +1,11 @@
 # Everything needs only Python 3.11+ and a C++ compiler.
 #   make demo    set up and run the quickstart search
-#   make test    set up and run the tests, two at a time (JOBS=2)
-#   make test-all   those, the long ones, and every simulation in full: most of an hour
-#   make soak    kill the driver of a search (-9) again and again (KILLS=20)
+#   make test    set up and run the tests, three at a time (JOBS=3)
+#   make test-all   those, every simulation in full, and the long tests: a machine out of memory,
+#                an autoscaled cluster, compiled models, memory of large models, a Gaussian-process
+#                sampler, a gang that is used again without ZeRO; most of an hour
+#   make soak    kill the driver of a search (-9) again and again (KILLS=20): at each moment with
+#                its study in SQLite; `make test` does half of them in PostgreSQL instead
 #   make mutants   do the tests notice a mistake? N=30 of them, 10 minutes
 #   make calibrate  simulations in full: coverage of intervals, rates of error
 #   make gpu-check  tests, speed and memory on one GPU, with the Python that is active: 8 minutes
@@ -18,7 +21,8 @@ READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 
-JOBS ?= 2
+# One more than processors: tests of clusters also wait for processes that start or end.
+JOBS ?= 3
 KILLS ?= 20
 N ?= 30
 PYTEST := $(BIN)/python -m pytest

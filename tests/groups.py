@@ -1,8 +1,8 @@
-"""Which tests run one after the other when `pytest -n 2` runs tests in two processes.
+"""Which tests run one after the other when `pytest -n 3` runs tests in three processes.
 
-Tests of one group share a process: they start Ray clusters, whose nodes would take each other's
-ports, or share workers that take seconds to start. Every other file is a group of its own, so that
-its module's fixtures are made once; a file in `SPREAD` is dealt out test by test.
+Tests of one group share a process: they start Ray again and again and would take the processors
+from each other, or share workers that take seconds to start. Every other file is a group of its
+own, so that its module's fixtures are made once; a file in `SPREAD` is dealt out test by test.
 """
 
 from __future__ import annotations
@@ -15,23 +15,18 @@ from xdist.scheduler import LoadScopeScheduling
 
 GROUPS: dict[str, Sequence[str]] = {
     # Each of these starts clusters of its own with `ray start`.
-    "clusters": (
+    "nodes": (
         "tests/faults/test_cluster.py",
-        "tests/faults/test_driver_killed.py",
         "tests/faults/test_host_memory.py",
-        "tests/faults/test_shipping.py",
         "tests/dispatch/test_crowded.py",
         "tests/dispatch/test_elastic.py",
         "tests/dispatch/test_preflight.py",
+    ),
+    "drivers": (
+        "tests/faults/test_driver_killed.py",
+        "tests/faults/test_shipping.py",
         "tests/launch/test_ray.py",
         "tests/launch/test_slurm.py",
-    ),
-    # They use the session's worker and its gang of two.
-    "gangs": (
-        "tests/training/test_loop.py",
-        "tests/training/test_resume.py",
-        "tests/training/test_worker.py",
-        "tests/tools/test_impute.py",
     ),
     "postgres": ("tests/faults/test_storage.py", "tests/k8s/test_postgres.py"),
     # Ray on this machine only, started by the tests or by drivers that they start.
@@ -41,6 +36,13 @@ GROUPS: dict[str, Sequence[str]] = {
         "tests/launch/*",
         "tests/test_end_to_end.py",
         "tests/cli/test_watch.py",
+    ),
+    # They use the session's worker and its gang of two.
+    "gangs": (
+        "tests/training/test_loop.py",
+        "tests/training/test_resume.py",
+        "tests/training/test_worker.py",
+        "tests/tools/test_impute.py",
     ),
 }
 """Group -> its files, of which the first pattern counts; groups start in this order."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,12 +13,13 @@ import pytest
 
 from mptune.paths import RunDirectory
 from tests import studies
+from tests.launch.helpers import environment
 
 SPEC = """\
 name: tiny
-data: {kind: text, source: python-stdlib, length: 64, max_train_sequences: 2000,
+data: {kind: text, source: "package:email/*.py", length: 64, max_train_sequences: 2000,
        max_heldout_sequences: 64}
-model: {family: modernbert, width: 32, depth: 1}
+model: {family: plain, width: 32, depth: 1}
 policy:
   choice:
     - {kind: fixed, rate: {float: [0.1, 0.6]}}
@@ -35,7 +35,7 @@ search:
 resources: {workers: 2}
 """
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def start(folder: Path, name: str) -> subprocess.Popen[str]:
@@ -43,7 +43,7 @@ def start(folder: Path, name: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "mptune", "search", "spec.yaml", "--run-dir", name],
         cwd=folder,
-        env={**os.environ, "MPTUNE_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"},
+        env=environment(folder),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -114,11 +114,13 @@ def test_a_second_driver_is_refused_and_ctrl_c_stops_the_first_at_the_next_step(
 ) -> None:
     process = start(folder, "interrupted")
     wait_for(process, "trial 1 (")
+    process.send_signal(signal.SIGSTOP)  # its trial goes on up to a rung
     second = start(folder, "interrupted")
     refused, _ = second.communicate(timeout=60)
     assert second.returncode == 2
     assert f"interrupted is being searched by process {process.pid}" in refused
     process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130, out
     assert "Resume with:\n  mptune search spec.yaml --run-dir interrupted" in out

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from mptune.paths import free_port
 from tests.cli.test_commands import SPEC
 from tests.faults.cluster import RayCluster, ray_cluster
 
@@ -19,15 +18,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
-def client_port() -> int:
-    return free_port()
-
-
-@pytest.fixture(scope="module")
-def cluster(client_port: int) -> Iterator[RayCluster]:
+def cluster() -> Iterator[RayCluster]:
     """Two nodes of one CPU."""
-    server = f"--ray-client-server-port={client_port}"
-    with ray_cluster(1, server, PYTHONPATH=str(Path(__file__).parents[2])) as made:
+    with ray_cluster(1) as made:
         made.add_nodes(1, 1)
         yield made
 
@@ -78,9 +71,9 @@ def test_auto_is_the_cluster_that_was_started_last_on_this_machine(
 
 
 def test_an_address_of_ray_client_stands_for_the_cluster_behind_it(
-    cluster: RayCluster, client_port: int, tmp_path: Path
+    cluster: RayCluster, tmp_path: Path
 ) -> None:
-    (ran,) = scene(cluster, tmp_path, "seen", f"ray://127.0.0.1:{client_port}")
+    (ran,) = scene(cluster, tmp_path, "seen", f"ray://127.0.0.1:{cluster.client_port}")
     assert ran["cluster"].endswith(f":{cluster.port}")
     assert len(ran["pids"]) == 1
 

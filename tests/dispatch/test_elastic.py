@@ -22,7 +22,6 @@ from tests.faults.cluster import RayCluster, ray_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-ROOT = Path(__file__).parents[2]
 Said = dict[str, Any]
 
 AUTOSCALED: dict[str, Any] = {
@@ -48,9 +47,8 @@ AUTOSCALED: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
     with ray_cluster(
-        1, PYTHONPATH=str(ROOT), RAY_health_check_period_ms="1000",
-        RAY_health_check_failure_threshold="3",
-    ) as made:  # fmt: skip
+        1, RAY_health_check_period_ms="1000", RAY_health_check_failure_threshold="3"
+    ) as made:
         yield made
 
 
@@ -126,8 +124,7 @@ def autoscaled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]
     port = free_port()
     provider = AUTOSCALED["provider"] | {"gcs_address": f"127.0.0.1:{port}"}
     config.write_text(json.dumps(AUTOSCALED | {"provider": provider}))
-    environment = {"PYTHONPATH": str(ROOT), "RAY_FAKE_CLUSTER": "1",
-                   "AUTOSCALER_UPDATE_INTERVAL_S": "1"}  # fmt: skip
+    environment = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
     with ray_cluster(0, f"--autoscaling-config={config}", port=port, **environment) as cluster:
         yield cluster
 

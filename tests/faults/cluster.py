@@ -19,6 +19,7 @@ import psutil
 
 from mptune.dispatch import process
 from mptune.paths import free_port
+from tests import plain
 
 RAY = str(Path(sys.executable).parent / "ray")
 OBJECT_STORE = "--object-store-memory=80000000"
@@ -64,11 +65,12 @@ class Node:
 
 @dataclass
 class RayCluster:
-    """`head` serves at `address`; drivers need `env`."""
+    """`head` serves at `address`, and Ray Client at `client_port`; drivers need `env`."""
 
     folder: Path
     env: dict[str, str]
     port: int
+    client_port: int = field(default_factory=free_port)
     nodes: list[Node] = field(default_factory=list)
 
     @property
@@ -80,7 +82,8 @@ class RayCluster:
         return self.nodes[0]
 
     def start_head(self, cpus: float, *options: str) -> None:
-        where = (f"--port={self.port}", f"--temp-dir={self.folder}", "--include-dashboard=false")
+        where = (f"--port={self.port}", f"--temp-dir={self.folder}", "--include-dashboard=false",
+                 f"--ray-client-server-port={self.client_port}")  # fmt: skip
         self.nodes.insert(0, _started(self._start(cpus, "--head", *where, *options)))
 
     def add_nodes(self, count: int, cpus: float) -> None:
@@ -114,7 +117,8 @@ class RayCluster:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start(self, cpus: float, *options: str) -> subprocess.Popen[str]:
-        ports = ("--min-worker-port=0", "--max-worker-port=0")
+        ports = ("--min-worker-port=0", "--max-worker-port=0",
+                 f"--dashboard-agent-listen-port={free_port()}")  # fmt: skip
         return subprocess.Popen(
             [RAY, "start", "--node-ip-address=127.0.0.1", f"--num-cpus={cpus:g}", "--num-gpus=0",
              OBJECT_STORE, *ports, *options],
@@ -142,7 +146,10 @@ def ray_cluster(
     # Ray's sockets are below its folder, and a socket's path has 107 characters at most.
     folder = Path(tempfile.mkdtemp(prefix="mpt-", dir="/tmp"))
     env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16),
-           "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", **environment}  # fmt: skip
+           "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1",
+           "PYTHONPATH": f"{plain.install(folder)}{os.pathsep}{plain.ROOT}",
+           # Otherwise every driver's Ray starts workers that no test uses.
+           "RAY_prestart_worker_first_driver": "0", **environment}  # fmt: skip
     made = RayCluster(folder, env, port or free_port())
     try:
         made.start_head(cpus, *options)

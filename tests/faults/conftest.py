@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,14 +21,14 @@ from mptune.search.driver import StudyDriver
 from mptune.spec.schema import Pruner, Resources, Score, Search, Training
 from mptune.study.samplers import make_pruner, make_sampler
 from mptune.trial import Event, Finished, Prepared, Started, Trial, TrialSpec
-from tests import studies
+from tests import plain, studies
 from tests.dispatch.helpers import prepare_request
 from tests.training.trials import data_section
 
 PAIR = Resources(workers=2, cpus_per_worker=0.5)
 LENGTH = 16
 SCORE = Score(sequences=40, forwards=2, batch_size=16)
-STEPS = 60
+STEPS = 120
 
 Strike = Callable[[Event, "Search_"], None]
 
@@ -99,7 +100,7 @@ class Ground:
         fields: dict[str, Any] = {
             "study": "search", "policy_label": "uniform", "size_label": "tiny",
                 "seed": 7, "data": self.data,
-            "model": {"family": "bert", "width": 16, "depth": 1, "heads": 2},
+            "model": {"family": "plain", "width": 16, "depth": 1},
             "policy": {"kind": "uniform"}, "score": SCORE, "resources": PAIR, **changes,
         }  # fmt: skip
         directory = str(run.trial(number).root.absolute())
@@ -123,7 +124,9 @@ class Ground:
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     folder = tmp_path_factory.mktemp("ground")
-    dispatcher = RayDispatcher(PAIR)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{plain.install(folder)}{os.pathsep}{plain.ROOT}")
+        dispatcher = RayDispatcher(PAIR)
     try:
         request = prepare_request(folder, data=data_section(folder), score=SCORE)
         yield Ground(dispatcher, dispatcher.prepare(request), request.data)

@@ -18,7 +18,8 @@ from tests.faults.search import Outcome, Searches
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-PAIR = ("--set", "resources.workers=2", "--set", "training.budget_tokens=600000")
+PAIR = ("--set", "resources.workers=2", "--set", "training.budget_tokens=600000",
+        "--set", "model.family=modernbert")  # fmt: skip
 """On a fast machine, too, a trial outlives the seconds in which a death is seen."""
 
 

@@ -31,7 +31,7 @@ OTHERS: list[dict[str, Any]] = [
 LONG = {"training": {"budget_tokens": 40 * 8 * 16, "checkpoint_every_s": 1e-6}}
 """Many steps, each followed by a checkpoint."""
 
-LONG_SCORE = SCORE.model_copy(update={"rates": tuple(round(0.001 * k, 3) for k in range(1, 120))})
+LONG_SCORE = SCORE.model_copy(update={"rates": tuple(round(0.001 * k, 3) for k in range(1, 800))})
 """More forwards than can be done before a signal arrives."""
 
 
@@ -119,13 +119,17 @@ def test_a_rank_killed_in_scoring(ground, undisturbed, tmp_path):
 
 
 def test_a_rank_that_hangs_is_seen_and_all_stacks_are_kept(ground, undisturbed, tmp_path):
-    def strike(event: Event, search: Search_) -> bool:
-        if isinstance(event, Started):
-            os.kill(event.pids[1], signal.SIGSTOP)
-        return isinstance(event, Started)
+    resources = PAIR.model_copy()
 
-    quick = PAIR.model_copy(update={"stall_timeout_s": 3.0})
-    search = ground.search(tmp_path, once(strike), resources=quick)
+    def strike(event: Event, search: Search_) -> None:
+        """Only the driver of the stopped gang is impatient: a busy machine is no stall."""
+        if isinstance(event, Started) and not search.ends(Failed):
+            os.kill(event.pids[1], signal.SIGSTOP)
+            vars(resources)["stall_timeout_s"] = 3.0
+        if isinstance(event, Failed):
+            vars(resources)["stall_timeout_s"] = PAIR.stall_timeout_s
+
+    search = ground.search(tmp_path, strike, resources=resources)
     survived(search, "stalled")
     assert search.ends(Failed)[0].detail.endswith(
         "did nothing for 3 s; its stacks are in stacks.txt"
@@ -171,15 +175,18 @@ def digest(search: Search_) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in weights.items()}
 
 
-@pytest.mark.parametrize(("stage", "cpus"), [(0, 0.4), (3, 0.3)])
+@pytest.mark.parametrize(
+    ("stage", "cpus"), [pytest.param(0, 0.4, marks=pytest.mark.nightly), (3, 0.3)]
+)
 def test_a_reused_gang_and_a_fresh_one_give_identical_results(ground, tmp_path, stage, cpus):
     shape = PAIR.model_copy(update={"cpus_per_worker": cpus})  # of which no gang is there yet
     training = {"zero_stage": stage, "keep_weights": True}
-    fresh = ground.search(tmp_path / "fresh", resources=shape, training=training)
+    bert = {"family": "bert", "width": 16, "depth": 1, "heads": 2}
+    fresh = ground.search(tmp_path / "fresh", resources=shape, training=training, model=bert)
     for number, other in enumerate(OTHERS):
         between = ground.search(tmp_path / f"{number}", resources=shape, **other)
         assert between.pids == fresh.pids
-    warm = ground.search(tmp_path / "warm", resources=shape, training=training)
+    warm = ground.search(tmp_path / "warm", resources=shape, training=training, model=bert)
     assert warm.pids == fresh.pids
     (one,), (two,) = (search.ends(Finished) for search in (fresh, warm))
     assert len(one.result.loss_curve) > 1
@@ -204,7 +211,7 @@ def test_an_allocation_that_does_not_fit_fails_the_trial_alone(ground, undisturb
                 resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit))
         return isinstance(event, Started)
 
-    wide = {"family": "bert", "width": 512, "depth": 2, "heads": 2}
+    wide = {"family": "plain", "width": 512, "depth": 24}
     training = {"batch_size": 512, "budget_tokens": 60 * 512 * 16}
     search = ground.search(tmp_path, once(strike), model=wide, training=training)
     assert search.record.reason == "out_of_memory", search.record.detail
@@ -226,7 +233,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_fails_the_trial_with_that_reason(ground, tmp_path, small_disk):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "trials").symlink_to(small_disk)
-    wide = {"family": "bert", "width": 128, "depth": 2, "heads": 2}
+    wide = {"family": "plain", "width": 256, "depth": 8}
     search = ground.search(tmp_path / "run", model=wide, training={"checkpoint_every_s": 1e-6})
     assert search.record.state == "FAIL"
     assert search.record.reason == "disk_full", search.record.detail

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import mptune
+from tests import plain
 from tests.faults.cluster import RayCluster, ray_cluster
 from tests.faults.search import Searches
 
@@ -27,7 +28,7 @@ class Mine(Uniform):
 """
 QUICK = (
     "--set", "search.trials=1", "--set", "training.budget_tokens=20000", "--set",
-    "policy={kind: mine}",
+    "policy={kind: mine}", "--set", "resources.ship_code=true",
 )  # fmt: skip
 
 
@@ -47,19 +48,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
 def searches(cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Searches:
     """The driver has this mptune, and an installed package with a policy of its own."""
     folder = tmp_path_factory.mktemp("shipping")
-    site = folder / "site"
-    (site / "theirs").mkdir(parents=True)
-    (site / "theirs" / "__init__.py").touch()
-    (site / "theirs" / "mine.py").write_text(POLICY)
-    info = site / "theirs-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[mptune.policies]\nmine = theirs.mine\n")
-    (info / "RECORD").write_text(
-        "theirs/__init__.py,,\ntheirs-1.0.dist-info/METADATA,,\n"
-        "theirs-1.0.dist-info/entry_points.txt,,\n"
+    site = plain.write_plugin(folder / "site", "theirs", "policies", "mine", POLICY)
+    path = os.pathsep.join(
+        map(str, (site, plain.install(folder), Path(mptune.__file__).parents[1]))
     )
-    path = os.pathsep.join((str(site), str(Path(mptune.__file__).parents[1])))
     env = {**cluster.env, "PYTHONPATH": path}
     return Searches(folder, env, (*QUICK, "--address", cluster.address))
 

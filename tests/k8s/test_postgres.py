@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.postgres import Postgres
-from tests.launch.helpers import SPEC, environment
+from tests.launch.helpers import PLAIN, environment
 
 pytestmark = pytest.mark.slow
 PASSWORD = "only-in-the-environment"
@@ -45,7 +45,7 @@ def search(folder: Path, run: str, env: dict[str, str]) -> subprocess.CompletedP
 def test_a_driver_on_another_pod_resumes_and_a_reader_cannot_write(
     tmp_path: Path, address: dict[str, str]
 ) -> None:
-    (tmp_path / "spec.yaml").write_text(SPEC)
+    (tmp_path / "spec.yaml").write_text(PLAIN)
     env = environment(tmp_path, **address)
     first = search(tmp_path, "run", env)
     assert first.returncode == 0, first.stdout + first.stderr

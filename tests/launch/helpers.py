@@ -8,20 +8,27 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
+from tests import plain
+
+ROOT = plain.ROOT
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 
 SPEC = """\
 name: tiny
-data: {kind: text, source: python-stdlib, length: 64, max_train_sequences: 1000,
+data: {kind: text, source: "package:email/*.py", length: 64, max_train_sequences: 1000,
        max_heldout_sequences: 32}
 model: {family: modernbert, width: 32, depth: 1}
 policy: {choice: [{kind: fixed, rate: 0.15}, {kind: uniform}]}
-training: {budget_tokens: 20000, batch_size: 8, optimizer: {learning_rate: 3e-3}}
+training: {budget_tokens: 20000, batch_size: 8, precision: fp32,
+           optimizer: {learning_rate: 3e-3}}
 score: {sequences: 16}
 search: {trials: 2, seed: 1, pruner: {kind: none}}
 """
+
+
+PLAIN = SPEC.replace("modernbert", "plain")
+"""For processes with the environment below."""
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
@@ -30,7 +37,7 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
     return {
         **os.environ,
         "PATH": path,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": f"{plain.install(folder)}{os.pathsep}{ROOT}",
         "MPTUNE_CACHE": str(folder / "cache"),
         "OMP_NUM_THREADS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mptune.cli import main
-from tests.launch.helpers import ROOT, SPEC, launch
+from tests.launch.helpers import PLAIN, ROOT, launch
 
 PROFILE = str(ROOT / "launchers" / "local.yaml")
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 def test_a_search_runs_in_the_background_and_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "spec.yaml").write_text(SPEC)
+    (tmp_path / "spec.yaml").write_text(PLAIN)
     done = launch(tmp_path, "spec.yaml", "--on", PROFILE)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()

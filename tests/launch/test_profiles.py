@@ -165,6 +165,6 @@ def test_launch_accepts_data_that_this_machine_does_not_have(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = tmp_path / "spec.yaml"
-    spec.write_text(SPEC.replace("source: python-stdlib", "source: /mptune/run/data.txt"))
+    spec.write_text(SPEC.replace("package:email/*.py", "/mptune/run/data.txt"))
     assert main(["validate", str(spec)]) == 2
     assert main(["launch", str(spec), "--on", KUBERNETES, "--dry-run"]) == 0

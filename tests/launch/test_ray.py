@@ -16,7 +16,7 @@ from urllib.request import Request, urlopen
 import psutil
 import pytest
 
-from tests.launch.helpers import ROOT, SPEC, TOKEN, environment, free_ports, launch
+from tests.launch.helpers import PLAIN, ROOT, TOKEN, environment, free_ports, launch
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +44,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, st
     url = f"http://127.0.0.1:{dashboard}"
     try:
         _await(url)
-        (folder / "spec.yaml").write_text(SPEC)
+        (folder / "spec.yaml").write_text(PLAIN)
         text = (ROOT / "launchers" / "ray.yaml").read_text()
         text = text.replace("http://127.0.0.1:8265", url).replace(
             "~/mptune-runs", f"{folder}/shared"

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.launch.helpers import ROOT, SPEC, environment
+from tests.launch.helpers import PLAIN, ROOT, environment
 from tests.launch.helpers import launch as launch_in
 
 FAKE = Path(__file__).parent / "fake_slurm"
@@ -25,7 +25,7 @@ class Site:
     def __init__(self, folder: Path, **profile: object) -> None:
         self.folder = folder
         (folder / "slurm").mkdir()
-        (folder / "spec.yaml").write_text(SPEC)
+        (folder / "spec.yaml").write_text(PLAIN)
         given = {**yaml.safe_load((ROOT / "launchers" / "slurm.yaml").read_text()), **profile}
         (folder / "profile.yaml").write_text(yaml.safe_dump(given))
         env = environment(folder, FAKE_SLURM=str(folder / "slurm"))
