@@ -308,7 +308,7 @@ def test_every_command_has_help_with_an_example(
         (["search"], "the following arguments are required: SPEC"),
         (["search", "x.yaml", "--fesh"], "unrecognized arguments: --fesh"),
         (["status", "nowhere"], "nowhere: no search in it"),
-        (["list", "polices"], "no"),
+        (["list", "polices"], "did you mean 'policies'?"),
         (["search", "nowhere.yaml"], "nowhere.yaml: no such file"),
     ],
 )
