@@ -246,8 +246,8 @@ def _warnings(report: Report) -> Iterator[str]:
     for name, split in splits.items():
         if name != "train" and split["groups"] < MIN_GROUPS:
             yield (
-                f"{name} has {split['groups']} groups ({report['grouped_by']}), fewer than "
-                f"{MIN_GROUPS}: its intervals hold for these only and say nothing about others"
+                f"{name}: the number of groups ({report['grouped_by']}) is {split['groups']}, "
+                f"below {MIN_GROUPS}: intervals hold for these only and say nothing about others"
             )
     if train["observed_share"] < LEAST_FILLED:
         yield (
