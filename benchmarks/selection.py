@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mptune.analysis.crossed import Array
-from mptune.analysis.posterior import Observations, draw_scores
+from mptune.analysis.posterior import MeasuredPoints, draw_scores
 
 SPREADS, CANDIDATES = (0.0, 0.5, 1.0, 2.0, 4.0), (2, 5, 12)
 EVALUATION, SHIFT = 0.1**2, 0.3**2
@@ -52,7 +52,7 @@ class Made(NamedTuple):
     """Simulated replications: true scores [R, A], what was seen, first scores [R, A]."""
 
     truth_RA: Array
-    seen: Observations
+    seen: MeasuredPoints
     first_RA: Array
 
 
@@ -81,7 +81,7 @@ def make(
     mean_RA = run_RAC[..., : seeds.each].mean(2)
     again_RA = mean_RA.argsort(1).argsort(1) >= A - min(seeds.top, A)
     run_RAC[..., seeds.each :][~again_RA] = np.nan
-    seen = Observations(
+    seen = MeasuredPoints(
         run_AC=run_RAC,
         plan_C=np.repeat([0, 1], [seeds.each, seeds.fresh]),
         evaluation_AP=np.full((R, A, 2), EVALUATION),

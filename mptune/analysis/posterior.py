@@ -47,7 +47,7 @@ BURN_IN = 60
 
 
 @dataclass(frozen=True, eq=False)
-class Observations:
+class MeasuredPoints:
     """What was measured, in one unit; arrays may have leading dimensions, but `plan_C` and `D`.
 
     Attributes:
@@ -68,7 +68,9 @@ class Observations:
     shift: float
 
 
-def draw_scores(seen: Observations, chains: int, draws: int, seed: int = 0) -> tuple[Array, Array]:
+def draw_scores(
+    seen: MeasuredPoints, chains: int, draws: int, seed: int = 0
+) -> tuple[Array, Array]:
     """Draws of the true scores theta on plan 0, and of the variances of one run over seeds.
 
     Returns:

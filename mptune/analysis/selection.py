@@ -28,7 +28,7 @@ from mptune.analysis.comparison import Arms, Scores
 from mptune.analysis.crossed import Array
 from mptune.analysis.intervals import lml_half_width
 from mptune.analysis.moderation import out_of_play
-from mptune.analysis.posterior import Observations, draw_scores
+from mptune.analysis.posterior import MeasuredPoints, draw_scores
 from mptune.analysis.ranking import ranking
 from mptune.analysis.robustness import worst_domain
 from mptune.errors import NoResultError
@@ -335,7 +335,7 @@ def search_selection(
     )
 
 
-def _observations(points: Sequence[Runs], candidates: int) -> tuple[Observations, float]:
+def _observations(points: Sequence[Runs], candidates: int) -> tuple[MeasuredPoints, float]:
     """What was measured, and the variance of the level that all scores on the search's plan share.
 
     `candidates` is the number of points, from the first on, that can be chosen.
@@ -354,7 +354,7 @@ def _observations(points: Sequence[Runs], candidates: int) -> tuple[Observations
         chosen = {a: s for a, s in on_plan.items() if a < candidates}
         if chosen:
             evaluation_AP[list(chosen), plan], shared_P[plan] = _evaluation(list(chosen.values()))
-    found = Observations(
+    found = MeasuredPoints(
         run_AC=run_AC,
         plan_C=np.array([plan for plan, _ in columns]),
         evaluation_AP=evaluation_AP,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mptune.analysis.crossed import Array
-from mptune.analysis.posterior import Observations, draw_scores
+from mptune.analysis.posterior import MeasuredPoints, draw_scores
 from mptune.analysis.ranking import finalists
 from mptune.analysis.selection import (
     Runs,
@@ -60,7 +60,7 @@ def test_probabilities_regret_and_expected_scores_are_true() -> None:
         run_RAC = truth_RA[..., None] + rng.normal(size=(R, A, 3)) + [0.0, 0.3, 0.3]
         is_top_RA = run_RAC[..., 0].argsort(1).argsort(1) >= A - 2
         run_RAC[..., 1:][~is_top_RA] = np.nan
-        seen = Observations(
+        seen = MeasuredPoints(
             run_AC=run_RAC,
             plan_C=np.array([0, 1, 1]),
             evaluation_AP=np.full((R, A, 2), 1e-4),
@@ -91,7 +91,7 @@ def test_a_known_spread_and_known_noise_give_the_conjugate_posterior() -> None:
     truth_A = tau * rng.normal(size=A)
     run_AS = truth_A[:, None] + sigma * rng.normal(size=(A, S))
     x_A = run_AS.mean(1)
-    seen = Observations(
+    seen = MeasuredPoints(
         run_AC=run_AS,
         plan_C=np.zeros(S, int),
         evaluation_AP=np.zeros((A, 2)),
@@ -233,7 +233,7 @@ def test_what_a_seed_does_to_all_candidates_does_not_decide() -> None:
     run_AC = np.linspace(0.0, 0.9, A)[:, None] + 0.1 * rng.normal(size=(A, 4))
     chances = []
     for common in (0.0, 3.0):
-        seen = Observations(
+        seen = MeasuredPoints(
             run_AC=run_AC + common * np.array([-1.2, -0.4, 0.4, 1.2]),
             plan_C=np.zeros(4, int),
             evaluation_AP=np.zeros((A, 2)),

@@ -155,7 +155,7 @@ def test_hovering_shows_the_numbers(wide: Tab) -> None:
     wide.point_at(*centre(wide, f"{figure}.querySelector('[data-tip]')"))
     said = wide.run("document.querySelector('.tip').innerText")
     assert "1. uniform (accumulated)" in said
-    assert "−1.654 ± 0.032 nats per token" in said
+    assert "−1.654 ± 0.031 nats per token" in said
     assert "P(best): 71.0 %" in said
     wide.point_at(2, 2)
     assert wide.run("document.querySelector('.tip').hidden")
