@@ -6,7 +6,7 @@ prepared.json, plan.npz        table and hashes of the data; the frozen scoring 
 confirm-prepared.json, -plan   the same for a confirmation, if there is one
 study.db                       all Optuna studies as SQLite, copied from any storage
 trials/0007/, compare/0001/,   trial.json, result.json and scores.npz of every trial
-confirm/0001/
+confirm/0001/, ladder/0001/
 report/report.json             the report, with versions, time and command
 """
 
@@ -23,10 +23,12 @@ from typing import Any
 
 from mptune.analysis.results import Report
 from mptune.errors import InputError
-from mptune.paths import RunDirectory, write_aside
+from mptune.paths import FOLDERS, RunDirectory, write_aside
 from mptune.search.run import Run
 
-FORMAT = 1
+FORMAT = 2
+"""Of 1 the standard errors, probabilities and verdicts were computed by other methods."""
+
 MANIFEST = "MANIFEST.json"
 OF_TRIALS = ("trial.json", "result.json", "scores.npz", "kpi.json")
 
@@ -58,7 +60,7 @@ def _files(run: RunDirectory) -> Iterator[tuple[str, Path]]:
     for path in (run.spec, run.resolved, *plans, run.report_json):
         if path.exists():
             yield path.relative_to(run.root).as_posix(), path
-    for folder in ("trials", "compare", "confirm"):
+    for folder in FOLDERS.values():
         for name in OF_TRIALS:
             for path in (run.root / folder).glob(f"*/{name}"):
                 yield path.relative_to(run.root).as_posix(), path
@@ -91,7 +93,9 @@ def _manifest(bundle: Path, archive: zipfile.ZipFile) -> Mapping[str, str]:
     manifest: dict[str, Any] = json.loads(archive.read(MANIFEST))
     if manifest.get("format") != FORMAT:
         raise InputError(
-            f"{bundle}: format {manifest.get('format')}; this version of mptune reads {FORMAT}"
+            f"{bundle} has format {manifest.get('format')}, and this version reads {FORMAT}: its "
+            "report was made by another method and cannot be recomputed here; use the version of "
+            "mptune in its report.json"
         )
     sums: dict[str, str] = manifest["sha256"]
     outside = [name for name in sums if Path(name).is_absolute() or ".." in Path(name).parts]

@@ -94,6 +94,16 @@ def test_a_number_that_does_not_follow_is_named(
     assert "report.ranking[0].nats_per_token: was" in capsys.readouterr().err
 
 
+def test_a_bundle_of_an_earlier_method_is_refused(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.dumps({"format": 1, "sha256": {}}).encode()
+    assert main(["replay", rewritten(bundle, "MANIFEST.json", content)]) == 2
+    error = capsys.readouterr().err
+    assert "was made by another method" in error
+    assert "not a complete bundle" not in error
+
+
 def test_what_is_no_bundle(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("cut.zip").write_bytes(bundle.read_bytes()[:-500])
     for name, words in (("cut.zip", "is not a complete bundle"), ("none.zip", "no such file")):
