@@ -181,6 +181,7 @@ def test_a_dry_run_on_the_server_creates_nothing(
 
 
 def test_the_role_has_exactly_the_verbs_that_the_launcher_uses(server: ApiServer) -> None:
+    server.step_s = 0.1  # so that the launcher sees it waiting, also on a busy machine
     report_of(server, "succeeds")
     assert launch("succeeds") == 0
     assert again("status", "succeds") == 3
