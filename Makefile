@@ -1,6 +1,6 @@
 # Everything needs only Python 3.11+ and a C++ compiler.
 #   make demo    set up and run the quickstart search
-#   make test    set up and run the tests, three at a time (JOBS=3)
+#   make test    set up and run the tests, two at a time (JOBS=2)
 #   make test-all   those, every simulation in full, and the long tests: a machine out of memory,
 #                an autoscaled cluster, compiled models, memory of large models, a Gaussian-process
 #                sampler, a gang that is used again without ZeRO; most of an hour
@@ -22,7 +22,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 
 # One more than processors: tests of clusters also wait for processes that start or end.
-JOBS ?= 3
+JOBS ?= 2
 KILLS ?= 20
 N ?= 30
 PYTEST := $(BIN)/python -m pytest
