@@ -189,6 +189,8 @@ def _confirmed(case: Case) -> Iterator[Check]:
     chosen = selection.candidate(selection.recommended)
     if chosen and chosen.confirmation:
         yield Check(True, case.say("check.confirmed", n=chosen.confirmation.seeds))
+    elif chosen and chosen.runs > 1:
+        yield Check(True, case.say("check.repeated", n=chosen.runs))
     else:
         yield Check(False, case.say("check.not_confirmed"))
 
