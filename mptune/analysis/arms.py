@@ -107,7 +107,7 @@ class Difference:
         seeds: paired seeds; with 1 the interval carries evaluation noise only.
         se_seed: standard error from training seeds, or None with one seed.
         se_sequences: standard error from the choice of held-out sequences.
-        p_value: 1 - level of the widest family of such intervals that excludes 0.
+        p_value: adjusted: the smallest alpha at which this interval, of the family, excludes 0.
         verdict: better or worse if the interval excludes 0 and no single seed carries it.
         nats_per_token: the difference per observed position.
         bits_per_byte: difference in code length (negative: the arm is better), or None.
@@ -118,7 +118,11 @@ class Difference:
         carried_by: the seed without which the verdict would not hold; then it is undecided.
         more_seeds: paired seeds that would probably decide it (in four of five cases, were the
             difference what it seems); None if it is decided, or if no number would.
-        sequences_needed: held-out sequences in all that would, with the seeds that there are.
+        sequences: held-out groups of sequences (documents, subjects); below `MIN_GROUPS` of them,
+            sequences.
+        sequences_needed: as many in all would decide it, with the seeds that there are; None
+            below `MIN_GROUPS`.
+        few_groups: number of groups, if that is too few to claim anything about others; else None.
     """
 
     arm: str
@@ -143,6 +147,7 @@ class Difference:
     carried_by: int | None = None
     more_seeds: int | None = None
     sequences_needed: int | None = None
+    few_groups: int | None = None
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,11 @@ class Selection:
     arm: str
     probability: float
     expected_regret: float
+
+
+def share_a_seed(arms: Sequence[ArmScores]) -> bool:
+    """Whether some seed is in all of these arms."""
+    return bool(arms) and bool(set.intersection(*(set(arm.seeds) for arm in arms)))
 
 
 def _paired_seeds(arms: Sequence[ArmScores]) -> list[int]:
@@ -485,8 +495,14 @@ def selection_probabilities(arms: Sequence[ArmScores], draws: int = DRAWS) -> li
     """Probability that each arm is the best, and the regret of choosing it, under both noises.
 
     True means are drawn around the observed ones with the joint errors that `compare` uses. With
-    one seed, the probabilities know evaluation noise only.
+    one seed, the probabilities know evaluation noise only. The order of the arms has no effect.
     """
+    found = _selection_probabilities(sorted(arms, key=lambda arm: arm.name), draws)
+    return [found[arm.name] for arm in arms]
+
+
+def _selection_probabilities(arms: Sequence[ArmScores], draws: int) -> dict[str, Selection]:
+    """`selection_probabilities` by name; the random numbers follow the order of the arms."""
     seeds = _paired_seeds(arms)
     pairs = [_Pair(arm, seeds, arm.at(seeds) - arms[0].at(seeds)) for arm in arms[1:]]
     error_ZK = joint_errors(arms, pairs, draws).draw()
@@ -495,7 +511,7 @@ def selection_probabilities(arms: Sequence[ArmScores], draws: int = DRAWS) -> li
     best_Z1 = truth_ZA.max(1, keepdims=True)
     probability_A = np.bincount(truth_ZA.argmax(1), minlength=len(arms)) / draws
     regret_A = (best_Z1 - truth_ZA).mean(0)
-    return [
-        Selection(arm.name, float(probability), float(regret))
+    return {
+        arm.name: Selection(arm.name, float(probability), float(regret))
         for arm, probability, regret in zip(arms, probability_A, regret_A, strict=True)
-    ]
+    }

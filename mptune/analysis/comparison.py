@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from pydantic import Field
 
-from mptune.analysis.arms import ArmScores, Difference, Selection, compare, selection_probabilities
+from mptune.analysis.arms import (
+    ArmScores,
+    Difference,
+    Selection,
+    compare,
+    selection_probabilities,
+    share_a_seed,
+)
 from mptune.analysis.compute import EquivalentCompute, curves_of, equivalent_compute, mean_curve
 from mptune.analysis.crossed import Array
 from mptune.analysis.moderation import out_of_play
@@ -18,7 +25,7 @@ from mptune.analysis.ranking import ACCUMULATED, FIXED_15, side
 from mptune.analysis.sequential import schedule
 from mptune.lml.groups import group_scores
 from mptune.spec.schema import Comparison
-from mptune.trial import RETRIED, LearningPoint, Message, Prepared, Trial
+from mptune.trial import MIN_GROUPS, RETRIED, LearningPoint, Message, Prepared, Trial
 
 Scores: TypeAlias = Callable[[Trial], Mapping[str, Array]]
 """The stored scores of a trial: `nats_per_sequence` [N] and, if it had rungs, `at_rungs` [R, M].
@@ -190,10 +197,18 @@ def comparison_report(
         learning={c.name: mean_curve(c) for c in curves},
         runs=tuple(runs_of(arms, asked.baseline)),
         values=asked.values,
-        differences=tuple(_differences(asked, paired)),
-        selection=tuple(selection_probabilities(paired)) if paired else (),
+        differences=tuple(_scoped(d, arms[d.arm]) for d in _differences(asked, paired)),
+        selection=tuple(selection_probabilities(paired)) if share_a_seed(paired) else (),
         compute=tuple(equivalent_compute(curves, asked.baseline, level)) if with_baseline else (),
     )
+
+
+def _scoped(difference: Difference, trials: Sequence[Trial]) -> Difference:
+    """With the number of groups, where it is too small for a claim about others."""
+    groups = next(t.result.lml.groups for t in trials if t.result is not None)
+    if groups >= MIN_GROUPS:
+        return difference
+    return replace(difference, few_groups=groups, sequences_needed=None)
 
 
 def runs_of(arms: Arms, baseline: str) -> Iterator[ArmRuns]:
@@ -326,8 +341,7 @@ def _paired(baseline: str, arms: Arms, prepared: Prepared, scores: Scores) -> li
     scored = scores_of_arms(arms, prepared, scores)
     base = next((s for s in scored if s.name == baseline), None)
     paired = [s for s in scored if base is not None and set(s.seeds) & set(base.seeds)]
-    common = set.intersection(*(set(s.seeds) for s in paired)) if paired else set()
-    return paired if len(paired) > 1 and common else []
+    return paired if len(paired) > 1 else []
 
 
 def _differences(

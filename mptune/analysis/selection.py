@@ -210,7 +210,8 @@ def _scored(trials: Sequence[Trial], prepared: Prepared, scores: Scores) -> Scor
             plan = trial.spec.prepared if trial.spec else prepared
             tokens_per_sequence = plan.heldout_tokens / plan.heldout_sequences
             rows.append(nats_N / tokens_per_sequence)
-            seeds.append(-1 if trial.seed is None else trial.seed)
+            # A run of which no seed is known shares it with no other.
+            seeds.append(-1 - trial.number if trial.seed is None else trial.seed)
             variances.append(trial.result.lml.error[0] ** 2)
     se = math.sqrt(np.mean(variances)) if rows else 0.0
     return Scored(tuple(seeds), np.stack(rows), se) if rows else None
@@ -278,9 +279,11 @@ def search_selection(
     seed_sd = None
     others = sorted(others, key=lambda runs: (runs.count, float(runs.searched.nats_SN.mean())))
     seen, shared = _observations([*map(points.__getitem__, order), *others], len(order))
-    if again or any(
+    repeated_seeds = any(
         len(s.seeds) > 1 for r in (*points.values(), *others) for s in r.plans.values()
-    ):
+    )
+    errors = [s.se for runs in points.values() for s in runs.plans.values()]
+    if (again or repeated_seeds) and np.isfinite(errors).all():
         rng = np.random.default_rng(seed + 1)
         theta_ZA, variance_ZA = draw_scores(seen, CHAINS, draws // CHAINS, seed)
         theta_ZA, variance_ZA = theta_ZA[:, : len(order)], variance_ZA[:, : len(order)]

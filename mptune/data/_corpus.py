@@ -228,6 +228,6 @@ class Corpus:
 def _time_rank(record: Record) -> int:
     """Milliseconds, so that the latest document has the smallest rank."""
     at = seconds(record.keys[0])
-    if math.isnan(at):
+    if not math.isfinite(at):
         raise ValueError(f"{record.place}: {record.keys[0]!r} is neither a number nor an ISO date")
     return 2**63 - math.floor(at * 1000)

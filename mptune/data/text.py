@@ -453,7 +453,7 @@ class _Rows:
         for record in records:
             number = self._documents
             if self._grouped:
-                number = self._numbers.setdefault(record.keys[0], len(self._numbers))
+                number = self._numbers.setdefault(str(record.keys[0]), len(self._numbers))
             self._group_of.append(number)
             self._documents += 1
             yield record

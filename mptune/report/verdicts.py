@@ -26,6 +26,7 @@ def sentence(difference: Difference, say: Language) -> str:
         high=minus(max(low, high), digits),
         seeds=say("verdict.seeds", n=difference.seeds),
         over=say("verdict.over", n=difference.challengers),
+        few=say("verdict.few", n=difference.few_groups) if difference.few_groups else "",
     )
     carried = difference.verdict == "undecided" and difference.carried_by is not None
     return say(

@@ -503,10 +503,18 @@ class Session:
         trials = self.run.storage.trials("search")
         recommended = next((t.number for t in trials if t.params == params), None)
         taken: dict[str, Any] = dict(study.user_attrs.get("values", {}))
-        keys = {name: stage.make(arm, 0, 0).run_key() for name, arm in arms.items()}
+        left_open = {
+            name: [n for n in searched if leaves_open(change, n)]
+            for name, change in changes.items()
+        }
+        # An arm that gives the recommended values itself is not the one that leaves them open.
+        keys = {
+            name: " ".join([stage.make(arm, 0, 0).run_key(), *left_open[name]])
+            for name, arm in arms.items()
+        }
         ladder = []
-        for name, change in changes.items():
-            open_here = [n for n in searched if leaves_open(change, n)]
+        for name in changes:
+            open_here = left_open[name]
             own = own_trial(trials, stage.make(arms[name], 0, 0)) if open_here else None
             known = taken.get(keys[name])
             if known is None and open_here and own is None and RATE in open_here:

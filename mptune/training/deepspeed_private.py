@@ -118,6 +118,6 @@ def separate_groups(engine: Any, hyperparameters: Sequence[Mapping[str, Any]]) -
     if engine.lr_scheduler is None:
         for group, values in zip(optimizer.param_groups, hyperparameters, strict=True):
             group.update(values, peak_lr=values["lr"])
-    for state in getattr(optimizer, "optimizer", optimizer).state.values():
+    for parameter, state in getattr(optimizer, "optimizer", optimizer).state.items():
         if isinstance(state.get("step"), torch.Tensor):
-            state["step"] = state["step"].clone().to(state["exp_avg"].device)
+            state["step"] = state["step"].clone().to(parameter.device)

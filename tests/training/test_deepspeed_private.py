@@ -69,9 +69,9 @@ def test_the_engine_says_what_it_has_loaded():
     assert "scale_wrt_gas=" in source, f"{CHANGED}engine.backward() has no scale_wrt_gas"
 
 
-def test_step_counters_are_moved_to_the_device_of_the_moments():
-    step, moments = torch.tensor(3.0), torch.zeros(2, device="meta")
-    states = {name: {"step": step, "exp_avg": moments} for name in "ab"}
+def test_step_counters_are_moved_to_the_device_of_the_parameters():
+    step, parameters = torch.tensor(3.0), [torch.zeros(2, device="meta") for _ in range(2)]
+    states = {parameter: {"step": step} for parameter in parameters}
     optimizer = SimpleNamespace(param_groups=[{}], state=states)
     made = SimpleNamespace(optimizer=optimizer, lr_scheduler=None)
     private.separate_groups(made, [{"lr": 0.1}])
