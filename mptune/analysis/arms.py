@@ -495,14 +495,8 @@ def selection_probabilities(arms: Sequence[ArmScores], draws: int = DRAWS) -> li
     """Probability that each arm is the best, and the regret of choosing it, under both noises.
 
     True means are drawn around the observed ones with the joint errors that `compare` uses. With
-    one seed, the probabilities know evaluation noise only. The order of the arms has no effect.
+    one seed, the probabilities know evaluation noise only.
     """
-    found = _selection_probabilities(sorted(arms, key=lambda arm: arm.name), draws)
-    return [found[arm.name] for arm in arms]
-
-
-def _selection_probabilities(arms: Sequence[ArmScores], draws: int) -> dict[str, Selection]:
-    """`selection_probabilities` by name; the random numbers follow the order of the arms."""
     seeds = _paired_seeds(arms)
     pairs = [_Pair(arm, seeds, arm.at(seeds) - arms[0].at(seeds)) for arm in arms[1:]]
     error_ZK = joint_errors(arms, pairs, draws).draw()
@@ -511,7 +505,7 @@ def _selection_probabilities(arms: Sequence[ArmScores], draws: int) -> dict[str,
     best_Z1 = truth_ZA.max(1, keepdims=True)
     probability_A = np.bincount(truth_ZA.argmax(1), minlength=len(arms)) / draws
     regret_A = (best_Z1 - truth_ZA).mean(0)
-    return {
-        arm.name: Selection(arm.name, float(probability), float(regret))
+    return [
+        Selection(arm.name, float(probability), float(regret))
         for arm, probability, regret in zip(arms, probability_A, regret_A, strict=True)
-    }
+    ]

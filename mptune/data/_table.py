@@ -21,7 +21,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-FORMAT = 3
+FORMAT = 4
 """Version of the files below; part of every table's hash."""
 
 

@@ -69,7 +69,7 @@ class TextDomain(Section):
     noise: float = Field(
         0.0, ge=0, lt=1, description="share of the bytes of ASCII text replaced by random letters"
     )
-    max_sequences: int | None = Field(None, ge=2, description="random subset of at most this many")
+    max_sequences: int | None = Field(None, ge=2, description="at most this many, of many groups")
 
     @model_validator(mode="after")
     def _is_shifted(self) -> Self:
@@ -166,7 +166,9 @@ class Text(Modality):
         None, ge=1, description="random subset of at most this many training sequences; default all"
     )
     max_heldout_sequences: int | None = Field(
-        None, ge=2, description="random subset of at most this many held-out sequences; default all"
+        None,
+        ge=2,
+        description="at most this many held-out sequences, of many groups; default all",
     )
     seed: int = Field(0, ge=0, description="of the split and of the sequences drawn")
 
@@ -362,11 +364,13 @@ class _Preparation:
             part.rows = writer.rows
         if part.most is not None and part.most < part.rows:
             drawn = np.random.default_rng(seed).permutation(part.rows)
-            # One row of each group comes first, so that as many groups as possible stay.
-            groups_N = np.load(self._folder / f"{part.name}_groups.npy")
-            first = np.sort(np.unique(groups_N[drawn], return_index=True)[1])
-            kept = np.concatenate([drawn[first], np.delete(drawn, first)])[: part.most]
-            drop_rows(self._folder, part.name, np.sort(kept), ("tokens", "observed", "groups"))
+            if part.name != "train":  # what is trained on keeps its proportions
+                # One row of each group comes first, so that as many groups as possible stay.
+                groups_N = np.load(self._folder / f"{part.name}_groups.npy")
+                first = np.sort(np.unique(groups_N[drawn], return_index=True)[1])
+                drawn = np.concatenate([drawn[first], np.delete(drawn, first)])
+            kept = np.sort(drawn[: part.most])
+            drop_rows(self._folder, part.name, kept, ("tokens", "observed", "groups"))
             part.rows = part.most
 
     def _meta(self, parts: list[_Part], codec: Codec) -> Meta:

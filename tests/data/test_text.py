@@ -198,7 +198,8 @@ def test_standard_library_needs_no_download(tmp_path):
     data = text(tmp_path, source="python-stdlib", length=64, max_train_sequences=50)
     table = data.prepare(tmp_path / "cache")
     assert data.words() == "python-stdlib, bytes, D = 64"
-    assert table.groups["train"] == 50, "a row of each of as many files"
+    assert len(table.train.tokens) == 50
+    assert table.groups["train"] < 50, "a random subset: long files have more of it"
     assert b"import" in bytes(table.heldout.tokens[table.heldout.observed].tolist())
 
 

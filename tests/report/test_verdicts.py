@@ -77,7 +77,7 @@ def test_equivalent_names_the_margin() -> None:
         ({"more_seeds": 1}, "1 more seed for each arm would probably decide it."),
         (
             {"more_seeds": 4, "sequences_needed": 500},
-            "4 more seeds for each arm or 500 held-out groups of sequences (2.5 times as many) would",
+            "4 more seeds for each arm or 500 held-out groups of sequences (2.5 times as many)",
         ),
     ],
 )
