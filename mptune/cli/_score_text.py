@@ -1,15 +1,11 @@
-"""The result of `mptune score`: figures for JSON, and text."""
+"""The figures of `mptune score` as text."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mptune.analysis.intervals import half_width
-
-if TYPE_CHECKING:
-    from mptune.tools.score import ModelScore, Race
-
 
 DOUBTS = {
     "few": "too few sequences to have seen rare ones",
@@ -17,90 +13,6 @@ DOUBTS = {
     "carried": "one document carries it",
 }
 """Why a difference is undecided although its interval excludes zero."""
-
-
-def model_figures(found: ModelScore) -> dict[str, Any]:
-    """The output of --json for one model; the keys have the units."""
-    estimate, per_position = found.estimate, 1.0 / _tokens_per_sequence(found.estimate)
-    score, error, df = estimate.per(estimate.positions)
-    half = half_width(error, df)
-    bits = found.prepared.bytes_N[estimate.sequence_index] * math.log(2)
-    at_15, at_one = found.at_rates
-    pseudo = at_one.nats_per_position
-    return {
-        "model": found.prepared.model.name,
-        "nats_per_sequence": estimate.nats_per_sequence,
-        "nats_per_token": estimate.nats_per_position,
-        "bits_per_byte": found.bits_per_byte,
-        "se_bits_per_byte": estimate.per(bits)[1],
-        "interval_95_nats_per_token": [score - half, score + half],
-        "se_nats_per_token": found.error,
-        "se_of": estimate.scope,
-        "se_fixed_nats_per_token": estimate.se_fixed * per_position,
-        "target_se_nats_per_token": found.target_se,
-        "target_reached": found.reached,
-        "tails": _tails(estimate.tails),
-        "loss_at_15": {"nats_per_token": -at_15.nats_per_position, "se": at_15.se},
-        "pseudo_log_likelihood": {"nats_per_token": pseudo, "se": at_one.se},
-        "order_gap_nats": None if found.gap is None else {"rms": found.gap.rms, "se": found.gap.se},
-        "bias_of_scoring_at_15_nats_per_token": at_15.nats_per_position
-        - estimate.nats_per_position,
-        "sequences": estimate.n_sequences,
-        "groups": estimate.n_groups,
-        "forwards": estimate.forwards_used,
-        "effective_sample_size": estimate.effective_sample_size,
-        "seconds": found.seconds,
-        "plan_hash": estimate.plan_hash,
-        "curve": _curve(estimate.curve),
-    }
-
-
-def _tokens_per_sequence(estimate: Any) -> float:
-    return float(estimate.positions.sum()) / float(estimate.n_sequences)
-
-
-def _tails(tails: Any) -> dict[str, float]:
-    return {
-        "largest_share": tails.share,
-        "skewness": tails.skewness,
-        "groups": tails.count,
-        "groups_needed": tails.needed,
-    }
-
-
-def _curve(curve: Any) -> list[dict[str, float]]:
-    names = ("mask_rate", "mean_log_prob", "se", "variance_share")
-    columns = [getattr(curve, name).tolist() for name in names]
-    return [dict(zip(names, point, strict=True)) for point in zip(*columns, strict=True)]
-
-
-def race_figures(found: Race) -> dict[str, Any]:
-    """The output of --json for two models."""
-    result = found.comparison
-    names = [prepared.model.name for prepared in found.prepared]
-    per_byte = 1.0 / math.log(2) / found.bytes_per_sequence
-    per_token = 1.0 / _tokens_per_sequence(result.a) if found.same_tokens else None
-    return {
-        "models": names,
-        "verdict": {"a": names[0], "b": names[1]}.get(result.verdict, "undecided"),
-        "doubt": result.doubt,
-        "tails": _tails(result.tails),
-        "difference_bits_per_byte": -result.difference * per_byte,
-        "half_width_bits_per_byte": result.half_width * per_byte,
-        "difference_nats_per_sequence": result.difference,
-        "half_width_nats_per_sequence": result.half_width,
-        "difference_nats_per_token": result.difference * per_token if per_token else None,
-        "half_width_nats_per_token": result.half_width * per_token if per_token else None,
-        "same_tokenizer": found.same_tokens,
-        "bits_per_byte": [
-            p.bits_per_byte(e) for p, e in zip(found.prepared, (result.a, result.b), strict=True)
-        ],
-        "sequences": result.a.n_sequences,
-        "groups": result.a.n_groups,
-        "forwards_of_each": result.forwards,
-        "seconds": found.seconds,
-        "curves": {n: _curve(e.curve) for n, e in zip(names, (result.a, result.b), strict=True)},
-    }
 
 
 def text(found: dict[str, Any]) -> str:

@@ -10,11 +10,8 @@ from typing import Any
 from mptune.cli._command import JSON, OVERRIDES, SPEC, argument, columns, command, path
 from mptune.errors import InputError
 from mptune.paths import cache_directory
-from mptune.spec.schema import SearchSpec, build
+from mptune.spec.schema import build
 from mptune.spec.source import SpecFile
-
-MANY_EPOCHS = 50
-"""Passes over the training data after which small models begin to memorise it."""
 
 
 @command(
@@ -36,6 +33,7 @@ def run_data(
       mptune data inspect search_spaces/quickstart.yaml
       mptune data inspect spec.yaml --set data.length=256 --json
     """
+    from mptune.search.preflight import data_warnings
     from mptune.search.run import Run
 
     file = SpecFile.read(spec, overrides)
@@ -45,7 +43,7 @@ def run_data(
         report = modality.inspect(modality.prepare(cache_directory() / "tables"))
     except (ValueError, OSError) as error:
         raise InputError(f"{file.origin_of('data')}: data: {error}") from None
-    report["warnings"] += _spec_warnings(checked, report)
+    report["warnings"] += data_warnings(checked, report)
     folder = run_dir or Path("runs") / checked.name
     run = Run.open(folder) if run_dir or folder.is_dir() else None
     report["group_correlations"] = run.group_correlations(report["hash"]) if run else {}
@@ -54,17 +52,6 @@ def run_data(
     print(
         json.dumps(report, indent=2, ensure_ascii=False) if as_json else "\n".join(_lines(report))
     )
-
-
-def _spec_warnings(spec: SearchSpec, report: dict[str, Any]) -> Iterator[str]:
-    heldout = report["splits"]["heldout"]["sequences"]
-    if spec.score.sequences > heldout:
-        yield f"score.sequences is {spec.score.sequences}, but {heldout} are held out; all are used"
-    passes = (spec.training.budget_tokens or 0) / (
-        report["splits"]["train"]["sequences"] * report["length"]
-    )
-    if passes > MANY_EPOCHS:
-        yield f"training.budget_tokens makes {passes:.0f} passes over the training data"
 
 
 def _lines(report: dict[str, Any]) -> Iterator[str]:

@@ -96,12 +96,12 @@ def run_score(models: list[str], output: Path, as_json: bool, **options: Any) ->
     if len(prepared) == 1:
         last = _watch(score.score(prepared[0], asked))
         score.add_figures(last, asked)
-        found, estimates = _score_text.model_figures(last), [last.estimate]
+        found, estimates = last.figures(), [last.estimate]
     else:
         if not same_tokens:
             _warn("The tokenizers differ: only bits per byte can be compared.")
         race = _watch(score.race(prepared, same_tokens, asked))
-        found, estimates = _score_text.race_figures(race), [race.comparison.a, race.comparison.b]
+        found, estimates = race.figures(), [race.comparison.a, race.comparison.b]
     write_json(output / "score.json", found)
     named = zip((Path(name).name for name in models), estimates, strict=True)
     with write_aside(output / "curve.png") as aside:

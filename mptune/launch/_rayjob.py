@@ -5,6 +5,8 @@ A search is a RayJob, a ConfigMap with its spec, and later a small pod that prin
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
@@ -171,9 +173,16 @@ def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _text)
 
 
+def _json_in_yaml(value: Any, **options: Any) -> str:
+    """JSON that YAML reads alike: YAML knows no surrogate pairs, and breaks lines at U+2028."""
+    text = json.dumps(value, **options | {"ensure_ascii": False})
+    return re.sub(r"[^\x00-\x7e]", lambda found: f"\\U{ord(found[0]):08x}", text)
+
+
 def _manifest(profile: KubernetesProfile, kind: str, name: str, **values: Any) -> Manifest:
     """One manifest of the search `name`, from the template."""
     environment = Environment(undefined=StrictUndefined)
+    environment.policies["json.dumps_function"] = _json_in_yaml
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     text = template.render(p=profile, kind=kind, name=name, run=RUN, cache=CACHE, **values)
     made: Manifest = yaml.safe_load(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mptune import dispatch
 from mptune.errors import InputError
@@ -16,6 +17,9 @@ from mptune.spec.schema import SearchSpec, build
 from mptune.spec.source import SpecFile
 from mptune.tools.prepare import prepare_table
 from mptune.trial import Prepared
+
+MANY_EPOCHS = 50
+"""More passes over the training data than this are likely to be a mistake."""
 
 
 def notes(file: SpecFile, spec: SearchSpec) -> list[str]:
@@ -36,6 +40,22 @@ def notes(file: SpecFile, spec: SearchSpec) -> list[str]:
             "training.precision is fp32, its default; bf16 or auto is several times faster on GPUs"
         )
     return found
+
+
+def data_warnings(spec: SearchSpec, report: dict[str, Any]) -> Iterator[str]:
+    """What the spec asks of the data that the data does not have.
+
+    Args:
+        report: of the modality's `inspect`.
+    """
+    heldout = report["splits"]["heldout"]["sequences"]
+    if spec.score.sequences > heldout:
+        yield f"score.sequences is {spec.score.sequences}, but {heldout} are held out; all are used"
+    passes = (spec.training.budget_tokens or 0) / (
+        report["splits"]["train"]["sequences"] * report["length"]
+    )
+    if passes > MANY_EPOCHS:
+        yield f"training.budget_tokens makes {passes:.0f} passes over the training data"
 
 
 def dry_run(

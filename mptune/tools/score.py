@@ -123,6 +123,45 @@ class ModelScore:
             f"{self.error:.4f} of {self.target_se} nats per token"
         )
 
+    def figures(self) -> dict[str, Any]:
+        """The result as JSON; the keys have the units."""
+        from scipy.special import stdtrit  # type: ignore[import-untyped, unused-ignore]
+
+        estimate, per_position = self.estimate, 1.0 / _tokens_per_sequence(self.estimate)
+        score, error, df = estimate.per(estimate.positions)
+        half = error * float(stdtrit(df, 0.975))
+        bits = self.prepared.bytes_N[estimate.sequence_index] * math.log(2)
+        at_15, at_one = self.at_rates
+        pseudo = at_one.nats_per_position
+        return {
+            "model": self.prepared.model.name,
+            "nats_per_sequence": estimate.nats_per_sequence,
+            "nats_per_token": estimate.nats_per_position,
+            "bits_per_byte": self.bits_per_byte,
+            "se_bits_per_byte": estimate.per(bits)[1],
+            "interval_95_nats_per_token": [score - half, score + half],
+            "se_nats_per_token": self.error,
+            "se_of": estimate.scope,
+            "se_fixed_nats_per_token": estimate.se_fixed * per_position,
+            "target_se_nats_per_token": self.target_se,
+            "target_reached": self.reached,
+            "tails": _tails(estimate.tails),
+            "loss_at_15": {"nats_per_token": -at_15.nats_per_position, "se": at_15.se},
+            "pseudo_log_likelihood": {"nats_per_token": pseudo, "se": at_one.se},
+            "order_gap_nats": None
+            if self.gap is None
+            else {"rms": self.gap.rms, "se": self.gap.se},
+            "bias_of_scoring_at_15_nats_per_token": at_15.nats_per_position
+            - estimate.nats_per_position,
+            "sequences": estimate.n_sequences,
+            "groups": estimate.n_groups,
+            "forwards": estimate.forwards_used,
+            "effective_sample_size": estimate.effective_sample_size,
+            "seconds": self.seconds,
+            "plan_hash": estimate.plan_hash,
+            "curve": _curve(estimate.curve),
+        }
+
 
 @dataclass(eq=False)
 class Race:
@@ -145,6 +184,55 @@ class Race:
             f"{found.forwards} forwards of each in {self.seconds:.0f} s, difference "
             f"{found.difference:+.2f} ± {found.half_width:.2f} nats per sequence"
         )
+
+    def figures(self) -> dict[str, Any]:
+        """The result as JSON; the keys have the units."""
+        result = self.comparison
+        names = [prepared.model.name for prepared in self.prepared]
+        per_byte = 1.0 / math.log(2) / self.bytes_per_sequence
+        per_token = 1.0 / _tokens_per_sequence(result.a) if self.same_tokens else None
+        return {
+            "models": names,
+            "verdict": {"a": names[0], "b": names[1]}.get(result.verdict, "undecided"),
+            "doubt": result.doubt,
+            "tails": _tails(result.tails),
+            "difference_bits_per_byte": -result.difference * per_byte,
+            "half_width_bits_per_byte": result.half_width * per_byte,
+            "difference_nats_per_sequence": result.difference,
+            "half_width_nats_per_sequence": result.half_width,
+            "difference_nats_per_token": result.difference * per_token if per_token else None,
+            "half_width_nats_per_token": result.half_width * per_token if per_token else None,
+            "same_tokenizer": self.same_tokens,
+            "bits_per_byte": [
+                p.bits_per_byte(e) for p, e in zip(self.prepared, (result.a, result.b), strict=True)
+            ],
+            "sequences": result.a.n_sequences,
+            "groups": result.a.n_groups,
+            "forwards_of_each": result.forwards,
+            "seconds": self.seconds,
+            "curves": {
+                n: _curve(e.curve) for n, e in zip(names, (result.a, result.b), strict=True)
+            },
+        }
+
+
+def _tokens_per_sequence(estimate: Any) -> float:
+    return float(estimate.positions.sum()) / float(estimate.n_sequences)
+
+
+def _tails(tails: Any) -> dict[str, float]:
+    return {
+        "largest_share": tails.share,
+        "skewness": tails.skewness,
+        "groups": tails.count,
+        "groups_needed": tails.needed,
+    }
+
+
+def _curve(curve: Any) -> list[dict[str, float]]:
+    names = ("mask_rate", "mean_log_prob", "se", "variance_share")
+    columns = [getattr(curve, name).tolist() for name in names]
+    return [dict(zip(names, point, strict=True)) for point in zip(*columns, strict=True)]
 
 
 def prepare(names: Sequence[str], options: Options) -> tuple[list[ModelText], bool]:

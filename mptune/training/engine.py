@@ -107,7 +107,7 @@ def engine(
     if training.compile:
         module.compile()
     module = module.to(ranks.device)
-    # cuDNN plans attention anew for every number of rows, which differs in each packed batch.
+    # cuDNN makes a new plan for every number of rows, which differs in each packed batch.
     torch.backends.cuda.enable_cudnn_sdp(not training.pack)
     adamw, optimizer = training.optimizer, None
     if "optimizer" not in config:

@@ -34,6 +34,8 @@ SETS = {
 GPU = ["resources.gpus_per_worker=1"]
 BY_NAME = {p.stem: p for p in PROFILES}
 
+QUICKSTART = ROOT / "search_spaces" / "quickstart.yaml"
+
 
 @cache
 def dry_run(profile: str) -> str:
@@ -41,12 +43,12 @@ def dry_run(profile: str) -> str:
     return rendered(BY_NAME[profile], sets)
 
 
-def rendered(profile: Path, sets: list[str]) -> str:
+def rendered(profile: Path, sets: list[str], spec: Path = QUICKSTART) -> str:
     """What `mptune launch --dry-run` prints."""
-    spec, out = str(ROOT / "search_spaces" / "quickstart.yaml"), io.StringIO()
+    out = io.StringIO()
     changes = [word for change in sets for word in ("--set", change)]
     with contextlib.redirect_stdout(out):
-        assert main(["launch", spec, "--on", str(profile), "--dry-run", *changes]) == 0
+        assert main(["launch", str(spec), "--on", str(profile), "--dry-run", *changes]) == 0
     return out.getvalue()
 
 
@@ -265,6 +267,14 @@ def test_a_password_in_an_entrypoint_is_found() -> None:
     manifests = whole("kubernetes")
     job(manifests)["spec"]["entrypoint"] += " --set storage.url=postgresql://me:word@host/db"
     assert [v for v in violations(manifests) if v.startswith("secret in clear: RayJob")]
+
+
+def test_a_spec_reaches_the_cluster_as_it_was_written(tmp_path: Path) -> None:
+    spec = tmp_path / "spec.yaml"
+    comment = "# \U0001f600 Größe, \\ud83d and <b> & 'quotes'\n"
+    spec.write_text(comment + QUICKSTART.read_text(), encoding="utf-8")
+    sent = kind(documents(rendered(BY_NAME["kubernetes"], [], spec)), "ConfigMap")
+    assert list(sent["data"].values()) == [spec.read_text(encoding="utf-8")]
 
 
 def test_a_pool_that_may_grow_enables_the_autoscaler(schemas: Schemas, tmp_path: Path) -> None:
