@@ -69,7 +69,8 @@ class DocumentIndex:
         for line in ("journal_mode = OFF", "synchronous = OFF", "temp_store = FILE",
                      f"cache_size = -{CACHE_KIB}"):  # fmt: skip
             self._db.execute(f"PRAGMA {line}")
-        self._db.execute("CREATE TABLE scored (digest INTEGER PRIMARY KEY) WITHOUT ROWID")
+        for table in ("scored (digest", "held (rank"):
+            self._db.execute(f"CREATE TABLE {table} INTEGER PRIMARY KEY) WITHOUT ROWID")
 
     def fill(self, found: Iterable[tuple[int, int]]) -> None:
         """Add rank and digest of every document, in 0..2^64-1; digest 0 is left out.
@@ -112,17 +113,21 @@ class DocumentIndex:
             count - 1,
         )
 
-    def exclude(self, other: DocumentIndex, chosen_U: NDArray[np.bool_]) -> None:
-        """Leave out of `rest` the contents of these documents of an index, or of this one."""
-        found = other._db.execute("SELECT number, digest FROM document")
+    def exclude(
+        self, other: DocumentIndex, chosen_U: NDArray[np.bool_], column: str = "digest"
+    ) -> None:
+        """Leave out of `rest` the contents (or `rank`s) of these documents of an index, or this."""
+        table = {"digest": "scored", "rank": "held"}[column]
+        found = other._db.execute(f"SELECT number, {column} FROM document")
         self._db.executemany(
-            "INSERT OR IGNORE INTO scored VALUES (?)", ((d,) for n, d in found if chosen_U[n])
+            f"INSERT OR IGNORE INTO {table} VALUES (?)", ((v,) for n, v in found if chosen_U[n])
         )
 
     def rest(self) -> NDArray[np.bool_]:
-        """The distinct documents whose content was not excluded [U]."""
+        """The distinct documents of which neither content nor rank was excluded [U]."""
         return self._chosen(
-            "SELECT number FROM document WHERE digest NOT IN (SELECT digest FROM scored)"
+            "SELECT number FROM document WHERE digest NOT IN (SELECT digest FROM scored) "
+            "AND rank NOT IN (SELECT rank FROM held)"
         )
 
     def close(self) -> None:
@@ -208,7 +213,7 @@ class Corpus:
     def _rank(self, record: Record) -> int:
         if self.by_key == "time":
             return _time_rank(record)
-        name = record.keys[0] if self.by_key else record.name
+        name = record.group if self.by_key else record.name
         digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
         return int.from_bytes(digest[:8], "big")
 

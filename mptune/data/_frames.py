@@ -20,15 +20,13 @@ from mptune.data._records import (
     BrokenRecords,
     OnError,
     csv_rows,
+    is_missing,
     number,
     require,
     seconds,
 )
 from mptune.data._sources import File
 from mptune.errors import message_of
-
-MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "-"})
-"""Text, in any case, that means a missing value."""
 
 MOSTLY = 0.5
 """A column of which more values than this are numbers is a column of numbers."""
@@ -84,7 +82,7 @@ class Frame:
         values = self.column(name)
         if values.dtype.kind in "iufb":
             return True
-        known = [v for v in values.tolist() if not _is_missing(v)]
+        known = [v for v in values.tolist() if not is_missing(v)]
         return sum(not math.isnan(number(v)) for v in known) > MOSTLY * len(known)
 
     def numbers(self, name: str) -> NDArray[np.float64]:
@@ -98,7 +96,7 @@ class Frame:
             found = values.astype(np.float64)
         else:
             found = np.array([number(v) for v in values.tolist()], np.float64)
-            missing = np.array([_is_missing(v) for v in values.tolist()], bool)
+            missing = np.array([is_missing(v) for v in values.tolist()], bool)
             for row in np.flatnonzero(np.isnan(found) & ~missing):
                 what = f"column {name!r}; {values[row]!r} is not a number"
                 self.broken(self.place(row), f"{what}, and missing values are empty, NA or NaN")
@@ -109,7 +107,7 @@ class Frame:
 
     def words(self, name: str) -> NDArray[Any]:
         """A column of categories as strings, None where missing."""
-        return np.array([None if _is_missing(v) else word(v) for v in self.column(name)], object)
+        return np.array([None if is_missing(v) else word(v) for v in self.column(name)], object)
 
     def times(self, name: str) -> NDArray[np.float64]:
         """A column of numbers or ISO dates as seconds.
@@ -123,14 +121,6 @@ class Frame:
             what = f"column {name!r}; {values[row]!r} is not a time"
             self.broken(self.place(row), f"{what}, give numbers or ISO dates")
         return found
-
-
-def _is_missing(value: Any) -> bool:
-    if value is None:
-        return True
-    if isinstance(value, str):
-        return value.strip().lower() in MISSING
-    return isinstance(value, float) and math.isnan(value)
 
 
 def word(value: Any) -> str:

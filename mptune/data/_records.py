@@ -27,6 +27,9 @@ Unit = Literal["file", "line", "paragraph"]
 OnError = Literal["stop", "skip"]
 Rows = Iterator[tuple[int, dict[str, Any]]]
 
+MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "-"})
+"""Text, in any case, that means a missing value."""
+
 FASTA = (".fasta", ".fa", ".faa", ".fna")
 
 UNREADABLE = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error)
@@ -47,6 +50,11 @@ class Record:
     content: bytes
     keys: tuple[Any, ...] = ()
     """Values of the extra columns."""
+
+    @property
+    def group(self) -> str:
+        """Label of the record's group, its first extra column; without one, its own name."""
+        return self.name if is_missing(self.keys[0]) else str(self.keys[0])
 
 
 @dataclass
@@ -113,6 +121,8 @@ class Reader:
                 return
             parts = _lines(stream) if self.unit == "line" else _paragraphs(stream)
             for index, (row, content) in enumerate(parts):
+                if self.unit == "line":
+                    content = content.rstrip(b"\r\n")
                 yield Record(f"{file.name}:{index}", f"{file.place}:{row}", content, keys)
 
     def _fasta(self, file: File) -> Iterator[Record]:
@@ -162,6 +172,25 @@ def require(place: str, wanted: Sequence[str], known: Any, what: str = "column")
                 f"{place}: no {what} {name!r}; there are {', '.join(map(str, known))}"
                 f"{did_you_mean(name, known)}"
             )
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value of a column is missing."""
+    if isinstance(value, str):
+        return value.strip().lower() in MISSING
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def group_labels(values: Sequence[Any]) -> tuple[list[str], int]:
+    """The label of each row's group, and how many rows have none: each is a group of its own."""
+    missing = [is_missing(value) for value in values]
+    pairs = zip(values, missing, strict=True)
+    return [f"row {n}" if m else str(v) for n, (v, m) in enumerate(pairs)], sum(missing)
+
+
+def without_group(count: int, what: str, column: str | None) -> str:
+    """A note for a table's description; empty where all have a group."""
+    return f", {count} {what} without {column}, each a group of its own" if count else ""
 
 
 def number(value: Any) -> float:

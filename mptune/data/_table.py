@@ -21,7 +21,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-FORMAT = 4
+FORMAT = 5
 """Version of the files below; part of every table's hash."""
 
 
@@ -110,7 +110,7 @@ class TokenTable(Meta):
         domain-NAME_*.npy                                  a split for each domain
         codec.json, tokenizer.json, ...                    files of the modality
 
-    No group has sequences in both splits.
+    No group has sequences in both splits, unless the user holds out rows by their time or columns.
     """
 
     path: Path = Path()

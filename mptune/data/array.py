@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from mptune.data._bins import Bins
+from mptune.data._records import group_labels, without_group
 from mptune.data._table import Meta, Split, TokenTable, store, table_key
 from mptune.data.base import Modality
 from mptune.errors import did_you_mean
@@ -72,7 +73,11 @@ class Array(Modality):
 
     def _tokenize(self) -> tuple[Meta, Split, Split]:
         values_ND = np.asarray(_open(self._files[0]))
-        heldout_N, groups_N = self._hold_out(len(values_ND))
+        labels: Any = np.arange(len(values_ND))
+        ungrouped = 0
+        if self.group is not None:
+            labels, ungrouped = group_labels(_open(self._files[1]).tolist())
+        heldout_N, groups_N = self._hold_out(labels)
         sizes: tuple[int, ...] = ()
         widths_ND: NDArray[np.float32] | None = None
         if values_ND.dtype.kind == "f":
@@ -92,7 +97,9 @@ class Array(Modality):
         if widths_ND is not None:
             heldout = replace(heldout, log_widths=widths_ND[heldout_N & any_N])
         symbols = max(sizes) if sizes else int(values_ND.max()) + 1
-        return self._meta(train, heldout, sizes, symbols), train, heldout
+        meta = self._meta(train, heldout, sizes, symbols)
+        note = without_group(ungrouped, "rows", meta.grouped_by)
+        return replace(meta, description=meta.description + note), train, heldout
 
     def _meta(self, train: Split, heldout: Split, sizes: tuple[int, ...], symbols: int) -> Meta:
         widths = heldout.log_widths
@@ -109,12 +116,13 @@ class Array(Modality):
             sizes=sizes,
         )
 
-    def _hold_out(self, rows: int) -> tuple[NDArray[np.bool_], NDArray[np.int32]]:
+    def _hold_out(self, labels: Any) -> tuple[NDArray[np.bool_], NDArray[np.int32]]:
         """(held out, number of the group) per row: the groups with the smallest hashes."""
-        labels = np.arange(rows) if self.group is None else np.asarray(_open(self._files[1]))
         names, groups_N = np.unique(labels, return_inverse=True)
+        if self.group is not None and len(names) < 2:
+            raise ValueError(f"group: {self.group} is one group, so none can be held out")
         keys = [hashlib.sha256(f"{self.seed}/{n}".encode()).hexdigest() for n in names.tolist()]
-        count = max(1, round(self.heldout * len(names)))
+        count = min(max(1, round(self.heldout * len(names))), max(1, len(names) - 1))
         out = np.argsort(keys)[:count]
         return np.isin(groups_N, out), groups_N.astype(np.int32)
 

@@ -25,7 +25,7 @@ from pydantic import Field, model_validator
 from mptune.data import _frames, _sources
 from mptune.data._bins import Bins, Categories
 from mptune.data._frames import RECORDING, Frame
-from mptune.data._records import OnError
+from mptune.data._records import OnError, group_labels, without_group
 from mptune.data._sources import Source
 from mptune.data._table import (
     Meta,
@@ -222,6 +222,7 @@ class RowModality(Modality):
 
         sizes = np.tile([c.size for c in columns], self._window)
         axes, skipped = self._axes, frame.broken.skipped
+        ungrouped = group_labels(frame.column(self.group).tolist())[1] if self.group else 0
         binned = any(isinstance(c, Bins) and c.intervals for c in columns)
         assert heldout.log_widths is not None
         meta = Meta(
@@ -229,6 +230,7 @@ class RowModality(Modality):
             length=self.length,
             description=f"{source}: {len(train)} + {len(heldout)} sequences of "
             + " × ".join(f"{n} {name}" for name, n in axes.items())
+            + without_group(ungrouped, "rows", self.group)
             + (f", {skipped.total()} broken rows skipped" if skipped else ""),
             groups={name: len(np.unique(splits[name].groups)) for name in ("train", "heldout")},
             grouped_by=self._grouped_by(frame),
@@ -283,7 +285,7 @@ class RowModality(Modality):
     def _labels(self, frame: Frame) -> NDArray[Any]:
         """The name of each row's group: in the column `group`, or its recording, or its own."""
         if self.group is not None:
-            return frame.column(self.group).astype(str)
+            return np.array(group_labels(frame.column(self.group).tolist())[0])
         if self._grouped_by(frame) == "recording":
             return frame.columns[RECORDING].astype(str)
         return self._own_labels(frame)

@@ -99,12 +99,12 @@ class Series(RowModality):
 
     def _series(self, frame: Frame) -> Iterator[IntArray]:
         """Rows of each series in order of time, -1 where a step is missing."""
-        labels = frame.column(self.group).astype(str) if self.group else np.zeros(len(frame))
+        labels = self._labels(frame) if self.group else np.zeros(len(frame))
         if RECORDING in frame.columns:
             labels = frame.columns[RECORDING]
         times_N = frame.times(self.time) if self.time else None
-        for label in np.unique(labels):
-            rows = np.flatnonzero(labels == label)
+        order = np.argsort(labels, kind="stable")
+        for rows in np.split(order, np.flatnonzero(labels[order][1:] != labels[order][:-1]) + 1):
             if times_N is not None:
                 rows = self._on_time(frame, rows, times_N[rows])
             yield rows[:: self.every]
@@ -112,6 +112,8 @@ class Series(RowModality):
     def _on_time(self, frame: Frame, rows: IntArray, times: NDArray[np.float64]) -> IntArray:
         """The rows on a regular grid of time; a second row of one step is broken."""
         rows, times = rows[~np.isnan(times)], times[~np.isnan(times)]
+        if not len(rows):
+            return rows
         order = np.argsort(times, kind="stable")
         rows, times = rows[order], times[order]
         differences = np.diff(times)

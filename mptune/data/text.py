@@ -23,7 +23,15 @@ from pydantic import Field, model_validator
 
 from mptune.data import _sources
 from mptune.data._corpus import Corpus, DocumentIndex
-from mptune.data._records import BrokenRecords, OnError, Reader, Record, Unit
+from mptune.data._records import (
+    BrokenRecords,
+    OnError,
+    Reader,
+    Record,
+    Unit,
+    is_missing,
+    without_group,
+)
 from mptune.data._sources import STDLIB, File, Source
 from mptune.data._table import (
     Meta,
@@ -75,6 +83,9 @@ class TextDomain(Section):
     def _is_shifted(self) -> Self:
         if self.source is None and not self.noise:
             raise ValueError("needs a source of its own, or noise on the held-out documents")
+        own = [name for name in ("column", "documents", "group") if getattr(self, name)]
+        if own and self.source is None:
+            raise ValueError(f"{own[0]} is of a source; without one, the held-out documents count")
         return self
 
 
@@ -83,8 +94,8 @@ def documents(
 ) -> dict[str, Any]:
     """The distinct texts of a source (anything that `Text.source` takes), in a fixed order.
 
-    Each with the value of its column `group` (see `Text.group`), or with a number of its own. Bytes
-    that are not UTF-8 become U+FFFD.
+    Each with the value of its column `group` (see `Text.group`), or with a label of its own where
+    there is none. Bytes that are not UTF-8 become U+FFFD.
 
     Raises:
         ValueError: an entry names nothing, or something is broken; one line.
@@ -95,7 +106,7 @@ def documents(
         for record in reader.read(file):
             if record.content.strip():
                 text = record.content.decode("utf-8", errors="replace")
-                found.setdefault(text, str(record.keys[0]) if group else len(found))
+                found.setdefault(text, record.group if group else len(found))
     return found
 
 
@@ -260,6 +271,7 @@ class _Part:
     tokens: int = 0
     unknown: int = 0
     bytes: int = 0
+    ungrouped: int = 0
 
 
 class _Preparation:
@@ -330,6 +342,8 @@ class _Preparation:
             parts.append(_Part(file, corpus, chosen_U, most, noise=domain.noise))
         for part in parts:
             source.index.exclude(part.corpus.index, part.chosen_U)
+        if data.group is not None:
+            source.index.exclude(held.corpus.index, held.chosen_U, "rank")
         train_U = source.index.rest()
         if not train_U.any():
             raise ValueError("source: all documents are held out; none is left to train on")
@@ -361,7 +375,7 @@ class _Preparation:
                 part.bytes += sum(e.size for e in encoded)
                 writer.append(rows.cut(encoded))
             writer.append(rows.rest())
-            part.rows = writer.rows
+            part.rows, part.ungrouped = writer.rows, rows.ungrouped
         if part.most is not None and part.most < part.rows:
             drawn = np.random.default_rng(seed).permutation(part.rows)
             if part.name != "train":  # what is trained on keeps its proportions
@@ -385,6 +399,7 @@ class _Preparation:
             description=f"{', '.join(data.source)}: {train.rows} + {held.rows} sequences of "
             f"{data.length} {symbols} from {documents['train']} training + "
             f"{documents['heldout']} held-out documents"
+            + without_group(train.ungrouped + held.ungrouped, "documents", data.group)
             + (f", {held.unknown} held-out {symbols} unknown" if held.unknown else "")
             + (f", {skipped.total()} broken records skipped" if skipped else ""),
             groups={
@@ -447,17 +462,18 @@ class _Rows:
 
     def __init__(self, length: int, packing: bool, grouped: bool) -> None:
         self._length, self._packing, self._grouped = length, packing, grouped
-        self._numbers: dict[Any, int] = {}
+        self._numbers: dict[str, int] = {}
         self._documents, self._group_of = 0, deque[int]()
-        self._group = 0
-        self._left = Encoded(np.zeros(0, np.uint32), np.zeros(0, bool), 0)
+        self._left = np.zeros(0, np.uint32), np.zeros(0, bool), np.zeros(0, np.int64)
+        self.ungrouped = 0
 
     def numbered(self, records: Iterator[Record]) -> Iterator[Record]:
         """The same records, while the numbers of their groups are noted for `cut`."""
         for record in records:
             number = self._documents
             if self._grouped:
-                number = self._numbers.setdefault(str(record.keys[0]), len(self._numbers))
+                number = self._numbers.setdefault(record.group, len(self._numbers))
+                self.ungrouped += is_missing(record.keys[0])
             self._group_of.append(number)
             self._documents += 1
             yield record
@@ -465,34 +481,31 @@ class _Rows:
     def cut(self, documents: list[Encoded]) -> Split:
         """The rows that these documents fill; with packing, the rest is kept for the next call.
 
-        A packed row has the group of the last document of its call.
+        A packed row has the group of the document in its middle.
         """
-        ids, known = [self._left.ids], [self._left.known]
-        gaps = [1 if self._packing else -len(d.ids) % self._length for d in documents]
-        for document, gap in zip(documents, gaps, strict=True):
-            ids += [document.ids, np.zeros(gap, document.ids.dtype)]
-            known += [document.known, np.zeros(gap, bool)]
-        flat, seen = np.concatenate(ids), np.concatenate(known)
-        full = len(flat) // self._length * self._length
-        self._left = Encoded(flat[full:], seen[full:], 0)
-        groups = [self._group_of.popleft() for _ in documents]
-        self._group = groups[-1] if groups else self._group
-        numbers_N = np.full(full // self._length, self._group)
-        if not self._packing:
-            rows = [-(-len(document.ids) // self._length) for document in documents]
-            numbers_N = np.repeat(groups, rows)
-        return self._observed(flat[:full], seen[:full], numbers_N)
+        parts = [self._left]
+        for document in documents:
+            size = len(document.ids)
+            gap = 1 if self._packing else -size % self._length
+            ids, known = (np.pad(v, (0, gap)) for v in (document.ids, document.known))
+            parts.append((ids, known, np.full(size + gap, self._group_of.popleft())))
+        ids, known, groups = map(np.concatenate, zip(*parts, strict=True))
+        full = len(ids) // self._length * self._length
+        self._left = ids[full:], known[full:], groups[full:]
+        return self._observed(ids[:full], known[:full], groups[:full])
 
     def rest(self) -> Split:
         """The last row, of the tokens kept by `cut`."""
-        short = -len(self._left.ids) % self._length
-        ids, known = (np.pad(v, (0, short)) for v in (self._left.ids, self._left.known))
-        return self._observed(ids, known, np.full(len(ids) // self._length, self._group))
+        ids, known, groups = self._left
+        short = -len(ids) % self._length
+        if short:
+            groups = np.pad(groups, (0, short), mode="edge")
+        return self._observed(np.pad(ids, (0, short)), np.pad(known, (0, short)), groups)
 
-    def _observed(
-        self, ids: NDArray[Any], known: NDArray[np.bool_], groups_N: NDArray[Any]
-    ) -> Split:
+    def _observed(self, ids: NDArray[Any], known: NDArray[np.bool_], groups: NDArray[Any]) -> Split:
         """The rows with an observed position."""
-        tokens_ND, observed_ND = (v.reshape(-1, self._length) for v in (ids, known))
-        kept_N = observed_ND.any(1)
-        return Split(tokens_ND[kept_N], observed_ND[kept_N], groups_N[kept_N].astype(np.int32))
+        tokens_ND, observed_ND, groups_ND = (
+            v.reshape(-1, self._length) for v in (ids, known, groups)
+        )
+        kept_N, groups_N = observed_ND.any(1), groups_ND[:, self._length // 2].astype(np.int32)
+        return Split(tokens_ND[kept_N], observed_ND[kept_N], groups_N[kept_N])

@@ -35,7 +35,8 @@ IntArray = NDArray[np.int64]
 def group_numbers(groups: ArrayLike | None, count: int) -> IntArray:
     """Number of the group of each of ``count`` sequences, from labels [count] of any type.
 
-    None makes each sequence a group of its own. Raises ValueError for another number of labels.
+    None makes each sequence a group of its own. Raises ValueError for another number of labels, and
+    for missing ones (NaN, None).
     """
     if groups is None:
         return np.arange(count)
@@ -45,6 +46,9 @@ def group_numbers(groups: ArrayLike | None, count: int) -> IntArray:
             f"groups must hold one label for each of the {count} sequences; it has shape "
             f"{labels.shape}"
         )
+    each = labels.astype(object)
+    if missing := int(((each != each) | np.equal(each, None)).sum()):
+        raise ValueError(f"{missing} of {count} sequences have no group; give each its own label")
     return np.unique(labels, return_inverse=True)[1].astype(np.int64)
 
 

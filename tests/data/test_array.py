@@ -68,6 +68,22 @@ def test_groups_stay_together(tmp_path):
     assert not set(table.train.groups) & set(table.heldout.groups)
 
 
+def test_some_group_is_left_to_train_on_and_missing_labels_are_groups_of_their_own(tmp_path):
+    np.save(tmp_path / "labels.npy", np.repeat([0.0, 1.0], 6))
+    given = {"group": "labels.npy", "heldout": 0.99}
+    table = array(tmp_path, np.zeros((12, 2), int), **given).prepare(tmp_path / "cache")
+    assert table.groups == {"train": 1, "heldout": 1}
+    np.save(tmp_path / "labels.npy", np.repeat([0.0, 1.0, np.nan], 4))
+    table = array(tmp_path, np.zeros((12, 2), int), **given | {"heldout": 0.5}).prepare(
+        tmp_path / "cache"
+    )
+    assert table.groups == {"train": 3, "heldout": 3}
+    assert table.description.endswith("4 rows without labels, each a group of its own")
+    np.save(tmp_path / "labels.npy", np.zeros(12))
+    with pytest.raises(ValueError, match=r"labels\.npy is one group, so none can be held out"):
+        array(tmp_path, np.zeros((12, 2), int), **given).prepare(tmp_path / "cache")
+
+
 @pytest.mark.parametrize(
     ("values", "options", "message"),
     [

@@ -183,6 +183,19 @@ def test_a_table_of_numbers_and_categories(tmp_path):
     assert share[2] == 1
 
 
+def test_a_row_without_a_group_is_one_of_its_own(tmp_path):
+    sites = [*np.repeat(["n", "s", "w", "e"], 25).tolist(), *["", "NA", "-", "x"]]
+    write_csv(tmp_path / "p.csv", value=np.arange(104).tolist(), site=sites)
+    options = {"columns": ["value"], "group": "site", "heldout": 0.5}
+    table = tabular(tmp_path, **options).prepare(tmp_path / "cache")
+    assert table.groups == {"train": 4, "heldout": 4}
+    assert "3 rows without site, each a group of its own" in table.description
+    numbers = RNG(0).normal(size=104).tolist()
+    write_csv(tmp_path / "s.csv", temp=numbers, rain=numbers, site=sites)
+    table = series(tmp_path, group="site", time=None, window=5).prepare(tmp_path / "cache")
+    assert len(table.train) + len(table.heldout) == 4 * 5, "a single row is no window"
+
+
 def test_a_category_that_only_the_held_out_rows_have_is_counted(tmp_path):
     people(tmp_path / "p.csv")
     data = tabular(tmp_path, heldout_where={"town": ["lima", "nome"]}, rare=1)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from mptune.data.text import documents
 from mptune.spec.schema import build
 
 
@@ -114,10 +115,10 @@ def test_lines_and_paragraphs_can_be_documents(tmp_path):
     write(tmp_path, a="one\ntwo\n\nthree\nfour\n\none\ntwo\n")
     lines = text(tmp_path, documents="line", heldout=0.5).prepare(tmp_path / "cache")
     assert decoded(lines.train) | decoded(lines.heldout) == {
-        b"one\n",
-        b"two\n",
-        b"three\n",
-        b"four\n",
+        b"one",
+        b"two",
+        b"three",
+        b"four",
     }
     paragraphs = text(tmp_path, documents="paragraph", heldout=0.5, length=4)
     # The first and the last paragraph are the same, so one of them counts.
@@ -136,6 +137,47 @@ def test_lines_of_one_file_can_be_a_group(tmp_path):
         assert len(set(zip(files, split.groups.tolist(), strict=True))) == 3
     with pytest.raises(ValueError, match=r"no column 'site'; there are file"):
         text(tmp_path, source="*.txt", group="site").prepare(tmp_path / "cache")
+
+
+def test_no_group_is_both_trained_on_and_held_out_from_a_source_of_its_own(tmp_path):
+    rows = {
+        "train": [("a1", 1), ("a2", 2), ("a3", 3), ("a4", ""), ("a5", "2")],
+        "other": [("b1", 2), ("b2", 2), ("b3", 4), ("b4", "")],
+    }
+    for name, found in rows.items():
+        lines = "".join(f"{text},{site}\n" for text, site in found)
+        (tmp_path / f"{name}.csv").write_text("text,site\n" + lines)
+    given = {"source": "train.csv", "heldout_source": "other.csv", "length": 2}
+    table = text(tmp_path, group="site", **given).prepare(tmp_path / "cache")
+    assert decoded(table.train) == {b"a1", b"a3", b"a4"}
+    assert table.groups == {"train": 3, "heldout": 3}
+    # Without groups, only equal contents are left out.
+    assert len(decoded(text(tmp_path, **given).prepare(tmp_path / "cache").train)) == 5
+
+
+def test_a_document_without_a_group_is_one_of_its_own(tmp_path):
+    lines = [json.dumps({"text": f"{n:02d}", "site": n // 2 if n < 8 else None}) for n in range(14)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    data = text(tmp_path, source="rows.jsonl", group="site", heldout=0.5, length=2)
+    table = data.prepare(tmp_path / "cache")
+    assert table.groups == {"train": 5, "heldout": 5}
+    assert "6 documents without site, each a group of its own" in table.description
+    assert list(documents(["rows.jsonl"], "file", tmp_path, "site").values())[-4:] == [
+        f"rows.jsonl:{n}" for n in (11, 12, 13, 14)
+    ]
+
+
+def test_a_packed_row_has_the_group_of_the_document_in_its_middle(tmp_path):
+    write(tmp_path, **{f"d{i}": f"{i}" * 11 for i in range(9)}, held="held out")
+    data = text(tmp_path, source="d*.txt", heldout_source="held.txt", length=12, packing=True)
+    train = data.model_copy(update={"length": 4}).prepare(tmp_path / "cache").train
+    assert [bytes(row[2:3].tolist()).decode() for row in train.tokens[::3]] == list("012345678")
+    assert train.groups.tolist() == np.repeat(np.arange(9), 3).tolist()
+
+
+def test_keys_of_a_source_are_refused_without_one(tmp_path):
+    with pytest.raises(ValidationError, match="group is of a source; without one, the held-out"):
+        text(tmp_path, domains={"noisy": {"noise": 0.5, "group": "site"}})
 
 
 def test_a_subset_keeps_as_many_groups_as_it_can(tmp_path):

@@ -103,6 +103,12 @@ def test_round_robin_does_not_favour_large_groups():
     assert sorted(round_robin(some, groups)) == list(range(40, 51))
 
 
+@pytest.mark.parametrize("labels", [[1.0, np.nan, np.nan], ["a", None, None]])
+def test_missing_labels_are_refused(labels):
+    with pytest.raises(ValueError, match="2 of 3 sequences have no group"):
+        group_numbers(labels, 3)
+
+
 def test_labels_become_numbers_and_their_number_is_checked():
     assert group_numbers(["b", "a", "b"], 3).tolist() == [1, 0, 1]
     assert group_numbers(None, 3).tolist() == [0, 1, 2]
