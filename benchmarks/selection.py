@@ -251,11 +251,17 @@ def tables(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="20 replications")
-    parser.add_argument("--candidates", type=int, nargs="+", default=CANDIDATES, metavar="A")
-    parser.add_argument("--beds", nargs="+", choices=BEDS, default=BEDS)
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--merge", type=Path, nargs="+", metavar="FILE")
+    parser.add_argument("--quick", action="store_true", help="20 replications instead of 500")
+    parser.add_argument(
+        "--candidates", type=int, nargs="+", choices=CANDIDATES, default=CANDIDATES,
+        help="numbers of candidates to measure",
+    )  # fmt: skip
+    parser.add_argument("--beds", nargs="+", choices=BEDS, default=BEDS, help="which to measure")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the cells to FILE")
+    parser.add_argument(
+        "--merge", type=Path, nargs="+", metavar="FILE",
+        help="show the tables of these cells; measure none",
+    )  # fmt: skip
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for file in arguments.merge or ():

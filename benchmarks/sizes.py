@@ -170,11 +170,12 @@ def table(cells: Sequence[dict[str, object]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--replications", type=int, default=500)
-    parser.add_argument("--laws", nargs="+", default=[*GAPS, *LOGITS])
-    parser.add_argument("--json", type=Path)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--quick", action="store_true", help="20 replications of every cell")
+    parser.add_argument("--replications", type=int, default=500, metavar="N", help="of every cell")
+    laws = [*GAPS, *LOGITS]
+    parser.add_argument("--laws", nargs="+", choices=laws, default=laws, help="which to measure")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
     options = parser.parse_args()
     replications = 20 if options.quick else options.replications
     cells = [

@@ -2,13 +2,13 @@
 
     python benchmarks/transfer.py            # 500 replications of every cell; minutes
     python benchmarks/transfer.py --quick    # 20, to see that it runs
-    python benchmarks/transfer.py --json transfer.json --beds domain normal-0.5
+    python benchmarks/transfer.py --json transfer.json --beds domain normal-0.5 --trials 6
 
 `domain` is the mean score of an arm over 64 sequences; one seed is a single trial. The other beds
 are correlations, with Fisher's interval alone (old) and with the jackknife (new): two normal
 variables; two sizes of a model that differ in both; Student's t with 1.5 degrees of freedom; a KPI
-with which the score falls and then rises. Both scores of a trial are equally good, so
-is an error.
+with which the score falls and then rises. Both scores of a trial are equally good, so that
+"certain" is an error.
 """
 
 from __future__ import annotations
@@ -130,10 +130,12 @@ def domain(seeds: int, ratio: float, replications: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--beds", nargs="+", default=["domain", *BEDS])
-    parser.add_argument("--json", type=Path)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--quick", action="store_true", help="20 replications instead of 500")
+    beds = ["domain", *BEDS]
+    parser.add_argument("--beds", nargs="+", choices=beds, default=beds, help="which to measure")
+    parser.add_argument("--trials", nargs="+", type=int, default=TRIALS, help="of a correlation")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
     options = parser.parse_args()
     cells: list[dict[str, float | str]] = []
     replications = 20 if options.quick else 500
@@ -147,7 +149,7 @@ def main() -> None:
     print("| bed | true τ | trials | Kendall, old | new | Spearman, old | new | certain, % |")
     print("|---|---|---|---|---|---|---|---|")
     for name in [bed for bed in options.beds if bed in BEDS]:
-        for n in TRIALS:
+        for n in options.trials:
             c = cell(name, n, replications)
             cells.append(c)
             parts = [

@@ -442,7 +442,8 @@ def _test(
         verdict: Verdict = "undecided"
         carried_by = None
         if abs(mean) > half:
-            carried_by = _carrier(pair, math.sqrt(v_seed + v_sequences))
+            place = carrier(pair.d_SN.mean(1), math.sqrt(v_seed + v_sequences))
+            carried_by = None if place is None else pair.seeds[place]
             verdict = "better" if mean > 0 else "worse"
         if margin is not None and abs(mean) + half < margin:
             verdict = "equivalent"
@@ -475,20 +476,20 @@ def _test(
         )
 
 
-def _carrier(pair: _Pair, se: float) -> int | None:
-    """The seed that carries the difference; None if it holds without any one of them.
+def carrier(d_S: Array, se: float) -> int | None:
+    """Place of the seed that carries the mean of `d_S`; None if it holds without any one of them.
 
     Without a seed, the difference must still be 1.96 standard errors away from 0. The whole test
     again without the seed would leave most clear cases at three seeds undecided
     (`benchmarks/comparison.py`).
     """
-    d_S, S = pair.d_SN.mean(1), len(pair.seeds)
+    S = len(d_S)
     if S == 1:
-        return pair.seeds[0]
+        return 0
     without_S = math.copysign(1.0, d_S.mean()) * (d_S.sum() - d_S) / (S - 1)
     weakest = int(without_S.argmin())
     holds = without_S[weakest] > half_width(se) * math.sqrt(S / (S - 1))
-    return None if holds else pair.seeds[weakest]
+    return None if holds else weakest
 
 
 def selection_probabilities(arms: Sequence[ArmScores], draws: int = DRAWS) -> list[Selection]:
