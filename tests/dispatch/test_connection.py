@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mptune.dispatch import cluster
+from mptune.dispatch.ray_private import NO_CLIENT_SERVER
 from mptune.errors import DispatchError
 
 
@@ -31,3 +32,28 @@ def test_one_that_takes_too_long_is_not_waited_for(monkeypatch):
 def test_the_head_is_told_among_other_lines(monkeypatch):
     monkeypatch.setattr(cluster, "CLIENT_QUESTION", "print('hello'); print('head 192.0.2.1:6379')")
     assert cluster.resolve_client_address("ray://head:10001") == "192.0.2.1:6379"
+
+
+BUSY = """
+import os, sys
+
+if not os.path.exists({seen!r}):
+    open({seen!r}, "w").close()
+    sys.exit("RuntimeError: {error}. See ray_client_server_23000.err for detailed logs.")
+print("head 192.0.2.1:6379")
+"""
+
+
+@pytest.mark.parametrize("error", NO_CLIENT_SERVER)
+def test_a_head_too_busy_for_a_client_is_asked_again(monkeypatch, tmp_path, error):
+    question = BUSY.format(seen=str(tmp_path / "seen"), error=error)
+    monkeypatch.setattr(cluster, "CLIENT_QUESTION", question)
+    assert cluster.resolve_client_address("ray://head:10001") == "192.0.2.1:6379"
+
+
+def test_a_head_that_stays_too_busy_is_named_with_its_reason(monkeypatch):
+    error = f"RuntimeError: {NO_CLIENT_SERVER[0]}"
+    monkeypatch.setattr(cluster, "CLIENT_QUESTION", f"import sys; sys.exit({error!r})")
+    monkeypatch.setattr(cluster, "CLIENT_TIMEOUT_S", 1.0)
+    with pytest.raises(DispatchError, match=f"did not answer in 1 s: {error}$"):
+        cluster.resolve_client_address("ray://head:10001")

@@ -32,7 +32,7 @@ def scene(
     where = address or cluster.address
     told = subprocess.run(
         [sys.executable, "-m", "tests.dispatch.crowded", where, str(folder), name],
-        env=cluster.env | environment, capture_output=True, text=True, timeout=150,
+        env=cluster.env | environment, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert told.returncode == 0, told.stderr
     return [json.loads(line) for line in told.stdout.splitlines()]
