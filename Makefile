@@ -1,6 +1,7 @@
 # Everything needs only Python 3.11+ and a C++ compiler.
 #   make demo    set up and run the quickstart search
-#   make test    set up and run the tests, two at a time (JOBS=2)
+#   make test    set up and run the tests, two at a time (JOBS=2); a slow one that fails (of a real
+#                cluster, or of processes) is repeated once, and the summary names it
 #   make test-all   those, every simulation in full, and the long tests: a machine out of memory,
 #                an autoscaled cluster, compiled models, memory of large models, a Gaussian-process
 #                sampler, a gang that is used again without ZeRO; most of an hour
@@ -21,8 +22,10 @@ READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 
-# One more than processors: tests of clusters also wait for processes that start or end.
+# More of them than processors gain nothing and make clusters slow.
 JOBS ?= 2
+# A machine may be too busy for a cluster, but not for more than a few.
+REPEAT := --reruns 1 --max-suite-reruns 3 -rsR
 KILLS ?= 20
 N ?= 30
 PYTEST := $(BIN)/python -m pytest
@@ -46,7 +49,7 @@ setup: $(READY)
 
 # No test that needs the machine for itself is among these.
 test: $(READY)
-	$(PYTEST) -n $(JOBS) -m "not nightly" --durations=10
+	$(PYTEST) -n $(JOBS) -m "not nightly" --durations=10 $(REPEAT)
 
 test-fast: $(READY)
 	$(PYTEST) -n $(JOBS) -m "not slow and not nightly"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
+import pytest_timeout
 
 from tests import groups
 
@@ -28,6 +29,24 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> groups.Group
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if hasattr(config, "workerinput"):  # one of several processes
         items.sort(key=lambda item: groups.place(item.nodeid))
+    if config.getoption("reruns", None):  # only for real clusters and processes
+        for item in items:
+            if "slow" not in item.keywords:
+                item.add_marker(pytest.mark.flaky(reruns=0))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before a test is repeated: its fixtures are made again, and it has all its time again.
+
+    It may have left a cluster without its nodes.
+    """
+    if getattr(item, "execution_count", 1) > 1 and isinstance(item, pytest.Function):
+        settings = pytest_timeout._get_item_settings(item)
+        item.ihook.pytest_timeout_set_timer(item=item, settings=settings)
+        for definitions in item._fixtureinfo.name2fixturedefs.values():
+            for definition in definitions:
+                definition.finish(item._request)
 
 
 @pytest.fixture(scope="session")
