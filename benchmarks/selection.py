@@ -4,6 +4,7 @@
     python benchmarks/selection.py --quick               # 20
     python benchmarks/selection.py --candidates 12 --json twelve.json
     python benchmarks/selection.py --merge a.json b.json # the tables of runs that were split
+    python benchmarks/selection.py --pruner              # 2000 studies a correlation; 2 minutes
 
 Candidates with known true scores are trained (simulated) with seeds of known noise, and some are
 trained again. Beside the posterior of `mptune.analysis.posterior` stands the method that it
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +29,8 @@ import numpy as np
 
 from mptune.analysis.crossed import Array
 from mptune.analysis.posterior import MeasuredPoints, draw_scores
+from mptune.analysis.pruning import probability_of_stopping_the_best
+from mptune.trial import LMLScore, Trial, TrialResult
 
 SPREADS, CANDIDATES = (0.0, 0.5, 1.0, 2.0, 4.0), (2, 5, 12)
 EVALUATION, SHIFT = 0.1**2, 0.3**2
@@ -44,6 +48,9 @@ class Seeds(NamedTuple):
 PATTERNS = (Seeds(1, 2, 2), Seeds(1, 3, 3), Seeds(2), Seeds(3))
 VARIANCES = ("equal", "60-fold", "60-fold, unexplained")
 """Half of the candidates are noisier; out of play says which, unless unexplained."""
+
+CORRELATIONS = (0.0, 0.3, 0.6, 0.8, 0.9, 0.97)
+"""Of the scores at the rung and at the end."""
 
 BEDS = ("normal", "seeds in common", "skewed seeds", "heavy-tailed spread", "two clusters")
 
@@ -191,6 +198,40 @@ def cell(
         }  # fmt: skip
 
 
+def pruner(correlation: float, studies: int) -> tuple[float, float]:
+    """Stated and true probability that a median pruner stopped the best of 12 trials.
+
+    Trials are stopped from the fifth on if they are below the median of those before at the rung.
+    """
+    rng, n_S = np.random.default_rng(1), np.arange(12)
+    stated, wrong = [], []
+    for _ in range(studies):
+        rung_S = rng.normal(size=12)
+        final_S = correlation * rung_S + math.sqrt(1 - correlation**2) * rng.normal(size=12)
+        stopped_S = [n >= 4 and rung_S[n] < np.median(rung_S[:n]) for n in n_S]
+        trials = [
+            Trial.model_construct(
+                number=n, size_label="", rungs=((0.5, rung),), same_as=None,
+                state="PRUNED" if stopped else "COMPLETE",
+                result=None if stopped else TrialResult.model_construct(
+                    lml=LMLScore.model_construct(nats_per_token=final)
+                ),
+            )
+            for n, rung, final, stopped in zip(n_S, rung_S, final_S, stopped_S, strict=True)
+        ]  # fmt: skip
+        stated.append(probability_of_stopping_the_best(trials))
+        wrong.append(stopped_S[int(final_S.argmax())])
+    return float(np.nanmean(stated)), float(np.mean(wrong))
+
+
+def pruner_table(studies: int) -> Iterator[str]:
+    found = [pruner(correlation, studies) for correlation in CORRELATIONS]
+    yield f"| correlation | {' | '.join(f'{c:g}' for c in CORRELATIONS)} |"
+    yield "|---" * (1 + len(found)) + "|"
+    for name, shares in zip(("stated", "true"), zip(*found, strict=True), strict=True):
+        yield f"| {name} | {' | '.join(f'{100 * share:.1f} %' for share in shares)} |"
+
+
 def tables(rows: list[dict[str, Any]]) -> Iterator[str]:
     def select(**wanted: Any) -> list[dict[str, Any]]:
         return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
@@ -262,7 +303,11 @@ def main() -> None:
         "--merge", type=Path, nargs="+", metavar="FILE",
         help="show the tables of these cells; measure none",
     )  # fmt: skip
+    parser.add_argument("--pruner", action="store_true", help="measure the pruner's error alone")
     arguments = parser.parse_args()
+    if arguments.pruner:
+        print(*pruner_table(100 if arguments.quick else 2000), sep="\n")
+        return
     rows: list[dict[str, Any]] = []
     for file in arguments.merge or ():
         rows += json.loads(file.read_text(encoding="utf-8"))

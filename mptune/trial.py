@@ -139,7 +139,9 @@ class LMLScore(Message):
         description="nats per sequence; new groups of sequences and new masks. None below "
         f"{MIN_GROUPS} groups"
     )
-    df_population: float | None = Field(description="degrees of freedom of the errors")
+    df_population: float | None = Field(
+        description=f"degrees of freedom of se_per_token; None below {MIN_GROUPS} groups"
+    )
     se_fixed: float | None = Field(description="nats per sequence; this held-out set, new masks")
     se_per_token: float | None = Field(
         description="nats per token, of a ratio of totals; for new groups of sequences, or below "
@@ -168,8 +170,14 @@ class LMLScore(Message):
     @property
     def scope(self) -> str:
         """What the error holds for, as words: empty for new groups of sequences."""
-        few = self.se_population is None
-        return f"on these {self.groups} groups only ({self.grouped_by})" if few else ""
+        if (n := self.few_groups) is None:
+            return ""
+        return f"on {'this 1 group' if n == 1 else f'these {n} groups'} only ({self.grouped_by})"
+
+    @property
+    def few_groups(self) -> int | None:
+        """Number of groups, if that is too few to claim anything about others; else None."""
+        return self.groups if self.se_population is None else None
 
 
 class RateScore(Message):

@@ -31,7 +31,6 @@ from mptune.analysis.crossed import (
     Array,
     SampleSize,
     critical,
-    mean_squares,
     root,
     sample_size,
     tail,
@@ -58,7 +57,8 @@ class ArmScores:
         name: of the arm.
         nats_per_sequence_SN: log-marginal-likelihood estimates, seeds x sequences (higher is
             better); all arms of a comparison have the same sequences in the same order. They count
-            as independent: of sequences in groups, pass `mptune.lml.groups.group_scores`.
+            as independent: of sequences in groups, pass `mptune.lml.groups.group_scores`. Of fewer
+            than `MIN_GROUPS` groups, sequences are passed: intervals are for these groups only.
         seeds: the training seed of each row.
         tokens_per_sequence: mean number of observed positions per sequence.
         bytes_per_token: text bytes per observed position, or None where there is no text.
@@ -240,8 +240,8 @@ class Intervals:
     Attributes:
         half_K: of the intervals that all hold at once with probability 1 - alpha.
         p_K: 1 - level of the widest family of such intervals that excludes 0.
-        alone: what each of these intervals leaves out by itself; the same for all, so that an arm
-            whose variance is hardly known widens only its own interval.
+        alone: 1 - level of each of these intervals for itself. It is the same for all, so that an
+            arm whose variance is hardly known widens only its own interval.
     """
 
     half_K: Array
@@ -297,20 +297,34 @@ def joint_errors(arms: Sequence[ArmScores], pairs: Sequence[_Pair], draws: int) 
         base=float(variance_A[0]),
         base_Z=variance_ZA[:, 0],
         used_KS=used_KS,
-        sequences_KK=evaluation_noise([pair.d_SN for pair in pairs]),
+        sequences_KK=evaluation_noise(pairs),
         sequences_df=pairs[0].d_SN.shape[1] - 1,
     )
 
 
-def evaluation_noise(differences: Sequence[Array]) -> Array:
-    """Covariance [K, K] of mean differences, each of seeds x sequences, from the sequences."""
-    mean_KN = np.stack([d_SN.mean(0) for d_SN in differences])
-    covariance_KK: Array = np.atleast_2d(np.cov(mean_KN)) / mean_KN.shape[1]
-    for k, d_SN in enumerate(differences):
-        if len(d_SN) > 1:  # the interaction of seeds and sequences is in the seeds' variance
-            interaction = float(mean_squares(d_SN[None])[2][0, 0]) / d_SN.size
-            covariance_KK[k, k] = max(0.0, covariance_KK[k, k] - interaction)
-    return covariance_KK
+def evaluation_noise(pairs: Sequence[_Pair]) -> Array:
+    """Covariance [K, K] of the mean differences from the sequences.
+
+    The interaction of seeds and sequences is taken out, because it is in the seeds' variance. Pairs
+    share that of the baseline, so it is taken out of the covariances, too. What is left may be no
+    covariance: variances keep their own values, at least 0, with the nearest correlations.
+    """
+    seeds, n = sorted({seed for pair in pairs for seed in pair.seeds}), pairs[0].d_SN.shape[1]
+    residual_KSN = np.zeros((len(pairs), len(seeds), n))
+    for residual_SN, pair in zip(residual_KSN, pairs, strict=True):
+        d_SN = pair.d_SN - pair.d_SN.mean(1, keepdims=True)
+        residual_SN[np.isin(seeds, pair.seeds)] = d_SN - d_SN.mean(0)
+    squares_KK = np.tensordot(residual_KSN, residual_KSN, axes=((1, 2), (1, 2)))
+    runs_K = np.array([len(pair.seeds) for pair in pairs])
+    common_KK = np.array([[len({*a.seeds} & {*b.seeds}) for a in pairs] for b in pairs])
+    # Cross products of residuals over the seeds in common, each pair centred over all of its own.
+    free_KK = np.maximum(1, np.outer(runs_K - 1, runs_K - 1) - 1 + common_KK)
+    found_KK: Array = np.atleast_2d(np.cov(np.stack([pair.d_SN.mean(0) for pair in pairs]))) / n
+    found_KK -= squares_KK / (free_KK * n * (n - 1))
+    root_KK = root(found_KK)
+    nearest_KK, variance_K = root_KK @ root_KK, np.maximum(found_KK.diagonal(), 0.0)
+    scale_K = np.sqrt(variance_K / np.maximum(nearest_KK.diagonal(), TINY))
+    return nearest_KK * np.outer(scale_K, scale_K)
 
 
 def seed_variances(arms: Sequence[ArmScores], draws: int) -> tuple[Array, Array]:
@@ -496,9 +510,10 @@ def selection_probabilities(arms: Sequence[ArmScores], draws: int = DRAWS) -> li
     """Probability that each arm is the best, and the regret of choosing it, under both noises.
 
     True means are drawn around the observed ones with the joint errors that `compare` uses. With
-    one seed, the probabilities know evaluation noise only.
+    one seed, the probabilities know evaluation noise only. The order of the arms has no effect.
     """
-    seeds = _paired_seeds(arms)
+    seeds, given = _paired_seeds(arms), arms
+    arms = sorted(arms, key=lambda arm: arm.name)
     pairs = [_Pair(arm, seeds, arm.at(seeds) - arms[0].at(seeds)) for arm in arms[1:]]
     error_ZK = joint_errors(arms, pairs, draws).draw()
     truth_ZA = np.zeros((draws, len(arms)))
@@ -506,7 +521,8 @@ def selection_probabilities(arms: Sequence[ArmScores], draws: int = DRAWS) -> li
     best_Z1 = truth_ZA.max(1, keepdims=True)
     probability_A = np.bincount(truth_ZA.argmax(1), minlength=len(arms)) / draws
     regret_A = (best_Z1 - truth_ZA).mean(0)
-    return [
-        Selection(arm.name, float(probability), float(regret))
+    found = {
+        arm.name: Selection(arm.name, float(probability), float(regret))
         for arm, probability, regret in zip(arms, probability_A, regret_A, strict=True)
-    ]
+    }
+    return [found[arm.name] for arm in given]

@@ -23,18 +23,15 @@ from mptune.analysis.crossed import Array
 from mptune.analysis.moderation import out_of_play
 from mptune.analysis.ranking import ACCUMULATED, FIXED_15, side
 from mptune.analysis.sequential import schedule
-from mptune.lml.groups import group_scores
 from mptune.spec.schema import Comparison
-from mptune.trial import MIN_GROUPS, RETRIED, LearningPoint, Message, Prepared, Trial
+from mptune.trial import RETRIED, LearningPoint, Message, Prepared, Trial
 
 Scores: TypeAlias = Callable[[Trial], Mapping[str, Array]]
-"""The stored scores of a trial: `nats_per_sequence` [N] and, if it had rungs, `at_rungs` [R, M].
+"""The stored scores of a trial: `nats_per_sequence` [N] and, if it had rungs, `at_rungs` [R, M],
+as `mptune.analysis.intervals.by_group` gives them: one for each group of sequences.
 
 Empty for a trial whose scores were not kept.
 """
-
-LONGEST = 512
-"""Most mask counts at which a policy's late support is computed."""
 
 Arms: TypeAlias = Mapping[str, Sequence[Trial]]
 """The trials of each arm, by the arm's name, in the order of the comparison."""
@@ -205,8 +202,8 @@ def comparison_report(
 
 def _scoped(difference: Difference, trials: Sequence[Trial]) -> Difference:
     """With the number of groups, where it is too small for a claim about others."""
-    groups = next(t.result.lml.groups for t in trials if t.result is not None)
-    if groups >= MIN_GROUPS:
+    groups = next(t.result.lml.few_groups for t in trials if t.result is not None)
+    if groups is None:
         return difference
     return replace(difference, few_groups=groups, sequences_needed=None)
 
@@ -304,29 +301,23 @@ def undecided_arms(
 def arm_scores(
     name: str, trials: Sequence[Trial], prepared: Prepared, scores: Scores
 ) -> ArmScores | None:
-    """The scores of the finished trials of an arm, by seed; None if there are none.
-
-    Where the stored scores have `groups` [N], each group counts as one independent score.
-    """
+    """The scores of the finished trials of an arm, by seed; None if there are none."""
     rows = [
-        (trial, trial.seed, kept["nats_per_sequence"], kept.get("groups"))
+        (trial, trial.seed, kept["nats_per_sequence"])
         for trial in trials
         if trial.result is not None and trial.seed is not None
         if "nats_per_sequence" in (kept := scores(trial))
     ]
     if not rows:
         return None
-    first, _, _, groups_N = rows[0]
-    scores_SN = np.stack([nats_N for _, _, nats_N, _ in rows])
-    if groups_N is not None and len(np.unique(groups_N)) > 1:
-        scores_SN = group_scores(scores_SN, groups_N)
+    first = rows[0][0]
     return ArmScores(
         name=name,
-        nats_per_sequence_SN=scores_SN,
-        seeds=tuple(seed for _, seed, _, _ in rows),
+        nats_per_sequence_SN=np.stack([nats_N for *_, nats_N in rows]),
+        seeds=tuple(seed for _, seed, _ in rows),
         tokens_per_sequence=prepared.heldout_tokens / prepared.heldout_sequences,
         bytes_per_token=prepared.bytes_per_token,
-        out_of_play=out_of_play(first.policy, min(prepared.length, LONGEST)),
+        out_of_play=out_of_play(first.policy, prepared.length),
     )
 
 

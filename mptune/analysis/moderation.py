@@ -42,6 +42,9 @@ LATE, IN_PLAY = 0.2, 0.1
 """The last part of training, and the least probability of a count that is in play, relative to
 uniform counts."""
 
+MOST_COUNTS = 512
+"""Most mask counts at which a policy's late support is computed: a share needs no more."""
+
 
 @dataclass(frozen=True, eq=False)
 class Moderated:
@@ -118,5 +121,6 @@ def out_of_play(policy: Mapping[str, Any], length: int) -> float:
         law = build("policy", dict(policy))
     except (InputError, ValueError):
         return 0.5
+    length = min(length, MOST_COUNTS)
     late = np.mean([law.pmf(length, 1 - LATE * (k + 0.5) / 8) for k in range(8)], axis=0)
     return float(np.mean(late * length < IN_PLAY))

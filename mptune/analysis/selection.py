@@ -176,9 +176,10 @@ def select_trial(
         found = _scored([trial, *left.pop(_key(trial), ())], prepared, scores)
         if found is not None:
             again = _scored(fresh.get(trial.number, ()), prepared, scores)
-            points[trial.number] = Runs(found, again, _out_of_play(trial, prepared))
+            law = out_of_play(trial.policy, prepared.length)
+            points[trial.number] = Runs(found, again, law)
     others = [
-        Runs(found, None, _out_of_play(trials[0], prepared))
+        Runs(found, None, out_of_play(trials[0].policy, prepared.length))
         for trials in left.values()
         if (found := _scored(trials, prepared, scores)) is not None
     ]
@@ -194,10 +195,6 @@ def select_trial(
 def _key(trial: Trial) -> str:
     """What runs of one point have in common; without a spec a trial is a point of its own."""
     return trial.spec.run_key() if trial.spec else f"{trial.stage} {trial.number}"
-
-
-def _out_of_play(trial: Trial, prepared: Prepared) -> float:
-    return out_of_play(trial.policy, prepared.length)
 
 
 def _scored(trials: Sequence[Trial], prepared: Prepared, scores: Scores) -> Scored | None:

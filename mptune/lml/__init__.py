@@ -28,7 +28,6 @@ from mptune.lml.groups import MIN_GROUPS as MIN_GROUPS
 from mptune.lml.groups import group_scores as group_scores
 from mptune.lml.groups import group_standard_error as group_standard_error
 from mptune.lml.groups import intraclass_correlation as intraclass_correlation
-from mptune.lml.groups import population_error as population_error
 from mptune.lml.groups import round_robin as round_robin
 from mptune.lml.plan import DEFAULT_VARIANCE as DEFAULT_VARIANCE
 from mptune.lml.plan import LMLPlan as LMLPlan

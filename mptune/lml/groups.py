@@ -52,13 +52,6 @@ def group_numbers(groups: ArrayLike | None, count: int) -> IntArray:
     return np.unique(labels, return_inverse=True)[1].astype(np.int64)
 
 
-def population_error(values: ArrayLike, groups: ArrayLike) -> tuple[float, float]:
-    """`group_standard_error` of the mean, and NaN below `MIN_GROUPS`: then nothing is claimed."""
-    if len(np.unique(np.asarray(groups))) < MIN_GROUPS:
-        return math.nan, math.nan
-    return group_standard_error(values, groups)
-
-
 def group_standard_error(
     values: ArrayLike, groups: ArrayLike, sizes: ArrayLike | None = None
 ) -> tuple[float, float]:

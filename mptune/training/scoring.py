@@ -30,9 +30,9 @@ from mptune.lml import (
     check_finite,
     estimate_from_sums,
     group_standard_error,
-    population_error,
     round_robin,
 )
+from mptune.lml.groups import group_numbers
 from mptune.spec.schema import Missing, Score
 from mptune.training.batches import BoolArray, IntArray, attended, seeded_order
 from mptune.training.ranks import Ranks, StoppedInScoring, agreed_stop
@@ -110,12 +110,17 @@ class HeldOut:
             raise InputError(f"{table.description}: no sequence is held out to score on")
         order = seeded_order(len(heldout.tokens), score.seed)
         rows = round_robin(order, heldout.groups)[: score.sequences]
-        observed_ND, groups_N = np.asarray(heldout.observed[rows]), np.asarray(heldout.groups[rows])
-        made = LMLPlan.make(observed_ND, forwards=score.forwards, seed=score.seed, groups=groups_N)
-        plan = plan or made
-        same = np.array_equal(plan.observed_ND, observed_ND)
-        same &= np.array_equal(plan.groups_N, made.groups_N)
-        if not (same and plan.forwards == score.forwards and plan.seed == score.seed):
+        observed_ND = np.asarray(heldout.observed[rows])
+        groups_N = group_numbers(heldout.groups[rows], len(rows))
+        if plan is None:
+            plan = LMLPlan.make(
+                observed_ND, forwards=score.forwards, seed=score.seed, groups=groups_N
+            )
+        elif not (
+            np.array_equal(plan.observed_ND, observed_ND)
+            and np.array_equal(plan.groups_N, groups_N)
+            and (plan.forwards, plan.seed) == (score.forwards, score.seed)
+        ):
             raise InputError(
                 "the frozen scoring plan belongs to other data or another `score` section, and "
                 "trials are comparable only on one plan; use another run directory, or delete "
@@ -267,7 +272,8 @@ class Scorer:
         per_sequence_n = per_sequence_n - held.log_width_sums[first.sequence_index]
         combined = replace(first, per_sequence=per_sequence_n, se_fixed=se_fixed)
         nats_per_token, se_per_token, df = combined.per(first.positions)
-        se_population, _ = population_error(per_sequence_n, first.groups)
+        claimed = combined.scope == "population"
+        se_population, _ = group_standard_error(per_sequence_n, first.groups)
         bytes_per_token = held.table.bytes_per_token
         if held.domain is not None:
             bytes_per_token = held.table.domain_bytes.get(held.domain)
@@ -275,8 +281,8 @@ class Scorer:
             nats_per_sequence=float(per_sequence_n.mean()),
             nats_per_token=nats_per_token,
             bits_per_byte=bits_per_byte(nats_per_token, bytes_per_token),
-            se_population=None if math.isnan(se_population) else se_population,
-            df_population=None if math.isnan(se_population) else df,
+            se_population=se_population if claimed else None,
+            df_population=df if claimed else None,
             se_fixed=None if math.isnan(se_fixed) else se_fixed,
             se_per_token=None if math.isnan(se_per_token) else se_per_token,
             largest_share=combined.tails.share,

@@ -18,6 +18,7 @@ from mptune.analysis import (
     compare,
     selection_probabilities,
 )
+from mptune.analysis.arms import _Pair, evaluation_noise
 from mptune.analysis.crossed import critical, tail
 from mptune.analysis.intervals import half_width
 from mptune.analysis.sequential import _simpson, nominal_levels, overall_level, schedule
@@ -132,6 +133,53 @@ def null_families(replications: int) -> Iterator[list[Difference]]:
     for _ in range(replications):
         arms = [arm(name, simulate(rng, 1.0, n=60)) for name in "abcd"]
         yield compare(arms, "a", draws=2000)
+
+
+def noisy_family(rng: np.random.Generator, interaction: float, arms: int = 5) -> list[ArmScores]:
+    """Arms with an interaction of seeds and sequences and without noise of sequences.
+
+    The baseline's is the largest; of the last arm a seed failed.
+    """
+    seeds, n = 6, 40
+    z_ASN = rng.normal(size=(1, 1, n)) + rng.normal(size=(arms, seeds, 1))
+    z_ASN = z_ASN + interaction * rng.normal(size=(arms, seeds, n))
+    z_ASN[0] += 2 * interaction * rng.normal(size=(seeds, n))
+    made = [arm(f"{a:02d}", z_SN) for a, z_SN in enumerate(z_ASN)]
+    return [*made[:-1], made[-1].first(5)]
+
+
+def test_the_interaction_with_sequences_is_in_no_covariance() -> None:
+    rng, found = np.random.default_rng(4), []
+    true_KK = np.array([[1.0, 0.5, 0.2], [0.5, 1.0, 0.2], [0.2, 0.2, 2.0]])
+    for _ in range(300):
+        arms = noisy_family(rng, 0.8, 4)
+        own_KN = np.linalg.cholesky(true_KK) @ rng.normal(size=(3, 40))
+        challengers = zip(arms[1:], own_KN, strict=True)
+        pairs = [
+            _Pair(each, each.seeds, each.nats_per_sequence_SN + own_N - arms[0].at(each.seeds))
+            for each, own_N in challengers
+        ]
+        found.append(40 * evaluation_noise(pairs))
+    error_KK = np.std(found, axis=0) / math.sqrt(300)
+    assert (np.abs(np.mean(found, axis=0) - true_KK) < 0.05 + 3 * error_KK).all()
+
+
+def test_half_widths_do_not_count_the_interaction_twice() -> None:
+    """Scores in which each seed has its mean at all sequences have the same errors."""
+    rng, ratios = np.random.default_rng(12), []
+    for _ in range(12):
+        arms = noisy_family(rng, 8.0)
+        flat = [
+            replace(a, nats_per_sequence_SN=0 * a.nats_per_sequence_SN + mean)
+            for a in arms
+            for mean in [a.nats_per_sequence_SN.mean(1, keepdims=True)]
+        ]
+        widths, without = (
+            [d.half_width for d in compare(s, "00", draws=4000, forecasts=False)]
+            for s in (arms, flat)
+        )
+        ratios.append(np.mean(widths) / np.mean(without))
+    assert np.mean(ratios) < 1.1
 
 
 @pytest.mark.simulation
@@ -313,6 +361,13 @@ def test_equivalent_only_when_the_interval_lies_inside_the_margin() -> None:
     found = pair(d_SN)
     assert pair(d_SN, margin=0.999 * found.high).verdict != "equivalent"
     assert pair(d_SN, margin=4 * found.high).verdict == "equivalent"
+
+
+def test_probabilities_do_not_depend_on_the_order_of_the_arms() -> None:
+    arms = noisy_family(np.random.default_rng(0), 1.0)
+    found = selection_probabilities(arms, draws=500)
+    assert [each.arm for each in found] == [each.name for each in arms]
+    assert selection_probabilities(arms[::-1], draws=500)[::-1] == found
 
 
 @pytest.mark.parametrize("seeds", [1, 4])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import betaincinv
 
-from mptune.analysis.comparison import Asked, arm_scores, comparison_report, runs_of, undecided_arms
+from mptune.analysis.comparison import Asked, comparison_report, runs_of, undecided_arms
 from mptune.analysis.crossed import Array
 from mptune.analysis.results import Outcomes, Report, build_report
 from mptune.spec.schema import Comparison, SearchSpec
@@ -89,23 +89,6 @@ def test_the_report_of_a_comparison_names_each_trial_by_its_arm(
     assert (same.runs, same.failed, same.verdict) == (3, 1, "undecided")
     assert comparison_report(asked, [], prepared, scores) is None
     assert comparison_report(None, trials, prepared, scores) is None
-
-
-def test_sequences_of_one_group_count_once(tmp_path: Path) -> None:
-    made = compared(tmp_path)[:3]
-    prepared = spec(tmp_path, 0, "base", 0).prepared
-    by_group = np.random.default_rng(0).normal(size=(len(made), 10))
-    numbers = [trial.number for trial in made]
-
-    def grouped(trial: Trial) -> dict[str, Array]:
-        scores_N = np.repeat(by_group[numbers.index(trial.number)], 4)
-        return {"nats_per_sequence": scores_N, "groups": np.repeat(np.arange(10.0), 4)}
-
-    found = arm_scores(
-        "base", [t.model_copy(update={"seed": t.number}) for t in made], prepared, grouped
-    )
-    assert found is not None
-    assert found.nats_per_sequence_SN == pytest.approx(by_group)
 
 
 def test_failures_have_a_rate_and_a_verdict_of_their_own(tmp_path: Path) -> None:

@@ -72,3 +72,8 @@ def test_no_variance_is_made_up() -> None:
 )
 def test_counts_out_of_play(policy: dict[str, object], expected: float) -> None:
     assert out_of_play(policy, 64) == pytest.approx(expected, abs=0.02)
+
+
+def test_a_long_sequence_costs_no_more_than_a_short_one() -> None:
+    policy = {"kind": "fixed", "rate": 0.15}
+    assert out_of_play(policy, 10**9) == out_of_play(policy, 512)
