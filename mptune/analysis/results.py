@@ -21,7 +21,7 @@ from mptune.analysis.selection import SearchSelection, select_trial
 from mptune.analysis.sizes import BySize, by_size
 from mptune.errors import InputError
 from mptune.spec.schema import SearchSpec, build
-from mptune.trial import Message, Prepared, Trial, TrialResult, TrialSpec
+from mptune.trial import LMLScore, Message, Prepared, Trial, TrialResult, TrialSpec
 
 PROFILE_STEPS, PROFILE_LENGTH = 16, 512
 """Steps of progress, and most positions, of the mask rates that a report shows."""
@@ -67,6 +67,13 @@ class Report(Message):
     versions: dict[str, str] = Field(default_factory=dict)
     commands: tuple[str, ...] = Field((), description="what replays the study")
     created: str = Field("", description="time of the report, ISO 8601")
+
+    @property
+    def scored(self) -> LMLScore | None:
+        """The score of the first finished trial or run of an arm; None if nothing has finished."""
+        arms = self.comparison.arms.values() if self.comparison else ()
+        results = (trial.result for trials in (self.trials, *arms) for trial in trials)
+        return next((result.lml for result in results if result is not None), None)
 
 
 def build_report(

@@ -20,6 +20,9 @@ class Condition(Message):
     kind: Literal["home", "domain", "missing"]
     fraction: float | None = Field(None, description="of observed values that were removed")
     pattern: Literal["random", "block"] | None = Field(None, description="how they were removed")
+    few_groups: int | None = Field(
+        None, description="number of groups, if intervals hold for these only; see `LMLScore`"
+    )
 
 
 class ConditionScore(Message):
@@ -100,12 +103,14 @@ def robustness(
 
 
 def _conditions(result: TrialResult) -> Iterator[Condition]:
-    yield Condition(name=HOME, kind="home")
-    for name in result.lml_shift:
-        yield Condition(name=name, kind="domain")
+    few = result.lml.few_groups
+    yield Condition(name=HOME, kind="home", few_groups=few)
+    for name, lml in result.lml_shift.items():
+        yield Condition(name=name, kind="domain", few_groups=lml.few_groups)
     for gone in result.lml_missing:
+        of = {"fraction": gone.fraction, "pattern": gone.kind, "few_groups": few}
         name = f"{100 * gone.fraction:g} % missing, {gone.kind}"
-        yield Condition(name=name, kind="missing", fraction=gone.fraction, pattern=gone.kind)
+        yield Condition.model_validate({"name": name, "kind": "missing", **of})
 
 
 def _row(

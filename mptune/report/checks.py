@@ -17,7 +17,7 @@ from mptune.analysis.pruning import MIN_FINISHED, probability_of_stopping_the_be
 from mptune.analysis.results import Outcomes, Report
 from mptune.report.formatting import minus
 from mptune.report.language import Language
-from mptune.trial import Trial, TrialResult
+from mptune.trial import MIN_GROUPS, Trial, TrialResult
 
 MIN_FORWARDS = 100
 """With fewer forwards an interval is not reliable (experiments on racing)."""
@@ -126,6 +126,10 @@ def _forwards(case: Case) -> Iterator[Check]:
 
 def _tails(case: Case) -> Iterator[Check]:
     worst = max((result.lml for result in case.results), key=lambda lml: lml.groups_needed)
+    if (n := worst.few_groups) is not None:
+        by = worst.grouped_by
+        yield Check(False, case.say("check.few_groups", n=n, by=by, least=MIN_GROUPS))
+        return
     enough = worst.groups >= worst.groups_needed
     words = case.say(
         "check.tails" if enough else "check.heavy_tails",
@@ -179,7 +183,9 @@ def _seeds(case: Case) -> Iterator[Check]:
         names = say.join(undecided)
         yield Check(False, say("check.undecided", baseline=comparison.baseline, names=names))
     else:
-        yield Check(True, say("check.decided", level=f"{100 * comparison.level:g}"))
+        groups = comparison.differences[0].few_groups
+        few = "" if groups is None else say("verdict.few", n=groups)
+        yield Check(True, say("check.decided", level=f"{100 * comparison.level:g}", few=few))
 
 
 def _confirmed(case: Case) -> Iterator[Check]:

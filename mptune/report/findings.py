@@ -257,6 +257,9 @@ def _certainty(report: Report, ranked: Sequence[Trial], say: Language) -> Iterat
         yield say("certainty.nothing")
     elif comparison is None or not comparison.selection:
         yield say("certainty.one_run")
+    lml = report.scored
+    if lml is not None and lml.few_groups is not None:
+        yield say("few.report", n=lml.few_groups, by=lml.grouped_by)
 
 
 def search_certainty(selection: SearchSelection, say: Language) -> Iterator[str]:

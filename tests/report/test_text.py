@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -21,6 +23,7 @@ from mptune.report.formatting import (
 from mptune.report.language import language
 from mptune.report.pages import markdown
 from mptune.report.text import TERMINAL_ROWS
+from mptune.trial import Trial
 from tests.report.conftest import SIZES, make, search, trial
 
 SMALL = next(iter(SIZES))
@@ -71,6 +74,46 @@ def test_markdown_has_every_section(compared: Report) -> None:
     assert "](figures/curve.png)" in text
     assert "3f9a61c2d07be845" in text
     assert "mptune search search_spaces/python-bytes.yaml" in text
+
+
+def of_groups(report: Report, groups: int) -> Report:
+    """The same report of so few groups that nothing is claimed of others."""
+
+    def scored(trials: Iterable[Trial]) -> tuple[Trial, ...]:
+        few = {"groups": groups, "se_population": None, "df_population": None}
+        lmls = [t.result and t.result.lml.model_copy(update=few) for t in trials]
+        return tuple(
+            t.model_copy(update={"result": t.result and t.result.model_copy(update={"lml": lml})})
+            for t, lml in zip(trials, lmls, strict=True)
+        )
+
+    found = report.comparison
+    assert found is not None
+    comparison = found.model_copy(
+        update={
+            "arms": {name: scored(trials) for name, trials in found.arms.items()},
+            "differences": tuple(replace(d, few_groups=groups) for d in found.differences),
+        }
+    )
+    return report.model_copy(update={"trials": scored(report.trials), "comparison": comparison})
+
+
+@pytest.mark.parametrize(("groups", "these"), [(1, "this one group"), (5, "these 5 groups")])
+def test_no_claim_of_other_groups_is_made_on_few_of_them(
+    compared: Report, groups: int, these: str
+) -> None:
+    text = markdown(of_groups(compared, groups))
+    assert f"on {these} of sequences only)" in text, "the verdict"
+    claim = f"every interval and probability in this report holds for {these.replace('one ', '')}"
+    assert claim.replace("these 5", "these") in text
+    captions = [line for line in text.splitlines() if "Intervals hold for" in line]
+    assert len(captions) == 3
+    assert all(f"Intervals hold for {these} of sequences only." in line for line in captions)
+    assert "are enough for this skewness" not in text
+    assert f"only {groups} group" in text
+    decided = next(line for line in text.splitlines() if "every comparison is decided" in line)
+    assert decided.endswith(f"; on {these} of sequences only")
+    assert "Intervals hold" not in markdown(compared)
 
 
 def test_markdown_tables_are_rectangular(compared: Report) -> None:

@@ -58,7 +58,7 @@ def _differences(context: Context, found: ComparisonReport) -> Chart:
     return Chart(
         name="comparison",
         title=say("figure.comparison.title", baseline=baseline),
-        caption=say("figure.comparison.caption", baseline=baseline, level=f"{100 * found.level:g}"),
+        caption=context.caption("comparison", baseline=baseline, level=f"{100 * found.level:g}"),
         x=Axis(say("figure.comparison.x", baseline=baseline)),
         y=Axis(""),
         series=tuple(
@@ -232,7 +232,7 @@ def _curves(context: Context, labels: Sequence[str], trials: Sequence[Trial]) ->
     return Chart(
         name="curve",
         title=context.say("figure.curve.title"),
-        caption=context.say("figure.curve.caption", best=labels[0]),
+        caption=context.caption("curve", best=labels[0]),
         x=Axis(context.say("axis.mask_rate"), low=0.0, high=1.0, tick=percent_tick),
         y=Axis(context.say("figure.curve.y"), high=0.0),
         series=tuple(series),
@@ -300,7 +300,7 @@ def learning(context: Context) -> ReportSection | None:
             Chart(
                 name=f"learning-{unit}",
                 title=say("figure.learning.title", unit=name),
-                caption=say("figure.learning.caption", unit=name),
+                caption=context.caption("learning", unit=name),
                 x=Axis(say(f"axis.{unit}"), log=log, tick=tick),
                 y=Axis(say("axis.lml")),
                 series=tuple(

@@ -59,6 +59,13 @@ class Context:
         one_size = len({trial.size_label for trial in trials}) < 2
         return [trial.policy_label if one_size else trial.label for trial in trials]
 
+    def caption(self, figure: str, **values: object) -> str:
+        """The caption of a figure with intervals; with few groups, what these hold for."""
+        lml = self.report.scored
+        n = lml.few_groups if lml else None
+        few = "" if n is None else self.say("few.caption", n=n)
+        return self.say.sentences([self.say(f"figure.{figure}.caption", **values), few])
+
     def score(self, value: float, half: float) -> str:
         """A score with its interval and unit."""
         return f"{per_token(value, half)} {self.say('unit.nats_per_token')}"

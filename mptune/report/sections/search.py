@@ -88,7 +88,7 @@ def _ranking_chart(context: Context, candidates: dict[int, Candidate]) -> Chart:
     return Chart(
         name="ranking",
         title=say("figure.ranking.title"),
-        caption=say("figure.ranking.caption", more=more),
+        caption=context.caption("ranking", more=more),
         x=Axis(say(f"column.{lml_column(candidates)}")),
         y=Axis(""),
         series=tuple(series),

@@ -157,12 +157,12 @@ def robustness(context: Context) -> ReportSection | None:
 
 def _condition(condition: Condition, say: Language) -> str:
     """Label of a condition: in distribution, the domain, or the share of missing values."""
-    if condition.kind == "home":
-        return say("robustness.home")
+    name = say("robustness.home") if condition.kind == "home" else condition.name
     if condition.kind == "missing" and condition.fraction is not None:
         pattern = condition.pattern or "random"
-        return say(f"robustness.missing_{pattern}", percent=f"{100 * condition.fraction:g}")
-    return condition.name
+        name = say(f"robustness.missing_{pattern}", percent=f"{100 * condition.fraction:g}")
+    groups = condition.few_groups
+    return name if groups is None else say("robustness.few", name=name, n=groups)
 
 
 def _robustness_chart(context: Context, found: Robustness) -> Chart:
