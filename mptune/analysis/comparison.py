@@ -271,7 +271,8 @@ def chosen_policy(best: Trial | None, comparison: ComparisonReport | None) -> Tr
     one run: then it is a trial of that arm. Without a search it is a trial of the leading arm.
     None if nothing has finished.
     """
-    arms = {name: arm[0] for name, arm in comparison.arms.items() if arm} if comparison else {}
+    names = comparison.arms if comparison else ()
+    arms = {name: runs[0] for name in names if comparison and (runs := comparison.finished(name))}
     if best is None:
         leader = leading_arm(comparison)
         return arms[leader] if leader else None

@@ -13,13 +13,19 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from mptune.analysis.comparison import Asked, ComparisonReport, Scores, comparison_report
+from mptune.analysis.comparison import (
+    Asked,
+    ComparisonReport,
+    Scores,
+    chosen_policy,
+    comparison_report,
+)
 from mptune.analysis.kpi import KpiReport, kpi_report
 from mptune.analysis.ranking import ranking
 from mptune.analysis.robustness import Robustness, robustness
-from mptune.analysis.selection import SearchSelection, select_trial
+from mptune.analysis.selection import SearchSelection, recommended, select_trial
 from mptune.analysis.sizes import BySize, by_size
-from mptune.errors import InputError
+from mptune.errors import InputError, NoResultError
 from mptune.spec.schema import SearchSpec, build
 from mptune.trial import LMLScore, Message, Prepared, Trial, TrialResult, TrialSpec
 
@@ -43,6 +49,52 @@ class Importance(Message):
     name: str = Field(description="the dimension, e.g. `policy.0.rate`")
     share: float = Field(description="of all dimensions that were judged; they sum to 1")
     trials: int = Field(description="finished trials that it rests on")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a run recommends: every command, view and method takes it from here.
+
+    Attributes:
+        selection: the choice of the search; None if none of its trials is scored.
+        comparison: of the arms; None if there is none.
+        searched: the trial that the search recommends; None if none of its trials has finished.
+        trial: a trial of the recommended policy: `searched`, unless an arm beat its policy on
+            paired seeds (`chosen_policy`); None if nothing has finished.
+    """
+
+    selection: SearchSelection | None
+    comparison: ComparisonReport | None
+    searched: Trial | None
+    trial: Trial | None
+
+    @classmethod
+    def of(
+        cls,
+        trials: Sequence[Trial],
+        selection: SearchSelection | None,
+        comparison: ComparisonReport | None,
+    ) -> Choice:
+        """The choice among the trials of a search and the arms of a comparison."""
+        searched = recommended(selection, trials) if any(t.finished for t in trials) else None
+        return cls(selection, comparison, searched, chosen_policy(searched, comparison))
+
+    @property
+    def runs(self) -> list[Trial]:
+        """Finished trials of the recommended arm; empty if a trial of the search is recommended."""
+        if self.comparison is None or self.trial is None or self.trial is self.searched:
+            return []
+        return self.comparison.finished(self.trial.arm or "")
+
+    def best(self) -> Trial:
+        """The trial of the recommended policy.
+
+        Raises:
+            NoResultError: no trial has finished.
+        """
+        if self.trial is None:
+            raise NoResultError("no trial has finished, so there is nothing to recommend")
+        return self.trial
 
 
 class Report(Message):
@@ -75,6 +127,27 @@ class Report(Message):
         results = (trial.result for trials in (self.trials, *arms) for trial in trials)
         return next((result.lml for result in results if result is not None), None)
 
+    def choice(self) -> Choice:
+        """What the study recommends."""
+        return Choice.of(self.trials, self.selection, self.comparison)
+
+
+def choose(
+    spec: SearchSpec,
+    prepared: Prepared | None,
+    *,
+    searched: Sequence[Trial],
+    confirmed: Sequence[Trial] = (),
+    compared: Sequence[Trial] = (),
+    asked: Asked | None = None,
+    scores: Scores,
+) -> Choice:
+    """What a study recommends; the arguments are those of `build_report`."""
+    arms = asked.arms(compared) if asked else {}
+    by_worst = spec.search.choose_by == "worst_domain"
+    selection = select_trial(searched, confirmed, arms, prepared, scores, by_worst)
+    return Choice.of(searched, selection, comparison_report(asked, compared, prepared, scores))
+
 
 def build_report(
     spec: SearchSpec,
@@ -89,7 +162,7 @@ def build_report(
     extrapolate_to: Sequence[float] | None = None,
     importances: Mapping[str, float] | None = None,
     wall_s: float | None = None,
-    command: str = "",
+    commands: Sequence[str] = (),
     versions: Mapping[str, str] | None = None,
     created: str = "",
 ) -> Report:
@@ -105,7 +178,7 @@ def build_report(
         extrapolate_to: sizes at which the laws over size are evaluated; default: the spec's.
         importances: dimension -> its share of the score, largest first.
         wall_s: seconds that drivers have run.
-        command: what replays the study.
+        commands: what replays the study.
         versions: of the packages installed here; those of the first result take precedence.
         created: time of the report, ISO 8601.
     """
@@ -117,6 +190,15 @@ def build_report(
         if trial.state not in ("WAITING", "RUNNING") and trial.same_as is None
     ]
     results = [trial.result for trial in trained if trial.result is not None]
+    choice = choose(
+        spec,
+        prepared,
+        searched=searched,
+        confirmed=confirmed,
+        compared=compared,
+        asked=asked,
+        scores=scores,
+    )
     named = {}
     if prepared is not None:
         # Strip directories from paths: a report is shared with other people.
@@ -130,8 +212,8 @@ def build_report(
             for trial in searched
             if trial.state != "WAITING"
         ),
-        comparison=comparison_report(asked, compared, prepared, scores),
-        selection=select_trial(searched, confirmed, arms, prepared, scores, by_worst),
+        comparison=choice.comparison,
+        selection=choice.selection,
         by_size=by_size(
             (*searched, *compared),
             spec.search.extrapolate_to if extrapolate_to is None else extrapolate_to,
@@ -151,7 +233,7 @@ def build_report(
         ),
         plan_hash=prepared.plan_hash if prepared else "",
         versions={**(versions or {}), **(results[0].versions if results else {})},
-        commands=(command,) if command else (),
+        commands=tuple(commands),
         created=created,
     )
 
@@ -199,6 +281,8 @@ class Outcomes:
     finished: int
     failed: int
     pruned: int
+    repeated: int = 0
+    """Finished trials at a point that an earlier one was trained at; their score is its score."""
 
     @classmethod
     def of(cls, report: Report) -> Outcomes:
@@ -209,4 +293,5 @@ class Outcomes:
             trials = tuple(t for arm in arms for t in arm if t.result or t.state == "FAIL")
         states = [trial.state for trial in trials]
         finished = sum(trial.finished for trial in trials)
-        return cls(len(trials), finished, states.count("FAIL"), states.count("PRUNED"))
+        repeated = sum(t.finished and t.same_as is not None for t in trials)
+        return cls(len(trials), finished, states.count("FAIL"), states.count("PRUNED"), repeated)

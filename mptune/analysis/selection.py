@@ -92,7 +92,11 @@ class SearchSelection(Message):
         description="standard deviation of a candidate's score over training seeds, of the "
         "steadiest and of the noisiest candidate, nats per token; None: not known",
     )
-    seed_runs: int = Field(0, description="runs of repeated points that it rests on")
+    seed_runs: int = Field(
+        0,
+        description="training runs of all points that were trained more than once; `seed_sd` is "
+        "estimated from them",
+    )
     overturned: bool = Field(
         False, description="the recommended one was not the search's best: more runs changed it"
     )
@@ -139,6 +143,7 @@ class Runs:
 
     @property
     def count(self) -> int:
+        """Number of training runs of the point, on both plans."""
         return sum(len(scored.seeds) for scored in self.plans.values())
 
 
@@ -171,10 +176,9 @@ def select_trial(
     left = {_key(trials[0]): list(trials) for trials in arms.values() if trials}
     points = {}
     for trial in ranked:
-        if _scored([trial], prepared, scores) is None:
-            continue
-        found = _scored([trial, *left.pop(_key(trial), ())], prepared, scores)
+        found = _scored([trial, *left.get(_key(trial), ())], prepared, scores, required=trial)
         if found is not None:
+            left.pop(_key(trial), None)
             again = _scored(fresh.get(trial.number, ()), prepared, scores)
             law = out_of_play(trial.policy, prepared.length)
             points[trial.number] = Runs(found, again, law)
@@ -197,11 +201,15 @@ def _key(trial: Trial) -> str:
     return trial.spec.run_key() if trial.spec else f"{trial.stage} {trial.number}"
 
 
-def _scored(trials: Sequence[Trial], prepared: Prepared, scores: Scores) -> Scored | None:
-    """Runs that were scored on one plan; None if no scores of these were kept."""
+def _scored(
+    trials: Sequence[Trial], prepared: Prepared, scores: Scores, required: Trial | None = None
+) -> Scored | None:
+    """Runs that were scored on one plan; None without kept scores of any, or of the `required`."""
     rows, seeds, variances = [], [], []
     for trial in trials:
         nats_N = scores(trial).get("nats_per_sequence")
+        if nats_N is None and trial is required:
+            return None
         if trial.result is not None and nats_N is not None:
             # A confirmation has a plan of its own, whose sequences have another mean length.
             plan = trial.spec.prepared if trial.spec else prepared

@@ -107,10 +107,11 @@ def run_replay(bundle: Path, into: Path | None, as_json: bool, lang: str) -> Non
         run = unpack(bundle, Path(folder))
         stored = json.loads(run.directory.report_json.read_text(encoding="utf-8"))
         found = report_again(run, stored["input"])
+        words = findings(found, say)
         text = json_of(found)
         wrong = [*wrong_scores(run), *differences(stored, json.loads(text))]
         if into is not None:
-            report.write(found, run.directory, say)
+            report.write(found, run.directory, say, words)
     if wrong:
         shown = "\n  ".join(wrong[:MAX_SHOWN])
         raise NoResultError(f"{bundle}: {len(wrong)} numbers differ:\n  {shown}")
@@ -118,4 +119,4 @@ def run_replay(bundle: Path, into: Path | None, as_json: bool, lang: str) -> Non
         print(text, end="")
     else:
         print(say("terminal.replayed", bundle=bundle))
-        print("\n".join(findings(found, say).recommendation))
+        print("\n".join(words.recommendation))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,8 +54,7 @@ def run_report(run_dir: Path, sizes: list[float] | None, as_json: bool, lang: st
     from mptune.search.run import Run
 
     run = Run.open(run_dir)
-    again = f"mptune search {run.directory.spec} --run-dir {run.directory.root}"
-    answer(Console(highlight=False), run, run.report(again, sizes), as_json, lang)
+    answer(Console(highlight=False), run, run.report(extrapolate_to=sizes), as_json, lang)
 
 
 def answer(console: Console, run: Run, found: Report, as_json: bool, lang: str) -> None:
@@ -64,14 +64,16 @@ def answer(console: Console, run: Run, found: Report, as_json: bool, lang: str) 
         NoResultError: no trial has finished.
     """
     from mptune import report
+    from mptune.report.findings import findings
     from mptune.report.language import language
 
     say = language(lang)
-    written = report.write(found, run.directory, say)
+    words = findings(found, say)
+    written = report.write(found, run.directory, say, words)
     if as_json:
         print(run.directory.report_json.read_text(encoding="utf-8"), end="")
     else:
-        report.show(console, found, say)
+        report.show(console, found, say, words)
         console.print(say("terminal.written"))
         folders = dict.fromkeys(p.parent for p in written if p.parent.name == "figures")
         for path in [*(p for p in written if p.parent not in folders), *folders]:
@@ -87,7 +89,7 @@ def answer(console: Console, run: Run, found: Report, as_json: bool, lang: str) 
     JSON,
 )
 def run_best(run_dir: Path, export: Path | None, as_json: bool) -> None:
-    """Print the recommended policy of a finished search, or export it as YAML.
+    """Print the recommended policy of a search or a comparison, or export it as YAML.
 
     examples:
       mptune best runs/quickstart
@@ -95,21 +97,30 @@ def run_best(run_dir: Path, export: Path | None, as_json: bool) -> None:
     """
     import yaml
 
-    from mptune.report.findings import search_certainty
+    from mptune.report.findings import certainty
     from mptune.report.language import language
     from mptune.search.run import Run
 
     run = Run.open(run_dir)
-    best, selection = run.best(), run.selection()
-    recommended = {"policy": run.export_policy(export), "model": best.model}
+    choice = run.choice()
+    best, scores = choice.best(), [trial.nats_per_token for trial in choice.runs]
+    recommended = {"policy": run.export_policy(export, best), "model": best.model}
     if as_json:
         lml = best.result.lml.model_dump(mode="json") if best.result else None
-        candidate = selection.candidate(best.number) if selection else None
-        sure = candidate.model_dump(mode="json") if candidate else None
-        print(json.dumps({**recommended, "trial": best.number, "lml": lml, "selection": sure}))
+        candidate = choice.selection.candidate(best.number) if choice.selection else None
+        sure = candidate.model_dump(mode="json") if candidate and not scores else None
+        if scores and choice.comparison:
+            chances = (s for s in choice.comparison.selection if s.arm == best.arm)
+            sure = next(map(asdict, chances), None)
+        found = {"stage": best.stage, "trial": best.number, "arm": best.arm, "lml": lml}
+        print(json.dumps({**recommended, **found, "selection": sure}))
     else:
         scope = f", {best.result.lml.scope}" if best.result and best.result.lml.scope else ""
-        print(f"trial {best.number}: {best.label}, {best.nats_per_token:.4f} nats/token{scope}")
-        for words in search_certainty(selection, language()) if selection else ():
+        what, score = f"trial {best.number}", f"{best.nats_per_token:.4f} nats/token"
+        if scores:
+            what, mean = f"arm {best.arm}", sum(scores) / len(scores)
+            score = f"{mean:.4f} nats/token (mean of {len(scores)} seeds)"
+        print(f"{what}: {best.label}, {score}{scope}")
+        for words in certainty(choice, language()):
             print(words)
         print(yaml.safe_dump(recommended, sort_keys=False), end="")

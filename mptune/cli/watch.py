@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 
@@ -66,7 +66,7 @@ def run_status(run_dir: Path, as_json: bool) -> None:
 
 def _lines(found: dict[str, Any]) -> Iterator[str]:
     yield f"{found['name']}: {'running' if found['running'] else 'not running'}"
-    for stage in ("search", "comparison"):
+    for stage in get_args(StageName):
         if (states := found[stage]) is not None:
             done = sum(states.get(s, 0) for s in ("complete", "pruned", "fail"))
             parts = ", ".join(f"{n} {s}" for s, n in states.items() if s != "total")
@@ -99,23 +99,27 @@ def run_stop(run_dir: Path, now: bool) -> None:
 @command(
     RUN_DIR,
     argument("trial", type=int, metavar="TRIAL", help="the trial's number"),
-    flag("--compare", "TRIAL is a run of the comparison"),
+    argument(
+        "--stage",
+        choices=get_args(StageName),
+        default="search",
+        help="the stage of which TRIAL is a number; default search",
+    ),
     argument("--rank", type=int, metavar="R", help="show the output of this rank instead"),
     flag("--follow", "follow the log until the trial has ended"),
 )
-def run_logs(run_dir: Path, trial: int, compare: bool, rank: int | None, follow: bool) -> None:
+def run_logs(run_dir: Path, trial: int, stage: StageName, rank: int | None, follow: bool) -> None:
     """Show the log of one trial: its events and traceback, or the output of one rank.
 
     examples:
       mptune logs runs/quickstart 3
       mptune logs runs/quickstart 3 --follow      # until the trial has ended
       mptune logs runs/quickstart 3 --rank 1      # standard output and error of rank 1
-      mptune logs runs/quickstart 0 --compare     # a run of the comparison
+      mptune logs runs/quickstart 0 --stage comparison
     """
     from mptune.search.run import existing_directory
     from mptune.search.trial_log import TrialLog
 
-    stage: StageName = "comparison" if compare else "search"
     log = TrialLog(existing_directory(run_dir), trial, stage, rank)
     log.check(follow)
     offset, active = 0, True

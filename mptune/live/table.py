@@ -18,6 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
+from mptune.analysis.intervals import half_width, lml_half_width
 from mptune.live.status import (
     end_words,
     gangs_table,
@@ -26,7 +27,7 @@ from mptune.live.status import (
     spend_words,
     summary,
 )
-from mptune.report.formatting import about, count, duration, minus
+from mptune.report.formatting import about, count, duration, per_token
 from mptune.status import Status
 from mptune.trial import (
     Event,
@@ -217,17 +218,17 @@ class LiveView:
                     f"mask rate {event.mask_rate:.2f}, {count(event.tokens_per_s)} tokens/s"
                 )
             case Rung():
-                row.score = f"{minus(event.nats_per_token, 3)} ± {event.se:.3f}"
+                row.score = per_token(event.nats_per_token, half_width(event.se))
                 at = f"rung {event.index} at {event.progress:.0%}"
-                return f"{self._name(row.number)}: {at}: LML {row.score} nats per token"
+                return f"{self._name(row.number)}: {at}: LML {row.score} nats per token (95 %)"
             case Scoring():
                 row.state, row.progress = "scoring", 1.0
                 return f"{self._name(row.number)}: trained, scoring"
             case Finished():
                 row.state, row.progress = "finished", 1.0
                 lml = event.result.lml
-                row.score = f"{minus(lml.nats_per_token, 3)} ± {lml.error[0]:.3f}"
-                return f"{self._name(row.number)}: LML {row.score} nats per token"
+                row.score = per_token(lml.nats_per_token, lml_half_width(lml))
+                return f"{self._name(row.number)}: LML {row.score} nats per token (95 %)"
             case Stopped():
                 row.state = event.reason
                 return f"{self._name(row.number)}: {event.reason} at step {event.step}"
@@ -261,7 +262,7 @@ class LiveView:
             Column("loss", justify="right", no_wrap=True),
             Column("tokens/s", justify="right", no_wrap=True),
             Column("left", justify="right", no_wrap=True),
-            Column("LML, nats/token", justify="right", no_wrap=True, min_width=15),
+            Column("nats/token ±95%", justify="right", no_wrap=True, min_width=15),
             Column("state", no_wrap=True, overflow="ellipsis", max_width=10 if narrow else 24),
             title=Text(self._title, style="bold"),
             title_justify="left",

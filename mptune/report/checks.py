@@ -14,9 +14,10 @@ from pydantic import ConfigDict
 
 from mptune.analysis.comparison import ComparisonReport
 from mptune.analysis.pruning import MIN_FINISHED, probability_of_stopping_the_best
-from mptune.analysis.results import Outcomes, Report
+from mptune.analysis.results import Choice, Outcomes, Report
 from mptune.report.formatting import minus
 from mptune.report.language import Language
+from mptune.report.verdicts import what_would_decide
 from mptune.trial import MIN_GROUPS, Trial, TrialResult
 
 MIN_FORWARDS = 100
@@ -47,12 +48,12 @@ class Case:
 
     Attributes:
         results: of the finished trials; of the arms' trials if the study has no search.
-        best: the recommended trial; None without a search.
+        choice: what the study recommends.
     """
 
     report: Report
     results: Sequence[TrialResult]
-    best: Trial | None
+    choice: Choice
     say: Language
 
 
@@ -60,13 +61,16 @@ Checker: TypeAlias = Callable[[Case], Iterator[Check]]
 
 
 def checklist(
-    report: Report, best: Trial | None, ranked: Sequence[Trial], say: Language
+    report: Report, choice: Choice, ranked: Sequence[Trial], say: Language
 ) -> Iterator[Check]:
     """Every check that applies, in order."""
     ended = Outcomes.of(report)
     words = say(
         "check.some_failed" if ended.failed else "check.none_failed",
         finished=ended.finished,
+        repeats=say("check.repeats", n=ended.repeated, candidates=ended.finished - ended.repeated)
+        if ended.repeated
+        else "",
         n=ended.all,
         pruned=ended.pruned,
         failed=ended.failed,
@@ -77,7 +81,7 @@ def checklist(
         results = _results_of_arms(report.comparison)
     if not results:
         return
-    case = Case(report, results, best, say)
+    case = Case(report, results, choice, say)
     for check in CHECKS:
         yield from check(case)
 
@@ -178,21 +182,28 @@ def _seeds(case: Case) -> Iterator[Check]:
     seeds = min(d.seeds for d in comparison.differences)
     enough = seeds >= MIN_SEEDS
     yield Check(enough, say("check.seeds" if enough else "check.few_seeds", n=seeds))
-    undecided = [d.arm for d in comparison.differences if d.verdict == "undecided"]
-    if undecided:
-        names = say.join(undecided)
-        yield Check(False, say("check.undecided", baseline=comparison.baseline, names=names))
-    else:
+    undecided: dict[str, list[str]] = {}
+    for d in comparison.differences:
+        if d.verdict == "undecided":
+            undecided.setdefault(what_would_decide(d, say), []).append(d.arm)
+    for what, arms in undecided.items():
+        names = say.join(arms)
+        words = say("check.undecided", baseline=comparison.baseline, names=names, what=what)
+        yield Check(False, words)
+    if not undecided:
         groups = comparison.differences[0].few_groups
         few = "" if groups is None else say("verdict.few", n=groups)
         yield Check(True, say("check.decided", level=f"{100 * comparison.level:g}", few=few))
 
 
 def _confirmed(case: Case) -> Iterator[Check]:
-    selection = case.report.selection
-    if selection is None:
+    selection, trial = case.report.selection, case.choice.trial
+    if selection is None or trial is None:
         return
-    chosen = selection.candidate(selection.recommended)
+    if runs := len(case.choice.runs):
+        yield Check(runs > 1, case.say("check.arm_runs", n=runs))
+        return
+    chosen = selection.candidate(trial.number)
     if chosen and chosen.confirmation:
         yield Check(True, case.say("check.confirmed", n=chosen.confirmation.seeds))
     elif chosen and chosen.runs > 1:
@@ -202,7 +213,7 @@ def _confirmed(case: Case) -> Iterator[Check]:
 
 
 def _domains(case: Case) -> Iterator[Check]:
-    robustness, best = case.report.robustness, case.best
+    robustness, best = case.report.robustness, case.choice.searched
     kinds = [condition.kind for condition in robustness.conditions] if robustness else []
     domains, missing = kinds.count("domain"), kinds.count("missing")
     if not domains:
@@ -218,7 +229,7 @@ def _domains(case: Case) -> Iterator[Check]:
 
 def _kpi(case: Case) -> Iterator[Check]:
     kpi = case.report.kpi
-    if case.best is None:
+    if case.choice.searched is None:
         return  # only the trials of a search have a KPI
     if kpi is None:
         yield Check(False, case.say("check.no_kpi"))

@@ -15,14 +15,13 @@ from pydantic import Field
 
 from mptune.analysis.comparison import (
     ComparisonReport,
-    chosen_policy,
     difference_of,
     leading_arm,
     main_difference,
 )
 from mptune.analysis.ranking import Flip, flips, ranking, runner_up
-from mptune.analysis.results import Report
-from mptune.analysis.selection import SearchSelection, recommended, score_of
+from mptune.analysis.results import Choice, Report
+from mptune.analysis.selection import SearchSelection, score_of
 from mptune.report.checks import Check, checklist
 from mptune.report.formatting import interval, minus, per_token, power
 from mptune.report.language import Language, language
@@ -65,9 +64,10 @@ class Findings(Conclusions):
     Attributes:
         ranked: finished trials, best first.
         recommended: the finished trial that the search recommends, or None.
-        choice: a trial of the recommended policy (`chosen_policy`); None if nothing has finished.
-        score: what to expect of the recommended trial and the half-width of its 95 % interval,
-            nats per token (`score_of`); NaN if nothing has finished.
+        choice: a trial of the recommended policy (`Choice.trial`); None if nothing has finished.
+        score: what to expect of the choice and the half-width of its 95 % interval, nats per token
+            (`score_of`); of an arm, the mean over its seeds and NaN; both NaN if nothing has
+            finished.
         chances: name and probability to be the best, highest first, at most five.
         failures: reason and failed trials, the most frequent reason first.
     """
@@ -83,9 +83,8 @@ class Findings(Conclusions):
 def findings(report: Report, say: Language | None = None) -> Findings:
     """The conclusions of a report, in English unless another language is given."""
     say = say or language()
-    ranked = tuple(ranking(report.trials))
-    best = recommended(report.selection, ranked) if ranked else None
-    choice = chosen_policy(best, report.comparison)
+    ranked, found = tuple(ranking(report.trials)), report.choice()
+    best, choice = found.searched, found.trial
     arms = report.comparison.arms.values() if report.comparison else ()
     rows = tuple(_flip_row(flip, say) for flip in flips(arms, report.trials))
     spend = report.spend
@@ -94,13 +93,13 @@ def findings(report: Report, say: Language | None = None) -> Findings:
         ranked=ranked,
         recommended=best,
         choice=choice,
-        score=score_of(report.selection, best) if best else (math.nan, math.nan),
+        score=_score(found),
         headline=say("recommendation.none_yet")
         if choice is None
         else say("recommendation.headline", policy=choice.policy_label, size=choice.size_label),
         recommendation=tuple(_recommendation(report, ranked, best, choice, say)),
         **_verdict(report.comparison, bool(rows), say),
-        certainty=tuple(_certainty(report, ranked, say)),
+        certainty=tuple(certainty(found, say)),
         chances=_chances(report),
         cost=say(
             "cost.sentence",
@@ -111,12 +110,20 @@ def findings(report: Report, say: Language | None = None) -> Findings:
             wall=wall,
         ),
         flips=rows,
-        checks=tuple(checklist(report, best, ranked, say)),
+        checks=tuple(checklist(report, found, ranked, say)),
         failures=_failures(report.trials),
     )
 
 
 # --- recommendation ----------------------------------------------------------------------------
+
+
+def _score(found: Choice) -> tuple[float, float]:
+    """See `Findings.score`."""
+    if found.searched is not None and not found.runs:
+        return score_of(found.selection, found.searched)
+    scores = [run.nats_per_token for run in found.runs]
+    return (math.fsum(scores) / len(scores) if scores else math.nan), math.nan
 
 
 def _recommendation(
@@ -237,8 +244,9 @@ def _flip_row(flip: Flip, say: Language) -> FlipRow:
 # --- certainty ---------------------------------------------------------------------------------
 
 
-def _certainty(report: Report, ranked: Sequence[Trial], say: Language) -> Iterator[str]:
-    comparison, selection = report.comparison, report.selection
+def certainty(found: Choice, say: Language) -> Iterator[str]:
+    """How sure the choice is, in sentences: first of the arms, then of the search."""
+    comparison, selection, searched = found.comparison, found.selection, found.searched
     if comparison is not None and comparison.selection:
         first = max(comparison.selection, key=lambda s: s.probability)
         seeds = comparison.differences[0].seeds if comparison.differences else 0
@@ -251,28 +259,29 @@ def _certainty(report: Report, ranked: Sequence[Trial], say: Language) -> Iterat
             regret=f"{first.expected_regret:.2g}",
         )
         yield say.capital(words)
-    if selection is not None and ranked:
-        yield from search_certainty(selection, say)
-    elif not ranked and comparison is None:
+    if selection is not None and searched is not None:
+        yield from _search_certainty(selection, searched, say)
+    elif searched is None and comparison is None:
         yield say("certainty.nothing")
     elif comparison is None or not comparison.selection:
         yield say("certainty.one_run")
-    lml = report.scored
+    lml = found.trial.result.lml if found.trial and found.trial.result else None
     if lml is not None and lml.few_groups is not None:
         yield say("few.report", n=lml.few_groups, by=lml.grouped_by)
 
 
-def search_certainty(selection: SearchSelection, say: Language) -> Iterator[str]:
+def _search_certainty(selection: SearchSelection, trial: Trial, say: Language) -> Iterator[str]:
     """How sure the choice of a search is, and what to expect of the recommended trial."""
-    chosen = selection.candidate(selection.recommended)
+    chosen = selection.candidate(trial.number)
     if chosen is None:
         return
+    named = {"policy": trial.policy_label, "size": trial.size_label, "trial": trial.number}
     if chosen.probability is None or chosen.expected is None or chosen.half_width is None:
-        yield say("certainty.no_probability", trial=chosen.trial, n=len(selection.candidates))
+        yield say("certainty.no_probability", **named, n=len(selection.candidates))
         return
     yield say(
         "certainty.search",
-        trial=chosen.trial,
+        **named,
         n=len(selection.candidates),
         probability=say.probability(chosen.probability),
         noises=say("certainty.both_noises"),
@@ -280,8 +289,8 @@ def search_certainty(selection: SearchSelection, say: Language) -> Iterator[str]
     )
     if (confirmed := chosen.confirmation) is not None:
         score = per_token(confirmed.nats_per_token, confirmed.half_width)
-        optimism = minus(confirmed.optimism, 3)
-        yield say("certainty.confirmed", n=confirmed.seeds, score=score, optimism=optimism)
+        searched = minus(chosen.nats_per_token, 3)
+        yield say("certainty.confirmed", n=confirmed.seeds, score=score, searched=searched)
     expected = per_token(chosen.expected, chosen.half_width)
     yield say(
         "certainty.curse", expected=expected, score=minus(chosen.nats_per_token, 3), n=chosen.runs

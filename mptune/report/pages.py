@@ -8,7 +8,7 @@ the study, and the checklist.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -21,10 +21,11 @@ from mptune.analysis.intervals import NORMAL_95
 from mptune.analysis.results import Outcomes, Report
 from mptune.paths import RunDirectory, write_aside, write_text
 from mptune.report import svg
-from mptune.report.blocks import Axis, Chart, ChartSeries, Point, percent_tick
+from mptune.report.blocks import Axis, Chart, ChartSeries, Point, ReportSection, percent_tick
 from mptune.report.document import as_json
+from mptune.report.findings import Findings, findings
 from mptune.report.formatting import per_token, power
-from mptune.report.language import Language, language
+from mptune.report.language import DEFAULT, Language, language
 from mptune.report.layout import lay_out
 from mptune.report.sections import sections
 from mptune.report.sections.context import Context
@@ -71,70 +72,95 @@ def code(text: str) -> Markup:
     )
 
 
-def write(report: Report, paths: RunDirectory, say: Language | None = None) -> list[Path]:
+def write(
+    report: Report,
+    paths: RunDirectory,
+    say: Language | None = None,
+    found: Findings | None = None,
+) -> list[Path]:
     """Write report.json, report.md, report.html and the figures as PNG and SVG; returns the paths.
 
     Each file is written aside and moved into place. PNGs have English text if no font of this
     machine has the characters of the language.
+
+    Args:
+        found: the findings of the report in the language `say`, if they are known.
     """
     say = say or language()
-    in_png = say if svg.has_font_for(say("name")[:2]) else language()
+    context = english = Context(report, say, found or findings(report, say))
+    if say.code != DEFAULT:
+        english = Context(report, language(), findings(report))
+    values = _values(context)
+    shown = in_png = values["sections"]
+    if english is not context and not svg.has_font_for(say("name")[:2]):
+        in_png = sections(english)
     figures = paths.report / "figures"
     written = [paths.report_html, paths.report_md, paths.report_json]
-    for chart in _charts(report, in_png):
+    for chart in _charts(in_png):
         with write_aside(figures / f"{chart.name}.png") as aside:
             aside.write_bytes(svg.png(lay_out(chart)))
         written.append(figures / f"{chart.name}.png")
-    for chart in _charts(report, say):
+    for chart in _charts(shown):
         write_text(figures / f"{chart.name}.svg", svg.document(lay_out(chart), chart.title))
         written.append(figures / f"{chart.name}.svg")
-    write_text(paths.report_json, as_json(report))
-    write_text(paths.report_md, markdown(report, say))
-    write_text(paths.report_html, page(report, say))
+    write_text(paths.report_json, as_json(report, english.found))
+    write_text(paths.report_md, _markdown(values))
+    write_text(paths.report_html, _page(values))
     return written
 
 
 def page(report: Report, say: Language | None = None) -> str:
     """report.html; every string in it is escaped, and opening it makes no request."""
-    context = Context(report, say or language())
-    say, assets = context.say, files("mptune.report").joinpath("assets")
+    say = say or language()
+    return _page(_values(Context(report, say, findings(report, say))))
+
+
+def _page(values: dict[str, Any]) -> str:
+    assets = files("mptune.report").joinpath("assets")
     style, script = (assets.joinpath(n).read_text("utf-8") for n in ("report.css", "report.js"))
     return template("report.html").render(
-        **_values(context),
+        **values,
         style=Markup(svg.palette_css() + style),
         script=Markup(script),
         svg=svg.inline,
         lay_out=lay_out,
-        facts=list(_facts(context)),
-        cost=list(_cost(context)),
     )
 
 
 def markdown(report: Report, say: Language | None = None) -> str:
     """report.md: the same text and tables as the page, with the figures as files beside it."""
-    return template("report.md").render(**_values(Context(report, say or language()))) + "\n"
+    say = say or language()
+    return _markdown(_values(Context(report, say, findings(report, say))))
+
+
+def _markdown(values: dict[str, Any]) -> str:
+    return template("report.md").render(**values) + "\n"
 
 
 def _values(context: Context) -> dict[str, Any]:
-    """Values that both templates use."""
+    """Values that the templates use."""
     return {
         "report": context.report,
         "found": context.found,
         "say": context.say,
         "sections": sections(context),
         "checks": sorted(context.found.checks, key=lambda check: check.ok),
+        "facts": list(_facts(context)),
+        "cost": list(_cost(context)),
     }
 
 
-def _charts(report: Report, say: Language) -> list[Chart]:
-    return [c for section in sections(Context(report, say)) for c in section.charts]
+def _charts(shown: Sequence[ReportSection]) -> list[Chart]:
+    return [chart for section in shown for chart in section.charts]
 
 
 def _facts(context: Context) -> Iterator[tuple[str, str, str]]:
     """Term, value and unit of the numbers below the recommendation."""
-    say, best = context.say, context.found.recommended
+    say, best = context.say, context.found.choice
     if best is not None:
-        yield say("fact.lml"), per_token(*context.found.score), say("fact.lml_unit")
+        seeds = len(context.report.choice().runs)
+        unit = say("fact.lml_mean", n=seeds) if seeds else say("fact.lml_unit")
+        yield say("fact.lml"), per_token(*context.found.score), unit
         result = best.require_result()
         if result.lml.bits_per_byte is not None:
             bits = f"{result.lml.bits_per_byte * context.found.score[0] / best.nats_per_token:.3f}"

@@ -10,7 +10,7 @@ from mptune.analysis.intervals import lml_half_width
 from mptune.analysis.ranking import accuracy_at, loss_at
 from mptune.analysis.results import Report
 from mptune.analysis.selection import SearchSelection
-from mptune.report.findings import findings
+from mptune.report.findings import Findings, findings
 from mptune.report.formatting import per_token
 from mptune.report.language import Language, language
 from mptune.report.sections.context import lml_column, lml_interval
@@ -43,7 +43,7 @@ def ranking_table(
         Column(say("fact.size")),
         Column(say(f"column.{column}"), justify="right"),
         *([Column(say("column.evaluation"), justify="right")] if known else []),
-        *([Column(say("unit.bits_per_byte"), justify="right")] if text else []),
+        *([Column(say("column.bits"), justify="right")] if text else []),
         Column(say("column.loss"), justify="right"),
         Column(say("column.accuracy"), justify="right"),
         box=None,
@@ -70,12 +70,18 @@ def ranking_table(
     return table
 
 
-def show(console: Console, report: Report, say: Language | None = None) -> None:
-    """Print ranking, recommendation, verdict, cost, and the checks that fail."""
+def show(
+    console: Console, report: Report, say: Language | None = None, found: Findings | None = None
+) -> None:
+    """Print ranking, recommendation, verdict, cost, and the checks that fail.
+
+    Args:
+        found: the findings of the report in this language, if they are known.
+    """
     from rich.text import Text
 
     say = say or language()
-    found = findings(report, say)
+    found = found or findings(report, say)
 
     def out(style: str, *lines: str) -> None:
         for line in lines:
@@ -86,7 +92,7 @@ def show(console: Console, report: Report, say: Language | None = None) -> None:
         hidden = len(found.ranked) - TERMINAL_ROWS
         if hidden > 0:
             out("dim", say("terminal.more", n=hidden))
-        out("", *shift_words(found.recommended or found.ranked[0], say))
+        out("", *shift_words(found.choice or found.ranked[0], say))
     for reason, trials in found.failures:
         detail = trials[0].detail or say("failures.no_detail")
         words = say.optional(f"reason.{reason}", reason)
@@ -101,7 +107,7 @@ def show(console: Console, report: Report, say: Language | None = None) -> None:
 
 
 def shift_words(trial: Trial, say: Language) -> list[str]:
-    """A line for each domain: the score there, and by how much the in-distribution score is higher.
+    """A line for each domain: the score there, and its difference to the in-distribution score.
 
     The half-width of the difference treats the two scores as independent.
     """
@@ -111,8 +117,8 @@ def shift_words(trial: Trial, say: Language) -> list[str]:
             "terminal.domain",
             domain=name,
             score=per_token(lml.nats_per_token, lml_half_width(lml)),
-            drop=per_token(
-                home.nats_per_token - lml.nats_per_token,
+            difference=per_token(
+                lml.nats_per_token - home.nats_per_token,
                 math.hypot(lml_half_width(lml), lml_half_width(home)),
             ),
         )

@@ -18,12 +18,16 @@ def sentence(difference: Difference, say: Language) -> str:
     mean, low, high = (
         sign * x for x in (difference.nats_per_sequence, difference.low, difference.high)
     )
+    # A decided interval excludes 0, so neither of its ends is printed as 0.
+    ends, is_decided = digits, difference.verdict in ("better", "worse")
+    while is_decided and ends < 6 and not round(min(low, high), ends):
+        ends += 1
     measure = say(
         "verdict.measure",
         value=f"{minus(mean, digits)} ± {difference.half_width:.{digits}f}",
         level=f"{100 * difference.level:g}",
-        low=minus(min(low, high), digits),
-        high=minus(max(low, high), digits),
+        low=minus(min(low, high), ends),
+        high=minus(max(low, high), ends),
         seeds=say("verdict.seeds", n=difference.seeds),
         over=say("verdict.over", n=difference.challengers),
         few=say("verdict.few", n=difference.few_groups) if difference.few_groups else "",

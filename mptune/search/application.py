@@ -16,6 +16,7 @@ import yaml
 from mptune import dispatch, status
 from mptune.analysis.comparison import ArmValues, Asked, undecided_arms
 from mptune.analysis.ranking import finalists
+from mptune.analysis.selection import recommended
 from mptune.analysis.sequential import schedule
 from mptune.artifacts import Remote
 from mptune.dispatch.base import Dispatcher
@@ -28,6 +29,7 @@ from mptune.search.arms import (
     RATE,
     at_rate,
     leaves_open,
+    most_ladder_runs,
     own_trial,
     value_at,
     with_arms,
@@ -181,7 +183,7 @@ class Session:
         self._predictor = Predictor()
         self._lease: PostgresLease | None = None
         self._stages: dict[StageName, StageEnd] = {}
-        self._ladder_runs = 0
+        self._ladder_runs = most_ladder_runs(file, spec.compare)
 
     def view(self, title: str, trials: int, ended: int) -> AbstractContextManager[Observer]:
         """The observer of a stage."""
@@ -587,8 +589,8 @@ class Session:
 
     def _base_params(self) -> Mapping[str, Any]:
         """Parameters of the recommended trial; the spec's first values if it has no search."""
-        if self.run.storage.trials("search"):
-            return self.run.best().params
+        if trials := self.run.storage.trials("search"):
+            return recommended(self.run.choice().selection, trials).params
         dimensions = self.file.dimensions
         name = next((n for n in dimensions if not n.startswith("policy")), None)
         if name is not None:

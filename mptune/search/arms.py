@@ -29,7 +29,7 @@ from mptune import plugins
 from mptune.errors import InputError, did_you_mean
 from mptune.paths import RunDirectory
 from mptune.search.run import Run
-from mptune.spec.schema import build
+from mptune.spec.schema import Comparison, build
 from mptune.spec.source import Concrete, SpecFile, SpecSource, merge_arm, parse_yaml, plain
 from mptune.spec.space import Space
 from mptune.trial import Trial, TrialSpec
@@ -81,7 +81,7 @@ class Arms:
     Attributes:
         space: the space of the spec that was searched.
         found: trials of the search.
-        best: the recommended trial.
+        best: the trial of the recommended policy, of the search or of a comparison.
     """
 
     space: Space
@@ -114,7 +114,7 @@ class Arms:
         arm = self.space.file.arms("compare").get(what)
         if arm is not None:
             given = plain(arm)
-            tree = _sections(merge_arm(self.space.at(self.best.params), given, arm.origin))
+            tree = _sections(merge_arm(self._concrete(self.best), given, arm.origin))
             return {key: tree[key] if key != "training" else given.get(key, {}) for key in tree}
         record = self._trial(what, name) or self._searched(what)
         if record is not None:
@@ -122,7 +122,15 @@ class Arms:
         return {"model": self._at(self.best)["model"], "policy": self._kind(what, name)}
 
     def _at(self, record: Trial) -> Tree:
-        return _sections(self.space.at(record.params))
+        return _sections(self._concrete(record))
+
+    def _concrete(self, record: Trial) -> Concrete:
+        """The concrete spec of a trial. An arm may be no point of the space: it has its own."""
+        if record.stage == "search" or record.spec is None:
+            return self.space.at(record.params)
+        own = record.spec.model_dump(mode="json", include=set(SECTIONS))
+        base = next(self.space.file.probes())
+        return Concrete({**base.tree, **own}, base.origins)
 
     def _trial(self, what: str, name: str) -> Trial | None:
         """The trial that `best` or `trial 7` names; None for other texts."""
@@ -228,6 +236,14 @@ def _distance(one: Mapping[str, Any], other: Mapping[str, Any], length: int = 64
         np.cumsum([law.pmf(length, (step + 0.5) / 8) for step in range(8)], axis=1) for law in laws
     ]
     return float(np.abs(cdfs[0] - cdfs[1]).mean())
+
+
+def most_ladder_runs(file: SpecFile, comparison: Comparison | None) -> int:
+    """Most runs of a ladder for the arms of a comparison; known exactly only after the search."""
+    if comparison is None or RATE not in file.dimensions:
+        return 0
+    arms = file.arms("compare")
+    return len(LADDER) * sum(leaves_open(plain(arms[name]), RATE) for name in comparison.arms)
 
 
 def at_rate(arm: Concrete, rate: float) -> Concrete:

@@ -158,7 +158,12 @@ def _stopping(trial: TrialSpec) -> Work:
 
 
 def planned_runs(spec: SearchSpec, ladder: int = 0) -> dict[StageName, int]:
-    """Number of runs of each stage, in order of running; `ladder` is known after the search."""
+    """Number of runs of each stage, in order of running.
+
+    Args:
+        ladder: runs of the ladder, before it is known the most that there can be
+            (`mptune.search.arms.most_ladder_runs`).
+    """
     search, comparison = spec.search, spec.compare
     return {
         "search": search.trials,
@@ -205,9 +210,13 @@ def stage_budget(
     )
 
 
-def describe_shares(spec: SearchSpec) -> str:
-    """The share of each stage before any run, as text; empty without a budget."""
-    runs, parts = planned_runs(spec), []
+def describe_shares(spec: SearchSpec, ladder: int = 0) -> str:
+    """The share of each stage before any run, as text; empty without a budget.
+
+    Args:
+        ladder: as of `planned_runs`.
+    """
+    runs, parts = planned_runs(spec, ladder), []
     for stage, count in runs.items():
         limits = total_budget(spec).times(count / sum(runs.values())).limits(Work())
         shares = [f"{limit.most:.4g} of search.{limit.key}" for limit in limits if count]

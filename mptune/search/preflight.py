@@ -10,7 +10,7 @@ from mptune import dispatch
 from mptune.errors import InputError
 from mptune.models import _memory as memory
 from mptune.paths import RunDirectory, cache_directory
-from mptune.search.arms import LADDER, RATE
+from mptune.search.arms import LADDER, RATE, most_ladder_runs
 from mptune.search.budget import describe_shares
 from mptune.search.stage import Stage
 from mptune.spec.schema import SearchSpec, build
@@ -80,13 +80,13 @@ def dry_run(
     if comparison is not None:
         count, most = len(comparison.arms), comparison.max_seeds
         more = f", up to {count * most} while undecided" if most else ""
-        if RATE in file.dimensions:
+        if ladder := most_ladder_runs(file, comparison):
             yield (
-                f"  ladder: {len(LADDER)} runs for each arm of the comparison whose learning rate "
-                "the search does not tell"
+                f"  ladder: up to {ladder} runs, {len(LADDER)} for each arm of the comparison "
+                "whose learning rate the search does not tell"
             )
         yield f"  comparison: {count * comparison.seeds} runs{more}: {', '.join(comparison.arms)}"
-    if searching and (shares := describe_shares(spec)):
+    if searching and (shares := describe_shares(spec, most_ladder_runs(file, comparison))):
         yield f"  budgets: {shares}"
     yield (
         f"  each trial: {resources.workers} workers x {resources.cpus_per_worker:g} CPUs, "

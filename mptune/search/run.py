@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
+import shlex
 import signal
 import socket
 import threading
@@ -26,15 +28,15 @@ from mptune import __version__, status
 from mptune.analysis.comparison import Asked
 from mptune.analysis.intervals import by_group, group_correlations
 from mptune.analysis.ranking import ranking
-from mptune.analysis.results import Report, build_report
-from mptune.analysis.selection import SearchSelection, recommended, select_trial
+from mptune.analysis.results import Choice, Report, build_report, choose
 from mptune.errors import InputError, NoResultError, did_you_mean
 from mptune.paths import RunDirectory, TrialDirectory, read_model, write_text
 from mptune.search import kpi
+from mptune.search.budget import planned_runs
 from mptune.search.ledger import Work, load_spend
 from mptune.spec.schema import SearchSpec, Storage
 from mptune.spec.source import SpecFile
-from mptune.status import Spend, StageEnd
+from mptune.status import Spend, StageEnd, Trials
 from mptune.study.history import History
 from mptune.study.lease import driver_of, is_driven
 from mptune.study.records import importances
@@ -238,27 +240,53 @@ class Run:
         return Asked(self.spec.compare, {}) if self.spec.compare else None
 
     def best(self) -> Trial:
-        """The recommended trial of the search (`SearchSelection.recommended`).
+        """The trial of the recommended policy (`Choice.trial`), as in the report.
+
+        It is a run of an arm (`trial.stage == "comparison"`) if that arm beat the search's best
+        policy, or if nothing was searched.
 
         Raises:
             NoResultError: no trial has finished.
         """
-        return recommended(self.selection(), self.storage.trials("search"))
+        return self.choice().best()
 
-    def selection(self) -> SearchSelection | None:
-        """The choice of the search and how sure it is; None if no trial is scored."""
-        stages: tuple[StageName, ...] = ("search", "confirmation", "comparison")
-        searched, confirmed, compared = (self.storage.trials(stage) for stage in stages)
-        asked = self.asked()
-        arms = asked.arms(compared) if asked else {}
-        by_worst = self.spec.search.choose_by == "worst_domain"
-        return select_trial(searched, confirmed, arms, self.prepared, self.group_scores, by_worst)
+    def choice(self) -> Choice:
+        """What the run recommends, and the search's selection and the comparison behind it."""
+        return choose(
+            self.spec,
+            self.prepared,
+            searched=self.storage.trials("search"),
+            confirmed=self.storage.trials("confirmation"),
+            compared=self.storage.trials("comparison"),
+            asked=self.asked(),
+            scores=self.group_scores,
+        )
+
+    def commands(self) -> tuple[str, ...]:
+        """The shell commands that resume the run from its directory.
+
+        One is of the search, if there is one, and one of the comparison, if it is not the spec's.
+        """
+        root, spec, found = str(self.directory.root), str(self.directory.resolved), []
+        stages, asked, planned = self.stages, self.asked(), self.spec.compare
+        if "search" in stages or "comparison" not in stages:
+            found.append(["mptune", "search", spec, "--run-dir", root])
+            if "comparison" in stages and asked is not None and asked.comparison != planned:
+                arms = sorted(asked.comparison.arms, key=lambda name: name != asked.baseline)
+                changed = asked.comparison.model_dump(
+                    mode="json", exclude={"arms", "baseline"}, exclude_defaults=True
+                )
+                options = [f"--set=compare.{k}={json.dumps(v)}" for k, v in changed.items()]
+                found.append(["mptune", "compare", root, *options, "--arms", *arms])
+        else:
+            found.append(["mptune", "compare", spec, "--run-dir", root])
+        return tuple(map(shlex.join, found))
 
     def report(self, command: str = "", extrapolate_to: Sequence[float] | None = None) -> Report:
         """The content of the report as one value; `mptune.report.write` writes it to files.
 
         Args:
-            command: the shell command that repeats the run, for the report.
+            command: the shell command that repeats the run, for the report; default `commands()`.
             extrapolate_to: parameter counts for the laws over size; default the spec's.
         """
         return build_report(
@@ -273,26 +301,29 @@ class Run:
             extrapolate_to=extrapolate_to,
             importances=importances(study) if (study := self.storage.load("search")) else {},
             wall_s=sum(self.used(stage).wall_s for stage in SUFFIXES),
-            command=command,
+            commands=(command,) if command else self.commands(),
             versions={"mptune": __version__, "python": platform.python_version()}
             | {package: _installed(package) for package in PACKAGES},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
-    def export_policy(self, path: Path | str | None = None) -> dict[str, Any]:
-        """The recommended policy as in a spec, written to `path` as YAML if one is given.
+    def export_policy(
+        self, path: Path | str | None = None, trial: Trial | None = None
+    ) -> dict[str, Any]:
+        """The policy of a trial as in a spec, written to `path` as YAML if one is given.
+
+        Args:
+            trial: whose policy; default the recommended one.
 
         Raises:
             NoResultError: no trial has finished.
         """
-        best = self.best()
+        best = trial or self.best()
         learned = best.result.learned_policy if best.result else None
         policy = learned or best.policy
         if path is not None:
-            head = (
-                f"# {best.label}: trial {best.number} of {self.spec.name}, "
-                "by accumulated LML estimate\n"
-            )
+            of = f"trial {best.number}" if best.stage == "search" else f"arm {best.arm}"
+            head = f"# {best.label}: {of} of {self.spec.name}, by accumulated LML estimate\n"
             write_text(Path(path), head + yaml.safe_dump(policy, sort_keys=False))
         return policy
 
@@ -320,25 +351,21 @@ class Run:
         stale = now is not None and (not running or now.age_s(time.time()) > status.STALE_S)
         stages = now.stages() if now is not None and not stale else {}
         if "search" not in stages:
-            stages = {stage: self._stored(stage) for stage in ("search", "comparison")}
-        comparison = self.spec.compare
-        totals = {
-            "search": self.spec.search.trials,
-            "comparison": len(comparison.arms) * comparison.seeds if comparison else 0,
-        }
-        counts = {
-            stage: {"total": total} | (stages[stage].trials.counts() if stage in stages else {})
-            for stage, total in totals.items()
-        }
-        spend = stages["search"].spend
+            stages = {stage: self._stored(stage) for stage in self.stages} | stages
+        # Stages to come are shown with their plan; one before a stage that has begun was left out.
+        begun = [place for place, stage in enumerate(SUFFIXES) if stage in stages]
+        coming = list(planned_runs(self.spec).items())[max(begun, default=-1) + 1 :]
+        trials = {stage: Trials(total=n) for stage, n in coming if n}
+        trials |= {stage: end.trials for stage, end in stages.items()}
+        spend = [end.spend for end in stages.values()]
         return {
             "name": self.spec.name,
             "running": running,
-            **{stage: count if totals[stage] else None for stage, count in counts.items()},
-            "best": stages["search"].best,
+            **{s: trials[s].counts() if s in trials else None for s in SUFFIXES},
+            "best": stages["search"].best if "search" in stages else None,
             "spent": {
-                "worker_seconds": round(spend.worker_seconds, 1),
-                "gpu_hours": round(spend.gpu_hours, 4),
+                "worker_seconds": round(sum(each.worker_seconds for each in spend), 1),
+                "gpu_hours": round(sum(each.gpu_hours for each in spend), 4),
             },
             "stale": stale,
             "now": None if now is None else now.model_dump(mode="json"),
@@ -348,8 +375,10 @@ class Run:
         """The status of a stage as its storage has it."""
         used, study = self.used(stage), self.storage.load(stage)
         history = History.of(study) if study else History()
+        # All runs of the other stages are queued when they begin, and more if an arm is undecided.
+        total = self.spec.search.trials if stage == "search" else history.asked
         return StageEnd(
-            trials=history.trials(0),
+            trials=history.trials(total),
             best=history.best,
             spend=Spend(
                 seconds=used.wall_s, worker_seconds=used.worker_s, gpu_hours=used.gpu_hours

@@ -16,9 +16,10 @@ from mptune.trial import TrialSpec
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a confirmation or comparison: an arm with one seed.
+    """One training run that a confirmation, a ladder or a comparison asks for: an arm with a seed.
 
-    It is queued with the tree of its concrete spec, so that a resume needs no other source.
+    The whole concrete spec is stored with the queued trial, so a resumed driver can train it even
+    if the arm is no longer in the spec that the driver was started with.
 
     Attributes:
         arm: the arm's name.

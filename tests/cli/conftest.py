@@ -22,7 +22,7 @@ def use_fakes(patch: pytest.MonkeyPatch, folder: Path) -> None:
 
 def leave_figures_out(patch: pytest.MonkeyPatch) -> None:
     """Drawing them takes longer than the search."""
-    patch.setattr("mptune.report.pages._charts", lambda report, say: [])
+    patch.setattr("mptune.report.pages._charts", lambda shown: [])
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 from mptune import dispatch
 from mptune.cli import main
 from mptune.dispatch.local import LocalDispatcher
+from mptune.search.application import Session
 from mptune.search.budget import Budget, describe_shares, planned_runs, stage_budget
 from mptune.search.ledger import Work
 from mptune.spec.schema import SearchSpec
@@ -78,6 +79,24 @@ def test_a_dry_run_shows_the_shares(file: Path, capsys: pytest.CaptureFixture[st
         "budgets: search: 3 of search.budget_gpu_hours; comparison: 3 of search.budget_gpu_hours "
         in told
     )
+
+
+def test_the_shares_of_a_dry_run_leave_room_for_a_ladder(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rates = "training.optimizer.learning_rate={float: [1e-4, 1e-2], log: true}"
+    given = [rates, "search.budget_worker_seconds=140"]
+    words = [word for override in given for word in ("--set", override)]
+    assert main(["search", str(file), "--dry-run", *words]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "ladder: up to 6 runs, 3 for each arm" in told
+    shares = [f"{s}: {n} of search.budget_worker_seconds" for s, n in
+              (("search", 40), ("ladder", 60), ("comparison", 40))]  # fmt: skip
+    assert f"budgets: {'; '.join(shares)} each trial" in told
+    read = SpecFile.read(file, given)
+    session = Session(read, read.validate(data_is_here=False))
+    budget = stage_budget(session.spec, "search", use(), session._ladder_runs)
+    assert budget.worker_s == pytest.approx(40), "the search is stopped at the share printed"
 
 
 def test_each_stage_that_ends_early_says_so_and_goes_on_with_more(

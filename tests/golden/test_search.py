@@ -10,6 +10,7 @@ import pytest
 from mptune.cli import main
 from tests.golden import cases, fake, figures, stored
 from tests.golden.figures import Figure
+from tests.report.test_contradictions import contradictions
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,11 @@ def run(cache: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def test_a_search_gives_the_stored_figures(run: Path) -> None:
     assert stored.differences("search", figures.of_run(run, "golden")) == []
+
+
+def test_its_report_does_not_contradict_itself(run: Path) -> None:
+    page = (run / "report" / "report.md").read_text(encoding="utf-8")
+    assert contradictions(page) == []
 
 
 def test_it_has_every_kind_of_outcome(run: Path) -> None:

@@ -79,9 +79,9 @@ def test_plain_lines_tell_the_whole_story() -> None:
         "quickstart: 3 trials, 0 of them done",
         "gang g0 ready",
         "trial 0 (fixed 15 %): started on gang g0, 139 k parameters, 400 steps",
-        "trial 0 (fixed 15 %): rung 0 at 50%: LML −2.100 ± 0.020 nats per token",
+        "trial 0 (fixed 15 %): rung 0 at 50%: LML −2.100 ± 0.039 nats per token (95 %)",
         "trial 0 (fixed 15 %): trained, scoring",
-        "trial 0 (fixed 15 %): LML −1.894 ± 0.016 nats per token",
+        "trial 0 (fixed 15 %): LML −1.894 ± 0.032 nats per token (95 %)",
         "trial 0 (fixed 15 %): complete (1 of 3 done)",
         "trial 1 ([b]beta[/b]): started on gang g0, 139 k parameters, 400 steps, "
         "resumed at step 200",
@@ -127,7 +127,8 @@ def test_table_shows_running_and_ended_trials() -> None:
     view.on_event(started(1))
     view.on_event(progress(1, 0.5))
     text = rendered(view)
-    assert "−1.894 ± 0.016" in text
+    assert "−1.894 ± 0.032" in text, "the interval of the report, not one standard error"
+    assert "nats/token ±95%" in text
     assert "31.2 k" in text
     assert "1/4 trials" in text
     assert "complete" in text

@@ -103,7 +103,7 @@ REACHED = EquivalentCompute(
         ),
         (
             {"reading": "at least", "factor": None, "high": None},
-            "needs at least 0.50 times fixed 15 %'s FLOPs to reach its LML",
+            "needs for the same LML is not known: its 95 % interval begins at 0.50 and has no",
         ),
     ],
 )

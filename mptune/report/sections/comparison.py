@@ -93,7 +93,7 @@ def _verdicts(context: Context, found: ComparisonReport) -> Table:
     selection = {s.arm: s for s in found.selection}
     head = context.head(
         "<arm", "<verdict", "unit.nats_per_sequence", "unit.nats_per_token",
-        *(["unit.bits_per_byte"] if bits else []), "p", "seeds", "best_probability", "regret",
+        *(["bits_difference"] if bits else []), "p", "seeds", "best_probability", "regret",
     )  # fmt: skip
 
     def chances(arm: str) -> list[Cell]:
@@ -176,7 +176,8 @@ def _compute(context: Context, found: ComparisonReport) -> Table:
         share = {
             "factor": f"{factor(c.factor)} ×",
             "at most": f"≤ {factor(c.high)} ×",
-            "at least": f"≥ {factor(c.low)} ×",
+            # Of an arm that gets there, a lower bound of its cost would read as a weakness.
+            "at least": "–" if c.probability_reached > 0.5 else f"≥ {factor(c.low)} ×",
             "unknown": "–",
         }[c.reading]
         low = "0" if c.low is None else factor(c.low)

@@ -11,7 +11,7 @@ from mptune.analysis.ranking import best_per_policy, policy_kind
 from mptune.analysis.results import Report
 from mptune.analysis.selection import Candidate
 from mptune.report.blocks import Cell, Column, Point
-from mptune.report.findings import Findings, findings
+from mptune.report.findings import Findings
 from mptune.report.formatting import per_token
 from mptune.report.language import Language
 from mptune.trial import Trial
@@ -19,14 +19,11 @@ from mptune.trial import Trial
 
 @dataclass(frozen=True)
 class Context:
-    """A report and the language that it is shown in."""
+    """A report, the language that it is shown in, and its findings in this language."""
 
     report: Report
     say: Language
-
-    @cached_property
-    def found(self) -> Findings:
-        return findings(self.report, self.say)
+    found: Findings
 
     @property
     def ranked(self) -> tuple[Trial, ...]:
@@ -39,6 +36,11 @@ class Context:
         arms = comparison.arms.values() if comparison else ()
         kinds += [policy_kind(arm[0]) for arm in arms if arm]
         return {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
+
+    @property
+    def has_arms_only(self) -> bool:
+        """Whether arms were compared and nothing was searched."""
+        return not self.report.trials and self.report.comparison is not None
 
     def trial(self, number: int | None) -> Trial:
         """The trial of the search with this number."""

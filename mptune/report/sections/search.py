@@ -55,6 +55,8 @@ def ranking(context: Context) -> ReportSection | None:
     """Finished trials by LML, with intervals and the probability that each is the best."""
     say, title, selection = context.say, context.say("section.ranking"), context.report.selection
     if not context.ranked:
+        if context.has_arms_only:
+            return None
         return ReportSection("ranking", title, (Paragraph(say("ranking.empty")),))
     candidates = {c.trial: c for c in selection.candidates} if selection else {}
     blocks: list[Block] = [
@@ -106,7 +108,7 @@ def _ranking_table(context: Context, candidates: dict[int, Candidate]) -> Table:
         "#", "<policy", column,
         *(["evaluation", "best_probability", "expected"] if known else []),
         *(["confirmed"] if confirmed else []),
-        *(["unit.bits_per_byte"] if bits else []),
+        *(["bits"] if bits else []),
         "loss", "accuracy", "parameters", "FLOPs", "time", "trial",
     )  # fmt: skip
     rows = []
@@ -126,8 +128,8 @@ def _ranking_table(context: Context, candidates: dict[int, Candidate]) -> Table:
                 cells += [Cell("–")] * 2
         if candidate and (found := candidate.confirmation):
             text = interval(found.nats_per_token, found.half_width, 3)
-            optimism = say("ranking.optimism", value=minus(found.optimism, 3))
-            cells.append(Cell(text, found.nats_per_token, title=optimism))
+            searched = say("ranking.searched", score=minus(value, 3))
+            cells.append(Cell(text, found.nats_per_token, title=searched))
         elif confirmed:
             cells.append(Cell("–"))
         if bits:
@@ -270,6 +272,8 @@ def trials(context: Context) -> ReportSection | None:
     say, rows = context.say, context.report.trials
     title = say("section.trials")
     if not rows:
+        if context.has_arms_only:
+            return None
         return ReportSection("trials", title, (Paragraph(say("trials.none")),))
     kpi = any(t.kpi and t.kpi.value is not None for t in rows)
     head = context.head(

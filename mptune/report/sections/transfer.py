@@ -149,9 +149,14 @@ def robustness(context: Context) -> ReportSection | None:
     if found.chosen_by_worst:
         blocks.append(Paragraph(say("robustness.chosen_by_worst"), soft=True))
     elif found.best_at_worst is not None:
-        blocks.append(
-            Paragraph(say("robustness.best_at_worst", trial=found.best_at_worst), soft=True)
+        best = context.trial(found.best_at_worst)
+        words = say(
+            "robustness.best_at_worst",
+            policy=best.policy_label,
+            size=best.size_label,
+            trial=best.number,
         )
+        blocks.append(Paragraph(words, soft=True))
     return ReportSection("robustness", say("section.robustness"), tuple(blocks))
 
 
