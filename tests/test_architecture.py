@@ -28,7 +28,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "analysis": ({"lml"}, set()),
     "search": ({"study", "dispatch", "analysis", "models._memory", "tools.prepare"}, set()),
     "report": ({"analysis"}, set()),
-    "live": ({"report"}, set()),
+    "live": ({"report", "analysis"}, set()),
     "launch": (set(), {"ray"}),
     "cli": (
         {"search", "study", "dispatch", "analysis", "report", "live", "launch", "tools"},
