@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from mptune.search.arms import Arms
 from mptune.search.run import TrialList
 from mptune.spec.source import SpecFile
 from mptune.spec.space import Space
-from tests import studies
+from mptune.trial import TrialSpec
+from tests import fakes, studies
 from tests.cli.conftest import leave_figures_out, use_fakes
 from tests.cli.test_commands import SPEC
 
@@ -172,6 +174,13 @@ def test_every_arm_has_a_learning_rate_of_its_own(
 ) -> None:
     use_fakes(monkeypatch, tmp_path)
     leave_figures_out(monkeypatch)
+    score = fakes.nats_per_token
+
+    def by_rate(trial: TrialSpec, progress: float = 1.0) -> float:
+        rate = trial.training.optimizer.learning_rate
+        return score(trial, progress) - 0.1 * abs(math.log(rate / 0.012))
+
+    monkeypatch.setattr(fakes, "nats_per_token", by_rate)
     Path("spec.yaml").write_text(RATES, encoding="utf-8")
     assert main(["search", "spec.yaml"]) == 0
     run, rate = RunDirectory(Path("runs/demo")), "training.optimizer.learning_rate"
@@ -195,7 +204,7 @@ def test_every_arm_has_a_learning_rate_of_its_own(
     middle = best.params[rate]
     tried = dict(ladder["tried"])
     assert list(tried) == pytest.approx([middle / 3, middle, 3 * middle])
-    assert ladder["values"][rate] == max(tried, key=lambda each: tried[each])
+    assert ladder["values"][rate] == max(tried) == max(tried, key=lambda each: tried[each])
     assert "the best of a ladder on seeds that are not compared" in out
     climbed = studies.trials(run, None, "demo/ladder")
     assert {t.seed for t in climbed} == {3_000_000}, "no seed that is compared"
