@@ -35,6 +35,7 @@ ACTIONS = ("status", "logs", "fetch", "stop")
         help="print the manifests or scripts and stop; =server: the API server checks them",
     ),
     flag("--detach", "submit and return at once"),
+    flag("--now", "with stop: give trials no time for a checkpoint"),
     path("--into", "DIR", "folder for the report; default runs/NAME"),
 )
 def run_launch(
@@ -43,6 +44,7 @@ def run_launch(
     overrides: list[str],
     dry_run: str | None,
     detach: bool,
+    now: bool,
     into: Path | None,
 ) -> int:
     """Run a search on a Ray cluster, on Kubernetes, under Slurm, or in the background.
@@ -50,8 +52,8 @@ def run_launch(
     `mptune launch SPEC --on PROFILE` submits the search, follows it, and copies its report to
     runs/NAME at the end. Ctrl-C detaches, and the search continues. After that, refer to the search
     by its name: `status`, `logs` (follows again), `fetch` and `stop` work on any machine that has
-    the profile. `stop` deletes the jobs and pods but keeps the study and the artifacts: launch the
-    same spec again to resume.
+    the profile. `stop` deletes the jobs and pods, and waits until they are gone, but keeps the
+    study and the artifacts: launch the same spec again to resume.
 
     examples:
       mptune launch spec.yaml --on launchers/kubernetes.yaml --dry-run          # the manifests
@@ -93,7 +95,7 @@ def run_launch(
         case "fetch":
             _fetch(launcher, name, into)
         case "stop":
-            launcher.stop(name)
+            launcher.stop(name, now=now)
             _say(f"{name}: stopped and removed; its study and artifacts are kept")
     return 0
 

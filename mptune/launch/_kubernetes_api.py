@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from mptune.errors import did_you_mean
-from mptune.launch.base import LaunchError, Unreachable
+from mptune.launch.base import Denied, LaunchError, Unreachable
 
 Object = dict[str, Any]
 
@@ -73,7 +73,7 @@ class KubernetesApi:
                 pod = self._json("get", "Pod", name, call, name, self.namespace)
                 phase = pod.get("status", {}).get("phase")
                 if phase in ("Succeeded", "Failed"):
-                    return self.log(name)
+                    return self.log(name).splitlines()
                 if time.monotonic() > deadline:
                     raise LaunchError(
                         f"pod {name} does not start (it is {phase}); see `kubectl -n "
@@ -81,9 +81,13 @@ class KubernetesApi:
                     )
                 time.sleep(0.5)
         finally:
-            call = self._core.delete_namespaced_pod
-            where, options = (name, self.namespace), {"grace_period_seconds": 0}
-            self._request("delete", "Pod", name, call, *where, **options)
+            self.delete_pod(name, grace_s=0)
+
+    def delete_pod(self, name: str, *, grace_s: int) -> None:
+        """Delete a pod, or shorten the grace of one that is being deleted."""
+        where, options = (name, self.namespace), {"grace_period_seconds": grace_s}
+        call = self._core.delete_namespaced_pod
+        self._request("delete", "Pod", name, call, *where, **options)
 
     # --- reading -------------------------------------------------------------------------------
 
@@ -122,11 +126,22 @@ class KubernetesApi:
         """The namespace's warning events, the latest last."""
         return self._list("Event", self._core.list_namespaced_event, field_selector="type=Warning")
 
-    def log(self, pod: str, *, last: int | None = None) -> list[str]:
-        """The lines of a pod's log; with `last`, only that many of the latest."""
-        call, options = self._core.read_namespaced_pod_log, {"tail_lines": last} if last else {}
-        answer = self._raw("get", "Pod", pod, call, pod, self.namespace, **options)
-        return str(answer.data.decode(errors="replace")).splitlines()
+    def workloads(self, job: Object) -> list[Object]:
+        """What Kueue knows of a RayJob; empty without Kueue, or without the right to read it."""
+        where = ("kueue.x-k8s.io", "v1beta2", self.namespace, "workloads")
+        selector = {"label_selector": f"kueue.x-k8s.io/job-uid={job['metadata']['uid']}"}
+        with suppress(NotFound, Denied):
+            call = self._custom.list_namespaced_custom_object
+            found: list[Object] = self._request("list", "Workload", "", call, *where, **selector)[
+                "items"
+            ]
+            return found
+        return []
+
+    def log(self, pod: str) -> str:
+        call = self._core.read_namespaced_pod_log
+        answer = self._raw("get", "Pod", pod, call, pod, self.namespace)
+        return str(answer.data.decode(errors="replace"))
 
     # --- requests and their errors -------------------------------------------------------------
 
@@ -172,14 +187,14 @@ class KubernetesApi:
         reason, details = _reason(error)
         match error.status:
             case 401:
-                return LaunchError(
+                return Denied(
                     f"{self.server} does not accept your credentials (401 {reason}); they have "
                     "expired or belong to another cluster: log in again, then repeat the command"
                 )
             case 403 if "exceeded quota" in reason:
                 return LaunchError(f"namespace {self.namespace} is full: {reason}")
             case 403:
-                return LaunchError(
+                return Denied(
                     f"you may not {verb} {kind}s in namespace {self.namespace} (403); have the "
                     f"Role mptune-launcher bound to your account: {reason}"
                 )
@@ -189,7 +204,7 @@ class KubernetesApi:
                     "k8s/overlays/...`"
                 )
             case 404 if kind == "RayJob" and details.get("kind") != JOBS:
-                return LaunchError(
+                return Denied(
                     "this cluster does not know RayJobs; install the KubeRay operator first"
                 )
             case 404 if verb != "create":
@@ -200,6 +215,8 @@ class KubernetesApi:
                         jobs = self._request("list", kind, "", call, *self._rayjobs)["items"]
                         near = did_you_mean(name, [j["metadata"]["name"] for j in jobs])
                 return NotFound(f"there is no {kind} {name} in namespace {self.namespace}{near}")
+            case 409 if "object is being deleted" in reason:
+                return LaunchError(f"{kind} {name} is still being removed; try again in a minute")
             case 409:
                 return LaunchError(
                     f"{kind} {name} is in namespace {self.namespace} already; see `mptune launch "

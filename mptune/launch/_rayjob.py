@@ -27,6 +27,12 @@ CACHE = "/mptune/cache"
 SCALE_UP_S = 1800
 """A cloud takes minutes to start a node and pull its first image."""
 
+VERDICT = "mptune: the input is wrong, so this search is not tried again on a new cluster"
+"""Printed after the driver's own message when it has ended with exit code 2."""
+
+RUN_ONCE = f'"$@"; code=$?; [ $code -eq 2 ] || exit $code; echo "{VERDICT}"'
+"""A shell script that runs its arguments. KubeRay makes a new cluster for each exit but 0."""
+
 TEMPLATE = Path(__file__).with_name("rayjob.yaml")
 
 
@@ -55,6 +61,7 @@ class PodSize(Section):
     memory: Quantity = "4Gi"
     node_labels: dict[str, str] = Field(default={}, description="labels of the nodes to run on")
     tolerations: tuple[Toleration, ...] = ()
+    env: dict[str, str] = Field(default={}, description="e.g. NCCL_SOCKET_IFNAME")
 
 
 class Pool(PodSize):
@@ -68,7 +75,6 @@ class Pool(PodSize):
     max_gangs: int | None = Field(
         None, gt=0, le=1000, description="more than min_gangs: Ray's autoscaler may add them"
     )
-    env: dict[str, str] = Field(default={}, description="e.g. NCCL_SOCKET_IFNAME")
 
     @model_validator(mode="after")
     def _in_order(self) -> Pool:
@@ -124,9 +130,6 @@ class KubernetesProfile(Section):
     )
     deadline_s: int = Field(
         7 * 24 * 3600, gt=0, le=2**31 - 1, description="longest time of the search"
-    )
-    keep_s: int = Field(
-        3600, ge=0, le=2**31 - 1, description="how long the RayJob stays after its end"
     )
     grace_s: int = Field(
         300, ge=30, le=86400, description="time for a checkpoint before a pod ends"
@@ -201,7 +204,8 @@ def ray_job(profile: KubernetesProfile, search: Submission) -> Manifest:
     options = ["--address", "auto", "--set", f"storage.url={profile.database.url}"]
     if profile.autoscales and not any(gang.scale_up_timeout_s for _, gang in search.gangs()):
         options += ["--set", f"resources.scale_up_timeout_s={SCALE_UP_S}"]
-    entrypoint = shlex.join(search.arguments(f"{SPEC}/spec.yaml", RUN, *options))
+    command = search.arguments(f"{SPEC}/spec.yaml", RUN, *options)
+    entrypoint = shlex.join(["sh", "-c", RUN_ONCE, "sh", *command])
     return _manifest(profile, "RayJob", search.name, entrypoint=entrypoint, spec_folder=SPEC)
 
 

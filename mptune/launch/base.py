@@ -35,6 +35,10 @@ class Unreachable(LaunchError):
     """The place does not answer, or cannot answer now. Trying again may help."""
 
 
+class Denied(LaunchError):
+    """The place refuses a request; a place that has just started does so for some seconds."""
+
+
 @dataclass(frozen=True)
 class Submission:
     """A search to be launched: its name, its spec as written, and what one trial needs."""
@@ -172,8 +176,10 @@ class Launcher(Section):
         """
 
     @abstractmethod
-    def stop(self, name: str) -> None:
+    def stop(self, name: str, *, now: bool = False) -> None:
         """End the search and remove what `submit` created; the study and the artifacts stay.
+
+        Returns when its resources are free. With `now`, trials get no time for a checkpoint.
 
         Raises:
             LaunchError: no search has this name.
@@ -184,6 +190,9 @@ class Launcher(Section):
 
 GIVE_UP_S = 600.0
 """How long a follower waits for a place that does not answer."""
+
+DENIED_S = 30.0
+"""How long a follower that was admitted before waits for a place that refuses it."""
 
 PATIENCE_S = 45.0
 """How long a stuck search may stay stuck: a registry or a quota can recover by itself."""
@@ -215,24 +224,30 @@ def follow(
 
     Raises:
         LaunchError: `look` raised it, the search stayed stuck for `PATIENCE_S`, or the place did
-            not answer for `GIVE_UP_S`.
+            not answer for `GIVE_UP_S` or refused for `DENIED_S`.
     """
     shown, last_text = 0, ""
-    silent_since: float | None = None
-    stuck_since: float | None = None
+    first = True
+    silent_since = denied_since = stuck_since = inf
     while True:
         try:
             state, log = look()
-        except Unreachable as error:
-            if silent_since is None:
-                silent_since = time.monotonic()
+        except (Unreachable, Denied) as error:
+            now = time.monotonic()
+            denied_since = min(denied_since, now) if isinstance(error, Denied) else inf
+            if first and denied_since < inf:
+                raise
+            first = False
+            if silent_since == inf:
+                silent_since = now
                 say(f"{error}; trying again")
-            if time.monotonic() - silent_since > GIVE_UP_S:
+            if now - silent_since > GIVE_UP_S or now - denied_since > DENIED_S:
                 raise
             time.sleep(1)
             continue
-        if silent_since is not None:
-            silent_since = None
+        first = False
+        if silent_since < inf:
+            silent_since = denied_since = inf
             say(f"{place} answers again")
         for line in log[shown:]:
             say(line)
@@ -244,18 +259,60 @@ def follow(
             say(f"{name}: {text}")
         if state.ended:
             return state
-        if not state.stuck:
-            stuck_since = None
-        elif stuck_since is None:
-            stuck_since = time.monotonic()
-        elif time.monotonic() - stuck_since >= PATIENCE_S:
-            raise LaunchError(f"{name} cannot start: {state.detail}")
+        stuck_since = min(stuck_since, time.monotonic()) if state.stuck else inf
+        if time.monotonic() - stuck_since >= PATIENCE_S:
+            raise LaunchError(
+                f"{name} cannot start: {state.detail}; it still waits there: `mptune launch stop "
+                f"{name}` removes it"
+            )
         time.sleep(pause_s)
+
+
+STARTED = "-- Runtime env is setting up."
+"""The end of the line with which Ray begins a driver's log."""
+
+RAYS_LINES = re.compile(
+    r"[-\d]+ [:\d]+,\d+\t[A-Z]+ (cli|sdk|job_manager)\.py:\d+ -- "
+    r"|Running entrypoint for job |Waiting for Ray Dashboard "
+)
+COLOUR = re.compile(r"\x1b\[[\d;]*m")
+_TRACEBACK = r"Traceback \(most recent call last\):\n(?:[ \t].*\n)*(?:\S.*\n|\Z)"
+TRACEBACKS = re.compile(
+    rf"^{_TRACEBACK}(?:\n(?:During|The above) .*\n\n{_TRACEBACK})*", re.MULTILINE
+)
+RAYS_COMMAND = re.compile(r'File "[^"]*/bin/ray", line')
+
+
+def driver_log(text: str) -> tuple[str | None, list[str]]:
+    """Split a job's log into the line with which Ray started the driver, and the driver's lines.
+
+    The first has the time of the start, so it identifies a run of the driver: each of several
+    submitters prints the whole log. Colour codes, Ray's own lines and the tracebacks of its command
+    `ray` are left out.
+    """
+    text = TRACEBACKS.sub(
+        lambda found: "" if RAYS_COMMAND.search(found[0]) else found[0],
+        COLOUR.sub("", text.removesuffix("\n") + "\n"),
+    )
+    started: str | None = None
+    lines: list[str] = []
+    for line in text.splitlines():
+        if line.endswith(STARTED):
+            started, lines = line, []
+        elif not RAYS_LINES.match(line):
+            lines.append(line)
+    return started, lines
 
 
 # --- the report, sent through a log ------------------------------------------------------------
 
 MARK = "mptune-report"
+
+
+def quote_path(path: str) -> str:
+    """The path as one word for a POSIX shell, which replaces a leading `~/`."""
+    home = "~/" if path.startswith("~/") else ""
+    return home + shlex.quote(path.removeprefix(home))
 
 
 def pack_command(run_directory: str) -> str:
@@ -264,7 +321,7 @@ def pack_command(run_directory: str) -> str:
     Every place can show a log; only some can copy a file.
     """
     report = RunDirectory(Path(run_directory)).report
-    folder, name = shlex.quote(str(report.parent)), shlex.quote(report.name)
+    folder, name = quote_path(str(report.parent)), shlex.quote(report.name)
     return (
         f'cd {folder} && tar -cz {name} > "${{TMPDIR:-/tmp}}/report.tgz" '
         f'&& cd "${{TMPDIR:-/tmp}}" && echo "{MARK} $(sha256sum < report.tgz | cut -c1-64)" '

@@ -7,14 +7,23 @@ A RayJob whose image is wrong, whose nodes do not exist or whose quota forbids i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from mptune.errors import InputError
 from mptune.launch._kubernetes_api import KubernetesApi, NotFound, Object
-from mptune.launch._rayjob import KubernetesProfile, config_map, ray_job, reader_pod, to_yaml
+from mptune.launch._rayjob import (
+    VERDICT,
+    KubernetesProfile,
+    config_map,
+    ray_job,
+    reader_pod,
+    to_yaml,
+)
 from mptune.launch.base import (
     Launcher,
     LaunchError,
@@ -22,6 +31,7 @@ from mptune.launch.base import (
     SearchState,
     Submission,
     check_gangs,
+    driver_log,
     follow,
     machines_for,
     progress,
@@ -33,6 +43,11 @@ LONGEST_NAME = 47
 
 POLL_S = 5
 """How often to look at pods and events, which change without the RayJob."""
+
+STOP_POLL_S = 0.5
+
+STOP_S = 60
+"""How long Kubernetes may take to remove a job, besides the grace of its pods."""
 
 IMAGE = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
 SETUP = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
@@ -71,8 +86,10 @@ class Kubernetes(KubernetesProfile, Launcher):
             raise
 
     def status(self, name: str) -> SearchState:
-        api = self._api(name)
-        return state_of(api, api.job(name))
+        api, log = self._api(name), DriverLog()
+        job = api.job(name)
+        log.read(api, name)
+        return state_of(api, job, log.latest)
 
     def follow(self, name: str, say: Say) -> SearchState:
         return follow_job(self._api(name), name, say)
@@ -80,8 +97,31 @@ class Kubernetes(KubernetesProfile, Launcher):
     def fetch(self, name: str, into: Path) -> None:
         unpack(self._api(name).run_pod(reader_pod(self, name)), into)
 
-    def stop(self, name: str) -> None:
-        self._api(name).delete_job(name)
+    def stop(self, name: str, *, now: bool = False) -> None:
+        api = self._api(name)
+        selector = f"app.kubernetes.io/instance={name},app.kubernetes.io/component!=report"
+        mine = {pod["metadata"]["name"] for pod in api.pods(selector)}
+        try:
+            api.delete_job(name)
+        except NotFound:
+            if not mine:
+                raise
+        give_up = time.monotonic() + STOP_S + (0 if now else self.grace_s)
+        while True:
+            left = [pod for pod in api.pods(selector) if pod["metadata"]["name"] in mine]
+            for pod in left:
+                # A worker in its init container trains nothing, and ignores SIGTERM.
+                short = now or pod["status"].get("phase") == "Pending"
+                if short and "deletionTimestamp" in pod["metadata"]:
+                    with suppress(NotFound):
+                        api.delete_pod(pod["metadata"]["name"], grace_s=1)
+            if not left and not _is_being_deleted(api, name):
+                return
+            if time.monotonic() > give_up:
+                raise LaunchError(
+                    f"{name} does not end; see `kubectl -n {self.namespace} get pods`"
+                )
+            time.sleep(STOP_POLL_S)
 
     def _api(self, name: str) -> KubernetesApi:
         _check_name(name)
@@ -120,55 +160,166 @@ def _check_name(name: str) -> None:
         )
 
 
+def _is_being_deleted(api: KubernetesApi, name: str) -> bool:
+    with suppress(NotFound):
+        return "deletionTimestamp" in api.job(name)["metadata"]
+    return False
+
+
 # --- the state of a RayJob -----------------------------------------------------------------------
 
+Step = Literal[
+    "queued", "starting", "running", "ending", "retrying", "succeeded", "stopped", "failed"
+]
 
-def state_of(api: KubernetesApi, job: Object) -> SearchState:
-    """The state of the search that this RayJob runs."""
-    name, status = job["metadata"]["name"], job.get("status", {})
+STEPS: Mapping[tuple[str, str], Step] = {
+    ("", "*"): "starting",
+    ("Initializing", "*"): "starting",
+    ("Waiting", "*"): "starting",
+    ("Running", "*"): "starting",
+    ("Running", "RUNNING"): "running",
+    ("Running", "SUCCEEDED"): "ending",
+    ("Running", "STOPPED"): "ending",
+    ("Running", "FAILED"): "retrying",
+    ("Retrying", "*"): "retrying",
+    ("Suspending", "*"): "queued",
+    ("Suspended", "*"): "queued",
+    ("Complete", "*"): "succeeded",
+    ("Complete", "STOPPED"): "stopped",
+    ("Complete", "FAILED"): "failed",
+    ("Failed", "*"): "failed",
+    ("ValidationFailed", "*"): "failed",
+}
+"""The step of a search, by its RayJob's jobDeploymentStatus and jobStatus; `*` is any other one."""
+
+TRANSITIONS: Mapping[tuple[Step, Step], str] = {
+    ("running", "starting"): "its head was lost: the driver starts again and resumes the study",
+    ("running", "queued"): "suspended while it ran: it resumes the study once it is admitted again",
+}
+"""What is said when a search goes from one step to another, besides its new state."""
+
+
+def step_of(job: Object) -> Step:
+    """The step of the search that this RayJob runs."""
+    status = job.get("status", {})
     deployment = status.get("jobDeploymentStatus") or ""
-    if deployment == "Complete" or status.get("jobStatus") == "SUCCEEDED":
-        return SearchState("succeeded")
-    if deployment in ("Failed", "ValidationFailed"):
-        return SearchState("failed", _failure(status))
-    if job["spec"].get("suspend"):
-        queue = job["metadata"].get("labels", {}).get("kueue.x-k8s.io/queue-name")
-        return SearchState("waiting", f"queued by Kueue in {queue}" if queue else "suspended")
-    submitters = _submitters(api, name)
-    if deployment == "Running" and status.get("jobStatus") == "RUNNING":
-        logs = (api.log(p["metadata"]["name"], last=200) for p in submitters)
-        return SearchState("running", next(filter(None, map(progress, logs)), ""))
-    ray_cluster = status.get("rayClusterName")
+    exact = STEPS.get((deployment, status.get("jobStatus") or ""))
+    step = exact or STEPS.get((deployment, "*"), "starting")
+    if step == "retrying" and _attempt(job) >= _attempts(job):
+        return "ending"  # The last attempt has failed.
+    # Kueue suspends a job before KubeRay has seen it.
+    return "queued" if step == "starting" and job["spec"].get("suspend") else step
+
+
+def _attempts(job: Object) -> int:
+    """How many clusters KubeRay makes at most, one after another."""
+    return 1 + int(job["spec"].get("backoffLimit") or 0)
+
+
+def _attempt(job: Object) -> int:
+    """The number of the attempt that runs or has just failed, from 1."""
+    status = job.get("status", {})
+    failed = int(status.get("failed") or 0)
+    return failed if status.get("jobDeploymentStatus") == "Retrying" else failed + 1
+
+
+def state_of(api: KubernetesApi, job: Object, log: list[str]) -> SearchState:
+    """The state of the search that this RayJob runs, and whose driver has printed `log`."""
+    status, which = job.get("status", {}), f"attempt {_attempt(job)} of {_attempts(job)}"
+    match step_of(job):
+        case "succeeded" if VERDICT in log:
+            said = log[max(0, log.index(VERDICT) - 1)]
+            return SearchState(
+                "failed",
+                f"failed, and is not tried again: {said}; correct it, then `mptune launch stop` "
+                "and launch it again",
+            )
+        case "succeeded":
+            return SearchState("succeeded")
+        case "stopped":
+            return SearchState(
+                "failed",
+                "stopped before its end; what has finished is kept: `mptune launch stop`, then "
+                "launch it again to resume",
+            )
+        case "failed":
+            return SearchState("failed", _failure(status))
+        case "queued":
+            return _queue_state(api, job)
+        case "running":
+            return SearchState("running", progress(log))
+        case "ending":
+            return SearchState("running", "ending")
+        case "retrying":
+            return SearchState(
+                "waiting", f"{which} failed: {_cause(status)}; it is tried again on a new cluster"
+            )
+    state = _start_state(api, job)
+    return replace(state, detail=f"{which}: {state.detail}") if status.get("failed") else state
+
+
+def _start_state(api: KubernetesApi, job: Object) -> SearchState:
+    """What a search waits for, or what keeps it from starting."""
+    name, ray_cluster = job["metadata"]["name"], job.get("status", {}).get("rayClusterName")
     pods = api.pods(f"ray.io/cluster={ray_cluster}") if ray_cluster else []
     groups = job["spec"].get("rayClusterSpec", {}).get("workerGroupSpecs") or ()
     wanted = 1 + sum(int(g.get("replicas", 0)) * int(g.get("numOfHosts", 1)) for g in groups)
     # Old events remain after their cause is gone: they count only while a pod is missing.
     incomplete = len(pods) < wanted
-    pods += submitters
-    cause = _pod_problem(pods)
+    pods += _submitters(api, name)
+    cause = _pod_problem(api, pods)
     if cause is None and incomplete:
-        cause = _event_problem(api.warnings(), {name, ray_cluster})
-    return cause or SearchState("waiting", _step(status, pods))
+        # Events outlive a search that had the same name.
+        made = job["metadata"].get("creationTimestamp", "")
+        new = [e for e in api.warnings() if (e.get("lastTimestamp") or made) >= made]
+        cause = _event_problem(new, {name, ray_cluster})
+    return cause or SearchState("waiting", _waits_for(job.get("status", {}), pods))
+
+
+def _queue_state(api: KubernetesApi, job: Object) -> SearchState:
+    """Why Kueue, or whoever suspended the job, keeps it waiting."""
+    queue = job["metadata"].get("labels", {}).get("kueue.x-k8s.io/queue-name")
+    if not queue:
+        return SearchState("waiting", "suspended")
+    for workload in api.workloads(job):
+        for condition in workload.get("status", {}).get("conditions") or ():
+            if condition["type"] != "QuotaReserved" or condition["status"] != "False":
+                continue
+            message = _one_line(condition.get("message", ""))
+            if condition["reason"] in ("Misconfigured", "Inadmissible"):
+                return SearchState(
+                    "waiting",
+                    f"Kueue cannot queue it: {message}; mend that (see k8s/overlays/kueue), or "
+                    "change `queue` in the profile",
+                    stuck=True,
+                )
+            return SearchState("waiting", f"queued by Kueue in {queue}: {message}")
+    return SearchState("waiting", f"queued by Kueue in {queue}")
+
+
+def _cause(status: Object) -> str:
+    """Why an attempt failed: Ray's reason, and the last line that the driver printed."""
+    first, _, log = str(status.get("message") or "").partition("\n")
+    _, lines = driver_log(log)
+    return ": ".join([first.split(", last available logs")[0], *map(_one_line, lines[-1:])])
 
 
 def _failure(status: Object) -> str:
-    reason = status.get("reason") or "Failed"
-    message = str(status.get("message") or "")
-    first = message.splitlines()[0].split(", last available logs")[0] if message else ""
+    reason, cause = status.get("reason") or "Failed", _cause(status)
     advice = {
         "AppFailed": "its log says why",
         "DeadlineExceeded": "raise deadline_s in the profile and launch it again to resume",
     }.get(reason, "launch it again to resume")
-    return f"failed ({reason}{': ' + first if first else ''}); {advice}"
+    return f"failed ({reason}{': ' + cause if cause else ''}); {advice}"
 
 
 def _submitters(api: KubernetesApi, name: str) -> list[Object]:
-    """The pods that show the driver's log; the latest attempt first."""
+    """The pods that show the driver's log, the latest attempt last."""
     found = api.pods(f"batch.kubernetes.io/job-name={name}")
-    return sorted(found, key=lambda p: -int(p["metadata"]["resourceVersion"]))
+    return sorted(found, key=lambda pod: str(pod["metadata"].get("creationTimestamp")))
 
 
-def _step(status: Object, pods: list[Object]) -> str:
+def _waits_for(status: Object, pods: list[Object]) -> str:
     """What a search that starts normally waits for."""
     if not status.get("rayClusterName"):
         return "not picked up yet; if this lasts, check that the KubeRay operator runs"
@@ -191,7 +342,7 @@ def _container_states(pods: list[Object]) -> Iterator[dict[str, Any]]:
 # --- why nothing starts ------------------------------------------------------------------------
 
 
-def _pod_problem(pods: list[Object]) -> SearchState | None:
+def _pod_problem(api: KubernetesApi, pods: list[Object]) -> SearchState | None:
     for state in _container_states(pods):
         waiting = state.get("waiting", {})
         reason = waiting.get("reason")
@@ -209,15 +360,35 @@ def _pod_problem(pods: list[Object]) -> SearchState | None:
     for pod in pods:
         for condition in pod["status"].get("conditions") or ():
             if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
-                message = condition.get("message", "")
-                why = _one_line(message.split(", preemption:")[0].split(" no new claims")[0])
-                # Not stuck: an autoscaler may still add such a node.
-                return SearchState(
-                    "waiting",
-                    f"no node takes a pod: {why.rstrip('.')}; add such nodes, or change gpus, "
-                    "cpus, memory or node_labels of the pool in the profile",
-                )
+                return _unschedulable(api, pod, condition.get("message", ""))
     return None
+
+
+def _unschedulable(api: KubernetesApi, pod: Object, message: str) -> SearchState:
+    why = _one_line(message.split(", preemption:")[0].split(" no new claims")[0]).rstrip(".")
+    if missing := re.search(r'persistentvolumeclaim "([^"]+)" not found', message):
+        return SearchState(
+            "waiting",
+            f"its volume is missing: there is no PersistentVolumeClaim {missing[1]} in namespace "
+            f"{api.namespace}; create it, or change `artifacts` in the profile",
+            stuck=True,
+        )
+    if "unbound immediate PersistentVolumeClaim" in message:
+        volumes = pod.get("spec", {}).get("volumes", ())
+        claims = [v.get("persistentVolumeClaim", {}).get("claimName") for v in volumes]
+        reasons = [
+            _one_line(event.get("message", ""))
+            for event in api.warnings()
+            if event["involvedObject"]["kind"] == "PersistentVolumeClaim"
+            and event["involvedObject"]["name"] in claims
+        ]
+        return SearchState("waiting", f"for its volume: {reasons[-1] if reasons else why}")
+    # Not stuck: an autoscaler may still add such a node.
+    return SearchState(
+        "waiting",
+        f"no node takes a pod: {why}; add such nodes, or change gpus, cpus, memory or "
+        "node_labels of the pool in the profile",
+    )
 
 
 def _event_problem(events: list[Object], names: set[str | None]) -> SearchState | None:
@@ -246,36 +417,60 @@ def _one_line(text: str) -> str:
 # --- following ---------------------------------------------------------------------------------
 
 
+class DriverLog:
+    """What the drivers of one search have printed, in order, whichever submitters show it.
+
+    A submitter that replaces another prints the whole log again, and a driver that starts again has
+    the same job. A log that cannot be read now is read later: the RayJob has the state.
+    """
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self._shown: dict[str, int] = {}
+        self.latest: list[str] = []
+        """The lines of the latest driver."""
+
+    def read(self, api: KubernetesApi, name: str) -> None:
+        for pod in (p["metadata"]["name"] for p in _submitters(api, name)):
+            with suppress(LaunchError):
+                started, lines = driver_log(api.log(pod))
+                key = started or pod
+                shown = self._shown.get(key, 0)
+                self.lines += lines[shown:]
+                self._shown[key] = max(shown, len(lines))
+                self.latest = lines
+
+
 def follow_job(api: KubernetesApi, name: str, say: Say) -> SearchState:
     """Show the log and every change of state until the search has ended.
 
     Raises:
         LaunchError: it cannot continue by itself, or was deleted.
     """
-    logs: dict[str, list[str]] = {}
-    seen = False
+    log = DriverLog()
     previous: Object | None = None
+    step: Step | None = None
 
     def look() -> tuple[SearchState, list[str]]:
-        nonlocal seen, previous
+        nonlocal previous, step
         if previous is not None:
             waited_for, previous = previous, None
             api.await_change(waited_for, POLL_S)
         try:
-            previous = api.job(name)
+            previous = job = api.job(name)
         except NotFound:
-            if not seen:
+            if step is None:
                 raise
             raise LaunchError(
                 f"{name} was deleted while it ran; its study and artifacts are kept: launch it "
                 "again to resume"
             ) from None
         # The log is read after the state, so the log of an ended job is complete.
-        seen, state = True, state_of(api, previous)
-        for pod in reversed(_submitters(api, name)):
-            # Each attempt of the driver has a pod of its own; one that starts has no log yet.
-            with suppress(LaunchError):
-                logs[pod["metadata"]["name"]] = api.log(pod["metadata"]["name"])
-        return state, [line for log in logs.values() for line in log]
+        log.read(api, name)
+        state = state_of(api, job, log.latest)
+        before, step = step, step_of(job)
+        if before and (before, step) in TRANSITIONS:
+            say(f"{name}: {TRANSITIONS[before, step]}")
+        return state, log.lines
 
     return follow(name, say, look, place="the API server", pause_s=0)

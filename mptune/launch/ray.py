@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from mptune.errors import InputError, did_you_mean
+from mptune.errors import did_you_mean
 from mptune.launch.base import (
     Launcher,
     LaunchError,
@@ -26,9 +26,11 @@ from mptune.launch.base import (
     SearchState,
     Submission,
     Unreachable,
+    driver_log,
     follow,
     pack_command,
     progress,
+    quote_path,
     unpack,
 )
 
@@ -66,7 +68,7 @@ class ExistingRay(Launcher):
     )
     runs: str = Field(
         "~/mptune-runs",
-        pattern=r"^[~/]",
+        pattern=r"^(~?/)",
         description="folder of the run directories, as the cluster's nodes see it",
     )
 
@@ -92,7 +94,8 @@ class ExistingRay(Launcher):
         client = self._client()
         job = self._job(client, name)
         running = job.status == "RUNNING"
-        return _state(job, client.get_job_logs(job.submission_id) if running else "")
+        _, log = driver_log(client.get_job_logs(job.submission_id) if running else "")
+        return _state(job, log)
 
     def follow(self, name: str, say: Say) -> SearchState:
         client = self._client()
@@ -103,8 +106,8 @@ class ExistingRay(Launcher):
             if job is None:
                 raise LaunchError(f"{job_id} was deleted while it ran; launch it again to resume")
             # The log is read after the state, so the log of an ended job is complete.
-            log = client.get_job_logs(job_id)
-            return _state(job, log), log.splitlines()
+            _, log = driver_log(client.get_job_logs(job_id))
+            return _state(job, log), log
 
         return follow(name, say, look, place="the Ray cluster", pause_s=POLL_S)
 
@@ -119,7 +122,7 @@ class ExistingRay(Launcher):
         finally:
             client.delete_job(job_id)
 
-    def stop(self, name: str) -> None:
+    def stop(self, name: str, *, now: bool = False) -> None:
         client = self._client()
         job = self._job(client, name)
         if job.status in NOT_ENDED:
@@ -144,12 +147,10 @@ class ExistingRay(Launcher):
         return jobs[name]
 
     def _entrypoint(self, search: Submission) -> str:
-        if "/" in search.name or any(c.isspace() for c in self.runs):
-            raise InputError(f"runs: {self.runs!r} must have no blanks")
-        # The run directory is not quoted: the cluster's shell must expand `~`.
         run = f"{self.runs.rstrip('/')}/{search.name}"
         words = search.arguments("spec.yaml", run, "--address", "auto")
-        return " ".join(w if w == run else shlex.quote(w) for w in words)
+        # The cluster's shell replaces `~`.
+        return " ".join(quote_path(w) if w == run else shlex.quote(w) for w in words)
 
 
 def jobs_client(url: str) -> Any:
@@ -254,11 +255,11 @@ def _await_end(client: Any, job_id: str, timeout_s: float) -> bool:
     return True
 
 
-def _state(job: Any, log: str) -> SearchState:
+def _state(job: Any, log: list[str]) -> SearchState:
     """The state of a search whose job is `job`; a running one needs the job's log."""
     if job.status == "FAILED":
         message = " ".join((job.message or "").split(", last available logs")[0].split())
         return SearchState("failed", f"failed: {message}; its log says why; launch again to resume")
     if job.status == "RUNNING":
-        return SearchState("running", progress(log.splitlines()))
+        return SearchState("running", progress(log))
     return STATES[job.status]

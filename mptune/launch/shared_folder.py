@@ -181,14 +181,14 @@ class Local(SharedFolderLauncher):
     def activity(self, job: JobFiles) -> str | None:
         return None if _process(job) is None else "running"
 
-    def stop(self, name: str) -> None:
+    def stop(self, name: str, *, now: bool = False) -> None:
         job = self.job(name)
         process = _process(job)
         if process is not None:
             # The shell waits for the driver, so it ends when the driver has ended.
-            for driver in process.children():
+            for driver in () if now else process.children():
                 driver.terminate()
-            _, left = psutil.wait_procs([process], timeout=STOP_S)
+            _, left = psutil.wait_procs([process], timeout=0 if now else STOP_S)
             if left:
                 os.killpg(process.pid, signal.SIGKILL)
         job.remove()
@@ -288,10 +288,10 @@ class Slurm(SharedFolderLauncher):
             raise
         return WAITING.get(state, "running") if state else None
 
-    def stop(self, name: str) -> None:
+    def stop(self, name: str, *, now: bool = False) -> None:
         job = self.job(name)
         number = job.read_id()["job"]
-        if self.activity(job) == "running":
+        if not now and self.activity(job) == "running":
             # Only the script gets the signal; it lets the trials write their checkpoints.
             _slurm("scancel", "--batch", "--signal=TERM", number)
             deadline = time.monotonic() + self.grace_s

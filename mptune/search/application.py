@@ -47,7 +47,7 @@ from mptune.study import queue
 from mptune.study.lease import PostgresLease, driver_lock, interrupts, lease
 from mptune.study.queue import PlannedRun
 from mptune.study.samplers import make_pruner, make_sampler
-from mptune.study.storage import SUFFIXES, claim_spec
+from mptune.study.storage import SUFFIXES, await_server, claim_spec
 from mptune.tools.prepare import prepare_table
 from mptune.trial import Prepared, PrepareRequest, StageName, Trial
 
@@ -209,6 +209,7 @@ class Session:
             # Registered as long as the lock is held: `stop_driver` in this process relies on it.
             DRIVEN_HERE[root] = self.interrupted
             try:
+                await_server(storage.url, storage.connect_timeout_s, self.say, self.interrupted)
                 with lease(storage.url, self.spec.name, storage.lease_timeout_s) as self._lease:
                     if fresh:
                         self._delete_trials(yes)

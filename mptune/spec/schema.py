@@ -456,6 +456,12 @@ class Storage(Section):
         gt=0,
         description="PostgreSQL: time after which a lost driver loses the study",
     )
+    connect_timeout_s: float = Field(
+        120.0,
+        ge=0,
+        description="how long a driver waits at its start for a database server that does not "
+        "answer",
+    )
 
 
 class SearchSpec(Section):

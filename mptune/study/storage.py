@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,10 +16,12 @@ from typing import Any
 
 import optuna
 from optuna.storages.journal import JournalFileBackend
+from sqlalchemy import create_engine
 from sqlalchemy import event as sqlalchemy_event
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.pool import NullPool
 
-from mptune.errors import InputError
+from mptune.errors import InputError, MptuneError
 from mptune.spec.schema import fixed_on_resume
 from mptune.study import records
 from mptune.study.optuna_private import Database
@@ -31,6 +34,9 @@ JOURNAL = "journal://"
 
 RECONNECT_S = 120.0
 """How long a search waits for a database server that cannot be reached."""
+
+NOT_YET = ("starting up", "shutting down", "not yet accepting", "recovery mode")
+"""Words with which a PostgreSQL server that starts or ends refuses a connection."""
 
 CONNECTION_LOST = (optuna.exceptions.StorageInternalError, OperationalError)
 """Errors of a storage whose server cannot be reached."""
@@ -197,6 +203,41 @@ def _open(address: str, only: Sequence[str]) -> optuna.storages.BaseStorage:
     if storage.engine.dialect.name != "sqlite":
         survive_restarts(storage)
     return storage
+
+
+def await_server(
+    url: str | None, timeout_s: float, say: Callable[[str], None], interrupted: threading.Event
+) -> None:
+    """Wait until the database server answers, or until interrupted; a file does not answer.
+
+    A server that answers may still refuse: that is the user's error, and `open` reports it.
+
+    Raises:
+        MptuneError: the server has not answered within `timeout_s`.
+    """
+    if url is None or url.startswith((JOURNAL, "sqlite")):
+        return
+    try:
+        engine = create_engine(url, poolclass=NullPool)
+    except (ArgumentError, ImportError):
+        return
+    give_up = time.monotonic() + timeout_s
+    said = False
+    while True:
+        try:
+            engine.connect().close()
+            return
+        except OperationalError as error:
+            reason = str(error.orig).splitlines()[0]
+            if "FATAL" in reason and not any(words in reason for words in NOT_YET):
+                return
+        if time.monotonic() > give_up:
+            raise MptuneError(f"storage.url: no database server answers: {reason}")
+        if not said:
+            said = True
+            say(f"note: no database server answers yet ({reason}); waiting up to {timeout_s:g} s")
+        if interrupted.wait(0.5):
+            return
 
 
 def survive_restarts(storage: optuna.storages.RDBStorage) -> None:

@@ -29,9 +29,15 @@ Object = dict[str, Any]
 
 RECORDED = Path(__file__).parent / "recorded"
 NAME = re.compile(r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
-KINDS = {"rayjobs": "RayJob", "configmaps": "ConfigMap", "pods": "Pod", "events": "Event"}
+KINDS = {
+    "rayjobs": "RayJob",
+    "configmaps": "ConfigMap",
+    "pods": "Pod",
+    "events": "Event",
+    "workloads": "Workload",
+}
 PATH = re.compile(
-    r"^(?:/api/v1|/apis/ray\.io/v1)/namespaces/(?P<namespace>[^/]+)/(?P<resource>[^/]+)"
+    r"^(?:/api/v1|/apis/(?P<group>ray\.io|kueue\.x-k8s\.io)/v1(?:beta2)?)/namespaces/(?P<namespace>[^/]+)/(?P<resource>[^/]+)"
     r"(?:/(?P<name>[^/]+))?(?:/(?P<sub>[^/]+))?$"
 )
 
@@ -44,7 +50,14 @@ def answers() -> dict[str, Object]:
 
 @cache
 def recorded(scenario: str) -> list[tuple[str, Object]]:
-    """(resource, what changed) in order, up to where the recording's own clean-up begins."""
+    """(resource, what changed) in order, up to where the recording's own clean-up begins.
+
+    `searches.jsonl` is a later recording, of whole searches in one order.
+    """
+    lines = (RECORDED / "searches.jsonl").read_text().splitlines()
+    found = [step for step in map(json.loads, lines) if step["scenario"] == scenario]
+    if found:
+        return [(step["resource"], step) for step in found]
     steps = []
     for resource in ("rayjobs", "pods", "events"):
         for line in (RECORDED / f"{resource}.jsonl").read_text().splitlines():
@@ -88,7 +101,15 @@ class ApiServer:
     calls: set[tuple[str, str, str]] = field(default_factory=set)
     writes: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     refuse: dict[tuple[str, str], str] = field(default_factory=dict)
+    refuse_next: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
+    logs: dict[str, list[str]] = field(default_factory=dict)
+    """The logs of pods that do not have `log`."""
+    by_hand: bool = False
+    """Changes are applied by `advance` instead of in time."""
+    steps: Iterator[tuple[str, Object]] = field(default_factory=lambda: iter(()))
+    delete_s: float = 0.0
+    """How long a deleted RayJob stays."""
     lost_watches: int = 0
     pause_at: int | None = None
     go_on: threading.Event = field(default_factory=threading.Event)
@@ -146,6 +167,18 @@ class ApiServer:
                 return
             self._apply(resource, step)
 
+    def advance(self) -> bool:
+        """Apply the next recorded change; False if there is none."""
+        step = next(self.steps, None)
+        if step is not None:
+            self._apply(*step)
+        return step is not None
+
+    def set_status(self, name: str, **status: Any) -> None:
+        """Change the status of a RayJob."""
+        job = self.objects["rayjobs"][name]
+        self.put("rayjobs", "MODIFIED", job | {"status": job.get("status", {}) | status})
+
     def _apply(self, resource: str, step: Object) -> None:
         item = copy.deepcopy(step["object"])
         if resource == "events":
@@ -155,7 +188,11 @@ class ApiServer:
             mine["status"] = item.get("status", {})
             mine["spec"].pop("suspend", None)
             mine["spec"] |= {"suspend": True} if item["spec"].get("suspend") else {}
+            mine["spec"]["backoffLimit"] = item["spec"].get("backoffLimit", 0)
             item = mine
+        if resource == "workloads":
+            (job,) = self.objects["rayjobs"].values()
+            item["metadata"]["labels"] = {"kueue.x-k8s.io/job-uid": job["metadata"]["uid"]}
         self.put(resource, step["type"], item)
 
     # --- verbs ---------------------------------------------------------------------------------
@@ -168,15 +205,21 @@ class ApiServer:
         problems = list(self.schemas.problems(body))
         if problems and query.get("fieldValidation") == "Strict":
             raise _refusal(400, f"{kind}: strict decoding error: {problems[0]}", "BadRequest")
+        if "deletionTimestamp" in self.objects[resource].get(name, {"metadata": ()})["metadata"]:
+            raise Refusal(409, answers()["create while it is being deleted"]["response"])
         if name in self.objects[resource]:
             message = f'{resource} "{name}" already exists'
             raise _refusal(409, message, "AlreadyExists", name=name, kind=resource)
         made = copy.deepcopy(body)
         made["metadata"]["uid"] = f"uid-{self.version}"
+        for _, step in recorded(name)[:1]:
+            made["metadata"]["creationTimestamp"] = step["object"]["metadata"]["creationTimestamp"]
         if query.get("dryRun") == "All":
             return made
         self.put(resource, "ADDED", made)
-        if resource == "rayjobs" and (RECORDED / "rayjobs.jsonl").exists():
+        if resource == "rayjobs" and self.by_hand:
+            self.steps = iter(recorded(name))
+        elif resource == "rayjobs":
             threading.Thread(target=self.play, args=(name,), daemon=True).start()
         if resource == "pods":
             self._run(made)
@@ -189,12 +232,28 @@ class ApiServer:
         folder = self.artifacts / mount["subPath"]
         command = [word.replace(RUN, str(folder)) for word in container["command"]]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        self.log = done.stdout.splitlines()
+        self.logs[pod["metadata"]["name"]] = done.stdout.splitlines()
         pod["status"] = {"phase": "Succeeded" if done.returncode == 0 else "Failed"}
         self.put("pods", "MODIFIED", pod)
 
     def delete(self, resource: str, name: str) -> Object:
+        """Delete an object; a RayJob stays for `delete_s`, its pods until they are deleted too."""
         item = self.get(resource, name)
+        if resource == "rayjobs" and self.delete_s:
+            for kind, deleted in [(resource, item), *(("pods", p) for p in self._pods_of(name))]:
+                deleted["metadata"]["deletionTimestamp"] = "2026-11-26T18:50:39Z"
+                self.put(kind, "MODIFIED", deleted)
+            threading.Timer(self.delete_s, self._remove, (resource, item)).start()
+        else:
+            self._remove(resource, item)
+        return item
+
+    def _pods_of(self, name: str) -> list[Object]:
+        key = "app.kubernetes.io/instance"
+        pods = self.objects["pods"].values()
+        return [pod for pod in pods if pod["metadata"].get("labels", {}).get(key) == name]
+
+    def _remove(self, resource: str, item: Object) -> None:
         self.put(resource, "DELETED", item)
         uid = item["metadata"].get("uid")
         for kind in KINDS:
@@ -202,7 +261,6 @@ class ApiServer:
                 owners = child["metadata"].get("ownerReferences", ())
                 if any(o["uid"] == uid for o in owners):
                     self.put(kind, "DELETED", child)
-        return item
 
     def get(self, resource: str, name: str) -> Object:
         if name not in self.objects[resource]:
@@ -243,18 +301,12 @@ class ApiServer:
         if self.down:
             raise ConnectionResetError
 
-    def _ended(self) -> bool:
-        states = [
-            j.get("status", {}).get("jobDeploymentStatus") for j in self.objects["rayjobs"].values()
-        ]
-        return all(s in ("Complete", "Failed") for s in states)
-
 
 def _selected(item: Object, query: dict[str, str]) -> bool:
     labels = item["metadata"].get("labels", {})
     for part in filter(None, query.get("labelSelector", "").split(",")):
-        key, _, value = part.partition("=")
-        if labels.get(key) != value:
+        key, sign, value = part.partition("!=" if "!=" in part else "=")
+        if (labels.get(key) == value) != (sign == "="):
             return False
     key, _, value = query.get("fieldSelector", "").partition("=")
     return not key or (key == "type" and item.get("type") == value)
@@ -295,25 +347,31 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refusal(404, {"message": "404 page not found"})
         namespace, resource, name, sub = found.group("namespace", "resource", "name", "sub")
         verb = _verb(method, name, query)
-        self.api.calls.add(
-            ("ray.io" if "ray.io" in path else "", f"{resource}/{sub}" if sub else resource, verb)
-        )
-        case = self.api.refuse.get((resource, verb)) or self.api.refuse.get(("*", "*"))
+        resource_and_verb = f"{resource}/{sub}" if sub else resource, verb
+        self.api.calls.add((found["group"] or "", *resource_and_verb))
+        case = self.api.refuse.get(resource_and_verb) or self.api.refuse.get(("*", "*"))
+        if once := self.api.refuse_next.get(resource_and_verb):
+            case = once.pop(0)
         if case:
             answer = answers()[case]
             raise Refusal(answer["status"], answer["response"])
         if namespace != self.api.namespace:
             raise Refusal(404, answers()["namespace missing"]["response"])
         if sub == "log":
-            self._stream(line.encode() + b"\n" for line in self._log(name, query))
+            self._stream(line.encode() + b"\n" for line in self._log(name))
         elif verb == "watch":
             self._stream(json.dumps(e).encode() + b"\n" for e in self.api.watch(query))
         else:
             self._json(*self._object(verb, resource, name, query, body))
 
-    def _log(self, name: str, query: dict[str, str]) -> Iterator[str]:
-        self.api.get("pods", name)
-        return iter(list(self.api.log)[-int(query.get("tailLines", 0)) :])
+    def _log(self, name: str) -> Iterator[str]:
+        pod = self.api.get("pods", name)
+        if pod.get("status", {}).get("phase") == "Pending":
+            created = bool(pod["status"].get("containerStatuses"))
+            which = "container that is being created" if created else "pod without a container"
+            answer = answers()[f"log of a {which}"]
+            raise Refusal(answer["status"], answer["response"])
+        return iter(list(self.api.logs.get(name, self.api.log)))
 
     def _object(
         self, verb: str, resource: str, name: str, query: dict[str, str], body: Object

@@ -62,7 +62,10 @@ def _amount(quantity: object) -> float:
 
 def mistakes(manifests: list[Manifest]) -> list[str]:
     """Mistakes that an API server accepts, but with which nothing works."""
-    checks = (_names, _ray_jobs, _resources, _ports, _selectors, _references, _roles, _twice)
+    checks = (
+        *(_names, _namespaces, _ray_jobs, _flavors, _resources, _probes, _ports),
+        *(_selectors, _references, _roles, _twice),
+    )
     return [line for check in checks for line in check(manifests)]
 
 
@@ -77,6 +80,43 @@ def _names(manifests: list[Manifest]) -> Iterator[str]:
         for key, value in labels.items():
             if not LABEL.match(key) or not VALUE.match(value) or len(value) > 63:
                 yield f"{where(manifest)}: bad label {key}: {value}"
+
+
+CLUSTER_WIDE = {
+    *("Namespace", "PersistentVolume", "PriorityClass"),
+    *("ClusterQueue", "ResourceFlavor", "WorkloadPriorityClass"),
+}
+
+
+def _namespaces(manifests: list[Manifest]) -> Iterator[str]:
+    (namespace,) = [m["metadata"]["name"] for m in manifests if m["kind"] == "Namespace"]
+    for manifest in manifests:
+        spec = manifest.get("spec", {})
+        if manifest["kind"] not in CLUSTER_WIDE:
+            if manifest["metadata"].get("namespace") != namespace:
+                yield f"{where(manifest)}: outside of namespace {namespace}"
+        elif manifest["kind"] == "ClusterQueue":
+            wanted = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
+            if spec["namespaceSelector"] != wanted:
+                yield f"{where(manifest)}: is not for namespace {namespace}"
+
+
+def _flavors(manifests: list[Manifest]) -> Iterator[str]:
+    """Kueue sends each pod of a search to a flavor's nodes, so the flavor has the tolerations."""
+    flavors = [m["spec"].get("tolerations", ()) for m in manifests if m["kind"] == "ResourceFlavor"]
+    for manifest in manifests if flavors else ():
+        for pod, _ in pods(manifest) if manifest["kind"] == "RayJob" else ():
+            for toleration in pod.get("tolerations", ()):
+                if not all(toleration in has for has in flavors):
+                    yield f"{where(manifest)}: a toleration that is not in the ResourceFlavor"
+
+
+def _probes(manifests: list[Manifest]) -> Iterator[str]:
+    """A process takes seconds to start on a loaded node; Kubernetes' own time-out is one second."""
+    for manifest in manifests:
+        for key, probe in _walk(manifest):
+            if key.endswith("Probe") and "exec" in probe and probe.get("timeoutSeconds", 1) < 10:
+                yield f"{where(manifest)}: {key} has too short a time-out"
 
 
 def _ray_jobs(manifests: list[Manifest]) -> Iterator[str]:
@@ -160,8 +200,11 @@ def _walk(node: Any) -> Iterator[tuple[str, Any]]:
             yield from _walk(value)
 
 
-OUTSIDE = [{"app.kubernetes.io/name": "kuberay-operator"}]
-"""Pods that manifests of other projects create."""
+OUTSIDE = [
+    {"app.kubernetes.io/name": name, "app.kubernetes.io/component": "kuberay-operator"}
+    for name in ("kuberay-operator", "kuberay")
+]
+"""The operator's pod as KubeRay's Helm chart and its kustomization create it."""
 
 
 def _selectors(manifests: list[Manifest]) -> Iterator[str]:

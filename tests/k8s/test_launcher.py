@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -16,7 +18,10 @@ import yaml
 from mptune.cli import main
 from mptune.launch import _rayjob, base, kubernetes
 from mptune.launch._kubernetes_api import KubernetesApi
+from mptune.launch.base import Submission
 from mptune.paths import RunDirectory
+from mptune.spec.schema import Resources
+from mptune.spec.source import read_plugin
 from tests.k8s.apiserver import ApiServer, recorded
 from tests.k8s.render import overlay
 from tests.k8s.schemas import ROOT, Schemas
@@ -29,12 +34,33 @@ LOG = [
     "trial 10 (uniform): complete (11 of 64 done)",
     "trial 11 (fixed 15 %): 40%, loss 2.1 at mask rate 0.15, 90 k tokens/s",
 ]
+"""What the driver prints."""
+
+
+def submitter_log(at: str = "18:40:15,939", *more: str) -> list[str]:
+    """The log of a submitter whose driver started at this time, as recorded on a real cluster."""
+    address = "\x1b[1mhttp://quickstart-head-svc.mptune.svc.cluster.local:8265\x1b[22m"
+    submission = (
+        "Waiting for Ray Dashboard GCS to become healthy at http://quickstart-head-svc:8265 ...",
+        "\tINFO cli.py:42 -- \x1b[37mJob submission server address\x1b[39m: " + address,
+        "\tSUCC cli.py:67 -- \x1b[32mJob 'quickstart-74b2h' submitted successfully\x1b[39m",
+        "\tINFO cli.py:330 -- \x1b[36mNext steps\x1b[39m",
+        "\tINFO cli.py:341 -- \x1b[1mray job stop quickstart-74b2h\x1b[22m",
+    )
+    return [
+        *(f"2026-11-26 18:40:19,159{x}" if x.startswith("\t") else x for x in submission),
+        f"2026-11-26 {at}\tINFO job_manager.py:581 -- Runtime env is setting up.",
+        "Running entrypoint for job quickstart-74b2h: mptune search /etc/mptune/spec.yaml",
+        *LOG,
+        *more,
+        "2026-11-26 18:55:06,219\tSUCC cli.py:67 -- \x1b[32mJob 'quickstart-74b2h' succeeded",
+    ]
 
 
 @pytest.fixture
 def server(schemas: Schemas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("kubernetes")
-    api = ApiServer(schemas, tmp_path / "artifacts", log=list(LOG))
+    api = ApiServer(schemas, tmp_path / "artifacts", log=submitter_log())
     api.start()
     config = {
         "apiVersion": "v1",
@@ -132,11 +158,17 @@ def _after(scenario: str, job_status: str) -> int:
     return 1 + statuses.index(job_status)
 
 
+def queued(folder: Path) -> Path:
+    """A profile whose searches are queued by Kueue."""
+    path = folder / "kueue.yaml"
+    path.write_text(PROFILE.read_text() + "queue: searches\n")
+    return path
+
+
 def test_kueue_admits_one_at_a_time(
     server: ApiServer, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    profile = tmp_path / "kueue.yaml"
-    profile.write_text(PROFILE.read_text() + "queue: searches\n")
+    profile = queued(tmp_path)
     for name in ("kueue-first", "kueue-second"):
         report_of(server, name)
     assert launch("kueue-second", profile=profile) == 0
@@ -180,12 +212,17 @@ def test_a_dry_run_on_the_server_creates_nothing(
     assert all(q["dryRun"] == "All" for _, q in server.writes)
 
 
-def test_the_role_has_exactly_the_verbs_that_the_launcher_uses(server: ApiServer) -> None:
+def test_the_role_has_exactly_the_verbs_that_the_launcher_uses(
+    server: ApiServer, tmp_path: Path
+) -> None:
     server.step_s = 0.1  # so that the launcher sees it waiting, also on a busy machine
     report_of(server, "succeeds")
     assert launch("succeeds") == 0
     assert again("status", "succeds") == 3
     assert again("stop", "succeeds") == 0
+    server.pause_at = 0
+    assert launch("missing-localqueue", "--detach", profile=queued(tmp_path)) == 0
+    assert again("status", "missing-localqueue") == 0
     base = overlay(ROOT / "k8s" / "overlays" / "cpu-demo")
     (role,) = [
         m for m in base if m["kind"] == "Role" and m["metadata"]["name"] == "mptune-launcher"
@@ -417,7 +454,7 @@ def test_an_incomplete_report_is_refused(
 
     def cut(pod: Any) -> None:
         run(pod)
-        del server.log[1]
+        del server.logs["succeeds-report"][1]
 
     monkeypatch.setattr(server, "_run", cut)
     assert again("fetch", "succeeds") == 3
@@ -429,6 +466,294 @@ def test_a_search_without_a_report_is_one_line(
 ) -> None:
     assert again("fetch", "succeeds") == 3
     assert "there is no report yet" in failure(capsys)
+
+
+TRACEBACK = """\
+Traceback (most recent call last):
+  File "/opt/mptune/lib/python3.12/site-packages/urllib3/connection.py", line 198, in _new_conn
+    raise NameResolutionError(self.host, self, e) from e
+urllib3.exceptions.NameResolutionError: Failed to resolve 'quickstart-head-svc'
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "{program}", line 6, in <module>
+    sys.exit(main())
+requests.exceptions.ConnectionError: HTTPConnectionPool(host='quickstart-head-svc', port=8265)
+"""
+
+
+def test_a_log_is_that_of_the_driver() -> None:
+    of_ray, own = (
+        TRACEBACK.format(program=f"/opt/mptune/bin/{name}").splitlines()
+        for name in ("ray", "mptune")
+    )
+    start = "2026-11-26 18:40:15,939\tINFO job_manager.py:581 -- Runtime env is setting up."
+    text = "\n".join(submitter_log("18:40:15,939", *own, *of_ray))
+    assert base.driver_log(text) == (start, [*LOG, *own])
+    assert base.driver_log("a\x1b[31mb\n\nc\n") == (None, ["ab", "", "c"])
+
+
+# --- recordings of what went wrong on a real cluster -------------------------------------------
+
+
+@pytest.fixture
+def stepwise(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> ApiServer:
+    """A follower sees every recorded change; after the last one the search succeeds."""
+    server.by_hand = True
+    monkeypatch.setattr(base, "time", SimpleNamespace(monotonic=time.monotonic, sleep=_advance))
+
+    def await_change(api: KubernetesApi, job: Any, seconds: int) -> None:
+        name = job["metadata"]["name"]
+        if not server.advance() and name in server.objects["rayjobs"]:
+            server.set_status(name, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+
+    monkeypatch.setattr(KubernetesApi, "await_change", await_change)
+    return server
+
+
+def _advance(_: float) -> None:
+    """Instead of sleeping."""
+
+
+def followed(api: ApiServer, capsys: pytest.CaptureFixture[str], name: str, code: int = 0) -> str:
+    """Everything that `mptune launch` says about a recorded search."""
+    report_of(api, name)
+    assert launch(name) == code
+    return capsys.readouterr().out
+
+
+def test_a_replaced_submitter_neither_ends_following_nor_repeats_lines(
+    stepwise: ApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = followed(stepwise, capsys, "submitter-replaced")
+    assert [out.count(line) for line in LOG] == [1, 1, 1]
+    assert out.index(LOG[-1]) < out.index("submitter-replaced: finished")
+
+
+def test_a_lost_head_is_said_and_the_log_of_the_next_driver_is_shown(
+    stepwise: ApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stepwise.logs["head-lost-bxdkf"] = submitter_log("18:50:03,188", "goes on")
+    out = followed(stepwise, capsys, "head-lost")
+    assert out.count(f"{LOG[0]}\n") == 2
+    lost = out.index("head-lost: its head was lost: the driver starts again")
+    assert out.index(LOG[0]) < out.rindex(LOG[0]) < out.index("goes on")
+    assert out.index(LOG[-1]) < lost < out.index("head-lost: finished")
+
+
+@pytest.mark.parametrize(
+    "case", ["log while the kubelet is stopped", "log while the kubelet starts"]
+)
+def test_a_log_that_cannot_be_read_ends_nothing(
+    stepwise: ApiServer, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    stepwise.refuse_next[("pods/log", "get")] = [case] * 3
+    out = followed(stepwise, capsys, "pod-log-gone")
+    assert stepwise.refuse_next == {("pods/log", "get"): []}
+    assert [out.count(line) for line in LOG] == [1, 1, 1]
+    assert "finished" in out
+
+
+RESTART = [f"API server restart {number}" for number in (1, 2, 3, 4)]
+
+
+def test_an_api_server_that_restarts_refuses_for_some_seconds(
+    stepwise: ApiServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait = KubernetesApi.await_change
+
+    def restart(*arguments: Any) -> None:
+        wait(*arguments)
+        if _job_status(stepwise, "finished-ttl-0") == "RUNNING" and RESTART[0] not in met:
+            met.extend(RESTART)
+            stepwise.refuse_next[("rayjobs", "get")] = list(RESTART)
+
+    met: list[str] = []
+    monkeypatch.setattr(KubernetesApi, "await_change", restart)
+    out = followed(stepwise, capsys, "finished-ttl-0")
+    assert stepwise.refuse_next == {("rayjobs", "get"): []}
+    assert out.count("trying again") == out.count("the API server answers again") == 1
+    assert "finished-ttl-0: finished" in out
+
+
+def test_a_right_that_stays_missing_is_said(
+    stepwise: ApiServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait, now = KubernetesApi.await_change, [0.0]
+
+    def forget(*arguments: Any) -> None:
+        wait(*arguments)
+        stepwise.refuse[("rayjobs", "get")] = RESTART[1]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(base, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    monkeypatch.setattr(KubernetesApi, "await_change", forget)
+    assert launch("finished-ttl-0") == 3
+    assert "have the Role mptune-launcher bound to your account" in failure(capsys)
+    assert base.DENIED_S < now[0] < base.DENIED_S + 5
+
+
+def test_a_stopped_job_is_not_finished(
+    stepwise: ApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = followed(stepwise, capsys, "job-stopped", 3)
+    assert "job-stopped: stopped before its end; what has finished is kept" in out
+    assert "finished\n" not in out
+    assert again("status", "job-stopped") == 3
+    assert not any(name.endswith("-report") for name in stepwise.logs)
+
+
+def test_every_retry_is_said_with_the_driver_s_own_message(
+    stepwise: ApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = followed(stepwise, capsys, "user-error-retried", 3)
+    message = (
+        "Job entrypoint command failed with exit code 2: spec.yaml:2: data: source: no such file: "
+        "/no/such/folder"
+    )
+    first, second, failed = (
+        f"user-error-retried: waiting: attempt 1 of 2 failed: {message}; it is tried again on a "
+        "new cluster\n",
+        "user-error-retried: waiting: attempt 2 of 2: for nodes\n",
+        f"user-error-retried: failed (AppFailed: {message}); its log says why\n",
+    )
+    assert out.count(first) == 1
+    assert out.index(first) < out.index(second) < out.index(failed)
+
+
+@pytest.mark.parametrize(("code", "ends_with"), [(0, 0), (2, 0), (3, 3), (130, 130)])
+def test_a_wrong_input_is_not_tried_again(tmp_path: Path, code: int, ends_with: int) -> None:
+    (tmp_path / "mptune").write_text(f'#!/bin/sh\necho "$@"\nexit {code}\n')
+    (tmp_path / "mptune").chmod(0o755)
+    # KubeRay writes the entrypoint into a shell's line; `ray job submit` quotes its words again.
+    (tmp_path / "ray").write_text(
+        f"#!{sys.executable}\nimport shlex, subprocess, sys\n"
+        "sys.exit(subprocess.call(shlex.join(sys.argv[2:]), shell=True))\n"
+    )
+    (tmp_path / "ray").chmod(0o755)
+    text = read_plugin(PROFILE, "launchers", "kind").render(
+        Submission("tiny", "", Resources(cpus_per_worker=1), SPEC, ('a=it\'s $HOME; "b"',))
+    )
+    (job,) = [m for m in yaml.safe_load_all(text) if m["kind"] == "RayJob"]
+    done = subprocess.run(
+        ["bash", "-c", f"ray -- {job['spec']['entrypoint']} ;"],
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == ends_with, done.stderr
+    assert '--set a=it\'s $HOME; "b" ' in done.stdout.splitlines()[0]
+    assert (done.stdout.splitlines()[-1] == _rayjob.VERDICT) == (code == 2)
+
+
+def test_a_search_with_a_wrong_input_has_failed(
+    stepwise: ApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = "spec.yaml:2: data: source: no such file: /no/such/folder"
+    stepwise.log = submitter_log("18:40:15,939", wrong, _rayjob.VERDICT)
+    out = followed(stepwise, capsys, "finished-ttl-0", 3)
+    assert f"finished-ttl-0: failed, and is not tried again: {wrong}; correct it, then" in out
+    assert again("status", "finished-ttl-0") == 3
+
+
+def test_a_finished_search_frees_its_pods_and_can_still_be_asked(
+    stepwise: ApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    followed(stepwise, capsys, "finished-ttl-0")
+    while stepwise.advance():
+        pass
+    job = stepwise.objects["rayjobs"]["finished-ttl-0"]
+    assert job["spec"]["ttlSecondsAfterFinished"] == 0
+    cluster = {"labelSelector": f"ray.io/cluster={job['status']['rayClusterName']}"}
+    assert stepwise.list("pods", cluster)["items"] == []
+    for verb in ("status", "fetch", "logs"):
+        assert again(verb, "finished-ttl-0") == 0
+    assert LOG[-1] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("missing-pvc", "there is no PersistentVolumeClaim nope in namespace mptune; create it"),
+        ("missing-localqueue", "Kueue cannot queue it: LocalQueue nope doesn't exist; mend that"),
+    ],
+)
+def test_what_is_missing_in_the_namespace_is_named(
+    stepwise: ApiServer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    name: str,
+    words: str,
+) -> None:
+    monkeypatch.setattr(KubernetesApi, "await_change", lambda *_: stepwise.advance())
+    profile = queued(tmp_path) if name == "missing-localqueue" else PROFILE
+    assert launch(name, profile=profile) == 3
+    line = failure(capsys)
+    assert words in line
+    assert line.endswith(f"it still waits there: `mptune launch stop {name}` removes it")
+
+
+def test_a_volume_that_cannot_be_made_says_what_its_events_say(
+    stepwise: ApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, message = "missing-pvc", 'storageclass.storage.k8s.io "nfs" not found'
+    for claim, text in (("nope", message), ("data-mptune-postgres-0", "another")):
+        about = {"kind": "PersistentVolumeClaim", "name": claim}
+        event = {"kind": "Event", "metadata": {"name": claim}, "type": "Warning"}
+        stepwise.put("events", "ADDED", event | {"involvedObject": about, "message": text})
+    assert launch(name, "--detach") == 0
+    while stepwise.advance():
+        pass
+    for pod in stepwise._pods_of(name):
+        pod["spec"] = {"volumes": [{"persistentVolumeClaim": {"claimName": "nope"}}]}
+        pod["status"]["conditions"][0]["message"] = (
+            "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims."
+        )
+    assert again("status", name) == 0
+    assert capsys.readouterr().out.endswith(f"{name}: waiting: for its volume: {message}\n")
+
+
+def test_events_of_an_earlier_search_of_the_same_name_do_not_count(
+    stepwise: ApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    about = {"kind": "RayJob", "name": "finished-ttl-0"}
+    old = {"type": "Warning", "reason": "FailedToDeleteRayJobSubmitter", "involvedObject": about}
+    old |= {"kind": "Event", "metadata": {"name": "old"}, "lastTimestamp": "2026-11-26T18:00:00Z"}
+    stepwise.put("events", "ADDED", old)
+    assert "FailedToDelete" not in followed(stepwise, capsys, "finished-ttl-0")
+
+
+@pytest.mark.parametrize("more", [(), ("--now",)])
+def test_stop_waits_until_the_job_is_gone_and_hurries_pods_that_train_nothing(
+    stepwise: ApiServer, capsys: pytest.CaptureFixture[str], more: tuple[str, ...]
+) -> None:
+    name = "worker-terminating-in-init"
+    stepwise.delete_s = 0.3
+    assert launch(name, "--detach") == 0
+    wait_for(lambda: stepwise.advance() and len(stepwise.objects["pods"]) == 2)
+    head, worker = stepwise._pods_of(name)
+    assert worker["status"]["phase"] == "Pending"
+    if not more:
+        head["status"]["phase"] = "Running"
+        remove = threading.Timer(0.6, stepwise._remove, ("pods", head))
+        remove.start()
+    assert again("stop", name, *more) == 0
+    assert stepwise.objects["rayjobs"] == {}
+    assert stepwise._pods_of(name) == []
+    assert launch(name, "--detach") == 0
+
+
+def test_a_search_that_is_being_deleted_is_told_from_one_that_exists(
+    stepwise: ApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stepwise.refuse[("rayjobs", "create")] = "create while it is being deleted"
+    assert launch("succeeds", "--detach") == 3
+    assert "RayJob succeeds is still being removed; try again" in failure(capsys)
 
 
 # --- a real one --------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import yaml
 
 from mptune.cli import main
-from tests.k8s.manifests import mistakes, violations
+from tests.k8s.manifests import OUTSIDE, mistakes, violations
 from tests.k8s.render import OVERLAYS, PROFILES, kustomize, overlay
 from tests.k8s.schemas import ROOT, Refused, Schemas, documents
 
@@ -91,6 +92,46 @@ def test_the_references_of_an_overlay_and_its_search_are_complete(profile: str) 
 @pytest.mark.parametrize("profile", PAIRS)
 def test_an_overlay_and_its_search_keep_the_security_rules(profile: str) -> None:
     assert violations(whole(profile)) == []
+
+
+@pytest.mark.parametrize("folder", OVERLAYS, ids=lambda p: p.name)
+def test_a_copied_overlay_may_have_another_namespace(folder: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(ROOT / "k8s", tmp_path / "k8s") / "overlays" / folder.name
+    file = copied / "kustomization.yaml"
+    file.write_text(file.read_text().replace("namespace: mptune", "namespace: team-b"))
+    manifests = documents(kustomize(copied))
+    assert [m["metadata"]["name"] for m in manifests if m["kind"] == "Namespace"] == ["team-b"]
+    assert [m for m in mistakes(manifests) if "namespace" in m] == []
+
+
+def test_the_operator_reaches_the_head_however_it_was_installed() -> None:
+    (policy,) = [m for m in whole("kubernetes") if m["metadata"]["name"] == "ray-head"]
+    peers = policy["spec"]["ingress"][0]["from"]
+    selectors = [p["podSelector"]["matchLabels"].items() for p in peers if "namespaceSelector" in p]
+    for labels in OUTSIDE:
+        assert any(selector <= labels.items() for selector in selectors)
+
+
+def test_a_kueue_flavor_tolerates_the_taints_of_gpu_nodes() -> None:
+    (pool,) = yaml.safe_load(BY_NAME["kubernetes-gpu"].read_text())["pools"]
+    assert (
+        kind(whole("kubernetes-kueue"), "ResourceFlavor")["spec"]["tolerations"]
+        == (pool["tolerations"])
+    )
+
+
+def test_the_head_s_environment_is_in_the_profile(tmp_path: Path) -> None:
+    path = tmp_path / "kubernetes.yaml"
+    text = (
+        BY_NAME["kubernetes"]
+        .read_text()
+        .replace("  memory: 3Gi\n", "  memory: 3Gi\n  env: {A: b}\n")
+    )
+    path.write_text(text)
+    (head,) = job(documents(rendered(path, [])))["spec"]["rayClusterSpec"]["headGroupSpec"][
+        "template"
+    ]["spec"]["containers"]
+    assert {"name": "A", "value": "b"} in head["env"]
 
 
 @pytest.mark.parametrize(
@@ -184,6 +225,19 @@ MISTAKES: dict[str, Callable[[list[Manifest]], Any]] = {
         {"limits": {"nvidia.com/gpu": "0.5"}, "requests": {"nvidia.com/gpu": "0.5"}}
     ),
     "containerPort 65536": lambda m: container(m).update(ports=[{"containerPort": 65536}]),
+    "Deployment/optuna-dashboard: outside of namespace": lambda m: drop(
+        kind(m, "Deployment")["metadata"], "namespace"
+    ),
+    "ClusterQueue/mptune: is not for namespace": lambda m: kind(m, "ClusterQueue")["spec"].update(
+        namespaceSelector={}
+    ),
+    "a toleration that is not in the ResourceFlavor": lambda m: pod(m).update(
+        tolerations=[{"key": "spot", "operator": "Exists"}]
+    ),
+    "livenessProbe has too short a time-out": lambda m: drop(
+        kind(m, "StatefulSet")["spec"]["template"]["spec"]["containers"][0]["livenessProbe"],
+        "timeoutSeconds",
+    ),
     "bad name": lambda m: job(m)["metadata"].update(name="Bad_Name"),
     "longer than KubeRay's": lambda m: job(m)["metadata"].update(name="a" * 48),
     "bad label": lambda m: job(m)["metadata"]["labels"].update(study="a b"),

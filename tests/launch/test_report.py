@@ -40,6 +40,22 @@ def test_a_report_arrives_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (here / "report" / "figures" / "one.svg").read_text() == "<svg/>"
 
 
+@pytest.mark.parametrize("folder", ["~/a run", "~/run", "~run"])
+def test_only_a_leading_tilde_is_the_home_of_the_cluster_s_user(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    run = RunDirectory(tmp_path / folder.replace("~/", "home/"))
+    run.report.mkdir(parents=True)
+    run.report_html.write_text("best")
+    command = ["bash", "-c", pack_command(folder)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    unpack(said.splitlines(), tmp_path / "here")
+    assert RunDirectory(tmp_path / "here").report_html.read_text() == "best"
+
+
 @pytest.mark.parametrize("name", ["../outside", "report/../../outside", "/tmp/outside-of-it"])
 def test_nothing_is_written_outside_the_target(name: str, tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match="which is not allowed"):
