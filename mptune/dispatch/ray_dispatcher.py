@@ -60,6 +60,8 @@ NODES_EVERY_S = 1.0
 PREDICTED = 20
 """Queued trials whose start is predicted: simulating admission takes long."""
 
+LEAVING = "one of its nodes is taken away"
+
 JOINING_S = 30.0
 """How long a trial that fits nowhere waits for nodes that may still join a given cluster."""
 
@@ -83,10 +85,11 @@ class GangPool:
         self._runtime, self._mark, self._shared = runtime, mark, shared
         self._names = (f"gang-{n}" for n in count(1))
         self._nodes: Sequence[ClusterNode] = ()
+        self._leaving: set[str] = set()
         self._nodes_due = 0.0
 
     def nodes(self) -> Sequence[ClusterNode]:
-        """The nodes of the cluster, at most a second old unless its head is away."""
+        """The nodes that stay in the cluster, at most a second old unless its head is away."""
         if time.monotonic() >= self._nodes_due and not self.cluster.head.is_away():
             self.update_nodes()
         return self._nodes
@@ -94,7 +97,9 @@ class GangPool:
     def update_nodes(self) -> None:
         """Ask Ray for the nodes, for the gangs that are placed, and for what others use."""
         now = time.monotonic()
-        self._nodes, self._nodes_due = self.cluster.nodes(), now + NODES_EVERY_S
+        nodes, self._nodes_due = self.cluster.nodes(), now + NODES_EVERY_S
+        self._leaving = self.cluster.leaving() & {node.id for node in nodes}
+        self._nodes = [node for node in nodes if node.id not in self._leaving]
         placed = [gang.held() for gang in self.gangs.values() if gang.is_placed()]
         if self._shared:
             self.others.update(self._nodes, self.cluster.unused(), placed, now)
@@ -131,17 +136,25 @@ class GangPool:
         self.outbox.append(GangChanged(number=number, gang=gang.name, state="gone", detail=why))
 
     def check_nodes(self) -> None:
-        """End gangs whose nodes have left, or are used by other programs.
+        """End gangs whose nodes have left, are leaving, or are used by other programs.
 
-        After a network failure, nothing else may show that a node has left.
+        After a network failure, nothing else may show that a node has left. A trial on a node that
+        is leaving stops with a checkpoint.
         """
-        alive = {node.id for node in self.nodes()} if self.gangs else set()
+        alive = {node.id for node in self.nodes()} | self._leaving if self.gangs else set()
         for gang in list(self.gangs.values()):
             if not alive.issuperset(gang.placement):
                 if gang.state.is_ready:
                     self.lose(gang, GangLost("node_lost", f"a node of {gang.name} has left"))
                 else:
                     self._retract(gang, "its node left before it started")
+            elif not self._leaving.isdisjoint(gang.placement):
+                if gang.state is GangState.RUNNING:
+                    gang.stop("preempted")
+                elif gang.state is GangState.IDLE:
+                    self.drop(gang, LEAVING)
+                elif not gang.state.is_ready:
+                    self._retract(gang, LEAVING)
             elif gang.is_displaced():
                 self.others.block(gang.placement, time.monotonic())
                 self._retract(gang, "others use its place")
@@ -180,7 +193,7 @@ class GangPool:
         if isinstance(end, Failed) and end.reason not in HARMLESS:
             self.drop(gang, end.detail, number)
         elif isinstance(end, Stopped) and end.reason == "preempted":
-            self.drop(gang, "one of its nodes is taken away", number)
+            self.drop(gang, LEAVING, number)
         elif gang.trials >= resources.trials_per_gang:
             self.drop(gang, f"remade after {gang.trials} trials")
         elif excess := gang.growth.excess(resources):

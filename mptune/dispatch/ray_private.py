@@ -76,6 +76,11 @@ def unused_resources() -> Mapping[str, Mapping[str, float]]:
     return found
 
 
+def leaving_nodes() -> set[str]:
+    """Ids of the nodes that Ray drains. It drains a node whose `ray start` gets SIGTERM."""
+    return set(state.state.get_draining_nodes())
+
+
 def cluster_id(address: str) -> str:
     """Identity of the head at `address`: a head restarted without its memory has another one."""
     return str(GcsClient(address=address).cluster_id)

@@ -33,6 +33,9 @@ VERDICT = "mptune: the input is wrong, so this search is not tried again on a ne
 RUN_ONCE = f'"$@"; code=$?; [ $code -eq 2 ] || exit $code; echo "{VERDICT}"'
 """A shell script that runs its arguments. KubeRay makes a new cluster for each exit but 0."""
 
+DRAIN_LEFT_S = 15
+"""Of the grace of a worker, what is left for Ray's own processes once its trials have stopped."""
+
 TEMPLATE = Path(__file__).with_name("rayjob.yaml")
 
 
@@ -187,7 +190,9 @@ def _manifest(profile: KubernetesProfile, kind: str, name: str, **values: Any) -
     environment = Environment(undefined=StrictUndefined)
     environment.policies["json.dumps_function"] = _json_in_yaml
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    text = template.render(p=profile, kind=kind, name=name, run=RUN, cache=CACHE, **values)
+    text = template.render(
+        p=profile, kind=kind, name=name, run=RUN, cache=CACHE, left_s=DRAIN_LEFT_S, **values
+    )
     made: Manifest = yaml.safe_load(text)
     return made
 

@@ -2,7 +2,8 @@
 [SCALE_UP_TIMEOUT_S [MARK]]`.
 
 Like a search it keeps as many trials in flight as the dispatcher has room for. Says every second
-capacity, pids of running trials and reasons of failures, as JSON; ends with its standard input.
+capacity, pids of running trials and reasons of failures and stops, as JSON; ends with its standard
+input.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from mptune.dispatch.base import End
 from mptune.dispatch.ray_dispatcher import RayDispatcher
 from mptune.spec.schema import Resources
-from mptune.trial import Failed, Started
+from mptune.trial import Failed, Started, Stopped
 from tests import fakes
 
 
@@ -26,6 +27,7 @@ def main(address: str, directory: str, scale_up_timeout_s: str = "0", mark: str 
     threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
     flying: dict[int, tuple[int, ...]] = {}
     failed: list[str] = []
+    stopped: list[str] = []
     number = 0
     while not ended.is_set():
         capacity = dispatcher.capacity([shape] * len(flying))
@@ -39,10 +41,13 @@ def main(address: str, directory: str, scale_up_timeout_s: str = "0", mark: str 
                 flying[event.number] = event.pids
             if isinstance(event, Failed):
                 failed.append(event.reason)
+            if isinstance(event, Stopped):
+                stopped.append(event.reason)
             if isinstance(event, End):
                 del flying[event.number]
         running = [pid for pids in flying.values() for pid in pids]
-        print(json.dumps({"capacity": capacity, "running": running, "failed": failed}), flush=True)
+        said = {"capacity": capacity, "running": running, "failed": failed, "stopped": stopped}
+        print(json.dumps(said), flush=True)
     dispatcher.close()
 
 

@@ -11,7 +11,7 @@ import pytest
 import ray
 from packaging.requirements import Requirement
 from packaging.version import Version
-from ray._private import ray_constants, services, worker
+from ray._private import ray_constants, services, state, worker
 from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.util.client.server import proxier
 
@@ -131,3 +131,8 @@ def test_the_head_keeps_a_text_until_it_is_deleted(running: str) -> None:
         assert ray_private.read_key("contract") == text.encode(), what
     ray_private.write_key("contract", None)
     assert ray_private.read_key("contract") is None, what
+
+
+def test_ray_names_the_nodes_that_it_drains() -> None:
+    what = f"Ray {ray.__version__} names nodes otherwise: see leaving_nodes"
+    assert callable(getattr(state.state, "get_draining_nodes", None)), what

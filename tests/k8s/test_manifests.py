@@ -134,6 +134,15 @@ def test_the_head_s_environment_is_in_the_profile(tmp_path: Path) -> None:
     assert {"name": "A", "value": "b"} in head["env"]
 
 
+@pytest.mark.parametrize("profile", PAIRS)
+def test_ray_drains_a_worker_within_the_grace_of_its_pod(profile: str) -> None:
+    spec = pod(documents(dry_run(profile)))
+    env = {variable["name"]: variable.get("value") for variable in spec["containers"][0]["env"]}
+    drains_s = int(env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+    assert 0.8 * spec["terminationGracePeriodSeconds"] < drains_s
+    assert drains_s <= spec["terminationGracePeriodSeconds"] - 10
+
+
 @pytest.mark.parametrize(
     "component", ["managed-postgres", "object-store", "optuna-dashboard", "prometheus"]
 )
