@@ -78,6 +78,12 @@ def late_support(rng: np.random.Generator, arms: int, seeds: int, quiet: int = 1
     return Bed(sd_A[:, None] * rng.normal(size=(arms, seeds)), sd_A, out_of_play_A)
 
 
+def noisy_baseline(rng: np.random.Generator, arms: int, seeds: int, ratio: float) -> Bed:
+    """The baseline's variance is `ratio` times that of the others, and nothing says so."""
+    sd_A = np.where(np.arange(arms), 1.0, math.sqrt(ratio))
+    return Bed(sd_A[:, None] * rng.normal(size=(arms, seeds)), sd_A, np.zeros(arms))
+
+
 @cache
 def measured(study: str) -> list[Array]:
     """Scores of the runs of an example, fixed 15 % and accumulated, minus their means."""
@@ -110,6 +116,8 @@ BEDS = {
     "1 % diverge by 6 SD": partial(diverging, share=0.01, by=6.0),
     "late support": late_support,
     "late support, quiet baseline": partial(late_support, quiet=0),
+    "baseline of 5-fold variance": partial(noisy_baseline, ratio=5.0),
+    "baseline of 20-fold variance": partial(noisy_baseline, ratio=20.0),
     "text": partial(pools, studies=("text",)),
     "text, quiet baseline": partial(pools, studies=("text",), baseline=1),
     "watch": partial(pools, studies=("watch",), baseline=1),

@@ -306,8 +306,8 @@ def evaluation_noise(pairs: Sequence[_Pair]) -> Array:
     """Covariance [K, K] of the mean differences from the sequences.
 
     The interaction of seeds and sequences is taken out, because it is in the seeds' variance. Pairs
-    share that of the baseline, so it is taken out of the covariances, too. What is left may be no
-    covariance: variances keep their own values, at least 0, with the nearest correlations.
+    share that of the baseline, so it is taken out of the covariances, too. An estimate that is no
+    covariance is replaced by the nearest one that is.
     """
     seeds, n = sorted({seed for pair in pairs for seed in pair.seeds}), pairs[0].d_SN.shape[1]
     residual_KSN = np.zeros((len(pairs), len(seeds), n))
@@ -322,9 +322,8 @@ def evaluation_noise(pairs: Sequence[_Pair]) -> Array:
     found_KK: Array = np.atleast_2d(np.cov(np.stack([pair.d_SN.mean(0) for pair in pairs]))) / n
     found_KK -= squares_KK / (free_KK * n * (n - 1))
     root_KK = root(found_KK)
-    nearest_KK, variance_K = root_KK @ root_KK, np.maximum(found_KK.diagonal(), 0.0)
-    scale_K = np.sqrt(variance_K / np.maximum(nearest_KK.diagonal(), TINY))
-    return nearest_KK * np.outer(scale_K, scale_K)
+    nearest_KK: Array = root_KK @ root_KK
+    return nearest_KK
 
 
 def seed_variances(arms: Sequence[ArmScores], draws: int) -> tuple[Array, Array]:
