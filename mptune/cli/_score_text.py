@@ -23,8 +23,10 @@ def text(found: dict[str, Any]) -> str:
 def _model_text(found: dict[str, Any]) -> str:
     low, high = found["interval_95_nats_per_token"]
     loss, pseudo = found["loss_at_15"], found["pseudo_log_likelihood"]
-    tails, groups = found["tails"], f"{found['groups']} groups"
-    scope = "" if found["se_of"] == "population" else f", on these {groups} only"
+    tails, groups, population = found["tails"], _groups(found), found["se_of"] == "population"
+    these = "this" if found["groups"] == 1 else "these"
+    scope = "" if population else f", on {these} {groups} only"
+    enough = f"; with this skewness {tails['groups_needed']} are enough" if population else ""
     lines = [
         found["model"],
         f"  accumulated LML   {found['nats_per_token']:.4f} nats per token "
@@ -32,7 +34,7 @@ def _model_text(found: dict[str, Any]) -> str:
         f"                    {found['nats_per_sequence']:.2f} nats per sequence, "
         f"{found['bits_per_byte']:.4f} ± {half_width(found['se_bits_per_byte']):.4f} bits per byte",
         f"  largest share     {tails['largest_share']:.1%} of the variance is of one of "
-        f"{tails['groups']}; with this skewness {tails['groups_needed']} are enough",
+        f"{groups}{enough}",
         f"  loss at 15 %      {loss['nats_per_token']:.4f} ± {half_width(loss['se']):.4f} "
         "nats per masked token (bias "
         f"{found['bias_of_scoring_at_15_nats_per_token']:+.4f} against the LML)",
@@ -49,15 +51,23 @@ def _model_text(found: dict[str, Any]) -> str:
     if not found["target_reached"]:
         error, target = found["se_nats_per_token"], found["target_se_nats_per_token"]
         what, least = "forwards", 0
-        if found["se_of"] == "population":
+        if population:
             what, least = "groups", tails["groups_needed"]
+        named = "documents" if (what, found["grouped_by"]) == ("groups", "document") else what
         needed = max(math.ceil(found[what] * (error / target) ** 2), least)
-        missed = f"; the standard error is {error:.4f}: {target} needs about {needed} {what}"
+        missed = f"; the standard error is {error:.4f}: {target} needs about {needed} {named}"
     lines.append(
         f"  {found['sequences']} sequences of {groups}, {found['forwards']} forwards (worth "
         f"{found['effective_sample_size']:.0f} plain ones) in {found['seconds']:.0f} s{missed}"
     )
     return "\n".join(lines)
+
+
+def _groups(found: dict[str, Any]) -> str:
+    """`180 documents`, or `5 groups (site)`."""
+    n, by = found["groups"], found["grouped_by"]
+    s = "" if n == 1 else "s"
+    return f"{n} document{s}" if by == "document" else f"{n} group{s} ({by})"
 
 
 def _race_text(found: dict[str, Any]) -> str:
@@ -80,7 +90,7 @@ def _race_text(found: dict[str, Any]) -> str:
             f"{found['difference_nats_per_token']:+.4f} nats per token (more is better)"
         )
     lines.append(
-        f"  {found['forwards_of_each']} forwards of each, {found['groups']} groups, in "
+        f"  {found['forwards_of_each']} forwards of each, {_groups(found)}, in "
         f"{found['seconds']:.0f} s; the 95 % "
         "interval allows for every look"
     )

@@ -11,6 +11,9 @@ from mptune.cli._command import JSON, argument, columns, command, option, path
 from mptune.errors import InputError
 from mptune.paths import RunDirectory
 
+SHOWN = 5
+"""Values without a symbol that are named for each column."""
+
 
 @command(
     path("model", "MODEL", "a run's or a trial's directory"),
@@ -89,7 +92,13 @@ def _trial(model: Path) -> Path:
 def _fill_lines(found: dict[str, Any], out: Path) -> Iterator[str]:
     width = max(map(len, found))
     for name, counts in found.items():
-        yield f"{name:{width}}  {counts['filled']:8,} filled of {counts['missing']:,} missing"
+        unknown = [f"{value!r} ({n:,})" for value, n in counts["unknown"].items()]
+        kept = f"; {sum(counts['unknown'].values()):,} kept that training does not have: "
+        more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
+        yield (
+            f"{name:{width}}  {counts['filled']:8,} filled of {counts['missing']:,} missing"
+            + (kept + ", ".join(unknown[:SHOWN]) + more if unknown else "")
+        )
     yield f"wrote {out}"
 
 

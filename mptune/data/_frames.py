@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,8 @@ from mptune.data._records import (
 )
 from mptune.data._sources import File
 from mptune.errors import message_of
+
+_DECIMAL = re.compile(r"-?(0|[1-9][0-9]*)\.[0-9]+")
 
 MOSTLY = 0.5
 """A column of which more values than this are numbers is a column of numbers."""
@@ -124,7 +127,11 @@ class Frame:
 
 
 def word(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    """The name of a category: equal numbers have one name, as 7500 and 7500.0; 007 is no number."""
+    if isinstance(value, float):
+        return f"{value:.15g}"
+    text = str(value)
+    return text.rstrip("0").rstrip(".") if _DECIMAL.fullmatch(text) else text
 
 
 # --- reading -----------------------------------------------------------------------------------
@@ -189,6 +196,12 @@ def _read(
     if not numbers:
         raise ValueError(f"{file.place}: holds no rows")
     return {n: _objects(c) for n, c in cells.items()}, np.array(numbers, np.int64)
+
+
+def is_csv(file: File) -> bool:
+    """Whether a file of rows is read as CSV (or TSV): any of no other known format is."""
+    numpy = file.suffix in (".npy", ".npz")
+    return not numpy and ROWS.get(file.suffix, csv_rows) is csv_rows
 
 
 def _objects(values: Sequence[Any]) -> NDArray[Any]:

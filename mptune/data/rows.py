@@ -99,8 +99,9 @@ class RowModality(Modality):
     )
     group: str | None = Field(
         None,
-        description="column of sites, subjects, ...: rows with one value stay in one split, and "
-        "errors are between values. Default: recordings, stretches of a series, or single rows",
+        description="column of sites, subjects, ...: rows with one value stay in one split (unless "
+        "times or heldout_where divide them), and errors are between values. Default: recordings, "
+        "stretches of a series, or single rows",
     )
     time: str | None = Field(None, description="column with numbers or ISO dates")
     split: Literal["group", "time"] = Field(

@@ -11,8 +11,11 @@ Shape suffixes: N rows of the table, C columns, W sequences, T steps of a sequen
 from __future__ import annotations
 
 import csv
+import io
+import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,8 +27,10 @@ from numpy.typing import NDArray
 from mptune.artifacts import artifacts_of
 from mptune.data import _sources
 from mptune.data._bins import Bins, Categories, column
-from mptune.data._frames import Frame
+from mptune.data._frames import Frame, is_csv
 from mptune.data._inspect import codec_columns
+from mptune.data._records import is_missing
+from mptune.data._sources import File
 from mptune.data._table import TokenTable
 from mptune.data.rows import DOMAIN, HELDOUT, TRAIN, RowModality
 from mptune.errors import InputError, did_you_mean
@@ -106,39 +111,52 @@ class Imputer:
         self._module.load_state_dict(state)
         self._module.eval()
 
-    def read(self, path: str) -> Frame:
-        """A table with the same columns as the training data.
+    def read(self, path: str) -> tuple[Frame, list[File]]:
+        """A table with the same columns as the training data, and its files.
 
         Raises:
             InputError: it cannot be read; one line names file and row.
         """
         try:
             source = _sources.absolute((path,), Path.cwd())
-            frame: Frame = self.modality.frame(_sources.files("TABLE", source))
+            files = _sources.files("TABLE", source)
+            frame: Frame = self.modality.frame(files)
             for name in self.columns:
                 frame.column(name)
-            return frame
+            return frame, files
         except (ValueError, OSError) as error:
             raise InputError(str(error)) from None
 
     def values(self, frame: Frame) -> list[NDArray[Any]]:
-        """The columns' values [N]: numbers with NaN, categories with None, where missing."""
-        return [
-            frame.numbers(name) if isinstance(c, Bins) else frame.words(name)
-            for name, c in self.columns.items()
-        ]
+        """The columns' values [N]: numbers with NaN, categories with None, where missing.
+
+        Raises:
+            InputError: text in a column of numbers; one line names file and row.
+        """
+        try:
+            return [
+                frame.numbers(name) if isinstance(c, Bins) else frame.words(name)
+                for name, c in self.columns.items()
+            ]
+        except ValueError as error:
+            raise InputError(str(error)) from None
+
+    def blank(self, frame: Frame) -> BoolArray:
+        """Cells [N, C] that are empty or say that a value is missing (NA, null, ...)."""
+        each = [frame.column(name).tolist() for name in self.columns]
+        return np.array([[is_missing(value) for value in cells] for cells in each]).T
 
     def fill(
         self,
         frame: Frame,
         values: Sequence[NDArray[Any]],
+        wanted_NC: BoolArray,
         *,
         level: float = 0.9,
         draws: int = 0,
         seed: int = 0,
-        only: BoolArray | None = None,
     ) -> Cells:
-        """The model's distribution of every missing value, or of those in `only` [N, C].
+        """The model's distribution of the wanted values, which are missing in `values`.
 
         A value that several sequences cover is filled where it is nearest to the middle.
 
@@ -149,7 +167,6 @@ class Imputer:
         columns = list(self.columns.values())
         pairs = zip(columns, values, strict=True)
         symbols_NC = np.stack([c.symbols(v) for c, v in pairs], axis=1)
-        wanted_NC = symbols_NC < 0 if only is None else only & (symbols_NC < 0)
         rows_WT = self.modality.cover(frame)
         rows_WT = rows_WT[(wanted_NC[rows_WT].any(2) & (rows_WT >= 0)).any(1)]
         best_W, best_T = _best_places(rows_WT, len(wanted_NC))
@@ -247,17 +264,21 @@ def impute(
 ) -> dict[str, Any]:
     """Fill `source` into the CSV `out`; every filled cell into `cells_out`.
 
+    Only missing values change: of one CSV file every other byte stays, also values that the model
+    has no symbol for.
+
     Returns:
-        Per column how many values were missing and filled.
+        Per column how many values were missing and filled, and each known value without a symbol
+        with its number.
 
     Raises:
         InputError: the model or the table cannot be used.
     """
     imputer = Imputer(model)
-    frame, names = imputer.read(source), list(imputer.columns)
-    values = imputer.values(frame)
-    cells = imputer.fill(frame, values, level=level, draws=draws, seed=seed)
-    table = {name: column.astype(object) for name, column in frame.columns.items()}
+    (frame, files), names = imputer.read(source), list(imputer.columns)
+    values, blank_NC = imputer.values(frame), imputer.blank(frame)
+    cells = imputer.fill(frame, values, blank_NC, level=level, draws=draws, seed=seed)
+    filled: dict[tuple[int, str], str] = {}
     listed = [["row", "column", "mean", "low", "high", *(f"draw_{s + 1}" for s in range(draws))]]
     for k, (row, c) in enumerate(zip(cells.row_K, cells.column_K, strict=True)):
         name, kind = names[c], imputer.columns[names[c]]
@@ -265,19 +286,64 @@ def impute(
             kind.names[int(v)] if isinstance(kind, Categories) else f"{v:.6g}"
             for v in (cells.mean_K[k], *cells.draws_SK[:, k])
         )
-        table[name][row] = mean
+        filled[int(row), name] = mean
         ends = [f"{cells.low_K[k]:.6g}", f"{cells.high_K[k]:.6g}"]
         listed.append([str(int(frame.row_N[row])), name, mean, *ends, *drawn])
-    _write_csv(out, [list(table), *zip(*table.values(), strict=True)])
+    if len(files) == 1 and imputer.modality.kind != "image" and is_csv(files[0]):
+        with files[0].open() as given, write_aside(out) as aside:
+            text = replace_cells(given.read().decode("utf-8"), files[0].suffix, filled)
+            aside.write_bytes(text.encode("utf-8"))
+    else:
+        table = {name: column.astype(object) for name, column in frame.columns.items()}
+        for (row, name), value in filled.items():
+            table[name][row] = value
+        _write_csv(out, [list(table), *zip(*table.values(), strict=True)])
     if cells_out is not None:
         _write_csv(cells_out, listed)
+    columns = zip(imputer.columns.values(), values, strict=True)
+    unknown_NC = np.stack([k.symbols(v) < 0 for k, v in columns], 1)
+    unknown_NC &= ~blank_NC
     return {
         name: {
-            "missing": int((kind.symbols(values[c]) < 0).sum()),
+            "missing": int(blank_NC[:, c].sum()),
             "filled": int((cells.column_K == c).sum()),
+            "unknown": dict(Counter(map(str, frame.column(name)[unknown_NC[:, c]])).most_common()),
         }
-        for c, (name, kind) in enumerate(imputer.columns.items())
+        for c, name in enumerate(names)
     }
+
+
+def replace_cells(text: str, suffix: str, cells: Mapping[tuple[int, str], str]) -> str:
+    """CSV text with the cells (row, column) replaced, and every other character as it was.
+
+    Rows are numbered as they are read: without the header, blank lines and ragged rows.
+
+    Raises:
+        InputError: one of these cells is not blank, as quotes were read in another way.
+    """
+    delimiter = "\t" if suffix == ".tsv" else ","
+    head = next(csv.reader(io.StringIO(text.removeprefix("\ufeff"), ""), delimiter=delimiter))
+    place = {name: number for number, name in enumerate(head)}
+    by_row: dict[int, list[tuple[int, str]]] = {}
+    for (row, name), value in cells.items():
+        by_row.setdefault(row, []).append((place[name], value))
+    field = re.compile(rf'((?:"(?:[^"]|"")*"?)?[^{delimiter}\r\n]*)({delimiter}|\r\n|\r|\n|\Z)')
+    parts, end, row, fields = list[str](), 0, -1, list[re.Match[str]]()
+    for match in field.finditer(text):
+        fields.append(match)
+        if match[2] == delimiter:
+            continue
+        if len(fields) == len(head) and (len(fields) > 1 or match[1]):
+            for number, value in sorted(by_row.get(row, ())):
+                if not is_missing(fields[number][1].strip('"')):
+                    raise InputError(f"row {row + 1}: its quotes are not those of CSV")
+                if any(character in value for character in f'{delimiter}"\r\n'):
+                    value = '"' + value.replace('"', '""') + '"'
+                parts += [text[end : fields[number].start(1)], value]
+                end = fields[number].end(1)
+            row += 1  # the header is -1
+        fields.clear()
+    return "".join([*parts, text[end:]])
 
 
 def _write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
@@ -307,7 +373,7 @@ def check(
         InputError: the model or the table cannot be used, or there is no such split.
     """
     imputer = Imputer(model)
-    frame, columns = imputer.read(source), imputer.columns
+    (frame, _), columns = imputer.read(source), imputer.columns
     try:
         split_N = imputer.modality.splits(frame)
     except ValueError as error:
@@ -315,14 +381,14 @@ def check(
     for name, kind in columns.items():
         if not isinstance(kind, Bins):
             raise InputError(f"column {name!r} is of categories; check compares numbers only")
-    truth_NC = np.stack([frame.numbers(name).astype(np.float64) for name in columns], axis=1)
+    truth_NC = np.stack(imputer.values(frame), axis=1)
     scale_C = np.array([kind.scale for kind in columns.values() if isinstance(kind, Bins)])
     hidden_NC = np.random.default_rng([seed, 5]).random(truth_NC.shape) < share
     hidden_NC &= _chosen(imputer.modality, split_N, on)[:, None] & ~np.isnan(truth_NC)
     if not hidden_NC.any():
         raise InputError(f"{source}: no known value in the rows of {on!r} to hide")
     given_NC = np.where(hidden_NC, np.nan, truth_NC)
-    cells = imputer.fill(frame, list(given_NC.T), level=level, seed=seed, only=hidden_NC)
+    cells = imputer.fill(frame, list(given_NC.T), hidden_NC, level=level, seed=seed)
     guesses = {"mptune": np.full(truth_NC.shape, np.nan)}
     guesses["mptune"][cells.row_K, cells.column_K] = cells.mean_K
     for method, baseline in BASELINES.items():

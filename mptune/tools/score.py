@@ -82,6 +82,7 @@ class ModelText:
     side: Side
     bytes_N: IntArray
     unknown: int
+    grouped_by: str
 
     def bits_per_byte(self, estimate: LMLEstimate) -> float:
         """Code length of the scored sequences over the bytes of their text."""
@@ -155,6 +156,7 @@ class ModelScore:
             - estimate.nats_per_position,
             "sequences": estimate.n_sequences,
             "groups": estimate.n_groups,
+            "grouped_by": self.prepared.grouped_by,
             "forwards": estimate.forwards_used,
             "effective_sample_size": estimate.effective_sample_size,
             "seconds": self.seconds,
@@ -208,6 +210,7 @@ class Race:
             ],
             "sequences": result.a.n_sequences,
             "groups": result.a.n_groups,
+            "grouped_by": self.prepared[0].grouped_by,
             "forwards_of_each": result.forwards,
             "seconds": self.seconds,
             "curves": {
@@ -277,7 +280,8 @@ def prepare(names: Sequence[str], options: Options) -> tuple[list[ModelText], bo
             options.batch_size,
             groups_N[kept],
         )
-        prepared.append(ModelText(model, side, bytes_N[kept], table.unknown))
+        grouped_by = options.group or "document"
+        prepared.append(ModelText(model, side, bytes_N[kept], table.unknown, grouped_by))
     return prepared, same
 
 

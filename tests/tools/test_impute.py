@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -11,6 +12,12 @@ import pytest
 
 from mptune.artifacts import Remote
 from mptune.cli import main
+from mptune.cli.impute import _fill_lines
+from mptune.data._bins import column
+from mptune.data._inspect import codec_columns
+from mptune.errors import InputError
+from mptune.spec.schema import build
+from mptune.tools import impute
 from mptune.training.worker import Worker
 from mptune.trial import Finished, PrepareRequest
 from tests.objects import bucket
@@ -84,6 +91,91 @@ def test_missing_values_are_filled_and_the_rest_is_left_alone(model, tmp_path, c
         assert float(row["low"]) <= float(row["high"])
         assert {"draw_1", "draw_2", "draw_3"} <= set(row)
     assert "filled of" in capsys.readouterr().out
+
+
+TOWNS = ["Rome", '"Oslo, N"', '"the ""Hague"""', '"Lima"']
+
+
+def poll(rows, towns):
+    """Fields as people write them: quotes, spaces, both ways to write a number, missing values."""
+    rng = np.random.default_rng(0)
+    for n in range(rows):
+        note = f'"two\nlines, ""{n}"""' if n % 3 == 0 else f" {n} "
+        town, income = rng.choice(towns), f"{rng.choice([7500, 9000, 12000])}{'.0' * (n % 2)}"
+        made = [town, note, income, f"{rng.integers(3)}.50", f"{rng.normal():.3f}"]
+        yield [rng.choice(["", "NA"]) if c != 1 and rng.random() < 0.1 else v
+               for c, v in enumerate(made)]  # fmt: skip
+
+
+@pytest.fixture
+def untrained(tmp_path, monkeypatch):
+    """An imputer of a poll that gives every symbol the same probability."""
+    lines = ["town,note,income,code,size", *map(",".join, poll(300, TOWNS))]
+    (tmp_path / "poll.csv").write_text("\n".join(lines))
+    columns = ["town", "income", "code", "size"]
+    data = {
+        "kind": "tabular", "source": "poll.csv", "columns": columns, "rare": 3, "bins": 8,
+        "categorical": ["town", "income", "code"],
+    }  # fmt: skip
+    made = impute.Imputer.__new__(impute.Imputer)
+    made.modality = build("data", data).resolved(tmp_path)
+    made.table = made.modality.prepare(tmp_path / "cache")
+    stored = codec_columns(made.table)
+    made.columns = {name: column(dict(each)) for name, each in stored.items()}
+    sizes_D = [c.size for c in made.columns.values()]
+
+    def forward(symbols_WD, known_WD, asked_WD):
+        which_A = np.nonzero(asked_WD)[1]
+        return np.array([[v < sizes_D[d] for v in range(max(sizes_D))] for d in which_A], float)
+
+    made._forward = forward
+    monkeypatch.setattr(impute, "Imputer", lambda model: made)
+    return made
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_only_blanks_change_and_unknown_values_are_named_and_kept(untrained, tmp_path, ending):
+    assert untrained.columns["income"].names == ("12000", "7500", "9000")
+    rows = list(poll(150, [*TOWNS, "Bergen", "Turin", "Turin"]))
+    head = '\ufeff"town",note,income,code,size'
+    made = [
+        '(?:Rome|Lima|"Oslo, N"|"the ""Hague""")',
+        "",
+        "(?:12000|7500|9000)",
+        "[012]\\.5",
+        "\\S+",
+    ]
+    wanted = [
+        [re.escape(v) if v not in ("", "NA") else made[c] for c, v in enumerate(r)] for r in rows
+    ]
+    lines, patterns = ([",".join(r) for r in each] for each in (rows, wanted))
+    given = ending.join([head, lines[0], "", *lines[1:], ""])
+    (tmp_path / "new.csv").write_text(given, newline="", encoding="utf-8")
+    found = impute.impute(tmp_path, str(tmp_path / "new.csv"), tmp_path / "out.csv")
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
+        out = file.read()
+    assert re.fullmatch(ending.join([re.escape(head), patterns[0], "", *patterns[1:], ""]), out)
+    for c, name in ((0, "town"), (2, "income"), (3, "code"), (4, "size")):
+        missing = sum(row[c] in ("", "NA") for row in rows)
+        assert found[name]["missing"] == found[name]["filled"] == missing > 5
+    unknown = {name: sum(row[0] == name for row in rows) for name in ("Turin", "Bergen")}
+    assert found["town"]["unknown"] == unknown
+    assert found["income"]["unknown"] == found["code"]["unknown"] == {}
+    said = (
+        f"; {sum(unknown.values())} kept that training does not have: 'Turin' ({unknown['Turin']})"
+    )
+    assert said in "\n".join(_fill_lines(found, tmp_path / "out.csv"))
+
+
+def test_text_among_numbers_is_one_line_and_is_never_filled(untrained, tmp_path):
+    (tmp_path / "new.csv").write_text("town,income,code,size\nRome,7500,,many\nLima,,1,\n")
+    with pytest.raises(InputError, match=r"new\.csv:2: column 'size'; 'many' is not a number"):
+        impute.impute(tmp_path, str(tmp_path / "new.csv"), tmp_path / "out.csv")
+    untrained.modality = untrained.modality.model_copy(update={"errors": "skip"})
+    impute.impute(tmp_path, str(tmp_path / "new.csv"), tmp_path / "out.csv")
+    first, second = (tmp_path / "out.csv").read_text().split("\n")[1:3]
+    assert re.fullmatch(r"Rome,7500,[012]\.5,many", first)
+    assert re.fullmatch(r"Lima,(12000|7500|9000),1,-?[0-9.e-]+", second)
 
 
 def test_a_check_against_the_truth_and_baselines(model, capsys):

@@ -66,7 +66,8 @@ def test_sequences_of_few_documents_are_scored_for_these_only(capsys, tmp_path, 
     assert code == 0
     assert (found["groups"], found["se_of"]) == (1, "fixed")
     code, out, _ = run(capsys, tmp_path, *given, "--group", "file")
-    assert "on these 1 groups only" in out
+    assert "on this 1 group (file) only" in out
+    assert "are enough" not in out
     code, out, _ = run(capsys, tmp_path, *given, "--json")
     assert json.loads(out)["groups"] == 40
     code, _, err = run(capsys, tmp_path, *given, "--group", "author")
