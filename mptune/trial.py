@@ -39,6 +39,11 @@ class Prepared(Message):
     warnings: tuple[str, ...] | None = Field(
         None, description="problems of the data that distort the score; None if not checked"
     )
+    counting: float | None = Field(
+        None,
+        description="LML of a model that only counts symbols of the training data, nats per token, "
+        "on the plan's sequences; a trained model should be above it",
+    )
 
 
 class PrepareRequest(Message):

@@ -6,6 +6,7 @@ terminal) read nothing else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from mptune.analysis.comparison import (
 from mptune.analysis.kpi import KpiReport, kpi_report
 from mptune.analysis.ranking import ranking
 from mptune.analysis.robustness import Robustness, robustness
-from mptune.analysis.selection import SearchSelection, recommended, select_trial
+from mptune.analysis.selection import SearchSelection, recommended, score_of, select_trial
 from mptune.analysis.sizes import BySize, by_size
 from mptune.errors import InputError, NoResultError
 from mptune.spec.schema import SearchSpec, build
@@ -61,12 +62,14 @@ class Choice:
         searched: the trial that the search recommends; None if none of its trials has finished.
         trial: a trial of the recommended policy: `searched`, unless an arm beat its policy on
             paired seeds (`chosen_policy`); None if nothing has finished.
+        counting: `Prepared.counting`, which a model that has learned something is above.
     """
 
     selection: SearchSelection | None
     comparison: ComparisonReport | None
     searched: Trial | None
     trial: Trial | None
+    counting: float | None
 
     @classmethod
     def of(
@@ -74,10 +77,12 @@ class Choice:
         trials: Sequence[Trial],
         selection: SearchSelection | None,
         comparison: ComparisonReport | None,
+        prepared: Prepared | None,
     ) -> Choice:
         """The choice among the trials of a search and the arms of a comparison."""
         searched = recommended(selection, trials) if any(t.finished for t in trials) else None
-        return cls(selection, comparison, searched, chosen_policy(searched, comparison))
+        counting = prepared.counting if prepared else None
+        return cls(selection, comparison, searched, chosen_policy(searched, comparison), counting)
 
     @property
     def runs(self) -> list[Trial]:
@@ -85,6 +90,23 @@ class Choice:
         if self.comparison is None or self.trial is None or self.trial is self.searched:
             return []
         return self.comparison.finished(self.trial.arm or "")
+
+    @property
+    def score(self) -> tuple[float, float]:
+        """What to expect of the choice and the half-width of its 95 % interval, nats per token.
+
+        See `score_of`; of an arm, the mean over its seeds and NaN; both NaN if nothing has
+        finished.
+        """
+        if self.searched is not None and not self.runs:
+            return score_of(self.selection, self.searched)
+        scores = [run.nats_per_token for run in self.runs]
+        return (math.fsum(scores) / len(scores) if scores else math.nan), math.nan
+
+    @property
+    def learned_nothing(self) -> bool:
+        """Whether the score of the choice is not above that of counting symbols."""
+        return self.counting is not None and self.score[0] <= self.counting
 
     def best(self) -> Trial:
         """The trial of the recommended policy.
@@ -129,7 +151,7 @@ class Report(Message):
 
     def choice(self) -> Choice:
         """What the study recommends."""
-        return Choice.of(self.trials, self.selection, self.comparison)
+        return Choice.of(self.trials, self.selection, self.comparison, self.prepared)
 
 
 def choose(
@@ -146,7 +168,8 @@ def choose(
     arms = asked.arms(compared) if asked else {}
     by_worst = spec.search.choose_by == "worst_domain"
     selection = select_trial(searched, confirmed, arms, prepared, scores, by_worst)
-    return Choice.of(searched, selection, comparison_report(asked, compared, prepared, scores))
+    comparison = comparison_report(asked, compared, prepared, scores)
+    return Choice.of(searched, selection, comparison, prepared)
 
 
 def build_report(

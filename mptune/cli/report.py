@@ -97,7 +97,7 @@ def run_best(run_dir: Path, export: Path | None, as_json: bool) -> None:
     """
     import yaml
 
-    from mptune.report.findings import certainty
+    from mptune.report.findings import certainty, learned_nothing
     from mptune.report.language import language
     from mptune.search.run import Run
 
@@ -113,6 +113,7 @@ def run_best(run_dir: Path, export: Path | None, as_json: bool) -> None:
             chances = (s for s in choice.comparison.selection if s.arm == best.arm)
             sure = next(map(asdict, chances), None)
         found = {"stage": best.stage, "trial": best.number, "arm": best.arm, "lml": lml}
+        found["learned"] = not choice.learned_nothing
         print(json.dumps({**recommended, **found, "selection": sure}))
     else:
         scope = f", {best.result.lml.scope}" if best.result and best.result.lml.scope else ""
@@ -121,6 +122,8 @@ def run_best(run_dir: Path, export: Path | None, as_json: bool) -> None:
             what, mean = f"arm {best.arm}", sum(scores) / len(scores)
             score = f"{mean:.4f} nats/token (mean of {len(scores)} seeds)"
         print(f"{what}: {best.label}, {score}{scope}")
+        if choice.learned_nothing:
+            print(learned_nothing(choice, language()))
         for words in certainty(choice, language()):
             print(words)
         print(yaml.safe_dump(recommended, sort_keys=False), end="")

@@ -198,7 +198,7 @@ def _seeds(case: Case) -> Iterator[Check]:
 
 def _confirmed(case: Case) -> Iterator[Check]:
     selection, trial = case.report.selection, case.choice.trial
-    if selection is None or trial is None:
+    if selection is None or trial is None or case.choice.learned_nothing:
         return
     if runs := len(case.choice.runs):
         yield Check(runs > 1, case.say("check.arm_runs", n=runs))

@@ -43,6 +43,10 @@ class Conclusions(Message):
     """What the report says in words, in the language of the report."""
 
     headline: str = Field(description="the recommended policy and size, short")
+    learned: bool = Field(
+        description="whether the best score is above that of counting symbols; if not, nothing is "
+        "recommended in words"
+    )
     recommendation: tuple[str, ...] = Field(description="two sentences at most")
     verdict_title: str = Field(description="the two arms that are compared")
     verdict: str = Field(description="better, worse, undecided, equivalent or open (not compared)")
@@ -65,9 +69,7 @@ class Findings(Conclusions):
         ranked: finished trials, best first.
         recommended: the finished trial that the search recommends, or None.
         choice: a trial of the recommended policy (`Choice.trial`); None if nothing has finished.
-        score: what to expect of the choice and the half-width of its 95 % interval, nats per token
-            (`score_of`); of an arm, the mean over its seeds and NaN; both NaN if nothing has
-            finished.
+        score: see `Choice.score`.
         chances: name and probability to be the best, highest first, at most five.
         failures: reason and failed trials, the most frequent reason first.
     """
@@ -93,11 +95,12 @@ def findings(report: Report, say: Language | None = None) -> Findings:
         ranked=ranked,
         recommended=best,
         choice=choice,
-        score=_score(found),
-        headline=say("recommendation.none_yet")
-        if choice is None
-        else say("recommendation.headline", policy=choice.policy_label, size=choice.size_label),
-        recommendation=tuple(_recommendation(report, ranked, best, choice, say)),
+        score=found.score,
+        headline=_headline(found, say),
+        learned=not found.learned_nothing,
+        recommendation=(learned_nothing(found, say),)
+        if found.learned_nothing
+        else tuple(_recommendation(report, ranked, best, choice, say)),
         **_verdict(report.comparison, bool(rows), say),
         certainty=tuple(certainty(found, say)),
         chances=_chances(report),
@@ -118,12 +121,20 @@ def findings(report: Report, say: Language | None = None) -> Findings:
 # --- recommendation ----------------------------------------------------------------------------
 
 
-def _score(found: Choice) -> tuple[float, float]:
-    """See `Findings.score`."""
-    if found.searched is not None and not found.runs:
-        return score_of(found.selection, found.searched)
-    scores = [run.nats_per_token for run in found.runs]
-    return (math.fsum(scores) / len(scores) if scores else math.nan), math.nan
+def _headline(found: Choice, say: Language) -> str:
+    if found.trial is None:
+        return say("recommendation.none_yet")
+    if found.learned_nothing:
+        return say("recommendation.train_longer")
+    policy, size = found.trial.policy_label, found.trial.size_label
+    return say("recommendation.headline", policy=policy, size=size)
+
+
+def learned_nothing(found: Choice, say: Language) -> str:
+    """Why nothing is recommended: the best score is not above that of counting."""
+    counting = math.nan if found.counting is None else found.counting
+    score = per_token(*found.score)
+    return say("recommendation.learned_nothing", score=score, counting=minus(counting, 3))
 
 
 def _recommendation(

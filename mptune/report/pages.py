@@ -160,7 +160,8 @@ def _facts(context: Context) -> Iterator[tuple[str, str, str]]:
     if best is not None:
         seeds = len(context.report.choice().runs)
         unit = say("fact.lml_mean", n=seeds) if seeds else say("fact.lml_unit")
-        yield say("fact.lml"), per_token(*context.found.score), unit
+        term = say("fact.lml" if context.found.learned else "fact.best_lml")
+        yield term, per_token(*context.found.score), unit
         result = best.require_result()
         if result.lml.bits_per_byte is not None:
             bits = f"{result.lml.bits_per_byte * context.found.score[0] / best.nats_per_token:.3f}"

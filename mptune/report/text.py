@@ -11,7 +11,7 @@ from mptune.analysis.ranking import accuracy_at, loss_at
 from mptune.analysis.results import Report
 from mptune.analysis.selection import SearchSelection
 from mptune.report.findings import Findings, findings
-from mptune.report.formatting import per_token
+from mptune.report.formatting import minus, per_token
 from mptune.report.language import Language, language
 from mptune.report.sections.context import lml_column, lml_interval
 from mptune.trial import Trial
@@ -25,9 +25,12 @@ TERMINAL_ROWS = 20
 
 
 def ranking_table(
-    ranked: Sequence[Trial], selection: SearchSelection | None, say: Language
+    ranked: Sequence[Trial],
+    selection: SearchSelection | None,
+    say: Language,
+    counting: float | None = None,
 ) -> Table:
-    """The first `TERMINAL_ROWS` finished trials, best first."""
+    """The first `TERMINAL_ROWS` finished trials, best first, and the score of counting symbols."""
     from rich.markup import escape
     from rich.table import Column, Table
 
@@ -67,6 +70,8 @@ def ranking_table(
             "–" if accuracy is None else f"{100 * accuracy:.1f} %",
             style="bold green" if place == 1 else "",
         )
+    if counting is not None:
+        table.add_row("–", "–", say("ranking.counting"), "–", minus(counting, 3), style="dim")
     return table
 
 
@@ -88,7 +93,8 @@ def show(
             console.print(Text(line, style=style))
 
     if found.ranked:
-        console.print(ranking_table(found.ranked, report.selection, say))
+        counting = report.prepared.counting if report.prepared else None
+        console.print(ranking_table(found.ranked, report.selection, say, counting))
         hidden = len(found.ranked) - TERMINAL_ROWS
         if hidden > 0:
             out("dim", say("terminal.more", n=hidden))

@@ -101,6 +101,7 @@ def prepare(request: PrepareRequest) -> Prepared:
         bytes_per_token=table.bytes_per_token,
         description=table.description,
         warnings=warnings,
+        counting=heldout.counting(),
         precision=precision,
     )
 

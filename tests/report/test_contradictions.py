@@ -13,7 +13,7 @@ import pytest
 from mptune.analysis.results import Report
 from mptune.report.pages import markdown
 from tests.report.conftest import comparison, make
-from tests.report.test_model import with_lml
+from tests.report.test_model import counted, with_lml
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "docs" / "examples").glob("*/report.json"))
 
@@ -57,6 +57,8 @@ def _contradictions(text: str) -> Iterator[str]:
     for line in re.findall(r".*\| ≥ .*\|", text):
         if float(re.findall(r"([\d.]+) %", line)[-1]) > 50:
             yield f"reached, and needs at least so much: {line}"
+    if "Nothing was learned" in text:
+        yield from re.findall(r".*(?:Pre-train|the recommended (?:trial|arm|policy)).*", text)
     best = re.search(r"is the best of \d+ arms with probability (.*?) under", text)
     first = re.search(r"Probability of being best\n\n- .*: (.*)", text)
     if best and first and best[1] != first[1]:
@@ -76,7 +78,8 @@ def test_made_up_reports_do_not_contradict_themselves(
     rows[5] = with_lml(rows[5], -0.5)  # a lucky run of the policy that loses on paired seeds
     overruled = make(tuple(rows), comparison())
     alone = make((), comparison(("fixed 15 %", "fixed 30 %", "accumulated")))
-    for report in (everything, compared, searched, overruled, alone, undecided(compared)):
+    made = (everything, compared, searched, overruled, alone, undecided(compared))
+    for report in (*made, *(counted(each, -0.1) for each in made)):
         assert contradictions(markdown(report)) == []
 
 
@@ -108,6 +111,7 @@ CHECKLIST = "- [ ] undecided against a: b. 4 more seeds for each arm would proba
         "16 training runs, 3 positions\n\nNo trial has finished.",
         "**uniform on bert 64×2**\n\nPre-train bert 64×2 with fixed 15 %: of 2",
         "A loses to b by 14 ± 13 nats per sequence (95 % interval 0 to 27; 8 seeds each).",
+        "**Nothing was learned**\n\n- [ ] the recommended trial was not trained again",
         "| a | b | FLOPs | ≥ 0.32 × | 0.32 – ∞ | 99.0 % |",
     ],
 )

@@ -13,6 +13,7 @@ from mptune.analysis.results import Report, spend
 from mptune.report.document import as_json
 from mptune.report.findings import findings
 from mptune.report.pages import markdown
+from mptune.report.pages import page as html
 from mptune.trial import Trial
 from tests.report.conftest import SIZES, comparison, make, result, search, trial
 
@@ -232,6 +233,37 @@ def test_without_repeated_seeds_no_probability_is_printed(everything: Report) ->
     assert "LML, nats per token (± evaluation)" in page
     assert "LML, nats per token (± seeds and evaluation)" in markdown(everything)
     assert found.score == (selection.candidates[0].nats_per_token, pytest.approx(0.033, abs=0.01))
+
+
+def counted(report: Report, counting: float) -> Report:
+    assert report.prepared is not None
+    prepared = report.prepared.model_copy(update={"counting": counting})
+    return report.model_copy(update={"prepared": prepared})
+
+
+def test_nothing_is_recommended_that_is_not_better_than_counting(
+    searched: Report, compared: Report
+) -> None:
+    alone = compared.model_copy(update={"trials": ()})
+    for report in (searched, alone):
+        (words,) = findings(counted(report, -1.6)).recommendation
+        assert "not above that of a model that only knows how frequent each symbol is" in words
+        assert findings(counted(report, -1.6)).headline.endswith("train longer")
+        assert not findings(counted(report, -1.6)).learned
+        assert findings(counted(report, -1.9)) == findings(report)
+        assert findings(report).learned
+        for page in (markdown(counted(report, -1.6)), html(counted(report, -1.6))):
+            assert "Nothing was learned that counting does not know" in page
+            assert "Pre-train" not in page
+
+
+def test_counting_has_its_place_in_the_ranking(searched: Report) -> None:
+    scores = [trial.nats_per_token for trial in ranking(searched.trials)]
+    lines = markdown(counted(searched, (scores[2] + scores[3]) / 2)).splitlines()
+    first = next(n for n, line in enumerate(lines) if line.startswith("| 1 |"))
+    assert lines[first + 3].startswith("| – | counting: frequency of each symbol | −1.7")
+    assert lines[first + 3].count("|") == lines[first].count("|")
+    assert lines[first + 4].startswith("| 4 |")
 
 
 def test_confirming_may_overturn_the_search(everything: Report) -> None:

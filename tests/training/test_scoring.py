@@ -70,6 +70,33 @@ def test_uniform_model_has_its_exact_score(table):
     assert per_sequence == pytest.approx(-math.log(SYMBOLS) * lengths, rel=1e-6)
 
 
+def test_counting_symbols_scores_what_a_model_of_their_frequencies_scores(table, tmp_path):
+    for widths in (None, -1.5):
+        made = table(log_widths=widths)
+        rng = np.random.default_rng(2)
+        tokens = rng.choice(SYMBOLS, size=(60, LENGTH), p=[0.4, 0.3, 0.1, 0.1, 0.1])
+        train = Split(tokens, tokens >= 0, ROWS.astype(np.int32))
+        words = {"description": "two samples", "groups": {}, "grouped_by": "document"}
+        info = Meta(vocabulary_size=SYMBOLS, length=LENGTH, **words)
+        both = store(tmp_path / f"both {widths}", lambda: (info, train, made.heldout))  # noqa: B023
+        model = Constant(np.log(np.bincount(tokens.ravel()) + 0.5).tolist())
+        held = scorer(both, model)
+        score, per_sequence, _ = held.lml()
+        se = score.se_fixed * len(per_sequence) / held.heldout.positions
+        assert held.heldout.counting() == pytest.approx(score.nats_per_token, abs=3 * se)
+        assert se < 0.01
+
+
+def test_counting_knows_the_frequencies_of_each_column(tmp_path):
+    tokens = np.tile(np.arange(LENGTH) % SYMBOLS, (60, 1))
+    split = Split(tokens, np.full((60, LENGTH), True), ROWS.astype(np.int32))
+    info = Meta(SYMBOLS, LENGTH, description="columns of one value", groups={}, grouped_by="row")
+    held = HeldOut.select(store(tmp_path / "table", lambda: (info, split, split)), SCORE)
+    frequency = np.array([3, 3, 2, 2, 2]) * 60 + 0.5
+    p_D = (frequency / frequency.sum())[tokens[0]]
+    assert held.counting() == pytest.approx(np.log((60 + p_D) / 61).mean(), rel=1e-9)
+
+
 def test_scored_positions_are_masked_observed_and_in_eval_mode(table):
     model = Constant([0.0] * SYMBOLS).train()
     held = scorer(table(), model)

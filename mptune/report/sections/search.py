@@ -147,6 +147,12 @@ def _ranking_table(context: Context, candidates: dict[int, Candidate]) -> Table:
         rows.append(tuple(cells))
     chosen = context.found.recommended
     first = context.ranked.index(chosen) if chosen else None
+    prepared = context.report.prepared
+    if prepared is not None and (counting := prepared.counting) is not None:
+        at = sum(trial.nats_per_token > counting for trial in context.ranked)
+        name, score = Cell(say("ranking.counting")), Cell(minus(counting, 3), counting)
+        rows.insert(at, (Cell("–"), name, score, *[Cell("–")] * (len(head) - 3)))
+        first = first if first is None or first < at else first + 1
     return Table(say("section.ranking"), head, tuple(rows), first)
 
 
