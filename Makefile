@@ -4,7 +4,8 @@
 #                cluster, or of processes) is repeated once, and the summary names it
 #   make test-all   those, every simulation in full, and the long tests: a machine out of memory,
 #                an autoscaled cluster, compiled models, memory of large models, a Gaussian-process
-#                sampler, a gang that is used again without ZeRO; most of an hour
+#                sampler, a gang that is used again without ZeRO, stopping on Slurm and at once on
+#                Ray; most of an hour
 #   make soak    kill the driver of a search (-9) again and again (KILLS=20): at each moment with
 #                its study in SQLite; `make test` does half of them in PostgreSQL instead
 #   make mutants   do the tests notice a mistake? N=30 of them, 10 minutes

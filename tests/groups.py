@@ -1,8 +1,9 @@
-"""Which tests run one after the other when `pytest -n 3` runs tests in three processes.
+"""Which tests run one after the other when `pytest -n 2` runs tests in two processes.
 
-Tests of one group share a process: they start Ray again and again and would take the processors
-from each other, or share workers that take seconds to start. Every other file is a group of its
-own, so that its module's fixtures are made once; a file in `SPREAD` is dealt out test by test.
+Tests of one group share a process. One group has all that start Ray: a cluster that starts beside
+another one, on two processors, is slow enough to miss its deadlines. Another has workers that take
+seconds to start. Every other file is a group of its own, so that its module's fixtures are made
+once; a file in `SPREAD` is dealt out test by test.
 """
 
 from __future__ import annotations
@@ -14,23 +15,9 @@ from typing import Any
 from xdist.scheduler import LoadScopeScheduling
 
 GROUPS: dict[str, Sequence[str]] = {
-    # Each of these starts clusters of its own with `ray start`.
-    "nodes": (
-        "tests/faults/test_cluster.py",
-        "tests/faults/test_host_memory.py",
-        "tests/dispatch/test_crowded.py",
-        "tests/dispatch/test_elastic.py",
-        "tests/dispatch/test_preflight.py",
-    ),
-    "drivers": (
-        "tests/faults/test_driver_killed.py",
-        "tests/faults/test_shipping.py",
-        "tests/launch/test_ray.py",
-        "tests/launch/test_slurm.py",
-    ),
     "postgres": ("tests/faults/test_storage.py", "tests/k8s/test_postgres.py"),
-    # Ray on this machine only, started by the tests or by drivers that they start.
-    "local ray": (
+    # Started by the tests, by `ray start` or by drivers.
+    "ray": (
         "tests/faults/*",
         "tests/dispatch/*",
         "tests/launch/*",

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +16,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 ROOT = Path(__file__).parents[1]
+
+PAUSE = "MPTUNE_TEST_PAUSE"
+"""Environment variable: the path of a file. While it exists, a forward waits a tenth of a second:
+a trial then lasts long enough to be disturbed, and leaves the processors to other tests.
+"""
 
 
 class Plain(ModelFamily):
@@ -33,6 +40,8 @@ class Plain(ModelFamily):
                 self.decoder = nn.Linear(width, predictable)
 
             def forward(self, tokens_BD: Any, mask: Any, *more: Any) -> Any:
+                if os.path.exists(os.environ.get(PAUSE, "")):
+                    time.sleep(0.1)
                 hidden_BDW = self.tokens(tokens_BD)
                 hidden_BDW = hidden_BDW + hidden_BDW.mean(1, keepdim=True)
                 flat_K = mask.flatten().nonzero()[:, 0] if mask.dtype == torch.bool else mask

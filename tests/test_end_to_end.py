@@ -116,12 +116,12 @@ def test_a_second_driver_is_refused_and_ctrl_c_stops_the_first_at_the_next_step(
     wait_for(process, "trial 1 (")
     process.send_signal(signal.SIGSTOP)  # its trial goes on up to a rung
     second = start(folder, "interrupted")
-    refused, _ = second.communicate(timeout=60)
+    refused, _ = second.communicate(timeout=150)
     assert second.returncode == 2
     assert f"interrupted is being searched by process {process.pid}" in refused
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGCONT)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=150)
     assert process.returncode == 130, out
     assert "Resume with:\n  mptune search spec.yaml --run-dir interrupted" in out
     assert "RUNNING" not in {state for _, state, *_ in outcome(folder, "interrupted")}

@@ -22,7 +22,7 @@ def test_tests_that_start_ray_are_in_a_group() -> None:
     start = [p for p in paths if any(word in p.read_text("utf-8") for word in STARTS_RAY)]
     assert len(start) > 5
     names = [str(path.relative_to(ROOT)) for path in start]
-    assert [name for name in names if group(name) not in ("nodes", "drivers", "local ray")] == []
+    assert [name for name in names if group(name) != "ray"] == []
 
 
 def test_a_file_without_a_group_is_one_and_the_tests_of_some_are_dealt_out() -> None:

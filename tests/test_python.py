@@ -127,7 +127,7 @@ def test_a_run_in_a_thread_is_stopped_and_goes_on(folder: Path) -> None:
 
     thread = threading.Thread(target=search)
     thread.start()
-    assert begun.wait(60)
+    assert begun.wait(100)
     mptune.Run.open("runs/demo").stop()
     thread.join(60)
     assert len(mptune.search(slow, "runs/demo", observer=Recorder()).trials()) == 4

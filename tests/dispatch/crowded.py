@@ -33,7 +33,7 @@ def taken(*nodes: str) -> Iterator[None]:
     """Somebody else has all of these nodes."""
     pins = [{NODE_LABEL: node} for node in nodes]
     group = placement_group([{"CPU": 1}] * len(nodes), bundle_label_selector=pins)
-    ray.get(group.ready(), timeout=60)
+    ray.get(group.ready(), timeout=100)
     try:
         yield
     finally:

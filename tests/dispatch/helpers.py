@@ -13,7 +13,7 @@ from mptune.spec.schema import Score
 from mptune.trial import Control, Event, GangChanged, PrepareRequest, Rung, TrialSpec
 from tests import fakes
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 
 def until_ended(

@@ -23,7 +23,7 @@ from mptune.trial import Failed, Started
 from tests.standings import standing
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 60.0
+PATIENCE_S = 150.0
 
 Scraped = dict[tuple[str, str], float]
 """(Name, value of its own label) -> value, of one study."""
@@ -88,7 +88,7 @@ def test_a_search_is_scraped_while_it_runs(tmp_path: Path) -> None:
         assert address.startswith("http://127.0.0.1:")
         found, kinds = until(address, is_as_asked)
     finally:
-        process.communicate("\n", timeout=60)
+        process.communicate("\n", timeout=100)
     assert ("mptune_budget_gpu_hours", "") not in found, "there is none"
     known = {s.name.removesuffix("_total"): s.kind for s in METRICS}
     assert {n.removesuffix("_total"): kind for n, kind in kinds.items()}.items() <= known.items()

@@ -116,7 +116,7 @@ def test_the_nodes_of_a_cluster_are_asked_by_tasks_that_take_nothing(
     (node,) = [node.id for node in cluster.nodes()]
     monkeypatch.setattr(cluster, "_own", False)
     taken = placement_group([{"CPU": ray.available_resources()["CPU"]}])
-    ray.get(taken.ready(), timeout=60)
+    ray.get(taken.ready(), timeout=100)
     try:
         found = cluster.machines([node, "ab" * 28])
     finally:

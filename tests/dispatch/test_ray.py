@@ -231,7 +231,7 @@ def test_a_rank_that_dies_costs_its_trial_and_its_gang_only(dispatcher, tmp_path
     events = until_ended(dispatcher, 1)
     assert isinstance(ends(events)[1], Finished)
     assert not set(pids) & set(started(events)[1].pids)
-    psutil.wait_procs([psutil.Process(p) for p in pids if psutil.pid_exists(p)], timeout=10)
+    psutil.wait_procs([psutil.Process(p) for p in pids if psutil.pid_exists(p)], timeout=60)
     assert not any(map(psutil.pid_exists, pids))
 
 
@@ -512,7 +512,7 @@ def test_a_killed_driver_leaves_no_process_and_touches_no_other_ray(dispatcher, 
         assert {"raylet", "gcs_server", "ray::Member"} <= set(names)
         process.kill()
         process.wait()
-        _, alive = psutil.wait_procs(children, timeout=20)
+        _, alive = psutil.wait_procs(children, timeout=60)
         assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []
     dispatcher.submit(trial(0, tmp_path))
     assert isinstance(ends(until_ended(dispatcher, 0))[0], Finished)
@@ -526,5 +526,5 @@ def test_signals_to_the_group_reach_the_driver_alone_and_closing_leaves_no_proce
         events = [json.loads(line) for line in process.stdout]
         assert [e["type"] for e in events if e["type"] in ("failed", "gang")] == []
         assert events[-1]["type"] == "stopped"
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=60) == 0
         assert not [p for p in children if p.is_running()]

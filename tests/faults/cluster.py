@@ -91,12 +91,6 @@ class RayCluster:
         for _ in range(count):
             self.nodes.append(_started(self._start(cpus, f"--address={self.address}")))
 
-    def add_pod(self, cpus: float) -> Node:
-        """A node as in a pod, whose first process gets the kubelet's SIGTERM; it starts up yet."""
-        starting = self._start(cpus, f"--address={self.address}", "--block")
-        self.nodes.append(Node(starting.pid))
-        return self.nodes[-1]
-
     def node_of(self, pid: int) -> Node:
         return next(n for n in self.nodes if n.has(pid))
 
@@ -125,9 +119,10 @@ class RayCluster:
     def _start(self, cpus: float, *options: str) -> subprocess.Popen[str]:
         ports = ("--min-worker-port=0", "--max-worker-port=0",
                  f"--dashboard-agent-listen-port={free_port()}")  # fmt: skip
+        lean = "--include-log-monitor=false"  # no driver here shows the output of workers
         return subprocess.Popen(
             [RAY, "start", "--node-ip-address=127.0.0.1", f"--num-cpus={cpus:g}", "--num-gpus=0",
-             OBJECT_STORE, *ports, *options],
+             OBJECT_STORE, lean, *ports, *options],
             env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             start_new_session=True,
         )  # fmt: skip
@@ -136,7 +131,7 @@ class RayCluster:
 def _started(process: subprocess.Popen[str]) -> Node:
     """The node, once it is up. Its services keep the output open, so nobody waits for its end."""
     assert process.stdout is not None
-    code = process.wait(60)
+    code = process.wait(150)
     if code:
         Node(process.pid).kill()
         raise RuntimeError(process.stdout.read())
@@ -164,7 +159,7 @@ def ray_cluster(
         made.close()
 
 
-def wait_until_gone(pids: Iterable[int], seconds: float = 30) -> set[int]:
+def wait_until_gone(pids: Iterable[int], seconds: float = 60) -> set[int]:
     """Those of these processes that still run then."""
     give_up = time.monotonic() + seconds
     while (alive := {p for p in pids if _runs(p)}) and time.monotonic() < give_up:

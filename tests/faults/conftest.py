@@ -168,7 +168,7 @@ def pids(dispatcher: RayDispatcher) -> set[int]:
     return {pid for gang in dispatcher._pool.gangs.values() for pid in gang.pids}
 
 
-def orphans(dispatcher: RayDispatcher, seconds: float = 20) -> set[int]:
+def orphans(dispatcher: RayDispatcher, seconds: float = 60) -> set[int]:
     """Processes of gangs that are no more, given a moment."""
     give_up = time.monotonic() + seconds
     while left := members() - pids(dispatcher):
@@ -181,4 +181,4 @@ def orphans(dispatcher: RayDispatcher, seconds: float = 20) -> set[int]:
 def gone(pids: tuple[int, ...]) -> bool:
     """Whether none of these processes runs any more, given a moment."""
     processes = [psutil.Process(p) for p in pids if psutil.pid_exists(p)]
-    return not psutil.wait_procs(processes, timeout=20)[1]
+    return not psutil.wait_procs(processes, timeout=60)[1]

@@ -57,7 +57,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, st
 
 
 def _await(url: str) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 150
     known = {"Authorization": f"Bearer {TOKEN}"}
     while True:
         try:
@@ -105,16 +105,15 @@ def test_a_detached_search_can_be_stopped(cluster: tuple[Path, str]) -> None:
     folder, _ = cluster
     more = ("--set", "name=long", "--set", "training.budget_tokens=4e7", "--detach")
     assert launch(folder, "spec.yaml", "--on", "ray.yaml", *more).returncode == 0
-    deadline = time.monotonic() + 120
-    while "running" not in (shown := launch(folder, "status", "long", "--on", "ray.yaml").stdout):
-        assert time.monotonic() < deadline, shown
-    twice = launch(folder, "spec.yaml", "--on", "ray.yaml", *more)
-    assert twice.returncode == 3
-    assert twice.stderr == "mptune: long runs already; see `mptune launch logs`\n"
     # The job is RUNNING before its driver has imported everything and created the run directory.
+    deadline = time.monotonic() + 150
     while not (folder / "shared" / "long").is_dir():
         assert time.monotonic() < deadline, "no run directory"
         time.sleep(0.1)
+    assert "running" in launch(folder, "status", "long", "--on", "ray.yaml").stdout
+    twice = launch(folder, "spec.yaml", "--on", "ray.yaml", *more)
+    assert twice.returncode == 3
+    assert twice.stderr == "mptune: long runs already; see `mptune launch logs`\n"
     stopped = launch(folder, "stop", "long", "--on", "ray.yaml")
     assert stopped.returncode == 0, stopped.stderr
     gone = launch(folder, "status", "long", "--on", "ray.yaml")
