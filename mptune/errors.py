@@ -39,6 +39,12 @@ class InputError(MptuneError):
         super().__init__("\n".join(self.problems))
 
 
+class RunInUse(InputError):
+    """Another driver holds the run; if that one has just been lost, trying again helps."""
+
+    exit_code = 3
+
+
 class NoResultError(MptuneError):
     """The search ended without a usable result."""
 

@@ -117,7 +117,7 @@ def test_a_second_driver_is_refused_and_ctrl_c_stops_the_first_at_the_next_step(
     process.send_signal(signal.SIGSTOP)  # its trial goes on up to a rung
     second = start(folder, "interrupted")
     refused, _ = second.communicate(timeout=150)
-    assert second.returncode == 2
+    assert second.returncode == 3
     assert f"interrupted is being searched by process {process.pid}" in refused
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGCONT)

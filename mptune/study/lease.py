@@ -25,7 +25,7 @@ from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from mptune.errors import InputError
+from mptune.errors import InputError, RunInUse
 from mptune.paths import RunDirectory, write_text
 
 CHECK_EVERY_S = 2.0
@@ -44,8 +44,8 @@ def driver_lock(run: RunDirectory) -> Iterator[None]:
     """Hold the run directory.
 
     Raises:
-        InputError: another process drives this run; the message names it. Or the file system has
-            no locks.
+        RunInUse: another process drives this run; the message names it.
+        InputError: the file system has no locks.
     """
     run.root.mkdir(parents=True, exist_ok=True)
     # A soft lock would outlive a driver that is killed, and `is_driven` would not see it.
@@ -53,7 +53,7 @@ def driver_lock(run: RunDirectory) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise InputError(
+        raise RunInUse(
             f"{run.root} is being searched by {driver_of(run) or 'another process'}; "
             "wait for it, stop it, or give another --run-dir"
         ) from None
@@ -118,7 +118,7 @@ def lease(url: str | None, name: str, timeout_s: float) -> Iterator[PostgresLeas
     Yields None where the run directory's lock alone keeps other drivers out.
 
     Raises:
-        InputError: another driver holds it; the message names it.
+        RunInUse: another driver holds it; the message names it.
     """
     try:
         is_postgres = url is not None and make_url(url).get_backend_name() == "postgresql"
@@ -168,7 +168,8 @@ class PostgresLease:
         """Take the lock.
 
         Raises:
-            InputError: another driver holds the study, or the server does not answer.
+            RunInUse: another driver holds the study.
+        InputError: the server does not answer.
         """
         asked_at = _now()
         try:
@@ -184,7 +185,7 @@ class PostgresLease:
         except SQLAlchemyError as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"storage.url: cannot open Optuna's storage: {reason}") from None
-        raise InputError(
+        raise RunInUse(
             f"study {self._name!r} in storage.url is being searched by {holder}; wait for it, "
             "stop it, or give the spec another name"
         )
@@ -201,10 +202,11 @@ class PostgresLease:
                     self._set(asked_at + self._timeout_s)
             except SQLAlchemyError:
                 self.close()
-            except InputError as error:
-                if "is being searched" in str(error):
-                    self._set(0.0, lost=True)
-                    return
+            except RunInUse:
+                self._set(0.0, lost=True)
+                return
+            except InputError:
+                pass  # The server does not answer.
 
     def _set(self, sure_until: float, lost: bool = False) -> None:
         with self._known:

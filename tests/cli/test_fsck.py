@@ -123,5 +123,5 @@ def test_scores_that_are_lost_are_the_users_to_remake(run, capsys):
 
 def test_a_living_driver_is_not_repaired_under(run, capsys):
     with driver_lock(run):
-        assert main(["fsck", str(run.root), "--repair"]) == 2
+        assert main(["fsck", str(run.root), "--repair"]) == 3
     assert "is being searched by process" in capsys.readouterr().err

@@ -141,6 +141,8 @@ def test_ray_drains_a_worker_within_the_grace_of_its_pod(profile: str) -> None:
     drains_s = int(env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
     assert 0.8 * spec["terminationGracePeriodSeconds"] < drains_s
     assert drains_s <= spec["terminationGracePeriodSeconds"] - 10
+    head = job(documents(dry_run(profile)))["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]
+    assert "preStop" in head["spec"]["containers"][0]["lifecycle"]
 
 
 @pytest.mark.parametrize(
