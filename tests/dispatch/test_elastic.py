@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -18,7 +20,7 @@ import pytest
 from mptune.paths import RunDirectory, free_port
 from mptune.search import cluster as _cluster
 from tests.cli.test_commands import SPEC
-from tests.faults.cluster import RayCluster, ray_cluster
+from tests.faults.cluster import RayCluster, ray_cluster, wait_until_gone
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -101,6 +103,25 @@ def test_trials_in_flight_follow_the_cluster_as_it_grows_and_shrinks(cluster, tm
         shrunk = said(lambda s: len(s["failed"]) == 2 and s["running"] == alone["running"])
         assert shrunk["failed"] == ["node_lost"] * 2
     assert cluster.leftovers() == []
+
+
+def test_trials_on_a_node_that_gets_sigterm_stop_with_a_checkpoint_and_none_follows(
+    cluster, tmp_path
+):
+    """What the kubelet sends to a pod that is deleted, or whose spot node is taken away."""
+    with busy(cluster, tmp_path) as said:
+        said(lambda s: len(s["running"]) == 1)
+        pod = cluster.add_pod(1)
+        grown = said(lambda s: len(s["running"]) == 2)
+        (there,) = [pid for pid in grown["running"] if pod.has(pid)]
+        os.kill(pod.session, signal.SIGTERM)
+        left = said(lambda s: s["stopped"] or s["failed"])
+        assert (left["stopped"], left["failed"]) == (["preempted"], [])
+        assert wait_until_gone([there, pod.session]) == set()
+        after = said(lambda s: s["capacity"] == 1)
+        assert after["failed"] == []
+        assert not any(pod.has(pid) for pid in after["running"])
+    cluster.kill(pod)
 
 
 def machines(cluster: RayCluster) -> int:

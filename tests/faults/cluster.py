@@ -91,6 +91,12 @@ class RayCluster:
         for _ in range(count):
             self.nodes.append(_started(self._start(cpus, f"--address={self.address}")))
 
+    def add_pod(self, cpus: float) -> Node:
+        """A node as in a pod, whose first process gets the kubelet's SIGTERM; it starts up yet."""
+        starting = self._start(cpus, f"--address={self.address}", "--block")
+        self.nodes.append(Node(starting.pid))
+        return self.nodes[-1]
+
     def node_of(self, pid: int) -> Node:
         return next(n for n in self.nodes if n.has(pid))
 

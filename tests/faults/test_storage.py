@@ -19,12 +19,13 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from mptune.dispatch.local import LocalDispatcher
-from mptune.errors import InputError, LeaseLost
+from mptune.errors import InputError, LeaseLost, MptuneError
 from mptune.paths import RunDirectory
 from mptune.search.driver import StudyDriver
 from mptune.spec.schema import Pruner, Search
 from mptune.study import lease
 from mptune.study.samplers import make_pruner, make_sampler
+from mptune.study.storage import await_server
 from mptune.trial import Event, Started, Trial, TrialSpec
 from tests import fakes, studies
 from tests.faults.postgres import Postgres
@@ -281,3 +282,27 @@ def test_a_journal_file_holds_a_study(tmp_path):
     again = search(RunDirectory(tmp_path / "run"), url, Striker(-1, 0), trials=4)
     assert numbers(again)[:3] == numbers(found)
     assert len(again) == 4
+
+
+def test_a_driver_waits_for_a_server_that_starts_later(server: Postgres) -> None:
+    said: list[str] = []
+    server.stop("fast")
+    starts = threading.Timer(1.5, server.start)
+    starts.start()
+    await_server(server.url, PATIENCE_S, said.append, threading.Event())
+    starts.join()
+    (line,) = said
+    assert "no database server answers yet" in line
+    server.psql("SELECT 1")
+
+
+def test_a_server_that_never_answers_is_no_wrong_input() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+    with pytest.raises(MptuneError, match="no database server answers") as raised:
+        await_server(f"postgresql+psycopg2://a@127.0.0.1:{port}/b", 0, print, threading.Event())
+    assert raised.value.exit_code == 3
+
+
+def test_a_server_that_refuses_is_not_waited_for(server: Postgres) -> None:
+    await_server(server.url.replace(server.database, "missing"), 0, print, threading.Event())
