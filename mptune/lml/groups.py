@@ -46,8 +46,7 @@ def group_numbers(groups: ArrayLike | None, count: int) -> IntArray:
             f"groups must hold one label for each of the {count} sequences; it has shape "
             f"{labels.shape}"
         )
-    each = labels.astype(object)
-    if missing := int(((each != each) | np.equal(each, None)).sum()):
+    if missing := sum(label is None or label != label for label in labels.tolist()):
         raise ValueError(f"{missing} of {count} sequences have no group; give each its own label")
     return np.unique(labels, return_inverse=True)[1].astype(np.int64)
 
