@@ -65,7 +65,7 @@ def test_a_slow_test_that_fails_is_repeated_once_with_new_fixtures(tmp_path: Pat
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-o", "markers=slow",
          "--timeout=60", "--reruns=1", "-rR", "--tb=no", str(tmp_path)],
-        cwd=ROOT, text=True, capture_output=True, timeout=60,
+        cwd=ROOT, text=True, capture_output=True, timeout=150,
     )  # fmt: skip
     assert [line.replace("test_it.py::", "") for line in done.stdout.splitlines()[-5:-1]] == [
         "RERUN test_passes_with_new_fixtures", "PASSED test_passes_with_new_fixtures",
