@@ -542,17 +542,35 @@ def test_a_lost_head_is_said_and_the_log_of_the_next_driver_is_shown(
     assert out.index(LOG[-1]) < lost < out.index("head-lost: finished")
 
 
+def refuse_once_it_runs(
+    api: ApiServer, monkeypatch: pytest.MonkeyPatch, request: tuple[str, str], cases: list[str]
+) -> None:
+    """From when the search runs on, these requests get these answers, one after another."""
+    advance = KubernetesApi.await_change
+
+    def await_change(own: KubernetesApi, job: Any, seconds: int) -> None:
+        advance(own, job, seconds)
+        if _job_status(api, job["metadata"]["name"]) == "RUNNING":
+            api.refuse_next.setdefault(request, list(cases))
+
+    monkeypatch.setattr(KubernetesApi, "await_change", await_change)
+
+
 @pytest.mark.parametrize(
     "case", ["log while the kubelet is stopped", "log while the kubelet starts"]
 )
 def test_a_log_that_cannot_be_read_ends_nothing(
-    stepwise: ApiServer, capsys: pytest.CaptureFixture[str], case: str
+    stepwise: ApiServer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    case: str,
 ) -> None:
-    stepwise.refuse_next[("pods/log", "get")] = [case] * 3
-    out = followed(stepwise, capsys, "pod-log-gone")
+    refuse_once_it_runs(stepwise, monkeypatch, ("pods/log", "get"), [case] * 3)
+    out = followed(stepwise, capsys, "finished-ttl-0")
     assert stepwise.refuse_next == {("pods/log", "get"): []}
     assert [out.count(line) for line in LOG] == [1, 1, 1]
-    assert "finished" in out
+    assert "again" not in out
+    assert "finished-ttl-0: finished" in out
 
 
 RESTART = [f"API server restart {number}" for number in (1, 2, 3, 4)]
@@ -561,16 +579,7 @@ RESTART = [f"API server restart {number}" for number in (1, 2, 3, 4)]
 def test_an_api_server_that_restarts_refuses_for_some_seconds(
     stepwise: ApiServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wait = KubernetesApi.await_change
-
-    def restart(*arguments: Any) -> None:
-        wait(*arguments)
-        if _job_status(stepwise, "finished-ttl-0") == "RUNNING" and RESTART[0] not in met:
-            met.extend(RESTART)
-            stepwise.refuse_next[("rayjobs", "get")] = list(RESTART)
-
-    met: list[str] = []
-    monkeypatch.setattr(KubernetesApi, "await_change", restart)
+    refuse_once_it_runs(stepwise, monkeypatch, ("rayjobs", "get"), RESTART)
     out = followed(stepwise, capsys, "finished-ttl-0")
     assert stepwise.refuse_next == {("rayjobs", "get"): []}
     assert out.count("trying again") == out.count("the API server answers again") == 1
