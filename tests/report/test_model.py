@@ -264,6 +264,9 @@ def test_counting_has_its_place_in_the_ranking(searched: Report) -> None:
     assert lines[first + 3].startswith("| – | counting: frequency of each symbol | −1.7")
     assert lines[first + 3].count("|") == lines[first].count("|")
     assert lines[first + 4].startswith("| 4 |")
+    for counting in (-9.0, -1.0):
+        highlighted = html(counted(searched, counting)).partition('<tr class="first">')[2]
+        assert highlighted.startswith('<td class="num" data-sort="1.0">1</td>'), counting
 
 
 def test_confirming_may_overturn_the_search(everything: Report) -> None:
