@@ -44,6 +44,16 @@ def test_terminal_has_ranking_recommendation_and_verdict(compared: Report) -> No
     assert "2 failed, the training loss was not a number: training loss is nan at step 41" in text
 
 
+def test_the_difference_to_a_domain_has_its_sign() -> None:
+    row = trial(0, SMALL, "fixed 15 %")
+    home = row.require_result()
+    for difference, words in ((0.25, "distribution: 0.250 ±"), (-0.25, "distribution: −0.250 ±")):
+        nats = home.lml.nats_per_token + difference
+        shift = {"far": home.lml.model_copy(update={"nats_per_token": nats})}
+        result = home.model_copy(update={"lml_shift": shift})
+        assert words in shown(make((row.model_copy(update={"result": result}),)))
+
+
 def test_terminal_takes_labels_literally() -> None:
     row = trial(0, SMALL, "fixed 15 %", policy_label="[bold]x[/bold]")
     assert "[bold]x[/bold]" in shown(make((row,)))

@@ -48,6 +48,12 @@ def test_sentences() -> None:
     )
 
 
+def test_a_decided_interval_is_not_printed_as_one_that_has_zero() -> None:
+    assert "by 14 ± 14 nats per sequence (95 % interval 0.3 to 27.7; " in worded("better", 14, 13.7)
+    assert "(95 % interval 0.3 to 27.7; " in worded("worse", -14, 13.7)
+    assert "(95 % interval 0 to 28; " in worded("undecided", 14, 13.7)
+
+
 def test_a_seed_that_carries_the_verdict_is_named() -> None:
     found = difference(verdict="undecided", carried_by=1_000_002)
     assert sentence(found, EN).endswith(
