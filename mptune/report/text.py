@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from mptune.analysis.intervals import lml_half_width
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+WIDE = 100
+"""Characters of a line that the whole ranking needs."""
+
 TERMINAL_ROWS = 20
 """Ranked trials that the terminal shows; the other views show all."""
 
@@ -29,49 +33,59 @@ def ranking_table(
     selection: SearchSelection | None,
     say: Language,
     counting: float | None = None,
+    narrow: bool = False,
 ) -> Table:
-    """The first `TERMINAL_ROWS` finished trials, best first, and the score of counting symbols."""
+    """The first `TERMINAL_ROWS` finished trials, best first, and the score of counting symbols.
+
+    Args:
+        narrow: leave out what fits only in `WIDE` columns.
+    """
     from rich.markup import escape
     from rich.table import Column, Table
 
     shown = ranked[:TERMINAL_ROWS]
     candidates = {c.trial: c for c in selection.candidates} if selection else {}
-    column = lml_column(candidates)
-    known = column == "lml_total"
+    lml_key = lml_column(candidates)
+    split = lml_key == "lml_total" and not narrow
     text = any(trial.require_result().lml.bits_per_byte is not None for trial in shown)
+
+    def column(key: str, width: int) -> Column:
+        """A column of numbers; words of its header stand below each other."""
+        return Column(fill(say(key), width), justify="right", no_wrap=True)
+
     table = Table(
-        Column("", justify="right"),
-        Column(say("column.trial"), justify="right"),
-        Column(say("column.policy"), overflow="fold"),
-        Column(say("fact.size")),
-        Column(say(f"column.{column}"), justify="right"),
-        *([Column(say("column.evaluation"), justify="right")] if known else []),
-        *([Column(say("column.bits"), justify="right")] if text else []),
-        Column(say("column.loss"), justify="right"),
-        Column(say("column.accuracy"), justify="right"),
+        Column(say("column.trial"), justify="right", no_wrap=True),
+        Column(say("column.policy"), no_wrap=True, overflow="ellipsis"),
+        Column(say("fact.size"), no_wrap=True, overflow="ellipsis"),
+        column(f"column.{lml_key}", 14),
+        *([column("column.evaluation", 10)] if split else []),
+        *([column("column.bits", 8 if narrow else 13)] if text else []),
+        column("column.loss", 7),
+        *([] if narrow else [column("column.accuracy", 8)]),
         box=None,
+        collapse_padding=True,
+        pad_edge=False,
         header_style="bold",
         padding=(0, 1),
     )
-    for place, trial in enumerate(shown, start=1):
+    for trial in shown:
         result = trial.require_result()
         lml = result.lml
         bits = [f"{lml.bits_per_byte:.3f}" if lml.bits_per_byte else "–"] if text else []
         loss, accuracy = loss_at(result, 0.15), accuracy_at(result, 0.15)
         table.add_row(
-            str(place),
             str(trial.number),
             escape(trial.policy_label),
             escape(trial.size_label),
             per_token(*lml_interval(trial, candidates.get(trial.number))),
-            *([f"± {lml_half_width(lml):.3f}"] if known else []),
+            *([f"± {lml_half_width(lml):.3f}"] if split else []),
             *bits,
             "–" if loss is None else f"{loss:.3f}",
-            "–" if accuracy is None else f"{100 * accuracy:.1f} %",
-            style="bold green" if place == 1 else "",
+            *([] if narrow else ["–" if accuracy is None else f"{100 * accuracy:.1f} %"]),
+            style="bold green" if trial is shown[0] else "",
         )
     if counting is not None:
-        table.add_row("–", "–", say("ranking.counting"), "–", minus(counting, 3), style="dim")
+        table.add_row("–", say("ranking.counting"), "–", minus(counting, 3), style="dim")
     return table
 
 
@@ -94,7 +108,8 @@ def show(
 
     if found.ranked:
         counting = report.prepared.counting if report.prepared else None
-        console.print(ranking_table(found.ranked, report.selection, say, counting))
+        narrow = console.width < WIDE
+        console.print(ranking_table(found.ranked, report.selection, say, counting, narrow))
         hidden = len(found.ranked) - TERMINAL_ROWS
         if hidden > 0:
             out("dim", say("terminal.more", n=hidden))
