@@ -188,9 +188,10 @@ def group_labels(values: Sequence[Any]) -> tuple[list[str], int]:
     return [f"row {n}" if m else str(v) for n, (v, m) in enumerate(pairs)], sum(missing)
 
 
-def without_group(count: int, what: str, column: str | None) -> str:
+def without_group(count: int, what: str, column: str | None, window: int = 1) -> str:
     """A note for a table's description; empty where all have a group."""
-    return f", {count} {what} without {column}, each a group of its own" if count else ""
+    then = "each a group of its own" if window == 1 else "in no sequence"
+    return f", {count} {what} without {column}, {then}" if count else ""
 
 
 def number(value: Any) -> float:

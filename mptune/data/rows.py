@@ -231,7 +231,7 @@ class RowModality(Modality):
             length=self.length,
             description=f"{source}: {len(train)} + {len(heldout)} sequences of "
             + " × ".join(f"{n} {name}" for name, n in axes.items())
-            + without_group(ungrouped, "rows", self.group)
+            + without_group(ungrouped, "rows", self.group, self._window)
             + (f", {skipped.total()} broken rows skipped" if skipped else ""),
             groups={name: len(np.unique(splits[name].groups)) for name in ("train", "heldout")},
             grouped_by=self._grouped_by(frame),

@@ -194,6 +194,7 @@ def test_a_row_without_a_group_is_one_of_its_own(tmp_path):
     write_csv(tmp_path / "s.csv", temp=numbers, rain=numbers, site=sites)
     table = series(tmp_path, group="site", time=None, window=5).prepare(tmp_path / "cache")
     assert len(table.train) + len(table.heldout) == 4 * 5, "a single row is no window"
+    assert "3 rows without site, in no sequence" in table.description
 
 
 def test_a_category_that_only_the_held_out_rows_have_is_counted(tmp_path):
