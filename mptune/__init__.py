@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from mptune.policies.base import MaskPolicy
     from mptune.search.run import Run
     from mptune.spec.schema import SearchSpec
+    from mptune.study.exposure import ExposureSampler
     from mptune.trial import Trial
 
 __version__ = "0.1.0"
 __all__ = [
+    "ExposureSampler",
     "LMLComparison",
     "LMLEstimate",
     "LMLPlan",
@@ -45,6 +47,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ExposureSampler": "mptune.study.exposure",
     "LMLComparison": "mptune.lml",
     "LMLEstimate": "mptune.lml",
     "LMLPlan": "mptune.lml",

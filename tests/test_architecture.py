@@ -23,7 +23,7 @@ TOP_LEVEL = {
 # Room -> (rooms it may import besides the waist, heavy packages it may import).
 ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     **{room: (set(), set()) for room in WAIST},
-    "study": (set(), {"optuna"}),
+    "study": ({"analysis"}, {"optuna"}),
     "dispatch": (set(), {"ray"}),
     "analysis": ({"lml"}, set()),
     "search": ({"study", "dispatch", "analysis", "models._memory", "tools.prepare"}, set()),
@@ -42,7 +42,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "worker": ({"training"}, set()),
     "tools": ({"models", "data", "lml"}, {"torch"}),
     "__main__": ({"cli"}, set()),
-    "__init__": ({"lml", "policies", "search", "live"}, set()),
+    "__init__": ({"lml", "policies", "search", "study", "live"}, set()),
 }
 
 # `launch` talks to a Ray cluster through the client of its Jobs API, and in no other way.

@@ -77,8 +77,16 @@ def ranking(trials: Iterable[Trial], by_worst: bool = False) -> list[Trial]:
 
 
 def finalists(trials: Iterable[Trial], most: int, by_worst: bool = False) -> list[Trial]:
-    """The trials of a search that are worth confirming, best first, at most `most`."""
-    return ranking(trials, by_worst)[:most]
+    """The best trials of the points that are worth confirming, best first, at most `most`."""
+    best: dict[str, Trial] = {}
+    for trial in ranking(trials, by_worst):
+        best.setdefault(point_of(trial), trial)
+    return list(best.values())[:most]
+
+
+def point_of(trial: Trial) -> str:
+    """What runs of one point have in common; without a spec a trial is a point of its own."""
+    return trial.spec.run_key() if trial.spec else f"{trial.stage} {trial.number}"
 
 
 def best_per_policy(ranked: Sequence[Trial]) -> list[Trial]:

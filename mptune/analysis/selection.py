@@ -1,9 +1,10 @@
 """How sure a search can be of its winner: P(best), expected regret, and what to expect of it.
 
-Each finished trial of the search is a candidate: a point of the search space whose runs are the
-search's own, those of a confirmation (fresh seeds, fresh plan) and those of comparison arms of the
-same policy, size and training. `mptune.analysis.posterior` gives the joint posterior of the
-candidates' true scores; the best in a draw is the one with the highest score.
+Each point of the search space that has finished is a candidate, named by its best trial. Its runs
+are the search's own (several, where the sampler asked for other seeds), those of a confirmation
+(fresh seeds, fresh plan) and those of comparison arms of the same policy, size and training.
+`mptune.analysis.posterior` gives the joint posterior of the candidates' true scores; the best in a
+draw is the one with the highest score.
 
 Choosing the highest of many noisy scores picks the luckiest noise as well (the winner's curse). The
 posterior means take out as much of it as there is on average, whatever the number of candidates.
@@ -29,7 +30,7 @@ from mptune.analysis.crossed import Array
 from mptune.analysis.intervals import lml_half_width
 from mptune.analysis.moderation import out_of_play
 from mptune.analysis.posterior import MeasuredPoints, draw_scores
-from mptune.analysis.ranking import ranking
+from mptune.analysis.ranking import point_of, ranking
 from mptune.analysis.robustness import worst_domain
 from mptune.errors import NoResultError
 from mptune.trial import Message, Prepared, Trial
@@ -173,12 +174,16 @@ def select_trial(
     for trial in confirmed:
         if trial.repeats is not None:
             fresh.setdefault(trial.repeats, []).append(trial)
-    left = {_key(trials[0]): list(trials) for trials in arms.values() if trials}
-    points = {}
+    left = {point_of(trials[0]): list(trials) for trials in arms.values() if trials}
+    searched_points: dict[str, list[Trial]] = {}
     for trial in ranked:
-        found = _scored([trial, *left.get(_key(trial), ())], prepared, scores, required=trial)
+        searched_points.setdefault(point_of(trial), []).append(trial)
+    points = {}
+    for key, (trial, *seeds) in searched_points.items():
+        runs = [trial, *seeds, *left.get(key, ())]
+        found = _scored(runs, prepared, scores, required=trial)
         if found is not None:
-            left.pop(_key(trial), None)
+            left.pop(key, None)
             again = _scored(fresh.get(trial.number, ()), prepared, scores)
             law = out_of_play(trial.policy, prepared.length)
             points[trial.number] = Runs(found, again, law)
@@ -194,11 +199,6 @@ def select_trial(
         if lowest is not None:
             worst[trial.number] = lowest[1]
     return search_selection(points, others, worst or None) if points else None
-
-
-def _key(trial: Trial) -> str:
-    """What runs of one point have in common; without a spec a trial is a point of its own."""
-    return trial.spec.run_key() if trial.spec else f"{trial.stage} {trial.number}"
 
 
 def _scored(

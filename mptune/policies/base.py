@@ -281,14 +281,14 @@ class MaskPolicy(Plugin):
         Returns:
             float64 [D]; sums to 1, or under `elbo` to the share of counts that can be drawn.
         """
+        return _mean_over_progress(lambda s: self.omega_at(length, s), steps)
+
+    def omega_at(self, length: int, progress: float) -> FloatArray:
+        """omega(M | s), the share of S(M) in the expected loss at progress s, float64 [D]."""
         counts_M = np.arange(1, length + 1)
-
-        def at(progress: float) -> FloatArray:
-            q_M = self.pmf(length, progress)
-            omega_M = q_M * self._count_weights(length, progress) * counts_M
-            return omega_M / (q_M @ counts_M) if self.reduction == "token_mean" else omega_M
-
-        return _mean_over_progress(at, steps)
+        q_M = self.pmf(length, progress)
+        omega_M = q_M * self._count_weights(length, progress) * counts_M
+        return omega_M / (q_M @ counts_M) if self.reduction == "token_mean" else omega_M
 
     def mean_rate(self, length: int, steps: int = 64) -> float:
         """E[M] / D over the whole of training, a fraction in (0, 1]; arguments as `omega`."""

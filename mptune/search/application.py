@@ -46,7 +46,7 @@ from mptune.status import StageEnd, Status
 from mptune.study import queue
 from mptune.study.lease import PostgresLease, driver_lock, interrupts, lease
 from mptune.study.queue import PlannedRun
-from mptune.study.samplers import make_pruner, make_sampler
+from mptune.study.samplers import make_pruner, samplers_of
 from mptune.study.storage import SUFFIXES, await_server, claim_spec
 from mptune.tools.prepare import prepare_table
 from mptune.trial import Prepared, PrepareRequest, StageName, Trial
@@ -443,7 +443,8 @@ class Session:
             budget = type(budget)()
         stopped_by = budget.reached(self.run.used(stage.name))
         if stopped_by is None:
-            settings, dispatcher = self.spec.search, self.dispatcher()
+            settings, dispatcher, prepared = self.spec.search, self.dispatcher(), stage.prepared
+            length = prepared.heldout_tokens / prepared.heldout_sequences
             with self.view(f"{self.spec.name}: {stage.name}", total, ended) as view:
                 look = [view.look] if hasattr(view, "look") else []
                 driver = StudyDriver(
@@ -453,7 +454,7 @@ class Session:
                     propose=stage.propose,
                     dispatcher=dispatcher,
                     observer=view,
-                    sampler=lambda number: make_sampler(settings, number),
+                    sampler=samplers_of(settings, stage.define, length),
                     concurrency=settings.concurrency,
                     ordered=settings.ordered,
                     budget=budget,

@@ -13,8 +13,9 @@ from mptune.errors import InputError
 from mptune.paths import RunDirectory
 from mptune.spec.schema import SearchSpec, build
 from mptune.spec.source import Concrete
-from mptune.spec.space import Space
+from mptune.spec.space import Space, Suggests
 from mptune.study.queue import PlannedRun
+from mptune.study.records import ASKED
 from mptune.trial import Prepared, StageName, TrialSpec
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class Stage:
         study: name of its study in the storage.
         prepared: the token table and the scoring plan of its trials.
         data: the spec's data section, its paths absolute.
-        first_seed: training seed of a search's trials, or of run 0 of an arm.
+        first_seed: training seed of a search's trials, but for another seed of an earlier one's
+            point; or of run 0 of an arm.
         total: trials that it is to have.
         rungs: training progress at which trials report.
         artifacts: URL for checkpoints and weights; None is the run directory.
@@ -62,10 +64,31 @@ class Stage:
     def propose(self, trial: optuna.Trial) -> TrialSpec:
         """The TrialSpec of an asked trial: a new proposal, or the run that it was queued for."""
         if self.space is not None:
-            return self.make(self.space.suggest(trial), trial.number, self.first_seed)
+            concrete = self.space.suggest(trial)
+            repeat = trial.user_attrs.get(ASKED, {}).get("repeat", 0)
+            return self.make(concrete, trial.number, self.first_seed + repeat)
         seed = trial.suggest_int("seed", 0, 10_000)
         concrete = Concrete(trial.user_attrs["tree"], {})
         return self.make(concrete, trial.number, self.first_seed + seed)
+
+    def define(self, trial: Suggests) -> dict[str, Any]:
+        """What an exposure sampler is to know of a trial: policy, training, and the model's size.
+
+        Raises:
+            InputError, ValueError: the values do not make a policy, or a model.
+        """
+        if self.space is None:
+            return {}
+        tree = self.space.suggest(trial).tree
+        vocabulary, length = self.prepared.vocabulary_size + 2, self.prepared.length
+        model = build("model", tree["model"]).sized(vocabulary, length)
+        # Width and depth are in the number of parameters.
+        others = {k: v for k, v in tree["model"].items() if not isinstance(v, int)}
+        return {
+            "policy": tree["policy"],
+            "training": tree["training"],
+            "model": {**others, "size": model.parameters(vocabulary, length)},
+        }
 
     def make(self, concrete: Concrete, number: int, seed: int) -> TrialSpec:
         """The TrialSpec of a concrete spec, as trial `number` with this training seed.

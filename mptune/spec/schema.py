@@ -251,8 +251,17 @@ class Score(Section):
 class Sampler(Section):
     """How Optuna proposes trials; every proposal is a pure function of seed and history."""
 
-    kind: Literal["tpe", "random", "cmaes", "gp"] = "tpe"
-    startup_trials: int = Field(8, ge=0, description="random proposals before the model is used")
+    kind: Literal["tpe", "random", "cmaes", "gp", "exposure"] = Field(
+        "tpe",
+        description="exposure: predicts scores from what policies of all kinds expose the model "
+        "to, and runs the best again with other seeds; the others are Optuna's",
+    )
+    startup_trials: int = Field(
+        8,
+        ge=0,
+        description="random proposals before the model is used; with exposure the trials of its "
+        "start: four usual policies, two seeds each, as far as the space has them",
+    )
 
 
 class Pruner(Section):

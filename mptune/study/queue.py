@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from mptune.study.optuna_private import requeue, set_waiting_attribute, user_attributes
+from mptune.study.optuna_private import requeue, set_stored_attribute, user_attributes
 from mptune.study.records import ENDED
 from mptune.trial import TrialSpec
 
@@ -82,5 +82,5 @@ def explain_waiting(study: optuna.Study, why: str) -> None:
     """Store `why` as the reason of every waiting trial without one: the budgets are used up."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
         if trial.user_attrs.get("reason") is None:
-            set_waiting_attribute(study, trial, "reason", "budget")
-            set_waiting_attribute(study, trial, "detail", why)
+            set_stored_attribute(study, trial, "reason", "budget")
+            set_stored_attribute(study, trial, "detail", why)

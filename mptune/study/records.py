@@ -23,6 +23,13 @@ from mptune.trial import (
 MEMORY = "memory"
 """Optuna's constraint of a trial that did not fit in memory; it is met where the value is <= 0."""
 
+ASKED = "asked"
+"""User attribute of a trial: `repeat`, the number of earlier trials of the same point, is added to
+its seed; `why` is the reason for which its point was proposed, as text."""
+
+CURVE = "curve"
+"""User attribute of a finished trial: (mask rate, score) pairs."""
+
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
@@ -56,6 +63,7 @@ def record_result(trial: optuna.Trial, result: TrialResult) -> None:
         prequential_nats_per_token=result.prequential,
         loss_at_rate={f"{100 * r.rate:g}%": r.loss for r in result.rates},
         masked_accuracy_at_rate={f"{100 * r.rate:g}%": r.accuracy for r in result.rates},
+        curve=[(round(p.mask_rate, 4), round(p.nats_per_token, 6)) for p in result.lml.curve],
         cost=result.cost.model_dump(),
         versions=result.versions,
         result=result.model_dump_json(),

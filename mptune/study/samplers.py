@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial
 
 from mptune.spec.schema import Pruner, Search
+from mptune.spec.space import Suggests
 from mptune.study.optuna_private import GPSampler, TPESampler, with_trials
 from mptune.study.records import MEMORY, percent
 
@@ -19,6 +21,7 @@ def make_sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
     """A sampler whose proposal depends only on the seed, the trial's number and the history.
 
     TPE is multivariate, groups conditional dimensions, and treats running trials as poor ones.
+    `exposure` needs the space, see `samplers_of`; without one it is TPE.
     """
     seed = (search.seed * 1_000_003 + number) % 2**31
     startup = search.sampler.startup_trials
@@ -31,8 +34,31 @@ def make_sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
                 return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=startup)
             case "gp":
                 return GPSampler(MEMORY, seed=seed, n_startup_trials=startup)
-            case "tpe":
+            case "tpe" | "exposure":
                 return TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)
+
+
+def samplers_of(
+    search: Search, define: Callable[[Suggests], Mapping[str, Any]], length: float
+) -> Callable[[int], optuna.samplers.BaseSampler]:
+    """The sampler of each trial of a search, by the trial's number.
+
+    Args:
+        define: suggests the dimensions of a trial, see `ExposureSampler`.
+        length: mean number of observed positions of a sequence.
+    """
+    if search.sampler.kind != "exposure":
+        return partial(make_sampler, search)
+    from mptune.study.exposure import ExposureSampler
+
+    sampler = ExposureSampler(
+        define,
+        length=round(length),
+        margin=1 / length,  # one nat per sequence
+        seed=search.seed,
+        startup_trials=search.sampler.startup_trials,
+    )
+    return lambda number: sampler
 
 
 class _WithinSize(optuna.pruners.BasePruner):

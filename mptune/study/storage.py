@@ -43,6 +43,8 @@ CONNECTION_LOST = (optuna.exceptions.StorageInternalError, OperationalError)
 
 DRIVER_ATTRIBUTES = (
     "arm",
+    records.ASKED,
+    records.CURVE,
     "detail",
     "fingerprint",
     "label",
@@ -55,7 +57,7 @@ DRIVER_ATTRIBUTES = (
     "same_as",
     "tree",
 )
-"""User attributes that a driver reads of every trial."""
+"""User attributes that a driver or its sampler reads of every trial."""
 
 SUFFIXES: Mapping[StageName, str] = {
     "search": "",
