@@ -4,10 +4,10 @@
 #                cluster, or of processes) is repeated once, and the summary names it
 #   make test-all   those, every simulation in full, and the long tests: a machine out of memory,
 #                an autoscaled cluster, compiled models, memory of large models, a Gaussian-process
-#                sampler, a gang that is used again without ZeRO, stopping on Slurm and at once on
-#                Ray; most of an hour
+#                sampler, a gang that is used again without ZeRO, the other moments of a killed
+#                driver, stopping on Slurm and at once on Ray; most of an hour
 #   make soak    kill the driver of a search (-9) again and again (KILLS=20): at each moment with
-#                its study in SQLite; `make test` does half of them in PostgreSQL instead
+#                its study in SQLite; `make test` does half of them, two in PostgreSQL
 #   make mutants   do the tests notice a mistake? N=30 of them, 10 minutes
 #   make calibrate  simulations in full: coverage of intervals, rates of error
 #   make gpu-check  tests, speed and memory on one GPU, with the Python that is active: 8 minutes
@@ -59,7 +59,7 @@ test-all: test
 	MPTUNE_SIMULATIONS=full $(PYTEST) -m "nightly or simulation" --durations=10
 
 soak: $(READY)
-	MPTUNE_KILLS=$(KILLS) $(PYTEST) tests/faults/test_driver_killed.py
+	MPTUNE_KILLS=$(KILLS) $(PYTEST) -m "not nightly" tests/faults/test_driver_killed.py
 
 mutants: $(READY)
 	$(BIN)/python tools/mutants.py --number $(N) --jobs $(JOBS)

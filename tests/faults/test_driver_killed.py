@@ -1,16 +1,18 @@
-"""A driver killed (-9) once at each moment of a search, on a cluster that outlives it.
+"""A driver killed (-9) at moments of a search, on a cluster that outlives it.
 
-Some of the moments with a study in PostgreSQL, the others with one in SQLite. `MPTUNE_KILLS=20`
-(`make soak`) kills the one in SQLite that often: once at each moment, then at random ones.
+Some of the moments with a study in PostgreSQL, the others with one in SQLite; half of them nightly.
+`MPTUNE_KILLS=20` (`make soak`) kills the one in SQLite that often: once at each moment, then at
+random ones.
 """
 
 from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -23,11 +25,8 @@ from tests.faults.search import Outcome, Searches
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-ON_POSTGRESQL = ("ask", "rung", "record", "tell")
-"""The moments in which the driver writes to the storage."""
-SOAK = "MPTUNE_KILLS" in os.environ
-KILLS = int(os.environ.get("MPTUNE_KILLS", len(MOMENTS) - len(ON_POSTGRESQL)))
-TRIALS = KILLS + 4
+KILLS = int(os.environ.get("MPTUNE_KILLS", 0))
+TRIALS = max(KILLS, 5) + 4
 SMALL = (
     "--set", "training.budget_tokens=60000", "--set", f"search.trials={TRIALS}",
     "--set", "search.pruner={kind: median, rungs: [0.5], startup_trials: 2}",
@@ -39,11 +38,12 @@ LONG_S = {"gang": 3.0, "started": 0.3, "scoring": 0.05}
 """Moments that last; the others are over in milliseconds."""
 
 
-def deaths(count: int, seed: int) -> list[tuple[str, float]]:
-    """(moment, seconds into it) in random order: every moment, and random ones beyond those."""
+def deaths(moments: Sequence[str], seed: int = 5) -> list[tuple[str, float]]:
+    """(moment, seconds into it) in random order: these moments, or all of them in a soak."""
     draw = random.Random(seed)
-    names = [name for name in MOMENTS if SOAK or name not in ON_POSTGRESQL]
-    names += draw.choices(list(MOMENTS), k=max(0, count - len(names)))
+    names = [*moments]
+    if KILLS:
+        names = [*MOMENTS, *draw.choices(list(MOMENTS), k=max(0, KILLS - len(MOMENTS)))]
     draw.shuffle(names)
     return [(name, draw.uniform(0, LONG_S.get(name, 0.01))) for name in names]
 
@@ -103,14 +103,25 @@ class Killer:
         return self.searches.outcome(name, self.url)
 
 
-def test_a_driver_killed_at_each_moment_changes_nothing(cluster, searches, undisturbed):
-    found = Killer(cluster, searches).kill("doomed", deaths(KILLS, seed=5))
+def nightly(*moments: str) -> Any:
+    return pytest.param(moments, marks=pytest.mark.nightly, id="nightly")
+
+
+@pytest.mark.parametrize(
+    "moments", [("gang", "checkpoint", "finished"), nightly("started", "scoring")]
+)
+def test_a_driver_killed_at_each_moment_changes_nothing(cluster, searches, undisturbed, moments):
+    found = Killer(cluster, searches).kill(f"doomed-{moments[0]}", deaths(moments))
     assert found == undisturbed
     assert {state for _, state, *_ in undisturbed} == {"COMPLETE", "PRUNED"}
 
 
-def test_a_driver_killed_on_postgresql_changes_nothing(cluster, searches, undisturbed, server):
+@pytest.mark.parametrize("moments", [("record", "tell"), nightly("ask", "rung")])
+def test_a_driver_killed_on_postgresql_changes_nothing(
+    cluster, searches, undisturbed, server, moments
+):
+    """At moments in which the driver writes to the storage."""
     storage = ("--set", f"storage.url={server.url}")
-    dying = [(moment, 0.003) for moment in ON_POSTGRESQL]
-    found = Killer(cluster, searches, server.url).kill("postgres", dying, *storage)
-    assert found == undisturbed
+    dying = [(moment, 0.003) for moment in moments]
+    name = f"postgres-{moments[0]}"
+    assert Killer(cluster, searches, server.url).kill(name, dying, *storage) == undisturbed

@@ -20,12 +20,16 @@ from tests.faults.conftest import PAIR, SCORE, Ground, Search_, gone, members, o
 
 pytestmark = pytest.mark.slow
 
+FEW = {"budget_tokens": 40 * 8 * 16}
+"""Steps enough for a curve."""
+
 OTHERS: list[dict[str, Any]] = [
-    {"training": {"zero_stage": 3, "batch_size": 16}, "policy": {"kind": "fixed", "rate": 0.3}},
-    {"training": {"zero_stage": 2, "precision": "bf16"}},
-    {"training": {"zero_stage": 1}, "model": {"family": "bert", "width": 64, "depth": 2}},
+    {"training": {"zero_stage": 3, "batch_size": 16, **FEW},
+     "policy": {"kind": "fixed", "rate": 0.3}},
+    {"training": {"zero_stage": 2, "precision": "bf16", **FEW}},
+    {"training": {"zero_stage": 1, **FEW}, "model": {"family": "bert", "width": 64, "depth": 2}},
     {"training": {"optimizer": {"learning_rate": 1e30}, "gradient_clipping": 0}},
-]
+]  # fmt: skip
 """Trials that leave a gang with other stages, sizes and precisions behind it, and a failed one."""
 
 LONG = {"training": {"budget_tokens": 40 * 8 * 16, "checkpoint_every_s": 1e-6}}
@@ -180,7 +184,7 @@ def digest(search: Search_) -> dict[str, bytes]:
 )
 def test_a_reused_gang_and_a_fresh_one_give_identical_results(ground, tmp_path, stage, cpus):
     shape = PAIR.model_copy(update={"cpus_per_worker": cpus})  # of which no gang is there yet
-    training = {"zero_stage": stage, "keep_weights": True}
+    training = {"zero_stage": stage, "keep_weights": True, **FEW}
     bert = {"family": "bert", "width": 16, "depth": 1, "heads": 2}
     fresh = ground.search(tmp_path / "fresh", resources=shape, training=training, model=bert)
     for number, other in enumerate(OTHERS):
