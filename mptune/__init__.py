@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mptune import search
+    from mptune import bed, search
     from mptune.lml import (
         LMLComparison,
         LMLEstimate,
@@ -39,6 +39,7 @@ __all__ = [
     "TokenCovariates",
     "Trial",
     "__version__",
+    "bed",
     "compare",
     "compare_lml",
     "estimate_lml",
@@ -64,8 +65,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "search":
-        return import_module("mptune.search")
+    if name in ("bed", "search"):
+        return import_module(f"mptune.{name}")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'mptune' has no attribute {name!r}")
