@@ -9,7 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(
-    p for folder in ("benchmarks", "docs", "tools") for p in ROOT.glob(f"{folder}/*.py")
+    p
+    for folder in ("benchmarks", "benchmarks/bed", "docs", "tools")
+    for p in ROOT.glob(f"{folder}/*.py")
 )
 
 

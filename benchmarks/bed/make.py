@@ -3,6 +3,7 @@
     python benchmarks/bed/make.py run FOLDER [--hours H]    # train what is missing in FOLDER
     python benchmarks/bed/make.py status FOLDER             # how far it is
     python benchmarks/bed/make.py pack FOLDER FILE.npz      # parts to one small file
+    python benchmarks/bed/make.py describe FILE.npz         # the table of the card
 
 A part holds the trainings of one policy on one kind of data at one size, with several seeds. It is
 written aside and renamed, so a killed run loses at most the part that it was making. Parts come in
@@ -37,7 +38,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy, embedding, gelu, layer_norm
 
-from mptune.lml import LMLPlan, TokenCovariates, check_finite, round_robin
+from mptune import bed
+from mptune.lml import (
+    LMLPlan,
+    TokenCovariates,
+    check_finite,
+    intraclass_correlation,
+    round_robin,
+)
 from mptune.lml.estimator import observations
 from mptune.lml.regression import Observations, reduce_variance
 from mptune.models.families import Bert
@@ -182,7 +190,6 @@ class Data:
     plan: LMLPlan
     vocabulary_size: int
     axes: tuple[int, ...]
-    sizes: tuple[int, ...]
     joins: NDArray[np.bool_] | None = None
     log_width: float = 0.0
     """Mean log bin width of the scored positions, nats; 0 for symbols."""
@@ -223,7 +230,6 @@ def load_data(name: str, cache_folder: Path) -> Data:
         plan=plan,
         vocabulary_size=table.vocabulary_size,
         axes=tuple(table.axes.values()),
-        sizes=table.sizes,
         joins=joins,
         log_width=0.0 if widths is None else float(np.mean(widths[full[rows]])),
     )
@@ -375,8 +381,13 @@ class Settings:
 
     width: int
     learning_rate: float
-    steps: int = STEPS
-    batch: int = BATCH
+    steps: int
+    batch: int
+
+
+def settings_of(size: str) -> Settings:
+    """The settings of a size of the bed."""
+    return Settings(SIZES[size], LEARNING_RATES[size], STEPS, BATCH)
 
 
 class Run:
@@ -547,8 +558,7 @@ def run(folder: Path, hours: float) -> None:
     for count, unit in enumerate(missing):
         if time.monotonic() > until:
             return
-        settings = Settings(SIZES[unit.size], LEARNING_RATES[unit.size])
-        data = load_data(unit.data, folder / "tables")
+        settings, data = settings_of(unit.size), load_data(unit.data, folder / "tables")
         began = time.process_time()
         found = train(policy_on(unit.data, unit.policy), data, settings, unit.seeds)
         with write_aside(unit.path(folder)) as aside, aside.open("wb") as file:
@@ -569,7 +579,8 @@ def status(folder: Path) -> None:
 
 
 def scores(plan: LMLPlan, blank: Observations, sums_Nk: FloatArray) -> dict[str, Any]:
-    """LML estimate, band curve and group means of one scored model, nats per position.
+    """LML estimate, band curve and group means of one scored model in nats per position, and the
+    intraclass correlation of its sequences' scores in groups.
 
     A band's score is the mean of the smooth curve over its mask counts, and the weighted mean of
     the residuals of its forwards.
@@ -584,7 +595,8 @@ def scores(plan: LMLPlan, blank: Observations, sums_Nk: FloatArray) -> dict[str,
     rest_G = np.bincount(band_F, weights_F * residuals_F) / np.bincount(band_F, weights_F)
     rows_N = reduction.z_nk.mean(1) / length
     groups = np.bincount(plan.groups_N, rows_N) / np.bincount(plan.groups_N)
-    return {"lml": rows_N.mean(), "curves": smooth_G + rest_G, "groups": groups}
+    icc = intraclass_correlation(rows_N, plan.groups_N)
+    return {"lml": rows_N.mean(), "curves": smooth_G + rest_G, "groups": groups, "icc": icc}
 
 
 def pack(folder: Path, target: Path) -> None:
@@ -612,13 +624,13 @@ def pack(folder: Path, target: Path) -> None:
             "flops": np.full(shape, np.nan, np.float32),
             "cpu_s": np.full(shape, np.nan, np.float32),
         }
-        learned = []
+        learned, icc = [], []
         for unit in units():
             path = unit.path(folder)
             if unit.data != name or not path.exists():
                 continue
             size = list(SIZES).index(unit.size)
-            settings = Settings(SIZES[unit.size], LEARNING_RATES[unit.size])
+            settings = settings_of(unit.size)
             with np.load(path) as part:
                 if str(part["setting"]) != setting_of(settings, data):
                     raise ValueError(f"{path} was made with other settings or data; remove it")
@@ -629,6 +641,7 @@ def pack(folder: Path, target: Path) -> None:
                 scored = [scores(plan, blank, sums_Nk) for sums_Nk in sums_RPNk[run]]
                 for key in ("lml", "curves", "groups"):
                     found[key][at] = [score[key] for score in scored]
+                icc.append(scored[-1]["icc"])
                 found["flops"][at], found["cpu_s"][at] = flops_RP[run], cpu_s_P
                 learned += [[*at, laws[run]]] if laws[run] else []
         for key in ("curves", "groups"):
@@ -641,6 +654,7 @@ def pack(folder: Path, target: Path) -> None:
             "train_sequences": len(data.train_ND), "sequences": len(data.score_ND),
             "group_sizes": np.bincount(plan.groups_N).tolist(), "plan_hash": plan.hash,
             "unigram": float(unigram_N.mean()), "log_width": data.log_width,
+            "icc_of_groups": float(np.mean(icc)) if icc else None,
             "parameters": [parameters(data, width) for width in SIZES.values()],
             "policies": [policy_on(name, p) for p in range(len(POLICIES))], "learned": learned,
         }  # fmt: skip
@@ -654,6 +668,47 @@ def parameters(data: Data, width: int) -> int:
     return sum(value.numel() for value in Model(data, width, [0]).weights.values())
 
 
+def describe(path: Path) -> None:
+    """Print the card's table: one row for each kind of data and size, of runs that were made.
+
+    Seed SD is pooled over policies, with the range of the middle 80 % of them. ICC is the share of
+    the variance of a run's score that is between policies; "same seed" is the share of the seeds'
+    variance that all policies have in common. Near the best are policies whose mean is within
+    max(1 nat per sequence, half an SD of a difference of two seeds) of the best one's. The rungs'
+    columns are Spearman's correlation of policies' means there with those at the end.
+    """
+    early = " | ".join(f"{100 * rung:g} %" for rung in RUNGS[:-1])
+    names = "runs | unigram | best | uniform | seed SD | ICC | same seed | near the best"
+    head = f"| | {names} | {early} |"
+    print(head, "|---" * (head.count("|") - 1) + "|", sep="\n")
+    for (name, made), (index, size) in product(bed.load(path).items(), enumerate(SIZES)):
+        lml_PRT = made.lml_PZRT[:, index]
+        lml_PRT = lml_PRT[:, ~np.isnan(lml_PRT[..., -1]).all(0)]
+        known_P = ~np.isnan(lml_PRT).any((1, 2))
+        lml_PRT, seeds = lml_PRT[known_P], lml_PRT.shape[1]
+        if len(lml_PRT) < 3 or seeds < 2:
+            continue
+        end_PR, length = lml_PRT[..., -1], made.about["length"]
+        rest_PR = end_PR - end_PR.mean(1, keepdims=True)
+        sd_P = end_PR.std(1, ddof=1)
+        sd = math.sqrt((sd_P**2).mean())
+        icc = intraclass_correlation(end_PR.ravel(), np.repeat(np.arange(len(end_PR)), seeds))
+        common = max(0.0, rest_PR.mean(0).var(ddof=1) / sd**2 - 1 / len(end_PR))
+        mean_PT = lml_PRT.mean(1)
+        delta = max(1 / length, sd * 0.5**0.5)
+        near = int((mean_PT[:, -1] >= mean_PT[:, -1].max() - delta).sum())
+        ranks_PT = mean_PT.argsort(0).argsort(0)
+        early = " | ".join(f"{np.corrcoef(r, ranks_PT[:, -1])[0, 1]:.2f}" for r in ranks_PT.T[:-1])
+        uniform = [p for p, k in zip(made.policies, known_P, strict=True) if k].index(_uniform())
+        low, high = np.quantile(sd_P, [0.1, 0.9])
+        print(
+            f"| {name} {size} | {end_PR.size} | {made.about['unigram']:.3f} "
+            f"| {mean_PT[:, -1].max():.3f} | {mean_PT[uniform, -1]:.3f} "
+            f"| {sd:.3f} ({low:.3f}–{high:.3f}) | {icc:.2f} | {common:.2f} "
+            f"| {near} of {len(end_PR)} | {early} |"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -664,8 +719,10 @@ def main() -> None:
             command.add_argument("--hours", type=float, default=1e9, help="of wall-clock time")
         if name == "pack":
             command.add_argument("target", type=Path)
+    commands.add_parser("describe").add_argument("path", type=Path)
     given = vars(parser.parse_args())
-    {"run": run, "status": status, "pack": pack}[given.pop("command")](**given)
+    doing = {"run": run, "status": status, "pack": pack, "describe": describe}
+    doing[given.pop("command")](**given)
 
 
 if __name__ == "__main__":
