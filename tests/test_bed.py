@@ -246,3 +246,16 @@ def test_the_catalogue_has_every_kind_and_no_policy_twice(make):
         assert len({policy.model_dump_json() for policy in built}) == len(built)
         assert {policy.kind for policy in built} == set(modules("policies"))
         assert {policy.reduction for policy in built} == {"seq_mean", "token_mean", "elbo"}
+
+
+def test_the_cards_example_runs(monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    lml_PZRT = -2.0 + 0.01 * rng.normal(size=(62, 3, 6, 5))
+    lml_PZRT[40] += 1.0
+    blank = dict.fromkeys(mptune.bed.Bed.__dataclass_fields__)
+    bed = mptune.bed.Bed(**{**blank, "policies": [{}] * 62, "lml_PZRT": lml_PZRT})
+    monkeypatch.setattr(mptune.bed, "load", lambda: {"text": bed})
+    card = (Path(__file__).parent.parent / "benchmarks" / "bed" / "README.md").read_text()
+    exec(card.split("```python\n")[1].split("```")[0], {})
+    regret = float(capsys.readouterr().out.split(":")[1])
+    assert 0 <= regret < 1.1
