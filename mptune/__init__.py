@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mptune import bed, search
+    from mptune import search
+    from mptune.analysis import bed
     from mptune.lml import (
         LMLComparison,
         LMLEstimate,
@@ -63,10 +64,12 @@ _HOMES = {
     "estimate_to_target": "mptune.lml",
 }
 
+_ROOMS = {"bed": "mptune.analysis.bed", "search": "mptune.search"}
+
 
 def __getattr__(name: str) -> Any:
-    if name in ("bed", "search"):
-        return import_module(f"mptune.{name}")
+    if name in _ROOMS:
+        return import_module(_ROOMS[name])
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'mptune' has no attribute {name!r}")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-import mptune.bed
+import mptune
 from mptune.data._table import Split
 from mptune.errors import InputError
 from mptune.lml import LMLPlan, TokenCovariates, estimate_lml

@@ -58,7 +58,7 @@ def load(path: Path | str | None = None) -> dict[str, Bed]:
     Raises:
         InputError: there is no such file.
     """
-    path = Path(path or Path(__file__).parent.parent / "benchmarks" / "bed" / "bed.npz")
+    path = Path(path or Path(__file__).parents[2] / "benchmarks" / "bed" / "bed.npz")
     if not path.exists():
         raise InputError(f"{path}: there is no bed; it comes with the source tree, not the wheel")
     with np.load(path) as file:
