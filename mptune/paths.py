@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -133,6 +134,19 @@ class TrialDirectory:
     def ranks(self) -> list[int]:
         """The ranks with a log."""
         return sorted(int(p.stem.removeprefix("rank-")) for p in self.logs.glob("rank-*.log"))
+
+
+TEMPORARY = re.compile(
+    r"\.({})\.[a-z0-9_]{{8}}(\.\w+)?".format(
+        "|".join(
+            re.escape(Path(value.name).name)
+            for kind in (RunDirectory, TrialDirectory)
+            for value in vars(kind).values()
+            if isinstance(value, Inside)
+        )
+    )
+)
+"""Names of files that `write_aside` makes for a run, and a killed process leaves."""
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from mptune.dispatch.base import Dispatcher
 from mptune.errors import InputError, InterruptedSearch
 from mptune.models import _memory as memory
 from mptune.paths import RunDirectory, cache_directory, read_model, write_text
-from mptune.search import cluster, kpi
+from mptune.search import kpi
 from mptune.search.arms import (
     LADDER,
     RATE,
@@ -37,6 +37,7 @@ from mptune.search.arms import (
 from mptune.search.budget import stage_budget
 from mptune.search.driver import Observer, StudyDriver
 from mptune.search.forecast import Predictor
+from mptune.search.fsck import gang_prefix, store_address
 from mptune.search.run import DRIVEN_HERE, Run
 from mptune.search.stage import FIRST_SEEDS, FRESH_PLAN, Stage
 from mptune.spec.schema import Comparison, Score, SearchSpec, build
@@ -257,10 +258,10 @@ class Session:
                 local=self.local,
                 address=self.address,
                 forecast=self._predictor,
-                mark=cluster.gang_prefix(self.run.directory),
+                mark=gang_prefix(self.run.directory),
             )
             if address := self._dispatcher.address():
-                cluster.store_address(self.run.directory, address)
+                store_address(self.run.directory, address)
         return self._dispatcher
 
     @property

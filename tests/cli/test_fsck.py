@@ -84,7 +84,8 @@ def test_what_can_be_repaired_is_said_first_and_then_repaired(run, capsys):
     (run.root / "trials" / "0099").mkdir()
     write_text(run.trial(2).checkpoint / "latest.json", "{}")
     run.events.write_text('{"time": 1}\n{"ti')
-    (run.root / ".prepared.json.x.json").write_text("")
+    (run.root / ".prepared.json.x1y2_z3a.json").write_text("")
+    (run.root / ".env.local").write_text("a secret of the user")
     run.prepared.write_text("{")
     before = {p: p.read_bytes() for p in run.root.rglob("*") if p.is_file()}
 
@@ -101,6 +102,7 @@ def test_what_can_be_repaired_is_said_first_and_then_repaired(run, capsys):
     assert json.loads(run.trial(1).spec.read_text()) == json.loads(spec)
     assert (run.root / "lost+found" / "trials-0099").is_dir()
     assert run.events.read_text() == '{"time": 1}\n'
+    assert (run.root / ".env.local").read_text() == "a secret of the user"
     assert problems(run, capsys) == (0, [])
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from mptune.paths import RunDirectory, free_port
-from mptune.search import cluster as _cluster
+from mptune.search.fsck import gang_prefix, store_address
 from tests.cli.test_commands import SPEC
 from tests.faults.cluster import RayCluster, ray_cluster, wait_until_gone
 
@@ -169,8 +169,8 @@ def test_machines_that_a_killed_driver_asked_for_are_given_back_by_fsck(autoscal
     for made in (run, another):
         made.root.mkdir()
         made.resolved.write_text(SPEC)
-        _cluster.store_address(made, autoscaled.address)
-    with doomed(autoscaled, tmp_path, "120", _cluster.gang_prefix(run)) as (_, said):
+        store_address(made, autoscaled.address)
+    with doomed(autoscaled, tmp_path, "120", gang_prefix(run)) as (_, said):
         said(lambda s: s["running"])
     told = fsck(autoscaled, another, "--repair")
     assert told.stdout == "no problems\n", told.stderr
