@@ -261,7 +261,7 @@ def test_counting_has_its_place_in_the_ranking(searched: Report) -> None:
     scores = [trial.nats_per_token for trial in ranking(searched.trials)]
     lines = markdown(counted(searched, (scores[2] + scores[3]) / 2)).splitlines()
     first = next(n for n, line in enumerate(lines) if line.startswith("| 1 |"))
-    assert lines[first + 3].startswith("| – | counting: frequency of each symbol | −1.7")
+    assert lines[first + 3].startswith("| – | counting symbols only | −1.7")
     assert lines[first + 3].count("|") == lines[first].count("|")
     assert lines[first + 4].startswith("| 4 |")
     for counting in (-9.0, -1.0):
