@@ -78,7 +78,7 @@ def run_impute(
 
 
 def _trial(model: Path) -> Path:
-    """The trial's directory; of a run directory, that of its best trial."""
+    """The trial's directory; of a run directory, that of the recommended trial."""
     if not RunDirectory(model).resolved.exists():
         if not model.is_dir():
             raise InputError(f"{model}: no such directory; give a run's or a trial's")
@@ -86,7 +86,7 @@ def _trial(model: Path) -> Path:
     from mptune.search.run import Run
 
     run = Run.open(model)
-    return run.trial_directory(run.trials().best()).root
+    return run.trial_directory(run.best()).root
 
 
 def _fill_lines(found: dict[str, Any], out: Path) -> Iterator[str]:

@@ -210,8 +210,9 @@ class Session:
             # Registered as long as the lock is held: `stop_driver` in this process relies on it.
             DRIVEN_HERE[root] = self.interrupted
             try:
-                await_server(storage.url, storage.connect_timeout_s, self.say, self.interrupted)
-                with lease(storage.url, self.spec.name, storage.lease_timeout_s) as self._lease:
+                database = storage.address()
+                await_server(database, storage.connect_timeout_s, self.say, self.interrupted)
+                with lease(database, self.spec.name, storage.lease_timeout_s) as self._lease:
                     if fresh:
                         self._delete_trials(yes)
                     self._write_spec()

@@ -53,7 +53,7 @@ def check(run: Run, repair: bool, address: str | None = None) -> list[Finding]:
     with ExitStack() as held:
         if repair:
             held.enter_context(driver_lock(run.directory))
-            held.enter_context(lease(storage.url, run.spec.name, storage.lease_timeout_s))
+            held.enter_context(lease(storage.address(), run.spec.name, storage.lease_timeout_s))
         found = findings(run, not repair and run.is_running, address)
         for one in found:
             if repair and one.repair is not None:

@@ -154,7 +154,7 @@ class Run:
     @cached_property
     def storage(self) -> StudyStorage:
         """The studies of the run, one per stage."""
-        return StudyStorage(self.directory.database, self.spec.storage.url, self.spec.name)
+        return StudyStorage(self.directory.database, self.spec.storage.address(), self.spec.name)
 
     @property
     def stages(self) -> tuple[StageName, ...]:

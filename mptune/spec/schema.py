@@ -7,9 +7,11 @@ plugin sections: their keys are those of the modality, model family or mask poli
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin
+from urllib.parse import parse_qs, quote, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -25,6 +27,7 @@ from pydantic.fields import FieldInfo
 
 from mptune import plugins
 from mptune.artifacts import check_url
+from mptune.errors import InputError
 
 
 class Section(BaseModel):
@@ -447,13 +450,28 @@ def _count(size: str) -> float:
     return count
 
 
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    passwords = [parts.password, *parse_qs(parts.query).get("password", ())]
+    if any(word and not VARIABLE.fullmatch(word) for word in passwords):
+        raise ValueError(
+            "has a password, which the run directory would keep: write ${NAME} for an environment "
+            "variable, or leave it out and set PGPASSWORD or PGPASSFILE"
+        )
+    return url
+
+
+VARIABLE = re.compile(r"\$\{(\w+)\}")
+"""A reference to an environment variable in `storage.url`."""
+
+
 class Storage(Section):
     """Where the study lives."""
 
-    url: str | None = Field(
+    url: Annotated[str, AfterValidator(_without_password)] | None = Field(
         None,
         description="an SQLAlchemy URL for Optuna, or journal:///path/of/a/file for its journal; "
-        "default SQLite in the run directory",
+        "${NAME} is an environment variable; default SQLite in the run directory",
     )
     artifacts: Annotated[str, AfterValidator(check_url)] | None = Field(
         None,
@@ -471,6 +489,23 @@ class Storage(Section):
         description="how long a driver waits at its start for a database server that does not "
         "answer",
     )
+
+    def address(self) -> str | None:
+        """The URL to connect with: it has the values of environment variables.
+
+        Raises:
+            InputError: a variable is not set.
+        """
+
+        def value(found: re.Match[str]) -> str:
+            if found[1] not in os.environ:
+                raise InputError(f"storage.url: there is no environment variable {found[1]}")
+            return quote(os.environ[found[1]], safe="")
+
+        if self.url is None:
+            return None
+        url = re.sub(r"^postgres(ql)?://", "postgresql+psycopg2://", self.url)
+        return VARIABLE.sub(value, url)
 
 
 class SearchSpec(Section):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from mptune.spec.schema import affecting_results, fixed_on_resume, is_searchable
+from mptune.cli import main
+from mptune.errors import InputError
+from mptune.spec.schema import Storage, affecting_results, fixed_on_resume, is_searchable
 from mptune.trial import TrialSpec
+from tests.cli import test_commands as commands
 
 SPEC = {
     "training": {"budget_tokens": 1e6, "keep_weights": True, "checkpoint_every_s": 60.0},
@@ -52,3 +57,29 @@ def test_a_trials_result_depends_on_what_affects_it() -> None:
 )
 def test_what_may_be_a_dimension(path: str, expected: bool) -> None:
     assert is_searchable(path.split(".")) is expected
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://me:open-sesame@host/db", "mysql://host/db?user=me&password=open-sesame"]
+)
+def test_a_password_is_neither_stored_nor_shown(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "spec.yaml").write_text(commands.SPEC)
+    said = main(["validate", str(tmp_path / "spec.yaml"), "--set", f"storage.url={url}"])
+    printed = "".join(capsys.readouterr())
+    assert said == 2
+    assert "--set storage.url" in printed
+    assert "PGPASSWORD" in printed
+    assert "sesame" not in printed
+
+
+def test_a_variable_takes_the_place_of_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Storage(url="postgresql://me:${OUR_WORD}@host/db")
+    with pytest.raises(InputError, match="no environment variable OUR_WORD"):
+        storage.address()
+    monkeypatch.setenv("OUR_WORD", "a@b/c")
+    assert storage.address() == "postgresql+psycopg2://me:a%40b%2Fc@host/db"
+    assert "a@b" not in storage.model_dump_json()
+    assert Storage().address() is None
+    assert Storage(url="sqlite:////a/b.db").address() == "sqlite:////a/b.db"
