@@ -37,17 +37,6 @@ MOSTLY = 0.5
 RECORDING = "recording"
 """Column that numbers the recordings of a NumPy file."""
 
-_PICKLED = {
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),
-}
-"""Functions and classes that a pickled array is rebuilt with; any other is refused."""
-
 
 @dataclass
 class Frame:
@@ -275,17 +264,71 @@ def load_arrays(file: File) -> dict[str, Any]:
             ) from None
 
 
+class _Dtype:
+    """A dtype in a pickle. NumPy's own would take any state from the file, and crash on some."""
+
+    def __init__(self, code: str, *_: Any) -> None:
+        self.dtype = np.dtype(code)
+        if self.dtype.kind not in "?biufSUO":
+            raise pickle.UnpicklingError(f"it holds values of type {code}")
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+    def read(self, raw: Any) -> NDArray[Any]:
+        """The values [n] of raw bytes, or of a list of objects."""
+        if self.dtype.kind == "O":
+            values = np.empty(len(raw), object)
+            for at, value in enumerate(raw):
+                values[at] = _plain(value)
+            return values
+        return np.frombuffer(raw.encode("latin1") if isinstance(raw, str) else raw, self.dtype)
+
+
+class _Array:
+    """An array in a pickle, see `_Dtype`."""
+
+    def __init__(self, *_: Any) -> None:
+        self.values = np.zeros(0)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, fortran, raw = state
+        self.values = dtype.read(raw).reshape(shape, order="F" if fortran else "C")
+
+
+def _plain(value: Any) -> Any:
+    """The value with arrays in place of what stands for them."""
+    if isinstance(value, _Array):
+        return value.values
+    if isinstance(value, dict):
+        return {key: _plain(held) for key, held in value.items()}
+    return [_plain(held) for held in value] if isinstance(value, list | tuple) else value
+
+
+_PICKLED: dict[str, Any] = {
+    "_reconstruct": _Array,
+    "ndarray": _Array,
+    "dtype": _Dtype,
+    "scalar": lambda dtype, raw: dtype.read(raw)[0],
+    "encode": lambda text, code: text.encode("latin1"),
+}
+"""What rebuilds a pickled array: nothing of NumPy's, and nothing that a file could choose."""
+
+
 class _ArraysOnly(pickle.Unpickler):
     """Rebuilds arrays and refuses everything else, so that a file cannot run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _PICKLED:
+        if module.split(".")[0] not in ("numpy", "_codecs") or name not in _PICKLED:
             raise pickle.UnpicklingError(f"it holds {module}.{name} objects, which are refused")
-        return super().find_class(module, name)
+        return _PICKLED[name]
 
 
 def _pickled(stream: Any) -> dict[str, Any]:
-    held = _ArraysOnly(stream, encoding="latin1").load()
+    try:
+        held = _plain(_ArraysOnly(stream, encoding="latin1").load())
+    except (TypeError, AttributeError, LookupError, MemoryError, RecursionError) as error:
+        raise pickle.UnpicklingError(f"damaged: {message_of(error)}") from None
     if isinstance(held, np.ndarray) and held.ndim == 0:
         held = held.item()
     if isinstance(held, dict):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -153,6 +155,36 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"evil.npy: not a NumPy file of numbers: it holds builtins"
     ):
+        series(tmp_path, source="evil.npy").prepare(tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "reason"),
+    [
+        # NumPy crashes when it uses an array of such a dtype.
+        (((np.dtype, ("O",)), (3, "|", None, ("f",), {"f": 1}, 8, 1, 63)), "cannot reshape"),
+        (((np.dtype, ("V8",)), (3, "|", None, None, None, 8, 1, 0)), "it holds values of type V8"),
+        (((np.dtype, ("f8",)), (3, "<", None, None, None, -1, -1, 0)), "cannot reshape"),
+    ],
+)
+def test_a_pickle_cannot_choose_the_state_of_an_array(tmp_path, dtype, reason):
+    """It is read without NumPy's own objects; the raw bytes here are 8 and the shape is 99."""
+
+    class Chosen:
+        def __init__(self, made, state):
+            self.made = made, state
+
+        def __reduce__(self):
+            return (*self.made[0], self.made[1])
+
+    raw = (1, (99,), Chosen(*dtype), False, b"\x41" * 8)
+    array = Chosen((np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b")), raw)
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        stream, {"descr": "|O", "fortran_order": False, "shape": (1,)}
+    )
+    (tmp_path / "evil.npy").write_bytes(stream.getvalue() + pickle.dumps(array))
+    with pytest.raises(ValueError, match=rf"evil.npy: not a NumPy file of numbers: .*({reason})"):
         series(tmp_path, source="evil.npy").prepare(tmp_path / "cache")
 
 

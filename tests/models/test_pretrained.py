@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -96,6 +98,18 @@ def test_what_is_no_model_is_one_line(tmp_path, make, message):
     with pytest.raises(InputError, match=message) as caught:
         PretrainedMaskedLM.open(str(make(tmp_path)))
     assert "\n" not in str(caught.value)
+
+
+def test_code_in_a_model_folder_is_never_run(tmp_path, monkeypatch):
+    config = {"model_type": "mine", "auto_map": {"AutoConfig": "code.MyConfig"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "code.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')\nclass MyConfig: ...\n"
+    )
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(InputError, match="contains custom code"):
+        PretrainedMaskedLM.open(str(tmp_path))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_broken_weights_are_one_line(folder, tmp_path):

@@ -81,7 +81,7 @@ class PretrainedMaskedLM:
         quiet.set_verbosity_error()
         quiet.disable_progress_bar()
         try:
-            model = AutoModelForMaskedLM.from_pretrained(name)
+            model = AutoModelForMaskedLM.from_pretrained(name, trust_remote_code=False)
         except Exception as error:  # broken files of many formats fail in as many ways
             raise InputError(f"{name}: {_first_line(error)}") from error
         return cls(name, model, _tokenizer(name))
@@ -234,7 +234,7 @@ def _tokenizer(name: str) -> Any:
         settings = json.loads(config.read_text()) if config.exists() else {}
         complete = (folder / "tokenizer.json").exists() or "tokenizer_class" in settings
         if complete or not vocabulary.exists():
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         else:
             words = vocabulary.read_text(encoding="utf-8").splitlines()
             if any(word.startswith("##") for word in words):
