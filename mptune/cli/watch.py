@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,7 +15,7 @@ from mptune.cli._command import JSON, RUN_DIR, argument, command, flag
 from mptune.live import status
 from mptune.report.formatting import about
 from mptune.status import Status
-from mptune.trial import StageName
+from mptune.trial import StageName, event_from_json
 
 MAX_ROWS = 20
 """Largest number of table rows; the JSON has all of them."""
@@ -107,13 +108,15 @@ def run_stop(run_dir: Path, now: bool) -> None:
     ),
     argument("--rank", type=int, metavar="R", help="show the output of this rank instead"),
     flag("--follow", "follow the log until the trial has ended"),
+    JSON,
 )
-def run_logs(run_dir: Path, trial: int, stage: StageName, rank: int | None, follow: bool) -> None:
+def run_logs(
+    run_dir: Path, trial: int, stage: StageName, rank: int | None, follow: bool, as_json: bool
+) -> None:
     """Show the log of one trial: its events and traceback, or the output of one rank.
 
     examples:
-      mptune logs runs/quickstart 3
-      mptune logs runs/quickstart 3 --follow      # until the trial has ended
+      mptune logs runs/quickstart 3 --follow
       mptune logs runs/quickstart 3 --rank 1      # standard output and error of rank 1
       mptune logs runs/quickstart 0 --stage comparison
     """
@@ -125,20 +128,23 @@ def run_logs(run_dir: Path, trial: int, stage: StageName, rank: int | None, foll
     offset, active = 0, True
     while active:
         active = follow and log.is_active()
-        offset = _print_from(log.file, offset)
+        offset = _print_from(log.file, offset, raw=as_json or rank is not None)
         if active:
             time.sleep(POLL_S)
     if rank is None and log.trial.traceback.exists():
         print(log.trial.traceback.read_text(encoding="utf-8"), end="")
 
 
-def _print_from(path: Path, offset: int) -> int:
-    """Print the complete lines after `offset`; returns the offset of the next line."""
+def _print_from(path: Path, offset: int, raw: bool) -> int:
+    """Print the complete lines after `offset`, events in words; returns the next line's offset."""
     if not path.exists():
         return offset
     with path.open("rb") as file:
         file.seek(offset)
         whole = file.read().rpartition(b"\n")
     text = b"".join(whole[:2])
-    print(text.decode("utf-8", errors="replace"), end="", flush=True)
+    for line in text.decode("utf-8", errors="replace").splitlines():
+        with suppress(ValueError):
+            line = line if raw else status.event_words(event_from_json(line))
+        print(line, flush=True)
     return offset + len(text)

@@ -8,14 +8,57 @@ from collections.abc import Sequence
 from rich.table import Column, Table
 from rich.text import Text
 
-from mptune.report.formatting import about, count
+from mptune.analysis.intervals import half_width, lml_half_width
+from mptune.report.formatting import about, count, per_token
 from mptune.status import Forecast, GangStatus, QueuedTrial, RunningTrial, Spend, Status
+from mptune.trial import (
+    Event,
+    Failed,
+    Finished,
+    GangChanged,
+    Progress,
+    Rung,
+    Scoring,
+    Started,
+    Stopped,
+)
 
 LIMITS = {
     "budget_seconds": "its seconds",
     "budget_worker_seconds": "its worker-seconds",
     "budget_gpu_hours": "its GPU-hours",
 }
+
+
+def event_words(event: Event) -> str:
+    """An event of a trial or a gang in one line."""
+    match event:
+        case GangChanged():
+            return f"gang {event.gang} {event.state}{f': {event.detail}' if event.detail else ''}"
+        case Started():
+            gang = f" on gang {event.gang}" if event.gang else ""
+            resumed = f", resumed at step {event.resumed_at}" if event.resumed_at else ""
+            parameters = f"{count(event.parameters)} parameters"
+            return f"started{gang}, {parameters}, {event.total_steps} steps{resumed}"
+        case Progress():
+            return (
+                f"{event.progress:.0%}, loss {event.loss:.3f} at mask rate {event.mask_rate:.2f}, "
+                f"{count(event.tokens_per_s)} tokens/s"
+            )
+        case Rung():
+            score = per_token(event.nats_per_token, half_width(event.se))
+            at = f"rung {event.index} at {event.progress:.0%}"
+            return f"{at}: LML {score} nats per token (95 %)"
+        case Scoring():
+            return "trained, scoring"
+        case Finished():
+            lml = event.result.lml
+            score = per_token(lml.nats_per_token, lml_half_width(lml))
+            return f"LML {score} nats per token (95 %)"
+        case Stopped():
+            return f"{event.reason} at step {event.step}"
+        case Failed():
+            return f"failed, {event.reason}: {event.detail}"
 
 
 def running_table(running: Sequence[RunningTrial]) -> Table:

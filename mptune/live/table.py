@@ -21,6 +21,7 @@ from rich.text import Text
 from mptune.analysis.intervals import half_width, lml_half_width
 from mptune.live.status import (
     end_words,
+    event_words,
     gangs_table,
     limit_words,
     queue_table,
@@ -195,46 +196,31 @@ class LiveView:
     def _take(self, event: Event) -> str | None:
         """Update the rows; returns the plain line of the event, or None if it has none."""
         if isinstance(event, GangChanged):
-            detail = f": {event.detail}" if event.detail else ""
-            return f"gang {event.gang} {event.state}{detail}"
+            return event_words(event)
         row = self._row(event.number)
         match event:
             case Started():
                 row.state = "training"
                 row.progress = event.resumed_at / max(1, event.total_steps)
-                resumed = f", resumed at step {event.resumed_at}" if event.resumed_at else ""
-                return (
-                    f"{self._name(row.number)}: started on gang {event.gang}, "
-                    f"{count(event.parameters)} parameters, {event.total_steps} steps{resumed}"
-                )
             case Progress():
                 row.state, row.progress = "training", event.progress
                 row.tokens_per_s, row.loss = event.tokens_per_s, event.loss
                 if self._clock() - row.last_line_at < PLAIN_PROGRESS_S:
                     return None
                 row.last_line_at = self._clock()
-                return (
-                    f"{self._name(row.number)}: {event.progress:.0%}, loss {event.loss:.3f} at "
-                    f"mask rate {event.mask_rate:.2f}, {count(event.tokens_per_s)} tokens/s"
-                )
             case Rung():
                 row.score = per_token(event.nats_per_token, half_width(event.se))
-                at = f"rung {event.index} at {event.progress:.0%}"
-                return f"{self._name(row.number)}: {at}: LML {row.score} nats per token (95 %)"
             case Scoring():
                 row.state, row.progress = "scoring", 1.0
-                return f"{self._name(row.number)}: trained, scoring"
             case Finished():
                 row.state, row.progress = "finished", 1.0
                 lml = event.result.lml
                 row.score = per_token(lml.nats_per_token, lml_half_width(lml))
-                return f"{self._name(row.number)}: LML {row.score} nats per token (95 %)"
             case Stopped():
                 row.state = event.reason
-                return f"{self._name(row.number)}: {event.reason} at step {event.step}"
             case Failed():
                 row.state = f"failed: {event.reason}"
-                return f"{self._name(row.number)}: failed, {event.reason}: {event.detail}"
+        return f"{self._name(row.number)}: {event_words(event)}"
 
     def _name(self, number: int) -> str:
         row = self._row(number)

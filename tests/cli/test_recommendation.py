@@ -175,7 +175,7 @@ def test_status_counts_every_stage_and_adds_up_their_spend(
 
 def test_logs_of_every_stage(folder: Path, use: None, printed: Callable[..., str]) -> None:
     for stage in mptune.Run.open("runs/demo").stages:
-        assert '"type":"started"' in printed("logs", "runs/demo", "0", "--stage", stage)
+        assert "started, " in printed("logs", "runs/demo", "0", "--stage", stage)
 
 
 def test_a_report_says_with_which_commands_it_was_made(folder: Path, use: None) -> None:

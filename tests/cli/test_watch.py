@@ -20,6 +20,7 @@ from mptune.paths import RunDirectory
 from mptune.status import Status
 from mptune.study.lease import driver_lock
 from mptune.study.storage import StudyStorage
+from mptune.trial import Scoring, Started
 from tests import studies
 from tests.cli.test_commands import SPEC
 
@@ -189,10 +190,16 @@ def test_logs_show_events_and_the_traceback(
     run.resolved.write_text("name: demo\n")
     trial = run.trial(3)
     trial.root.mkdir(parents=True)
-    trial.events.write_text('{"type": "started"}\n{"half')
+    begun = Started(number=3, gang="gang-2", pids=(7,), total_steps=50, parameters=1200)
+    events = f"{begun.model_dump_json()}\n{Scoring(number=3).model_dump_json()}\n"
+    trial.events.write_text(events + '{"type": "unknown"}\n{"half')
     trial.traceback.write_text("ValueError: why\n")
     assert main(["logs", str(tmp_path), "3", "--follow"]) == 0
-    assert capsys.readouterr().out == '{"type": "started"}\nValueError: why\n'
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first == "started on gang gang-2, 1.20 k parameters, 50 steps"
+    assert others == ["trained, scoring", '{"type": "unknown"}', "ValueError: why"]
+    assert main(["logs", str(tmp_path), "3", "--json"]) == 0
+    assert capsys.readouterr().out.startswith(events)
     assert main(["logs", str(tmp_path), "4"]) == 2
     assert "trial 4 has not started" in capsys.readouterr().err
 
