@@ -7,6 +7,7 @@ for scores in bits per byte.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mptune.data._records import Record
+from mptune.data._table import TokenTable
 from mptune.errors import did_you_mean, message_of
 
 KINDS = ("bytes", "characters", "bpe")
 
 TRAIN_BYTES = 64 * 2**20
 """Text that a BPE is trained on; more would cost memory and change few merges."""
+
+MASK, PAD = "<|mask|>", "<|pad|>"
+"""Tokens with which `for_transformers` extends a tokenizer; hardly one has them already."""
 
 BoolArray = NDArray[np.bool_]
 
@@ -184,6 +189,48 @@ def tokenizer_file(name: str) -> Path | None:
     if path.is_dir() and (path / "tokenizer.json").is_file():
         return path / "tokenizer.json"
     return path if path.is_file() else None
+
+
+def for_transformers(table: TokenTable) -> Any:
+    """The tokenizer of a table of text as one of transformers: with its ids, [MASK] and [PAD].
+
+    Characters that training does not have become [PAD], as in the table. None for a table that is
+    not of text.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    make: Any = PreTrainedTokenizerFast
+    unknown = None
+    if (table.path / "tokenizer.json").exists():
+        stored = json.loads((table.path / "tokenizer.json").read_text(encoding="utf-8"))
+        # Sequences were cut from documents without the special tokens that it would add.
+        tokenizer = Tokenizer.from_str(json.dumps({**stored, "post_processor": None}))
+        unknown = getattr(tokenizer.model, "unk_token", None)
+    elif (table.path / "alphabet.npy").exists():
+        unknown = PAD
+        symbols = {chr(code): n for n, code in enumerate(np.load(table.path / "alphabet.npy"))}
+        symbols |= {MASK: table.mask_id, PAD: table.pad_id}
+        tokenizer = Tokenizer(models.WordLevel(symbols, unk_token=PAD))
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        tokenizer.decoder = decoders.Fuse()
+    elif table.bytes_per_token is not None:
+        # The characters with which `ByteLevel` writes bytes: printable ones stand for themselves.
+        printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+        others = {byte: 256 + n for n, byte in enumerate(sorted({*range(256)} - printable))}
+        symbols = {chr(others.get(byte, byte)): byte for byte in range(256)}
+        tokenizer = Tokenizer(models.BPE(symbols, []))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.decoder = decoders.ByteLevel()
+    else:
+        return None
+    for token, number in ((MASK, table.mask_id), (PAD, table.pad_id)):
+        tokenizer.add_special_tokens([token])
+        if tokenizer.token_to_id(token) != number:
+            raise ValueError(f"the tokenizer has a token {token} of its own")
+    special = {"mask_token": MASK, "pad_token": PAD, **({"unk_token": unknown} if unknown else {})}
+    longest = {"model_max_length": table.length}
+    return make(tokenizer_object=tokenizer, **special, **longest)
 
 
 def _some(records: Iterable[Record]) -> Iterator[str]:

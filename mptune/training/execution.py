@@ -24,6 +24,7 @@ from torch.nn.functional import cross_entropy
 
 from mptune.artifacts import Store, artifacts_of
 from mptune.data._table import TokenTable
+from mptune.data._tokenizers import for_transformers
 from mptune.errors import InputError
 from mptune.lml import LMLPlan
 from mptune.models import _memory as memory
@@ -198,7 +199,7 @@ def events(trial: TrialSpec, ranks: Ranks, control: Control, data: ScoringData) 
             yield Stopped(number=number, reason=loop.stopped, step=loop.spent.steps)
             return
         if trial.training.keep_weights:
-            keep_weights(made, ranks, files, store)
+            keep_weights(made, ranks, files, store, data.heldout.table)
         if result is not None:
             # The result is written last: a trial that has one is never run again.
             write_text(files.result, result.model_dump_json(indent=2) + "\n")
@@ -321,8 +322,13 @@ def score(
     )
 
 
-def keep_weights(made: Any, ranks: Ranks, files: TrialDirectory, store: Store) -> None:
-    """Store the final weights as a folder that transformers opens; complete or not at all."""
+def keep_weights(
+    made: Any, ranks: Ranks, files: TrialDirectory, store: Store, table: TokenTable
+) -> None:
+    """Store the final weights, and of text the tokenizer, as a folder that transformers opens.
+
+    It is complete or not there at all.
+    """
     name = files.weights.name
     aside = files.root / f".{name}"
     with engine.whole_weights(made):
@@ -330,6 +336,8 @@ def keep_weights(made: Any, ranks: Ranks, files: TrialDirectory, store: Store) -
             shutil.rmtree(aside, ignore_errors=True)
             made.module.save_pretrained(str(aside))
             torch.save(made.module.state_dict(), aside / files.module.name)
+            if (tokenizer := for_transformers(table)) is not None:
+                tokenizer.save_pretrained(str(aside))
             store.take(aside, name, last="config.json")
 
 

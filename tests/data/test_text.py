@@ -10,7 +10,9 @@ import fsspec
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from transformers import AutoTokenizer
 
+from mptune.data._tokenizers import for_transformers
 from mptune.data.text import documents
 from mptune.spec.schema import build
 
@@ -80,6 +82,36 @@ def test_heldout_documents_are_dropped_from_training(tmp_path):
     write(tmp_path, a="first document", b="second document")
     table = text(tmp_path, heldout_source="b.txt").prepare(tmp_path / "cache")
     assert decoded(table.train) == {b"first document"}
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "characters", "bpe"])
+def test_transformers_gets_the_ids_of_the_table(tmp_path, tokenizer):
+    words = {f"t{n}": f"{n} Größe, ein\n {n * n} <b>" for n in range(20)}
+    write(
+        tmp_path,
+        **words,
+        h2="ein",
+        h1="¡neu! röße 7 " if tokenizer == "characters" else "größe\t7",
+    )
+    options = {"vocabulary": 280} if tokenizer == "bpe" else {}
+    table = text(
+        tmp_path,
+        source="t*.txt",
+        heldout_source="h*.txt",
+        tokenizer=tokenizer,
+        length=40,
+        **options,
+    ).prepare(tmp_path / "cache")
+    made = for_transformers(table)
+    made.save_pretrained(tmp_path / "model")
+    made = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert (made.mask_token_id, made.pad_token_id) == (table.mask_id, table.pad_id)
+    assert len(made) == table.total_vocabulary
+    text_h = (tmp_path / "h1.txt").read_text()
+    ids = made(text_h, padding="max_length", truncation=True)["input_ids"]
+    assert ids in np.asarray(table.heldout.tokens).tolist()
+    known = [i for i in ids if i != made.pad_token_id]
+    assert made.decode(known) == text_h.replace("¡", "").replace("!", "").replace("u", "")
 
 
 def test_unknown_characters_are_not_observed(tmp_path):
