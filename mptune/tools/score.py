@@ -42,6 +42,9 @@ IntArray = NDArray[np.int64]
 EXTRA_FORWARDS = 256
 """Forwards for each figure that is reported next to the score."""
 
+MOST_UNKNOWN = 0.2
+"""Share of unknown tokens above which a score says nothing about the text."""
+
 MOST_TOKENS = 512
 """Most tokens of a sequence, if the model holds more."""
 
@@ -269,6 +272,11 @@ def prepare(names: Sequence[str], options: Options) -> tuple[list[ModelText], bo
     prepared = []
     for model, (ids, bytes_N, _) in zip(models, cuts, strict=True):
         table = model.encode([ids[row] for row in kept])
+        if table.unknown > MOST_UNKNOWN * table.observed.sum():
+            raise InputError(
+                f"{model.name}: {table.unknown} of {table.observed.sum()} tokens are unknown to its "
+                "tokenizer; is it the tokenizer of this model, and the model one of this language?"
+            )
         # Covariates are counted on other text if there is enough; a guess need not be good.
         counted = model.encode([ids[row] for row in rest]) if len(rest) >= len(kept) else table
         covariates = TokenCovariates.fit(counted.tokens, counted.observed, model.vocabulary_size)

@@ -134,6 +134,7 @@ def test_an_undecided_race_says_so(capsys, tmp_path, models, lines):
         (["{raw}", "{raw}", "{raw}", "--data", "{lines}"], "3 models: give one to score or two"),
         (["{raw}", "{raw}", "--data", "{abc}", "--sequences", "50"], "fewer than 8 blocks"),
         (["{raw}"], "--data"),
+        (["{raw}", "--data", "{greek}"], "tokens are unknown to its tokenizer"),
     ],
 )
 def test_mistakes_are_one_line(capsys, tmp_path, models, lines, arguments, message):
@@ -141,7 +142,9 @@ def test_mistakes_are_one_line(capsys, tmp_path, models, lines, arguments, messa
     empty.write_text("\n\n")
     abc = tmp_path / "abc.txt"
     abc.write_text("abc" * 5000)
-    known = {**models, "abc": str(abc), "lines": lines, "empty": str(empty)}
+    greek = tmp_path / "greek.txt"
+    greek.write_text("γνῶθι σεαυτόν. " * 200)
+    known = {**models, "greek": str(greek), "abc": str(abc), "lines": lines, "empty": str(empty)}
     code, out, err = run(capsys, tmp_path, *(a.format(**known) for a in arguments))
     assert code == 2
     assert out == ""
