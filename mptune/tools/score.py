@@ -274,8 +274,8 @@ def prepare(names: Sequence[str], options: Options) -> tuple[list[ModelText], bo
         table = model.encode([ids[row] for row in kept])
         if table.unknown > MOST_UNKNOWN * table.observed.sum():
             raise InputError(
-                f"{model.name}: {table.unknown} of {table.observed.sum()} tokens are unknown to its "
-                "tokenizer; is it the tokenizer of this model, and the model one of this language?"
+                f"{model.name}: {table.unknown} of {table.observed.sum()} tokens are unknown to "
+                "its tokenizer, too many for a score of this text"
             )
         # Covariates are counted on other text if there is enough; a guess need not be good.
         counted = model.encode([ids[row] for row in rest]) if len(rest) >= len(kept) else table
