@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from mptune.data._records import Record
 from mptune.data._table import TokenTable
 from mptune.errors import did_you_mean, message_of
+from mptune.paths import write_json
 
 KINDS = ("bytes", "characters", "bpe")
 
@@ -26,7 +27,7 @@ TRAIN_BYTES = 64 * 2**20
 """Text that a BPE is trained on; more would cost memory and change few merges."""
 
 MASK, PAD = "<|mask|>", "<|pad|>"
-"""Tokens with which `for_transformers` extends a tokenizer; hardly one has them already."""
+"""Tokens with which `save_for_transformers` extends a tokenizer; hardly one has them already."""
 
 BoolArray = NDArray[np.bool_]
 
@@ -191,16 +192,14 @@ def tokenizer_file(name: str) -> Path | None:
     return path if path.is_file() else None
 
 
-def for_transformers(table: TokenTable) -> Any:
-    """The tokenizer of a table of text as one of transformers: with its ids, [MASK] and [PAD].
+def save_for_transformers(table: TokenTable, folder: Path) -> None:
+    """Write the tokenizer of a table of text for transformers: with its ids, [MASK] and [PAD].
 
-    Characters that training does not have become [PAD], as in the table. None for a table that is
-    not of text.
+    Characters that training does not have become [PAD], as in the table. Nothing is written for a
+    table that is not of text.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
 
-    make: Any = PreTrainedTokenizerFast
     unknown = None
     if (table.path / "tokenizer.json").exists():
         stored = json.loads((table.path / "tokenizer.json").read_text(encoding="utf-8"))
@@ -223,14 +222,21 @@ def for_transformers(table: TokenTable) -> Any:
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokenizer.decoder = decoders.ByteLevel()
     else:
-        return None
+        return
     for token, number in ((MASK, table.mask_id), (PAD, table.pad_id)):
         tokenizer.add_special_tokens([token])
         if tokenizer.token_to_id(token) != number:
             raise ValueError(f"the tokenizer has a token {token} of its own")
-    special = {"mask_token": MASK, "pad_token": PAD, **({"unk_token": unknown} if unknown else {})}
-    longest = {"model_max_length": table.length}
-    return make(tokenizer_object=tokenizer, **special, **longest)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "mask_token": MASK,
+        "pad_token": PAD,
+        "model_max_length": table.length,
+    }
+    write_json(
+        folder / "tokenizer_config.json", settings | ({"unk_token": unknown} if unknown else {})
+    )
 
 
 def _some(records: Iterable[Record]) -> Iterator[str]:

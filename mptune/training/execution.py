@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 
 from mptune.artifacts import Store, artifacts_of
 from mptune.data._table import TokenTable
-from mptune.data._tokenizers import for_transformers
+from mptune.data._tokenizers import save_for_transformers
 from mptune.errors import InputError
 from mptune.lml import LMLPlan
 from mptune.models import _memory as memory
@@ -336,8 +336,7 @@ def keep_weights(
             shutil.rmtree(aside, ignore_errors=True)
             made.module.save_pretrained(str(aside))
             torch.save(made.module.state_dict(), aside / files.module.name)
-            if (tokenizer := for_transformers(table)) is not None:
-                tokenizer.save_pretrained(str(aside))
+            save_for_transformers(table, aside)
             store.take(aside, name, last="config.json")
 
 

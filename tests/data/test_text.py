@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 from transformers import AutoTokenizer
 
-from mptune.data._tokenizers import for_transformers
+from mptune.data._tokenizers import save_for_transformers
 from mptune.data.text import documents
 from mptune.spec.schema import build
 
@@ -102,8 +102,8 @@ def test_transformers_gets_the_ids_of_the_table(tmp_path, tokenizer):
         length=40,
         **options,
     ).prepare(tmp_path / "cache")
-    made = for_transformers(table)
-    made.save_pretrained(tmp_path / "model")
+    (tmp_path / "model").mkdir()
+    save_for_transformers(table, tmp_path / "model")
     made = AutoTokenizer.from_pretrained(tmp_path / "model")
     assert (made.mask_token_id, made.pad_token_id) == (table.mask_id, table.pad_id)
     assert len(made) == table.total_vocabulary
