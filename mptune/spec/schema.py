@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, quote
 
 from pydantic import (
     AfterValidator,
@@ -451,8 +451,9 @@ def _count(size: str) -> float:
 
 
 def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    passwords = [parts.password, *parse_qs(parts.query).get("password", ())]
+    # As SQLAlchemy reads it: a password may have any character but @.
+    passwords = re.findall("://[^:/@]*:([^@]*)@", url)
+    passwords += parse_qs(url.partition("?")[2]).get("password", ())
     if any(word and not VARIABLE.fullmatch(word) for word in passwords):
         raise ValueError(
             "has a password, which the run directory would keep: write ${NAME} for an environment "

@@ -330,7 +330,9 @@ def _problems(
 
 def _line(concrete: Concrete, at: Location, rule: str) -> str:
     line = f"{concrete.origin(at)}: {_dotted(at)}: {rule}"
-    return re.sub(r"(://[^:/@\s]*:|password=)[^@/&\s']+", r"\1...", line)  # shows no password
+    return re.sub(
+        r"(://[^:/@\s]*:)[^\s']*(?=@)|(password=)[^&\s']+", r"\1\2...", line
+    )  # shows no password
 
 
 def _rule(problem: dict[str, Any], model: type[BaseModel], prefix: Location, at: Location) -> str:

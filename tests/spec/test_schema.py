@@ -60,7 +60,12 @@ def test_what_may_be_a_dimension(path: str, expected: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["postgresql://me:open-sesame@host/db", "mysql://host/db?user=me&password=open-sesame"]
+    "url",
+    [
+        "postgresql://me:open-sesame@host/db",
+        "postgresql://me:open:/@-sesame@host/db",
+        "mysql://host/db?user=me&password=open-sesame",
+    ],
 )
 def test_a_password_is_neither_stored_nor_shown(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
