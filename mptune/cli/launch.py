@@ -35,7 +35,7 @@ ACTIONS = ("status", "logs", "fetch", "stop")
         help="print the manifests or scripts and stop; =server: the API server checks them",
     ),
     flag("--detach", "submit and return at once"),
-    flag("--now", "with stop: give trials no time for a checkpoint"),
+    flag("--now", "with stop, but on Ray: give trials no time for a checkpoint"),
     path("--into", "DIR", "folder for the report; default runs/NAME"),
 )
 def run_launch(

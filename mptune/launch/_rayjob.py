@@ -31,7 +31,8 @@ VERDICT = "mptune: the input is wrong, so this search is not tried again on a ne
 """Printed after the driver's own message when it has ended with exit code 2."""
 
 RUN_ONCE = f'"$@"; code=$?; [ $code -eq 2 ] || exit $code; echo "{VERDICT}"'
-"""A shell script that runs its arguments. KubeRay makes a new cluster after any exit code but 0."""
+"""A shell script that runs its arguments and turns exit code 2 (wrong input) into 0: after any
+other code KubeRay tries again on a new cluster."""
 
 DRAIN_LEFT_S = 15
 """Of the grace of a worker, what is left for Ray's own processes once its trials have stopped."""

@@ -179,7 +179,8 @@ class Launcher(Section):
     def stop(self, name: str, *, now: bool = False) -> None:
         """End the search and remove what `submit` created; the study and the artifacts stay.
 
-        Returns when its resources are free. With `now`, trials get no time for a checkpoint.
+        Returns when its resources are free. With `now`, trials get no time for a
+        checkpoint; Ray's Jobs API always gives them some.
 
         Raises:
             LaunchError: no search has this name.

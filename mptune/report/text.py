@@ -68,7 +68,15 @@ def ranking_table(
         header_style="bold",
         padding=(0, 1),
     )
+
+    def add_counting() -> None:
+        table.add_row("–", say("ranking.counting"), "–", minus(counting or 0.0, 3), style="dim")
+
+    below = counting
     for trial in shown:
+        if below is not None and trial.nats_per_token < below:
+            add_counting()
+            below = None
         result = trial.require_result()
         lml = result.lml
         bits = [f"{lml.bits_per_byte:.3f}" if lml.bits_per_byte else "–"] if text else []
@@ -84,8 +92,8 @@ def ranking_table(
             *([] if narrow else ["–" if accuracy is None else f"{100 * accuracy:.1f} %"]),
             style="bold green" if trial is shown[0] else "",
         )
-    if counting is not None:
-        table.add_row("–", say("ranking.counting"), "–", minus(counting, 3), style="dim")
+    if below is not None:
+        add_counting()
     return table
 
 

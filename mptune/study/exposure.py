@@ -60,11 +60,11 @@ NEAR = 0.08
 """Mean difference of mask rates up to which a policy of the space stands for one of `START`."""
 
 RANDOM, PARENTS, NEIGHBOURS = 128, 3, 32
-"""Candidates: random points, and so many changes of each of so many best trials."""
+"""Candidates: RANDOM random points, and NEIGHBOURS changes of each of the PARENTS best trials."""
 
 BEGUN = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED)
 
-AGAIN = 32
+MOST_REPEATED = 32
 """Best policies so far that may be run again."""
 
 SEED_SHARE = sqrt(0.5)
@@ -345,7 +345,7 @@ class ExposureSampler(optuna.samplers.BaseSampler):
         columns = zip(*(found for found in outcomes if found is not None), strict=True)
         evidence = Evidence(points.take(scored), *(np.array(column) for column in columns))
         distinct = {r.key: r for r in reversed(best) if known.items() <= r.params.items()}
-        again = sorted(distinct.values(), key=best.index)[:AGAIN]
+        again = sorted(distinct.values(), key=best.index)[:MOST_REPEATED]
         running = [r for r in ran if r.trial.state == TrialState.RUNNING]
         known_NN = same(points.take(slice(first)), points.take(slice(first, None)))
         fresh = [p for p, known_N in zip(new, known_NN, strict=True) if not known_N.any()]
