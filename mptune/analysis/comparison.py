@@ -276,6 +276,7 @@ def chosen_policy(best: Trial | None, comparison: ComparisonReport | None) -> Tr
     if best is None:
         leader = leading_arm(comparison)
         return arms[leader] if leader else None
+    winners = []
     for difference in comparison.differences if comparison else ():
         if difference.verdict not in ("better", "worse"):
             continue
@@ -283,8 +284,10 @@ def chosen_policy(best: Trial | None, comparison: ComparisonReport | None) -> Tr
         if difference.verdict == "worse":
             ahead, behind = behind, ahead
         if ahead and behind and behind.policy_label == best.policy_label:
-            return ahead
-    return best
+            winners.append(ahead)
+    if comparison is None or not winners:
+        return best
+    return max(winners, key=lambda trial: comparison.score(trial.arm or ""))
 
 
 def undecided_arms(

@@ -114,7 +114,7 @@ class Exposed:
         return cls(omega_SF, idle, dict(_leaves({**others, "policy": outer}, "")))
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=1 << 12)
 def _exposure(policy: str, length: int) -> tuple[Array, float, dict[str, Any]]:
     values = json.loads(policy)
     law = build("policy", values)
@@ -155,7 +155,7 @@ def _columns(contexts: Sequence[Mapping[str, Any]]) -> Array:
             options = sorted({str(v) for v in values})
             found = [[1.0 if str(v) == o else -1.0 for v in values] for o in options[1:]]
             columns += [np.array(column) for column in found]
-        elif min(numbers) < max(numbers):
+        elif numbers and min(numbers) < max(numbers):
             low, high = min(numbers), max(numbers)
             numbers_N = np.array([np.nan if v is None else float(v) for v in values])
             if low > 0 and high >= LOG_FROM * low:

@@ -184,7 +184,8 @@ def select_trial(
         found = _scored(runs, prepared, scores, required=trial)
         if found is not None:
             left.pop(key, None)
-            again = _scored(fresh.get(trial.number, ()), prepared, scores)
+            confirming = [run for one in (trial, *seeds) for run in fresh.get(one.number, ())]
+            again = _scored(confirming, prepared, scores)
             law = out_of_play(trial.policy, prepared.length)
             points[trial.number] = Runs(found, again, law)
     others = [
@@ -193,8 +194,9 @@ def select_trial(
         if (found := _scored(trials, prepared, scores)) is not None
     ]
     worst: dict[int, float] = {}
-    for trial in ranked if by_worst else ():
-        results = [t.result for t in fresh.get(trial.number, ()) if t.result is not None]
+    for trial, *seeds in searched_points.values() if by_worst else ():
+        confirming = [run for one in (trial, *seeds) for run in fresh.get(one.number, ())]
+        results = [run.result for run in confirming if run.result is not None]
         lowest = worst_domain(results or [trial.require_result()])
         if lowest is not None:
             worst[trial.number] = lowest[1]

@@ -131,7 +131,7 @@ def run_logs(
         offset = _print_from(log.file, offset, raw=as_json or rank is not None)
         if active:
             time.sleep(POLL_S)
-    if rank is None and log.trial.traceback.exists():
+    if rank is None and not as_json and log.trial.traceback.exists():
         print(log.trial.traceback.read_text(encoding="utf-8"), end="")
 
 
@@ -143,7 +143,7 @@ def _print_from(path: Path, offset: int, raw: bool) -> int:
         file.seek(offset)
         whole = file.read().rpartition(b"\n")
     text = b"".join(whole[:2])
-    for line in text.decode("utf-8", errors="replace").splitlines():
+    for line in text.decode("utf-8", errors="replace").split("\n")[:-1]:
         with suppress(ValueError):
             line = line if raw else status.event_words(event_from_json(line))
         print(line, flush=True)

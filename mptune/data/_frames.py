@@ -268,9 +268,9 @@ class _Dtype:
     """A dtype in a pickle. NumPy's own would take any state from the file, and crash on some."""
 
     def __init__(self, code: str, *_: Any) -> None:
-        self.dtype = np.dtype(code)
-        if self.dtype.kind not in "?biufSUO":
+        if not re.fullmatch(r"[<>|=]?[?biufSUO]\d*", code):
             raise pickle.UnpicklingError(f"it holds values of type {code}")
+        self.dtype = np.dtype(code)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.dtype = self.dtype.newbyteorder(state[1])
@@ -293,7 +293,9 @@ class _Array:
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, fortran, raw = state
-        self.values = dtype.read(raw).reshape(shape, order="F" if fortran else "C")
+        # NumPy lists objects in the order of C, whatever the array's is.
+        order: Any = "F" if fortran and dtype.dtype != object else "C"
+        self.values = dtype.read(raw).reshape(shape, order=order)
 
 
 def _plain(value: Any) -> Any:

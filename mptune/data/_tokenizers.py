@@ -223,15 +223,15 @@ def save_for_transformers(table: TokenTable, folder: Path) -> None:
         tokenizer.decoder = decoders.ByteLevel()
     else:
         return
-    for token, number in ((MASK, table.mask_id), (PAD, table.pad_id)):
-        tokenizer.add_special_tokens([token])
-        if tokenizer.token_to_id(token) != number:
-            raise ValueError(f"the tokenizer has a token {token} of its own")
+    wanted, mask, pad = {None, table.mask_id, table.pad_id}, MASK, PAD
+    while not {tokenizer.token_to_id(mask), tokenizer.token_to_id(pad)} <= wanted:
+        mask, pad = f"<{mask}>", f"<{pad}>"  # the tokenizer has such tokens of its own
+    tokenizer.add_special_tokens([mask, pad])
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "mask_token": MASK,
-        "pad_token": PAD,
+        "mask_token": mask,
+        "pad_token": pad,
         "model_max_length": table.length,
     }
     write_json(

@@ -453,7 +453,8 @@ def _count(size: str) -> float:
 def _without_password(url: str) -> str:
     # As SQLAlchemy reads it: a password may have any character but @.
     passwords = re.findall("://[^:/@]*:([^@]*)@", url)
-    passwords += parse_qs(url.partition("?")[2]).get("password", ())
+    query = parse_qs(url.partition("?")[2])
+    passwords += [word for key in ("password", "passwd") for word in query.get(key, ())]
     if any(word and not VARIABLE.fullmatch(word) for word in passwords):
         raise ValueError(
             "has a password, which the run directory would keep: write ${NAME} for an environment "
@@ -501,12 +502,13 @@ class Storage(Section):
         def value(found: re.Match[str]) -> str:
             if found[1] not in os.environ:
                 raise InputError(f"storage.url: there is no environment variable {found[1]}")
-            return quote(os.environ[found[1]], safe="")
+            # Of a password every special character is quoted; a path or a host stays as it is.
+            is_password = found.string[: found.start()].endswith((":", "="))
+            return quote(os.environ[found[1]], safe="") if is_password else os.environ[found[1]]
 
         if self.url is None:
             return None
-        url = re.sub(r"^postgres(ql)?://", "postgresql+psycopg2://", self.url)
-        return VARIABLE.sub(value, url)
+        return re.sub(r"^postgres(ql)?://", "postgresql+psycopg2://", VARIABLE.sub(value, self.url))
 
 
 class SearchSpec(Section):

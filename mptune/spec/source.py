@@ -331,7 +331,7 @@ def _problems(
 def _line(concrete: Concrete, at: Location, rule: str) -> str:
     line = f"{concrete.origin(at)}: {_dotted(at)}: {rule}"
     return re.sub(
-        r"(://[^:/@\s]*:)[^\s']*(?=@)|(password=)[^&\s']+", r"\1\2...", line
+        r"(://[^:/@\s]*:).*(?=@)|(password=|passwd=)[^&\s']+", r"\1\2...", line
     )  # shows no password
 
 

@@ -375,21 +375,22 @@ def _outcome(
 
     A pruned trial is expected to gain as much after its last rung as finished ones did.
     """
-    unknown = np.full(BANDS, np.nan)
+    curve_G = np.full(BANDS, np.nan)
     seed = trial.user_attrs.get(ASKED, {}).get("repeat", 0)
-    if trial.state == TrialState.COMPLETE and "same_as" not in trial.user_attrs:
+    done = trial.state == TrialState.COMPLETE and isfinite(trial.value or 0.0)
+    if done and "same_as" not in trial.user_attrs:
         curve = trial.user_attrs.get(CURVE)
         if curve and len(curve) > 1:
-            rate_C, score_C = np.array(curve).T
-            unknown = sign * np.interp((np.arange(BANDS) + 0.5) / BANDS, rate_C, score_C)
-        return sign * float(trial.value or 0.0), unknown, 0.0, seed
+            rate_C, score_C = np.array(sorted(curve)).T
+            curve_G = sign * np.interp((np.arange(BANDS) + 0.5) / BANDS, rate_C, score_C)
+        return sign * float(trial.value or 0.0), curve_G, 0.0, seed
     if trial.state == TrialState.PRUNED and trial.intermediate_values:
         step, value = max(trial.intermediate_values.items())
         pairs = [(r.trial.value, r.trial.intermediate_values.get(step)) for r in best]
         gains = [float(end) - rung for end, rung in pairs if end is not None and rung is not None]
         expected = value + float(np.mean(gains)) if len(gains) > 1 else nan
         if isfinite(expected):
-            return sign * expected, unknown, float(np.var(gains, ddof=1)), seed
+            return sign * expected, curve_G, float(np.var(gains, ddof=1)), seed
     return None
 
 

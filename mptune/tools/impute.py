@@ -329,7 +329,8 @@ def replace_cells(text: str, suffix: str, cells: Mapping[tuple[int, str], str]) 
         by_row.setdefault(row, []).append((place[name], value))
     field = re.compile(rf'((?:"(?:[^"]|"")*"?)?[^{delimiter}\r\n]*)({delimiter}|\r\n|\r|\n|\Z)')
     parts, end, row, fields = list[str](), 0, -1, list[re.Match[str]]()
-    for match in field.finditer(text):
+    # The reader leaves out a byte order mark, before which a quote would be none.
+    for match in field.finditer(text, int(text.startswith("\ufeff"))):
         fields.append(match)
         if match[2] == delimiter:
             continue

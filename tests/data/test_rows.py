@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from mptune.data import _sources as sources
+from mptune.data._frames import load_arrays
 from mptune.data._table import TokenTable
 from mptune.spec.schema import build
 
@@ -144,6 +146,18 @@ def test_recordings_of_a_pickled_dictionary(tmp_path):
     )  # fmt: skip
     table = data.prepare(tmp_path / "cache")
     assert len(table.train) + len(table.heldout) + len(table.domain("late")) == 3 + 4 + 5 + 2
+
+
+def test_objects_of_a_pickled_array_keep_their_places(tmp_path):
+    held = np.empty((2, 3), object)
+    held[:] = [[1, 2, 3], ["a", "b", "c"]]
+    np.save(tmp_path / "held.npy", {"o": np.asfortranarray(held), "x": np.eye(3, order="F")})
+    file = SimpleNamespace(
+        open=lambda: (tmp_path / "held.npy").open("rb"), suffix=".npy", place="held.npy"
+    )
+    found = load_arrays(file)
+    assert found["o"].tolist() == held.tolist()
+    assert found["x"].tolist() == np.eye(3).tolist()
 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path):

@@ -65,6 +65,8 @@ def test_what_may_be_a_dimension(path: str, expected: bool) -> None:
         "postgresql://me:open-sesame@host/db",
         "postgresql://me:open:/@-sesame@host/db",
         "mysql://host/db?user=me&password=open-sesame",
+        "mysql://host/db?passwd=open-sesame",
+        "postgresql://me:o/p#e n'-sesame@host/db",
     ],
 )
 def test_a_password_is_neither_stored_nor_shown(
@@ -86,5 +88,6 @@ def test_a_variable_takes_the_place_of_a_password(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("OUR_WORD", "a@b/c")
     assert storage.address() == "postgresql+psycopg2://me:a%40b%2Fc@host/db"
     assert "a@b" not in storage.model_dump_json()
+    assert Storage(url="journal:///${OUR_WORD}.log").address() == "journal:///a@b/c.log"
     assert Storage().address() is None
     assert Storage(url="sqlite:////a/b.db").address() == "sqlite:////a/b.db"

@@ -18,6 +18,7 @@ from mptune.data._inspect import codec_columns
 from mptune.errors import InputError
 from mptune.spec.schema import build
 from mptune.tools import impute
+from mptune.tools.impute import replace_cells
 from mptune.training.worker import Worker
 from mptune.trial import Finished, PrepareRequest
 from tests.objects import bucket
@@ -225,3 +226,8 @@ def test_a_table_without_a_column(model, tmp_path, capsys):
     (tmp_path / "t.csv").write_text("site,t,a,bb,on\n1,2,3,4,1\n")
     assert main(["impute", str(model[0]), str(tmp_path / "t.csv"), "--check", "0.2"]) == 2
     assert "no column 'b'; there are site, t, a, bb, on; did you mean" in capsys.readouterr().err
+
+
+def test_a_byte_order_mark_does_not_move_cells():
+    text = '\ufeff"a,x",b\n1,\n2,\n3,\n'
+    assert replace_cells(text, ".csv", {(0, "b"): "first"}) == text.replace("1,", "1,first")
