@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from mptune.analysis.comparison import ComparisonReport, chosen_policy
 from mptune.analysis.crossed import Array
 from mptune.analysis.posterior import MeasuredPoints, draw_scores
 from mptune.analysis.ranking import finalists
@@ -335,6 +337,17 @@ def test_an_arm_of_the_same_point_adds_its_runs() -> None:
     assert expected < -2.05, "the two others of its three runs scored -2.3"
 
 
+def test_a_confirmation_counts_for_its_point_whichever_seed_scored_best() -> None:
+    """It names the trial that it repeated; another seed of that point may score higher later."""
+    found = [trial(n, nats, seed=n) for n, nats in enumerate([-2.0, -2.1, -1.9])]
+    searched = [t.model_copy(update={"spec": Point("aba"[t.number], PREPARED)}) for t in found]
+    fresh = [trial(n, -2.0, "confirmation", seed=9 + n, repeats=n, far=-3.0) for n in range(2)]
+    made = select_trial(searched, fresh, {}, PREPARED, scores)
+    assert made is not None
+    assert {c.trial: c.runs for c in made.candidates} == {2: 3, 1: 2}
+    assert all(c.confirmation for c in made.candidates)
+
+
 def test_the_worst_domain_of_the_fresh_runs_decides_if_it_is_asked_to() -> None:
     searched = [trial(0, -2.0, far=-3.0), trial(1, -2.1, far=-2.8), trial(2, -2.2, far=-2.9)]
     found = select_trial(searched, [], {}, PREPARED, scores, by_worst=True)
@@ -369,3 +382,15 @@ def test_finalists_are_the_best_and_the_same_point_counts_once() -> None:
     failed = trial(3, math.nan)
     assert [t.number for t in finalists([*found, failed], 2)] == [1, 0]
     assert [t.number for t in finalists([*found, failed], 9, by_worst=True)] == [0, 2, 1]
+
+
+def test_of_several_arms_that_beat_the_searchs_best_the_best_one_is_chosen() -> None:
+    arms = {
+        name: (trial(n, nats, "comparison", arm=name, policy_label=name, same_as=None),)
+        for n, (name, nats) in enumerate([("base", -2.1), ("a bit", -2.0), ("far", -1.5)])
+    }
+    won = [SimpleNamespace(arm=a, baseline="base", verdict="better") for a in ("a bit", "far")]
+    compared = ComparisonReport.model_construct(baseline="base", arms=arms, differences=won)
+    assert chosen_policy(trial(7, -2.05, policy_label="base"), compared) is arms["far"][0]
+    other = trial(7, -2.05, policy_label="another")
+    assert chosen_policy(other, compared) is other
