@@ -30,6 +30,22 @@ its seed; `why` is the reason for which its point was proposed, as text."""
 CURVE = "curve"
 """User attribute of a finished trial: (mask rate, score) pairs."""
 
+JUDGED = "judged"
+"""User attribute of a trial: what the predictive pruner decided of it, oldest first, each as
+
+    decision: "go on", "pause", or "continue" for a paused trial that goes on,
+    progress: of the rung,
+    probability: that its final score is within `delta` of the best one,
+    threshold: below which it is paused, or above which a paused one goes on,
+    best: the best final score so far, and delta, both in nats per token,
+    finished: number of finished trials of its size that the probability is computed from.
+
+With fewer than the six finished trials that a decision needs, probability and threshold are None.
+A trial that is paused now also has the attribute `reason` with the value `PAUSED`."""
+
+PAUSED = "paused"
+"""`reason` of a trial that was paused: Optuna has it as running, and as pruned after the search."""
+
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
