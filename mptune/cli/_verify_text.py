@@ -14,18 +14,10 @@ from mptune.report.formatting import minus
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mptune.tools.verify import FoundingResult, RateResult, Verification
+    from mptune.tools.verify import Verification
 
 WIDTH = 100
 """Characters of the longest line."""
-
-_FOUNDING_NOTES = """\
-Recorded: printed by the founding code. Here: recomputed with the same random numbers (its data
-seed and its five mask seeds), in double precision. A forward is one mask of one
-sequence; the founding estimator shares its masks over all 1000 sequences. sd: of one run, over
-seeds. SE: of mptune, which at 200,000 forwards (not in --quick) costs as much as P = 1. The
-founding code's noise is kept: its standard deviation is 1/beta and it is shared over dimensions,
-although the variance in the model's covariance is 1/beta."""
 
 
 def as_json(found: Verification) -> Any:
@@ -51,14 +43,6 @@ def _parts(found: Verification) -> Iterator[str | Table]:
         ("model", "sequences", "masks", "largest error"),
         [(i.name, f"{i.sequences}", f"{i.masks}", f"{i.error:.1e}") for i in found.identity],
     )
-    yield "\nBias of scoring at one mask count, D·S(M) − log p(x), nats"
-    yield _rate_table(found.rates)
-    yield f"Setup: {found.rates.setup}."
-    yield "The parameters of the recorded figures are unknown: only signs and trend are compared."
-    yield "\nFounding table (arXiv 2306.00520): exp_2_area_fig1.py -n 1000 -d 200 -k 5, beta = 5"
-    head = ("", "forwards", "recorded", "sd", "here", "sd or SE", "z")
-    yield _table(head, _founding_rows(found.founding))
-    yield _FOUNDING_NOTES
     passed = len(found.checks) - len(found.failed)
     verdict = "all passed" if not found.failed else f"{len(found.failed)} FAILED"
     yield f"\n{passed} of {len(found.checks)} checks passed: {verdict} ({found.seconds:.0f} s)"
@@ -94,32 +78,6 @@ def _bed_notes(found: Verification) -> str:
         f"{population} (population) and {fixed} (fixed set), SE/sd {low:.2f} to {high:.2f};\n"
         f"a true coverage of 95 % gives {_span(found.coverage_band)} in 95 of 100 runs."
     )
-
-
-def _rate_table(found: RateResult) -> Table:
-    return _table(
-        ("", *(f"M = {m + 1}" for m in range(len(found.closed_form)))),
-        [
-            ("closed form", *map(_signed, found.closed_form)),
-            ("sampled, enumerated", *map(_signed, found.sampled)),
-            ("z of the difference", *map(_signed, found.z)),
-            ("recorded, another PPCA", *map(_signed, found.recorded)),
-        ],
-    )
-
-
-def _founding_rows(found: FoundingResult) -> Iterator[tuple[str, ...]]:
-    """Recorded and recomputed figures; the founding estimator with other seeds; then mptune's."""
-    yield "exact LML", "", minus(found.recorded_exact, 4), "", minus(found.exact, 4), "", ""
-    for row in found.rows:
-        name, recorded = f"accumulated, P = {row.permutations}", minus(row.recorded, 3)
-        here = minus(row.mean, 4), f"{row.sd:.4f}"
-        yield name, f"{row.forwards:,}", recorded, f"{row.recorded_sd:.3f}", *here, ""
-    own = minus(found.own_mean, 4), f"{found.own_sd:.4f}", _signed(found.own_z)
-    yield f"P = 1, {found.own_seeds} other seeds", f"{found.rows[0].forwards:,}", "", "", *own
-    for score in found.ours:
-        here_z = minus(score.estimate, 4), f"{score.se:.4f}", _signed(score.z)
-        yield "mptune", f"{score.forwards:,}", "", "", *here_z
 
 
 def _span(band: tuple[float, float]) -> str:

@@ -19,7 +19,7 @@ from mptune.errors import InputError
     JSON,
 )
 def run_verify(quick: bool, seed: int, as_json: bool) -> int:
-    """Check the estimator where the answer is known: exact models, the identity, founding figures.
+    """Check the estimator where the answer is known: exact models, and the identity.
 
     Every model has an exactly known log p(x). Nothing is downloaded and nothing is trained.
 

@@ -1,28 +1,24 @@
-"""Verifies the estimator against known answers: exact models, the identity, the founding figures.
+"""Verifies the estimator against known answers: exact models, and the identity by enumeration.
 
 Every model here knows its log p(x), so a wrong estimate, a wrong standard error or a wrong identity
-is seen. Four parts, each with its :class:`Claim` list:
+is seen. Two parts, each with its :class:`Claim` list:
 
     beds      PPCA, HMM, Markov chain and a small joint, complete and with values missing
     identity  sum_M S(M) = log p(x) by enumeration of every mask (arXiv 2306.00520, Proposition 1)
-    rates     the bias of scoring at one mask count, D S(M) - log p(x), in closed form
-    founding  the figures of github.com/pmorenoz/MPT-LML, `exp_2_area_fig1.py -n 1000 -d 200 -k 5`
 
-Notation and shape suffixes: N sequences, n of them drawn, D positions, B masks, K latent
-dimensions, L principal sequences, P masks per mask count. Everything is in nats per sequence.
+Notation and shape suffixes: N sequences, n of them drawn, D positions, B masks. Everything is in
+nats per sequence. `benchmarks/founding.py` reproduces the figures of the founding paper.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import combinations
-from math import comb, isfinite, sqrt
+from math import comb, sqrt
 from time import monotonic
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.special import bdtr  # type: ignore[import-untyped, unused-ignore]
 
@@ -69,18 +65,8 @@ _MISSING = 0.3
 _BATCH = 256
 
 
-@dataclass(frozen=True)
-class Effort:
-    """How much is computed."""
-
-    replications: int
-    own_seeds: int
-    forwards_per_sequence: tuple[int, ...]
-    """Of our estimator on the founding data; 200 is as many as the founding one at P = 1."""
-
-
-QUICK = Effort(replications=120, own_seeds=50, forwards_per_sequence=(2, 20))
-FULL = Effort(replications=600, own_seeds=500, forwards_per_sequence=(2, 20, 200))
+QUICK, FULL = 120, 600
+"""Replications of each bed."""
 
 
 @dataclass(frozen=True)
@@ -123,60 +109,6 @@ class IdentityResult:
     error: float
 
 
-@dataclass(frozen=True)
-class RateResult:
-    """Bias of the fixed mask count M in 1..D [D each]."""
-
-    setup: str
-    closed_form: tuple[float, ...]
-    """Expected over x, from the covariance alone."""
-    sampled: tuple[float, ...]
-    """Mean over sampled x of the model's own conditionals, every mask enumerated."""
-    z: tuple[float, ...]
-    """Sampled less closed form, in standard errors."""
-    recorded: tuple[float, ...] = (1.82, 1.44, 0.67, -0.80, -3.14)
-    """An earlier measurement on another PPCA with D = 5, which must have the same signs."""
-
-
-@dataclass(frozen=True)
-class FoundingRow:
-    """The founding estimator with P masks per mask count, over its own five seeds."""
-
-    permutations: int
-    forwards: int
-    """Evaluations of the model, a mask of a sequence each, of one seed."""
-    recorded: float
-    recorded_sd: float
-    mean: float
-    sd: float
-    """Over seeds, with n - 1."""
-
-
-@dataclass(frozen=True)
-class OursRow:
-    """Our estimator on the founding data."""
-
-    forwards: int
-    estimate: float
-    se: float
-    z: float
-
-
-@dataclass(frozen=True)
-class FoundingResult:
-    """The founding table, recomputed."""
-
-    recorded_exact: float
-    exact: float
-    rows: tuple[FoundingRow, ...]
-    own_seeds: int
-    """Of the founding estimator at P = 1, seeds that are not the founding ones."""
-    own_mean: float
-    own_sd: float
-    own_z: float
-    ours: tuple[OursRow, ...]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Verification:
     """All that was computed, and whether it holds."""
@@ -192,8 +124,6 @@ class Verification:
     spread_allowed: Band
     beds: tuple[BedResult, ...]
     identity: tuple[IdentityResult, ...]
-    rates: RateResult
-    founding: FoundingResult
     checks: tuple[Claim, ...]
 
     @property
@@ -211,36 +141,30 @@ def verify(
 ) -> Verification:
     """Claim ``estimate`` against every known answer.
 
-    ``seed`` fixes the samples and plans; the models and the founding data are always the same.
+    ``seed`` fixes the samples and plans; the models are always the same.
     """
-    started, effort = monotonic(), QUICK if quick else FULL
+    started, replications = monotonic(), QUICK if quick else FULL
     kinds = [(k, missing) for k in _ORACLES for missing in (0.0, _MISSING)]
     beds = []
     for index, (kind, missing) in enumerate(kinds):
         bed = make_bed(kind, missing, _seed(seed, index))
-        on_progress(bed.name, 0.8 * index / len(kinds))
-        beds.append(run_bed(bed, effort.replications, _seed(seed, index, 1), estimate))
-    on_progress("identity by enumeration", 0.8)
-    identity, rates = identities(seed), fixed_rates(seed)
-    on_progress("founding figures", 0.82)
-    founding = reproduce(effort, seed, estimate)
+        on_progress(bed.name, 0.95 * index / len(kinds))
+        beds.append(run_bed(bed, replications, _seed(seed, index, 1), estimate))
+    on_progress("identity by enumeration", 0.95)
+    identity = identities(seed)
     return Verification(
         seed=seed,
         quick=quick,
         seconds=monotonic() - started,
-        replications=effort.replications,
-        coverage_band=coverage_band(effort.replications),
-        coverage_allowed=coverage_allowed(effort.replications),
-        spread_allowed=spread_allowed(effort.replications),
+        replications=replications,
+        coverage_band=coverage_band(replications),
+        coverage_allowed=coverage_allowed(replications),
+        spread_allowed=spread_allowed(replications),
         beds=tuple(beds),
         identity=identity,
-        rates=rates,
-        founding=founding,
         checks=(
-            *(check for bed in beds for check in bed_checks(bed, effort.replications)),
+            *(check for bed in beds for check in bed_checks(bed, replications)),
             *identity_checks(identity),
-            *rate_checks(rates),
-            *founding_checks(founding),
         ),
     )
 
@@ -429,182 +353,3 @@ def identity_checks(found: tuple[IdentityResult, ...]) -> Iterator[Claim]:
     for one in found:
         words = f"largest error {one.error:.1e}, allowed {IDENTITY_TOLERANCE:.0e}"
         yield Claim(f"{one.name}: Σ S(M) = log p(x)", one.error < IDENTITY_TOLERANCE, words)
-
-
-# --- the bias of one mask rate -----------------------------------------------------------------
-
-
-def fixed_rates(seed: int, n: int = 4000) -> RateResult:
-    """D S(M) - log p of a PPCA with D = 5: in closed form, and from ``n`` sampled sequences."""
-    ppca = PPCA.random(length=5, latent=2, noise_variance=0.1, seed=2)
-    covariance = ppca.loadings_DQ @ ppca.loadings_DQ.T + ppca.noise_variance * np.eye(5)
-    expected_D = expected_rate_bias(covariance)
-    tokens = ppca.sample(n, _seed(seed, 101))
-    scores_ND = mask_scores(ppca, tokens, np.ones(tokens.shape, bool))
-    bias_ND = 5 * scores_ND - ppca.log_marginal(tokens)[:, None]
-    error_D, se_D = bias_ND.mean(axis=0) - expected_D, bias_ND.std(axis=0, ddof=1) / sqrt(n)
-    return RateResult(
-        setup="our own PPCA: D = 5, 2 latent dimensions, noise variance 0.1, normal loadings",
-        closed_form=tuple(map(float, expected_D)),
-        sampled=tuple(map(float, bias_ND.mean(axis=0))),
-        z=tuple(_z(float(e), float(s)) for e, s in zip(error_D, se_D, strict=True)),
-    )
-
-
-def expected_rate_bias(covariance_DD: FloatArray) -> FloatArray:
-    """E_x[D S(x; M) - log p(x)], M = 1..D, of a normal x, in nats.
-
-    E log p(x_j | rest) = -(1/2) log(2 pi e v_j), v_j the Schur complement, and E log p(x) likewise.
-    """
-    length = len(covariance_DD)
-    log_volume = np.linalg.slogdet(2 * np.pi * np.e * covariance_DD)[1]
-    scores_D = []
-    for m in range(1, length + 1):
-        scores = []
-        for mask in combinations(range(length), m):
-            rest = [j for j in range(length) if j not in mask]
-            between = covariance_DD[np.ix_(rest, mask)]
-            known = np.linalg.solve(covariance_DD[np.ix_(rest, rest)], between)
-            variance = np.diag(covariance_DD)[list(mask)] - (between * known).sum(axis=0)
-            scores.append(float(-0.5 * np.log(2 * np.pi * np.e * variance).mean()))
-        scores_D.append(np.mean(scores))
-    bias: FloatArray = length * np.array(scores_D) + 0.5 * log_volume
-    return bias
-
-
-def rate_checks(found: RateResult) -> Iterator[Claim]:
-    """A low rate scores too high, a high one too low, and over all rates the bias is 0."""
-    bias = np.array(found.closed_form)
-    words = ", ".join(f"{b:+.2f}" for b in bias)
-    yield Claim("fixed rates: bias falls with M", bool((np.diff(bias) < 0).all()), words)
-    same = bool((np.sign(bias) == np.sign(found.recorded)).all())
-    yield Claim("fixed rates: signs as recorded", same, words)
-    left = abs(float(bias.mean()))
-    yield Claim("fixed rates: mean over M is 0", left < IDENTITY_TOLERANCE, f"it is {left:.1e}")
-    worst = max(found.z, key=abs)
-    yield _close("fixed rates: closed form against sampled sequences", worst)
-
-
-# --- the founding figures ----------------------------------------------------------------------
-
-FOUNDING_EXACT = -60.3436
-FOUNDING_FIGURES = {1: (-60.445, 0.474), 10: (-60.223, 0.130), 100: (-60.341, 0.030)}
-"""P -> (mean, sd over seeds) that the repository of Moreno-Munoz et al. (2023) prints."""
-
-FOUNDING_TOLERANCE = 0.0015
-"""The figures have three digits; the founding code works in single precision, this in double."""
-
-_FOUNDING_SEED, _FOUNDING_SEEDS = 1991, (4, 44, 444, 4444, 44444)
-_N, _D, _K, _BETA = 1000, 200, 5, 5.0
-_FOUNDING_CHUNK = 500
-
-
-def founding_data() -> tuple[PPCA, FloatArray]:
-    """The founding model and its 1000 sequences [N, D].
-
-    Two quirks, kept only here: the noise is one number per sequence, shared over dimensions, with
-    *standard deviation* 1/beta; the model's covariance has *variance* 1/beta. Nothing is lost: the
-    identity holds for every x, not only for x that the model generates.
-    """
-    generator = torch.Generator().manual_seed(_FOUNDING_SEED)
-    loadings_DK, latent_NK, noise_N1 = (
-        torch.randn(size, generator=generator).double().numpy()
-        for size in ((_D, _K), (_N, _K), (_N, 1))
-    )
-    tokens_ND = latent_NK @ loadings_DK.T + noise_N1 / _BETA
-    return PPCA(loadings_DK, 1 / _BETA), tokens_ND
-
-
-class FoundingEstimator:
-    """The founding estimate: for each M = 1..D the mean of S over P masks, shared by all sequences.
-
-    The mean over sequences of a squared prediction error depends on x only through X^T X / N. So
-    the L principal sequences that have the same moments, 6 here, stand for all 1000.
-    """
-
-    def __init__(self, ppca: PPCA, tokens_ND: FloatArray) -> None:
-        self.loadings_DK, self.noise = ppca.loadings_DQ, ppca.noise_variance
-        _, scale, basis = np.linalg.svd(tokens_ND / sqrt(len(tokens_ND)), full_matrices=False)
-        kept = scale > 1e-9 * scale[0]
-        self.principal_DL = (scale[kept, None] * basis[kept]).T
-        self._gram = np.einsum("dk,dl->dkl", self.loadings_DK, self.loadings_DK)
-        self._cross = np.einsum("dk,dl->dkl", self.loadings_DK, self.principal_DL)
-
-    def score(self, mask_BD: BoolArray) -> FloatArray:
-        """(1/M) sum over the mask of log p, averaged over all sequences [B]."""
-        seen_BD = (~mask_BD).astype(np.float64)
-        gram_BKK = np.tensordot(seen_BD, self._gram, axes=1) / self.noise
-        latent_BKK = np.linalg.inv(np.eye(gram_BKK.shape[1]) + gram_BKK)
-        known_BKL = latent_BKK @ np.tensordot(seen_BD, self._cross, axes=1) / self.noise
-        error_BD = ((self.principal_DL - self.loadings_DK @ known_BKL) ** 2).sum(axis=2)
-        spread_BD = ((self.loadings_DK @ latent_BKK) * self.loadings_DK).sum(axis=2)
-        variance_BD = self.noise + spread_BD
-        log_BD = -0.5 * (np.log(2 * np.pi * variance_BD) + error_BD / variance_BD)
-        scores_B: FloatArray = np.where(mask_BD, log_BD, 0.0).sum(axis=1) / mask_BD.sum(axis=1)
-        return scores_B
-
-    def estimate(self, permutations: int, seed: int) -> float:
-        """The sum over M, nats per sequence, with the masks of ``seed``."""
-        length = len(self.loadings_DK)
-        generator = torch.Generator().manual_seed(seed)
-        counts = np.repeat(np.arange(1, length + 1), permutations)
-        total = 0.0
-        for start in range(0, counts.size, _FOUNDING_CHUNK):
-            count_B = counts[start : start + _FOUNDING_CHUNK]
-            orders = [torch.randperm(length, generator=generator) for _ in count_B]
-            mask_BD = torch.stack(orders).argsort(1).numpy() < count_B[:, None]
-            total += float(self.score(mask_BD).sum())
-        return total / permutations
-
-
-def reproduce(effort: Effort, seed: int, estimate: Estimator) -> FoundingResult:
-    """The founding table from its own seeds, then with other seeds, then by our estimator."""
-    ppca, tokens_ND = founding_data()
-    truth = float(ppca.log_marginal(tokens_ND).mean())
-    founding = FoundingEstimator(ppca, tokens_ND)
-    rows, ours = [], []
-    for permutations, (recorded, recorded_sd) in FOUNDING_FIGURES.items():
-        found = [founding.estimate(permutations, s) for s in _FOUNDING_SEEDS]
-        mean, sd = float(np.mean(found)), float(np.std(found, ddof=1))
-        forwards = _N * _D * permutations
-        rows.append(FoundingRow(permutations, forwards, recorded, recorded_sd, mean, sd))
-    own = [founding.estimate(1, _seed(seed, 102, s) % 2**32) for s in range(effort.own_seeds)]
-    own_mean, own_sd = float(np.mean(own)), float(np.std(own, ddof=1))
-    # Guesses come from other sequences of the same law, as training data would give them.
-    plan_seed = _seed(seed, 103)
-    covariates = GaussianCovariates.fit(ppca.sample(_TRAINING, _seed(plan_seed, 1)))
-    for forwards in effort.forwards_per_sequence:
-        made = estimate(
-            ppca.log_prob,
-            tokens_ND,
-            forwards=forwards,
-            seed=plan_seed,
-            batch_size=_BATCH,
-            covariates=covariates,
-        )
-        value, se = made.nats_per_sequence, made.se_fixed
-        ours.append(OursRow(made.forwards_used, value, se, _z(value - truth, se)))
-    return FoundingResult(
-        recorded_exact=FOUNDING_EXACT,
-        exact=truth,
-        rows=tuple(rows),
-        own_seeds=effort.own_seeds,
-        own_mean=own_mean,
-        own_sd=own_sd,
-        own_z=_z(own_mean - truth, own_sd / sqrt(len(own))),
-        ours=tuple(ours),
-    )
-
-
-def founding_checks(found: FoundingResult) -> Iterator[Claim]:
-    """The founding figures to their printed digits, and both estimators around the truth."""
-    figures = {"exact LML": (found.exact, found.recorded_exact)}
-    for row in found.rows:
-        figures[f"mean at P = {row.permutations}"] = row.mean, row.recorded
-        figures[f"sd at P = {row.permutations}"] = row.sd, row.recorded_sd
-    for name, (value, recorded) in figures.items():
-        same = isfinite(value) and abs(value - recorded) < FOUNDING_TOLERANCE
-        yield Claim(f"founding: {name}", same, f"{value:.4f}, recorded {recorded}")
-    yield _close(f"founding: its estimator over {found.own_seeds} other seeds", found.own_z)
-    for ours in found.ours:
-        yield _close(f"founding: our estimator with {ours.forwards} forwards", ours.z)
