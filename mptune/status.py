@@ -131,6 +131,74 @@ class Trials(Message):
         return {state: count for state, count in self.model_dump().items() if count}
 
 
+EndedBy = Literal["certainty", "worth", "trials", "budget"]
+"""What ended a search: it was sure enough, going on was not worth it, its number of trials, or a
+budget."""
+
+
+class Purchase(Message):
+    """What more training runs would bring on average."""
+
+    runs: int
+    trial: int | None = Field(
+        description="they are more seeds of this trial's point; None: of a point that has not run"
+    )
+    gain: float = Field(
+        description="nats per sequence by which the recommended policy would be better"
+    )
+    worker_hours: float
+
+    @property
+    def per_worker_hour(self) -> float:
+        return self.gain / max(self.worker_hours, 1e-9)
+
+
+class Outlook(Message):
+    """How sure a search is of its recommendation, and what going on would bring."""
+
+    trials: int = Field(description="trials that had ended")
+    unknown: Literal["start", "seeds", "worst_domain"] | None = Field(
+        None,
+        description="why nothing is known, and the search does not end by itself. start: the "
+        "trials that it begins with have not all ended. seeds: no point was trained with two "
+        "seeds. worst_domain: the choice is by the worst domain",
+    )
+    recommended: int | None = Field(None, description="number of the trial")
+    candidates: int = Field(0, description="points that have finished")
+    delta: float | None = Field(
+        None,
+        description="nats per sequence that do not matter: 1, or half a standard deviation of the "
+        "difference between two seeds",
+    )
+    within: float | None = Field(
+        None, description="probability that no candidate is better than the recommended by `delta`"
+    )
+    unseen: float | None = Field(
+        None,
+        description="probability that no point that has not run is better by `delta`, as the "
+        "sampler's surrogate predicts; None without a surrogate",
+    )
+    loss: float | None = Field(
+        None,
+        description="expected nats per sequence that the best candidate is better: the most that "
+        "seeds can gain",
+    )
+    buys: tuple[Purchase, ...] = Field((), description="more seeds, and new points")
+    ended_by: EndedBy | None = Field(None, description="None: the search goes on")
+
+    @property
+    def probability(self) -> float | None:
+        """That the recommended point is within `delta` of the best; None if it is not known."""
+        if self.within is None:
+            return None
+        return self.within if self.unseen is None else self.within * self.unseen
+
+    @property
+    def best_buy(self) -> Purchase | None:
+        """What gains most per worker-hour."""
+        return max(self.buys, key=lambda buy: buy.per_worker_hour, default=None)
+
+
 class StageEnd(Message):
     """The last status of a stage that is not running now."""
 

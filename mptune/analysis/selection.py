@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -32,6 +32,7 @@ from mptune.analysis.moderation import out_of_play
 from mptune.analysis.posterior import MeasuredPoints, draw_scores
 from mptune.analysis.ranking import point_of, ranking
 from mptune.analysis.robustness import worst_domain
+from mptune.analysis.worth import RUNS, expected_gains
 from mptune.errors import NoResultError
 from mptune.trial import Message, Prepared, Trial
 
@@ -79,6 +80,14 @@ class Candidate(Message):
     confirmation: Confirmation | None = None
 
 
+class SeedGain(Message):
+    """What more seeds of a candidate would gain on average (`mptune.analysis.worth`)."""
+
+    trial: int
+    seeds: int
+    nats_per_token: float
+
+
 class SearchSelection(Message):
     """The choice that a search makes, and how sure it is."""
 
@@ -100,6 +109,19 @@ class SearchSelection(Message):
     )
     overturned: bool = Field(
         False, description="the recommended one was not the search's best: more runs changed it"
+    )
+    delta: float | None = Field(
+        None,
+        description="what does not matter, nats per token: one nat per sequence, or half a "
+        "standard deviation of the difference between two seeds of the recommended one",
+    )
+    within: float | None = Field(
+        None,
+        description="probability that no candidate is better than the recommended one by more "
+        "than `delta`",
+    )
+    gains: tuple[SeedGain, ...] = Field(
+        (), description="for each number of seeds, the candidate that gains most by them"
     )
 
     def candidate(self, trial: int) -> Candidate | None:
@@ -200,7 +222,8 @@ def select_trial(
         lowest = worst_domain(results or [trial.require_result()])
         if lowest is not None:
             worst[trial.number] = lowest[1]
-    return search_selection(points, others, worst or None) if points else None
+    nat = prepared.heldout_sequences / prepared.heldout_tokens
+    return search_selection(points, others, worst or None, nat=nat) if points else None
 
 
 def _scored(
@@ -249,6 +272,9 @@ def score_of(selection: SearchSelection | None, trial: Trial) -> tuple[float, fl
     return trial.nats_per_token, lml_half_width(trial.require_result().lml)
 
 
+SEED_SHARE = math.sqrt(0.5)
+"""Of a standard deviation over seeds: half of that of the difference between two seeds."""
+
 CHAINS = 64
 """Chains of the posterior's sampler, of 100 draws each by default: a probability is within one
 percentage point of its exact value in most cases."""
@@ -260,6 +286,7 @@ def search_selection(
     worst: Mapping[int, float] | None = None,
     draws: int = 6400,
     seed: int = 0,
+    nat: float = 0.0,
 ) -> SearchSelection:
     """The choice among the finished trials of a search; the order of the arguments has no effect.
 
@@ -269,6 +296,7 @@ def search_selection(
         worst: number of a trial -> its score at its worst domain, which decides instead.
         draws: from the posterior.
         seed: of the draws.
+        nat: one nat per sequence, in nats per token.
 
     Raises:
         ValueError: `points` is empty.
@@ -335,6 +363,17 @@ def search_selection(
     confirmed = [c for c in candidates if c.confirmation]
     chosen = max((worst is not None and confirmed) or candidates, key=deciding)
     chosen_by: Literal["search", "confirmation"] = "confirmation" if confirmed else "search"
+    doubt: dict[str, Any] = {}
+    if seed_sd is not None:
+        a = order.index(chosen.trial)
+        doubt["delta"] = max(nat, SEED_SHARE * float(sd_A[a]))
+        doubt["within"] = float(np.mean(theta_ZA.max(1) - theta_ZA[:, a] <= doubt["delta"]))
+        gains_NA = expected_gains(theta_ZA.mean(0), np.atleast_2d(np.cov(theta_ZA.T)), sd_A**2)
+        doubt["gains"] = tuple(
+            SeedGain(trial=order[best], seeds=seeds, nats_per_token=float(gains_A[best]))
+            for seeds, gains_A in zip(RUNS, gains_NA, strict=True)
+            for best in [int(gains_A.argmax())]
+        )
     return SearchSelection(
         candidates=tuple(candidates),
         recommended=chosen.trial,
@@ -342,6 +381,7 @@ def search_selection(
         seed_sd=seed_sd,
         seed_runs=sum(repeated),
         overturned=chosen is not candidates[0],
+        **doubt,
     )
 
 

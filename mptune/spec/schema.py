@@ -321,6 +321,20 @@ class Search(Section):
     budget_gpu_hours: Free[float | None] = Field(
         None, gt=0, description="GPUs x hours of all trials, in the same way"
     )
+    certainty: Free[float | None] = Field(
+        0.95,
+        gt=0.5,
+        lt=1,
+        description="the search ends once its recommendation is, with this probability, within 1 "
+        "nat per sequence of the best (or within half a standard deviation of the difference "
+        "between two seeds); known only where a policy was trained with two seeds; null: off",
+    )
+    worth: Free[float | None] = Field(
+        None,
+        gt=0,
+        description="the search ends once another worker-hour is expected to gain less than this, "
+        "in nats per sequence",
+    )
     confirm: Free[Confirm] = Confirm()
     choose_by: Free[Literal["heldout", "worst_domain"]] = Field(
         "heldout",
