@@ -119,8 +119,9 @@ def test_flip_says_which_criterion_prefers_what(compared: Report) -> None:
     assert large.words == (
         f"At {LARGE}, loss at 15 % masking picks fixed 15 % (1.009 against 1.031 nats per masked "
         "position), but the LML picks accumulated (−1.660 against −1.784 nats per token). The "
-        "differences are 0.023 ± 0.014 and 0.125 ± 0.014 (95 % intervals, over 3 paired seeds, on "
-        "these held-out sequences)."
+        "differences are 0.023 ± 0.014 and 0.125 ± 0.014 (95 % intervals, over 3 paired seeds, "
+        "for this pair and these held-out sequences only, so narrower than the interval of the "
+        "verdict)."
     )
     assert not small.disagree, "single runs whose difference in loss is within its noise"
     assert "the criteria differ, but the differences, 0.026 ± 0.055" in small.words
@@ -267,6 +268,13 @@ def test_counting_has_its_place_in_the_ranking(searched: Report) -> None:
     for counting in (-9.0, -1.0):
         highlighted = html(counted(searched, counting)).partition('<tr class="first">')[2]
         assert highlighted.startswith('<td class="num" data-sort="1.0">1</td>'), counting
+
+
+def test_counting_stands_beside_the_arms_of_a_comparison_alone(compared: Report) -> None:
+    words = "A model that only counts symbols scores −1.900 nats per token"
+    assert words not in markdown(counted(compared, -1.9)), "it is in the ranking"
+    alone = markdown(counted(compared.model_copy(update={"trials": ()}), -1.9))
+    assert f"{words}; the arms score −1.784 to −1.660." in alone
 
 
 def test_confirming_may_overturn_the_search(everything: Report) -> None:

@@ -109,7 +109,7 @@ REACHED = EquivalentCompute(
         ),
         (
             {"reading": "at least", "factor": None, "high": None},
-            "needs for the same LML is not known: its 95 % interval begins at 0.50 and has no",
+            "needs at least 0.50 times fixed 15 %'s FLOPs for the same LML (lower end of the 95 %",
         ),
     ],
 )

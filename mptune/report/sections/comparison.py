@@ -19,6 +19,7 @@ from mptune.report.blocks import (
     Chart,
     ChartSeries,
     Figures,
+    Paragraph,
     Point,
     ReportSection,
     Table,
@@ -42,6 +43,12 @@ def comparison(context: Context) -> ReportSection | None:
     if found is None or not found.differences:
         return None
     blocks: list[Block] = [Figures((_differences(context, found),)), _verdicts(context, found)]
+    counting = context.report.prepared.counting if context.report.prepared else None
+    if context.has_arms_only and counting is not None:
+        scores = [found.score(arm) for arm in found.arms if found.finished(arm)]
+        low, high, counted = (minus(x, 3) for x in (min(scores), max(scores), counting))
+        words = context.say("ranking.counting_arms", counting=counted, low=low, high=high)
+        blocks.append(Paragraph(words, soft=True))
     if found.runs:
         blocks.append(_runs(context, found))
     if found.values:

@@ -40,12 +40,15 @@ def sizes(context: Context) -> ReportSection | None:
     if found is None:
         return None
     blocks: list[Block] = []
-    pairs = ((found.best_rate, found.best_rate_missing), (found.gap, found.gap_missing))
-    for law, why_not in pairs:
+    laws = (
+        ("rate", found.best_rate, found.best_rate_missing),
+        ("gap", found.gap, found.gap_missing),
+    )
+    for key, law, why in laws:
         if law is not None:
             blocks += _law(context, law)
-        elif why_not:
-            blocks.append(Paragraph(why_not, soft=True))
+        elif why:
+            blocks.append(Paragraph(context.say(f"sizes.missing_{key}", why=why), soft=True))
     return ReportSection("sizes", context.say("section.sizes"), tuple(blocks)) if blocks else None
 
 
