@@ -33,6 +33,14 @@ OTHER = "(other)"
 """The category of all rare ones together."""
 
 
+def is_known(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where a column of numbers is not NaN, or one of categories is not None."""
+    known: NDArray[np.bool_] = (
+        np.not_equal(values, None) if values.dtype == object else ~np.isnan(values)
+    )
+    return known
+
+
 def column(stored: dict[str, Any]) -> Bins | Categories:
     """The column that `as_json` describes."""
     if stored["kind"] == "categories":
@@ -68,13 +76,7 @@ class Bins:
 
     @classmethod
     def fit(cls, values: FloatArray, bins: int, standardised: bool = False) -> Bins:
-        """Bins for training values [n], all finite; about equally many values in each.
-
-        Raises:
-            ValueError: there is no value.
-        """
-        if not len(values):
-            raise ValueError("no training value is observed")
+        """Bins for at least one training value [n], all finite; about equally many in each."""
         distinct, counts = np.unique(values, return_counts=True)
         few = len(distinct) <= bins and len(values) >= 2 * len(distinct)
         heavy = few | (counts > max(1, len(values) / bins))
@@ -212,8 +214,6 @@ class Categories:
     def fit(cls, values: NDArray[Any], rare: int) -> Categories:
         """Categories of training values; those with fewer than `rare` values are pooled."""
         counts = Counter(v for v in values.tolist() if v is not None)
-        if not counts:
-            raise ValueError("no training value is observed")
         names = sorted(name for name, n in counts.items() if n >= rare)
         pooled = len(names) < len(counts)
         return cls(tuple([*names, OTHER] if pooled else names), pooled)

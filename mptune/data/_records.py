@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 import lzma
@@ -19,6 +20,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mptune.data._sources import DATASET, File, open_dataset
 from mptune.errors import did_you_mean, message_of
@@ -186,6 +190,16 @@ def group_labels(values: Sequence[Any]) -> tuple[list[str], int]:
     missing = [is_missing(value) for value in values]
     pairs = zip(values, missing, strict=True)
     return [f"row {n}" if m else str(v) for n, (v, m) in enumerate(pairs)], sum(missing)
+
+
+def held_out(names: Sequence[Any], share: float, seed: int) -> NDArray[np.int64]:
+    """Numbers of the held-out groups: those with the smallest hashes of the seed and their names.
+
+    At least one is held out, and one is left unless there is only one.
+    """
+    keys = [hashlib.sha256(f"{seed}/{name}".encode()).hexdigest() for name in names]
+    count = min(max(1, round(share * len(names))), max(1, len(names) - 1))
+    return np.argsort(keys)[:count]
 
 
 def without_group(count: int, what: str, column: str | None, window: int = 1) -> str:

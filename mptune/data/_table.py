@@ -46,6 +46,14 @@ class Split:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def group_count(self) -> int:
+        """The number of groups."""
+        return len(np.unique(self.groups))
+
+    def mean_log_width(self) -> float:
+        """Mean log bin width of the observed positions; 0 where nothing is binned."""
+        return 0.0 if self.log_widths is None else float(self.log_widths[self.observed].mean())
+
 
 @dataclass(frozen=True)
 class Meta:
@@ -162,18 +170,6 @@ def table_key(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def store(path: Path, make: Callable[[], tuple[Meta, Split, Split]]) -> TokenTable:
-    """The table at `path`, made in memory by `make` (meta, train, held-out) unless it is there."""
-
-    def write(aside: Path) -> None:
-        meta, train, heldout = make()
-        write_split(aside, "train", train, meta)
-        write_split(aside, "heldout", heldout, meta)
-        write_meta(aside, meta)
-
-    return build_table(path, write)
-
-
 def build_table(path: Path, write: Callable[[Path], None]) -> TokenTable:
     """The table at `path`; unless it is there, `write` fills an empty directory that becomes it.
 
@@ -219,10 +215,12 @@ def write_meta(folder: Path, meta: Meta) -> None:
     (folder / "meta.json").write_text(text + "\n", encoding="utf-8")
 
 
-def write_split(folder: Path, name: str, split: Split, meta: Meta) -> None:
-    """Write a split that is in memory."""
-    with SplitWriter(folder, name, meta.length, meta.vocabulary_size) as writer:
-        writer.append(split)
+def write_table(folder: Path, splits: Mapping[str, Split], meta: Meta) -> None:
+    """Write splits that are in memory, then `meta.json`."""
+    for name, split in splits.items():
+        with SplitWriter(folder, name, meta.length, meta.vocabulary_size) as writer:
+            writer.append(split)
+    write_meta(folder, meta)
 
 
 class SplitWriter:

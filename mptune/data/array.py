@@ -5,7 +5,6 @@ Shape suffixes: _N sequences, _ND sequences x columns.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -14,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from mptune.artifacts import sha256
 from mptune.data._bins import Bins
-from mptune.data._records import group_labels, without_group
-from mptune.data._table import Meta, Split, TokenTable, store, table_key
+from mptune.data._records import group_labels, held_out, without_group
+from mptune.data._table import Meta, Split, TokenTable, build_table, table_key, write_table
 from mptune.data.base import Modality
 from mptune.errors import did_you_mean
 
@@ -60,8 +60,8 @@ class Array(Modality):
     def prepare(self, cache: Path) -> TokenTable:
         self.check()
         options = self.model_dump(mode="json", exclude={"source", "group"})
-        digests = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for _, path in self._files]
-        return store(cache / table_key(options, digests), self._tokenize)
+        digests = [sha256(Path(path)) for _, path in self._files]
+        return build_table(cache / table_key(options, digests), self._write)
 
     def words(self) -> str:
         return f"{Path(self.source).name}, D = {self.length}"
@@ -71,13 +71,17 @@ class Array(Modality):
         files = (("source", self.source), ("group", self.group))
         return [(name, path) for name, path in files if path is not None]
 
-    def _tokenize(self) -> tuple[Meta, Split, Split]:
-        values_ND = np.asarray(_open(self._files[0]))
+    def _write(self, folder: Path) -> None:
+        values_ND = _open(self._files[0])
         labels: Any = np.arange(len(values_ND))
-        ungrouped = 0
+        ungrouped, grouped_by = 0, "row"
         if self.group is not None:
             labels, ungrouped = group_labels(_open(self._files[1]).tolist())
-        heldout_N, groups_N = self._hold_out(labels)
+            grouped_by = Path(self.group).stem
+        names, groups_N = np.unique(labels, return_inverse=True)
+        if self.group is not None and len(names) < 2:
+            raise ValueError(f"group: {self.group} is one group, so none can be held out")
+        heldout_N = np.isin(groups_N, held_out(names, self.heldout, self.seed))
         sizes: tuple[int, ...] = ()
         widths_ND: NDArray[np.float32] | None = None
         if values_ND.dtype.kind == "f":
@@ -96,35 +100,17 @@ class Array(Modality):
             )
         if widths_ND is not None:
             heldout = replace(heldout, log_widths=widths_ND[heldout_N & any_N])
-        symbols = max(sizes) if sizes else int(values_ND.max()) + 1
-        meta = self._meta(train, heldout, sizes, symbols)
-        note = without_group(ungrouped, "rows", meta.grouped_by)
-        return replace(meta, description=meta.description + note), train, heldout
-
-    def _meta(self, train: Split, heldout: Split, sizes: tuple[int, ...], symbols: int) -> Meta:
-        widths = heldout.log_widths
-        return Meta(
-            vocabulary_size=symbols,
+        meta = Meta(
+            vocabulary_size=max(sizes) if sizes else int(values_ND.max()) + 1,
             length=self.length,
-            description=f"{self.source}: {len(train)} + {len(heldout)} rows of {self.length}",
-            groups={
-                name: len(np.unique(split.groups))
-                for name, split in (("train", train), ("heldout", heldout))
-            },
-            grouped_by="row" if self.group is None else Path(self.group).stem,
-            log_bin_width=0.0 if widths is None else float(widths[heldout.observed].mean()),
+            description=f"{self.source}: {len(train)} + {len(heldout)} rows of {self.length}"
+            + without_group(ungrouped, "rows", grouped_by),
+            groups={"train": train.group_count(), "heldout": heldout.group_count()},
+            grouped_by=grouped_by,
+            log_bin_width=heldout.mean_log_width(),
             sizes=sizes,
         )
-
-    def _hold_out(self, labels: Any) -> tuple[NDArray[np.bool_], NDArray[np.int32]]:
-        """(held out, number of the group) per row: the groups with the smallest hashes."""
-        names, groups_N = np.unique(labels, return_inverse=True)
-        if self.group is not None and len(names) < 2:
-            raise ValueError(f"group: {self.group} is one group, so none can be held out")
-        keys = [hashlib.sha256(f"{self.seed}/{n}".encode()).hexdigest() for n in names.tolist()]
-        count = min(max(1, round(self.heldout * len(names))), max(1, len(names) - 1))
-        out = np.argsort(keys)[:count]
-        return np.isin(groups_N, out), groups_N.astype(np.int32)
+        write_table(folder, {"train": train, "heldout": heldout}, meta)
 
     def _bin(
         self, values_ND: NDArray[Any], train_N: NDArray[np.bool_]

@@ -112,16 +112,18 @@ class Image(RowModality):
         nearest, _ = vq(patches.reshape(-1, p * p), book_KF, check_finite=False)
         return np.asarray(nearest, np.float64).reshape(-1, self.length)
 
-    def _fit(self, frame: Frame, name: str, train_N: NDArray[Any]) -> Fitted:
+    def _fit(self, frame: Frame, train_N: NDArray[np.bool_]) -> list[Fitted]:
         """All pixels share their symbols."""
-        found = np.concatenate([frame.columns[str(i)][train_N] for i in range(self.length)])
-        levels = np.unique(found[~np.isnan(found)])
+        columns = [frame.numbers(name) for name in self._names]
+        found = np.concatenate([values[train_N] for values in columns])
+        known = found[~np.isnan(found)]
+        levels = np.unique(known)
         if len(levels) <= self.bins:
             none = np.zeros(0)
-            shared = Bins(none, none, levels, none, float(found.mean()), float(found.std()) or 1.0)
+            shared = Bins(none, none, levels, none, float(known.mean()), float(known.std()) or 1.0)
         else:
-            shared = Bins.fit(found[~np.isnan(found)], self.bins, self.units == "standardised")
-        return shared, frame.numbers(name)
+            shared = Bins.fit(known, self.bins, self.units == "standardised")
+        return [(shared, values) for values in columns]
 
 
 def _numbers(file: File) -> dict[str, Any]:

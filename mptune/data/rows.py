@@ -9,12 +9,11 @@ _WTC sequences x window x columns, _WD the same with D = T C.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -23,9 +22,9 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from mptune.data import _frames, _sources
-from mptune.data._bins import Bins, Categories
+from mptune.data._bins import Bins, Categories, is_known
 from mptune.data._frames import RECORDING, Frame
-from mptune.data._records import OnError, group_labels, without_group
+from mptune.data._records import OnError, group_labels, held_out, without_group
 from mptune.data._sources import Source
 from mptune.data._table import (
     Meta,
@@ -34,8 +33,7 @@ from mptune.data._table import (
     build_table,
     domain_file,
     table_key,
-    write_meta,
-    write_split,
+    write_table,
 )
 from mptune.data.base import Modality
 from mptune.paths import write_json
@@ -49,9 +47,6 @@ Values = str | int | float | list[str | int | float]
 
 TRAIN, HELDOUT, DOMAIN = 0, 1, 2
 """Split of a row; domain i is DOMAIN + i."""
-
-CODEC = "codec.json"
-"""File of a table: the symbols of its columns."""
 
 
 class RowDomain(Section):
@@ -74,18 +69,6 @@ class RowDomain(Section):
         if not (self.where or self.noise or self.missing):
             raise ValueError("needs where (rows), noise or missing (a corruption)")
         return self
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Sequences as rows of the source [W, T], -1 in gaps, and the split of each [W]."""
-
-    rows_WT: IntArray
-    split_W: IntArray
-
-    def of(self, split: int) -> IntArray:
-        chosen: IntArray = self.rows_WT[self.split_W == split]
-        return chosen
 
 
 class RowModality(Modality):
@@ -160,20 +143,34 @@ class RowModality(Modality):
         """The rows of these files, read as the source is."""
         return _frames.read(files, self.errors)
 
-    def _fit(self, frame: Frame, name: str, train_N: NDArray[Any]) -> Fitted:
-        """Fit a column's codec on its training values."""
-        values = frame.numbers(name)
-        known = values[train_N & ~np.isnan(values)]
-        if not len(known):
-            raise ValueError(
-                f"{frame.files[0]}: column {name!r} has no value in the training rows; leave it out"
-            )
-        return Bins.fit(known, self.bins, self.units == "standardised"), values
+    def _values(self, frame: Frame, name: str) -> NDArray[Any]:
+        """A column [N]: numbers with NaN, or categories with None, where missing."""
+        return frame.numbers(name)
 
-    def _grid(self, frame: Frame, split_N: IntArray) -> Windows:
-        """One row is one sequence."""
-        kept = np.flatnonzero(split_N >= 0)
-        return Windows(kept[:, None], split_N[kept])
+    def _codec(self, known: NDArray[Any]) -> Bins | Categories:
+        """The symbols of a column with these training values."""
+        return Bins.fit(known, self.bins, self.units == "standardised")
+
+    def _fit(self, frame: Frame, train_N: NDArray[np.bool_]) -> list[Fitted]:
+        """Each column with the codec that is fitted on its training values."""
+        fitted = []
+        for name in self._names:
+            values = self._values(frame, name)
+            known = values[train_N & is_known(values)]
+            if not len(known):
+                raise ValueError(
+                    f"{frame.files[0]}: column {name!r} has no value in the training rows; "
+                    "leave it out"
+                )
+            fitted.append((self._codec(known), values))
+        return fitted
+
+    def _grid(self, frame: Frame, split_N: IntArray) -> tuple[IntArray, IntArray]:
+        """Sequences as rows of the source [W, T], -1 in gaps, and the split of each [W].
+
+        Here one row is one sequence.
+        """
+        return np.arange(len(frame))[:, None], split_N
 
     # The same for all modalities of rows.
 
@@ -197,15 +194,15 @@ class RowModality(Modality):
     def _write(self, folder: Path, files: Sequence[_sources.File]) -> None:
         """Fit the columns on the training rows, then write every split and what describes it."""
         frame = self.frame(files)
-        names, split_N = list(self._names), self.splits(frame)
-        fitted = [self._fit(frame, name, split_N == TRAIN) for name in names]
+        split_N = self.splits(frame)
+        fitted = self._fit(frame, split_N == TRAIN)
         columns = [column for column, _ in fitted]
-        windows = self._grid(frame, split_N)
+        rows_WT, split_W = self._grid(frame, split_N)
         # Groups are numbered in the order of their names.
         group_N = np.unique(self._labels(frame), return_inverse=True)[1].astype(np.int64)
 
         def encode(split: int, noise: float = 0.0, missing: float = 0.0) -> Split:
-            return self._encode(windows.of(split), fitted, group_N, noise, missing)
+            return self._encode(rows_WT[split_W == split], fitted, group_N, noise, missing)
 
         train, heldout = replace(encode(TRAIN), log_widths=None), encode(HELDOUT)
         splits = {"train": train, "heldout": heldout}
@@ -225,7 +222,6 @@ class RowModality(Modality):
         axes, skipped = self._axes, frame.broken.skipped
         ungrouped = group_labels(frame.column(self.group).tolist())[1] if self.group else 0
         binned = any(isinstance(c, Bins) and c.intervals for c in columns)
-        assert heldout.log_widths is not None
         meta = Meta(
             vocabulary_size=int(sizes.max()),
             length=self.length,
@@ -233,20 +229,18 @@ class RowModality(Modality):
             + " × ".join(f"{n} {name}" for name, n in axes.items())
             + without_group(ungrouped, "rows", self.group, self._window)
             + (f", {skipped.total()} broken rows skipped" if skipped else ""),
-            groups={name: len(np.unique(splits[name].groups)) for name in ("train", "heldout")},
+            groups={name: splits[name].group_count() for name in ("train", "heldout")},
             grouped_by=self._grouped_by(frame),
-            log_bin_width=float(heldout.log_widths[heldout.observed].mean()) if binned else 0.0,
+            log_bin_width=heldout.mean_log_width() if binned else 0.0,
             axes=axes,
             sizes=tuple(int(n) for n in sizes),
             domains=tuple(self.domains),
             skipped=dict(skipped),
-            unknown=_unknown(np.unique(windows.of(HELDOUT)), fitted),
+            unknown=_unknown(np.unique(rows_WT[split_W == HELDOUT]), fitted),
         )
-        for name, split in splits.items():
-            write_split(folder, name, split, meta)
-        stored = {name: c.as_json() for name, c in zip(names, columns, strict=True)}
-        write_json(folder / CODEC, {"columns": stored})
-        write_meta(folder, meta)
+        stored = {name: c.as_json() for name, c in zip(self._names, columns, strict=True)}
+        write_json(folder / "codec.json", {"columns": stored})
+        write_table(folder, splits, meta)
 
     def _encode(
         self,
@@ -332,9 +326,7 @@ class RowModality(Modality):
                 "outside the domains, so none can be held out; give heldout_where, or time and "
                 "split: time"
             )
-        keys = [hashlib.sha256(f"{self.seed}/{names[g]}".encode()).hexdigest() for g in home]
-        count = min(max(1, round(self.heldout * len(home))), len(home) - 1)
-        return np.isin(number_N, home[np.argsort(keys)[:count]])
+        return np.isin(number_N, home[held_out(names[home], self.heldout, self.seed)])
 
 
 def _matching(frame: Frame, where: Mapping[str, Values], key: str) -> NDArray[np.bool_]:
@@ -362,10 +354,11 @@ def _unknown(rows: IntArray, fitted: Sequence[Fitted]) -> dict[str, int]:
     """Number of held-out values without a symbol of their own in training."""
     rows, found = rows[rows >= 0], 0
     for column, values in fitted:
+        known = values[rows][is_known(values[rows])]
         if isinstance(column, Categories):
-            found += sum(v is not None and v not in column.number for v in values[rows])
+            found += sum(v not in column.number for v in known)
         else:
-            found += int(((column.symbols(values[rows]) < 0) & ~np.isnan(values[rows])).sum())
+            found += int((column.symbols(known) < 0).sum())
     return {"held-out values": found} if found else {}
 
 
@@ -403,7 +396,6 @@ class Tabular(RowModality):
 
     @model_validator(mode="after")
     def _names_fit(self) -> Self:
-
         unknown = [c for c in self.categorical if c not in self.columns]
         if unknown:
             raise ValueError(f"categorical names {unknown[0]!r}, which is not in columns")
@@ -420,12 +412,9 @@ class Tabular(RowModality):
     def _axes(self) -> dict[str, int]:
         return {"column": len(self.columns)}
 
-    def _fit(self, frame: Frame, name: str, train_N: NDArray[Any]) -> Fitted:
-        if name not in self.categorical and frame.numeric(name):
-            return super()._fit(frame, name, train_N)
-        values = frame.words(name)
-        if not any(v is not None for v in values[np.flatnonzero(train_N)]):
-            raise ValueError(
-                f"{frame.files[0]}: column {name!r} has no value in the training rows; leave it out"
-            )
-        return Categories.fit(values[train_N], self.rare), values
+    def _values(self, frame: Frame, name: str) -> NDArray[Any]:
+        numeric = name not in self.categorical and frame.numeric(name)
+        return frame.numbers(name) if numeric else frame.words(name)
+
+    def _codec(self, known: NDArray[Any]) -> Bins | Categories:
+        return Categories.fit(known, self.rare) if known.dtype == object else super()._codec(known)

@@ -15,7 +15,7 @@ from pydantic import Field
 from mptune.data import _frames, _sources
 from mptune.data._frames import RECORDING, Frame
 from mptune.data._sources import File
-from mptune.data.rows import TRAIN, RowModality, Windows
+from mptune.data.rows import TRAIN, RowModality
 
 IntArray = NDArray[np.int64]
 
@@ -77,7 +77,7 @@ class Series(RowModality):
     def frame(self, files: Sequence[File]) -> Frame:
         return _frames.read(files, self.errors, self.channels, self.values)
 
-    def _grid(self, frame: Frame, split_N: IntArray) -> Windows:
+    def _grid(self, frame: Frame, split_N: IntArray) -> tuple[IntArray, IntArray]:
         rows, splits = [], []
         for series_T in self._series(frame):
             for run_T, split in _runs(series_T, split_N):
@@ -85,7 +85,7 @@ class Series(RowModality):
                 found = _windows(run_T, self.window, stride)
                 rows.append(found)
                 splits.append(np.full(len(found), split))
-        return Windows(np.concatenate(rows), np.concatenate(splits))
+        return np.concatenate(rows), np.concatenate(splits)
 
     def cover(self, frame: Frame) -> IntArray:
         """Windows that overlap, so that every step is near the middle of one."""

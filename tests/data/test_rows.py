@@ -83,9 +83,9 @@ def test_no_window_crosses_a_split_or_a_series(tmp_path):
     table = data.prepare(tmp_path / "cache")
     assert (len(table.train), len(table.heldout)) == (10, 10)
     frame = data.frame(sources.files("source", data.source))
-    windows = data._grid(frame, data.splits(frame))
-    assert len(windows.rows_WT) == 20
-    for rows in windows.rows_WT:
+    windows, _ = data._grid(frame, data.splits(frame))
+    assert len(windows) == 20
+    for rows in windows:
         assert (np.diff(rows) == 1).all()
         assert len({(row // 70, row % 70 // 7) for row in rows.tolist()}) == 1
 

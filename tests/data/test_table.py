@@ -17,7 +17,7 @@ from mptune.data._table import (
     build_table,
     drop_rows,
     row_dtype,
-    store,
+    write_table,
 )
 
 META = Meta(
@@ -33,6 +33,16 @@ def contents(meta=META):
     observed = np.array([[True, True, False], [True, True, True]])
     split = Split(np.arange(6).reshape(2, 3), observed, np.zeros(2, np.int32))
     return meta, split, split
+
+
+def store(path, make):
+    """The table at `path`, made in memory by `make` (meta, train, held-out) unless it is there."""
+
+    def write(aside):
+        meta, train, heldout = make()
+        write_table(aside, {"train": train, "heldout": heldout}, meta)
+
+    return build_table(path, write)
 
 
 def store_slowly(path, barrier, made):

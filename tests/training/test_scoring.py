@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from mptune.data._table import Meta, Split, store
+from mptune.data._table import Meta, Split
 from mptune.errors import InputError
 from mptune.lml import LMLPlan, NonFiniteLogProb, group_standard_error, tails
 from mptune.spec.schema import Missing, Score
 from mptune.training.ranks import Ranks
 from mptune.training.scoring import HeldOut, Scorer, bits_per_byte
+from tests.data.test_table import store
 
 ROWS = np.arange(60)
 SYMBOLS, LENGTH = 5, 12
