@@ -58,96 +58,56 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 class DocumentIndex:
-    """Rank (its place in the order of holding out) and content hash of every distinct document.
+    """Rank (place in the order of holding out) and content hash of the documents of all corpora.
 
     In SQLite on disk: memory holds its cache, and one byte per document for each split.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self.documents, self.distinct = path, 0, 0
-        self._db = sqlite3.connect(path)
+        self._path, self._db = path, sqlite3.connect(path)
         for line in ("journal_mode = OFF", "synchronous = OFF", "temp_store = FILE",
                      f"cache_size = -{CACHE_KIB}"):  # fmt: skip
             self._db.execute(f"PRAGMA {line}")
-        for table in ("scored (digest", "held (rank"):
-            self._db.execute(f"CREATE TABLE {table} INTEGER PRIMARY KEY) WITHOUT ROWID")
+        self._db.execute("CREATE TABLE document (corpus, number, rank, digest, held DEFAULT 0)")
 
-    def fill(self, found: Iterable[tuple[int, int]]) -> None:
-        """Add rank and digest of every document, in 0..2^64-1; digest 0 is left out.
+    def fill(self, corpus: str, found: Iterable[tuple[int, int]]) -> int:
+        """Add rank and digest of every document, in 0..2^64-1; returns how many there are.
 
-        Of documents with the same digest, only the first one counts.
+        Digest 0 is left out. Of documents with the same digest, only the first one counts.
         """
+        documents = 0
+
+        def rows() -> Iterator[tuple[int, int, int]]:
+            nonlocal documents
+            for rank, digest in found:
+                if digest:
+                    yield documents, rank - OFFSET, digest - OFFSET
+                documents += 1
+
         self._db.execute("CREATE TABLE every (number INTEGER PRIMARY KEY, rank, digest)")
-        self._db.executemany("INSERT INTO every VALUES (?, ?, ?)", self._rows(found))
+        self._db.executemany("INSERT INTO every VALUES (?, ?, ?)", rows())
         # SQLite takes the other columns from the row that has the minimum.
         self._db.execute(
-            "CREATE TABLE document AS SELECT min(number) AS number, rank, digest FROM every "
-            "GROUP BY digest"
+            "INSERT INTO document (corpus, number, rank, digest) "
+            "SELECT ?, min(number), rank, digest FROM every GROUP BY digest",
+            (corpus,),
         )
         self._db.execute("DROP TABLE every")
-        self.distinct = self._number("SELECT count(*) FROM document")
+        return documents
 
-    def _rows(self, found: Iterable[tuple[int, int]]) -> Iterable[tuple[int, int, int]]:
-        for rank, digest in found:
-            if digest:
-                yield self.documents, rank - OFFSET, digest - OFFSET
-            self.documents += 1
-
-    def ranks(self) -> int:
-        """Number of different ranks of the distinct documents."""
-        return self._number("SELECT count(DISTINCT rank) FROM document")
-
-    def all(self) -> NDArray[np.bool_]:
-        """The distinct documents [U]."""
-        return self._chosen("SELECT number FROM document")
-
-    def lowest(self, count: int) -> NDArray[np.bool_]:
-        """The `count` distinct documents of the lowest ranks [U]; the digest decides ties."""
-        return self._chosen("SELECT number FROM document ORDER BY rank, digest LIMIT ?", count)
-
-    def of_lowest_ranks(self, count: int) -> NDArray[np.bool_]:
-        """All distinct documents of the `count` lowest ranks [U]."""
-        return self._chosen(
-            "SELECT number FROM document WHERE rank <= (SELECT DISTINCT rank FROM document "
-            "ORDER BY rank LIMIT 1 OFFSET ?)",
-            count - 1,
-        )
-
-    def exclude(
-        self, other: DocumentIndex, chosen_U: NDArray[np.bool_], column: str = "digest"
-    ) -> None:
-        """Leave out of `rest` the contents (or `rank`s) of these documents of an index, or this."""
-        table = {"digest": "scored", "rank": "held"}[column]
-        found = other._db.execute(f"SELECT number, {column} FROM document")
-        self._db.executemany(
-            f"INSERT OR IGNORE INTO {table} VALUES (?)", ((v,) for n, v in found if chosen_U[n])
-        )
-
-    def rest(self) -> NDArray[np.bool_]:
-        """The distinct documents of which neither content nor rank was excluded [U]."""
-        return self._chosen(
-            "SELECT number FROM document WHERE digest NOT IN (SELECT digest FROM scored) "
-            "AND rank NOT IN (SELECT rank FROM held)"
-        )
+    def query(self, sql: str, *values: Any) -> sqlite3.Cursor:
+        """Rows of the table `document`: its columns are corpus, number, rank, digest and held."""
+        return self._db.execute(sql, values)
 
     def close(self) -> None:
         """Delete the file."""
         self._db.close()
         self._path.unlink()
 
-    def _number(self, query: str) -> int:
-        return int(self._db.execute(query).fetchone()[0])
-
-    def _chosen(self, query: str, *values: Any) -> NDArray[np.bool_]:
-        chosen_U = np.zeros(self.documents, bool)
-        for (number,) in self._db.execute(query, values):
-            chosen_U[number] = True
-        return chosen_U
-
 
 @dataclass
 class Corpus:
-    """The documents of one source: an index of them on disk, and a way to read them again.
+    """The documents of one source: indexed on disk, and read again when they are needed.
 
     Documents are held out in the order of a rank: a hash of the seed and the name or group; or
     the time, the latest first.
@@ -157,6 +117,7 @@ class Corpus:
         shown: the source as text, for errors.
         utf8: documents must be UTF-8.
         by_key: the rank is that of a column; None: of the document's name.
+        documents: their number, once they are scanned.
     """
 
     name: str
@@ -167,6 +128,7 @@ class Corpus:
     seed: int
     index: DocumentIndex
     by_key: Literal["group", "time"] | None = None
+    documents: int = 0
 
     def scan(self) -> None:
         """Read all documents once.
@@ -175,9 +137,17 @@ class Corpus:
             ValueError: a document is broken, or there is no text at all.
         """
         found = ((self._rank(r), self._digest(r)) for r in self._records(f"reading {self.name}"))
-        self.index.fill(found)
-        if not self.index.distinct:
+        self.documents = self.index.fill(self.name, found)
+        if not self._count("*"):
             raise ValueError(f"{self.name}: {self.shown} holds no text")
+
+    def chosen(self, where: str = "true") -> NDArray[np.bool_]:
+        """The distinct documents [U] for which a condition holds, as SQL."""
+        chosen_U = np.zeros(self.documents, bool)
+        sql = f"SELECT number FROM document WHERE corpus = ? AND {where}"
+        for (number,) in self.index.query(sql, self.name):
+            chosen_U[number] = True
+        return chosen_U
 
     def read(self, chosen_U: NDArray[np.bool_], what: str) -> Iterator[Record]:
         """The chosen documents again, in order."""
@@ -187,13 +157,13 @@ class Corpus:
             if chosen_U[number]:
                 yield record
 
-    def held_out(self, share: float) -> NDArray[np.bool_]:
-        """The documents or groups with the smallest ranks [U], at least one, and never all of them.
+    def hold_out(self, share: float) -> None:
+        """Mark the documents or groups with the smallest ranks: at least one, and never all.
 
         Raises:
             ValueError: there is only one.
         """
-        units = self.index.ranks() if self.by_key else self.index.distinct
+        units = self._count("DISTINCT rank" if self.by_key else "*")
         if units < 2:
             what = "group" if self.by_key else "document"
             raise ValueError(
@@ -201,7 +171,17 @@ class Corpus:
                 "give more files, heldout_source, or documents: line or paragraph"
             )
         count = min(max(1, round(share * units)), units - 1)
-        return self.index.of_lowest_ranks(count) if self.by_key else self.index.lowest(count)
+        columns = "rank" if self.by_key else "rank, digest"  # the digest decides ties
+        self.index.query(
+            f"UPDATE document SET held = 1 WHERE corpus = ?1 AND ({columns}) <= (SELECT DISTINCT "
+            f"{columns} FROM document WHERE corpus = ?1 ORDER BY {columns} LIMIT 1 OFFSET ?2)",
+            self.name,
+            count - 1,
+        )
+
+    def _count(self, what: str) -> int:
+        sql = f"SELECT count({what}) FROM document WHERE corpus = ?"
+        return int(self.index.query(sql, self.name).fetchone()[0])
 
     def _records(self, what: str) -> Iterator[Record]:
         with progress(what, sum(f.size() for f in self.files)) as advance:

@@ -279,13 +279,12 @@ class _Preparation:
 
     def __init__(self, data: Text, files: Mapping[str, list[File]], folder: Path) -> None:
         self._data, self._files, self._folder = data, files, folder
-        self._indexes: list[DocumentIndex] = []
+        self._index = DocumentIndex(folder / "documents.db")
 
     def run(self) -> None:
         """Write everything; the caller moves it into place."""
         train, *scored = parts = self._parts()
-        for index in self._indexes:
-            index.close()
+        self._index.close()
         codec = self._codec(train)
         for part in parts:
             self._write(part, codec)
@@ -305,7 +304,6 @@ class _Preparation:
         data = self._data
         group, time = (domain and domain.group) or data.group, name == "source" and data.time
         by_key: Literal["group", "time"] | None = "group" if group else "time" if time else None
-        self._indexes.append(DocumentIndex(self._folder / f"documents-{len(self._indexes)}.db"))
         corpus = Corpus(
             name=name,
             shown=", ".join(dict(data._sources())[name]),
@@ -318,7 +316,7 @@ class _Preparation:
             ),
             utf8=data.tokenizer != "bytes",
             seed=data.seed,
-            index=self._indexes[-1],
+            index=self._index,
             by_key=by_key,
         )
         corpus.scan()
@@ -328,26 +326,27 @@ class _Preparation:
         """Training, held-out and domain documents; no document is in both of the first two."""
         data, source = self._data, self._corpus("source")
         if data.heldout_source is None:
-            held = _Part("heldout", source, source.held_out(data.heldout))
+            home = source
+            home.hold_out(data.heldout)
         else:
-            other = self._corpus("heldout_source")
-            held = _Part("heldout", other, other.index.all())
-        parts = [held]
+            home = self._corpus("heldout_source")
+            self._index.query("UPDATE document SET held = 1 WHERE corpus = ?", home.name)
+        held_U = home.chosen("held")
+        parts = [_Part("heldout", home, held_U, data.max_heldout_sequences)]
         for name, domain in data.domains.items():
-            corpus, chosen_U = held.corpus, held.chosen_U
+            corpus, chosen_U = home, held_U
             if domain.source is not None:
                 corpus = self._corpus(f"domains.{name}.source", domain)
-                chosen_U = corpus.index.all()
+                chosen_U = corpus.chosen()
             file, most = domain_file(name), domain.max_sequences
             parts.append(_Part(file, corpus, chosen_U, most, noise=domain.noise))
-        for part in parts:
-            source.index.exclude(part.corpus.index, part.chosen_U)
+        train = "NOT held AND digest NOT IN (SELECT digest FROM document WHERE held OR corpus != "
+        train += "'source')"
         if data.group is not None:
-            source.index.exclude(held.corpus.index, held.chosen_U, "rank")
-        train_U = source.index.rest()
+            train += " AND rank NOT IN (SELECT rank FROM document WHERE held)"
+        train_U = source.chosen(train)
         if not train_U.any():
             raise ValueError("source: all documents are held out; none is left to train on")
-        held.most = data.max_heldout_sequences
         return [_Part("train", source, train_U, data.max_train_sequences, data.packing), *parts]
 
     def _codec(self, train: _Part) -> Codec:
