@@ -10,6 +10,7 @@ import pickle
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta, timezone
 from typing import Any
 
 import numpy as np
@@ -275,14 +276,17 @@ class _Dtype:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.dtype = self.dtype.newbyteorder(state[1])
 
-    def read(self, raw: Any) -> NDArray[Any]:
-        """The values [n] of raw bytes, or of a list of objects."""
-        if self.dtype.kind == "O":
-            values = np.empty(len(raw), object)
-            for at, value in enumerate(raw):
-                values[at] = _plain(value)
-            return values
-        return np.frombuffer(raw.encode("latin1") if isinstance(raw, str) else raw, self.dtype)
+    def array(self, raw: Any, shape: Any, order: Any) -> NDArray[Any]:
+        """The array of raw bytes, or of a list of objects."""
+        if self.dtype.kind != "O":
+            values = np.frombuffer(
+                raw.encode("latin1") if isinstance(raw, str) else raw, self.dtype
+            )
+            return values.reshape(shape, order=order)
+        values = np.empty(len(raw), object)
+        for at, value in enumerate(raw):
+            values[at] = _plain(value)
+        return values.reshape(shape)  # NumPy lists objects in the order of C
 
 
 class _Array:
@@ -293,9 +297,7 @@ class _Array:
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, fortran, raw = state
-        # NumPy lists objects in the order of C, whatever the array's is.
-        order: Any = "F" if fortran and dtype.dtype != object else "C"
-        self.values = dtype.read(raw).reshape(shape, order=order)
+        self.values = dtype.array(raw, shape, "F" if fortran else "C")
 
 
 def _plain(value: Any) -> Any:
@@ -310,18 +312,25 @@ def _plain(value: Any) -> Any:
 _PICKLED: dict[str, Any] = {
     "_reconstruct": _Array,
     "ndarray": _Array,
+    "_frombuffer": lambda raw, dtype, shape, order, *_: dtype.array(raw, shape, order),
     "dtype": _Dtype,
-    "scalar": lambda dtype, raw: dtype.read(raw)[0],
+    "scalar": lambda dtype, raw: dtype.array(raw, (1,), "C")[0],
     "encode": lambda text, code: text.encode("latin1"),
+    "bytes": lambda: b"",
+    **{kind.__name__: kind for kind in (date, datetime, time, timedelta, timezone)},
 }
-"""What rebuilds a pickled array: nothing of NumPy's, and nothing that a file could choose."""
+"""What rebuilds a pickled array: nothing of NumPy's, and nothing that a file could choose.
+
+Old protocols write bytes as text that is encoded, and no bytes as a call of `bytes`.
+"""
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Rebuilds arrays and refuses everything else, so that a file cannot run code."""
+    """Rebuilds arrays, numbers, text and dates, and refuses everything else, as it may be code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if module.split(".")[0] not in ("numpy", "_codecs") or name not in _PICKLED:
+        known = ("numpy", "_codecs", "datetime", "__builtin__", "builtins")
+        if module.split(".")[0] not in known or name not in _PICKLED:
             raise pickle.UnpicklingError(f"it holds {module}.{name} objects, which are refused")
         return _PICKLED[name]
 
@@ -333,6 +342,4 @@ def _pickled(stream: Any) -> dict[str, Any]:
         raise pickle.UnpicklingError(f"damaged: {message_of(error)}") from None
     if isinstance(held, np.ndarray) and held.ndim == 0:
         held = held.item()
-    if isinstance(held, dict):
-        return held
-    return {"values": held}
+    return held if isinstance(held, dict) else {"values": held}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import json
 import pickle
@@ -158,6 +159,29 @@ def test_objects_of_a_pickled_array_keep_their_places(tmp_path):
     found = load_arrays(file)
     assert found["o"].tolist() == held.tolist()
     assert found["x"].tolist() == np.eye(3).tolist()
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_arrays_of_every_protocol_are_read(tmp_path, protocol):
+    day = datetime.datetime(2024, 5, 1, 12, tzinfo=datetime.UTC)
+    held = {
+        "empty": np.zeros((0, 3)),
+        "f": np.arange(6.0).reshape(2, 3, order="F"),
+        "text": np.array(["a", "bc"]),
+        "dates": np.array([day, datetime.date(2024, 5, 2), None], object),
+        "one": np.float32(2),
+    }
+    stream = io.BytesIO()
+    head = {"descr": "|O", "fortran_order": False, "shape": ()}
+    np.lib.format.write_array_header_1_0(stream, head)
+    (tmp_path / "held.npy").write_bytes(stream.getvalue() + pickle.dumps(held, protocol))
+    file = SimpleNamespace(
+        open=lambda: (tmp_path / "held.npy").open("rb"), suffix=".npy", place="held.npy"
+    )
+    found = load_arrays(file)
+    for name, values in held.items():
+        assert np.shape(found[name]) == np.shape(values)
+        assert np.asarray(found[name]).tolist() == np.asarray(values).tolist()
 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path):
