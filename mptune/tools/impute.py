@@ -111,34 +111,24 @@ class Imputer:
         self._module.load_state_dict(state)
         self._module.eval()
 
-    def read(self, path: str) -> tuple[Frame, list[File]]:
-        """A table with the same columns as the training data, and its files.
+    def read(self, path: str) -> tuple[Frame, list[File], list[NDArray[Any]]]:
+        """A table with the same columns as the training data, its files, and the columns' values.
+
+        Values [N] are numbers with NaN, or categories with None, where missing.
 
         Raises:
-            InputError: it cannot be read; one line names file and row.
+            InputError: it cannot be read, or has text in a column of numbers; one line names file
+                and row.
         """
         try:
-            source = _sources.absolute((path,), Path.cwd())
-            files = _sources.files("TABLE", source)
+            files = _sources.files("TABLE", _sources.absolute((path,), Path.cwd()))
             frame: Frame = self.modality.frame(files)
-            for name in self.columns:
-                frame.column(name)
-            return frame, files
-        except (ValueError, OSError) as error:
-            raise InputError(str(error)) from None
-
-    def values(self, frame: Frame) -> list[NDArray[Any]]:
-        """The columns' values [N]: numbers with NaN, categories with None, where missing.
-
-        Raises:
-            InputError: text in a column of numbers; one line names file and row.
-        """
-        try:
-            return [
-                frame.numbers(name) if isinstance(c, Bins) else frame.words(name)
-                for name, c in self.columns.items()
+            values = [
+                frame.numbers(name) if isinstance(kind, Bins) else frame.words(name)
+                for name, kind in self.columns.items()
             ]
-        except ValueError as error:
+            return frame, files, values
+        except (ValueError, OSError) as error:
             raise InputError(str(error)) from None
 
     def blank(self, frame: Frame) -> BoolArray:
@@ -228,12 +218,11 @@ class Imputer:
 
 def _best_places(rows_WT: IntArray, rows: int) -> tuple[IntArray, IntArray]:
     """The sequence and the step [N] at which each row is nearest to the middle; -1 if nowhere."""
+    places_P2, middle = np.argwhere(rows_WT >= 0), (rows_WT.shape[1] - 1) / 2
+    places_P2 = places_P2[np.argsort(abs(places_P2[:, 1] - middle), kind="stable")]
+    row, first = np.unique(rows_WT[tuple(places_P2.T)], return_index=True)
     best_N2 = np.full((rows, 2), -1)
-    far_N, middle = np.full(rows, np.inf), (rows_WT.shape[1] - 1) / 2
-    for w, t in np.argwhere(rows_WT >= 0):
-        row = rows_WT[w, t]
-        if abs(t - middle) < far_N[row]:
-            far_N[row], best_N2[row] = abs(t - middle), (w, t)
+    best_N2[row] = places_P2[first]
     return best_N2[:, 0], best_N2[:, 1]
 
 
@@ -275,8 +264,8 @@ def impute(
         InputError: the model or the table cannot be used.
     """
     imputer = Imputer(model)
-    (frame, files), names = imputer.read(source), list(imputer.columns)
-    values, blank_NC = imputer.values(frame), imputer.blank(frame)
+    frame, files, values = imputer.read(source)
+    names, blank_NC = list(imputer.columns), imputer.blank(frame)
     cells = imputer.fill(frame, values, blank_NC, level=level, draws=draws, seed=seed)
     filled: dict[tuple[int, str], str] = {}
     listed = [["row", "column", "mean", "low", "high", *(f"draw_{s + 1}" for s in range(draws))]]
@@ -327,6 +316,7 @@ def replace_cells(text: str, suffix: str, cells: Mapping[tuple[int, str], str]) 
     by_row: dict[int, list[tuple[int, str]]] = {}
     for (row, name), value in cells.items():
         by_row.setdefault(row, []).append((place[name], value))
+    quoted = re.compile(r'^"((?:[^"]|"")*)"?')
     field = re.compile(rf'((?:"(?:[^"]|"")*"?)?[^{delimiter}\r\n]*)({delimiter}|\r\n|\r|\n|\Z)')
     parts, end, row, fields = list[str](), 0, -1, list[re.Match[str]]()
     # The reader leaves out a byte order mark, before which a quote would be none.
@@ -336,7 +326,7 @@ def replace_cells(text: str, suffix: str, cells: Mapping[tuple[int, str], str]) 
             continue
         if len(fields) == len(head) and (len(fields) > 1 or match[1]):
             for number, value in sorted(by_row.get(row, ())):
-                if not is_missing(fields[number][1].strip('"')):
+                if not is_missing(quoted.sub(r"\1", fields[number][1], count=1)):
                     raise InputError(f"row {row + 1}: its quotes are not those of CSV")
                 if any(character in value for character in f'{delimiter}"\r\n'):
                     value = '"' + value.replace('"', '""') + '"'
@@ -374,18 +364,15 @@ def check(
         InputError: the model or the table cannot be used, or there is no such split.
     """
     imputer = Imputer(model)
-    (frame, _), columns = imputer.read(source), imputer.columns
-    try:
-        split_N = imputer.modality.splits(frame)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    for name, kind in columns.items():
+    frame, _, values = imputer.read(source)
+    for name, kind in imputer.columns.items():
         if not isinstance(kind, Bins):
             raise InputError(f"column {name!r} is of categories; check compares numbers only")
-    truth_NC = np.stack(imputer.values(frame), axis=1)
-    scale_C = np.array([kind.scale for kind in columns.values() if isinstance(kind, Bins)])
+    truth_NC = np.stack(values, axis=1)
+    scale_C = np.array([kind.scale for kind in imputer.columns.values() if isinstance(kind, Bins)])
+    chosen_N, train_N = _chosen(imputer.modality, frame, on)
     hidden_NC = np.random.default_rng([seed, 5]).random(truth_NC.shape) < share
-    hidden_NC &= _chosen(imputer.modality, split_N, on)[:, None] & ~np.isnan(truth_NC)
+    hidden_NC &= chosen_N[:, None] & ~np.isnan(truth_NC)
     if not hidden_NC.any():
         raise InputError(f"{source}: no known value in the rows of {on!r} to hide")
     given_NC = np.where(hidden_NC, np.nan, truth_NC)
@@ -393,45 +380,44 @@ def check(
     guesses = {"mptune": np.full(truth_NC.shape, np.nan)}
     guesses["mptune"][cells.row_K, cells.column_K] = cells.mean_K
     for method, baseline in BASELINES.items():
-        guesses[method] = baseline(imputer.modality, frame, given_NC, split_N == TRAIN)
+        guesses[method] = baseline(imputer.modality, frame, given_NC, train_N)
+    square_NC = {m: ((guess - truth_NC) / scale_C) ** 2 for m, guess in guesses.items()}
     truth_K = truth_NC[cells.row_K, cells.column_K]
     inside_K = (cells.low_K <= truth_K) & (truth_K <= cells.high_K)
-    by_column = []
-    for c, name in enumerate(columns):
-        here_N = hidden_NC[:, c]
-        squares = {m: (g[here_N, c] - truth_NC[here_N, c]) ** 2 for m, g in guesses.items()}
-        by_column.append(
-            {
-                "column": name,
-                "hidden": int(here_N.sum()),
-                "coverage": float(inside_K[cells.column_K == c].mean()),
-                "rmse": {m: float(np.sqrt(np.nanmean(s)) / scale_C[c]) for m, s in squares.items()},
-            }
-        )
     return {
         "on": on,
         "share": share,
         "level": level,
-        "rmse": {
-            method: float(np.sqrt(np.mean((((guess - truth_NC) / scale_C)[hidden_NC]) ** 2)))
-            for method, guess in guesses.items()
-        },
+        "rmse": {m: float(np.sqrt(square[hidden_NC].mean())) for m, square in square_NC.items()},
         "coverage": float(inside_K.mean()),
-        "columns": by_column,
+        "columns": [
+            {
+                "column": name,
+                "hidden": int(hidden_NC[:, c].sum()),
+                "coverage": float(inside_K[cells.column_K == c].mean()),
+                "rmse": {
+                    m: float(np.sqrt(np.nanmean(square[hidden_NC[:, c], c])))
+                    for m, square in square_NC.items()
+                },
+            }
+            for c, name in enumerate(imputer.columns)
+        ],
     }
 
 
-def _chosen(modality: RowModality, split_N: IntArray, on: str) -> BoolArray:
-    """The rows [N] of a split, a domain or all."""
+def _chosen(modality: RowModality, frame: Frame, on: str) -> tuple[BoolArray, BoolArray]:
+    """The rows [N] of a split, a domain or all; and those to train on."""
     known = {"heldout": HELDOUT} | {n: DOMAIN + i for i, n in enumerate(modality.domains)}
-    if on == "all":
-        return np.ones(len(split_N), bool)
-    if on not in known:
+    if on not in ("all", *known):
         raise InputError(
             f"{on!r} is none of all, {', '.join(known)}{did_you_mean(on, ['all', *known])}"
         )
-    chosen: BoolArray = split_N == known[on]
-    return chosen
+    try:
+        split_N = modality.splits(frame)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    chosen_N = np.ones(len(frame), bool) if on == "all" else split_N == known[on]
+    return chosen_N, split_N == TRAIN
 
 
 def _mean(

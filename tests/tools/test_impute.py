@@ -231,3 +231,11 @@ def test_a_table_without_a_column(model, tmp_path, capsys):
 def test_a_byte_order_mark_does_not_move_cells():
     text = '\ufeff"a,x",b\n1,\n2,\n3,\n'
     assert replace_cells(text, ".csv", {(0, "b"): "first"}) == text.replace("1,", "1,first")
+
+
+def test_blank_quoted_cells_with_spaces_behind_them_are_replaced():
+    text = 'a,b\n1,"NA"  \n2,"" \n3,"x" \n'
+    filled = replace_cells(text, ".csv", {(0, "b"): "7", (1, "b"): "8"})
+    assert filled == 'a,b\n1,7\n2,8\n3,"x" \n'
+    with pytest.raises(InputError, match="row 3: its quotes"):
+        replace_cells(text, ".csv", {(2, "b"): "9"})
