@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from mptune.analysis.intervals import half_width
 from mptune.errors import InputError, did_you_mean
 from mptune.launch.base import Launcher
 from mptune.spec.source import read_plugin
@@ -132,11 +134,46 @@ def address_of(on: Path | None, address: str | None) -> str | None:
     return launcher.ray_address()
 
 
-def columns(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Lines of a table: the first column is left-aligned, the others are right-aligned."""
-    cells = [head, *rows]
+def show(found: Any, as_json: bool, template: str) -> None:
+    """Print a result as JSON, or as text by a template of `templates/` with its values."""
+    if as_json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        print(as_text(template, found))
+
+
+def as_text(template: str, values: Mapping[str, Any]) -> str:
+    """The text of a template, in which `x|f(".2f")` formats numbers as an f-string does."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("mptune.cli"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        # Names that users give cannot break a table.
+        finalize=lambda value: str(value).replace("¦", "|").replace("\n", " "),
+    )
+    environment.filters |= {"f": number, "columns": columns, "half_width": half_width}
+    return environment.get_template(template).render(values).rstrip()
+
+
+def number(value: float | None, form: str) -> str:
+    """A number as in an f-string; a dash if it is not known."""
+    return "–" if value is None else format(value, form)
+
+
+def columns(text: str) -> str:
+    """Align the cells of a table, which `¦` separates: the first left, the others right.
+
+    A line that begins with `¦` continues the line above it, if there is one.
+    """
+    rows = text.strip().replace("\n¦", "¦").splitlines()
+    cells = [line.split("¦") for line in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
     for first, *others in cells:
         numbers = zip(others, widths[1:], strict=True)
         line = [first.ljust(widths[0]), *(text.rjust(width) for text, width in numbers)]
-        yield "  ".join(line).rstrip()
+        lines.append("  ".join(line).rstrip())
+    return "\n".join([*lines, ""])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mptune.cli._command import JSON, argument, columns, command, option, path
+from mptune.cli._command import JSON, argument, command, option, path, show
 from mptune.errors import InputError
 from mptune.paths import RunDirectory
 
@@ -68,13 +68,10 @@ def run_impute(
     from mptune.tools import impute
 
     if check is not None:
-        found = impute.check(trial, table, check, on, **common)
-        lines = _check_lines(found)
-    else:
-        assert out is not None
+        show(impute.check(trial, table, check, on, **common), as_json, "impute_check.txt")
+    elif out is not None:
         found = impute.impute(trial, table, out, cells, draws=draws, **common)
-        lines = _fill_lines(found, out)
-    print(json.dumps(found, indent=2) if as_json else "\n".join(lines))
+        print(json.dumps(found, indent=2) if as_json else "\n".join(_fill_lines(found, out)))
 
 
 def _trial(model: Path) -> Path:
@@ -100,18 +97,3 @@ def _fill_lines(found: dict[str, Any], out: Path) -> Iterator[str]:
             + (kept + ", ".join(unknown[:SHOWN]) + more if unknown else "")
         )
     yield f"wrote {out}"
-
-
-def _check_lines(found: dict[str, Any]) -> Iterator[str]:
-    methods = list(found["rmse"])
-    yield (
-        f"{found['share']:.0%} of the known values of {found['on']!r} rows hidden; root mean "
-        "square error in training standard deviations"
-    )
-    hidden = sum(c["hidden"] for c in found["columns"])
-    rows = [
-        (row["column"], f"{row['hidden']:,}", f"{row['coverage']:.1%}",
-         *(f"{row['rmse'][m]:.3f}" for m in methods))
-        for row in (*found["columns"], {**found, "column": "all", "hidden": hidden})
-    ]  # fmt: skip
-    yield from columns(("column", "hidden", f"{found['level']:.0%} interval holds", *methods), rows)

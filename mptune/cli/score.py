@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mptune.cli import _score_text
-from mptune.cli._command import JSON, argument, command, option
+from mptune.cli._command import JSON, argument, command, option, show
 from mptune.errors import InputError
 
 if TYPE_CHECKING:
@@ -106,10 +104,8 @@ def run_score(models: list[str], output: Path, as_json: bool, **options: Any) ->
     named = zip((Path(name).name for name in models), estimates, strict=True)
     with write_aside(output / "curve.png") as aside:
         aside.write_bytes(curves_png({name: estimate.curve for name, estimate in named}))
-    if as_json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
-    else:
-        print(_score_text.text(found))
+    show(found, as_json, "score.txt")
+    if not as_json:
         print(f"Written:\n  {output / 'curve.png'}\n  {output / 'score.json'}")
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
+from dataclasses import asdict
 
 from rich.console import Console
 from rich.progress import Progress
 
-from mptune.cli import _verify_text
-from mptune.cli._command import JSON, command, flag, option
+from mptune.cli._command import JSON, command, flag, option, show
 from mptune.errors import InputError
+from mptune.report.document import finite
 
 
 @command(
@@ -42,10 +42,7 @@ def run_verify(quick: bool, seed: int, as_json: bool) -> int:
             seed=seed,
             on_progress=lambda text, share: bar.update(task, description=text, completed=share),
         )
-    if as_json:
-        print(json.dumps(_verify_text.as_json(found), indent=2))
-    else:
-        _verify_text.show(Console(highlight=False, width=_verify_text.WIDTH), found)
+    show(finite({"passed": not found.failed, **asdict(found)}), as_json, "verify.txt")
     for check in found.failed:
         print(f"mptune: failed: {check.name}: {check.words}", file=sys.stderr)
     return 3 if found.failed else 0

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from rich.console import Console
 
-from mptune.cli._command import JSON, RUN_DIR, argument, command, flag
+from mptune.cli._command import JSON, RUN_DIR, argument, command, flag, show
 from mptune.live import status
 from mptune.report.formatting import about
 from mptune.status import Status
@@ -38,11 +36,8 @@ def run_status(run_dir: Path, as_json: bool) -> None:
     from mptune.search.run import Run
 
     found = Run.open(run_dir).status()
-    if as_json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
-        return
-    print("\n".join(_lines(found)))
-    now = Status.model_validate(found["now"]) if found["now"] else None
+    show(found, as_json, "status.txt")
+    now = Status.model_validate(found["now"]) if found["now"] and not as_json else None
     if now is not None and (not found["stale"] or now.running):
         console = Console(highlight=False)
         if found["stale"]:
@@ -63,22 +58,6 @@ def run_status(run_dir: Path, as_json: bool) -> None:
             status.limit_words(now),
         )
         console.print(f" {now.stage}: {' · '.join(filter(None, texts))}", soft_wrap=True)
-
-
-def _lines(found: dict[str, Any]) -> Iterator[str]:
-    yield f"{found['name']}: {'running' if found['running'] else 'not running'}"
-    for stage in get_args(StageName):
-        if (states := found[stage]) is not None:
-            done = sum(states.get(s, 0) for s in ("complete", "pruned", "fail"))
-            parts = ", ".join(f"{n} {s}" for s, n in states.items() if s != "total")
-            yield f"  {stage}: {done} of {states['total']} trials" + (f" ({parts})" * bool(parts))
-    if best := found["best"]:
-        score = f"{best['nats_per_token']:.4f} nats/token"
-        yield f"  best so far: trial {best['number']}, {best['label']}, {score}"
-    spent = found["spent"]
-    yield (
-        f"  spent: {spent['worker_seconds']:.0f} worker-seconds, {spent['gpu_hours']:.3g} GPU-hours"
-    )
 
 
 @command(RUN_DIR, flag("--now", "do not wait for checkpoints"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -14,7 +14,8 @@ from mptune.launch.base import Denied, LaunchError, Unreachable
 
 Object = dict[str, Any]
 
-GROUP, VERSION, JOBS = "ray.io", "v1", "rayjobs"
+RAY_JOBS = {"group": "ray.io", "version": "v1", "plural": "rayjobs"}
+WORKLOADS = {"group": "kueue.x-k8s.io", "version": "v1beta2", "plural": "workloads"}
 IN_A_POD = "KUBERNETES_SERVICE_HOST"
 TIMEOUT_S = (5, 30)
 """To connect, and between two packets."""
@@ -37,30 +38,27 @@ class KubernetesApi:
         self.server = str(client.configuration.host)
         from kubernetes import client as k8s
 
-        self._custom: Any = k8s.CustomObjectsApi(client)
-        self._core: Any = k8s.CoreV1Api(client)
-        self._rayjobs = (GROUP, VERSION, namespace, JOBS)
+        core, custom = k8s.CoreV1Api(client), k8s.CustomObjectsApi(client)
+        self._kinds: dict[str, tuple[Any, str, dict[str, str]]] = {
+            "RayJob": (custom, "custom_object", RAY_JOBS),
+            "Workload": (custom, "custom_object", WORKLOADS),
+            "ConfigMap": (core, "config_map", {}),
+            "Pod": (core, "pod", {}),
+            "Event": (core, "event", {}),
+        }
+        """Kind -> the client's API, the end of the names of its methods, and their arguments."""
 
     # --- writing -------------------------------------------------------------------------------
 
     def create(self, manifest: Object, *, dry_run: bool = False) -> Object:
-        """Create an object of one of three kinds: RayJob, ConfigMap, Pod."""
-        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        """Create an object."""
         # Without Strict, the server ignores misspelt fields.
         options = {"field_validation": "Strict", **({"dry_run": "All"} if dry_run else {})}
-        call, place = {
-            "RayJob": (self._custom.create_namespaced_custom_object, self._rayjobs),
-            "ConfigMap": (self._core.create_namespaced_config_map, (self.namespace,)),
-            "Pod": (self._core.create_namespaced_pod, (self.namespace,)),
-        }[kind]
-        created: Object = self._request("create", kind, name, call, *place, manifest, **options)
-        return created
+        return self._json("create", manifest["kind"], body=manifest, **options)
 
     def delete_job(self, name: str) -> None:
         """Delete the RayJob and what it owns: Ray cluster, submitter, ConfigMap."""
-        call = self._custom.delete_namespaced_custom_object
-        options = {"propagation_policy": "Background"}
-        self._request("delete", "RayJob", name, call, *self._rayjobs, name, **options)
+        self._request("delete", "RayJob", name=name, propagation_policy="Background")
 
     def run_pod(self, manifest: Object, *, timeout_s: float = 120) -> list[str]:
         """Run a small pod to its end and return its log. The pod is always removed."""
@@ -69,9 +67,7 @@ class KubernetesApi:
         deadline = time.monotonic() + timeout_s
         try:
             while True:
-                call = self._core.read_namespaced_pod
-                pod = self._json("get", "Pod", name, call, name, self.namespace)
-                phase = pod.get("status", {}).get("phase")
+                phase = self._json("read", "Pod", name=name).get("status", {}).get("phase")
                 if phase in ("Succeeded", "Failed"):
                     return self.log(name).splitlines()
                 if time.monotonic() > deadline:
@@ -85,27 +81,23 @@ class KubernetesApi:
 
     def delete_pod(self, name: str, *, grace_s: int) -> None:
         """Delete a pod, or shorten the grace of one that is being deleted."""
-        where, options = (name, self.namespace), {"grace_period_seconds": grace_s}
-        call = self._core.delete_namespaced_pod
-        self._request("delete", "Pod", name, call, *where, **options)
+        self._request("delete", "Pod", name=name, grace_period_seconds=grace_s)
 
     # --- reading -------------------------------------------------------------------------------
 
     def job(self, name: str) -> Object:
-        call = self._custom.get_namespaced_custom_object
-        found: Object = self._request("get", "RayJob", name, call, *self._rayjobs, name)
-        return found
+        return self._json("get", "RayJob", name=name)
 
     def await_change(self, job: Object, seconds: int) -> None:
         """Return when the RayJob changes, after `seconds`, or when the watch is lost."""
         from kubernetes import watch
         from kubernetes.client.exceptions import ApiException
 
-        meta = job["metadata"]
-        watcher: Any = watch.Watch
+        meta, watcher = job["metadata"], watch.Watch
         stream = watcher().stream(
-            self._custom.list_namespaced_custom_object,
-            *self._rayjobs,
+            self._kinds["RayJob"][0].list_namespaced_custom_object,
+            **RAY_JOBS,
+            namespace=self.namespace,
             field_selector=f"metadata.name={meta['name']}",
             resource_version=meta["resourceVersion"],
             timeout_seconds=seconds,
@@ -120,50 +112,46 @@ class KubernetesApi:
                     raise
 
     def pods(self, selector: str) -> list[Object]:
-        return self._list("Pod", self._core.list_namespaced_pod, label_selector=selector)
+        return self._list("Pod", label_selector=selector)
 
     def warnings(self) -> list[Object]:
         """The namespace's warning events, the latest last."""
-        return self._list("Event", self._core.list_namespaced_event, field_selector="type=Warning")
+        return self._list("Event", field_selector="type=Warning")
 
     def workloads(self, job: Object) -> list[Object]:
         """What Kueue knows of a RayJob; empty without Kueue, or without the right to read it."""
-        where = ("kueue.x-k8s.io", "v1beta2", self.namespace, "workloads")
-        selector = {"label_selector": f"kueue.x-k8s.io/job-uid={job['metadata']['uid']}"}
         with suppress(NotFound, Denied):
-            call = self._custom.list_namespaced_custom_object
-            found: list[Object] = self._request("list", "Workload", "", call, *where, **selector)[
-                "items"
-            ]
-            return found
+            selector = f"kueue.x-k8s.io/job-uid={job['metadata']['uid']}"
+            return self._list("Workload", label_selector=selector)
         return []
 
     def log(self, pod: str) -> str:
-        call = self._core.read_namespaced_pod_log
-        answer = self._raw("get", "Pod", pod, call, pod, self.namespace)
-        return str(answer.data.decode(errors="replace"))
+        """The whole log of a pod's only container; bytes that are not UTF-8 are replaced."""
+        return self._request("read", "Pod", part="_log", name=pod).decode(errors="replace")
 
     # --- requests and their errors -------------------------------------------------------------
 
-    def _request(
-        self, verb: str, kind: str, name: str, call: Callable[..., Any], *where: Any, **options: Any
-    ) -> Any:
-        with self._errors(verb, kind, name):
-            return call(*where, **{"_request_timeout": TIMEOUT_S, **options})
+    def _request(self, verb: str, kind: str, *, part: str = "", **options: Any) -> bytes:
+        """The body of the answer. The client's own models refuse fields that a newer server adds.
 
-    def _raw(self, *request: Any, **options: Any) -> Any:
-        """The HTTP response, not parsed."""
-        return self._request(*request, _preload_content=False, **options)
+        Args:
+            verb: as in the names of the client's methods; `read` is the `get` of its own kinds.
+            part: the end of such a name, for a part of an object.
+        """
+        api, what, where = self._kinds[kind]
+        name = options.get("name") or options.get("body", {}).get("metadata", {}).get("name", "")
+        options |= {**where, "namespace": self.namespace, "_request_timeout": TIMEOUT_S}
+        with self._errors("get" if verb == "read" else verb, kind, name):
+            call = getattr(api, f"{verb}_namespaced_{what}{part}")
+            body: bytes = call(**options, _preload_content=False).data
+            return body
 
-    def _json(self, *request: Any, **options: Any) -> Object:
-        """The server's JSON. The client's own models refuse fields that a newer server adds."""
-        found: Object = json.loads(self._raw(*request, **options).data)
+    def _json(self, verb: str, kind: str, **options: Any) -> Object:
+        found: Object = json.loads(self._request(verb, kind, **options))
         return found
 
-    def _list(self, kind: str, call: Callable[..., Any], **selector: str) -> list[Object]:
-        items: list[Object] = self._json("list", kind, "", call, self.namespace, **selector)[
-            "items"
-        ]
+    def _list(self, kind: str, **selector: str) -> list[Object]:
+        items: list[Object] = self._json("list", kind, **selector)["items"]
         return items
 
     @contextmanager
@@ -203,7 +191,7 @@ class KubernetesApi:
                     f"namespace {self.namespace} does not exist; create it with `kubectl apply -k "
                     "k8s/overlays/...`"
                 )
-            case 404 if kind == "RayJob" and details.get("kind") != JOBS:
+            case 404 if kind == "RayJob" and details.get("kind") != "rayjobs":
                 return Denied(
                     "this cluster does not know RayJobs; install the KubeRay operator first"
                 )
@@ -211,9 +199,8 @@ class KubernetesApi:
                 near = ""
                 if kind == "RayJob":
                     with suppress(LaunchError):
-                        call = self._custom.list_namespaced_custom_object
-                        jobs = self._request("list", kind, "", call, *self._rayjobs)["items"]
-                        near = did_you_mean(name, [j["metadata"]["name"] for j in jobs])
+                        known = [job["metadata"]["name"] for job in self._list(kind)]
+                        near = did_you_mean(name, known)
                 return NotFound(f"there is no {kind} {name} in namespace {self.namespace}{near}")
             case 409 if "object is being deleted" in reason:
                 return LaunchError(f"{kind} {name} is still being removed; try again in a minute")

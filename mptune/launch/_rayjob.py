@@ -27,10 +27,10 @@ CACHE = "/mptune/cache"
 SCALE_UP_S = 1800
 """A cloud takes minutes to start a node and pull its first image."""
 
-VERDICT = "mptune: the input is wrong, so this search is not tried again on a new cluster"
-"""Printed after the driver's own message when it has ended with exit code 2."""
+WRONG_INPUT_LINE = "mptune: the input is wrong, so this search is not tried again on a new cluster"
+"""The last line of the log of a driver that ended with exit code 2; its own message is above."""
 
-RUN_ONCE = f'"$@"; code=$?; [ $code -eq 2 ] || exit $code; echo "{VERDICT}"'
+RUN_ONCE = f'"$@"; code=$?; [ $code -eq 2 ] || exit $code; echo "{WRONG_INPUT_LINE}"'
 """A shell script that runs its arguments and turns exit code 2 (wrong input) into 0: after any
 other code KubeRay tries again on a new cluster."""
 

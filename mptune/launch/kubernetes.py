@@ -17,7 +17,7 @@ from typing import Any, Literal
 from mptune.errors import InputError
 from mptune.launch._kubernetes_api import KubernetesApi, NotFound, Object
 from mptune.launch._rayjob import (
-    VERDICT,
+    WRONG_INPUT_LINE,
     KubernetesProfile,
     config_map,
     ray_job,
@@ -92,7 +92,32 @@ class Kubernetes(KubernetesProfile, Launcher):
         return state_of(api, job, log.latest)
 
     def follow(self, name: str, say: Say) -> SearchState:
-        return follow_job(self._api(name), name, say)
+        api, log = self._api(name), DriverLog()
+        previous: Object | None = None
+        step: Step | None = None
+
+        def look() -> tuple[SearchState, list[str]]:
+            nonlocal previous, step
+            if previous is not None:
+                waited_for, previous = previous, None
+                api.await_change(waited_for, POLL_S)
+            try:
+                previous = job = api.job(name)
+            except NotFound:
+                if step is None:
+                    raise
+                raise LaunchError(
+                    f"{name} was deleted while it ran; its study and artifacts are kept: launch it "
+                    "again to resume"
+                ) from None
+            # The log is read after the state, so the log of an ended job is complete.
+            log.read(api, name)
+            before, step = step, step_of(job)
+            if before and (before, step) in TRANSITIONS:
+                say(f"{name}: {TRANSITIONS[before, step]}")
+            return state_of(api, job, log.latest), log.lines
+
+        return follow(name, say, look, place="the API server", pause_s=0)
 
     def fetch(self, name: str, into: Path) -> None:
         unpack(self._api(name).run_pod(reader_pod(self, name)), into)
@@ -227,8 +252,8 @@ def state_of(api: KubernetesApi, job: Object, log: list[str]) -> SearchState:
     """The state of the search that this RayJob runs, and whose driver has printed `log`."""
     status, which = job.get("status", {}), f"attempt {_attempt(job)} of {_attempts(job)}"
     match step_of(job):
-        case "succeeded" if VERDICT in log:
-            said = log[max(0, log.index(VERDICT) - 1)]
+        case "succeeded" if WRONG_INPUT_LINE in log:
+            said = log[max(0, log.index(WRONG_INPUT_LINE) - 1)]
             return SearchState(
                 "failed",
                 f"failed, and is not tried again: {said}; correct it, then `mptune launch stop` "
@@ -287,11 +312,9 @@ def _queue_state(api: KubernetesApi, job: Object) -> SearchState:
                 continue
             message = _one_line(condition.get("message", ""))
             if condition["reason"] in ("Misconfigured", "Inadmissible"):
-                return SearchState(
-                    "waiting",
-                    f"Kueue cannot queue it: {message}; mend that (see k8s/overlays/kueue), or "
-                    "change `queue` in the profile",
-                    stuck=True,
+                return _stuck(
+                    f"Kueue cannot queue it: {message}; fix it (see k8s/overlays/kueue), or "
+                    "change `queue` in the profile"
                 )
             return SearchState("waiting", f"queued by Kueue in {queue}: {message}")
     return SearchState("waiting", f"queued by Kueue in {queue}")
@@ -348,15 +371,12 @@ def _pod_problem(api: KubernetesApi, pods: list[Object]) -> SearchState | None:
         reason = waiting.get("reason")
         message = _one_line(waiting.get("message", "").split("ErrImagePull: ")[-1])
         if reason in IMAGE:
-            return SearchState(
-                "waiting",
+            return _stuck(
                 f"the image cannot be pulled: {message or reason}; "
-                "correct `image` in the profile, or name a secret in image_pull_secrets",
-                stuck=True,
+                "correct `image` in the profile, or name a secret in image_pull_secrets"
             )
         if reason in SETUP:
-            detail = f"a container cannot be set up ({reason}): {message}"
-            return SearchState("waiting", detail, stuck=True)
+            return _stuck(f"a container cannot be set up ({reason}): {message}")
     for pod in pods:
         for condition in pod["status"].get("conditions") or ():
             if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
@@ -367,11 +387,9 @@ def _pod_problem(api: KubernetesApi, pods: list[Object]) -> SearchState | None:
 def _unschedulable(api: KubernetesApi, pod: Object, message: str) -> SearchState:
     why = _one_line(message.split(", preemption:")[0].split(" no new claims")[0]).rstrip(".")
     if missing := re.search(r'persistentvolumeclaim "([^"]+)" not found', message):
-        return SearchState(
-            "waiting",
+        return _stuck(
             f"its volume is missing: there is no PersistentVolumeClaim {missing[1]} in namespace "
-            f"{api.namespace}; create it, or change `artifacts` in the profile",
-            stuck=True,
+            f"{api.namespace}; create it, or change `artifacts` in the profile"
         )
     if "unbound immediate PersistentVolumeClaim" in message:
         volumes = pod.get("spec", {}).get("volumes", ())
@@ -398,15 +416,16 @@ def _event_problem(events: list[Object], names: set[str | None]) -> SearchState 
             continue
         if "exceeded quota" in message:
             quota = message[message.index("exceeded quota") :]
-            return SearchState(
-                "waiting",
+            return _stuck(
                 f"the namespace's quota forbids its pods: {quota}; free some of it, have it "
-                "raised, or ask for less in the profile",
-                stuck=True,
+                "raised, or ask for less in the profile"
             )
-        detail = f"{about['kind']} {event.get('reason')}: {message}"
-        return SearchState("waiting", detail, stuck=True)
+        return _stuck(f"{about['kind']} {event.get('reason')}: {message}")
     return None
+
+
+def _stuck(detail: str) -> SearchState:
+    return SearchState("waiting", detail, stuck=True)
 
 
 def _one_line(text: str) -> str:
@@ -414,14 +433,14 @@ def _one_line(text: str) -> str:
     return line if len(line) <= 300 else f"{line[:300]}..."
 
 
-# --- following ---------------------------------------------------------------------------------
+# --- the log -----------------------------------------------------------------------------------
 
 
 class DriverLog:
     """What the drivers of one search have printed, in order, whichever submitters show it.
 
     A submitter that replaces another prints the whole log again, and a driver that starts again has
-    the same job. A log that cannot be read now is read later: the RayJob has the state.
+    the same job.
     """
 
     def __init__(self) -> None:
@@ -431,6 +450,10 @@ class DriverLog:
         """The lines of the latest driver."""
 
     def read(self, api: KubernetesApi, name: str) -> None:
+        """Add what the search's submitters have logged since the last call.
+
+        A log that cannot be read now is left for the next call: the state comes from the RayJob.
+        """
         for pod in (p["metadata"]["name"] for p in _submitters(api, name)):
             with suppress(LaunchError):
                 started, lines = driver_log(api.log(pod))
@@ -439,38 +462,3 @@ class DriverLog:
                 self.lines += lines[shown:]
                 self._shown[key] = max(shown, len(lines))
                 self.latest = lines
-
-
-def follow_job(api: KubernetesApi, name: str, say: Say) -> SearchState:
-    """Show the log and every change of state until the search has ended.
-
-    Raises:
-        LaunchError: it cannot continue by itself, or was deleted.
-    """
-    log = DriverLog()
-    previous: Object | None = None
-    step: Step | None = None
-
-    def look() -> tuple[SearchState, list[str]]:
-        nonlocal previous, step
-        if previous is not None:
-            waited_for, previous = previous, None
-            api.await_change(waited_for, POLL_S)
-        try:
-            previous = job = api.job(name)
-        except NotFound:
-            if step is None:
-                raise
-            raise LaunchError(
-                f"{name} was deleted while it ran; its study and artifacts are kept: launch it "
-                "again to resume"
-            ) from None
-        # The log is read after the state, so the log of an ended job is complete.
-        log.read(api, name)
-        state = state_of(api, job, log.latest)
-        before, step = step, step_of(job)
-        if before and (before, step) in TRANSITIONS:
-            say(f"{name}: {TRANSITIONS[before, step]}")
-        return state, log.lines
-
-    return follow(name, say, look, place="the API server", pause_s=0)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
+from jinja2 import StrictUndefined, Template
 from pydantic import Field
 
 from mptune.errors import did_you_mean
@@ -235,38 +236,17 @@ class Slurm(SharedFolderLauncher):
             f"{self.gpus_per_node} GPUs do not hold that",
         )
         job = self.job(search.name)
-        options = {
-            "job-name": f"mptune-{search.name}",
-            "nodes": self.nodes,
-            "ntasks-per-node": 1,
-            "cpus-per-task": self.cpus_per_node,
-            "gpus-per-node": self.gpus_per_node or None,
-            "time": self.time_limit,
-            "partition": self.partition,
-            "account": self.account,
-            "output": job.log.absolute(),
-            "open-mode": "append",
-            "signal": f"B:USR1@{self.grace_s}",
-        }
-        given = [f"--{k}={v}" for k, v in options.items() if v is not None]
-        settings = {
-            "cpus": self.cpus_per_node,
-            "gpus": self.gpus_per_node,
-            "others": self.nodes - 1,
-            "services": shlex.quote(str((job.folder / "ray.txt").absolute())),
-            "exit_code": shlex.quote(str(job.exit_code.absolute())),
-        }
         command = search.arguments(str(search.source.absolute()), str(job.run.root.absolute()))
-        lines = [
-            "#!/bin/bash",
-            *(f"#SBATCH {o}" for o in [*given, "--requeue", *self.options]),
-            "set -u",
-            *self.setup,
-            *(f"{k}={v}" for k, v in settings.items()),
-            f"set -- {shlex.join(command)}",
-            SCRIPT.read_text(encoding="utf-8"),
-        ]
-        return "\n".join(lines)
+        script = SCRIPT.read_text("utf-8") + "\n"  # Jinja removes the last one
+        template = Template(script, undefined=StrictUndefined, trim_blocks=True)
+        return template.render(
+            p=self,
+            name=search.name,
+            log=job.log.absolute(),
+            services=shlex.quote(str((job.folder / "ray.txt").absolute())),
+            exit_code=shlex.quote(str(job.exit_code.absolute())),
+            command=shlex.join(command),
+        )
 
     def submit(self, search: Submission) -> None:
         script = self.render(search)

@@ -1,6 +1,37 @@
-# The batch job of a search, after the #SBATCH lines and these settings that `slurm.py` writes:
-# cpus and gpus of each node, others (nodes besides the first), services (the log of Ray's
-# processes), exit_code (a file), and the command of the search as "$@".
+#!/bin/bash
+{# The batch job of a search as a Jinja template; `p` is the `Slurm` profile. -#}
+#SBATCH --job-name=mptune-{{ name }}
+#SBATCH --nodes={{ p.nodes }}
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task={{ p.cpus_per_node }}
+{% if p.gpus_per_node %}
+#SBATCH --gpus-per-node={{ p.gpus_per_node }}
+{% endif %}
+#SBATCH --time={{ p.time_limit }}
+{% if p.partition %}
+#SBATCH --partition={{ p.partition }}
+{% endif %}
+{% if p.account %}
+#SBATCH --account={{ p.account }}
+{% endif %}
+#SBATCH --output={{ log }}
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@{{ p.grace_s }}
+#SBATCH --requeue
+{% for option in p.options %}
+#SBATCH {{ option }}
+{% endfor %}
+set -u
+{% for line in p.setup %}
+{{ line }}
+{% endfor %}
+# Of each node; `others` is the number of nodes besides the first.
+cpus={{ p.cpus_per_node }} gpus={{ p.gpus_per_node }} others={{ p.nodes - 1 }}
+# The log of Ray's processes, and the file for the exit code.
+services={{ services }}
+exit_code={{ exit_code }}
+set -- {{ command }}
+
 # Other users of these nodes can reach the ports, so Ray requires this job's own token.
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 export RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')

@@ -5,9 +5,9 @@ rich draws the table in a terminal and in Jupyter, from any thread.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from threading import RLock
 from types import TracebackType
 from typing import Self, TypeAlias
@@ -30,17 +30,7 @@ from mptune.live.status import (
 )
 from mptune.report.formatting import about, count, duration, per_token
 from mptune.status import Status
-from mptune.trial import (
-    Event,
-    Failed,
-    Finished,
-    GangChanged,
-    Progress,
-    Rung,
-    Scoring,
-    Started,
-    Stopped,
-)
+from mptune.trial import Event, Finished, GangChanged, Progress, Rung
 
 FINISHED_SHOWN = 12
 """Ended trials that stay in the table; fewer in a low terminal."""
@@ -58,7 +48,7 @@ LEAST_ROWS = 3
 """Fewest rows of trials, whatever the height of the terminal."""
 
 _STYLES = {
-    "waiting": "dim",
+    "held back": "dim",
     "starting": "dim",
     "complete": "green",
     "pruned": "yellow",
@@ -67,22 +57,8 @@ _STYLES = {
 }
 
 Clock: TypeAlias = Callable[[], float]
-
-
-@dataclass
-class _Row:
-    """The current state of one trial in the table."""
-
-    number: int
-    label: str
-    size: str
-    state: str = "waiting"
-    progress: float = 0.0
-    loss: float | None = None
-    tokens_per_s: float = 0.0
-    score: str = ""
-    ended: bool = False
-    last_line_at: float = field(default=float("-inf"))
+Row: TypeAlias = tuple[float | None, str, str, str, str]
+"""Progress, loss, tokens per second, time to the end, and state of a trial."""
 
 
 class LiveView:
@@ -111,8 +87,13 @@ class LiveView:
         self._done_before = self._done = done
         self._clock = clock
         self._started_at = clock()
-        self._rows: dict[int, _Row] = {}
-        self._ended: list[int] = []
+        self._labels: dict[int, tuple[str, str]] = {}
+        """Policy and size of the trials."""
+        self._scores: dict[int, str] = {}
+        self._held: set[int] = set()
+        self._ended: dict[int, str] = {}
+        """The state of each ended trial, the last one last."""
+        self._last_line_at: dict[int, float] = {}
         self._status: Status | None = None
         self._status_printed_at = self._started_at
         self._lock = RLock()  # rich refreshes from a thread of its own
@@ -148,40 +129,45 @@ class LiveView:
     def trial(self, number: int, label: str, size: str) -> None:
         """Add a submitted trial; `label` is that of its policy."""
         with self._lock:
-            self._rows[number] = _Row(number, label, size)
+            self._labels[number] = label, size
+            self._held.discard(number)
+            self._ended.pop(number, None)
 
     def on_event(self, event: Event) -> None:
-        """Show an event of a trial or a gang."""
-        with self._lock:
-            line = self._take(event)
-        if line:
-            self._plain(line)
+        """Keep the score of a trial, and without a terminal print the event."""
+        if isinstance(event, GangChanged):
+            self._plain(event_words(event))
+            return
+        number = event.number
+        match event:
+            case Rung():
+                self._scores[number] = per_token(event.nats_per_token, half_width(event.se))
+            case Finished():
+                lml = event.result.lml
+                self._scores[number] = per_token(lml.nats_per_token, lml_half_width(lml))
+            case Progress():
+                if self._clock() - self._last_line_at.get(number, -math.inf) < PLAIN_PROGRESS_S:
+                    return
+                self._last_line_at[number] = self._clock()
+        self._plain(f"{self._name(number)}: {event_words(event)}")
 
     def hold_trial(self, number: int, why: str) -> None:
         """Show that a trial is on hold until running trials release enough budget."""
         with self._lock:
-            self._row(number).state = "held back"
+            self._held.add(number)
         self._plain(f"{self._name(number)}: held back: {why}")
 
     def finish_trial(self, number: int, state: str) -> None:
         """Show that a trial has ended, with its `state`, e.g. `failed: out_of_memory`."""
         with self._lock:
-            row = self._row(number)
-            row.state, row.ended = state, True
-            if number not in self._ended:
-                self._ended.append(number)
-                self._done += state != "interrupted"
+            self._done += state != "interrupted" and number not in self._ended
+            self._ended[number] = state
         self._plain(f"{self._name(number)}: {state} ({self._done} of {self._total} done)")
 
     def look(self, status: Status) -> None:
         """Show a new status of the study."""
         with self._lock:
             self._status = status
-            for trial in status.queue:
-                self._row(trial.number).state = "waiting"
-            for running in status.running:
-                if running.state == "starting":
-                    self._row(running.number).state = "starting"
         if self._clock() - self._status_printed_at >= PLAIN_STATUS_S:
             self._status_printed_at = self._clock()
             self._plain(f"{self._title}: {summary(status)}")
@@ -190,41 +176,9 @@ class LiveView:
         """Print one line above the table, or among the plain lines."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def _row(self, number: int) -> _Row:
-        return self._rows.setdefault(number, _Row(number, f"trial {number}", ""))
-
-    def _take(self, event: Event) -> str | None:
-        """Update the rows; returns the plain line of the event, or None if it has none."""
-        if isinstance(event, GangChanged):
-            return event_words(event)
-        row = self._row(event.number)
-        match event:
-            case Started():
-                row.state = "training"
-                row.progress = event.resumed_at / max(1, event.total_steps)
-            case Progress():
-                row.state, row.progress = "training", event.progress
-                row.tokens_per_s, row.loss = event.tokens_per_s, event.loss
-                if self._clock() - row.last_line_at < PLAIN_PROGRESS_S:
-                    return None
-                row.last_line_at = self._clock()
-            case Rung():
-                row.score = per_token(event.nats_per_token, half_width(event.se))
-            case Scoring():
-                row.state, row.progress = "scoring", 1.0
-            case Finished():
-                row.state, row.progress = "finished", 1.0
-                lml = event.result.lml
-                row.score = per_token(lml.nats_per_token, lml_half_width(lml))
-            case Stopped():
-                row.state = event.reason
-            case Failed():
-                row.state = f"failed: {event.reason}"
-        return f"{self._name(row.number)}: {event_words(event)}"
-
     def _name(self, number: int) -> str:
-        row = self._row(number)
-        return f"trial {number} ({row.label})" if row.size else row.label
+        label = self._labels.get(number)
+        return f"trial {number} ({label[0]})" if label else f"trial {number}"
 
     # --- plain lines ---------------------------------------------------------------------------
 
@@ -236,7 +190,7 @@ class LiveView:
 
     def __rich__(self) -> RenderableType:
         with self._lock:
-            return Group(self._table(), *self._study_tables(), self._bar())
+            return Group(self._table(), *self._study_tables(), self._progress())
 
     def _table(self) -> Table:
         narrow = self._console.width < 100
@@ -257,12 +211,16 @@ class LiveView:
             padding=(0, 1),
             header_style="dim",
         )
-        running = self._status.running if self._status else ()
-        left = {t.number: about(t.left_s) for t in running if t.left_s is not None}
-        for row in self._shown():
-            cells = _cells(row, left.get(row.number, ""))
-            style = "dim" if row.ended and row.state != "complete" else ""
-            table.add_row(*(cells[:2] + cells[3:] if narrow else cells), style=style)
+        for number, (progress, loss, speed, left, state) in self._rows().items():
+            label, size = map(Text, self._labels.get(number, (f"trial {number}", "")))
+            bar = "" if progress is None else _bar(progress)
+            score = self._scores.get(number, "")
+            shown = Text(state, style=_STYLES.get(state.split(":")[0], ""))
+            sizes = [] if narrow else [size]
+            style = "dim" if number in self._ended and state != "complete" else ""
+            table.add_row(
+                str(number), label, *sizes, bar, loss, speed, left, score, shown, style=style
+            )
         return table
 
     @property
@@ -284,22 +242,34 @@ class LiveView:
         line = f" {' · '.join(filter(None, words))}"
         return [*found, Text(line)]
 
-    def _shown(self) -> list[_Row]:
+    def _rows(self) -> dict[int, Row]:
         """The running trials and as many of the last ended ones as fit, by number."""
-        queue, gangs = (self._status.queue, self._status.gangs) if self._status else ((), ())
-        fourth = self._room // 4
-        used = sum(min(len(table) + 1, fourth) for table in (gangs, queue) if table)
+        rows: dict[int, Row] = {}
+        used = 0
+        if self._status is not None:
+            lists = (self._status.gangs, self._status.queue)
+            used = sum(min(len(rest) + 1, self._room // 4) for rest in lists if rest)
+            for trial in self._status.running:
+                rows[trial.number] = (
+                    trial.progress,
+                    "" if trial.loss is None else f"{trial.loss:.3f}",
+                    count(trial.tokens_per_s) if trial.tokens_per_s else "",
+                    "" if trial.left_s is None else about(trial.left_s),
+                    trial.state,
+                )
+        rows |= dict.fromkeys(self._held, (None, "", "", "", "held back"))
         room = max(LEAST_ROWS, self._room - used)
-        queued = {trial.number for trial in queue}
-        running = [r for r in self._rows.values() if not r.ended and r.number not in queued]
-        left = min(FINISHED_SHOWN, room - len(running[:room]))
-        ended = [self._rows[n] for n in self._ended[-left:]] if left > 0 else []
-        return sorted([*ended, *running[:room]], key=lambda row: row.number)
+        active = [number for number in rows if number not in self._ended][:room]
+        left = min(FINISHED_SHOWN, room - len(active))
+        ended = list(self._ended)[-left:] if left > 0 else []
+        ending: dict[int, Row] = {n: (None, "", "", "", self._ended[n]) for n in ended}
+        return dict(sorted(({n: rows[n] for n in active} | ending).items()))
 
-    def _bar(self) -> Table:
+    def _progress(self) -> Table:
         # A running trial counts by its progress.
-        running = sum(row.progress for row in self._rows.values() if not row.ended)
-        share = min(1.0, (self._done + running) / max(1, self._total))
+        running = self._status.running if self._status else ()
+        done = self._done + sum(t.progress for t in running if t.number not in self._ended)
+        share = min(1.0, done / max(1, self._total))
         elapsed = self._clock() - self._started_at
         end = end_words(self._status) if self._status else ""
         here = share - self._done_before / max(1, self._total)
@@ -307,24 +277,10 @@ class LiveView:
             end = f"{duration(elapsed * (1 - share) / here)} left"
         grid = Table.grid(Column(no_wrap=True), Column(ratio=1), Column(no_wrap=True), expand=True)
         grid.padding = (0, 1)
-        bar = ProgressBar(total=1.0, completed=share, complete_style="cyan")
-        grid.add_row(
-            f" {self._done}/{self._total} trials",
-            bar,
-            f"{duration(elapsed)}{' · ' * bool(end)}{end} ",
-        )
+        ends = f"{duration(elapsed)}{' · ' * bool(end)}{end} "
+        grid.add_row(f" {self._done}/{self._total} trials", _bar(share), ends)
         return grid
 
 
-def _cells(row: _Row, left: str) -> list[RenderableType]:
-    """One cell per column, with `left` as the time to the end; labels are never read as markup."""
-    bar: RenderableType = (
-        ProgressBar(total=1.0, completed=row.progress, complete_style="cyan")
-        if not row.ended
-        else Text("")
-    )
-    speed = count(row.tokens_per_s) if row.tokens_per_s and not row.ended else ""
-    loss = f"{row.loss:.3f}" if row.loss is not None and not row.ended else ""
-    state = Text(row.state, style=_STYLES.get(row.state.split(":")[0], ""))
-    label, size, score = Text(row.label), Text(row.size), Text(row.score)
-    return [str(row.number), label, size, bar, loss, speed, left, score, state]
+def _bar(share: float) -> ProgressBar:
+    return ProgressBar(total=1.0, completed=share, complete_style="cyan")

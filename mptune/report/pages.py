@@ -7,15 +7,12 @@ the study, and the checklist.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from mptune.analysis.intervals import NORMAL_95
 from mptune.analysis.results import Outcomes, Report
@@ -27,49 +24,12 @@ from mptune.report.findings import Findings, findings
 from mptune.report.formatting import per_token, power
 from mptune.report.language import DEFAULT, Language, language
 from mptune.report.layout import lay_out
+from mptune.report.rendering import template
 from mptune.report.sections import sections
 from mptune.report.sections.context import Context
 
 if TYPE_CHECKING:
     from mptune.lml.estimator import MPTCurve
-
-
-@cache
-def template(name: str) -> Template:
-    """A template by its file name; what it inserts is escaped for HTML and SVG or for Markdown."""
-    escaping: dict[str, Any] = (
-        {"finalize": escape_markdown} if name.endswith(".md") else {"autoescape": True}
-    )
-    environment = Environment(
-        loader=PackageLoader("mptune.report"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        **escaping,
-    )
-    environment.filters.update(prose=prose, code=code)
-    return environment.get_template(name)
-
-
-def escape_markdown(value: object) -> str:
-    """Text that Markdown shows as it is: no HTML, no emphasis, no end of a table cell."""
-    if isinstance(value, Markup):
-        return value
-    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", str(value)).replace("\n", " ")
-
-
-def prose(text: str) -> str:
-    """Text whose lines do not break between a number and its per cent sign."""
-    return text.replace(" %", "\u00a0%")
-
-
-def code(text: str) -> Markup:
-    """HTML of a text in which backticks enclose code."""
-    parts = text.split("`")
-    return Markup().join(
-        Markup("<code>{}</code>").format(part) if number % 2 else escape(part)
-        for number, part in enumerate(parts)
-    )
 
 
 def write(
@@ -122,7 +82,6 @@ def _page(values: dict[str, Any]) -> str:
         **values,
         style=Markup(svg.palette_css() + style),
         script=Markup(script),
-        svg=svg.inline,
         lay_out=lay_out,
     )
 

@@ -9,13 +9,14 @@ scripts need an installed font.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import as_file, files
-from typing import Any, Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 from markupsafe import Markup
+
+from mptune.report.rendering import pixels, template
 
 PALETTE = {
     "ink": ("#1c2430", "#e7ebf0"),
@@ -62,45 +63,30 @@ OUTLINES: dict[MarkerShape, tuple[tuple[Pixel, ...], ...]] = {
 class Stroke:
     """A line through pixels."""
 
+    kind: ClassVar = "stroke"
     pixels: tuple[Pixel, ...]
     colour: str
     width: float = 1.0
     dash: tuple[float, ...] = ()
     series: int | None = None
 
-    def element(self) -> Markup:
-        return _element("polyline", {
-            "points": _points(self.pixels),
-            "style": f"fill:none;stroke:var(--{self.colour})",
-            "stroke-width": _number(self.width),
-            "stroke-dasharray": " ".join(map(_number, self.dash)) or None,
-            "stroke-linejoin": "round",
-            "data-s": self.series,
-        })  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Area:
     """A filled outline."""
 
+    kind: ClassVar = "area"
     pixels: tuple[Pixel, ...]
     colour: str
     opacity: float
     series: int | None = None
-
-    def element(self) -> Markup:
-        return _element("polygon", {
-            "points": _points(self.pixels),
-            "style": f"fill:var(--{self.colour})",
-            "fill-opacity": _number(self.opacity) if self.opacity < 1 else None,
-            "data-s": self.series,
-        })  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Marker:
     """A point whose `tip` is shown on hover; with radius 0 it is invisible until then."""
 
+    kind: ClassVar = "marker"
     at: Pixel
     shape: MarkerShape
     colour: str
@@ -108,53 +94,39 @@ class Marker:
     tip: str = ""
     series: int | None = None
 
-    def element(self) -> Markup:
-        paint, stroked = f"var(--{self.colour})", self.shape in ("cross", "plus", "tick")
-        x, y = map(_number, self.at) if self.tip else (None, None)
-        return _element("path", {
-            "d": self._path() + "z" * (not stroked or self.radius == 0),
-            "style": f"fill:none;stroke:{paint}" if stroked else f"fill:{paint}",
-            "stroke-width": ("1.3" if self.shape == "tick" else "2.4") if stroked else None,
-            "data-s": self.series,
-            "data-tip": self.tip or None,
-            "data-x": x,
-            "data-y": y,
-        })  # fmt: skip
+    @property
+    def stroked(self) -> bool:
+        """Whether it is drawn with lines and has no area."""
+        return self.shape in ("cross", "plus", "tick")
 
-    def _path(self) -> str:
+    @property
+    def path(self) -> str:
+        """Its outline as the `d` of an SVG path."""
         (x, y), r = self.at, self.radius
         if self.shape == "circle" or r == 0:
-            turn = f"a{_number(r, 1)} {_number(r, 1)} 0 1 0"
-            start = f"M{_number(x - r, 1)} {_number(y, 1)}"
-            return f"{start}{turn} {_number(2 * r, 1)} 0{turn} {_number(-2 * r, 1)} 0"
-        return " ".join(
-            f"{'L' if k else 'M'}{_number(x + r * dx, 1)} {_number(y + r * dy, 1)}"
+            turn, back = (
+                f"a{pixels(r, 1)} {pixels(r, 1)} 0 1 0 {pixels(d, 1)} 0" for d in (2 * r, -2 * r)
+            )
+            return f"M{pixels(x - r, 1)} {pixels(y, 1)}{turn}{back}z"
+        lines = " ".join(
+            f"{'L' if k else 'M'}{pixels(x + r * dx, 1)} {pixels(y + r * dy, 1)}"
             for line in OUTLINES[self.shape]
             for k, (dx, dy) in enumerate(line)
         )
+        return lines + "z" * (not self.stroked)
 
 
 @dataclass(frozen=True)
 class Label:
     """A text; `at` is a pixel on its baseline."""
 
+    kind: ClassVar = "label"
     at: Pixel
     words: str
     colour: str = "ink"
     anchor: Literal["start", "middle", "end"] = "start"
     size: float = FONT
     series: int | None = None
-
-    def element(self) -> Markup:
-        x, y = map(_number, self.at)
-        return _element("text", {
-            "x": x,
-            "y": y,
-            "style": f"fill:var(--{self.colour})",
-            "font-size": _number(self.size),
-            "text-anchor": self.anchor if self.anchor != "start" else None,
-            "data-s": self.series,
-        }, self.words)  # fmt: skip
 
 
 Shape: TypeAlias = Stroke | Area | Marker | Label
@@ -180,24 +152,12 @@ def palette_css() -> str:
     return f":root{{{light}}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}"
 
 
-def inline(drawing: Drawing, label: str, **attributes: Any) -> Markup:
-    """An `<svg>` element with the colours and the font of the page around it."""
-    box = {"viewBox": f"0 0 {drawing.width} {drawing.height}", "role": "img", "aria-label": label}
-    return _svg(drawing, {**box, **attributes})
-
-
 def document(drawing: Drawing, title: str) -> str:
     """An SVG file, in light or dark colours as the viewer prefers."""
-    style = palette_css() + "text{font-family:system-ui,'Noto Sans CJK JP',sans-serif}"
-    size = {"width": drawing.width + 2 * MARGIN, "height": drawing.height + 2 * MARGIN}
-    box = {
-        "xmlns": "http://www.w3.org/2000/svg",
-        "viewBox": f"{-MARGIN} {-MARGIN} {size['width']} {size['height']}",
-        **size,
-    }
-    canvas = {"x": -MARGIN, "y": -MARGIN, **size, "style": "fill:var(--paper)"}
-    head = _element("title", {}, title) + _element("style", {}, style) + _element("rect", canvas)
-    return f'<?xml version="1.0" encoding="UTF-8"?>\n{_svg(drawing, box, head)}\n'
+    palette = Markup(palette_css())
+    return template("drawing.svg").render(
+        drawing=drawing, title=title, margin=MARGIN, palette=palette
+    )
 
 
 def png(drawing: Drawing) -> bytes:
@@ -221,23 +181,3 @@ def _rasterise(svg: str) -> bytes:
         return svg_to_bytes(
             svg_string=svg, zoom=SCALE, font_files=[str(font)], font_family="DejaVu Sans"
         )
-
-
-def _svg(drawing: Drawing, attributes: Mapping[str, Any], head: str = "") -> Markup:
-    shapes = Markup().join(shape.element() for shape in drawing.shapes)
-    return _element("svg", attributes, head + shapes)
-
-
-def _element(tag: str, attributes: Mapping[str, Any], inside: str = "") -> Markup:
-    """An element, escaped; an attribute that is None is left out."""
-    given = [Markup(' {}="{}"').format(k, v) for k, v in attributes.items() if v is not None]
-    return Markup("<{0}{1}>{2}</{0}>").format(tag, Markup().join(given), inside)
-
-
-def _points(pixels: tuple[Pixel, ...]) -> str:
-    return " ".join(f"{_number(x, 1)},{_number(y, 1)}" for x, y in pixels)
-
-
-def _number(value: float, digits: int = 2) -> str:
-    text = f"{value:.{digits}f}".rstrip("0").rstrip(".")
-    return "0" if text == "-0" else text

@@ -27,7 +27,7 @@ from mptune.paths import FOLDERS, RunDirectory, write_aside
 from mptune.search.run import Run
 
 FORMAT = 2
-"""Of 1 the standard errors, probabilities and verdicts were computed by other methods."""
+"""Raised when standard errors, probabilities or verdicts are computed by another method."""
 
 MANIFEST = "MANIFEST.json"
 OF_TRIALS = ("trial.json", "result.json", "scores.npz", "kpi.json")

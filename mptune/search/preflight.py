@@ -83,7 +83,7 @@ def dry_run(
         if ladder := most_ladder_runs(file, comparison):
             yield (
                 f"  ladder: up to {ladder} runs, {len(LADDER)} for each arm of the comparison "
-                "whose learning rate the search does not tell"
+                "whose learning rate is not known from the search"
             )
         yield f"  comparison: {count * comparison.seeds} runs{more}: {', '.join(comparison.arms)}"
     if searching and (shares := describe_shares(spec, most_ladder_runs(file, comparison))):

@@ -40,8 +40,8 @@ class Stage:
         study: name of its study in the storage.
         prepared: the token table and the scoring plan of its trials.
         data: the spec's data section, its paths absolute.
-        first_seed: training seed of a search's trials, but for another seed of an earlier one's
-            point; or of run 0 of an arm.
+        first_seed: training seed of a search's trials (one that repeats an earlier trial's point
+            with another seed has its own); of run 0 of an arm.
         total: trials that it is to have.
         rungs: training progress at which trials report.
         artifacts: URL for checkpoints and weights; None is the run directory.

@@ -656,14 +656,14 @@ def test_a_wrong_input_is_not_tried_again(tmp_path: Path, code: int, ends_with: 
     )
     assert done.returncode == ends_with, done.stderr
     assert '--set a=it\'s $HOME; "b" ' in done.stdout.splitlines()[0]
-    assert (done.stdout.splitlines()[-1] == _rayjob.VERDICT) == (code == 2)
+    assert (done.stdout.splitlines()[-1] == _rayjob.WRONG_INPUT_LINE) == (code == 2)
 
 
 def test_a_search_with_a_wrong_input_has_failed(
     stepwise: ApiServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong = "spec.yaml:2: data: source: no such file: /no/such/folder"
-    stepwise.log = submitter_log("18:40:15,939", wrong, _rayjob.VERDICT)
+    stepwise.log = submitter_log("18:40:15,939", wrong, _rayjob.WRONG_INPUT_LINE)
     out = followed(stepwise, capsys, "finished-ttl-0", 3)
     assert f"finished-ttl-0: failed, and is not tried again: {wrong}; correct it, then" in out
     assert again("status", "finished-ttl-0") == 3
@@ -688,7 +688,7 @@ def test_a_finished_search_frees_its_pods_and_can_still_be_asked(
     ("name", "words"),
     [
         ("missing-pvc", "there is no PersistentVolumeClaim nope in namespace mptune; create it"),
-        ("missing-localqueue", "Kueue cannot queue it: LocalQueue nope doesn't exist; mend that"),
+        ("missing-localqueue", "Kueue cannot queue it: LocalQueue nope doesn't exist; fix it"),
     ],
 )
 def test_what_is_missing_in_the_namespace_is_named(

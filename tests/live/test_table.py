@@ -8,9 +8,10 @@ import pytest
 from rich.console import Console
 
 from mptune.live.table import LiveView
+from mptune.status import Forecast
 from mptune.trial import Failed, Finished, GangChanged, Progress, Rung, Scoring, Started, Stopped
 from tests.report.conftest import SIZES, result
-from tests.standings import standing
+from tests.standings import running, standing
 
 SMALL = next(iter(SIZES))
 
@@ -124,8 +125,7 @@ def test_table_shows_running_and_ended_trials() -> None:
     view.trial(1, "uniform (accumulated)", SMALL)
     view.on_event(finished(0))
     view.finish_trial(0, "complete")
-    view.on_event(started(1))
-    view.on_event(progress(1, 0.5))
+    view.look(standing(gangs=1, queue=()))
     text = rendered(view)
     assert "−1.894 ± 0.032" in text, "the interval of the report, not one standard error"
     assert "nats/token ±95%" in text
@@ -133,6 +133,10 @@ def test_table_shows_running_and_ended_trials() -> None:
     assert "1/4 trials" in text
     assert "complete" in text
     assert "training" in text
+    view.hold_trial(2, "no budget")
+    assert "held back" in rendered(view)
+    view.trial(2, "uniform", SMALL)
+    assert "held back" not in rendered(view), "it was submitted again"
 
 
 def test_what_was_interrupted_is_not_done() -> None:
@@ -148,9 +152,10 @@ def test_time_left_from_the_share_that_this_driver_did() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=130, height=30)
     view = LiveView(console, "quickstart", 4, done=2, clock=clock)
     view.trial(2, "uniform", SMALL)
-    view.on_event(started(2))
     clock.now += 60
-    view.on_event(progress(2, 0.5))  # an eighth of the search in a minute, three eighths left
+    # An eighth of the search in a minute, three eighths left.
+    unknown = Forecast(trials=4, worker_seconds=None, gpu_hours=None, left_s=None, limited_by=None)
+    view.look(standing(running=(running(2),), forecast=unknown))
     assert "2/4 trials" in rendered(view)
     assert "1 min 00 s · 3 min 00 s left" in rendered(view)
 
@@ -161,6 +166,7 @@ def test_table_fits_the_height_of_the_terminal() -> None:
         view.trial(number, "uniform", SMALL)
         if number < 56:
             view.finish_trial(number, "pruned")
+    view.look(standing(running=tuple(map(running, range(56, 60))), gangs=0, queue=()))
     text = rendered(view, height=16)
     assert len(text.splitlines()) <= 14
     assert all(f" {number} " in text for number in (55, 56, 57, 58, 59))
@@ -168,12 +174,13 @@ def test_table_fits_the_height_of_the_terminal() -> None:
 
 
 def test_table_leaves_the_size_out_where_it_is_narrow() -> None:
-    view = terminal(1, width=70)
+    view = terminal(1, width=80)
     view.trial(0, "uniform", SMALL)
-    text = rendered(view, width=70)
+    view.finish_trial(0, "complete")
+    text = rendered(view, width=80)
     assert "uniform" in text
     assert SMALL not in text
-    assert max(len(line) for line in text.splitlines()) <= 70
+    assert max(len(line) for line in text.splitlines()) <= 80
 
 
 @pytest.mark.parametrize("width", [80, 100, 120])
@@ -181,8 +188,6 @@ def test_gangs_queue_spend_and_forecast_fit_the_terminal(width: int) -> None:
     view = terminal(16, width=width, height=40)
     for number in range(1, 5):
         view.trial(number, "uniform (accumulated) at all rates", SMALL)
-    view.on_event(started(1))
-    view.on_event(progress(1, 0.5))
     view.look(standing())
     lines = [line.rstrip() for line in rendered(view, width, height=40).splitlines()]
     assert max(map(len, lines)) <= width

@@ -13,7 +13,8 @@ from mptune.analysis.results import Report
 from mptune.paths import RunDirectory
 from mptune.report import write
 from mptune.report.language import language
-from mptune.report.pages import code, page
+from mptune.report.pages import page
+from mptune.report.rendering import code
 from mptune.report.sections import SECTIONS
 from tests.report.conftest import make, search
 
