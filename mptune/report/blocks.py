@@ -164,10 +164,11 @@ class Figures:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table."""
+    """A column of a table; `key` is that of its title."""
 
     title: str
     numeric: bool = True
+    key: str = ""
 
 
 @dataclass(frozen=True)

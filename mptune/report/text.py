@@ -3,97 +3,65 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from textwrap import fill
 from typing import TYPE_CHECKING
 
 from mptune.analysis.intervals import lml_half_width
-from mptune.analysis.ranking import accuracy_at, loss_at
 from mptune.analysis.results import Report
-from mptune.analysis.selection import SearchSelection
 from mptune.report.findings import Findings, findings
-from mptune.report.formatting import minus, per_token
+from mptune.report.formatting import per_token
 from mptune.report.language import Language, language
-from mptune.report.sections.context import lml_column, lml_interval
+from mptune.report.sections.context import Context
+from mptune.report.sections.search import ranking_table
 from mptune.trial import Trial
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Table as RichTable
 
 WIDE = 100
 """Characters of a line that the whole ranking needs."""
+
+WIDTHS = {"lml_total": 14, "lml_evaluation": 14, "evaluation": 10, "bits": 13, "loss": 7,
+          "accuracy": 8}  # fmt: skip
+"""Columns of numbers that the terminal shows, and the characters of a line of their header."""
 
 TERMINAL_ROWS = 20
 """Ranked trials that the terminal shows; the other views show all."""
 
 
-def ranking_table(
-    ranked: Sequence[Trial],
-    selection: SearchSelection | None,
-    say: Language,
-    counting: float | None = None,
-    narrow: bool = False,
-) -> Table:
-    """The first `TERMINAL_ROWS` finished trials, best first, and the score of counting symbols.
-
-    Args:
-        narrow: leave out what fits only in `WIDE` columns.
-    """
+def _ranking(context: Context, narrow: bool) -> RichTable:
+    """The first `TERMINAL_ROWS` rows of the ranking, and the score of counting symbols."""
     from rich.markup import escape
-    from rich.table import Column, Table
+    from rich.table import Column
+    from rich.table import Table as RichTable
 
-    shown = ranked[:TERMINAL_ROWS]
-    candidates = {c.trial: c for c in selection.candidates} if selection else {}
-    lml_key = lml_column(candidates)
-    split = lml_key == "lml_total" and not narrow
-    text = any(trial.require_result().lml.bits_per_byte is not None for trial in shown)
-
-    def column(key: str, width: int) -> Column:
-        """A column of numbers; words of its header stand below each other."""
-        return Column(fill(say(key), width), justify="right", no_wrap=True)
-
-    table = Table(
+    say, ranking = context.say, ranking_table(context)
+    widths = {**WIDTHS, "bits": 8, "evaluation": 0, "accuracy": 0} if narrow else WIDTHS
+    shown = [column.key for column in ranking.head if widths.get(column.key)]
+    table = RichTable(
         Column(say("column.trial"), justify="right", no_wrap=True),
         Column(say("column.policy"), no_wrap=True, overflow="ellipsis"),
         Column(say("fact.size"), no_wrap=True, overflow="ellipsis"),
-        column(f"column.{lml_key}", 14),
-        *([column("column.evaluation", 10)] if split else []),
-        *([column("column.bits", 8 if narrow else 13)] if text else []),
-        column("column.loss", 7),
-        *([] if narrow else [column("column.accuracy", 8)]),
+        *(
+            # Words of the header stand below each other.
+            Column(fill(say(f"column.{key}"), widths[key]), justify="right", no_wrap=True)
+            for key in shown
+        ),
         box=None,
         collapse_padding=True,
         pad_edge=False,
         header_style="bold",
         padding=(0, 1),
     )
-
-    def add_counting() -> None:
-        table.add_row("–", say("ranking.counting"), "–", minus(counting or 0.0, 3), style="dim")
-
-    below = counting
-    for trial in shown:
-        if below is not None and trial.nats_per_token < below:
-            add_counting()
-            below = None
-        result = trial.require_result()
-        lml = result.lml
-        bits = [f"{lml.bits_per_byte:.3f}" if lml.bits_per_byte else "–"] if text else []
-        loss, accuracy = loss_at(result, 0.15), accuracy_at(result, 0.15)
-        table.add_row(
-            str(trial.number),
-            escape(trial.policy_label),
-            escape(trial.size_label),
-            per_token(*lml_interval(trial, candidates.get(trial.number))),
-            *([f"± {lml_half_width(lml):.3f}"] if split else []),
-            *bits,
-            "–" if loss is None else f"{loss:.3f}",
-            *([] if narrow else ["–" if accuracy is None else f"{100 * accuracy:.1f} %"]),
-            style="bold green" if trial is shown[0] else "",
-        )
-    if below is not None:
-        add_counting()
+    for number, row in enumerate(ranking.rows):
+        cells = dict(zip((column.key for column in ranking.head), row, strict=True))
+        place, policy = cells["#"].value, cells["policy"]
+        if place is None or place <= TERMINAL_ROWS:
+            style = "bold green" if number == ranking.first else "" if place else "dim"
+            values = (cells[key].words for key in shown)
+            names = escape(policy.words), escape(policy.below)
+            table.add_row(cells["trial"].words, *names, *values, style=style)
     return table
 
 
@@ -115,9 +83,7 @@ def show(
             console.print(Text(line, style=style))
 
     if found.ranked:
-        counting = report.prepared.counting if report.prepared else None
-        narrow = console.width < WIDE
-        console.print(ranking_table(found.ranked, report.selection, say, counting, narrow))
+        console.print(_ranking(Context(report, say, found), narrow=console.width < WIDE))
         hidden = len(found.ranked) - TERMINAL_ROWS
         if hidden > 0:
             out("dim", say("terminal.more", n=hidden))

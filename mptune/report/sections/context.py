@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -36,6 +36,12 @@ class Context:
         arms = comparison.arms.values() if comparison else ()
         kinds += [policy_kind(arm[0]) for arm in arms if arm]
         return {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
+
+    @cached_property
+    def candidates(self) -> dict[int, Candidate]:
+        """The candidates of the search by the number of their trial."""
+        selection = self.report.selection
+        return {c.trial: c for c in selection.candidates} if selection else {}
 
     @property
     def has_arms_only(self) -> bool:
@@ -82,15 +88,19 @@ class Context:
             name = key.removeprefix("<")
             is_unit = name.startswith("unit.")
             title = self.say.optional(name if is_unit else f"column.{name}", name)
-            columns.append(
-                Column(self.say.capital(title) if is_unit else title, not key.startswith("<"))
-            )
+            title = self.say.capital(title) if is_unit else title
+            columns.append(Column(title, not key.startswith("<"), name))
         return tuple(columns)
 
 
-def number_cell(value: float | None, text: str) -> Cell:
-    """A cell that is sorted by its number; a dash without one."""
-    return Cell("–") if value is None else Cell(text.format(value), value)
+def number(value: float | None, words: Callable[[float], str]) -> Cell:
+    """A cell with a number in words, by which it is sorted; a dash without one."""
+    return Cell("–") if value is None else Cell(words(value), value)
+
+
+def percent(value: float) -> str:
+    """A share with one digit, `27.5 %`."""
+    return f"{100 * value:.1f} %"
 
 
 def policy_cell(trial: Trial) -> Cell:

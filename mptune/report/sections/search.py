@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from mptune.analysis.ranking import accuracy_at, front, loss_at
-from mptune.analysis.selection import Candidate
 from mptune.report.blocks import (
     Axis,
     Block,
@@ -22,14 +21,15 @@ from mptune.report.blocks import (
     power_tick,
     short,
 )
-from mptune.report.formatting import interval, minus, per_token, power
+from mptune.report.formatting import minus, per_token, power
 from mptune.report.layout import SERIES
 from mptune.report.sections.context import (
     Context,
     by_kind,
     lml_column,
     lml_interval,
-    number_cell,
+    number,
+    percent,
     policy_cell,
 )
 from mptune.report.svg import Area, Drawing, Stroke
@@ -58,11 +58,7 @@ def ranking(context: Context) -> ReportSection | None:
         if context.has_arms_only:
             return None
         return ReportSection("ranking", title, (Paragraph(say("ranking.empty")),))
-    candidates = {c.trial: c for c in selection.candidates} if selection else {}
-    blocks: list[Block] = [
-        Figures((_ranking_chart(context, candidates),)),
-        _ranking_table(context, candidates),
-    ]
+    blocks: list[Block] = [Figures((_ranking_chart(context),)), ranking_table(context)]
     if selection is not None and selection.seed_sd is not None:
         low, high = (f"{sd:.2g}" for sd in selection.seed_sd)
         sd = low if low == high else say("ranking.seed_sd_range", low=low, high=high)
@@ -72,14 +68,14 @@ def ranking(context: Context) -> ReportSection | None:
     return ReportSection("ranking", title, tuple(blocks))
 
 
-def _ranking_chart(context: Context, candidates: dict[int, Candidate]) -> Chart:
-    say, rows = context.say, context.ranked[:RANKED]
+def _ranking_chart(context: Context) -> Chart:
+    say, rows, candidates = context.say, context.ranked[:RANKED], context.candidates
     hidden = len(context.ranked) - len(rows)
     series = []
     for y, trial in enumerate(rows):
-        value, half = lml_interval(trial, candidates.get(trial.number))
-        tip = f"{y + 1}. {trial.label}\n{context.score(value, half)}"
         candidate = candidates.get(trial.number)
+        value, half = lml_interval(trial, candidate)
+        tip = f"{y + 1}. {trial.label}\n{context.score(value, half)}"
         if candidate and candidate.probability is not None:
             probability = say.probability(candidate.probability)
             tip += f"\n{say('column.best_probability')}: {probability}"
@@ -98,8 +94,9 @@ def _ranking_chart(context: Context, candidates: dict[int, Candidate]) -> Chart:
     )
 
 
-def _ranking_table(context: Context, candidates: dict[int, Candidate]) -> Table:
-    say = context.say
+def ranking_table(context: Context) -> Table:
+    """The finished trials, best first, with the score of counting symbols at its place."""
+    say, candidates = context.say, context.candidates
     bits = any(t.require_result().lml.bits_per_byte is not None for t in context.ranked)
     confirmed = any(c.confirmation for c in candidates.values())
     column = lml_column(candidates)
@@ -115,34 +112,32 @@ def _ranking_table(context: Context, candidates: dict[int, Candidate]) -> Table:
     for place, trial in enumerate(context.ranked, start=1):
         result, candidate = trial.require_result(), candidates.get(trial.number)
         value, half = lml_interval(trial, candidate)
-        cells = [Cell(str(place), place), policy_cell(trial), Cell(per_token(value, half), value)]
+        cells = [number(place, str), policy_cell(trial), Cell(per_token(value, half), value)]
         if known:
-            cells.append(number_cell(lml_interval(trial)[1], "± {:.3f}"))
+            cells.append(number(lml_interval(trial)[1], "± {:.3f}".format))
             if candidate and candidate.expected is not None and candidate.half_width is not None:
                 expected = per_token(candidate.expected, candidate.half_width)
                 cells += [
-                    Cell(say.probability(candidate.probability or 0.0), candidate.probability),
+                    number(candidate.probability or 0.0, say.probability),
                     Cell(expected, candidate.expected),
                 ]
             else:
                 cells += [Cell("–")] * 2
         if candidate and (found := candidate.confirmation):
-            text = interval(found.nats_per_token, found.half_width, 3)
+            text = per_token(found.nats_per_token, found.half_width)
             searched = say("ranking.searched", score=minus(value, 3))
             cells.append(Cell(text, found.nats_per_token, title=searched))
         elif confirmed:
             cells.append(Cell("–"))
         if bits:
-            cells.append(number_cell(result.lml.bits_per_byte, "{:.3f}"))
-        parameters, cost = trial.parameters or result.cost.parameters, result.cost
-        accuracy = accuracy_at(result, 0.15)
+            cells.append(number(result.lml.bits_per_byte, "{:.3f}".format))
         cells += [
-            number_cell(loss_at(result, 0.15), "{:.3f}"),
-            Cell("–") if accuracy is None else Cell(f"{100 * accuracy:.1f} %", accuracy),
-            Cell(say.count(parameters), parameters),
-            Cell(power(cost.flops), cost.flops),
-            Cell(say.duration(cost.total_s), cost.total_s),
-            Cell(str(trial.number), trial.number),
+            number(loss_at(result, 0.15), "{:.3f}".format),
+            number(accuracy_at(result, 0.15), percent),
+            number(trial.parameters or result.cost.parameters, say.count),
+            number(result.cost.flops, power),
+            number(result.cost.total_s, say.duration),
+            number(trial.number, str),
         ]
         rows.append(tuple(cells))
     chosen = context.found.recommended
@@ -302,14 +297,14 @@ def trials(context: Context) -> ReportSection | None:
             for progress, value in trial.rungs
         ]
         cells.append((
-            Cell(str(trial.number), trial.number),
+            number(trial.number, str),
             policy_cell(trial),
             Cell(rates, mean_rate, drawing=_spark(trial), label=label),
             Cell(state, tone=TONES.get(trial.state, ""), title=trial.detail or ""),
             Cell("–" if lml is None else minus(lml, 3), lml),
-            *([number_cell(trial.kpi.value if trial.kpi else None, "{:.4g}")] if kpi else []),
+            *([number(trial.kpi.value if trial.kpi else None, "{:.4g}".format)] if kpi else []),
             Cell(say.join(rungs)),
-            Cell(say.duration(trial.seconds) if trial.seconds else "–", trial.seconds),
+            number(trial.seconds or None, say.duration),
         ))  # fmt: skip
     table = Table(title, head, tuple(cells), searchable=True, filters=(3,))
     return ReportSection("trials", title, (Paragraph(say("trials.spark"), soft=True), table))
