@@ -93,7 +93,8 @@ class KubernetesApi:
         from kubernetes import watch
         from kubernetes.client.exceptions import ApiException
 
-        meta, watcher = job["metadata"], watch.Watch
+        meta = job["metadata"]
+        watcher: Any = watch.Watch
         stream = watcher().stream(
             self._kinds["RayJob"][0].list_namespaced_custom_object,
             **RAY_JOBS,

@@ -239,7 +239,7 @@ class Slurm(SharedFolderLauncher):
         command = search.arguments(str(search.source.absolute()), str(job.run.root.absolute()))
         script = SCRIPT.read_text("utf-8") + "\n"  # Jinja removes the last one
         template = Template(script, undefined=StrictUndefined, trim_blocks=True)
-        return template.render(
+        rendered: str = template.render(
             p=self,
             name=search.name,
             log=job.log.absolute(),
@@ -247,6 +247,7 @@ class Slurm(SharedFolderLauncher):
             exit_code=shlex.quote(str(job.exit_code.absolute())),
             command=shlex.join(command),
         )
+        return rendered
 
     def submit(self, search: Submission) -> None:
         script = self.render(search)

@@ -10,6 +10,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
+from mptune.report.formatting import per_token, power
+
 
 @cache
 def template(name: str) -> Template:
@@ -25,6 +27,8 @@ def template(name: str) -> Template:
         **escaping,
     )
     environment.filters |= {"prose": prose, "code": code, "px": pixels, "points": points}
+    environment.filters |= {"f": format, "power": power}
+    environment.globals["per_token"] = per_token
     return environment.get_template(name)
 
 

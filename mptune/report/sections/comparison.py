@@ -27,6 +27,7 @@ from mptune.report.blocks import (
     power_tick,
 )
 from mptune.report.formatting import interval, minus
+from mptune.report.language import Language
 from mptune.report.layout import SERIES
 from mptune.report.sections.context import Context, estimate
 from mptune.report.verdicts import factor, p_value
@@ -208,7 +209,9 @@ def curves(context: Context) -> ReportSection | None:
         return None
     trials = [trial for _, trial in best]
     labels = context.labels(trials)
-    charts = [_curves(context, labels, trials)]
+    curves = list(zip(labels, map(_curve, trials), strict=True))
+    caption = context.caption("curve", best=labels[0])
+    charts = [curve_chart(context.say, curves, list(map(context.colour, trials)), caption)]
     if len(best) > 1:
         charts.append(_curve_differences(context, labels, trials))
     return ReportSection("curves", context.say("section.curves"), (Figures(tuple(charts)),))
@@ -218,31 +221,37 @@ def _curve(trial: Trial) -> list[CurvePoint]:
     return sorted(trial.require_result().lml.curve, key=lambda point: point.mask_rate)
 
 
-def _curve_tip(context: Context, label: str, rate: float, value: float, half: float) -> str:
-    unit = context.say("unit.nats_per_masked")
+def _curve_tip(say: Language, label: str, rate: float, value: float, half: float) -> str:
+    unit = say("unit.nats_per_masked")
     return f"{label}\nr = {percent_tick(rate)}\n{interval(value, half, 3)} {unit}"
 
 
-def _curves(context: Context, labels: Sequence[str], trials: Sequence[Trial]) -> Chart:
+def curve_chart(
+    say: Language,
+    curves: Sequence[tuple[str, Sequence[CurvePoint]]],
+    colours: Sequence[int],
+    caption: str = "",
+) -> Chart:
+    """Curves S(r) with their labels, the best one first: the area above it is shaded."""
     series = []
-    for label, trial in zip(labels, trials, strict=True):
-        points = tuple(
+    for label, curve in curves:
+        points = (
             estimate(
                 p.mask_rate,
                 p.nats_per_token,
                 p.se,
-                _curve_tip(context, label, p.mask_rate, p.nats_per_token, half_width(p.se)),
+                _curve_tip(say, label, p.mask_rate, p.nats_per_token, half_width(p.se)),
             )
-            for p in _curve(trial)
+            for p in curve
         )
-        first = trial is trials[0]
-        series.append(ChartSeries(label, points, context.colour(trial), area=first, bold=first))
+        k = len(series)
+        series.append(ChartSeries(label, tuple(points), colours[k], area=k == 0, bold=k == 0))
     return Chart(
         name="curve",
-        title=context.say("figure.curve.title"),
-        caption=context.caption("curve", best=labels[0]),
-        x=Axis(context.say("axis.mask_rate"), low=0.0, high=1.0, tick=percent_tick),
-        y=Axis(context.say("figure.curve.y"), high=0.0),
+        title=say("figure.curve.title"),
+        caption=caption,
+        x=Axis(say("axis.mask_rate"), low=0.0, high=1.0, tick=percent_tick),
+        y=Axis(say("figure.curve.y"), high=0.0),
         series=tuple(series),
         height=300,
     )
@@ -260,7 +269,7 @@ def _curve_differences(context: Context, labels: Sequence[str], trials: Sequence
             (p.mask_rate, p.nats_per_token - float(np.interp(p.mask_rate, rates, scores)))
             for p in _curve(trial)
         ]
-        points = tuple(Point(r, d, _curve_tip(context, label, r, d, math.nan)) for r, d in gains)
+        points = tuple(Point(r, d, _curve_tip(say, label, r, d, math.nan)) for r, d in gains)
         series.append(ChartSeries(label, points, context.colour(trial), bold=trial is trials[0]))
     name = labels[trials.index(reference)]
     return Chart(
