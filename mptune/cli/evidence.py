@@ -107,11 +107,10 @@ def run_replay(bundle: Path, into: Path | None, as_json: bool, lang: str) -> Non
         run = unpack(bundle, Path(folder))
         stored = json.loads(run.directory.report_json.read_text(encoding="utf-8"))
         found = report_again(run, stored["input"])
-        words = findings(found, say)
         text = json_of(found)
         wrong = [*wrong_scores(run), *differences(stored, json.loads(text))]
         if into is not None:
-            report.write(found, run.directory, say, words)
+            report.write(found, run.directory, say)
     if wrong:
         shown = "\n  ".join(wrong[:MAX_SHOWN])
         raise NoResultError(f"{bundle}: {len(wrong)} numbers differ:\n  {shown}")
@@ -119,4 +118,4 @@ def run_replay(bundle: Path, into: Path | None, as_json: bool, lang: str) -> Non
         print(text, end="")
     else:
         print(say("terminal.replayed", bundle=bundle))
-        print("\n".join(words.recommendation))
+        print("\n".join(findings(found, say).recommendation))

@@ -64,16 +64,14 @@ def answer(console: Console, run: Run, found: Report, as_json: bool, lang: str) 
         NoResultError: no trial has finished.
     """
     from mptune import report
-    from mptune.report.findings import findings
     from mptune.report.language import language
 
     say = language(lang)
-    words = findings(found, say)
-    written = report.write(found, run.directory, say, words)
+    written = report.write(found, run.directory, say)
     if as_json:
         print(run.directory.report_json.read_text(encoding="utf-8"), end="")
     else:
-        report.show(console, found, say, words)
+        report.show(console, found, say)
         console.print(say("terminal.written"))
         folders = dict.fromkeys(p.parent for p in written if p.parent.name == "figures")
         for path in [*(p for p in written if p.parent not in folders), *folders]:

@@ -17,7 +17,7 @@ from pydantic_core import core_schema
 
 from mptune.analysis.intervals import lml_half_width
 from mptune.analysis.results import Report
-from mptune.report.findings import Conclusions, Findings, findings
+from mptune.report.findings import Conclusions, findings
 from mptune.trial import Message
 
 SCHEMA_VERSION = 2
@@ -59,9 +59,9 @@ class Document(Message):
     input: Report = Field(description="everything that the report is made from")
 
 
-def document(report: Report, found: Findings | None = None) -> Document:
-    """The contents of report.json; `found` are its findings in English, if they are known."""
-    found = found or findings(report)
+def document(report: Report) -> Document:
+    """The contents of report.json."""
+    found = findings(report)
     recommended = found.choice and Recommended(
         policy=found.choice.policy,
         policy_label=found.choice.policy_label,
@@ -88,9 +88,9 @@ def document(report: Report, found: Findings | None = None) -> Document:
     )
 
 
-def as_json(report: Report, found: Findings | None = None) -> str:
+def as_json(report: Report) -> str:
     """report.json as strict JSON; see `document`."""
-    value = finite(document(report, found).model_dump(mode="python"))
+    value = finite(document(report).model_dump(mode="python"))
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 

@@ -20,7 +20,6 @@ from mptune.paths import RunDirectory, write_aside, write_text
 from mptune.report import svg
 from mptune.report.blocks import Chart, ReportSection
 from mptune.report.document import as_json
-from mptune.report.findings import Findings, findings
 from mptune.report.language import DEFAULT, Language, language
 from mptune.report.layout import lay_out
 from mptune.report.rendering import template
@@ -33,27 +32,17 @@ if TYPE_CHECKING:
     from mptune.lml.estimator import MPTCurve
 
 
-def write(
-    report: Report,
-    paths: RunDirectory,
-    say: Language | None = None,
-    found: Findings | None = None,
-) -> list[Path]:
+def write(report: Report, paths: RunDirectory, say: Language | None = None) -> list[Path]:
     """Write report.json, report.md, report.html and the figures as PNG and SVG; returns the paths.
 
     Each file is written aside and moved into place. PNGs have English text if no font of this
     machine has the characters of the language.
-
-    Args:
-        found: the findings of the report in the language `say`, if they are known.
     """
     say = say or language()
-    context = english = Context(report, say, found or findings(report, say))
-    if say.code != DEFAULT:
-        english = Context(report, language(), findings(report))
+    context, english = Context(report, say), Context(report, language())
     values = _values(context)
     shown = in_png = values["sections"]
-    if english is not context and not svg.has_font_for(say("name")[:2]):
+    if say.code != DEFAULT and not svg.has_font_for(say("name")[:2]):
         in_png = sections(english)
     figures = paths.report / "figures"
     written = [paths.report_html, paths.report_md, paths.report_json]
@@ -64,7 +53,7 @@ def write(
     for chart in _charts(shown):
         write_text(figures / f"{chart.name}.svg", svg.document(lay_out(chart), chart.title))
         written.append(figures / f"{chart.name}.svg")
-    write_text(paths.report_json, as_json(report, english.found))
+    write_text(paths.report_json, as_json(report))
     write_text(paths.report_md, _markdown(values))
     write_text(paths.report_html, _page(values))
     return written
@@ -72,8 +61,7 @@ def write(
 
 def page(report: Report, say: Language | None = None) -> str:
     """report.html; every string in it is escaped, and opening it makes no request."""
-    say = say or language()
-    return _page(_values(Context(report, say, findings(report, say))))
+    return _page(_values(Context(report, say or language())))
 
 
 def _page(values: dict[str, Any]) -> str:
@@ -90,8 +78,7 @@ def _page(values: dict[str, Any]) -> str:
 
 def markdown(report: Report, say: Language | None = None) -> str:
     """report.md: the same text and tables as the page, with the figures as files beside it."""
-    say = say or language()
-    return _markdown(_values(Context(report, say, findings(report, say))))
+    return _markdown(_values(Context(report, say or language())))
 
 
 def _markdown(values: dict[str, Any]) -> str:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from mptune.analysis.intervals import lml_half_width
 from mptune.analysis.results import Report
-from mptune.report.findings import Findings, findings
 from mptune.report.formatting import per_token
 from mptune.report.language import Language, language
 from mptune.report.sections.context import Context
@@ -65,25 +64,19 @@ def _ranking(context: Context, narrow: bool) -> RichTable:
     return table
 
 
-def show(
-    console: Console, report: Report, say: Language | None = None, found: Findings | None = None
-) -> None:
-    """Print ranking, recommendation, verdict, cost, and the checks that fail.
-
-    Args:
-        found: the findings of the report in this language, if they are known.
-    """
+def show(console: Console, report: Report, say: Language | None = None) -> None:
+    """Print ranking, recommendation, verdict, cost, and the checks that fail."""
     from rich.text import Text
 
-    say = say or language()
-    found = found or findings(report, say)
+    context = Context(report, say or language())
+    say, found = context.say, context.found
 
     def out(style: str, *lines: str) -> None:
         for line in lines:
             console.print(Text(line, style=style))
 
     if found.ranked:
-        console.print(_ranking(Context(report, say, found), narrow=console.width < WIDE))
+        console.print(_ranking(context, narrow=console.width < WIDE))
         hidden = len(found.ranked) - TERMINAL_ROWS
         if hidden > 0:
             out("dim", say("terminal.more", n=hidden))

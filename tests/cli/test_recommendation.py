@@ -142,19 +142,6 @@ def test_best_computes_the_selection_once_and_loads_each_score_once(
     assert len(calls) == len(set(calls)), calls
 
 
-def test_findings_and_sections_are_computed_once(
-    folder: Path, use: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from mptune.report import findings, pages
-
-    calls: list[str] = []
-    checklist, sections = findings.checklist, pages.sections
-    monkeypatch.setattr(findings, "checklist", lambda *a: calls.append("findings") or checklist(*a))
-    monkeypatch.setattr(pages, "sections", lambda *a: calls.append("sections") or sections(*a))
-    assert main(["report", "runs/alone"]) == 0
-    assert sorted(calls) == ["findings", "sections"]
-
-
 def test_status_counts_every_stage_and_adds_up_their_spend(
     folder: Path, use: None, printed: Callable[..., str]
 ) -> None:

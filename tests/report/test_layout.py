@@ -24,7 +24,6 @@ from mptune.report.blocks import (
     percent_tick,
     power_tick,
 )
-from mptune.report.findings import findings
 from mptune.report.language import language
 from mptune.report.layout import NARROW, SERIES, WIDE, lay_out
 from mptune.report.sections import sections
@@ -86,7 +85,7 @@ def test_rows_are_below_each_other_and_labelled() -> None:
 
 @pytest.mark.parametrize(("narrow", "width"), [(False, WIDE), (True, NARROW)])
 def test_everything_is_on_the_canvas(everything: Report, narrow: bool, width: int) -> None:
-    for section in sections(Context(everything, language(), findings(everything))):
+    for section in sections(Context(everything, language())):
         for chart in section.charts:
             drawing = lay_out(replace(chart, short=False), narrow)
             assert drawing.width == width

@@ -11,7 +11,7 @@ from mptune.analysis.ranking import best_per_policy, policy_kind
 from mptune.analysis.results import Report
 from mptune.analysis.selection import Candidate
 from mptune.report.blocks import Cell, Column, Point
-from mptune.report.findings import Findings
+from mptune.report.findings import Findings, findings
 from mptune.report.formatting import per_token
 from mptune.report.language import Language
 from mptune.trial import Trial
@@ -19,11 +19,15 @@ from mptune.trial import Trial
 
 @dataclass(frozen=True)
 class Context:
-    """A report, the language that it is shown in, and its findings in this language."""
+    """A report, and the language that it is shown in."""
 
     report: Report
     say: Language
-    found: Findings
+
+    @cached_property
+    def found(self) -> Findings:
+        """The findings in this language."""
+        return findings(self.report, self.say)
 
     @property
     def ranked(self) -> tuple[Trial, ...]:
