@@ -243,12 +243,12 @@ def _warnings(report: Report) -> Iterator[str]:
         yield (
             f"only {home['sequences']} held-out sequences: intervals will be wide; hold out more"
         )
-    for name, split in splits.items():
-        if name != "train" and split["groups"] < MIN_GROUPS:
-            yield (
-                f"{name}: the number of groups ({report['grouped_by']}) is {split['groups']}, "
-                f"below {MIN_GROUPS}: intervals hold for these only and say nothing about others"
-            )
+    groups = {name: split["groups"] for name, split in splits.items() if name != "train"}
+    if few := [f"{n} in {name}" for name, n in groups.items() if n < MIN_GROUPS]:
+        yield (
+            f"fewer than {MIN_GROUPS} groups ({report['grouped_by']}): {', '.join(few)}; intervals "
+            "hold for these only and say nothing about others"
+        )
     if train["observed_share"] < LEAST_FILLED:
         yield (
             f"only {train['observed_share']:.0%} of the training positions are observed: shorter "

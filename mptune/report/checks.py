@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from pydantic import ConfigDict
 
@@ -56,6 +56,10 @@ class Case:
     choice: Choice
     say: Language
 
+    def line(self, ok: bool, good: str, bad: str, /, **values: Any) -> Check:
+        """A check in the words of `good` if it holds, else of `bad`: keys in `check.`."""
+        return Check(ok, self.say(f"check.{good if ok else bad}", **values))
+
 
 Checker: TypeAlias = Callable[[Case], Iterator[Check]]
 
@@ -91,30 +95,16 @@ def _data(case: Case) -> Iterator[Check]:
     if prepared is None:
         yield Check(False, case.say("check.no_data"))
         return
-    yield from (
-        Check(False, case.say("check.data_warning", warning=warning))
-        for warning in prepared.warnings or ()
+    for warning in prepared.warnings or ():
+        yield Check(False, case.say("check.data_warning", warning=warning))
+    yield case.line(
+        prepared.heldout_sequences >= MIN_HELDOUT,
+        "data" if prepared.warnings is None else "inspected_data",
+        "few_heldout",
+        hash=prepared.table_hash[:12],
+        train=f"{prepared.train_sequences:,}",
+        heldout=f"{prepared.heldout_sequences:,}",
     )
-    enough = prepared.heldout_sequences >= MIN_HELDOUT
-    inspected = "check.data" if prepared.warnings is None else "check.inspected_data"
-    yield Check(
-        enough,
-        case.say(
-            inspected if enough else "check.few_heldout",
-            hash=prepared.table_hash[:12],
-            train=f"{prepared.train_sequences:,}",
-            heldout=f"{prepared.heldout_sequences:,}",
-        ),
-    )
-
-
-def _plan(case: Case) -> Iterator[Check]:
-    report = case.report
-    results = [t.result for t in report.trials if t.result is not None]
-    results += _results_of_arms(report.comparison)
-    hashes = {result.lml.plan_hash for result in results} | {report.plan_hash}
-    one = len(hashes) == 1
-    yield Check(one, case.say("check.one_plan" if one else "check.other_plan"))
 
 
 def _results_of_arms(comparison: ComparisonReport | None) -> list[TrialResult]:
@@ -122,40 +112,32 @@ def _results_of_arms(comparison: ComparisonReport | None) -> list[TrialResult]:
     return [trial.result for arm in arms for trial in arm if trial.result is not None]
 
 
-def _forwards(case: Case) -> Iterator[Check]:
-    least = min(result.lml.forwards for result in case.results)
-    enough = least >= MIN_FORWARDS
-    yield Check(enough, case.say("check.forwards" if enough else "check.few_forwards", least=least))
-
-
-def _tails(case: Case) -> Iterator[Check]:
-    worst = max((result.lml for result in case.results), key=lambda lml: lml.groups_needed)
-    if (n := worst.few_groups) is not None:
-        by = worst.grouped_by
+def _scores(case: Case) -> Iterator[Check]:
+    """One plan, enough forwards and groups, and the same budget for all."""
+    report, scores = case.report, [result.lml for result in case.results]
+    others = _results_of_arms(report.comparison)
+    hashes = {lml.plan_hash for lml in (*scores, *(other.lml for other in others))}
+    yield case.line(hashes == {report.plan_hash}, "one_plan", "other_plan")
+    least = min(lml.forwards for lml in scores)
+    yield case.line(least >= MIN_FORWARDS, "forwards", "few_forwards", least=least)
+    worst = max(scores, key=lambda lml: lml.groups_needed)
+    if worst.few_groups is None:
+        share = f"{100 * worst.largest_share:.0f}"
+        groups, needed = worst.groups, worst.groups_needed
+        enough, values = groups >= needed, {"share": share, "groups": groups, "needed": needed}
+        yield case.line(enough, "tails", "heavy_tails", **values)
+    else:
+        n, by = worst.few_groups, worst.grouped_by
         yield Check(False, case.say("check.few_groups", n=n, by=by, least=MIN_GROUPS))
-        return
-    enough = worst.groups >= worst.groups_needed
-    words = case.say(
-        "check.tails" if enough else "check.heavy_tails",
-        share=f"{100 * worst.largest_share:.0f}",
-        groups=worst.groups,
-        needed=worst.groups_needed,
-    )
-    yield Check(enough, words)
-
-
-def _budget(case: Case) -> Iterator[Check]:
     costs = [result.cost for result in case.results]
     budgets = {
         "tokens": [float(cost.tokens) for cost in costs],
         "flops": [cost.flops for cost in costs],
         "seconds": [cost.training_s for cost in costs],
     }
-    equal = [what for what, values in budgets.items() if max(values) <= 1.05 * min(values)]
-    if equal:
-        yield Check(True, case.say("check.one_budget", what=case.say(f"unit.{equal[0]}")))
-    else:
-        yield Check(False, case.say("check.other_budget"))
+    equal = [unit for unit, values in budgets.items() if max(values) <= 1.05 * min(values)]
+    what = case.say(f"unit.{equal[0]}") if equal else ""
+    yield case.line(bool(equal), "one_budget", "other_budget", what=what)
 
 
 def _pruning(case: Case) -> Iterator[Check]:
@@ -171,7 +153,7 @@ def _pruning(case: Case) -> Iterator[Check]:
 
 def _versions(case: Case) -> Iterator[Check]:
     one = len({tuple(sorted(result.versions.items())) for result in case.results}) == 1
-    yield Check(one, case.say("check.one_version" if one else "check.other_versions"))
+    yield case.line(one, "one_version", "other_versions")
 
 
 def _seeds(case: Case) -> Iterator[Check]:
@@ -180,8 +162,7 @@ def _seeds(case: Case) -> Iterator[Check]:
         yield Check(False, say("check.no_comparison"))
         return
     seeds = min(d.seeds for d in comparison.differences)
-    enough = seeds >= MIN_SEEDS
-    yield Check(enough, say("check.seeds" if enough else "check.few_seeds", n=seeds))
+    yield case.line(seeds >= MIN_SEEDS, "seeds", "few_seeds", n=seeds)
     undecided: dict[str, list[str]] = {}
     for d in comparison.differences:
         if d.verdict == "undecided":
@@ -239,18 +220,17 @@ def _kpi(case: Case) -> Iterator[Check]:
     if found is None or found.value is None or found.low is None:
         yield Check(False, case.say("check.kpi_few", name=kpi.name, n=kpi.trials))
         return
-    certain = found.low > 0
-    words = case.say(
-        "check.kpi" if certain else "check.kpi_open",
+    yield case.line(
+        found.low > 0,
+        "kpi",
+        "kpi_open",
         name=kpi.name,
         value=minus(found.value, 2),
         low=minus(found.low, 2),
         high=minus(found.high if found.high is not None else 1.0, 2),
     )
-    yield Check(certain, words)
 
 
 CHECKS: tuple[Checker, ...] = (
-    _data, _plan, _forwards, _tails, _budget, _pruning, _versions, _seeds, _confirmed, _domains,
-    _kpi,
+    _data, _scores, _pruning, _versions, _seeds, _confirmed, _domains, _kpi,
 )  # fmt: skip

@@ -55,9 +55,7 @@ def test_json_has_the_figures(tmp_path, capsys):
     assert found["splits"]["heldout"]["groups"] == 4
     assert found["splits"]["heldout"]["sequences_per_group"] == [33, 33.5, 34]
     assert found["grouped_by"] == "document"
-    assert any(
-        "heldout: the number of groups (document) is 4, below 8" in w for w in found["warnings"]
-    )
+    assert any("fewer than 8 groups (document): 4 in heldout" in w for w in found["warnings"])
     assert found["splits"]["heldout"]["observed_per_sequence"][2] == 16
     assert found["splits"]["heldout"]["also_in_train"] > 0
     assert found["bytes_per_token"] == 1
