@@ -154,34 +154,47 @@ class Report(Message):
         return Choice.of(self.trials, self.selection, self.comparison, self.prepared)
 
 
-def choose(
-    spec: SearchSpec,
-    prepared: Prepared | None,
-    *,
-    searched: Sequence[Trial],
-    confirmed: Sequence[Trial] = (),
-    compared: Sequence[Trial] = (),
-    asked: Asked | None = None,
-    scores: Scores,
-) -> Choice:
-    """What a study recommends; the arguments are those of `build_report`."""
-    arms = asked.arms(compared) if asked else {}
+@dataclass(frozen=True, kw_only=True)
+class StudyTrials:
+    """What the trials of a study have measured.
+
+    Attributes:
+        prepared: of the search; None before the data are prepared.
+        searched, confirmed, compared: the trials of the three stages, in order of number; for a
+            report, those of the search with their KPI.
+        tried: the trials of the ladder, which count as spent.
+        asked: the comparison that was run last.
+        scores: the stored per-sequence scores of a trial.
+    """
+
+    prepared: Prepared | None
+    searched: Sequence[Trial]
+    confirmed: Sequence[Trial] = ()
+    compared: Sequence[Trial] = ()
+    tried: Sequence[Trial] = ()
+    asked: Asked | None = None
+    scores: Scores
+
+    def arms(self) -> Mapping[str, Sequence[Trial]]:
+        """The trials of the arms that were compared last."""
+        return self.asked.arms(self.compared) if self.asked else {}
+
+
+def choose(spec: SearchSpec, found: StudyTrials) -> Choice:
+    """What a study recommends."""
+    prepared, scores = found.prepared, found.scores
     by_worst = spec.search.choose_by == "worst_domain"
-    selection = select_trial(searched, confirmed, arms, prepared, scores, by_worst)
-    comparison = comparison_report(asked, compared, prepared, scores)
-    return Choice.of(searched, selection, comparison, prepared)
+    selection = select_trial(
+        found.searched, found.confirmed, found.arms(), prepared, scores, by_worst
+    )
+    comparison = comparison_report(found.asked, found.compared, prepared, scores)
+    return Choice.of(found.searched, selection, comparison, prepared)
 
 
 def build_report(
     spec: SearchSpec,
-    prepared: Prepared | None,
+    found: StudyTrials,
     *,
-    searched: Sequence[Trial],
-    confirmed: Sequence[Trial] = (),
-    compared: Sequence[Trial] = (),
-    tried: Sequence[Trial] = (),
-    asked: Asked | None = None,
-    scores: Scores,
     extrapolate_to: Sequence[float] | None = None,
     importances: Mapping[str, float] | None = None,
     wall_s: float | None = None,
@@ -192,12 +205,6 @@ def build_report(
     """The results of a study.
 
     Args:
-        prepared: of the search; None before the data are prepared.
-        searched, confirmed, compared: the trials of the three stages, in order of number; those
-            of the search with their KPI.
-        tried: the trials of the ladder, which count as spent.
-        asked: the comparison that was run last.
-        scores: the stored per-sequence scores of a trial.
         extrapolate_to: sizes at which the laws over size are evaluated; default: the spec's.
         importances: dimension -> its share of the score, largest first.
         wall_s: seconds that drivers have run.
@@ -205,23 +212,15 @@ def build_report(
         versions: of the packages installed here; those of the first result take precedence.
         created: time of the report, ISO 8601.
     """
-    arms = asked.arms(compared) if asked else {}
+    prepared, searched, compared = found.prepared, found.searched, found.compared
     by_worst = spec.search.choose_by == "worst_domain"
     trained = [
         trial
-        for trial in (*searched, *confirmed, *tried, *compared)
+        for trial in (*searched, *found.confirmed, *found.tried, *compared)
         if trial.state not in ("WAITING", "RUNNING") and trial.same_as is None
     ]
     results = [trial.result for trial in trained if trial.result is not None]
-    choice = choose(
-        spec,
-        prepared,
-        searched=searched,
-        confirmed=confirmed,
-        compared=compared,
-        asked=asked,
-        scores=scores,
-    )
+    choice = choose(spec, found)
     named = {}
     if prepared is not None:
         # Strip directories from paths: a report is shared with other people.
@@ -241,7 +240,7 @@ def build_report(
             (*searched, *compared),
             spec.search.extrapolate_to if extrapolate_to is None else extrapolate_to,
         ),
-        robustness=robustness(ranking(searched), arms, by_worst),
+        robustness=robustness(ranking(searched), found.arms(), by_worst),
         kpi=kpi_report(spec.score.kpi, searched, spec.score.kpi_higher_is_better)
         if spec.score.kpi
         else None,

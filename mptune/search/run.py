@@ -28,7 +28,7 @@ from mptune import __version__, status
 from mptune.analysis.comparison import Asked
 from mptune.analysis.intervals import by_group, group_correlations
 from mptune.analysis.ranking import ranking
-from mptune.analysis.results import Choice, Report, build_report, choose
+from mptune.analysis.results import Choice, Report, StudyTrials, build_report, choose
 from mptune.errors import InputError, NoResultError, did_you_mean
 from mptune.paths import RunDirectory, TrialDirectory, read_model, write_text
 from mptune.search import kpi
@@ -252,12 +252,15 @@ class Run:
 
     def choice(self) -> Choice:
         """What the run recommends, and the search's selection and the comparison behind it."""
-        return choose(
-            self.spec,
-            self.prepared,
-            searched=self.storage.trials("search"),
+        return choose(self.spec, self._study(self.storage.trials("search")))
+
+    def _study(self, searched: Sequence[Trial]) -> StudyTrials:
+        return StudyTrials(
+            prepared=self.prepared,
+            searched=searched,
             confirmed=self.storage.trials("confirmation"),
             compared=self.storage.trials("comparison"),
+            tried=self.storage.trials("ladder"),
             asked=self.asked(),
             scores=self.group_scores,
         )
@@ -291,13 +294,7 @@ class Run:
         """
         return build_report(
             self.spec,
-            self.prepared,
-            searched=self.trials(),
-            confirmed=self.storage.trials("confirmation"),
-            compared=self.storage.trials("comparison"),
-            tried=self.storage.trials("ladder"),
-            asked=self.asked(),
-            scores=self.group_scores,
+            self._study(self.trials()),
             extrapolate_to=extrapolate_to,
             importances=importances(study) if (study := self.storage.load("search")) else {},
             wall_s=sum(self.used(stage).wall_s for stage in SUFFIXES),

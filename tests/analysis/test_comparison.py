@@ -10,7 +10,7 @@ from scipy.special import betaincinv
 
 from mptune.analysis.comparison import Asked, comparison_report, runs_of, undecided_arms
 from mptune.analysis.crossed import Array
-from mptune.analysis.results import Outcomes, Report, build_report
+from mptune.analysis.results import Outcomes, Report, StudyTrials, build_report
 from mptune.spec.schema import Comparison, SearchSpec
 from mptune.spec.source import SpecFile
 from mptune.trial import Trial, TrialSpec
@@ -120,10 +120,13 @@ def test_a_report_is_a_function_of_trials_and_scores(tmp_path: Path, asked: Aske
     searched = [t.model_copy(update={"stage": "search", "arm": None}) for t in trials[:2]]
     waiting = Trial(number=2, state="WAITING")
     prepared = spec(tmp_path, 0, "base", 0).prepared.model_copy(update={"table": "/home/me/t1"})
-    report = build_report(
-        search, prepared, searched=[*searched, waiting], compared=trials, asked=asked,
-        scores=scores, importances={"policy": 1.0}, wall_s=7.0, versions={"mptune": "1"},
+    found = StudyTrials(
+        prepared=prepared, searched=[*searched, waiting], compared=trials, asked=asked,
+        scores=scores,
     )  # fmt: skip
+    report = build_report(
+        search, found, importances={"policy": 1.0}, wall_s=7.0, versions={"mptune": "1"}
+    )
     assert [t.number for t in report.trials] == [0, 1]
     assert report.trials[0].mask_rates[0] == pytest.approx((0.1, 0.1, 0.1), abs=0.1)
     assert report.prepared is not None
