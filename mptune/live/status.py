@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, TypeVar
 
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
 from mptune.analysis.intervals import half_width, lml_half_width
@@ -22,6 +23,8 @@ from mptune.trial import (
     Started,
     Stopped,
 )
+
+Row = TypeVar("Row")
 
 LIMITS = {
     "budget_seconds": "its seconds",
@@ -63,77 +66,66 @@ def event_words(event: Event) -> str:
 
 def running_table(running: Sequence[RunningTrial]) -> Table:
     """The running trials."""
-    table = _table(
-        ">running", "policy and size", ">progress", ">loss", ">tokens/s", ">left", "state"
-    )
+    table = _table(running, len(running) + 1, {
+        ">running": lambda t: t.number,
+        "policy and size": lambda t: f"{t.policy_label} · {t.size_label}",
+        ">progress": lambda t: f"{t.progress:.0%}",
+        ">loss": lambda t: None if t.loss is None else f"{t.loss:.3f}",
+        ">tokens/s": lambda t: None if t.tokens_per_s is None else count(t.tokens_per_s),
+        ">left": lambda t: None if t.left_s is None else about(t.left_s),
+        "state": lambda t: t.state,
+    })  # fmt: skip
     table.expand, table.columns[1].ratio = True, 1
-    for trial in running:
-        table.add_row(
-            str(trial.number),
-            Text(f"{trial.policy_label} · {trial.size_label}"),
-            f"{trial.progress:.0%}",
-            "" if trial.loss is None else f"{trial.loss:.3f}",
-            "" if trial.tokens_per_s is None else count(trial.tokens_per_s),
-            "" if trial.left_s is None else about(trial.left_s),
-            trial.state,
-        )
     return table
 
 
 def gangs_table(gangs: Sequence[GangStatus], lines: int) -> Table:
     """The gangs, busy ones first, on at most `lines` lines, the header included."""
-    table = _table("gang", "workers", ">nodes", ">trial", ">trials run", ">memory", "state")
-    shown = sorted(gangs, key=lambda gang: gang.state == "idle")
-    for gang in shown[: _fit(len(gangs), lines)]:
+
+    def workers(gang: GangStatus) -> str:
         gpus = f", {gang.gpus_per_worker:g} GPU" if gang.gpus_per_worker else ""
-        table.add_row(
-            gang.name,
-            f"{gang.workers} x {gang.cpus_per_worker:g} CPU{gpus}",
-            str(len(gang.nodes)),
-            "" if gang.trial is None else str(gang.trial),
-            str(gang.trials),
-            "" if gang.resident_bytes is None else f"{count(gang.resident_bytes)}B",
-            gang.state,
-        )
-    return _with_rest(table, len(gangs), lines)
+        return f"{gang.workers} x {gang.cpus_per_worker:g} CPU{gpus}"
+
+    shown = sorted(gangs, key=lambda gang: gang.state == "idle")
+    return _table(shown, lines, {
+        "gang": lambda g: g.name,
+        "workers": workers,
+        ">nodes": lambda g: len(g.nodes),
+        ">trial": lambda g: g.trial,
+        ">trials run": lambda g: g.trials,
+        ">memory": lambda g: None if g.resident_bytes is None else f"{count(g.resident_bytes)}B",
+        "state": lambda g: g.state,
+    })  # fmt: skip
 
 
 def queue_table(queue: Sequence[QueuedTrial], lines: int) -> Table:
     """The queue in order, on at most `lines` lines, the header included."""
-    table = _table(">queued", ">workers", ">waits since", ">starts in about", "why it waits")
-    for trial in queue[: _fit(len(queue), lines)]:
-        table.add_row(
-            str(trial.number),
-            str(trial.workers),
-            "" if trial.waited_s is None else about(trial.waited_s),
-            "–" if trial.starts_in_s is None else about(trial.starts_in_s),
-            trial.wait.words(),
-        )
-    return _with_rest(table, len(queue), lines)
+    return _table(queue, lines, {
+        ">queued": lambda t: t.number,
+        ">workers": lambda t: t.workers,
+        ">waits since": lambda t: None if t.waited_s is None else about(t.waited_s),
+        ">starts in about": lambda t: "–" if t.starts_in_s is None else about(t.starts_in_s),
+        "why it waits": lambda t: t.wait.words(),
+    })  # fmt: skip
 
 
-def _table(*headers: str) -> Table:
-    """A table whose columns are right-aligned if their header begins with `>`."""
-    columns = [
-        Column(
-            header.removeprefix(">"),
-            justify="right" if header.startswith(">") else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-        )
-        for header in headers
-    ]
-    return Table(*columns, box=None, padding=(0, 1), header_style="dim")
+def _table(
+    rows: Sequence[Row], lines: int, columns: Mapping[str, Callable[[Row], object]]
+) -> Table:
+    """A table on at most `lines` lines, the header and the number of hidden rows included.
 
-
-def _fit(rows: int, lines: int) -> int:
-    """Rows that fit, with one line for the header and one for the number of hidden rows."""
-    return rows if rows < lines else max(0, lines - 2)
-
-
-def _with_rest(table: Table, rows: int, lines: int) -> Table:
-    if rows > _fit(rows, lines):
-        table.add_row(f"+{rows - _fit(rows, lines)}", style="dim")
+    A column whose title begins with `>` is right-aligned; a value that is None is left empty.
+    """
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    for title in columns:
+        side: Literal["left", "right"] = "right" if title.startswith(">") else "left"
+        table.add_column(title.removeprefix(">"), justify=side, no_wrap=True, overflow="ellipsis")
+    fit = len(rows) if len(rows) < lines else max(0, lines - 2)
+    for row in rows[:fit]:
+        values = (value(row) for value in columns.values())
+        table.add_row(*("" if value is None else Text(str(value)) for value in values))
+    if fit < len(rows):
+        table.add_row(f"+{len(rows) - fit}", style="dim")
     return table
 
 
