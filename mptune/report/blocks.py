@@ -25,6 +25,7 @@ class Point:
     """One point of a chart, with the ends of its interval if it has one.
 
     Attributes:
+        low, high: of y; of x in a chart with rows.
         tip: text that is shown on hover; may have several lines.
         faint: drawn as a small stroke, e.g. a single seed below its mean.
     """
@@ -32,10 +33,8 @@ class Point:
     x: float
     y: float
     tip: str = ""
-    x_low: float | None = None
-    x_high: float | None = None
-    y_low: float | None = None
-    y_high: float | None = None
+    low: float | None = None
+    high: float | None = None
     faint: bool = False
 
 
@@ -71,7 +70,6 @@ class Axis:
         log: logarithmic.
         low, high: ends; None: chosen from the data.
         tick: text of a value.
-        ticks: positions and texts, if the values are not numbers.
     """
 
     label: str
@@ -79,7 +77,6 @@ class Axis:
     low: float | None = None
     high: float | None = None
     tick: Tick | None = None
-    ticks: tuple[tuple[float, str], ...] = ()
 
 
 @dataclass(frozen=True)

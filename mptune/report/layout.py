@@ -87,8 +87,6 @@ def _extent(axis: Axis, values: Sequence[float], pad: float) -> tuple[float, flo
 
 
 def _ticks(axis: Axis, low: float, high: float, most: int) -> list[tuple[float, str]]:
-    if axis.ticks:
-        return list(axis.ticks)
     places = _log_places(low, high, most) if axis.log else axis_places(low, high, most)
     step = places[1] - places[0] if len(places) > 1 else 1.0
     words = axis.tick or (power_tick if axis.log else number_tick(step))
@@ -132,7 +130,9 @@ class _Layout:
         self.right = self.width - 16.0
         self.legend, self.top = self._legend()
         points = [p for s in chart.series for p in s.points]
-        low, high = _extent(chart.y, [*_values(points, "y"), *self._guides("y")], 0.06)
+        ends = [end for p in points for end in (p.low, p.high) if end is not None]
+        ys = [p.y for p in points] + ([] if chart.rows else ends)
+        low, high = _extent(chart.y, [*ys, *self._guides("y")], 0.06)
         self.y_ticks = _ticks(chart.y, low, high, most=5)
         self.sharing = [
             [
@@ -155,7 +155,7 @@ class _Layout:
             self.head = self.top + 22  # the label of the y axis is above the plot
             self.bottom = self.head + chart.height * (0.8 if narrow else 1.0)
         self.y = Scale(low, high, self.bottom, self.head, chart.y.log)
-        xs = _values(points, "x")
+        xs = [p.x for p in points] + (ends if chart.rows else [])
         zero = [0.0] if any(s.style == "bars" for s in chart.series) else []
         low, high = _extent(chart.x, [*xs, *zero, *self._guides("x")], 0.04)
         low = 0.0 if zero and min(xs, default=0) >= 0 else low
@@ -279,9 +279,9 @@ class _Layout:
             zero = self.y(min(self.y.high, max(self.y.low, 0.0)))
             yield Area((*pixels, (pixels[-1][0], zero), (pixels[0][0], zero)), colour, 0.06, k)
         band = [
-            (self.x(p.x), self.y(p.y_low), self.y(p.y_high))
+            (self.x(p.x), self.y(p.low), self.y(p.high))
             for p in series.points
-            if p.y_low is not None and p.y_high is not None
+            if p.low is not None and p.high is not None
         ]
         if len(band) > 1:
             upper, lower = ([(x, high) for x, _, high in band], [(x, low) for x, low, _ in band])
@@ -290,17 +290,12 @@ class _Layout:
     def _intervals(self, series: ChartSeries, pixels: list[Pixel]) -> Iterator[Shape]:
         colour, k = colour_of(series.colour), series.colour
         for point, (x, y) in zip(series.points, pixels, strict=True):
-            if point.x_low is not None and point.x_high is not None:
-                ends = ((self.x(point.x_low), y), (self.x(point.x_high), y))
-                yield Stroke(ends, colour, 2.2, series=k)
-            if point.y_low is not None and point.y_high is not None:
-                ends = ((x, self.y(point.y_low)), (x, self.y(point.y_high)))
-                yield Stroke(ends, colour, 1.8, series=k)
-
-
-def _values(points: Sequence[Point], axis: str) -> list[float]:
-    names = (axis, f"{axis}_low", f"{axis}_high")
-    return [v for p in points for name in names if (v := getattr(p, name)) is not None]
+            if point.low is not None and point.high is not None:
+                if self.rows:
+                    ends = (self.x(point.low), y), (self.x(point.high), y)
+                else:
+                    ends = (x, self.y(point.low)), (x, self.y(point.high))
+                yield Stroke(ends, colour, 2.2 if self.rows else 1.8, series=k)
 
 
 def _dash(series: int) -> tuple[float, ...]:

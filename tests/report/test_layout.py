@@ -47,7 +47,7 @@ LINE = Chart(
     x=Axis("x", low=0.0, high=1.0, tick=percent_tick),
     y=Axis("y"),
     series=(
-        ChartSeries("first", tuple(Point(x, x * x, f"{x}", y_low=x * x - 0.1, y_high=x * x + 0.1)
+        ChartSeries("first", tuple(Point(x, x * x, f"{x}", x * x - 0.1, x * x + 0.1)
                               for x in (0.0, 0.5, 1.0))),
         ChartSeries("second", (Point(0.0, 1.0), Point(1.0, 0.0)), 1),
     ),

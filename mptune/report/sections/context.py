@@ -138,4 +138,4 @@ def lml_column(candidates: Mapping[int, Candidate]) -> str:
 
 def estimate(x: float, y: float, se: float, tip: str) -> Point:
     """A point with the 95 % interval of its y."""
-    return Point(x, y, tip, y_low=y - half_width(se), y_high=y + half_width(se))
+    return Point(x, y, tip, y - half_width(se), y + half_width(se))

@@ -106,7 +106,7 @@ def _law_chart(law: SizeLaw, say: Language) -> Chart:
             f"{say.count(p.parameters)} {say('unit.parameters')}\n{_quantity(law, p.value)}\n"
             f"{say('sizes.runs', n=p.runs)}"
         )
-        return Point(p.parameters, p.value, tip, y_low=p.low, y_high=p.high)
+        return Point(p.parameters, p.value, tip, p.low, p.high)
 
     named = [_law_point(law, e.at, say) for e in law.extrapolation if e.at]
     return Chart(
@@ -134,7 +134,7 @@ def _law_point(law: SizeLaw, value: LawValue, say: Language) -> Point:
         f"{say.count(value.parameters)} {say('unit.parameters')}\n{_quantity(law, value.value)} "
         f"({_quantity(law, value.low)} – {_quantity(law, value.high)})"
     )
-    return Point(value.parameters, value.value, tip, y_low=value.low, y_high=value.high)
+    return Point(value.parameters, value.value, tip, value.low, value.high)
 
 
 # --- other data ----------------------------------------------------------------------------------
@@ -177,18 +177,14 @@ def _robustness_chart(context: Context, found: Robustness) -> Chart:
     """The best trial of each policy; the arms if only they were scored."""
     say = context.say
     by_trial = {row.trial: row for row in found.rows if row.trial is not None}
-    best = [t for _, t in context.best_per_policy() if t.number in by_trial]
-    shown: list[tuple[str, int, RobustnessRow]] = [
-        (label, context.colour(t), by_trial[t.number])
-        for t, label in zip(best, context.labels(best), strict=True)
+    shown = [
+        (label, context.colour(trial), by_trial[trial.number])
+        for label, trial in context.best_per_policy()
     ]
+    arms = context.report.comparison.arms if context.report.comparison else {}
     if not shown:
-        arms = context.report.comparison.arms if context.report.comparison else {}
-        shown = [
-            (row.arm, context.colour(arms[row.arm][0]) if arms.get(row.arm) else 0, row)
-            for row in found.rows
-            if row.arm is not None
-        ]
+        rows = ((row, arms.get(row.arm or "")) for row in found.rows)
+        shown = [(r.arm or "", context.colour(arm[0]) if arm else 0, r) for r, arm in rows]
     return Chart(
         name="robustness",
         title=say("figure.robustness.title"),
@@ -317,7 +313,7 @@ def _kpi_chart(
         error = f" ± {half:.3g}" if half else ""
         tip = f"{trial.label}\n{x:.3f}\nKPI {y:.4g}{error}".replace("-", "−")
         low, high = (y - half, y + half) if half else (None, None)
-        return Point(x, y, tip, y_low=low, y_high=high)
+        return Point(x, y, tip, low, high)
 
     if not values:
         return None
