@@ -233,7 +233,7 @@ def curve_chart(
     caption: str = "",
 ) -> Chart:
     """Curves S(r) with their labels, the best one first: the area above it is shaded."""
-    series = []
+    series: list[ChartSeries] = []
     for label, curve in curves:
         points = (
             estimate(
