@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mptune import plugins
-from mptune.cli._command import JSON, argument, command, option, path
+from mptune.cli._command import JSON, argument, as_text, command, option, path
 from mptune.errors import InputError
 from mptune.paths import write_aside
 from mptune.spec.schema import build
@@ -119,5 +119,5 @@ def run_policy(
     if as_json:
         print(json.dumps({**profile.as_json(), "picture": str(picture)}, ensure_ascii=False))
     else:
-        print(profile.text())
+        print(as_text("policy.txt", {"p": profile}))
         print(f"picture: {picture}")

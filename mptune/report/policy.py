@@ -24,9 +24,8 @@ FloatArray = NDArray[np.float64]
 STEPS = 64
 """Points of progress at which a policy is evaluated."""
 
-ROWS, COLUMNS, BAR = 10, 32, 24
-SHADES = " ░▒▓█"
-OMEGA_RATES = (0.05, 0.15, 0.3, 0.5, 0.7, 0.95)
+ROWS = 10
+"""Intervals of the rate in a terminal and in JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,30 +111,9 @@ class Profile:
             "learned": self.learned,
         }
 
-    def facts(self) -> list[str]:
-        """One line each: rates, weights, cost."""
-        weights = ", ".join(f"{self.omega_at(r):.2g} at {100 * r:.0f} %" for r in OMEGA_RATES)
-        lines = [
-            f"mean rate over training {100 * self.mean_rate:.1f} %; "
-            f"M from {self.lowest} to {self.highest} of {self.length}",
-            f"ω(M) over its mean (1 everywhere is accumulated): {weights}",
-            f"{self.flops_per_token:.3g} FLOPs per token with {self.model}; "
-            f"{self.flops_to_fixed_15:.3g} × fixed 15 %",
-        ]
-        return lines + ["the law changes with the losses; shown is its start"] * self.learned
-
-    def text(self) -> str:
-        """The profile for a terminal: q over progress as shades, omega as bars."""
-        law_SR = self.law_by_rate(COLUMNS, ROWS)
-        most, heaviest = law_SR.max(), max(self._omega_rows())
-        lines = [self.words, "", f" rate   q(M | s), s = 0 → 1{'':{COLUMNS - 18}}ω(M)"]
-        for row, weight in reversed(list(enumerate(self._omega_rows()))):
-            shades = "".join(SHADES[_shade(v / most)] for v in law_SR[:, row])
-            bar = "▇" * round(BAR * weight / heaviest)
-            lines.append(f"{100 * (row + 0.5) / ROWS:4.0f} %  {shades}  {bar}")
-        return "\n".join([*lines, "", *self.facts()])
-
-    def _omega_rows(self) -> list[float]:
+    @property
+    def omega_by_rate(self) -> list[float]:
+        """Means of omega over equal intervals of the rate."""
         return [float(part.mean()) for part in np.array_split(self.omega_M, ROWS)]
 
     def drawing(self) -> Drawing:
@@ -178,8 +156,3 @@ class Profile:
     def png(self) -> bytes:
         """The picture in light colours."""
         return png(self.drawing())
-
-
-def _shade(share: float) -> int:
-    """A shade for a share of the largest value; anything above 0 is visible."""
-    return int(np.ceil(share * (len(SHADES) - 1) - 1e-9)) if share > 0 else 0
