@@ -133,8 +133,6 @@ class FakeWorker:
     leaked: list[bytes] = field(default_factory=list)
     gpu_leaked: int = 0
 
-    def load(self) -> None: ...
-
     def join(self, master_addr: str, master_port: int) -> None:
         """Meet the others for real, so that a wrong address is noticed."""
         if self.rank:

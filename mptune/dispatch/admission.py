@@ -111,15 +111,7 @@ def admit(
     now: float = 0.0,
 ) -> list[Decision]:
     """What to do now, in this order; `held` is longest idle first."""
-    decisions: list[Decision] = []
-    empty = FreeResources.of(total)
-    this_round = _Round.of(held, total, now)
-    for waiting in in_turn(queue):
-        if empty.fits(waiting.shape):
-            decisions += this_round.start(waiting)
-        else:
-            decisions.append(Refuse(waiting.number, refusal(waiting.shape, total)))
-    return decisions
+    return _Round.of(held, total, now).admit(queue, total)
 
 
 def refusal(shape: Shape, total: Iterable[ClusterNode]) -> str:
@@ -156,6 +148,17 @@ class _Round:
         busy, idle = [h for h in held if not h.idle], [h for h in held if h.idle]
         free, emptied = FreeResources.of(total, held), FreeResources.of(total, busy)
         return cls(now, busy, idle, free, emptied)
+
+    def admit(self, queue: Iterable[WaitingTrial], total: Sequence[ClusterNode]) -> list[Decision]:
+        """See `admit`; afterwards `busy` and `idle` are the gangs once that is carried out."""
+        decisions: list[Decision] = []
+        empty = FreeResources.of(total)
+        for waiting in in_turn(queue):
+            if empty.fits(waiting.shape):
+                decisions += self.start(waiting)
+            else:
+                decisions.append(Refuse(waiting.number, refusal(waiting.shape, total)))
+        return decisions
 
     def start(self, waiting: WaitingTrial) -> list[Decision]:
         """How this trial starts now; empty if it cannot. The first that cannot gets a reservation.
@@ -246,27 +249,6 @@ def _reserve(
     return _Reservation(start, beside)
 
 
-def carry_out(
-    decisions: Iterable[Decision],
-    queue: Iterable[WaitingTrial],
-    held: Iterable[PlacedGang],
-    now: float,
-) -> list[PlacedGang]:
-    """The gangs once these decisions are carried out."""
-    waiting = {w.number: w for w in queue}
-    gangs = {h.gang: h for h in held}
-    for decision in decisions:
-        if isinstance(decision, Retire):
-            del gangs[decision.gang]
-        elif isinstance(decision, Start):
-            trial = waiting[decision.number]
-            ends = None if trial.seconds is None else now + trial.seconds
-            name = decision.gang or f"for trial {trial.number}"
-            placement = decision.placement or gangs.pop(name).placement
-            gangs[name] = PlacedGang(name, trial.shape, placement, idle=False, ends=ends)
-    return list(gangs.values())
-
-
 def expected_starts(
     queue: Iterable[WaitingTrial],
     held: Iterable[PlacedGang],
@@ -279,19 +261,19 @@ def expected_starts(
     """
     left, gangs, starts = list(queue), list(held), dict[int, float]()
     while left:
-        decisions = admit(left, gangs, total, now)
-        gangs = carry_out(decisions, left, gangs, now)
+        this_round = _Round.of(gangs, total, now)
+        decisions = this_round.admit(left, total)
         starts |= {d.number: now for d in decisions if isinstance(d, Start)}
         decided = {d.number for d in decisions if not isinstance(d, Retire)}
         left = [w for w in left if w.number not in decided]
-        ends = [h.ends for h in gangs if h.ends is not None]
+        busy = this_round.busy
+        ends = [h.ends for h in busy if h.ends is not None]
         if not ends:
             break
         now = max(now, min(ends))
-        gangs = [
-            replace(h, idle=True, ends=None) if h.ends is not None and h.ends <= now else h
-            for h in gangs
-        ]
+        ended = [h for h in busy if h.ends is not None and h.ends <= now]
+        gangs = [*this_round.idle, *(replace(h, idle=True, ends=None) for h in ended)]
+        gangs += [h for h in busy if h not in ended]
     return starts
 
 

@@ -64,16 +64,6 @@ class DurationForecast(Protocol):
         """Seconds from `now` (monotonic) to the end of a running trial; None if not known."""
 
 
-class NoForecast:
-    """The forecast where no duration is known."""
-
-    def seconds(self, trial: TrialSpec) -> float | None:
-        return None
-
-    def remaining(self, number: int, now: float) -> float | None:
-        return None
-
-
 class Dispatcher(Protocol):
     """Runs trials on gangs of workers. One trial number is in flight at most once."""
 
@@ -136,9 +126,6 @@ class Runtime(Protocol):
     """One rank. It lives as long as its gang and runs many trials in turn."""
 
     def __init__(self, rank: int, world_size: int, local_rank: int = 0) -> None: ...
-
-    def load(self) -> None:
-        """Import what trials need, while other ranks still start."""
 
     def join(self, master_addr: str, master_port: int) -> None:
         """Connect to the other ranks; blocks until all have joined."""

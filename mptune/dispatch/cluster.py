@@ -24,7 +24,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mptune.dispatch import devices, process, ray_private
-from mptune.dispatch.devices import Gpu, Machine
+from mptune.dispatch.devices import Machine
 from mptune.dispatch.placement import ClusterNode
 from mptune.errors import DispatchError, one_line
 from mptune.plugins import GROUPS
@@ -272,10 +272,8 @@ class MachineSurvey:
     The first question waits for the answers; nodes that join later are not waited for.
     """
 
-    _accelerators: dict[str, tuple[Gpu, ...]] = field(default_factory=dict)
-    """Of every node that was asked: the GPUs that Ray names."""
-    _asked: dict[str, Any] = field(default_factory=dict)
-    _reported: dict[str, Machine] = field(default_factory=dict)
+    _answers: dict[str, Any] = field(default_factory=dict)
+    """Node id -> reference to what it reports."""
 
     def known(self, nodes: Sequence[str]) -> dict[str, Machine]:
         """Memory and GPUs of these nodes.
@@ -283,25 +281,21 @@ class MachineSurvey:
         A node that has not reported yet has the accelerator that Ray names, or is left out; of a
         node that cannot report (it has left, or has another version of mptune) nothing is known.
         """
-        wait_s = 0.0 if self._accelerators else SURVEY_TIMEOUT_S
-        if new := [node for node in nodes if node not in self._accelerators]:
-            resources = {n["NodeID"]: n["Resources"] for n in ray.nodes()}  # type: ignore[no-untyped-call]
-            for node in new:
-                self._accelerators[node] = devices.named_accelerators(resources.get(node, {}))
-                self._asked[node] = ask_machine(node)
-        if self._asked:
-            refs = list(self._asked.values())
-            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=wait_s)
-            for node in [node for node, ref in self._asked.items() if ref in ready]:
-                found = Machine()
+        wait_s = 0.0 if self._answers else SURVEY_TIMEOUT_S
+        resources = {n["NodeID"]: n["Resources"] for n in ray.nodes()}  # type: ignore[no-untyped-call]
+        known = {}
+        self._answers |= {node: ask_machine(node) for node in nodes if node not in self._answers}
+        answers = list(self._answers.values())
+        ready = ray.wait(answers, num_returns=len(answers), timeout=wait_s)[0] if answers else []
+        for node in nodes:
+            machine, has_answered = Machine(), self._answers[node] in ready
+            if has_answered:
                 with suppress(RayError):
-                    found = ray.get(self._asked[node])
-                del self._asked[node]
-                gpus = found.gpus or self._accelerators[node]
-                self._reported[node] = replace(found, gpus=gpus)
-        named = {node: Machine(gpus=gpus) for node, gpus in self._accelerators.items() if gpus}
-        known = named | self._reported
-        return {node: known[node] for node in nodes if node in known}
+                    machine = ray.get(self._answers[node])
+            gpus = machine.gpus or devices.named_accelerators(resources.get(node, {}))
+            if has_answered or gpus:
+                known[node] = replace(machine, gpus=gpus)
+        return known
 
 
 @ray.remote(num_cpus=0, max_retries=0)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import psutil
 from ray.exceptions import (
     OutOfMemoryError,
     RayActorError,
@@ -168,10 +169,7 @@ class StackReport:
 
 
 def describe_silent(pid: int) -> str:
-    """The state of a process that does not answer, from /proc if it runs on this machine."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return "does not answer\n"
-    state = next(line for line in status.splitlines() if line.startswith("State"))
-    return f"does not answer; {state.replace(chr(9), ' ')}\n"
+    """The state of a process that does not answer, if it runs on this machine."""
+    with suppress(psutil.Error):
+        return f"does not answer; state: {psutil.Process(pid).status()}\n"
+    return "does not answer\n"

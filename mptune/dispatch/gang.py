@@ -30,7 +30,7 @@ from mptune.dispatch.faults import (
     StallWatch,
     loss_of,
 )
-from mptune.dispatch.lifecycle import GangEvent, GangState, TrialEvent, TrialState
+from mptune.dispatch.lifecycle import GangEvent, GangState
 from mptune.dispatch.member import MemberInfo, RemoteMember
 from mptune.dispatch.placement import PlacedGang, Placement, Shape
 from mptune.dispatch.process import Footprint, MemoryGrowth
@@ -63,7 +63,9 @@ AGREE_TIMEOUT_S = 10.0
 MEMORY_EVERY_S = 5.0
 """Between two questions how much memory a gang has."""
 
-Handler = Callable[[Any], list[Event]]
+Handler = Callable[[int, Any], list[Event]]
+"""Takes in the answer of a rank."""
+
 Ref = Any
 """A `ray.ObjectRef`; Ray's actor handles are untyped, and so is what they return."""
 
@@ -75,22 +77,16 @@ class DispatchedTrial:
     spec: TrialSpec
     since: float = field(default_factory=time.monotonic)
     """When it was submitted."""
-    state: TrialState = TrialState.QUEUED
     ticket: int = 0
     """Its number among the trials of its gang."""
     started: bool = False
     """Whether its first step was reported."""
     reported: End | None = None
     """How it ended on rank 0."""
-    returned: int = 0
-    """Ranks on which it has ended."""
 
     @property
     def shape(self) -> Shape:
         return Shape.of(self.spec.resources)
-
-    def on(self, event: TrialEvent) -> None:
-        self.state = self.state.after(event)
 
 
 @dataclass(eq=False)
@@ -113,7 +109,7 @@ class Gang:
     lost: GangLost | None = None
     growth: MemoryGrowth = field(default_factory=MemoryGrowth)
     pending: dict[Ref, tuple[int, Handler]] = field(default_factory=dict)
-    """Reference -> (rank that was asked, what to do with the value)."""
+    """Reference -> (rank that was asked, handler of its answer)."""
     infos: dict[int, MemberInfo] = field(default_factory=dict)
     _members: list[Any] = field(default_factory=list)
     _due: dict[Literal["answer", "symptom"], tuple[float, GangLost]] = field(default_factory=dict)
@@ -122,7 +118,6 @@ class Gang:
     _report: StackReport | None = None
     _resident: dict[int, int] = field(default_factory=dict)
     _memory_due: float = 0.0
-    _memory_unanswered: int = 0
 
     def __post_init__(self) -> None:
         """Ask Ray for the placement group and the processes; does not wait for them."""
@@ -142,9 +137,9 @@ class Gang:
                 scheduling_strategy=where, num_cpus=self.shape.cpus, num_gpus=self.shape.gpus
             ).remote(self.runtime, rank, self.shape)
             self._members.append(member)
-            self._expect(member.live.remote(), rank, _ignore)
-            self._expect(member.info.remote(), rank, partial(self._on_info, rank))
-            self._expect(member.load.remote(), rank, _ignore)
+        self._ask_all("live", _ignore)
+        self._ask_all("info", self._on_info)
+        self._ask_all("load", _ignore)
 
     def is_placed(self) -> bool:
         """Return True once Ray has reserved the placement group; the actors may still be starting.
@@ -184,15 +179,12 @@ class Gang:
 
     def ask_memory(self) -> None:
         """Ask all ranks now and then how much memory they have, once they have answered before."""
-        due = time.monotonic() >= self._memory_due and not self._memory_unanswered
+        due = time.monotonic() >= self._memory_due and not self._awaits(self._on_memory)
         if self.state.is_ready and due:
             self._memory_due = time.monotonic() + MEMORY_EVERY_S
-            self._memory_unanswered = self.shape.workers
-            for rank, member in enumerate(self._members):
-                self._expect(member.resident_bytes.remote(), rank, partial(self._on_memory, rank))
+            self._ask_all("resident_bytes", self._on_memory)
 
     def _on_memory(self, rank: int, resident: int) -> list[Event]:
-        self._memory_unanswered -= 1
         self._resident[rank] = resident
         return []
 
@@ -218,7 +210,6 @@ class Gang:
     def assign(self, trial: DispatchedTrial) -> None:
         """Run the trial, now or as soon as the gang is ready."""
         self.trial = trial
-        trial.on(TrialEvent.ASSIGN)
         if self.state.is_ready:
             self._run(trial)
 
@@ -230,11 +221,9 @@ class Gang:
 
     def stop(self, reason: StopReason) -> None:
         """Ask the running trial to stop soon."""
-        trial = self._running
-        trial.on(TrialEvent.STOP)
         self._on(GangEvent.STOP)
         for member in self._members:
-            member.stop.remote(trial.ticket, reason)
+            member.stop.remote(self._running.ticket, reason)
         if self.state.awaits_end:
             self._expect_within(STOP_TIMEOUT_S, "did not stop when asked")
 
@@ -254,7 +243,7 @@ class Gang:
             # Another rank may have died: its death would be the better reason.
             self._due.setdefault("symptom", (time.monotonic() + faults.ANSWER_TIMEOUT_S, lost))
             return []
-        return handler(value)
+        return handler(rank, value)
 
     def check_time(self) -> None:
         """Notice what should have happened by now.
@@ -275,12 +264,14 @@ class Gang:
                 limit_s = max(limit_s, START_TIMEOUT_S)
             match self._watch.check(limit_s, now):
                 case "ask":
-                    ref = self._members[0].idle_s.remote(trial.ticket)
-                    self._expect(ref, 0, partial(self._on_idle, trial, limit_s))
+                    handler = partial(self._on_idle, trial, limit_s)
+                    self._ask(0, "idle_s", handler, trial.ticket)
                 case "stalled":
                     self._ask_stacks(limit_s)
 
-    def _on_idle(self, trial: DispatchedTrial, limit_s: float, idle_s: float) -> list[Event]:
+    def _on_idle(
+        self, trial: DispatchedTrial, limit_s: float, _: int, idle_s: float
+    ) -> list[Event]:
         if trial is self.trial and self.state in (GangState.RUNNING, GangState.STOPPING):
             if idle_s > limit_s:
                 self._ask_stacks(limit_s)
@@ -295,9 +286,7 @@ class Gang:
         detail = f"{self.name} did nothing for {limit_s:g} s; its stacks are in {file.name}"
         due = time.monotonic() + faults.ANSWER_TIMEOUT_S
         self._report = StackReport(GangLost("stalled", detail), file, self.pids, due)
-        for rank, member in enumerate(self._members):
-            handler = partial(self._on_stacks, self._report, rank)
-            self._expect(member.stacks.remote(), rank, handler)
+        self._ask_all("stacks", partial(self._on_stacks, self._report))
 
     def _on_stacks(self, report: StackReport, rank: int, text: str) -> list[Event]:
         report.stacks[rank] = text
@@ -313,8 +302,18 @@ class Gang:
     def _on(self, event: GangEvent) -> None:
         self.state = self.state.after(event)
 
-    def _expect(self, ref: Ref, rank: int, handler: Handler) -> None:
+    def _ask(self, rank: int, method: str, handler: Handler, *arguments: Any) -> None:
+        """Call a method of a member; the handler gets its answer."""
+        ref = getattr(self._members[rank], method).remote(*arguments)
         self.pending[ref] = rank, handler
+
+    def _ask_all(self, method: str, handler: Handler, *arguments: Any) -> None:
+        for rank in range(self.shape.workers):
+            self._ask(rank, method, handler, *arguments)
+
+    def _awaits(self, handler: Handler) -> bool:
+        """Whether a rank has not given the answer that this handler takes."""
+        return any(handler == each for _, each in self.pending.values())
 
     def _expect_within(self, seconds: float, otherwise: str) -> None:
         detail = f"{self.name}: {otherwise} (waited {seconds:.0f} s)"
@@ -334,16 +333,12 @@ class Gang:
         self.placement = tuple(self.infos[r].node for r in range(len(self._members)))
         first = self.infos[0]
         address = "127.0.0.1" if len(set(self.placement)) == 1 else first.address
-        joined: set[int] = set()
-        for other, member in enumerate(self._members):
-            handler = partial(self._on_joined, other, joined)
-            self._expect(member.join.remote(address, first.port), other, handler)
+        self._ask_all("join", self._on_joined, address, first.port)
         self._expect_within(START_TIMEOUT_S, "its ranks did not connect")
         return []
 
-    def _on_joined(self, rank: int, joined: set[int], _: None) -> list[Event]:
-        joined.add(rank)
-        if len(joined) < len(self._members):
+    def _on_joined(self, rank: int, _: None) -> list[Event]:
+        if self._awaits(self._on_joined):
             return []
         self._on(GangEvent.JOIN)
         del self._due["answer"]
@@ -355,17 +350,13 @@ class Gang:
 
     def _run(self, trial: DispatchedTrial) -> None:
         self._on(GangEvent.RUN)
-        trial.on(TrialEvent.RUN)
         self.trials += 1
         trial.ticket = self.trials
         self._watch.heard(time.monotonic())
-        trial_json = trial.spec.model_dump_json()
-        for rank, member in enumerate(self._members):
-            handler = partial(self._on_return, rank)
-            self._expect(member.run.remote(trial.ticket, trial_json), rank, handler)
-        self._expect(self._members[0].next_events.remote(), 0, self._on_events)
+        self._ask_all("run", self._on_return, trial.ticket, trial.spec.model_dump_json())
+        self._ask(0, "next_events", self._on_events)
 
-    def _on_events(self, batch: list[str]) -> list[Event]:
+    def _on_events(self, _: int, batch: list[str]) -> list[Event]:
         """Pass on the events of rank 0; its last one waits until all ranks have returned."""
         now, trial = time.monotonic(), self._running
         self._watch.heard(now)
@@ -384,21 +375,19 @@ class Gang:
             self._on(GangEvent.END_TRIAL)
             self._expect_within(AGREE_TIMEOUT_S, "only rank 0 ended the trial")
         else:
-            self._expect(self._members[0].next_events.remote(), 0, self._on_events)
+            self._ask(0, "next_events", self._on_events)
         return events + self._finish()
 
     def _on_return(self, rank: int, footprint: Footprint) -> list[Event]:
         self.growth.note(rank, footprint)
-        self._running.returned += 1
         return self._finish()
 
     def _finish(self) -> list[Event]:
         """The trial's end, once every rank is free for the next one."""
         trial = self._running
-        if trial.reported is None or trial.returned < len(self._members):
+        if trial.reported is None or self._awaits(self._on_return):
             return []
         self._on(GangEvent.FREE)
-        trial.on(TrialEvent.END)
         del self._due["answer"]
         self.trial, self.last_end = None, time.monotonic()
         return [trial.reported]
@@ -418,5 +407,5 @@ class Gang:
         return self.trial
 
 
-def _ignore(_: Any) -> list[Event]:
+def _ignore(rank: int, answer: Any) -> list[Event]:
     return []

@@ -1,6 +1,7 @@
-"""The states of a gang and of a trial, and the events that change them.
+"""The states of a gang, and the events that change them.
 
-Pure. The two tables list every transition that can happen; any other one is a bug and raises.
+Pure. The table lists every transition that can happen; any other one is a bug and raises. A trial
+is queued as long as it has no gang; then its state is that of its gang.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from enum import Enum, auto
 class IllegalTransition(RuntimeError):
     """An event that cannot happen in this state."""
 
-    def __init__(self, state: Enum, event: Enum) -> None:
-        super().__init__(f"{type(state).__name__} {state.name} has no transition for {event.name}")
+    def __init__(self, state: GangState, event: GangEvent) -> None:
+        super().__init__(f"a gang that is {state.name} has no transition for {event.name}")
 
 
 class GangState(Enum):
@@ -83,44 +84,4 @@ GANG_TRANSITIONS: Mapping[tuple[GangState, GangEvent], GangState] = {
     (GangState.STALLED, GangEvent.END_TRIAL): GangState.FINISHING,
     (GangState.FINISHING, GangEvent.FREE): GangState.IDLE,
     **{(s, GangEvent.KILL): GangState.ENDED for s in GangState if s is not GangState.ENDED},
-}
-
-
-class TrialState(Enum):
-    """What the dispatcher does with a trial."""
-
-    QUEUED = auto()
-    STARTING = auto()  # Its gang starts
-    RUNNING = auto()
-    STOPPING = auto()  # It was asked to stop
-    ENDED = auto()  # Its last event is reported
-
-    def after(self, event: TrialEvent) -> TrialState:
-        """The state after the event.
-
-        Raises:
-            IllegalTransition: `TRIAL_TRANSITIONS` has no such transition.
-        """
-        if (self, event) not in TRIAL_TRANSITIONS:
-            raise IllegalTransition(self, event)
-        return TRIAL_TRANSITIONS[self, event]
-
-
-class TrialEvent(Enum):
-    """What changes the state of a trial."""
-
-    ASSIGN = auto()  # Admission has given it a gang
-    RUN = auto()  # Its gang is ready and runs it
-    RETRACT = auto()  # Its gang could not start where it was planned
-    STOP = auto()
-    END = auto()
-
-
-TRIAL_TRANSITIONS: Mapping[tuple[TrialState, TrialEvent], TrialState] = {
-    (TrialState.QUEUED, TrialEvent.ASSIGN): TrialState.STARTING,
-    (TrialState.STARTING, TrialEvent.RUN): TrialState.RUNNING,
-    (TrialState.STARTING, TrialEvent.RETRACT): TrialState.QUEUED,
-    (TrialState.RUNNING, TrialEvent.STOP): TrialState.STOPPING,
-    (TrialState.STOPPING, TrialEvent.STOP): TrialState.STOPPING,
-    **{(s, TrialEvent.END): TrialState.ENDED for s in TrialState if s is not TrialState.ENDED},
 }

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import psutil
+
 from mptune import plugins
 from mptune.dispatch import devices
 from mptune.dispatch.base import (
@@ -23,7 +25,6 @@ from mptune.dispatch.base import (
     guarded,
 )
 from mptune.dispatch.placement import ClusterNode
-from mptune.dispatch.process import resident_bytes
 from mptune.errors import DispatchError, MptuneError, one_line
 from mptune.paths import free_port
 from mptune.spec.schema import Resources
@@ -145,7 +146,7 @@ class LocalDispatcher:
             state="busy" if self._running else "idle",
             trial=self._running.spec.number if self._running else None,
             trials=self._trials,
-            resident_bytes=resident_bytes(),
+            resident_bytes=psutil.Process().memory_info().rss,
         )
         return DispatchState((gang,) if self._worker else (), tuple(queue))
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, cast
 
+import psutil
 import ray
 
 from mptune import __version__, plugins
@@ -78,10 +79,10 @@ class Member:
         )
 
     def load(self) -> None:
+        """Import what trials need, while other ranks still start."""
         with _exit_as_error():
             # Ray shows each member only its own GPUs: its device is always the first.
             self._worker = plugins.load_object(self._runtime)(self._rank, self._shape.workers, 0)
-            self._joined.load()
 
     def join(self, address: str, port: int) -> None:
         with _exit_as_error():
@@ -106,7 +107,9 @@ class Member:
                         deque(self._joined.run(trial, control), maxlen=0)
         finally:
             self._controls.end(ticket)
-        return Footprint(process.anonymous_bytes(), self._joined.device_bytes())
+        memory = psutil.Process().memory_info()
+        # Pages of files do not count: those of a mapped table come and go.
+        return Footprint(memory.rss - memory.shared, self._joined.device_bytes())
 
     @ray.method(concurrency_group="events")
     def next_events(self) -> list[str]:
@@ -139,7 +142,7 @@ class Member:
 
     @ray.method(concurrency_group="control")
     def resident_bytes(self) -> int:
-        return process.resident_bytes()
+        return int(psutil.Process().memory_info().rss)
 
     @ray.method(concurrency_group="life")
     def live(self) -> None:

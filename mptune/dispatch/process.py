@@ -1,4 +1,4 @@
-"""Processes of this machine: what a rank prints, how much memory it has, and how sessions end.
+"""Processes of this machine: what a rank prints, how its memory grows, and how sessions end.
 
 Run as a script beside a driver, this file ends the Ray that the driver started, however the driver
 ends. Ray's services die with a killed driver, but its agents outlive it by a minute, its workers by
@@ -76,22 +76,6 @@ class Footprint:
     host: int
     """Without mapped files."""
     gpu: int
-
-
-def anonymous_bytes() -> int:
-    """Resident memory of this process that no file backs: pages of a mapped table come and go.
-
-    Source: RssAnon of proc_pid_status(5).
-    """
-    lines = Path("/proc/self/status").read_text().splitlines()
-    kb = next(line.split()[1] for line in lines if line.startswith("RssAnon:"))
-    return int(kb) * 1024
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process."""
-    pages = Path("/proc/self/statm").read_text().split()[1]
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass

@@ -14,20 +14,13 @@ import ray
 
 from mptune.dispatch import admission, devices
 from mptune.dispatch.admission import Refuse, Retire, Start, WaitingTrial
-from mptune.dispatch.base import (
-    HARMLESS,
-    WORKER,
-    DispatchState,
-    DurationForecast,
-    End,
-    NoForecast,
-)
+from mptune.dispatch.base import HARMLESS, WORKER, DispatchState, DurationForecast
 from mptune.dispatch.claims import Autoscaler
 from mptune.dispatch.cluster import ClusterConnection
 from mptune.dispatch.devices import Machine
 from mptune.dispatch.faults import GangLost, end_of_trial
 from mptune.dispatch.gang import DispatchedTrial, Gang
-from mptune.dispatch.lifecycle import GangState, TrialEvent, TrialState
+from mptune.dispatch.lifecycle import GangState
 from mptune.dispatch.metrics import SearchMetrics
 from mptune.dispatch.placement import (
     ClusterNode,
@@ -72,7 +65,8 @@ RETURNING_S = 600.0
 class GangPool:
     """The gangs of a dispatcher, and the resources of the cluster that they share with others.
 
-    What happens to them and their trials is appended to `outbox`.
+    A trial is in `queue`, or it is the trial of a gang, until its last event. What happens to gangs
+    and trials is appended to `outbox`.
     """
 
     def __init__(
@@ -80,6 +74,7 @@ class GangPool:
     ) -> None:
         self.cluster = cluster
         self.outbox: list[Event] = []
+        self.queue: dict[int, DispatchedTrial] = {}
         self.others = OtherUsage()
         self.gangs: dict[str, Gang] = {}
         self._runtime, self._mark, self._shared = runtime, mark, shared
@@ -110,9 +105,10 @@ class GangPool:
         gangs = [gang.held() for gang in self.gangs.values()]
         return FreeResources.of(nodes, [*gangs, *self.others.held()])
 
-    def of(self, trial: DispatchedTrial) -> Gang:
-        """The gang of a trial that has one."""
-        return next(gang for gang in self.gangs.values() if gang.trial is trial)
+    def of(self, number: int) -> Gang | None:
+        """The gang that runs the trial, or starts for it."""
+        gangs = (g for g in self.gangs.values() if g.trial and g.trial.spec.number == number)
+        return next(gangs, None)
 
     def start(self, shape: Shape, placement: Placement, number: int = -1) -> Gang:
         """Ask Ray for a new gang, which is to run that trial."""
@@ -179,7 +175,7 @@ class GangPool:
                 self.lose(gang, lost)
                 continue
             self.outbox += events
-            if trial and trial.state is TrialState.ENDED:
+            if trial and gang.trial is None:
                 self._drop_unless_reusable(gang, trial)
         for gang in list(self.gangs.values()):
             try:
@@ -204,14 +200,13 @@ class GangPool:
         gang.lost, number = lost, -1
         if gang.trial:
             number = gang.trial.spec.number
-            gang.trial.on(TrialEvent.END)
             self.outbox.append(end_of_trial(gang.trial.spec, gang.trial.reported, lost))
         self.drop(gang, lost.detail, number)
 
     def _retract(self, gang: Gang, why: str) -> None:
         """End a gang that could not start; its trial is queued again."""
         if gang.trial:
-            gang.trial.on(TrialEvent.RETRACT)
+            self.queue[gang.trial.spec.number] = gang.trial
         self.drop(gang, why)
 
 
@@ -240,11 +235,10 @@ class RayDispatcher:
         # Data are prepared without GPUs: which trials fit on one is known only then.
         cpus_only = replace(self._shape, workers=1, gpus=0)
         self._preparer = cpus_only if self._shape.gpus else self._shape
-        self._forecast = forecast or NoForecast()
+        self._forecast = forecast
         scales = address is not None and resources.scale_up_timeout_s > 0
         self._autoscaler = Autoscaler(mark) if scales else None
         self._patience_s = max(JOINING_S, resources.scale_up_timeout_s) if address else 0.0
-        self._trials: dict[int, DispatchedTrial] = {}
         self._fitted: dict[Shape, float] = {}
         """When each shape last fitted in the cluster."""
         self._metrics = SearchMetrics()
@@ -275,7 +269,7 @@ class RayDispatcher:
         shapes = [Shape.of(resources) for resources in in_flight]
         capacity = admission.trial_capacity(self._pool.nodes(), shapes, self._shape)
         # A cluster grows for queued trials: one more than fits is to be queued.
-        return max(1, capacity + (self._autoscaler is not None and not self._queue()))
+        return max(1, capacity + (self._autoscaler is not None and not self._pool.queue))
 
     def device(self, resources: Resources) -> Device:
         nodes = self._pool.nodes()
@@ -285,7 +279,7 @@ class RayDispatcher:
         return devices.device(resources, known, self._machines)
 
     def submit(self, trial: TrialSpec) -> None:
-        self._trials[trial.number] = DispatchedTrial(trial)
+        self._pool.queue[trial.number] = DispatchedTrial(trial)
 
     def events(self, timeout_s: float) -> list[Event]:
         until = time.monotonic() + timeout_s
@@ -303,26 +297,22 @@ class RayDispatcher:
         out, self._pool.outbox = self._pool.outbox, []
         for event in out:
             self._metrics.count(event)
-            if isinstance(event, End):
-                self._trials.pop(event.number, None)
         return out
 
     def decide(self, number: int, go_on: bool) -> None:
-        trial = self._trials.get(number)
-        if trial and trial.state in (TrialState.RUNNING, TrialState.STOPPING):
-            self._pool.of(trial).decide(go_on)
+        gang = self._pool.of(number)
+        if gang and gang.state.is_ready:
+            gang.decide(go_on)
 
     def stop(self, number: int, reason: StopReason) -> None:
-        trial = self._trials.get(number)
-        if trial is None or trial.state is TrialState.ENDED:
-            return
-        if trial.state in (TrialState.RUNNING, TrialState.STOPPING):
-            self._pool.of(trial).stop(reason)
-            return
-        if trial.state is TrialState.STARTING:
-            self._pool.of(trial).trial = None
-        trial.on(TrialEvent.END)
-        self._pool.outbox.append(Stopped(number=number, reason=reason, step=0))
+        gang = self._pool.of(number)
+        if gang and gang.state.is_ready:
+            gang.stop(reason)
+        elif gang or number in self._pool.queue:
+            if gang:
+                gang.trial = None
+            self._pool.queue.pop(number, None)
+            self._pool.outbox.append(Stopped(number=number, reason=reason, step=0))
 
     def state(self) -> DispatchState:
         gangs, now = self._pool.gangs.values(), time.monotonic()
@@ -334,7 +324,7 @@ class RayDispatcher:
         starts = admission.expected_starts(first, held, nodes, now)
         queue = []
         for number, wait in admission.waits(waiting, held, nodes, now).items():
-            trial, start = self._trials[number], starts.get(number)
+            trial, start = self._pool.queue[number], starts.get(number)
             queue.append(
                 QueuedTrial(
                     number=number,
@@ -357,15 +347,12 @@ class RayDispatcher:
         return self._cluster.address
 
     def close(self) -> None:
-        self._trials.clear()
+        self._pool.queue.clear()
         if not self._cluster.head.is_away():
             for gang in list(self._pool.gangs.values()):
                 self._pool.drop(gang, "closed")
             self._request_machines()
         self._cluster.close()
-
-    def _queue(self) -> list[DispatchedTrial]:
-        return [trial for trial in self._trials.values() if trial.state is TrialState.QUEUED]
 
     def _admit(self) -> None:
         waiting, now = self._waiting(), time.monotonic()
@@ -380,30 +367,33 @@ class RayDispatcher:
                     self._pool.drop(self._pool.gangs[name], "its place was needed")
                 case Start(number, name, placement):
                     # The trial stays queued if Ray fails to make its gang.
-                    trial = self._trials[number]
+                    shape = self._pool.queue[number].shape
                     gang = (
                         self._pool.gangs[name]
                         if name
-                        else self._pool.start(trial.shape, placement, number)
+                        else self._pool.start(shape, placement, number)
                     )
-                    gang.assign(trial)
+                    gang.assign(self._pool.queue.pop(number))
                 case Refuse(number, detail):
-                    self._refuse(self._trials[number], detail)
+                    self._refuse(self._pool.queue[number], detail)
 
     def _refuse(self, trial: DispatchedTrial, detail: str) -> None:
         """Fail the trial once its time to wait for nodes that may join or return is over."""
         last = self._fitted.get(trial.shape)
         patience_s = self._patience_s if last is None else max(self._patience_s, RETURNING_S)
         if time.monotonic() - max(trial.since, last or trial.since) >= patience_s:
-            trial.on(TrialEvent.END)
             number = trial.spec.number
+            del self._pool.queue[number]
             self._pool.outbox.append(Failed(number=number, reason="wrong_input", detail=detail))
 
     def _waiting(self) -> list[WaitingTrial]:
         return [
-            WaitingTrial(t.spec.number, t.shape, t.since, self._forecast.seconds(t.spec))
-            for t in self._queue()
+            WaitingTrial(t.spec.number, t.shape, t.since, self._duration_s(t.spec))
+            for t in self._pool.queue.values()
         ]
+
+    def _duration_s(self, trial: TrialSpec) -> float | None:
+        return self._forecast.seconds(trial) if self._forecast else None
 
     def _held(self, now: float) -> list[PlacedGang]:
         """The gangs, the longest idle first, with predicted ends; and what others use."""
@@ -411,16 +401,16 @@ class RayDispatcher:
         held = []
         for gang in sorted(self._pool.gangs.values(), key=lambda g: g.last_end or g.started_at):
             left_s = None
-            if gang.trial:
+            if gang.trial and self._forecast:
                 left_s = self._forecast.remaining(gang.trial.spec.number, now)
-                left_s = self._forecast.seconds(gang.trial.spec) if left_s is None else left_s
+                left_s = self._duration_s(gang.trial.spec) if left_s is None else left_s
             held.append(replace(gang.held(), ends=None if left_s is None else now + left_s))
         return [*held, *self._pool.others.held()]
 
     def _request_machines(self, *more: Shape) -> None:
         """Ask the autoscaler for room for the gangs and for what is queued."""
         if self._autoscaler:
-            queued = [*(trial.shape for trial in self._queue()), *more]
+            queued = [*(trial.shape for trial in self._pool.queue.values()), *more]
             # What others use is no room for queued trials.
             others = self._pool.others.lasting() if queued else []
             gangs = [gang.shape for gang in self._pool.gangs.values()]

@@ -8,10 +8,11 @@ slowest kind that was measured, so that predictions are not too optimistic.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import floor
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from mptune.search.ledger import Work
 from mptune.spec.schema import Resources, Training
@@ -92,18 +93,15 @@ class SpeedTotals:
 
     def parts(self, training: Training) -> Parts | None:
         """The parts of a whole trial; None if the speed is not known."""
-        training_s, ran = self._training_s(training), max(1, self.trials)
+        training_s, ran = training.budget_seconds, max(1, self.trials)
         if training_s is None:
-            return None
+            done = self.tokens if training.budget_tokens is not None else self.flops
+            if not done:
+                return None
+            budget = training.budget_tokens or training.budget_flops or 0.0
+            training_s = budget * self.training_s / done
         rungs_s = self.rungs_s / ran
         return Parts(self.setting_up_s / ran, training_s + rungs_s, self.scoring_s / ran)
-
-    def _training_s(self, training: Training) -> float | None:
-        if training.budget_seconds is not None:
-            return training.budget_seconds
-        done = self.tokens if training.budget_tokens is not None else self.flops
-        budget = training.budget_tokens or training.budget_flops or 0.0
-        return budget * self.training_s / done if done else None
 
 
 @dataclass
@@ -121,19 +119,27 @@ class _Run:
 class Predictor:
     """Predicts durations of trials from the events of others."""
 
-    _totals_of: dict[str, SpeedTotals] = field(default_factory=dict)
+    _totals_of: defaultdict[str, SpeedTotals] = field(
+        default_factory=lambda: defaultdict(SpeedTotals)
+    )
+    """By kind: trials of one model on gangs of one shape have the same speed."""
     _runs: dict[int, _Run] = field(default_factory=dict)
 
     def observe(self, trial: TrialSpec, event: Event, now: float) -> None:
         """Add an event of a trial."""
+        run = self._runs.get(trial.number)
+        since = run.since if run else None
         match event:
             case Started():
                 share = event.resumed_at / max(1, event.total_steps)
                 self._runs[trial.number] = _Run(trial, now, share)
             case Progress():
-                self._add_progress(trial, event, now)
+                for_s = now - run.at if run and since is not None else None
+                self._totals_of[_kind(trial)].add_progress(event, for_s)
+                since = event.progress if since is None else since
+                self._runs[trial.number] = _Run(trial, now, event.progress, since)
             case Scoring():
-                self._runs[trial.number] = _Run(trial, now, 1.0, self._since(trial.number))
+                self._runs[trial.number] = _Run(trial, now, 1.0, since)
             case Finished():
                 self._runs.pop(trial.number, None)
                 self.add_result(trial, event.result)
@@ -142,7 +148,7 @@ class Predictor:
 
     def add_result(self, trial: TrialSpec, result: TrialResult) -> None:
         """Add a finished trial, also one of an earlier driver."""
-        self._totals(trial).add_result(result)
+        self._totals_of[_kind(trial)].add_result(result)
 
     def seconds(self, trial: TrialSpec, done: float = 0.0) -> float | None:
         """Predicted seconds of the trial on its gang, when this share of its training is done.
@@ -163,18 +169,8 @@ class Predictor:
 
     def is_settled(self, number: int) -> bool:
         """Whether the speed of a running trial is measured beyond its first steps."""
-        run, since = self._runs.get(number), self._since(number)
-        return run is not None and since is not None and run.progress - since >= SETTLED
-
-    def _since(self, number: int) -> float | None:
         run = self._runs.get(number)
-        return run.since if run else None
-
-    def _add_progress(self, trial: TrialSpec, event: Progress, now: float) -> None:
-        run, since = self._runs.get(trial.number), self._since(trial.number)
-        self._totals(trial).add_progress(event, now - run.at if run and since is not None else None)
-        since = event.progress if since is None else since
-        self._runs[trial.number] = _Run(trial, now, event.progress, since)
+        return run is not None and run.since is not None and run.progress - run.since >= SETTLED
 
     def remaining(self, number: int, now: float) -> float | None:
         """Predicted seconds to the end of a running trial; None if not known."""
@@ -198,9 +194,6 @@ class Predictor:
         totals = self._totals_of.get(_kind(trial))
         return totals.parts(trial.training) if totals else None
 
-    def _totals(self, trial: TrialSpec) -> SpeedTotals:
-        return self._totals_of.setdefault(_kind(trial), SpeedTotals())
-
 
 def _kind(trial: TrialSpec) -> str:
     """Key of the trials that have the same speed: model and gang."""
@@ -211,8 +204,6 @@ def _kind(trial: TrialSpec) -> str:
 
 
 # --- a whole study -----------------------------------------------------------------------------
-
-Limit = Literal["budget_seconds", "budget_worker_seconds", "budget_gpu_hours"]
 
 
 @dataclass(frozen=True)
@@ -253,57 +244,41 @@ def forecast_study(
     A trial to come is predicted to use the mean of those that ran, including pruned ones; none is
     assumed to be refused or to copy another trial's result.
     """
-    mean = _mean(study, in_flight)
-    more = max(0, study.total - study.ended - len(in_flight))
-    if mean is None:
-        trials = study.ended + len(in_flight) + more
+    # The mean of trials that ran; before the first, of the predictions for those in flight.
+    ran = [study.used] if (count := study.ended - study.unrun) > 0 else []
+    if not ran:
+        ran = [trial.used + trial.left(Work()) for trial in in_flight if trial.left_s is not None]
+        count = len(ran)
+    flying, more = study.ended + len(in_flight), study.total - study.ended - len(in_flight)
+    if not ran:
         return Forecast(
-            trials=trials, worker_seconds=None, gpu_hours=None, left_s=None, limited_by=None
-        )
+            trials=flying + max(0, more),
+            worker_seconds=None, gpu_hours=None, left_s=None, limited_by=None,
+        )  # fmt: skip
+    mean = sum(ran, Work()).times(1 / count)
     left = sum((trial.left(mean) for trial in in_flight), Work())
-    limit, room = min(_trials_within(study, mean, left, spend), key=lambda found: found[1])
-    new = min(more, room)
+    # Number of further trials that each budget has room for.
+    new, limited_by = max(0, more), None
+    for key, budget, used, each in (
+        ("budget_worker_seconds", spend.budget_worker_seconds,
+         spend.worker_seconds + left.worker_s, mean.worker_s),
+        ("budget_gpu_hours", spend.budget_gpu_hours,
+         spend.gpu_hours + left.gpu_hours, mean.gpu_hours),
+        ("budget_seconds", spend.budget_seconds,
+         spend.seconds, mean.worker_s / study.speed if study.speed else 0.0),
+    ):  # fmt: skip
+        if (
+            budget is not None
+            and each > 0
+            and (room := max(0, floor((budget - used) / each))) < new
+        ):
+            new, limited_by = room, key
     left += mean.times(new)
+    longest_s = max((trial.left_s or 0.0 for trial in in_flight), default=0.0)
     return Forecast(
-        trials=study.ended + len(in_flight) + new,
+        trials=flying + new,
         worker_seconds=spend.worker_seconds + left.worker_s,
         gpu_hours=spend.gpu_hours + left.gpu_hours,
-        left_s=_left_s(study, in_flight, left),
-        limited_by=limit if room < more else None,
+        left_s=max(left.worker_s / study.speed, longest_s) if study.speed else None,
+        limited_by=limited_by,
     )
-
-
-def _mean(study: StudyProgress, in_flight: Iterable[TrialInFlight]) -> Work | None:
-    """Mean usage of trials that ran; before the first, the prediction for those in flight."""
-    ran = study.ended - study.unrun
-    if ran > 0:
-        return study.used.times(1 / ran)
-    known = [trial.used + trial.left(Work()) for trial in in_flight if trial.left_s is not None]
-    return sum(known, Work()).times(1 / len(known)) if known else None
-
-
-def _trials_within(
-    study: StudyProgress, mean: Work, left: Work, spend: Spend
-) -> Iterator[tuple[Limit | None, int]]:
-    """(Budget, number of further trials that fit in it); no limit comes first."""
-    yield None, study.total
-    if spend.budget_worker_seconds is not None:
-        free = spend.budget_worker_seconds - spend.worker_seconds - left.worker_s
-        yield "budget_worker_seconds", _count_fitting(free, mean.worker_s)
-    if spend.budget_gpu_hours is not None:
-        free = 3600 * (spend.budget_gpu_hours - spend.gpu_hours) - left.gpu_s
-        yield "budget_gpu_hours", _count_fitting(free, mean.gpu_s)
-    if spend.budget_seconds is not None and study.speed is not None:
-        free = (spend.budget_seconds - spend.seconds) * study.speed
-        yield "budget_seconds", _count_fitting(free, mean.worker_s)
-
-
-def _count_fitting(free: float, each: float) -> int:
-    return floor(max(0.0, free) / each) if each > 0 else 2**31
-
-
-def _left_s(study: StudyProgress, in_flight: Iterable[TrialInFlight], left: Work) -> float | None:
-    if not study.speed:
-        return None
-    longest_s = max((trial.left_s or 0.0 for trial in in_flight), default=0.0)
-    return max(left.worker_s / study.speed, longest_s)

@@ -1,7 +1,4 @@
-"""One rank of a gang: prepares data and runs trials in turn.
-
-Importing this module and making a worker is cheap; `load`, `join` and what follows import torch.
-"""
+"""One rank of a gang: prepares data and runs trials in turn."""
 
 from __future__ import annotations
 
@@ -9,15 +6,14 @@ import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mptune.errors import one_line
 from mptune.paths import TrialDirectory, write_text
+from mptune.training import engine, execution
+from mptune.training.execution import ScoringData
+from mptune.training.ranks import Ranks, is_agreed, reason_of
 from mptune.trial import Control, Event, Failed, Prepared, PrepareRequest, Progress, TrialSpec
-
-if TYPE_CHECKING:
-    from mptune.training.execution import ScoringData
-    from mptune.training.ranks import Ranks
 
 
 class Worker:
@@ -27,17 +23,10 @@ class Worker:
         self.rank, self.world_size, self.local_rank = rank, world_size, local_rank
         self._ranks: Ranks | None = None
         self._data: ScoringData | None = None
-
-    def load(self) -> None:
-        """Import what every trial needs; takes seconds, and needs no other rank."""
-        from mptune.training import engine, execution  # noqa: F401
-
         engine.import_deepspeed()
 
     def join(self, master_addr: str, master_port: int) -> None:
         """Meet the other ranks; blocks until all are there."""
-        from mptune.training import engine
-
         self._ranks = engine.join(
             self.rank, self.world_size, self.local_rank, master_addr, master_port
         )
@@ -48,8 +37,6 @@ class Worker:
         Raises:
             InputError: the data is missing or broken, or the plan belongs to other data.
         """
-        from mptune.training import execution
-
         return execution.prepare(request)
 
     def run(self, trial: TrialSpec, control: Control) -> Iterator[Event]:
@@ -59,9 +46,6 @@ class Worker:
         that only this rank knows of does so on rank 0 and is raised on the others; its peers may
         then wait for it in vain, and the gang must be ended.
         """
-        from mptune.training import engine, execution
-        from mptune.training.ranks import is_agreed, reason_of
-
         journal = Journal(trial) if self.rank == 0 else None
         try:
             if self._ranks is None:
@@ -88,14 +72,10 @@ class Worker:
 
     def device_bytes(self) -> int:
         """GPU memory that this process holds."""
-        from mptune.training import engine
-
         return engine.device_bytes()
 
     def close(self) -> None:
         """Leave the gang."""
-        from mptune.training import engine
-
         self._data = None
         engine.leave()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -11,12 +12,12 @@ from hypothesis import strategies as st
 from mptune.dispatch.admission import (
     HEAD_START_DURATION,
     HEAD_START_SIZE,
+    Decision,
     Refuse,
     Retire,
     Start,
     WaitingTrial,
     admit,
-    carry_out,
     expected_starts,
     in_turn,
     trial_capacity,
@@ -240,6 +241,27 @@ def test_why_each_one_waits():
         3: Wait(kind="no_room", needs=3, free=2),
     }
     assert waits(queue((7, TWO)), held, [ClusterNode("a", 4)], now=0)[7].kind == "next"
+
+
+def carry_out(
+    decisions: Iterable[Decision],
+    queue: Iterable[WaitingTrial],
+    held: Iterable[PlacedGang],
+    now: float,
+) -> list[PlacedGang]:
+    """The gangs once these decisions are carried out."""
+    waiting = {w.number: w for w in queue}
+    gangs = {h.gang: h for h in held}
+    for decision in decisions:
+        if isinstance(decision, Retire):
+            del gangs[decision.gang]
+        elif isinstance(decision, Start):
+            trial = waiting[decision.number]
+            ends = None if trial.seconds is None else now + trial.seconds
+            name = decision.gang or f"for trial {trial.number}"
+            placement = decision.placement or gangs.pop(name).placement
+            gangs[name] = PlacedGang(name, trial.shape, placement, idle=False, ends=ends)
+    return list(gangs.values())
 
 
 @dataclass(frozen=True)

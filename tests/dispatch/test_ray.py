@@ -312,7 +312,7 @@ def test_the_driver_goes_on_while_a_stopped_rank_is_asked_for_its_stack(
     assert ends(until_ended(dispatcher, 0))[0].reason == "stalled"
     stacks = TrialDirectory(Path(hanging.directory)).stacks.read_text()
     assert "_fault" in stacks  # where rank 0 is
-    assert "does not answer; State: T (stopped)" in stacks
+    assert "does not answer; state: stopped" in stacks
 
 
 def test_the_driver_goes_on_while_a_broken_connection_may_mean_a_death(

@@ -58,7 +58,7 @@ def test_a_rank_that_does_not_answer_in_time_is_described_from_outside(tmp_path:
     made.check(10.0)
     with pytest.raises(GangLost):
         made.check(10.1)
-    assert "does not answer; State: " in made.file.read_text()
+    assert "does not answer; state: " in made.file.read_text()
 
 
 def test_stacks_that_cannot_be_written_do_not_hide_the_stall(tmp_path: Path) -> None:

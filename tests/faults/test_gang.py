@@ -140,7 +140,7 @@ def test_a_rank_that_hangs_is_seen_and_all_stacks_are_kept(ground, undisturbed, 
     )
     stacks = search.files.stacks.read_text()
     assert "training/ranks.py" in stacks, "where rank 0 waits for rank 1"
-    assert "does not answer; State: T (stopped)" in stacks
+    assert "does not answer; state: stopped" in stacks
     assert search.ends(Finished)[0].result.lml == undisturbed.result.lml
 
 

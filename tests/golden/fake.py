@@ -12,7 +12,9 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 from mptune.trial import Control, Event, Finished, Progress, TrialSpec
 from tests import fakes
@@ -71,14 +73,10 @@ def _disturb(trial: TrialSpec) -> None:
 def main(arguments: list[str]) -> int:
     """Run a command with the fake worker in the place of the real one; returns the exit code."""
     from mptune import cli
-    from mptune.training import worker
 
-    real = worker.Worker
-    worker.Worker = GoldenWorker  # type: ignore[misc, assignment]
-    try:
+    replaced: Any = SimpleNamespace(Worker=GoldenWorker)
+    with patch.dict(sys.modules, {"mptune.training.worker": replaced}):
         return cli.main(arguments)
-    finally:
-        worker.Worker = real  # type: ignore[misc]
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import inspect
 import os
 import subprocess
@@ -130,7 +131,7 @@ def test_where_files_cannot_be_locked_it_works_as_torch_s_own(path, monkeypatch)
     def no_locks(file, how):
         raise OSError(errno.ENOLCK, "no locks")
 
-    monkeypatch.setattr(torch_private.fcntl, "flock", no_locks)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
     ours, theirs = CompileLock(str(path)), CompileLock(str(path))
     assert ours.try_acquire()
     assert not theirs.try_acquire()
