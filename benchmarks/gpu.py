@@ -306,8 +306,8 @@ def step_s(given: Any, ranks: Any, steps: int = STEPS, look: Any = None) -> floa
     return control.step_s
 
 
-def rate(what: str, given: Any, ranks: Any, steps: int = STEPS) -> float:
-    """Tell tokens per second and utilisation; returns tokens per second."""
+def rate(what: str, given: Any, ranks: Any, steps: int = STEPS) -> None:
+    """Report tokens per second and utilisation, both with padding."""
     from mptune.training import engine as ds
 
     rows = given.training.batch_size
@@ -315,14 +315,13 @@ def rate(what: str, given: Any, ranks: Any, steps: int = STEPS) -> float:
         took_s = step_s(given, ranks, steps)
     except Exception as error:
         tell("step", what=what, error=f"{type(error).__name__}: {error}"[:300])
-        return float("nan")
+        return
     flops = given.step_flops(
         round(given.policy.mean_rate(given.length) * rows * given.length), rows
     )
     tokens_per_s = rows * given.length / took_s
     mfu = ds.utilisation(flops / took_s, ranks)
     tell("step", what=what, ms=1e3 * took_s, tokens_per_s=tokens_per_s, utilisation=mfu)
-    return tokens_per_s
 
 
 def steps(ranks: Any) -> None:

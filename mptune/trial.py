@@ -384,7 +384,9 @@ class Progress(Message):
     tokens_per_s: float
     flops_per_s: float = 0.0
     utilisation: float | None = Field(
-        None, description="model FLOPs over the GPUs' peak; None where the peak is not known"
+        None,
+        description="model FLOPs, those of padding included, over the GPUs' peak; None where the "
+        "peak is not known",
     )
     gradient_norm: float | None = Field(None, description="global, before clipping")
     loss_by_rate: tuple[tuple[float, float], ...] = Field(

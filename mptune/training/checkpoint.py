@@ -53,19 +53,6 @@ class WrittenCheckpoint:
         return any("optim_states" in name for name in self.files)
 
 
-@dataclass(frozen=True)
-class LoadableCheckpoint:
-    """A verified checkpoint in a local folder, ready to be loaded; `tag` may be `UNIVERSAL`."""
-
-    good: WrittenCheckpoint
-    folder: Path
-    tag: str
-
-    @property
-    def universal(self) -> bool:
-        return self.tag == UNIVERSAL
-
-
 class Checkpoints:
     """The checkpoints in `store` of the training that `fingerprint` names.
 
@@ -76,7 +63,8 @@ class Checkpoints:
     def __init__(self, store: Store, fingerprint: str, ranks: Ranks) -> None:
         self.store, self.fingerprint, self.ranks = store, fingerprint, ranks
         self._newest: WrittenCheckpoint | None = None
-        self._found: LoadableCheckpoint | None = None
+        self._found: tuple[Path, str] | None = None
+        """Local folder and tag that `load` loads."""
         self._fetched = ExitStack()
 
     def save(self, engine: Any, spent: Spent) -> None:
@@ -124,8 +112,10 @@ class Checkpoints:
                 self.store.write(MARKER, marker + "\n")
         self._newest = good
 
-    def find(self) -> LoadableCheckpoint | None:
-        """The newest checkpoint of this training that is as it was written; None if there is none.
+    def find(self) -> str | None:
+        """Tag of the newest checkpoint of this training that is as it was written; or None.
+
+        `UNIVERSAL` if it had to be converted for another number of workers.
 
         Raises:
             DamagedCheckpoint: there were some, and all are damaged. They are removed, so that
@@ -154,8 +144,8 @@ class Checkpoints:
                 workers = f"{ranks.world_size} workers instead of {good.world_size}"
                 self._give_up(good, f"cannot go on with {workers}", error)
             self._newest = good
-            self._found = LoadableCheckpoint(good, folder, UNIVERSAL if converts else good.tag)
-            return self._found
+            self._found = folder, UNIVERSAL if converts else good.tag
+            return self._found[1]
         if named:
             self._give_up(named[0], "is not as it was written")
         return None
@@ -166,16 +156,17 @@ class Checkpoints:
         Raises:
             DamagedCheckpoint: it cannot be read; it is removed.
         """
-        found = self._found or self.find()
-        if found is None:
+        if self._found is None:
+            self.find()
+        if self._found is None or self._newest is None:
             return Spent()
         spent, error = Spent(), None
         try:
-            spent = Spent(**ds.load(engine, found.folder, found.tag)["spent"])
+            spent = Spent(**ds.load(engine, *self._found)["spent"])
         except Exception as raised:
             error = raised
         if not all(self.ranks.gathered(error is None)):
-            self._give_up(found.good, "cannot be read", error)
+            self._give_up(self._newest, "cannot be read", error)
         self._close()
         return spent
 

@@ -258,7 +258,10 @@ def device_bytes() -> int:
 
 
 def utilisation(flops_per_s: float, ranks: Ranks) -> float | None:
-    """Model FLOPs per second over the peak of all ranks' GPUs; None if the peak is not known."""
+    """Model FLOPs per second over the peak of all ranks' GPUs; None if the peak is not known.
+
+    The caller's FLOPs are of whole rows: positions that are padding count as work.
+    """
     if ranks.device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(ranks.device)

@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +32,7 @@ from mptune.paths import TrialDirectory, write_aside, write_text
 from mptune.spec.deepspeed import configuration
 from mptune.spec.schema import Score, build
 from mptune.training import engine
-from mptune.training.checkpoint import Checkpoints
+from mptune.training.checkpoint import UNIVERSAL, Checkpoints
 from mptune.training.feed import Inputs
 from mptune.training.loop import Loop, learned_policy
 from mptune.training.ranks import Ranks
@@ -45,7 +45,6 @@ from mptune.trial import (
     Event,
     Finished,
     LearningPoint,
-    LMLScore,
     MissingScore,
     Prepared,
     PrepareRequest,
@@ -172,8 +171,7 @@ def events(trial: TrialSpec, ranks: Ranks, control: Control, data: ScoringData) 
     with ranks.failing_together():
         inputs, module = built(trial, ranks, data.heldout)
     checkpoints = Checkpoints(store.inside(files.checkpoint.name), trial.course(), ranks)
-    found = checkpoints.find()
-    universal = found is not None and found.universal
+    universal = checkpoints.find() == UNIVERSAL
     width = inputs.family.width
     with engine.engine(module, trial.training, ranks, width, universal=universal) as made:
         scorer = Scorer(made, data.heldout, ranks, control.stop_requested)
@@ -267,36 +265,30 @@ def score(
 
     The trial began at `began`, by `time.monotonic`, and its training `setting_up_s` later.
     """
-
-    def lml(heldout: HeldOut) -> LMLScore | None:
-        scored = Scorer(scorer.engine, heldout, scorer.ranks, scorer.asked).lml()
-        return None if scored is None else scored[0]
-
     scoring, inputs, spent = time.monotonic(), loop.inputs, loop.spent
     scored, rates = scorer.lml(), scorer.rates()
-    shifted = {name: lml(heldout) for name, heldout in data.shifted.items()}
-    missing = [lml(heldout) for heldout in data.missing]
+    shifted = {name: replace(scorer, heldout=held).lml() for name, held in data.shifted.items()}
+    missing = [replace(scorer, heldout=held).lml() for held in data.missing]
     if scored is None:
         return None
     now = time.monotonic()
     of_home, nats_per_sequence, rows = scored
     with write_aside(TrialDirectory(Path(trial.directory)).scores) as aside:
-        at_rungs = np.asarray(spent.rung_scores, np.float64)
         np.savez(
             aside,
             nats_per_sequence=nats_per_sequence,
             rows=rows,
             groups=data.heldout.table.heldout.groups[rows],
-            at_rungs=at_rungs,
+            at_rungs=np.asarray(spent.rung_scores, np.float64),
         )
     code = spent.code_per_position
     return TrialResult(
         fingerprint=trial.fingerprint(),
         lml=of_home,
         rates=rates,
-        lml_shift={name: found for name, found in shifted.items() if found is not None},
+        lml_shift={name: found[0] for name, found in shifted.items() if found is not None},
         lml_missing=tuple(
-            MissingScore(fraction=injection.fraction, kind=injection.kind, lml=found)
+            MissingScore(fraction=injection.fraction, kind=injection.kind, lml=found[0])
             for injection, found in zip(trial.score.missing, missing, strict=True)
             if found is not None
         ),

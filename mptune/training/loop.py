@@ -47,9 +47,6 @@ a tenth of the default, 6 s. To write a checkpoint costs little compared with th
 for the quickstart's model of 0.1 M parameters, 3.6 s for BERT-base (two CPU ranks).
 """
 
-RungScore = Callable[[], RungEstimate]
-"""Scores the model as it is, on all ranks; raises `StoppedInScoring`."""
-
 
 def symbol_losses(logits_KV: Tensor, target_K: Tensor) -> Tensor:
     """Cross entropy of each row in nats, [K], in single precision."""
@@ -83,7 +80,11 @@ class StepTotals:
 
 
 class Loop:
-    """One training on one rank."""
+    """One training on one rank.
+
+    Args:
+        rung_score: scores the model as it is, on all ranks; raises `StoppedInScoring`.
+    """
 
     def __init__(
         self,
@@ -91,7 +92,7 @@ class Loop:
         engine: Any,
         ranks: Ranks,
         checkpoints: Checkpoints,
-        rung_score: RungScore,
+        rung_score: Callable[[], RungEstimate],
     ) -> None:
         self.inputs, self.engine, self.ranks = inputs, engine, ranks
         self.checkpoints, self.rung_score = checkpoints, rung_score

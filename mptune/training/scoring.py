@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -248,23 +248,20 @@ class RungEstimate:
     nats_per_sequence_n: FloatArray
 
 
+@dataclass(frozen=True)
 class Scorer:
     """Scores one model on all ranks; call every method on every rank.
 
     Each of them raises `StoppedInScoring`, on every rank, once one of them is asked to stop.
 
-    Args:
+    Attributes:
         asked: returns, before every forward, why this rank must stop; None to go on.
     """
 
-    def __init__(
-        self,
-        engine: Any,
-        heldout: HeldOut,
-        ranks: Ranks,
-        asked: Callable[[], StopReason | None] = lambda: None,
-    ) -> None:
-        self.engine, self.heldout, self.ranks, self.asked = engine, heldout, ranks, asked
+    engine: Any
+    heldout: HeldOut
+    ranks: Ranks
+    asked: Callable[[], StopReason | None] = lambda: None
 
     def lml(self) -> tuple[LMLScore, FloatArray, IntArray] | None:
         """The score, nats per sequence [n] and the held-out rows [n]; None but on rank 0.
@@ -274,25 +271,10 @@ class Scorer:
         Raises:
             NonFiniteLogProb: on every rank.
         """
-        held, target = self.heldout, self.heldout.score
-        parts: list[LMLEstimate] = []
-        enough, se_fixed = False, math.nan
-        while not enough:
-            estimate = self._estimate(held.extension(len(parts)))
-            if estimate is not None:
-                parts.append(estimate)
-                # Of the mean of independent parts, for exactly these sequences.
-                se_fixed = math.sqrt(sum(part.se_fixed**2 for part in parts)) / len(parts)
-                per_token = parts[0].n_sequences / float(parts[0].positions.sum())
-                enough = (
-                    target.target_se is None
-                    or (len(parts) + 1) * target.forwards > target.max_forwards
-                    or not se_fixed * per_token > target.target_se
-                )
-            enough = self.ranks.from_first(enough)
+        held, parts = self.heldout, self._parts()
         if not parts:
             return None
-        first, curve = parts[0], parts[0].curve
+        first, curve, se_fixed = parts[0], parts[0].curve, _se_fixed(parts)
         per_sequence_n = np.mean([part.per_sequence for part in parts], axis=0)
         per_sequence_n = per_sequence_n - held.log_width_sums[first.sequence_index]
         combined = replace(first, per_sequence=per_sequence_n, se_fixed=se_fixed)
@@ -330,6 +312,22 @@ class Scorer:
             ),
         )
         return score, per_sequence_n, held.rows[first.sequence_index]
+
+    def _parts(self) -> list[LMLEstimate]:
+        """Independent estimates, until `score.target_se` is reached; none but on rank 0."""
+        target, parts, enough = self.heldout.score, list[LMLEstimate](), False
+        while not enough:
+            estimate = self._estimate(self.heldout.extension(len(parts)))
+            if estimate is not None:
+                parts.append(estimate)
+                per_token = estimate.n_sequences / float(estimate.positions.sum())
+                enough = (
+                    target.target_se is None
+                    or (len(parts) + 1) * target.forwards > target.max_forwards
+                    or not _se_fixed(parts) * per_token > target.target_se
+                )
+            enough = self.ranks.from_first(enough)
+        return parts
 
     def rung(self) -> RungEstimate:
         """The score of the model as it is, on the rung plan."""
@@ -414,6 +412,11 @@ class Scorer:
         rows, bands = np.nonzero(plan.counts_Nk)
         check_finite(plan, rows, bands, log_probs_Nk[rows, bands])
         return log_probs_Nk, hits_Nk
+
+
+def _se_fixed(parts: Sequence[LMLEstimate]) -> float:
+    """Standard error of the mean of independent estimates, for exactly their sequences."""
+    return math.sqrt(sum(part.se_fixed**2 for part in parts)) / len(parts)
 
 
 def bits_per_byte(nats_per_token: float, bytes_per_token: float | None) -> float | None:
