@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import socket
-from collections.abc import Collection
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 from mptune.dispatch.admission import refusal
 from mptune.dispatch.base import WORKER, Dispatcher, DurationForecast
 from mptune.dispatch.placement import FreeResources, Shape
+from mptune.paths import RunDirectory, write_json
 from mptune.spec.schema import Resources
 
 if TYPE_CHECKING:
@@ -25,12 +27,12 @@ def make(
     address: str | None,
     runtime: str = WORKER,
     forecast: DurationForecast | None = None,
-    mark: str = "mptune",
+    run: RunDirectory | None = None,
 ) -> Dispatcher:
     """The dispatcher for trials of this shape: in this process, on Ray here, or at `address`.
 
-    The names of its gangs on a cluster begin with `mark`. `forecast` predicts how long trials
-    take; the order in which they start depends on it.
+    The address of a cluster is stored in `run`, whose gangs are known by their names.
+    `forecast` predicts how long trials take; the order in which they start depends on it.
 
     Raises:
         DispatchError: Ray cannot be started or reached.
@@ -41,7 +43,38 @@ def make(
         return LocalDispatcher(runtime)
     from mptune.dispatch.ray_dispatcher import RayDispatcher
 
-    return RayDispatcher(resources, runtime=runtime, address=address, forecast=forecast, mark=mark)
+    mark = {} if run is None else {"mark": gang_prefix(run)}
+    made = RayDispatcher(resources, runtime=runtime, address=address, forecast=forecast, **mark)
+    if run is not None and (cluster := made.address()):
+        store_address(run, cluster)
+    return made
+
+
+def gang_prefix(run: RunDirectory) -> str:
+    """Prefix of the names of the run's gangs; a copy of the directory has another one."""
+    place = f"{socket.gethostname()}:{run.root.resolve()}"
+    digest = hashlib.sha256(place.encode()).hexdigest()[:12]
+    return f"mptune/{run.root.resolve().name}-{digest}"
+
+
+def store_address(run: RunDirectory, address: str) -> None:
+    """Store the cluster's address; called before the first gang is created there."""
+    write_json(run.cluster, {"address": address, "mark": gang_prefix(run)})
+
+
+def last_cluster(run: RunDirectory) -> str | None:
+    """Address of the last driver's cluster if it answers; None without one.
+
+    None also in a copy of the directory, on this or another machine: it must not end the gangs of
+    the original.
+    """
+    try:
+        stored = json.loads(run.cluster.read_text(encoding="utf-8"))
+        address: str = stored["address"]
+        is_original = stored["mark"] == gang_prefix(run)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return address if is_original and is_reachable(address) else None
 
 
 def find_orphans(address: str, mark: str) -> list[Orphan]:
@@ -57,8 +90,8 @@ def find_orphans(address: str, mark: str) -> list[Orphan]:
         return claims.find_orphans(mark)
 
 
-def remove_orphans(address: str, mark: str, ids: Collection[str]) -> None:
-    """Remove those with these ids: end the gangs with their processes, withdraw the requests.
+def remove_orphan(address: str, mark: str, id_: str) -> None:
+    """Remove the one with this id: end the gang with its processes, or withdraw the request.
 
     Raises:
         DispatchError: the cluster cannot be reached.
@@ -68,7 +101,7 @@ def remove_orphans(address: str, mark: str, ids: Collection[str]) -> None:
 
     with closing(ClusterConnection(address)):
         for orphan in claims.find_orphans(mark):
-            if orphan.id in ids:
+            if orphan.id == id_:
                 orphan.remove()
 
 

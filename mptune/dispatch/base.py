@@ -115,9 +115,6 @@ class Dispatcher(Protocol):
     def publish(self, status: Status) -> None:
         """Export the status as metrics of the cluster, if it has any."""
 
-    def address(self) -> str | None:
-        """HOST:PORT of the shared Ray cluster; None on this machine's own resources."""
-
     def close(self) -> None:
         """Stop everything that was started here and leave no process behind."""
 

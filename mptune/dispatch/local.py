@@ -153,9 +153,6 @@ class LocalDispatcher:
     def publish(self, status: Status) -> None:
         """Nothing to do: no metrics are collected here."""
 
-    def address(self) -> str | None:
-        return None
-
     def close(self) -> None:
         self._queue.clear()
         self._running = None

@@ -344,6 +344,7 @@ class RayDispatcher:
         self._metrics.publish(status)
 
     def address(self) -> str | None:
+        """HOST:PORT of the shared Ray cluster; None on this machine's own resources."""
         return self._cluster.address
 
     def close(self) -> None:

@@ -167,27 +167,21 @@ def _shuffled(usable: BoolArray, seed: int) -> IntArray:
 
 
 def refine_lml(
-    log_prob: LogProb,
-    tokens: ArrayLike,
-    observed: ArrayLike | None = None,
+    side: Side,
     *,
     seed: int = 0,
-    batch_size: int = 64,
-    covariates: Covariates | None = None,
     max_forwards: int | None = None,
     target_se: float | None = None,
-    groups: ArrayLike | None = None,
 ) -> Iterator[LMLEstimate]:
     """Yield estimates of the same score, each more precise; stop iterating at any of them.
 
-    New sequences come first, two forwards of each, in doubling rounds, from as many ``groups`` [N]
-    as there are; when all ``tokens`` [N, D] are used, more forwards of the same ones follow. It
-    ends after ``max_forwards``, with the error ``target_se`` (nats per position, in the estimate's
-    scope), or when only other sequences could help.
+    New sequences come first, two forwards of each, in doubling rounds, from as many groups as there
+    are; when all are used, more forwards of the same ones follow. It ends after ``max_forwards``,
+    with the error ``target_se`` (nats per position, in the estimate's scope), or when only other
+    sequences could help.
 
     Raises what `estimate_lml` raises.
     """
-    side = Side.of(log_prob, tokens, observed, covariates, batch_size, groups)
     order = round_robin(_shuffled(side.usable(), seed), side.groups)
     if not order.size:
         raise ValueError(
@@ -262,18 +256,8 @@ def estimate_to_target(
     """
     if not target_se > 0:
         raise ValueError(f"target_se must be positive; it is {target_se}")
-    estimates = refine_lml(
-        log_prob,
-        tokens,
-        observed,
-        seed=seed,
-        batch_size=batch_size,
-        covariates=covariates,
-        max_forwards=max_forwards,
-        target_se=target_se,
-        groups=groups,
-    )
-    *_, last = estimates
+    side = Side.of(log_prob, tokens, observed, covariates, batch_size, groups)
+    *_, last = refine_lml(side, seed=seed, max_forwards=max_forwards, target_se=target_se)
     return last
 
 
@@ -495,9 +479,8 @@ def compare_lml(
         Side.of(log_prob, tokens, observed, covariates, batch_size, groups)
         for log_prob in (log_prob_a, log_prob_b)
     ]
-    looks = race_lml(
-        sides[0],
-        sides[1],
+    *_, last = race_lml(
+        *sides,
         level=level,
         block=block,
         forwards=forwards,
@@ -505,5 +488,4 @@ def compare_lml(
         max_forwards=max_forwards,
         least=least,
     )
-    *_, last = looks
     return last

@@ -19,16 +19,12 @@ Shape suffixes: _RD sequences x positions, _RkD x bands, _RDC x guesses. V is th
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
-from mptune.paths import write_aside
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -174,26 +170,6 @@ class TokenCovariates:
         stacked = np.stack([unigram, product, from_both, from_left, from_right], axis=-1)
         logs = np.log(np.where(here[..., None], stacked, 1.0))
         return logs[..., :3], logs[..., [0, 3, 4, 2]]
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to ``path`` (.npz), aside first and then moved into place."""
-        arrays: dict[str, Any] = {"unigram": self.unigram}
-        for name in ("left", "right", "both"):
-            table: _CountTable = getattr(self, name)
-            arrays |= {f"{name}_codes": table.codes, f"{name}_counts": table.counts}
-        with write_aside(Path(path)) as aside, aside.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> TokenCovariates:
-        """Read what :meth:`save` wrote."""
-        with np.load(path, allow_pickle=False) as file:
-            unigram = file["unigram"]
-            tables = [
-                _CountTable(unigram.size + 1, file[f"{name}_codes"], file[f"{name}_counts"])
-                for name in ("left", "right", "both")
-            ]
-        return cls(unigram.size, unigram, *tables)
 
 
 def _neighbour_control(

@@ -14,17 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from mptune.lml.estimator import (
-    BoolArray,
-    FloatArray,
-    IntArray,
-    LogProb,
-    as_float64,
-    forward_sums,
-)
-from mptune.lml.groups import group_numbers, group_standard_error
+from mptune.lml.adaptive import Side
+from mptune.lml.estimator import BoolArray, FloatArray, IntArray, as_float64, forward_sums
+from mptune.lml.groups import group_standard_error
 from mptune.lml.plan import LMLPlan
 
 
@@ -41,37 +34,24 @@ class OrderGap:
     """[pairs], in random order of the two positions."""
 
 
-def order_gap(
-    log_prob: LogProb,
-    tokens: ArrayLike,
-    observed: ArrayLike | None = None,
-    *,
-    pairs: int = 128,
-    seed: int = 0,
-    batch_size: int = 64,
-    groups: ArrayLike | None = None,
-) -> OrderGap:
-    """Three forwards for each of ``pairs`` pairs of ``tokens`` [N, D], at random mask counts.
-
-    ``groups`` [N] labels the document, subject or site of each sequence, for the standard error.
+def order_gap(side: Side, *, pairs: int = 128, seed: int = 0) -> OrderGap:
+    """Three forwards for each of ``pairs`` pairs of positions, at random mask counts.
 
     Raises ValueError where no sequence has two observed positions.
     """
-    tokens_ND = np.asarray(tokens)
-    shown = np.ones(tokens_ND.shape, np.bool_) if observed is None else np.asarray(observed)
-    usable = np.flatnonzero(shown.sum(axis=1) >= 2)
+    usable = np.flatnonzero(side.observed.sum(axis=1) >= 2)
     if not usable.size:
         raise ValueError("no sequence has two observed positions: there are no orders to compare")
     rows_n = np.random.default_rng(seed).choice(usable, pairs)
-    both_nD, first_n, second_n = _pairs(shown[rows_n], seed)
+    both_nD, first_n, second_n = _pairs(side.observed[rows_n], seed)
     index_n = np.arange(pairs)
     without_first, without_second = both_nD.copy(), both_nD.copy()
     without_first[index_n, first_n] = False
     without_second[index_n, second_n] = False
-    batches = [slice(start, start + batch_size) for start in range(0, pairs, batch_size)]
-    tokens_nD = tokens_ND[rows_n]
+    batches = [slice(start, start + side.batch_size) for start in range(0, pairs, side.batch_size)]
+    tokens_nD = side.tokens[rows_n]
     values = [
-        np.concatenate([as_float64(log_prob(tokens_nD[b], mask_nD[b])) for b in batches])
+        np.concatenate([as_float64(side.log_prob(tokens_nD[b], mask_nD[b])) for b in batches])
         for mask_nD in (both_nD, without_first, without_second)
     ]
     gap_n = (
@@ -81,8 +61,7 @@ def order_gap(
         - values[2][index_n, first_n]
     )
     mean_square = float((gap_n**2).mean())
-    groups_n = group_numbers(groups, len(tokens_ND))[rows_n]
-    rms, error = mean_square**0.5, group_standard_error(gap_n**2, groups_n)[0]
+    rms, error = mean_square**0.5, group_standard_error(gap_n**2, side.groups[rows_n])[0]
     return OrderGap(rms, error / max(2 * rms, 1e-300), pairs, gap_n)
 
 
@@ -107,24 +86,15 @@ class ScoreAtRate:
     forwards: int
 
 
-def score_at_rate(
-    log_prob: LogProb,
-    tokens: ArrayLike,
-    observed: ArrayLike,
-    rate: float,
-    *,
-    seed: int = 0,
-    groups: ArrayLike | None = None,
-) -> ScoreAtRate:
-    """S(r) by one forward per sequence of ``tokens`` [N, D]; rate 0 is M = 1.
-
-    ``groups`` [N] labels the document, subject or site of each sequence, for the standard error.
+def score_at_rate(side: Side, rate: float, *, seed: int = 0) -> ScoreAtRate:
+    """S(r) by one forward per sequence; rate 0 is M = 1.
 
     The negative is the usual validation loss at that rate; at M = 1, times D, it is the
     pseudo-log-likelihood (Salazar et al. 2020, arXiv 1910.14659). Neither is a log likelihood.
     """
-    plan = LMLPlan.make(observed, forwards=1, seed=seed, groups=groups).at_rate(rate, seed=seed)
-    sums_n = forward_sums(log_prob, np.asarray(tokens), plan, 64)[plan.kept, 0]
+    plan = LMLPlan.make(side.observed, forwards=1, seed=seed, groups=side.groups)
+    plan = plan.at_rate(rate, seed=seed)
+    sums_n = forward_sums(side.log_prob, side.tokens, plan, 64)[plan.kept, 0]
     counts_n = plan.counts_Nk[plan.kept, 0]
     score = float(sums_n.sum() / counts_n.sum())
     error, _ = group_standard_error(sums_n, plan.groups_N[plan.kept], counts_n)

@@ -65,15 +65,6 @@ class MPTCurve:
     variance_share: FloatArray
     """Share of the squared residuals of z that these forwards have; sums to 1."""
 
-    def bias_at(self, rate: float, nats_per_position: float) -> float:
-        """What scoring at one mask rate only would add to the score, nats per position.
-
-        S(r) - LML / D: positive where the rate flatters the model. NaN where
-        no curve could be fitted.
-        """
-        known = np.interp(rate, self.mask_rate, self.smooth)
-        return float(known) - nats_per_position
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LMLEstimate:
@@ -241,10 +232,8 @@ def estimate_from_sums(
     sums = np.asarray(sums_Nk, np.float64)
     if sums.shape != plan.counts_Nk.shape:
         raise ValueError(f"sums must be [N, k] = {plan.counts_Nk.shape}; they are {sums.shape}")
-    rows, bands = (
-        np.repeat(plan.kept, plan.forwards),
-        np.tile(np.arange(plan.forwards), plan.kept.size),
-    )
+    rows = np.repeat(plan.kept, plan.forwards)
+    bands = np.tile(np.arange(plan.forwards), plan.kept.size)
     check_finite(plan, rows, bands, sums[rows, bands])
     if covariates is not None:
         if tokens is None:

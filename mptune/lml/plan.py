@@ -215,11 +215,6 @@ class LMLPlan:
         return np.flatnonzero(self.lengths)
 
     @cached_property
-    def skipped(self) -> IntArray:
-        """Indices of the sequences left out because none of their positions is observed."""
-        return np.flatnonzero(self.lengths == 0)
-
-    @cached_property
     def hash(self) -> str:
         """SHA-256 (hex) of what fixes masks and weights: observed positions, but not groups."""
         digest = hashlib.sha256(f"{SCHEME}/{self.seed}/{self.observed_ND.shape}".encode())
@@ -246,11 +241,6 @@ class LMLPlan:
         mask_RD: BoolArray = np.zeros_like(observed_RD)
         np.put_along_axis(mask_RD, order_RD, chosen_RD, axis=1)
         return mask_RD
-
-    def mask(self, row: int, band: int) -> BoolArray:
-        """The mask [D] of one forward."""
-        mask_D: BoolArray = self.masks([row], [band])[0]
-        return mask_D
 
     def steps(self, batch_size: int, world_size: int = 1) -> int:
         """Batches of the busiest rank. A rank may have one fewer, which matters for collectives."""

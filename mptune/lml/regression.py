@@ -232,11 +232,6 @@ def fit_residual_variance(rates_nk: FloatArray, residuals_nk: FloatArray) -> Var
         # The spread of a squared residual grows with its mean: weigh by the current fit.
         expected = basis @ (0.9 * law + 0.1 * default * square.mean())
         law = nnls(basis / expected[:, None], square / expected)[0]
-    return _mixed(law, default)
-
-
-def _mixed(law: FloatArray, default: FloatArray) -> VarianceLaw:
-    """Nine tenths of ``law``, one tenth of the default, both scaled to 1 at t = 1/2."""
     middle = variance_basis(np.array(0.5))
     total = 0.9 * law / max(float(middle @ law), 1e-300) + 0.1 * default / float(middle @ default)
     a, b, c = (float(value) for value in total)

@@ -37,7 +37,6 @@ from mptune.search.arms import (
 from mptune.search.budget import stage_budget
 from mptune.search.driver import Observer, StudyDriver
 from mptune.search.forecast import Predictor
-from mptune.search.fsck import gang_prefix, store_address
 from mptune.search.run import DRIVEN_HERE, Run
 from mptune.search.stage import FIRST_SEEDS, FRESH_PLAN, Stage
 from mptune.spec.schema import Comparison, Score, SearchSpec, build
@@ -259,10 +258,8 @@ class Session:
                 local=self.local,
                 address=self.address,
                 forecast=self._predictor,
-                mark=gang_prefix(self.run.directory),
+                run=self.run.directory,
             )
-            if address := self._dispatcher.address():
-                store_address(self.run.directory, address)
         return self._dispatcher
 
     @property

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,14 +14,7 @@ import numpy as np
 
 from mptune import dispatch
 from mptune.errors import DispatchError
-from mptune.paths import (
-    TEMPORARY,
-    RunDirectory,
-    TrialDirectory,
-    read_model,
-    write_json,
-    write_text,
-)
+from mptune.paths import TEMPORARY, RunDirectory, TrialDirectory, read_model, write_text
 from mptune.search.run import Run
 from mptune.study.lease import driver_lock, lease
 from mptune.study.storage import SUFFIXES
@@ -112,42 +103,15 @@ def _top(run: RunDirectory) -> Iterator[Finding]:
         yield Finding(str(run.events), "its last line is cut off", "drop that line", repair)
 
 
-def gang_prefix(run: RunDirectory) -> str:
-    """Prefix of the names of the run's gangs; a copy of the directory has another one."""
-    place = f"{socket.gethostname()}:{run.root.resolve()}"
-    digest = hashlib.sha256(place.encode()).hexdigest()[:12]
-    return f"mptune/{run.root.resolve().name}-{digest}"
-
-
-def store_address(run: RunDirectory, address: str) -> None:
-    """Store the cluster's address; called before the first gang is created there."""
-    write_json(run.cluster, {"address": address, "mark": gang_prefix(run)})
-
-
-def last_cluster(run: RunDirectory) -> str | None:
-    """Address of the last driver's cluster if it answers; None without one.
-
-    None also in a copy of the directory, on this or another machine: it must not end the gangs of
-    the original.
-    """
-    try:
-        stored = json.loads(run.cluster.read_text(encoding="utf-8"))
-        address: str = stored["address"]
-        is_original = stored["mark"] == gang_prefix(run)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return address if is_original and dispatch.is_reachable(address) else None
-
-
 def _leftovers(run: RunDirectory, address: str | None) -> Iterator[Finding]:
     """Gangs and machine requests on the cluster whose driver has ended."""
-    at, mark = address or last_cluster(run), gang_prefix(run)
+    at, mark = address or dispatch.last_cluster(run), dispatch.gang_prefix(run)
     if at is None:
         return
     where = f"the Ray cluster at {at}"
     try:
         for left in dispatch.find_orphans(at, mark):
-            repair = partial(dispatch.remove_orphans, at, mark, [left.id])
+            repair = partial(dispatch.remove_orphan, at, mark, left.id)
             yield Finding(where, left.problem, left.action, repair)
     except DispatchError as error:
         if address is not None:

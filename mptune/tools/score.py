@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -332,15 +332,7 @@ def score(prepared: ModelText, options: Options) -> Iterator[ModelScore]:
     """
     side, began = prepared.side, time.monotonic()
     estimates = refine_lml(
-        side.log_prob,
-        side.tokens,
-        side.observed,
-        seed=options.seed,
-        batch_size=side.batch_size,
-        covariates=side.covariates,
-        max_forwards=options.max_forwards,
-        target_se=options.target_se,
-        groups=side.groups,
+        side, seed=options.seed, max_forwards=options.max_forwards, target_se=options.target_se
     )
     found = None
     for estimate in _named(estimates, prepared.model.name):
@@ -361,19 +353,12 @@ def add_figures(found: ModelScore, options: Options) -> None:
     """Loss at 15 %, the pseudo-log-likelihood, and how much the order of positions matters."""
     side = found.prepared.side
     rows = found.estimate.sequence_index[:EXTRA_FORWARDS]
-    tokens, observed, groups = side.tokens[rows], side.observed[rows], side.groups[rows]
+    scored = {name: getattr(side, name)[rows] for name in ("tokens", "observed", "groups")}
+    side = replace(side, **scored)
     for rate in (0.15, 0.0):
-        at = score_at_rate(side.log_prob, tokens, observed, rate, seed=options.seed, groups=groups)
-        found.at_rates.append(at)
-    if (observed.sum(axis=1) >= 2).any():
-        found.gap = order_gap(
-            side.log_prob,
-            tokens,
-            observed,
-            seed=options.seed,
-            batch_size=side.batch_size,
-            groups=groups,
-        )
+        found.at_rates.append(score_at_rate(side, rate, seed=options.seed))
+    if (side.observed.sum(axis=1) >= 2).any():
+        found.gap = order_gap(side, seed=options.seed)
 
 
 def race(prepared: Sequence[ModelText], same_tokens: bool, options: Options) -> Iterator[Race]:

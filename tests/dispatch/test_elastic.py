@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
+from mptune.dispatch import gang_prefix, store_address
 from mptune.paths import RunDirectory, free_port
-from mptune.search.fsck import gang_prefix, store_address
 from tests.cli.test_commands import SPEC
 from tests.faults.cluster import RayCluster, ray_cluster, wait_until_gone
 

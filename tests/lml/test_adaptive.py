@@ -30,7 +30,7 @@ WORSE = HMM(HMM_16.initial_S, 0.7 * HMM_16.transition_SS + 0.3 / 4, HMM_16.emiss
 
 def test_refining_adds_sequences_and_then_forwards():
     tokens = HMM_16.sample(300, seed=3)
-    looks = list(refine_lml(HMM_16.log_prob, tokens, covariates=COUNTS))
+    looks = list(refine_lml(Side.of(HMM_16.log_prob, tokens, covariates=COUNTS)))
     assert [e.n_sequences for e in looks] == [128, 256, 300, 300]
     assert [e.forwards_used for e in looks] == [256, 512, 600, 1200]
     assert sorted(looks[-1].sequence_index) == list(range(300))
@@ -44,9 +44,8 @@ def test_every_look_is_an_honest_estimate():
     tokens = HMM_16.sample(200, seed=3)
     exact_N, by_look = HMM_16.log_marginal(tokens), {256: [], 400: []}
     for seed in range(60):
-        for look in refine_lml(
-            HMM_16.log_prob, tokens, seed=seed, covariates=COUNTS, batch_size=512, max_forwards=800
-        ):
+        side = Side.of(HMM_16.log_prob, tokens, covariates=COUNTS, batch_size=512)
+        for look in refine_lml(side, seed=seed, max_forwards=800):
             truth = exact_N[look.sequence_index].mean()
             z = (look.nats_per_sequence - truth) / look.se_fixed
             by_look.setdefault(look.forwards_used, []).append(z)
@@ -87,7 +86,7 @@ def test_more_forwards_go_on_while_they_can_reach_the_target(target_se, ends):
 
 def test_a_model_without_noise_stops_at_once():
     fair = lambda tokens_BD, mask_BD: np.full(tokens_BD.shape, np.log(0.5))  # noqa: E731
-    looks = list(refine_lml(fair, np.zeros((1000, 8), int)))
+    looks = list(refine_lml(Side.of(fair, np.zeros((1000, 8), int))))
     assert [e.forwards_used for e in looks] == [256]
     assert looks[0].nats_per_sequence == pytest.approx(8 * np.log(0.5))
 
@@ -95,9 +94,9 @@ def test_a_model_without_noise_stops_at_once():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: list(refine_lml(HMM_16.log_prob, np.zeros((3, 4, 5)))), "must be \\[N, D\\]"),
+        (lambda: Side.of(HMM_16.log_prob, np.zeros((3, 4, 5))), "must be \\[N, D\\]"),
         (
-            lambda: list(refine_lml(HMM_16.log_prob, np.zeros((3, 4)), np.zeros((3, 4)))),
+            lambda: list(refine_lml(Side.of(HMM_16.log_prob, np.zeros((3, 4)), np.zeros((3, 4))))),
             "nothing to score",
         ),
         (lambda: estimate_to_target(None, np.zeros((3, 4)), target_se=0.0), "must be positive"),
@@ -295,7 +294,7 @@ def test_tails_are_those_of_the_definition():
 
 def test_refining_takes_sequences_of_as_many_groups_as_there_are():
     tokens, groups = HMM_16.sample(300, seed=3), np.repeat(np.arange(101), [200, *[1] * 100])
-    looks = list(refine_lml(HMM_16.log_prob, tokens, groups=groups, max_forwards=600))
+    looks = list(refine_lml(Side.of(HMM_16.log_prob, tokens, groups=groups), max_forwards=600))
     assert looks[0].n_groups == 101
     assert looks[0].se_population > looks[-1].se_fixed
     few = estimate_to_target(

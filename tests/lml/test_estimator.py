@@ -430,16 +430,6 @@ def test_unobserved_neighbours_are_not_read():
     assert (covariates.position_features(tokens, observed)[~observed] == 0).all()
 
 
-def test_token_covariates_round_trip(tmp_path):
-    tokens = SMALL_HMM.sample(30, seed=2)
-    covariates = TokenCovariates.fit(tokens, None, 5)
-    covariates.save(tmp_path / "covariates.npz")
-    again = TokenCovariates.load(tmp_path / "covariates.npz")
-    np.testing.assert_array_equal(
-        covariates.position_features(tokens), again.position_features(tokens)
-    )
-
-
 def test_a_token_outside_the_vocabulary_is_named():
     with pytest.raises(ValueError, match=r"token 5 of sequence 1, position 0 is outside .* 0\.\.4"):
         TokenCovariates.fit(np.array([[0, 1], [5, 2]]), None, 5)

@@ -36,7 +36,7 @@ def test_masks_have_their_exact_size_within_the_observed_positions(observed, for
     assert not (masks & ~observed[rows]).any()
     assert (plan.counts_Nk[plan.kept] >= 1).all()
     assert (plan.counts_Nk <= plan.lengths[:, None]).all()
-    assert sorted([*plan.kept, *plan.skipped]) == list(range(len(observed)))
+    assert plan.kept.tolist() == np.flatnonzero(observed.any(axis=1)).tolist()
 
 
 @quick
@@ -71,7 +71,6 @@ def test_masks_do_not_depend_on_the_batch(observed, random):
     np.testing.assert_array_equal(
         plan.masks(rows, bands)[order], plan.masks(rows[order], bands[order])
     )
-    np.testing.assert_array_equal(plan.mask(rows[0], bands[0]), plan.masks(rows, bands)[0])
 
 
 def test_padding_columns_change_no_mask():
@@ -198,7 +197,6 @@ def test_a_plan_cannot_be_changed():
 
 def test_sequences_without_an_observed_position_are_skipped():
     plan = LMLPlan.make([[True, True], [False, False], [False, True]])
-    assert plan.skipped.tolist() == [1]
     assert plan.kept.tolist() == [0, 2]
     assert plan.counts_Nk[1].tolist() == [0, 0]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mptune import dispatch
 from mptune.paths import RunDirectory
-from mptune.search import fsck
 
 HEAD = "10.0.0.1:6379"
 
@@ -17,13 +17,13 @@ HEAD = "10.0.0.1:6379"
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
     made = RunDirectory(tmp_path / "run")
     made.root.mkdir()
-    fsck.store_address(made, HEAD)
+    dispatch.store_address(made, HEAD)
     monkeypatch.setattr("mptune.dispatch.is_reachable", lambda address: address == HEAD)
     return made
 
 
 def test_the_cluster_of_the_last_search_is_known(run: RunDirectory) -> None:
-    assert fsck.last_cluster(run) == HEAD
+    assert dispatch.last_cluster(run) == HEAD
 
 
 def test_a_copy_does_not_know_the_gangs_of_the_original(
@@ -31,19 +31,19 @@ def test_a_copy_does_not_know_the_gangs_of_the_original(
 ) -> None:
     beside = run.root.with_name("copy")
     shutil.copytree(run.root, beside)
-    assert fsck.last_cluster(RunDirectory(beside)) is None
+    assert dispatch.last_cluster(RunDirectory(beside)) is None
     monkeypatch.setattr("socket.gethostname", lambda: "another-machine")
-    assert fsck.last_cluster(run) is None
+    assert dispatch.last_cluster(run) is None
 
 
 @pytest.mark.parametrize("damaged", ["", "[]", '{"address": "10.0.0.1:6379"}'])
 def test_what_cannot_be_read_is_not_known(run: RunDirectory, damaged: str) -> None:
     run.cluster.write_text(damaged)
-    assert fsck.last_cluster(run) is None
+    assert dispatch.last_cluster(run) is None
 
 
 def test_a_cluster_that_does_not_answer_is_not_asked(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mptune.dispatch.is_reachable", lambda address: False)
-    assert fsck.last_cluster(run) is None
+    assert dispatch.last_cluster(run) is None
