@@ -60,8 +60,8 @@ class DurationForecast(Protocol):
     def seconds(self, trial: TrialSpec) -> float | None:
         """Seconds that a whole trial takes on its gang; None if that is not known."""
 
-    def remaining(self, number: int, now: float) -> float | None:
-        """Seconds from `now` (monotonic) to the end of a running trial; None if not known."""
+    def left_s(self, trial: TrialSpec, now: float) -> float | None:
+        """Seconds from `now` (monotonic) to the trial's end; None if that is not known."""
 
 
 class Dispatcher(Protocol):

@@ -54,7 +54,7 @@ class Member:
     def __init__(self, runtime: str, rank: int, shape: Shape) -> None:
         set_environment(shape)
         self._runtime, self._rank, self._shape = runtime, rank, shape
-        self._worker: Runtime | None = None
+        self._worker: Runtime  # made by `load`, which comes first
         self._controls = Controls()
         self._events: SimpleQueue[str] = SimpleQueue()
         if threading.current_thread() is threading.main_thread():
@@ -86,11 +86,11 @@ class Member:
 
     def join(self, address: str, port: int) -> None:
         with _exit_as_error():
-            self._joined.join(address, port)
+            self._worker.join(address, port)
 
     def prepare(self, request: str) -> str:
         with _exit_as_error():
-            prepared = self._joined.prepare(PrepareRequest.model_validate_json(request))
+            prepared = self._worker.prepare(PrepareRequest.model_validate_json(request))
         return prepared.model_dump_json()
 
     def run(self, ticket: int, trial_json: str) -> Footprint:
@@ -100,16 +100,16 @@ class Member:
         try:
             with process.output_to(log, self._rank):
                 if self._rank == 0:
-                    for event in guarded(self._joined, trial, control):
+                    for event in guarded(self._worker, trial, control):
                         self._events.put(event.model_dump_json())
                 else:
                     with _exit_as_error():
-                        deque(self._joined.run(trial, control), maxlen=0)
+                        deque(self._worker.run(trial, control), maxlen=0)
         finally:
             self._controls.end(ticket)
         memory = psutil.Process().memory_info()
         # Pages of files do not count: those of a mapped table come and go.
-        return Footprint(memory.rss - memory.shared, self._joined.device_bytes())
+        return Footprint(memory.rss - memory.shared, self._worker.device_bytes())
 
     @ray.method(concurrency_group="events")
     def next_events(self) -> list[str]:
@@ -148,11 +148,6 @@ class Member:
     def live(self) -> None:
         """Never returns: its reference fails when the process dies, whatever it is doing."""
         threading.Event().wait()
-
-    @property
-    def _joined(self) -> Runtime:
-        assert self._worker is not None, "load comes first"
-        return self._worker
 
 
 # Untyped: Ray's types know no concurrency groups.

@@ -388,13 +388,11 @@ class RayDispatcher:
             self._pool.outbox.append(Failed(number=number, reason="wrong_input", detail=detail))
 
     def _waiting(self) -> list[WaitingTrial]:
+        known = self._forecast.seconds if self._forecast else lambda _: None
         return [
-            WaitingTrial(t.spec.number, t.shape, t.since, self._duration_s(t.spec))
+            WaitingTrial(t.spec.number, t.shape, t.since, known(t.spec))
             for t in self._pool.queue.values()
         ]
-
-    def _duration_s(self, trial: TrialSpec) -> float | None:
-        return self._forecast.seconds(trial) if self._forecast else None
 
     def _held(self, now: float) -> list[PlacedGang]:
         """The gangs, the longest idle first, with predicted ends; and what others use."""
@@ -403,8 +401,7 @@ class RayDispatcher:
         for gang in sorted(self._pool.gangs.values(), key=lambda g: g.last_end or g.started_at):
             left_s = None
             if gang.trial and self._forecast:
-                left_s = self._forecast.remaining(gang.trial.spec.number, now)
-                left_s = self._duration_s(gang.trial.spec) if left_s is None else left_s
+                left_s = self._forecast.left_s(gang.trial.spec, now)
             held.append(replace(gang.held(), ends=None if left_s is None else now + left_s))
         return [*held, *self._pool.others.held()]
 

@@ -229,12 +229,10 @@ def own_trial(trials: Sequence[Trial], arm: TrialSpec) -> Trial | None:
     return max(near, key=_score, default=None)
 
 
-def _distance(one: Mapping[str, Any], other: Mapping[str, Any], length: int = 64) -> float:
+def _distance(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
     """Mean difference of the mask rates of two policies over training, quantile by quantile."""
     laws = [build("policy", dict(policy)) for policy in (one, other)]
-    cdfs = [
-        np.cumsum([law.pmf(length, (step + 0.5) / 8) for step in range(8)], axis=1) for law in laws
-    ]
+    cdfs = [np.cumsum([law.pmf(64, (step + 0.5) / 8) for step in range(8)], axis=1) for law in laws]
     return float(np.abs(cdfs[0] - cdfs[1]).mean())
 
 

@@ -150,13 +150,15 @@ class Predictor:
         """Add a finished trial, also one of an earlier driver."""
         self._totals_of[_kind(trial)].add_result(result)
 
-    def seconds(self, trial: TrialSpec, done: float = 0.0) -> float | None:
-        """Predicted seconds of the trial on its gang, when this share of its training is done.
-
-        None before the first measurement.
-        """
+    def seconds(self, trial: TrialSpec) -> float | None:
+        """Predicted seconds of the trial on its gang; None before the first measurement."""
         parts = self._parts(trial)
-        return None if parts is None else parts.setting_up_s + parts.from_first_step_s(done)
+        return None if parts is None else sum(parts)
+
+    def left_s(self, trial: TrialSpec, now: float) -> float | None:
+        """Predicted seconds to the trial's end, all of them if it does not run; or None."""
+        left_s = self.remaining(trial.number, now)
+        return self.seconds(trial) if left_s is None else left_s
 
     def seconds_from_first_step(self, trial: TrialSpec, done: float = 0.0) -> float | None:
         """Predicted seconds from the first step to the end, as the ledger counts; or None."""

@@ -17,6 +17,7 @@ from mptune.errors import DispatchError
 from mptune.paths import TEMPORARY, RunDirectory, TrialDirectory, read_model, write_text
 from mptune.search.run import Run
 from mptune.study.lease import driver_lock, lease
+from mptune.study.queue import requeue_running
 from mptune.study.storage import SUFFIXES
 from mptune.trial import Prepared, StageName, Trial, TrialResult, TrialSpec
 
@@ -70,15 +71,9 @@ def findings(run: Run, driven: bool, address: str | None = None) -> list[Finding
         running = [t.number for t in trials if t.state == "RUNNING"]
         if running and not driven:
             problem = f"trials {', '.join(map(str, running))} run without a driver"
-            repair = partial(run.storage.requeue, stage)
-            found.append(
-                Finding(
-                    run.storage.study_name(stage),
-                    problem,
-                    "queue them again, from their checkpoints",
-                    repair,
-                )
-            )
+            action = "queue them again, from their checkpoints"
+            repair = partial(requeue_running, run.study(stage))
+            found.append(Finding(run.storage.study_name(stage), problem, action, repair))
         for trial in trials:
             found += _trial(run.trial_directory(trial), trial, driven)
         found += _unknown_folders(run.directory, stage, {t.number for t in trials})

@@ -14,7 +14,7 @@ from mptune.search.ledger import Ledger, Work
 from mptune.status import RunningTrial, Spend, Status
 from mptune.study.history import History
 from mptune.study.lease import this_process
-from mptune.trial import StageName, TrialSpec
+from mptune.trial import StageName
 
 EVERY_S = 1.0
 
@@ -85,7 +85,7 @@ class Monitor:
             TrialInFlight(
                 self.ledger.used(flight.spec.number, now),
                 flight.spec.resources,
-                self._left_s(flight.spec, now),
+                self.predictor.left_s(flight.spec, now),
             )
             for flight in running
         ]
@@ -115,14 +115,9 @@ class Monitor:
             size_label=flight.spec.size_label,
             workers=flight.spec.resources.workers,
             retries=flight.retries,
-            left_s=self._left_s(flight.spec, now),
+            left_s=self.predictor.left_s(flight.spec, now),
             state=flight.state.value,
             progress=flight.progress,
             loss=flight.loss,
             tokens_per_s=flight.tokens_per_s,
         )
-
-    def _left_s(self, spec: TrialSpec, now: float) -> float | None:
-        """Seconds to the end of a trial that runs or waits; None is not known."""
-        left_s = self.predictor.remaining(spec.number, now)
-        return self.predictor.seconds(spec) if left_s is None else left_s

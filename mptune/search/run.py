@@ -41,7 +41,7 @@ from mptune.study.history import History
 from mptune.study.lease import driver_of, is_driven
 from mptune.study.records import importances
 from mptune.study.storage import SUFFIXES, StudyStorage
-from mptune.trial import Prepared, StageName, Trial, TrialSpec
+from mptune.trial import Prepared, StageName, Trial
 
 if TYPE_CHECKING:
     import optuna
@@ -220,12 +220,9 @@ class Run:
         found = [scores for trial in ranked[:2] if "groups" in (scores := self.scores(trial))]
         return group_correlations(found) if found else {}
 
-    def trial_directory(self, trial: Trial | TrialSpec) -> TrialDirectory:
+    def trial_directory(self, trial: Trial) -> TrialDirectory:
         """The present directory of a trial; its spec has the one at the time of the run."""
-        if isinstance(trial, Trial):
-            return self.directory.trial(trial.number, trial.stage)
-        folder, number = Path(trial.directory).parts[-2:]
-        return TrialDirectory(self.directory.root / folder / number)
+        return self.directory.trial(trial.number, trial.stage)
 
     @property
     def prepared(self) -> Prepared | None:
@@ -234,9 +231,9 @@ class Run:
 
     def asked(self) -> Asked | None:
         """The last comparison that was run; without one, that of the spec."""
-        stored = self.storage.attribute("comparison", "comparison")
-        if stored is not None:
-            return Asked.from_json(stored)
+        study = self.storage.load("comparison")
+        if study is not None and "comparison" in study.user_attrs:
+            return Asked.from_json(study.user_attrs["comparison"])
         return Asked(self.spec.compare, {}) if self.spec.compare else None
 
     def best(self) -> Trial:

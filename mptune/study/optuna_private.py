@@ -94,7 +94,7 @@ def user_attributes(study: optuna.Study, trial: FrozenTrial) -> Mapping[str, Any
     return trial.user_attrs
 
 
-def set_user_attributes(trial: optuna.Trial, attrs: Mapping[str, Any]) -> None:
+def set_attributes(trial: optuna.Trial, **attrs: Any) -> None:
     """Set user attributes of a running trial; in a database, all in one transaction."""
     database = getattr(trial.storage, "_backend", None)
     if isinstance(database, Database):

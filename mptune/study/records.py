@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from mptune.study.optuna_private import set_user_attributes, user_attributes
+from mptune.study.optuna_private import set_attributes as set_attributes
+from mptune.study.optuna_private import user_attributes
 from mptune.trial import (
     Failed,
     LearningPoint,
@@ -47,11 +47,6 @@ PAUSED = "paused"
 """`reason` of a trial that was paused: Optuna has it as running, and as pruned after the search."""
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-
-
-def set_attributes(trial: optuna.Trial, **attrs: Any) -> None:
-    """Set user attributes of a running trial, in one transaction if the storage supports it."""
-    set_user_attributes(trial, attrs)
 
 
 def describe(trial: optuna.Trial, spec: TrialSpec) -> None:

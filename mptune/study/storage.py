@@ -25,7 +25,6 @@ from mptune.errors import InputError, MptuneError
 from mptune.spec.schema import fixed_on_resume
 from mptune.study import records
 from mptune.study.optuna_private import Database
-from mptune.study.queue import requeue_running
 from mptune.trial import StageName, Trial
 
 STORAGE_ATTEMPTS = 10
@@ -137,16 +136,6 @@ class StudyStorage:
         study = self.load(stage)
         found = study.get_trials(deepcopy=False) if study else []
         return [records.as_trial(trial, stage) for trial in found]
-
-    def attribute(self, stage: StageName, key: str) -> Any:
-        """A user attribute of a stage's study; None if there is none."""
-        study = self.load(stage)
-        return study.user_attrs.get(key) if study else None
-
-    def requeue(self, stage: StageName) -> list[int]:
-        """Queue the running trials of a stage whose driver has ended."""
-        study = self.load(stage)
-        return requeue_running(study) if study else []
 
     def delete(self) -> None:
         """Remove all studies of the run."""

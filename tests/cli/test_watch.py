@@ -19,6 +19,7 @@ from mptune.cli import main
 from mptune.paths import RunDirectory
 from mptune.status import Status
 from mptune.study.lease import driver_lock
+from mptune.study.queue import requeue_running
 from mptune.study.storage import StudyStorage
 from mptune.trial import Scoring, Started
 from tests import studies
@@ -167,7 +168,7 @@ def test_stop_while_trials_wait_for_room(
         process.kill()
     _, alive = psutil.wait_procs(children, timeout=60)
     assert alive == []
-    studies.storage(run, None, "demo").requeue("search")  # as a resume does
+    requeue_running(studies.create(run, None, "demo"))  # as a resume does
     states = [r.state for r in studies.trials(run, None, "demo")]
     assert states == ["WAITING"] * 12
 

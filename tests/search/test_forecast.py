@@ -80,7 +80,7 @@ def test_rungs_that_are_behind_a_trial_do_not_remain():
     predictor = Predictor()
     predictor.observe(trial(9), finished(trial(9), 100, 160, scoring_s=20), now=0)
     assert predictor.seconds(trial(0)) == pytest.approx(160)
-    assert predictor.seconds(trial(0), done=0.5) == pytest.approx(70 + 20)
+    assert predictor.seconds_from_first_step(trial(0), done=0.5) == pytest.approx(70 + 20)
     predictor.observe(trial(0), progress(0, 0.9, tokens_per_s=1), now=100)
     assert predictor.remaining(0, now=100) == pytest.approx(14 + 20)
 
