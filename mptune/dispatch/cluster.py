@@ -336,27 +336,21 @@ class HeadWatch:
         Raises:
             DispatchError: the head is lost for good.
         """
-        if lost := self.loss():
-            raise DispatchError(lost)
-        return not self.is_away()
-
-    def is_away(self) -> bool:
-        """Whether Ray would not answer a request, now or ever."""
-        return self._restarted or self._away_since is not None
-
-    def loss(self) -> str | None:
-        """Why the head is lost for good; None if it is not."""
         since = self._away_since
         if self._restarted:
             what = "was restarted"
         elif since is not None and time.monotonic() - since > HEAD_TIMEOUT_S:
             what = f"has been away for {HEAD_TIMEOUT_S:.0f} s"
         else:
-            return None
-        return (
+            return since is None
+        raise DispatchError(
             f"the head of the Ray cluster at {self._address} {what}; "
             "finished trials are kept: the same command continues the search"
         )
+
+    def is_away(self) -> bool:
+        """Whether Ray would not answer a request, now or ever."""
+        return self._restarted or self._away_since is not None
 
     def explains(self, error: Exception) -> bool:
         """Whether Ray failed because the head was away, perhaps too briefly to be noticed yet.

@@ -40,11 +40,11 @@ COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 @dataclass(eq=False)
 class GangLost(Exception):
-    """A gang cannot continue. `story` is the long form of `detail`, for traceback.txt."""
+    """A gang cannot continue. `log` is the long form of `detail`, for traceback.txt."""
 
     reason: FaultReason
     detail: str
-    story: str = ""
+    traceback: str = ""
     may_be_symptom: bool = False
     """Whether a rank may only have seen the death of another one: a closed connection."""
 
@@ -59,34 +59,34 @@ def loss_of(error: RayError, who: str, info: MemberInfo | None, logs: Iterable[P
     Args:
         who: the rank and its gang, for the message.
         info: where the rank runs; None if it has not answered yet.
-        logs: files with its output, of which the ends become part of the story.
+        logs: files with its output, of which the ends become part of the traceback.
     """
-    story = COLOURS.sub("", str(error))
+    text = COLOURS.sub("", str(error))
     if isinstance(error, RayTaskError):
         detail = f"{who}: {one_line(error.cause)}"
-        return GangLost(reason_of(error.cause), detail, story, "onnection" in str(error.cause))
+        return GangLost(reason_of(error.cause), detail, text, "onnection" in str(error.cause))
     if isinstance(error, RuntimeEnvSetupError):
         detail = (
             f"{who} could not get the driver's code ({_last_line(error)}): install it on every "
             "node and set resources.ship_code: false"
         )
-        return GangLost("wrong_input", detail, story)
-    if NO_MPTUNE.search(story):
+        return GangLost("wrong_input", detail, text)
+    if NO_MPTUNE.search(text):
         detail = f"{who} has another version of mptune: {SAME_VERSION}"
-        return GangLost("wrong_input", detail, story)
+        return GangLost("wrong_input", detail, text)
     for log in logs:
         if log.is_file():
-            story += f"\n\n--- the end of {log}\n{_tail(log)}"
+            text += f"\n\n--- the end of {log}\n{_tail(log)}"
     node = f"its node {info.address} ({info.node[:8]})" if info else "its node"
     if isinstance(error, OutOfMemoryError):
         detail = f"{who} was killed: {node} has no memory left"
-        return GangLost("host_out_of_memory", detail, story)
+        return GangLost("host_out_of_memory", detail, text)
     if isinstance(error, RayActorError) and error.actor_init_failed:
-        return GangLost("worker_died", f"{who} could not start: {_last_line(error)}", story)
+        return GangLost("worker_died", f"{who} could not start: {_last_line(error)}", text)
     if ray_private.is_node_death(error):
-        return GangLost("node_lost", f"{who} is out of reach: {node} died", story)
+        return GangLost("node_lost", f"{who} is out of reach: {node} died", text)
     pid = f" (pid {info.pid})" if info else ""
-    return GangLost("worker_died", f"{who}{pid} died: killed, or crashed", story)
+    return GangLost("worker_died", f"{who}{pid} died: killed, or crashed", text)
 
 
 def end_of_trial(trial: TrialSpec, reported: End | None, lost: GangLost) -> End:
@@ -98,7 +98,7 @@ def end_of_trial(trial: TrialSpec, reported: End | None, lost: GangLost) -> End:
     is_symptom = isinstance(reported, Failed) and reported.reason == "error"
     if reported and (not is_symptom or isinstance(lost, GangOverdue)):
         return reported
-    write_traceback(trial, f"{lost.detail}\n\n{lost.story}\n")
+    write_traceback(trial, f"{lost.detail}\n\n{lost.traceback}\n")
     return Failed(number=trial.number, reason=lost.reason, detail=lost.detail)
 
 

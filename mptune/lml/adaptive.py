@@ -31,17 +31,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mptune.lml.covariates import Covariates
-from mptune.lml.estimator import (
+from mptune.lml.estimator import LMLEstimate, LogProb, forward_sums, observations, summarise
+from mptune.lml.groups import (
     BoolArray,
     FloatArray,
     IntArray,
-    LMLEstimate,
-    LogProb,
-    forward_sums,
-    observations,
-    summarise,
+    group_numbers,
+    group_scores,
+    round_robin,
 )
-from mptune.lml.groups import group_numbers, group_scores, round_robin
 from mptune.lml.plan import DEFAULT_VARIANCE, LMLPlan, VarianceLaw
 from mptune.lml.regression import Observations
 from mptune.lml.tails import Tails, tails

@@ -26,9 +26,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-FloatArray = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
-IntArray = NDArray[np.int64]
+from mptune.lml.groups import BoolArray, FloatArray, IntArray
 
 _PSEUDO_COUNT = 5.0
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mptune.lml.adaptive import Side
-from mptune.lml.estimator import BoolArray, FloatArray, IntArray, as_float64, forward_sums
-from mptune.lml.groups import group_standard_error
+from mptune.lml.estimator import as_float64, forward_sums
+from mptune.lml.groups import BoolArray, FloatArray, IntArray, group_standard_error
 from mptune.lml.plan import LMLPlan
 
 

@@ -23,14 +23,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mptune.lml.covariates import Covariates
-from mptune.lml.groups import MIN_GROUPS, group_standard_error
+from mptune.lml.groups import (
+    MIN_GROUPS,
+    BoolArray,
+    FloatArray,
+    IntArray,
+    group_standard_error,
+)
 from mptune.lml.plan import DEFAULT_VARIANCE, LMLPlan, VarianceLaw
 from mptune.lml.regression import Observations, Reduction, fit_residual_variance, reduce_variance
 from mptune.lml.tails import Tails, tails
-
-FloatArray = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
-IntArray = NDArray[np.int64]
 
 LogProb = Callable[[NDArray[Any], BoolArray], Any]
 """(tokens_BD, mask_BD) -> log p of the true value at masked positions [B, D], numpy or torch."""

@@ -29,6 +29,7 @@ from numpy.typing import ArrayLike, NDArray
 from mptune.trial import MIN_GROUPS as MIN_GROUPS
 
 FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]
 
 

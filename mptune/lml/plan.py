@@ -25,12 +25,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mptune.lml.groups import group_numbers
+from mptune.lml.groups import BoolArray, FloatArray, IntArray, group_numbers
 from mptune.paths import write_aside
 
-BoolArray = NDArray[np.bool_]
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 UIntArray = NDArray[np.uint64]
 
 VarianceLaw = tuple[float, float, float]

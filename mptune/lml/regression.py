@@ -23,10 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mptune.lml.groups import FloatArray, IntArray
 from mptune.lml.plan import DEFAULT_VARIANCE, FOLDS, VarianceLaw, variance_basis
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 ROWS_PER_COLUMN = 6
 """A richer fit is used only with this many forwards in the training folds per coefficient."""

@@ -45,9 +45,10 @@ class TrialLog:
         if follow and self.is_active():
             return
         if not self.trial.root.is_dir():
-            raise InputError(
-                f"{self.run.root}: trial {self.number} has not started{self._others()}"
-            )
+            folders = self.trial.root.parent.glob("[0-9]*")
+            known = sorted(int(p.name) for p in folders if p.name.isdigit())
+            others = f"there are trials {known[0]} to {known[-1]}" if known else "none has"
+            raise InputError(f"{self.run.root}: trial {self.number} has not started; {others}")
         if self.rank is not None and self.rank not in self.trial.ranks():
             ranks = ", ".join(map(str, self.trial.ranks()))
             existing = f"there is output of ranks {ranks}" if ranks else "no rank has any output"
@@ -61,14 +62,6 @@ class TrialLog:
         now = status.read(self.run)
         if not is_driven(self.run):
             return False
-        if now is None or now.time < self.since:
-            return self.trial.root.is_dir() or (now is not None and self._is_in(now))
-        return self._is_in(now)
-
-    def _is_in(self, now: status.Status) -> bool:
-        return now.stage == self.stage and now.in_flight(self.number)
-
-    def _others(self) -> str:
-        folder = self.trial.root.parent
-        known = sorted(int(p.name) for p in folder.glob("[0-9]*") if p.name.isdigit())
-        return f"; there are trials {known[0]} to {known[-1]}" if known else "; none has"
+        if now is not None and now.stage == self.stage and now.in_flight(self.number):
+            return True
+        return (now is None or now.time < self.since) and self.trial.root.is_dir()

@@ -169,7 +169,7 @@ class PostgresLease:
 
         Raises:
             RunInUse: another driver holds the study.
-        InputError: the server does not answer.
+            InputError: the server does not answer.
         """
         asked_at = _now()
         try:

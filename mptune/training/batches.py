@@ -17,10 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mptune.errors import InputError
+from mptune.lml.groups import BoolArray, IntArray
 from mptune.policies.base import MaskPolicy
-
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
 
 PHASES = 16
 """Parts of a training, each with a head shape of its own where the law of the mask count moves."""

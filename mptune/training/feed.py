@@ -21,24 +21,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mptune.data._table import Split
+from mptune.lml.groups import BoolArray, FloatArray, IntArray
 from mptune.models.base import ModelFamily
 from mptune.policies._structures import words_of
 from mptune.policies.base import RATE_BUCKETS, MaskedBatch, MaskPolicy, draw_batch, rate_bucket
 from mptune.spec.deepspeed import micro_batch_size
 from mptune.spec.schema import Training
-from mptune.training.batches import (
-    BoolArray,
-    DataOrder,
-    HeadRows,
-    IntArray,
-    Packing,
-    attended,
-    deal,
-)
+from mptune.training.batches import DataOrder, HeadRows, Packing, attended, deal
 from mptune.training.ranks import Ranks
 from mptune.training.schedule import TrainingBudget
-
-FloatArray = NDArray[np.float64]
 
 MOST_ASKING = 0.8
 """Masked share up to which it saves time to compute attention for masked positions only."""

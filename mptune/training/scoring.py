@@ -32,13 +32,11 @@ from mptune.lml import (
     group_standard_error,
     round_robin,
 )
-from mptune.lml.groups import group_numbers
+from mptune.lml.groups import BoolArray, FloatArray, IntArray, group_numbers
 from mptune.spec.schema import Missing, Score
-from mptune.training.batches import BoolArray, IntArray, attended, seeded_order
+from mptune.training.batches import attended, seeded_order
 from mptune.training.ranks import Ranks, StoppedInScoring, agreed_stop
 from mptune.trial import CurvePoint, LMLScore, RateScore, StopReason
-
-FloatArray = NDArray[np.float64]
 
 COVARIATE_TOKENS = 2**22
 """Training tokens counted for the control variates; more would cost time and gain little."""

@@ -59,7 +59,7 @@ def raised(cause: Exception) -> RayTaskError:
 def test_what_an_error_means(error: RayError, reason: str, detail: str) -> None:
     lost = loss_of(error, WHO, INFO, [])
     assert (lost.reason, lost.detail) == (reason, detail)
-    assert "\x1b" not in lost.story
+    assert "\x1b" not in lost.traceback
 
 
 def test_a_rank_that_has_not_answered_yet_has_no_pid_and_no_known_node() -> None:
@@ -68,14 +68,14 @@ def test_a_rank_that_has_not_answered_yet_has_no_pid_and_no_known_node() -> None
     assert killed.detail == f"{WHO} was killed: its node has no memory left"
 
 
-def test_the_story_of_a_death_has_the_ends_of_the_logs(tmp_path: Path) -> None:
+def test_the_traceback_of_a_death_has_the_ends_of_the_logs(tmp_path: Path) -> None:
     log = tmp_path / "rank-1.log"
     log.write_text("x" * 10_000 + "the last words")
-    story = loss_of(RayActorError(), WHO, INFO, [tmp_path / "missing", log]).story
-    assert f"--- the end of {log}\n" in story
-    assert story.endswith("the last words")
-    assert len(story) < 9000
-    assert "missing" not in story
+    text = loss_of(RayActorError(), WHO, INFO, [tmp_path / "missing", log]).traceback
+    assert f"--- the end of {log}\n" in text
+    assert text.endswith("the last words")
+    assert len(text) < 9000
+    assert "missing" not in text
 
 
 def test_a_closed_connection_may_be_the_symptom_of_another_death() -> None:
@@ -87,7 +87,7 @@ def test_a_closed_connection_may_be_the_symptom_of_another_death() -> None:
 
 
 SYMPTOM = Failed(number=3, reason="error", detail="connection closed")
-DEATH = GangLost("worker_died", "rank 1 died", "a long story")
+DEATH = GangLost("worker_died", "rank 1 died", "a long text")
 OVERDUE = GangOverdue("worker_died", "only rank 0 ended the trial")
 
 
@@ -110,4 +110,4 @@ def test_how_the_trial_of_a_lost_gang_ended(
     assert end_of_trial(trial, reported, lost) == ended
     traceback = TrialDirectory.of(trial.directory).traceback
     assert traceback.exists() == (ended != reported)
-    assert not traceback.exists() or traceback.read_text() == "rank 1 died\n\na long story\n"
+    assert not traceback.exists() or traceback.read_text() == "rank 1 died\n\na long text\n"
