@@ -483,7 +483,6 @@ def scoring(ranks: Any) -> None:
     plan = LMLPlan.make(observed, forwards=2, seed=0)
     held = HeldOut(
         Table(),  # type: ignore[arg-type]
-        given.train,
         score,
         np.arange(len(tokens)),
         tokens,

@@ -41,7 +41,7 @@ End = Finished | Stopped | Failed
 """How a trial ends: the last event of every trial is exactly one of these."""
 
 HARMLESS: frozenset[FaultReason] = frozenset({"non_finite_loss", "non_finite_score", "wrong_input"})
-"""Failures that leave the worker in good health: its gang goes on with the next trial."""
+"""Failures of a trial alone: its gang goes on with the next trial."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Runtime(Protocol):
     def run(self, trial: TrialSpec, control: Control) -> Iterator[Event]:
         """Run one trial; called on all ranks at once, and rank 0's events count.
 
-        The others raise what only they know to be wrong: rank 0 may wait for them for ever.
+        Another rank raises an error that only it has noticed: rank 0 may be waiting for it.
         """
 
     def device_bytes(self) -> int:

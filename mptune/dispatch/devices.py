@@ -45,7 +45,7 @@ def this_machine() -> Machine:
 
 
 def gpus() -> list[Gpu]:
-    """The GPUs of this machine, used or not; none if NVML cannot tell."""
+    """The GPUs of this machine, used or not; none if NVML is not available."""
     from mptune.dispatch import ray_private
 
     with suppress(Exception):  # no driver, no permission

@@ -240,7 +240,7 @@ class Gang:
             lost = self._loss(rank, error)
             if not lost.may_be_symptom:
                 raise lost from error
-            # Another rank may have died: its death would be the better reason.
+            # If another rank has died, that is the reason to report; wait until it is known.
             self._due.setdefault("symptom", (time.monotonic() + faults.ANSWER_TIMEOUT_S, lost))
             return []
         return handler(rank, value)

@@ -152,7 +152,7 @@ class Arms:
         return max(same, key=_score, default=None)
 
     def _finished(self) -> list[Trial]:
-        return [r for r in self.found if r.result is not None and r.state == "COMPLETE"]
+        return [trial for trial in self.found if trial.finished]
 
     def _kind(self, what: str, name: str) -> Tree:
         """The policy section for a kind and its parameters."""
@@ -197,8 +197,7 @@ def _sections(concrete: Concrete) -> Tree:
 
 
 def _score(record: Trial) -> tuple[float, int]:
-    assert record.result is not None
-    return record.result.lml.nats_per_token, -record.number
+    return record.nats_per_token, -record.number
 
 
 def _parameters(texts: Sequence[str], known: Sequence[str], name: str) -> Iterator[tuple[str, Any]]:

@@ -149,7 +149,7 @@ class Loop:
         """One optimizer step on the global batch; returns a progress event if one is due."""
         began, spent, ranks = time.monotonic(), self.spent, self.ranks
         batch, parts = self._feed.take(self._batch_key())
-        # At the middle of the step, so that not even the first step of a warm-up has rate 0.
+        # At the middle of the step: the first step of a warm-up would have rate 0 at its start.
         steps = self.budget.expected_steps(spent)
         middle = self.progress + (0.5 / steps if steps else 0.0)
         factor = learning_rate_factor(self.inputs.training.schedule, middle)

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
-from mptune.data._table import Split, TokenTable
+from mptune.data._table import TokenTable
 from mptune.errors import InputError
 from mptune.lml import (
     LMLEstimate,
@@ -76,7 +76,6 @@ class HeldOut:
     """What the trials of a study are scored on; one object serves all trials of a worker."""
 
     table: TokenTable
-    train: Split
     score: Score
     rows: IntArray
     """Rows of the held-out split, in the order of the plan: of as many groups as possible."""
@@ -126,7 +125,7 @@ class HeldOut:
             )
         widths = None if heldout.log_widths is None else np.asarray(heldout.log_widths[rows])
         tokens_ND = np.asarray(heldout.tokens[rows])
-        return cls(table, table.train, score, rows, tokens_ND, plan, widths, domain)
+        return cls(table, score, rows, tokens_ND, plan, widths, domain)
 
     def shifted(self, domain: str) -> HeldOut:
         """The same for a domain of the table."""
@@ -205,9 +204,9 @@ class HeldOut:
 
     def _counted(self) -> tuple[NDArray[Any], BoolArray]:
         """Training tokens and where they are observed: at most about `COVARIATE_TOKENS` tokens."""
-        sequences, length = self.train.tokens.shape
-        every = max(1, sequences * length // COVARIATE_TOKENS)
-        return self.train.tokens[::every], self.train.observed[::every]
+        train = self.table.train
+        every = max(1, train.tokens.size // COVARIATE_TOKENS)
+        return train.tokens[::every], train.observed[::every]
 
     def counting(self) -> float:
         """LML of the better of two models that only count training tokens, nats per token.

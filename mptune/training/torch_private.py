@@ -56,7 +56,8 @@ class CompileLock(FileBaton):
             return False
         except OSError:  # the file system has no locks
             return bool(super().try_acquire())
-        # No other process of ours compiles now: the file is a dead one's, or torch's own.
+        # No other holder of this lock compiles now. If there is a file, a killed process has left
+        # it, or another program compiles with torch's own lock.
         while not super().try_acquire():
             with suppress(FileNotFoundError):
                 age_s = time.time() - self._path.stat().st_mtime
