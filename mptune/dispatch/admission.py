@@ -140,6 +140,8 @@ class _Round:
     free: FreeResources
     emptied: FreeResources
     reservation: _Reservation | None = None
+    waits: dict[int, Wait] = field(default_factory=dict)
+    """Why each trial waits, in the order of their turn."""
     _without_place: set[tuple[Shape, bool]] = field(default_factory=set)
     """(shape, whether beside the reservation): resources only shrink within a round."""
 
@@ -152,12 +154,23 @@ class _Round:
     def admit(self, queue: Iterable[WaitingTrial], total: Sequence[ClusterNode]) -> list[Decision]:
         """See `admit`; afterwards `busy` and `idle` are the gangs once that is carried out."""
         decisions: list[Decision] = []
-        empty = FreeResources.of(total)
+        empty, reserved_for = FreeResources.of(total), None
         for waiting in in_turn(queue):
-            if empty.fits(waiting.shape):
-                decisions += self.start(waiting)
+            number, shape, reservation = waiting.number, waiting.shape, self.reservation
+            free, behind = self.emptied.count_workers(shape), None
+            kind: WaitKind = "next"
+            if not empty.fits(shape):
+                kind = "no_such_node"
+                decisions.append(Refuse(number, refusal(shape, total)))
+            elif started := self.start(waiting):
+                decisions += started
+            elif self.reservation is not reservation:
+                kind, reserved_for = "reserved", number
+            elif free < shape.workers:
+                kind = "no_room"
             else:
-                decisions.append(Refuse(waiting.number, refusal(waiting.shape, total)))
+                kind, behind = "behind", reserved_for
+            self.waits[number] = Wait(kind=kind, needs=shape.workers, free=free, behind=behind)
         return decisions
 
     def start(self, waiting: WaitingTrial) -> list[Decision]:
@@ -284,21 +297,6 @@ def waits(
     now: float,
 ) -> dict[int, Wait]:
     """Why each trial of the queue waits, in the order of their turn."""
-    empty, this_round = FreeResources.of(total), _Round.of(held, total, now)
-    first: int | None = None
-    found: dict[int, Wait] = {}
-    for waiting in in_turn(queue):
-        number, shape = waiting.number, waiting.shape
-        free, reservation = this_round.emptied.count_workers(shape), this_round.reservation
-        kind: WaitKind
-        if not empty.fits(shape):
-            kind = "no_such_node"
-        elif this_round.start(waiting):
-            kind = "next"
-        elif this_round.reservation is not reservation:
-            kind, first = "reserved", number
-        else:
-            kind = "behind" if free >= shape.workers else "no_room"
-        behind = first if kind == "behind" else None
-        found[number] = Wait(kind=kind, needs=shape.workers, free=free, behind=behind)
-    return found
+    this_round = _Round.of(held, total, now)
+    this_round.admit(queue, total)
+    return this_round.waits

@@ -37,11 +37,6 @@ class Budget:
         """Whether it limits workers or GPUs, not only the clock."""
         return self.worker_s is not None or self.gpu_hours is not None
 
-    def times(self, share: float) -> Budget:
-        """This share of the budget."""
-        limits = (self.worker_s, self.gpu_hours, self.wall_s)
-        return Budget(*(None if limit is None else share * limit for limit in limits))
-
     def reached(self, used: Work) -> str | None:
         """Description of a limit that is used up; None if there is none."""
         found = (limit for limit in self.limits(used) if limit.left <= 0)
@@ -102,7 +97,8 @@ class Allowance:
         if not self.budget.is_of_work:
             return None
         needed = self._rest(trial).at_least(_stopping(trial))
-        return self.budget.lacks(self._committed(others, now), needed)
+        left = (self._left(other, now).at_least(_stopping(other)) for other in others)
+        return self.budget.lacks(sum(left, self.ledger.so_far(now)), needed)
 
     def excess(self, in_flight: Iterable[TrialSpec], now: float) -> Iterator[tuple[TrialSpec, str]]:
         """(Trial that must stop, why): the fewest that let the others finish, longest first."""
@@ -122,11 +118,6 @@ class Allowance:
             if lacking is None or left[last.number] == Work():
                 return
             yield in_flight.pop(), lacking
-
-    def _committed(self, in_flight: Iterable[TrialSpec], now: float) -> Work:
-        """Work so far plus the forecast of the rest of these trials."""
-        left = (self._left(trial, now).at_least(_stopping(trial)) for trial in in_flight)
-        return sum(left, self.ledger.so_far(now))
 
     def _rest(self, trial: TrialSpec) -> Work:
         """Forecast for a trial that is not running, from its checkpoint on.
@@ -218,7 +209,7 @@ def describe_shares(spec: SearchSpec, ladder: int = 0) -> str:
     """
     runs, parts = planned_runs(spec, ladder), []
     for stage, count in runs.items():
-        limits = total_budget(spec).times(count / sum(runs.values())).limits(Work())
-        shares = [f"{limit.most:.4g} of search.{limit.key}" for limit in limits if count]
+        share, limits = count / sum(runs.values()), total_budget(spec).limits(Work())
+        shares = [f"{share * limit.most:.4g} of search.{limit.key}" for limit in limits if count]
         parts += [f"{stage}: {', '.join(shares)}"] if shares else []
     return "; ".join(parts)
