@@ -12,17 +12,11 @@ from copy import deepcopy
 from functools import cache
 from typing import Any
 
-import numpy as np
 import optuna
-from numpy.typing import NDArray
-from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.search_space.group_decomposed import _GroupDecomposedSearchSpace, _SearchSpaceGroup
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session, _VersionManager
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event, orm
-
-SearchSpace = dict[str, BaseDistribution]
 
 _ATTRIBUTES: Any = models.TrialUserAttributeModel.__table__
 
@@ -137,44 +131,10 @@ def with_trials(study: optuna.Study, keep: Callable[[FrozenTrial], bool]) -> opt
 
 
 class TPESampler(optuna.samplers.TPESampler):
-    """Optuna's multivariate, grouped TPE with the same proposals in less time.
-
-    A proposal reads the whole history. With 10,000 trials, Optuna spends half of its time on
-    recomputing, trial by trial, which dimensions occur together and their values.
-    """
+    """Optuna's TPE, multivariate and grouped by which dimensions occur together."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, multivariate=True, group=True)
-        self._group_decomposed_search_space = _DistinctSpaces()
-
-    def _get_internal_repr(
-        self, trials: list[FrozenTrial], search_space: SearchSpace, study: optuna.Study
-    ) -> dict[str, NDArray[np.float64]]:
-        """Values of each dimension, of the trials that have all of them."""
-        known = [t.params if t.state.is_finished() else self._get_params(t, study) for t in trials]
-        full = [params for params in known if search_space.keys() <= params.keys()]
-
-        def internal(name: str, distribution: BaseDistribution) -> NDArray[np.float64]:
-            values = [params[name] for params in full]
-            if isinstance(distribution, CategoricalDistribution):
-                values = [distribution.to_internal_repr(value) for value in values]
-            return np.asarray(values, dtype=np.float64)
-
-        return {name: internal(name, found) for name, found in search_space.items()}
-
-
-class _DistinctSpaces(_GroupDecomposedSearchSpace):
-    """Adds each distinct set of dimensions once; Optuna adds the set of every trial."""
-
-    def calculate(self, study: optuna.Study, use_cache: bool = False) -> _SearchSpaceGroup:
-        states = (TrialState.COMPLETE, TrialState.PRUNED)
-        distinct: dict[tuple[str, ...], SearchSpace] = {}
-        for trial in study._get_trials(deepcopy=False, states=states, use_cache=use_cache):
-            distinct.setdefault(tuple(trial.distributions), trial.distributions)
-        group = _SearchSpaceGroup()
-        for space in distinct.values():
-            group.add_distributions(space)
-        return group
 
 
 class GPSampler(optuna.samplers.GPSampler):
