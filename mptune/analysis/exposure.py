@@ -5,7 +5,7 @@ progress s, so policies of all kinds are points of one space. The exposure law p
 rate band g from the log exposure of that band and of its neighbours,
 
     e_g = log sum_s exp(lambda s) sum_M K_h(r_g, M / D) omega(M | s)      0 for uniform counts
-    S_g = a_g + (z, z_g) context + (b + b_g) e_g + (c + c_g) e_g^2 + u + error_g
+    S_g = a_g + z context + (b + b_g) e_g + (c + c_g) e_g^2 + u + error_g
 
 with normal priors that shrink what belongs to one band only. u is common to the bands of a trial: a
 Gaussian process on the distribution functions of its exposure (early and late, squared exponential)
@@ -73,7 +73,6 @@ PRIOR_SD = {
     "level": 3.0,
     "a_g": 3.0,
     "z": 1.0,
-    "z_g": 0.3,
     "b": 1.0,
     "b_g": 0.3,
     "c": 0.3,
@@ -208,15 +207,19 @@ class Points:
         found: Array = np.cumsum(late_N2F, axis=2) / total_N2[..., None]
         return found
 
-    def log_exposure(self, h: float, recency: float) -> Array:
-        """e_g, [N, G]: the log exposure of each band, its neighbours' and late ones included."""
+    def log_exposure(self, h: float | Array, recency: float | Array) -> Array:
+        """e_g, [..., N, G]: the log exposure of each band, its neighbours' and late ones included.
+
+        `h` and `recency` are numbers, or arrays of one shape.
+        """
         cells, counts = self.omega_NSF.shape[1:]
-        weight_S = np.exp(recency * (np.arange(cells) + 0.5) / cells)
+        weight_S = np.exp(np.multiply.outer(recency, (np.arange(cells) + 0.5) / cells))
+        weight_S /= weight_S.sum(-1, keepdims=True)
         rate_F, rate_G = np.arange(1, counts + 1) / counts, (np.arange(BANDS) + 0.5) / BANDS
-        kernel_GF = np.exp(-np.abs(rate_G[:, None] - rate_F) / h)
-        kernel_GF /= kernel_GF.sum(1, keepdims=True)
-        omega_NF = np.tensordot(self.omega_NSF, weight_S / weight_S.sum(), axes=(1, 0))
-        found: Array = np.log(LEAK + (1 - LEAK) * omega_NF @ kernel_GF.T)
+        kernel_FG = np.exp(-np.abs(rate_F[:, None] - rate_G) / np.asarray(h)[..., None, None])
+        kernel_FG /= kernel_FG.sum(-2, keepdims=True)
+        omega_NF = np.tensordot(weight_S, self.omega_NSF, axes=(-1, 1))
+        found: Array = np.log(LEAK + (1 - LEAK) * omega_NF @ kernel_FG)
         return found
 
 
@@ -365,67 +368,76 @@ class Settings:
 
 
 @dataclass(frozen=True, eq=False)
-class Law:
-    """The exposure law at one draw of its settings: a normal distribution of its coefficients.
+class Laws:
+    """The exposure law at draws of its settings: normal distributions of its coefficients.
 
     Attributes:
-        mean_P, root_PP: coefficients are mean + root.T @ standard normals.
-        log_likelihood: of the differences between bands.
+        settings: [L].
+        mean_LP, root_LPP: coefficients are mean + root.T @ standard normals.
+        log_likelihood_L: of the differences between bands.
     """
 
-    settings: Settings
-    mean_P: Array
-    root_PP: Array
-    log_likelihood: float
+    settings: Sequence[Settings]
+    mean_LP: Array
+    root_LPP: Array
+    log_likelihood_L: Array
 
     @classmethod
-    def of(cls, evidence: Evidence, settings: Settings) -> Law:
+    def of(cls, evidence: Evidence, settings: Sequence[Settings]) -> Laws:
         """The coefficients given the differences between bands; the prior where there are none."""
         known_N = np.isfinite(evidence.curve_NG).all(1)
-        curve_NG = evidence.curve_NG[known_N]
-        design_NGP, prior_P = design(evidence.points.take(known_N), settings)
+        curve_NG, count = evidence.curve_NG[known_N], len(settings)
+        design_LNGP, prior_P = design(evidence.points.take(known_N), settings)
         if not known_N.any():
-            return cls(settings, np.zeros(len(prior_P)), np.diag(evidence.scale * prior_P), 0.0)
+            root_PP = np.diag(evidence.scale * prior_P)
+            root_LPP = np.repeat(root_PP[None], count, axis=0)
+            return cls(settings, np.zeros((count, len(prior_P))), root_LPP, np.zeros(count))
         left_NG = curve_NG - curve_NG.mean(1, keepdims=True)
         left_NG = left_NG - left_NG.mean(0)
         # Equal curves would leave no error at all.
         spread = max(float(left_NG.std()), 0.01 * evidence.scale)
         prior_P = prior_P * max(spread, evidence.scale)
-        rows_RP = (design_NGP - design_NGP.mean(1, keepdims=True)).reshape(-1, len(prior_P))
-        variance = (settings.error * spread) ** 2 / EFFECTIVE
-        factor_PP = cholesky(rows_RP.T @ rows_RP / variance + np.diag(prior_P**-2.0), lower=True)
-        root_PP = solve_triangular(factor_PP, np.eye(len(prior_P)), lower=True)
-        whitened_P = root_PP @ (rows_RP.T @ left_NG.ravel()) / variance
-        squares = float((left_NG**2).sum()) / variance - float(whitened_P @ whitened_P)
-        volume = 2 * float(np.log(np.diag(factor_PP)).sum() + np.log(prior_P).sum())
-        count = EFFECTIVE * (left_NG.size - len(left_NG))
-        likelihood = -0.5 * (squares + volume + count * float(np.log(variance)))
-        return cls(settings, root_PP.T @ whitened_P, root_PP, likelihood)
+        rows_LRP = design_LNGP - design_LNGP.mean(2, keepdims=True)
+        rows_LRP = rows_LRP.reshape(count, -1, len(prior_P))
+        variance_L = np.array([(s.error * spread) ** 2 / EFFECTIVE for s in settings])
+        squares_LPP = rows_LRP.transpose(0, 2, 1) @ rows_LRP / variance_L[:, None, None]
+        factor_LPP = np.linalg.cholesky(squares_LPP + np.diag(prior_P**-2.0))
+        root_LPP = np.linalg.solve(factor_LPP, np.eye(len(prior_P)))
+        product_LP = left_NG.ravel() @ rows_LRP / variance_L[:, None]
+        whitened_LP = (root_LPP @ product_LP[..., None])[..., 0]
+        squares_L = (left_NG**2).sum() / variance_L - (whitened_LP**2).sum(1)
+        logs_LP = np.log(np.diagonal(factor_LPP, axis1=1, axis2=2))
+        volume_L = 2 * (logs_LP.sum(1) + np.log(prior_P).sum())
+        weight = EFFECTIVE * (left_NG.size - len(left_NG))
+        likelihood_L = -0.5 * (squares_L + volume_L + weight * np.log(variance_L))
+        mean_LP = (whitened_LP[:, None] @ root_LPP)[:, 0]
+        return cls(settings, mean_LP, root_LPP, likelihood_L)
 
     def of_scores(self, points: Points) -> tuple[Array, Array]:
-        """The law's mean score of each point, [N], and its root covariance, [N, P]."""
-        mean_NP = design(points, self.settings)[0].mean(1)
-        return mean_NP @ self.mean_P, mean_NP @ self.root_PP.T
+        """The law's mean score of each point, [L, N], and its root covariance, [L, N, P]."""
+        mean_LNP = design(points, self.settings)[0].mean(2)
+        mean_LN = (mean_LNP @ self.mean_LP[..., None])[..., 0]
+        return mean_LN, mean_LNP @ self.root_LPP.transpose(0, 2, 1)
 
 
-def design(points: Points, settings: Settings) -> tuple[Array, Array]:
-    """Columns of the law, [N, G, P], and the prior standard deviations of its coefficients, [P]."""
-    e_NG = points.log_exposure(settings.h, settings.recency)
-    (n, bands), width = e_NG.shape, points.context_NZ.shape[1]
-    own_NGG = np.broadcast_to(np.eye(bands), (n, bands, bands))
-    z_NGZ = np.repeat(points.context_NZ[:, None, :], bands, axis=1)
+def design(points: Points, settings: Sequence[Settings]) -> tuple[Array, Array]:
+    """Columns of the law, [L, N, G, P], and the prior SDs of its coefficients, [P]."""
+    h_L, recency_L = (np.array([getattr(s, name) for s in settings]) for name in ("h", "recency"))
+    e_LNG1 = points.log_exposure(h_L, recency_L)[..., None]
+    shape = e_LNG1.shape[:-1]
+    own_LNGG = np.broadcast_to(np.eye(BANDS), (*shape, BANDS))
+    context_NZ = points.context_NZ
     columns = {
-        "level": np.ones((n, bands, 1)),
-        "a_g": own_NGG,
-        "z": z_NGZ,
-        "z_g": (own_NGG[..., None] * z_NGZ[:, :, None, :]).reshape(n, bands, bands * width),
-        "b": e_NG[..., None],
-        "b_g": own_NGG * e_NG[..., None],
-        "c": e_NG[..., None] ** 2,
-        "c_g": own_NGG * e_NG[..., None] ** 2,
+        "level": np.ones((*shape, 1)),
+        "a_g": own_LNGG,
+        "z": np.broadcast_to(context_NZ[:, None], (*shape, context_NZ.shape[1])),
+        "b": e_LNG1,
+        "b_g": own_LNGG * e_LNG1,
+        "c": e_LNG1**2,
+        "c_g": own_LNGG * e_LNG1**2,
     }
-    prior_P = np.concatenate([np.full(x.shape[2], PRIOR_SD[key]) for key, x in columns.items()])
-    return np.concatenate(list(columns.values()), axis=2), prior_P
+    prior_P = np.concatenate([np.full(x.shape[3], PRIOR_SD[key]) for key, x in columns.items()])
+    return np.concatenate(list(columns.values()), axis=3), prior_P
 
 
 @dataclass(frozen=True, eq=False)
@@ -447,29 +459,31 @@ class Surrogate:
         n = len(evidence.score_N)
         part = evidence.take(np.unique(np.linspace(0, n - 1, min(n, WEIGHED)).round().astype(int)))
         apart = _apart(part.points, part.points)
+        draws = Settings.draws()
+        laws = Laws.of(part, [law[0] for law in draws])
+        mean_LN, root_LNP = laws.of_scores(part.points)
+        left_LN1 = (part.score_N - part.score_N.mean() - mean_LN)[..., None]
+        law_LNN = root_LNP @ root_LNP.transpose(0, 2, 1)
         likelihoods: dict[Settings, float] = {}
-        for draws in Settings.draws():
-            law = Law.of(part, draws[0])
-            mean_N, root_NP = law.of_scores(part.points)
-            left_N = part.score_N - part.score_N.mean() - mean_N
-            law_NN = root_NP @ root_NP.T
-            for settings in draws:
-                process_NN = part.scale**2 * _kernel(*apart, settings)
-                total_NN = law_NN + process_NN + part.noise_of(settings)
-                factor_NN = cholesky(total_NN, lower=True)
-                white_N = solve_triangular(factor_NN, left_N, lower=True)
-                volume = float(np.log(np.diag(factor_NN)).sum())
-                found = -0.5 * float(white_N @ white_N) - volume
-                likelihoods[settings] = law.log_likelihood + found
+        for k in range(PROCESSES):
+            chosen = [law[k] for law in draws]
+            total_LNN = law_LNN + np.stack(
+                [part.scale**2 * _kernel(*apart, s) + part.noise_of(s) for s in chosen]
+            )
+            factor_LNN = np.linalg.cholesky(total_LNN)
+            white_LN = np.linalg.solve(factor_LNN, left_LN1)[..., 0]
+            volume_L = np.log(np.diagonal(factor_LNN, axis1=1, axis2=2)).sum(1)
+            found_L = laws.log_likelihood_L - 0.5 * (white_LN**2).sum(1) - volume_L
+            likelihoods |= dict(zip(chosen, found_L.tolist(), strict=True))
         top = max(likelihoods.values())
         shares = {d: float(np.exp(v - top)) for d, v in likelihoods.items() if v > top - LEAST}
         return cls(evidence, {d: v / sum(shares.values()) for d, v in shares.items()})
 
     def posterior(self, points: Points, settings: Settings) -> tuple[Array, Array]:
         """Mean [K] and covariance [K, K] of the scores of K points at one draw of the settings."""
-        evidence, law = self.evidence, Law.of(self.evidence, settings)
-        mean_N, root_NP = law.of_scores(evidence.points)
-        mean_K, root_KP = law.of_scores(points)
+        evidence, laws = self.evidence, Laws.of(self.evidence, [settings])
+        ((mean_N,), (root_NP,)) = laws.of_scores(evidence.points)
+        ((mean_K,), (root_KP,)) = laws.of_scores(points)
         level, variance = evidence.score_N.mean(), evidence.scale**2
 
         def covariance(one: Points, other: Points, ones_P: Array, others_P: Array) -> Array:

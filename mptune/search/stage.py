@@ -75,13 +75,16 @@ class Stage:
         """What an exposure sampler is to know of a trial: policy, training, and the model's size.
 
         Raises:
-            InputError, ValueError: the values do not make a policy, or a model.
+            InputError: the values do not make a spec, or a model.
         """
         if self.space is None:
             return {}
         tree = self.space.suggest(trial).tree
         vocabulary, length = self.prepared.vocabulary_size + 2, self.prepared.length
-        model = build("model", tree["model"]).sized(vocabulary, length)
+        try:
+            model = build("model", tree["model"]).sized(vocabulary, length)
+        except ValueError as error:
+            raise InputError(f"model.{error}") from None
         # Width and depth are in the number of parameters.
         others = {k: v for k, v in tree["model"].items() if not isinstance(v, int)}
         return {

@@ -263,7 +263,7 @@ class Sampler(Section):
         8,
         ge=0,
         description="random proposals before the model is used; with exposure the trials of its "
-        "start: four usual policies, two seeds each, as far as the space has them",
+        "start: four usual policies, as far as the space has them",
     )
 
 

@@ -28,6 +28,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import ValidationError
 
 from mptune.analysis.crossed import Array
 from mptune.analysis.exposure import (
@@ -54,7 +55,7 @@ START: Sequence[Tree] = (
     {"kind": "beta", "a": 2, "b": 5},
     {"kind": "linear", "start": 0.5, "end": 0.15},
 )
-"""Policies that a search begins with, each with two seeds: the nearest ones in the space."""
+"""Policies that a search begins with: the nearest ones in the space."""
 
 NEAR = 0.08
 """Mean difference of mask rates up to which a policy of the space stands for one of `START`."""
@@ -197,9 +198,15 @@ class ExposureSampler(optuna.samplers.BaseSampler):
             define: suggests the dimensions on a trial, and returns a mapping with `policy`, a
                 section of a spec, and the context.
             length: positions of a sequence.
-            margin: difference of scores that does not matter; half a standard deviation of the
-                difference between two seeds does not matter either.
-            startup_trials: most trials of the start design: `START`, each with two seeds.
+            margin: difference of scores that does not matter, in the unit of the objective; half a
+                standard deviation of the difference between two seeds does not matter either.
+            seed: of the proposals.
+            startup_trials: most trials of the start design, `START`.
+
+        Asking for a trial raises what `define` raises, but for a pydantic.ValidationError and an
+        InputError, which say that there is no such point; an InputError if there is no policy of
+        the kind that it gives; and a ValueError if it gives no policy, or if the mask rates of a
+        trial's `curve` are not above 0 and at most 1.
         """
         self._define, self._length, self._margin = define, length, margin
         self._seed, self._startup = seed, startup_trials
@@ -277,7 +284,8 @@ class ExposureSampler(optuna.samplers.BaseSampler):
         sign = 1.0 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1.0
         best = [r for r in ran if r.trial.state == TrialState.COMPLETE]
         best.sort(key=lambda r: (-sign * (r.trial.value or 0.0), r.trial.number))
-        parents = best[:PARENTS] if len(best) >= MIN_FINISHED else []
+        # Runs of one point are one parent, else neighbours of few points would be all candidates.
+        parents = _distinct(best)[:PARENTS] if len(best) >= MIN_FINISHED else []
         drawn = [self._new(rng, known, {}) for _ in range(RANDOM)]
         drawn += [self._new(rng, known, p.trial.params) for p in parents for _ in range(NEIGHBOURS)]
         new = [place for place in drawn if place is not None]
@@ -297,18 +305,20 @@ class ExposureSampler(optuna.samplers.BaseSampler):
     def _new(self, rng: np.random.Generator, known: Tree, parent: Tree) -> Place | None:
         """A point of the space with these values; None if its policy is not valid."""
         suggestions = Suggestions(rng, known, parent)
-        try:
-            seen = Exposed.of(self._define(suggestions), self._length)
-        except (ValueError, InputError):
-            return None
-        return Place(suggestions.params, suggestions.distributions, seen)
+        with suppress(ValidationError):
+            try:
+                tree = self._define(suggestions)
+            except InputError:  # of values that make no spec; one of the policy's kind is an error
+                return None
+            seen = Exposed.of(tree, self._length)
+            return Place(suggestions.params, suggestions.distributions, seen)
 
     def _ran(self, trial: FrozenTrial) -> Ran | None:
         """The point of a trial; None if `define` cannot make one of its values."""
         key = json.dumps(trial.params, sort_keys=True, default=str)
         if key not in self._seen:
             self._seen[key] = None
-            with suppress(KeyError, ValueError, InputError):
+            with suppress(KeyError, ValidationError, InputError):
                 tree = self._define(Suggestions(None, trial.params, {}))
                 self._seen[key] = Exposed.of(tree, self._length)
         seen = self._seen[key]
@@ -319,14 +329,10 @@ class ExposureSampler(optuna.samplers.BaseSampler):
         begun = [r for r in ran if r.trial.state in BEGUN]
         wanted = Points.of([Exposed.of({"policy": p}, self._length) for p in START])
         apart_CT = distances(Points.of([p.seen for p in (*new, *begun)]), wanted)
-        for seeds in (1, 2):
-            for policy, apart_C in zip(START, apart_CT.T, strict=True):
-                nearest = int(apart_C[: len(new)].argmin())
-                near = [r for r, d in zip(begun, apart_C[len(new) :], strict=True) if d <= NEAR]
-                if not near and apart_C[nearest] <= NEAR:
-                    return new[nearest], f"start: the nearest to {policy}"
-                if 0 < len(near) < seeds:
-                    return near[0], f"start: a second seed, the nearest to {policy}"
+        for policy, apart_C in zip(START, apart_CT.T, strict=True):
+            nearest = int(apart_C[: len(new)].argmin())
+            if apart_C[nearest] <= NEAR < apart_C[len(new) :].min(initial=np.inf):
+                return new[nearest], f"start: the nearest to {policy}"
         return None
 
     def _draw(
@@ -344,8 +350,7 @@ class ExposureSampler(optuna.samplers.BaseSampler):
         scored = [first + i for i, found in enumerate(outcomes) if found is not None]
         columns = zip(*(found for found in outcomes if found is not None), strict=True)
         evidence = Evidence(points.take(scored), *(np.array(column) for column in columns))
-        distinct = {r.key: r for r in reversed(best) if known.items() <= r.params.items()}
-        again = sorted(distinct.values(), key=best.index)[:MOST_REPEATED]
+        again = _distinct([r for r in best if known.items() <= r.params.items()])[:MOST_REPEATED]
         running = [r for r in ran if r.trial.state == TrialState.RUNNING]
         known_NN = same(points.take(slice(first)), points.take(slice(first, None)))
         fresh = [p for p, known_N in zip(new, known_NN, strict=True) if not known_N.any()]
@@ -359,13 +364,23 @@ class ExposureSampler(optuna.samplers.BaseSampler):
         fresh_K, again_K = np.split(score_K, [len(fresh), len(fresh) + len(again)])[:2]
         if again and again_K.max() + margin >= fresh_K.max(initial=-np.inf):
             chosen = again[int(again_K.argmax())]
-            gain = fresh_K.max(initial=-np.inf) - again_K.max()
-            return chosen, (
-                f"another seed of trial {chosen.trial.number}: no new policy is better by "
-                f"{margin:.3g} in this draw (best: {gain:+.3g})"
+            why = f"another seed of trial {chosen.trial.number}: "
+            if not fresh:
+                return chosen, why + "every policy has run"
+            gain = fresh_K.max() - again_K.max()
+            return chosen, why + (
+                f"no new policy is better by {margin:.3g} in this draw (best: {gain:+.3g})"
             )
         gain = fresh_K.max() - again_K.max(initial=-np.inf)
         return fresh[int(fresh_K.argmax())], f"new: best in this draw, by {gain:.3g}"
+
+
+def _distinct(ran: Sequence[Ran]) -> list[Ran]:
+    """The first one of each point."""
+    first: dict[str, Ran] = {}
+    for one in ran:
+        first.setdefault(one.key, one)
+    return list(first.values())
 
 
 def _outcome(
@@ -382,6 +397,11 @@ def _outcome(
         curve = trial.user_attrs.get(CURVE)
         if curve and len(curve) > 1:
             rate_C, score_C = np.array(sorted(curve)).T
+            if not 0 < rate_C[0] <= rate_C[-1] <= 1:
+                raise ValueError(
+                    f"curve of trial {trial.number}: mask rates are above 0 and at most 1, not "
+                    f"{rate_C[0]:g} to {rate_C[-1]:g}"
+                )
             curve_G = sign * np.interp((np.arange(BANDS) + 0.5) / BANDS, rate_C, score_C)
         return sign * float(trial.value or 0.0), curve_G, 0.0, seed
     if trial.state == TrialState.PRUNED and trial.intermediate_values:

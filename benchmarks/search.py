@@ -1,0 +1,734 @@
+"""How much training does a search need until it recommends a policy that is as good as the best?
+
+    python benchmarks/search.py --quick                        # under 2 minutes
+    python benchmarks/search.py --json all.json                # 200 replays a cell; an hour
+    python benchmarks/search.py --data text --methods tpe,gp --first 100 --replays 50 --json b.json
+    python benchmarks/search.py --merge a.json b.json          # the table of runs that were split
+    python benchmarks/search.py --predict                      # unseen policies after 12 trials
+    python benchmarks/search.py --ask                          # seconds of a proposal
+
+Methods choose among the 62 policies of the bed (`benchmarks/bed/`), which are real trainings; a
+policy that is chosen again is trained with another seed. A replay draws its trainings anew: score
+and curve are the policy's mean over the seeds of the bed plus a normal error with the covariance of
+its own seeds, so the truth, that mean, is known exactly and is in no run. `--held-out` replays the
+trainings themselves instead: one seed of the six, another one in every replay, is the truth, and
+only the other five can be run. One seed is a noisy truth: regret is then right on average, and the
+share within delta is not.
+
+Every method begins with the same four policies, runs one training at a time, and is judged by the
+same rule, which is mptune's (`mptune.analysis.selection`): of the policies with a finished run, the
+one with the highest posterior mean, or the highest score while no policy has two runs. Delta is
+the larger of one nat per sequence and half a standard deviation of the difference of two seeds,
+pooled over the ten best policies.
+
+How a peer is offered 62 policies: TPE proposes kind, parameters, reduction, corruption and
+structure, and the nearest policy of the bed by exposure runs and is what it is told of. Optuna's
+Gaussian process takes no conditional parameters, so it gets three numbers that every policy has
+(mean mask rate early and late, and spread), and the three choices. Random search draws policies.
+The regression is RegMix's idea: after 12 runs, ridge regression on the log exposure of ten bands
+chooses the predicted best each time. Pruners see the rungs of the bed; a pruned run costs what it
+has trained, and is no candidate.
+
+Shape suffixes: P policies, R seeds, T rungs, G bands, F budgets, A candidates, C columns of seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+
+import mptune
+from mptune.analysis import exposure
+from mptune.analysis.exposure import Evidence, Exposed, Points, Surrogate, distances
+from mptune.analysis.moderation import out_of_play
+from mptune.analysis.posterior import MeasuredPoints, draw_scores
+from mptune.spec.schema import Search
+from mptune.spec.space import Suggests
+from mptune.study import exposure as sampling
+from mptune.study.samplers import make_sampler
+
+Array = NDArray[np.float64]
+
+BUDGETS = (6, 8, 10, 12, 16, 20, 24, 32, 48)
+"""At which recommendations are judged, in trainings of mean cost."""
+
+START = (2, 13, 24, 50)
+"""Fixed 15 %, uniform, beta(2, 5) and a falling rate, by their numbers in the bed."""
+
+CHOICES = ("reduction", "corruption", "structure")
+
+
+class Run(NamedTuple):
+    """A training of a replay: up to rung `rungs`, all of them unless it was pruned."""
+
+    policy: int
+    seed: int
+    score_T: Array
+    curve_G: Array
+    rungs: int
+    flops: float
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The bed of one kind of data at one size, with the policies that have two seeds or more."""
+
+    name: str
+    bed: mptune.bed.Bed
+    size: int = 0
+
+    @cached_property
+    def scores(self) -> list[Array]:
+        """Of each policy, [R, T]: the seeds that it was trained with."""
+        return [lml_RT[np.isfinite(lml_RT[:, -1])] for lml_RT in self.bed.lml_PZRT[:, self.size]]
+
+    @cached_property
+    def curves(self) -> list[Array]:
+        """Of each policy at the end, [R, G]."""
+        curve_PRG = self.bed.curves_PZRTG[:, self.size, :, -1]
+        return [curve_RG[np.isfinite(curve_RG).all(1)] for curve_RG in curve_PRG]
+
+    @cached_property
+    def costs(self) -> Array:
+        """Training FLOPs until each rung, [P, T]; a training costs 1 on average."""
+        flops_PT = self.bed.flops_PZRT[:, self.size, 0]
+        found: Array = flops_PT / flops_PT[:, -1].mean()
+        return found
+
+    @cached_property
+    def delta(self) -> float:
+        best = sorted(self.scores, key=lambda lml_RT: -lml_RT[:, -1].mean())[:10]
+        sd = float(np.sqrt(np.mean([lml_RT[:, -1].var(ddof=1) for lml_RT in best])))
+        return max(1 / self.bed.about["length"], sd * 0.5**0.5)
+
+    @cached_property
+    def points(self) -> Points:
+        length = self.bed.about["length"]
+        return Points.of([Exposed.of({"policy": p}, length) for p in self.bed.policies])
+
+    @cached_property
+    def out_of_play(self) -> Array:
+        """Of each policy, [P]."""
+        return np.array([out_of_play(p, self.bed.about["length"]) for p in self.bed.policies])
+
+    def choices(self, policy: Mapping[str, Any]) -> dict[str, str]:
+        return {name: str(policy.get(name, "default")) for name in CHOICES}
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """What one replay may see, and the truth."""
+
+    table: Table
+    number: int
+    held_out: bool
+
+    @cached_property
+    def truth(self) -> Array:
+        """True score of each policy, [P]."""
+        ends = [lml_RT[:, -1] for lml_RT in self.table.scores]
+        if self.held_out:
+            return np.array([end_R[self.number % len(end_R)] for end_R in ends])
+        return np.array([end_R.mean() for end_R in ends])
+
+    def train(self, policy: int, seed: int) -> tuple[Array, Array]:
+        """Score at each rung [T] and curve at the end [G]."""
+        lml_RT, curve_RG = self.table.scores[policy], self.table.curves[policy]
+        seeds = len(lml_RT)
+        if self.held_out:
+            order_R = (self.number + 1 + np.arange(seeds - 1)) % seeds
+            chosen = np.random.default_rng(self.number).permutation(order_R)[seed % (seeds - 1)]
+            return lml_RT[chosen], curve_RG[chosen]
+        rng = np.random.default_rng([self.number, policy, seed])
+        weight_R = rng.standard_normal(seeds) / np.sqrt(seeds - 1)
+        mean_T, mean_G = lml_RT.mean(0), curve_RG.mean(0)
+        return mean_T + weight_R @ (lml_RT - mean_T), mean_G + weight_R @ (curve_RG - mean_G)
+
+
+class Method:
+    """Proposes policies by number; this one at random. `pruner` may stop a training at a rung."""
+
+    pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
+    begins_with: Sequence[int] = START
+
+    def __init__(self, table: Table, number: int) -> None:
+        self.table, self.rng = table, np.random.default_rng([number, 1])
+        self.study = optuna.create_study(
+            direction="maximize", pruner=self.pruner, sampler=self.sampler(number)
+        )
+
+    def sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        return optuna.samplers.RandomSampler(seed=number)
+
+    def params_of(self, policy: int) -> dict[str, Any]:
+        return {"policy": policy}
+
+    def define(self, trial: Any) -> int:
+        """The policy of the bed that a trial's suggestions mean."""
+        return int(trial.suggest_int("policy", 0, len(self.table.bed.policies) - 1))
+
+    def ask(self, history: Sequence[Run]) -> int:
+        return int(self.rng.integers(len(self.table.bed.policies)))
+
+    def trial_of(self, policy: int) -> optuna.Trial:
+        """The trial that stands for this policy in the study."""
+        self.study.enqueue_trial(self.params_of(policy))
+        trial = self.study.ask()
+        self.define(trial)
+        return trial
+
+    def run(self, world: World, history: list[Run]) -> Run:
+        n = len(history)
+        policy = self.begins_with[n] if n < len(self.begins_with) else self.ask(history)
+        seed = sum(run.policy == policy for run in history)
+        trial = self.trial_of(policy)
+        score_T, curve_G = world.train(policy, seed)
+        rungs = len(score_T)
+        for t, score in enumerate(score_T[:-1]):
+            trial.report(float(score), round(100 * self.table.bed.rungs[t]))
+            if trial.should_prune():
+                rungs = t + 1
+                break
+        self.tell(trial, score_T, curve_G, rungs)
+        return Run(policy, seed, score_T, curve_G, rungs, self.table.costs[policy, rungs - 1])
+
+    def tell(self, trial: optuna.Trial, score_T: Array, curve_G: Array, rungs: int) -> None:
+        if rungs < len(score_T):
+            self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        else:
+            self.study.tell(trial, float(score_T[-1]))
+
+
+class RandomHalving(Method):
+    pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=12, reduction_factor=2)
+
+
+class Tpe(Method):
+    """Proposes kind, parameters and choices; runs the nearest policy by exposure."""
+
+    def sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        return make_sampler(Search.model_validate({"sampler": {"kind": "tpe"}}), number)
+
+    @cached_property
+    def space(self) -> dict[str, dict[str, tuple[float, float]]]:
+        """Ranges of the numbers of each kind; policies of one kind have the same structure."""
+        found: dict[str, dict[str, tuple[float, float]]] = {}
+        for policy in self.table.bed.policies:
+            ranges = found.setdefault(kind_of(policy), {})
+            for name, value in numbers(policy).items():
+                low, high = ranges.get(name, (value, value))
+                ranges[name] = min(low, value), max(high, value)
+        return found
+
+    def params_of(self, policy: int) -> dict[str, Any]:
+        spec = self.table.bed.policies[policy]
+        kind = kind_of(spec)
+        own = {f"{kind}{name}": value for name, value in numbers(spec).items()}
+        return {"kind": kind, **own, **self.table.choices(spec)}
+
+    def define(self, trial: Any) -> int:
+        kind = trial.suggest_categorical("kind", list(self.space))
+        values = {
+            name: trial.suggest_float(f"{kind}{name}", low, high)
+            for name, (low, high) in self.space[kind].items()
+            if low < high
+        }
+        chosen = self.suggest_choices(trial)
+        policies = self.table.bed.policies
+        example = next(p for p in policies if kind_of(p) == kind)
+        example = {k: v for k, v in example.items() if k not in CHOICES}
+        given = {k: v for k, v in chosen.items() if v != "default" and k == "reduction"}
+        try:
+            spec = with_numbers(example, values) | given
+            seen = Exposed.of({"policy": spec}, self.table.bed.about["length"])
+        except ValueError:  # bounds in the wrong order
+            seen = None
+        apart_P = np.zeros(len(policies))
+        if seen is not None:
+            apart_P = distances(Points.of([seen]), self.table.points)[0]
+        for p, policy in enumerate(policies):
+            others = self.table.choices(policy)
+            apart_P[p] += sum(others[name] != value for name, value in chosen.items())
+            apart_P[p] += (0.05 if seen else 1.0) * (kind_of(policy) != kind)
+        return int(apart_P.argmin())
+
+    def suggest_choices(self, trial: Any) -> dict[str, str]:
+        options = {
+            name: sorted({self.table.choices(p)[name] for p in self.table.bed.policies})
+            for name in CHOICES
+        }
+        return {name: trial.suggest_categorical(name, o) for name, o in options.items()}
+
+    def ask(self, history: Sequence[Run]) -> int:
+        trial = self.study.ask()
+        policy = self.define(trial)
+        # A failed trial is none to Optuna: what ran is told as a trial of its own.
+        self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        return policy
+
+
+class TpeMedian(Tpe):
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=49)
+
+
+class TpeHyperband(Tpe):
+    pruner = optuna.pruners.HyperbandPruner(min_resource=12, max_resource=100, reduction_factor=3)
+
+
+class Gp(Tpe):
+    """Three numbers that every policy has, and the choices."""
+
+    def sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        return optuna.samplers.GPSampler(seed=number, n_startup_trials=8)
+
+    @cached_property
+    def numbers(self) -> Array:
+        """Early and late mean rate, and spread, of each policy [P, 3]; each from 0 to 1."""
+        cdf_P2F = self.table.points.cdfs
+        mean_P2 = 1 - cdf_P2F.mean(2)
+        spread_P = (cdf_P2F * (1 - cdf_P2F)).mean((1, 2))
+        found_P3 = np.column_stack([mean_P2, spread_P])
+        low_3, high_3 = found_P3.min(0), found_P3.max(0)
+        found: Array = (found_P3 - low_3) / (high_3 - low_3)
+        return found
+
+    def params_of(self, policy: int) -> dict[str, Any]:
+        own = dict(zip(("early", "late", "spread"), self.numbers[policy].tolist(), strict=True))
+        return {**own, **self.table.choices(self.table.bed.policies[policy])}
+
+    def define(self, trial: Any) -> int:
+        given_3 = [trial.suggest_float(name, 0.0, 1.0) for name in ("early", "late", "spread")]
+        chosen = self.suggest_choices(trial)
+        apart_P = np.sqrt(((self.numbers - given_3) ** 2).sum(1))
+        for p, policy in enumerate(self.table.bed.policies):
+            others = self.table.choices(policy)
+            apart_P[p] += sum(others[name] != value for name, value in chosen.items())
+        return int(apart_P.argmin())
+
+
+class Regression(Method):
+    """Ridge regression on exposures, its penalty by leave-one-out; greedy after 12 runs."""
+
+    def ask(self, history: Sequence[Run]) -> int:
+        if len(history) < 12:
+            return super().ask(history)
+        return int(self.predicted(history).argmax())
+
+    def predicted(self, history: Sequence[Run]) -> Array:
+        points = self.table.points
+        x_PK = np.hstack([points.log_exposure(0.1, 4.0), points.context_NZ])
+        x_PK = (x_PK - x_PK.mean(0)) / np.maximum(x_PK.std(0), 1e-9)
+        x_NK = x_PK[[run.policy for run in history]]
+        y_N = np.array([run.score_T[-1] for run in history])
+        left_N = y_N - y_N.mean()
+        best = np.inf, np.zeros(len(x_PK))
+        for penalty in np.geomspace(0.1, 1000, 9):
+            inverse_KK = np.linalg.inv(x_NK.T @ x_NK + penalty * np.eye(x_NK.shape[1]))
+            fit_PN = x_PK @ inverse_KK @ x_NK.T
+            own_N = (x_NK @ inverse_KK * x_NK).sum(1) + 1 / len(y_N)
+            wrong_N = left_N - x_NK @ inverse_KK @ x_NK.T @ left_N
+            error = float(((wrong_N / (1 - own_N)) ** 2).mean())
+            if error < best[0]:
+                best = error, fit_PN @ left_N
+        return best[1]
+
+
+class Exposure(Method):
+    """`mptune.ExposureSampler`; its trials are the study's own."""
+
+    begins_with = ()
+    startup_trials = 8
+
+    def sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        policies, length = self.table.bed.policies, self.table.bed.about["length"]
+
+        def define(trial: Suggests) -> dict[str, Any]:
+            at = trial.suggest_int("policy", 0, len(policies) - 1, step=1, log=False)
+            return {"policy": policies[at]}
+
+        return mptune.ExposureSampler(
+            define,
+            length=length,
+            margin=1 / length,
+            seed=number,
+            startup_trials=self.startup_trials,
+        )
+
+    def trial_of(self, policy: int) -> optuna.Trial:
+        return self.trial
+
+    def ask(self, history: Sequence[Run]) -> int:
+        self.trial = self.study.ask()
+        return self.define(self.trial)
+
+    def tell(self, trial: optuna.Trial, score_T: Array, curve_G: Array, rungs: int) -> None:
+        rate_G = (np.arange(len(curve_G)) + 0.5) / len(curve_G)
+        trial.set_user_attr("curve", list(zip(rate_G.tolist(), curve_G.tolist(), strict=True)))
+        super().tell(trial, score_T, curve_G, rungs)
+
+
+class ExposureHalving(Exposure):
+    pruner = RandomHalving.pruner
+
+
+class WithoutStart(Exposure):
+    startup_trials = 0
+
+
+METHODS: dict[str, type[Method]] = {
+    "random": Method,
+    "random+halving": RandomHalving,
+    "tpe": Tpe,
+    "tpe+median": TpeMedian,
+    "tpe+hyperband": TpeHyperband,
+    "gp": Gp,
+    "regression": Regression,
+    "exposure": Exposure,
+    "exposure+halving": ExposureHalving,
+    "exposure-start": WithoutStart,
+    "exposure-law": Exposure,
+    "exposure-process": Exposure,
+    "exposure-seeds": Exposure,
+}
+
+OFF: dict[str, Callable[[], None]] = {
+    "exposure-law": lambda: exposure.PRIOR_SD.update(b=1e-6, b_g=1e-6, c=1e-6, c_g=1e-6),
+    "exposure-process": lambda: setattr(exposure, "_kernel", lambda a, b, s: np.zeros_like(a)),
+    "exposure-seeds": lambda: setattr(sampling, "MOST_REPEATED", 0),
+}
+"""How parts of the sampler are turned off."""
+
+
+@contextmanager
+def part_off(method: str) -> Iterator[None]:
+    kept = dict(exposure.PRIOR_SD), exposure._kernel, sampling.MOST_REPEATED
+    OFF.get(method, lambda: None)()
+    try:
+        yield
+    finally:
+        exposure.PRIOR_SD.update(kept[0])
+        exposure._kernel, sampling.MOST_REPEATED = kept[1:]
+
+
+def kind_of(policy: Mapping[str, Any]) -> str:
+    """Kind of a policy, with the kinds of its parts."""
+    inner = [kind_of(p) for p in parts_of(policy) if isinstance(p, Mapping) and "kind" in p]
+    return "/".join([policy["kind"], *inner]) + f".{policy.get('form', '')}"
+
+
+def parts_of(policy: Any) -> Iterator[Any]:
+    """All that is inside a policy."""
+    for value in policy.values() if isinstance(policy, Mapping) else policy:
+        if isinstance(value, Mapping | list):
+            yield value
+            yield from parts_of(value)
+
+
+def numbers(value: Any, name: str = "") -> dict[str, float]:
+    """The numbers of a policy by their dotted names; a structure's are not the policy's."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return {name: float(value)}
+    if not isinstance(value, Mapping | list):
+        return {}
+    items = value.items() if isinstance(value, Mapping) else enumerate(value)
+    found: dict[str, float] = {}
+    for key, part in items:
+        found |= numbers(part, f"{name}.{key}") if key not in CHOICES else {}
+    return found
+
+
+def with_numbers(value: Any, new: Mapping[str, float], name: str = "") -> Any:
+    """The policy with other numbers."""
+    if isinstance(value, Mapping):
+        return {k: with_numbers(part, new, f"{name}.{k}") for k, part in value.items()}
+    if isinstance(value, list):
+        return [with_numbers(part, new, f"{name}.{k}") for k, part in enumerate(value)]
+    return new.get(name, value)
+
+
+# --- judging -----------------------------------------------------------------------------------
+
+
+def judge(worlds: Sequence[World], histories: Sequence[Sequence[Run]]) -> list[dict[str, Any]]:
+    """The recommendation of every replay at every budget, with what is stated and what is true."""
+    rows: list[dict[str, Any]] = []
+    by_count: dict[int, list[tuple[int, list[int], Array]]] = defaultdict(list)
+    for world, history in zip(worlds, histories, strict=True):
+        spent_N = np.cumsum([run.flops for run in history])
+        for budget in BUDGETS:
+            runs = [r for r, s in zip(history, spent_N, strict=True) if s <= budget + 0.5]
+            if spent_N[-1] + 1.5 < budget:
+                continue
+            rows.append({"replay": world.number, "budget": budget, "runs": len(runs)})
+            finished = [r for r in runs if r.rungs == len(r.score_T)]
+            policies = sorted({r.policy for r in finished})
+            run_AC = np.full((len(policies), 16), np.nan)
+            for r in finished:
+                at = policies.index(r.policy)
+                run_AC[at, np.flatnonzero(np.isnan(run_AC[at]))[0] if r.seed > 15 else r.seed] = (
+                    r.score_T[-1]
+                )
+            by_count[len(policies)].append((len(rows) - 1, policies, run_AC))
+    table, of_replay = worlds[0].table, {world.number: world for world in worlds}
+    for count, cases in by_count.items():
+        run_BAC = np.stack([run_AC for *_, run_AC in cases])
+        width = int(np.isfinite(run_BAC).any((0, 1)).nonzero()[0].max()) + 1
+        run_BAC = run_BAC[..., :width]
+        repeated_B = (np.isfinite(run_BAC).sum(2) > 1).any(1)
+        mean_BA, stated_B = np.nanmean(run_BAC, 2), np.full(len(cases), np.nan)
+        # While no policy has two runs, its score decides.
+        mean_BA[~repeated_B] = run_BAC[~repeated_B].max(
+            2, initial=-np.inf, where=np.isfinite(run_BAC[~repeated_B])
+        )
+        if repeated_B.any():
+            seen = MeasuredPoints(
+                run_AC=run_BAC[repeated_B],
+                plan_C=np.zeros(width, int),
+                evaluation_AP=np.zeros((int(repeated_B.sum()), count, 2)),
+                is_candidate_A=np.full(count, True),
+                out_of_play_A=np.stack([table.out_of_play[p] for _, p, _ in cases])[repeated_B],
+                shift=0.0,
+            )
+            theta_ZBA, _ = draw_scores(seen, chains=1, draws=160)
+            mean_BA[repeated_B] = theta_ZBA.mean(0)
+            chosen_B = mean_BA[repeated_B].argmax(1)
+            of_chosen_ZB = theta_ZBA[:, np.arange(len(chosen_B)), chosen_B]
+            near_ZB = of_chosen_ZB >= theta_ZBA.max(2) - table.delta
+            stated_B[repeated_B] = near_ZB.mean(0)
+        for (row, policies, _), mean_A, stated in zip(cases, mean_BA, stated_B, strict=True):
+            truth_P = of_replay[rows[row]["replay"]].truth
+            chosen = policies[int(mean_A.argmax())]
+            rows[row] |= {
+                "regret": float(truth_P.max() - truth_P[chosen]),
+                "within": bool(truth_P[chosen] >= truth_P.max() - table.delta),
+                "within_tried": bool(truth_P[chosen] >= truth_P[policies].max() - table.delta),
+                "stated": None if np.isnan(stated) else float(stated),
+                "policies": count,
+            }
+    return rows
+
+
+def replay(
+    method: str, table: Table, first: int, count: int, budget: float, held_out: bool
+) -> list[dict[str, Any]]:
+    worlds = [World(table, number, held_out) for number in range(first, first + count)]
+    histories = []
+    began = time.process_time()
+    with part_off(method), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for world in worlds:
+            made, history, spent = METHODS[method](table, world.number), [], 0.0
+            while spent < budget:
+                history.append(made.run(world, history))
+                spent += history[-1].flops
+            histories.append(history)
+    seconds = (time.process_time() - began) / count
+    rows = judge(worlds, histories)
+    return [{"method": method, "data": table.name, "seconds": seconds, **row} for row in rows]
+
+
+# --- tables ------------------------------------------------------------------------------------
+
+
+def needed(rows: Sequence[Mapping[str, Any]], replays: Sequence[int]) -> float:
+    """Trainings until 95 % of the replays recommend a policy within delta; infinite if none do."""
+    at: dict[int, list[bool]] = defaultdict(list)
+    by_replay: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        by_replay[row["replay"]].append(row)
+    for number in replays:
+        for row in by_replay[number]:
+            at[row["budget"]].append(row["within"])
+    share = {budget: float(np.mean(found)) for budget, found in sorted(at.items())}
+    before, budgets = 0, list(share)
+    for budget in budgets:
+        if share[budget] >= 0.95:
+            if budget == budgets[0]:
+                return float(budget)
+            low = share[before]
+            return float(before + (budget - before) * (0.95 - low) / (share[budget] - low))
+        before = budget
+    return float("inf")
+
+
+def show(rows: Sequence[Mapping[str, Any]]) -> None:
+    """The table of each kind of data, and calibration of what is stated."""
+    shown = [b for b in BUDGETS if b in (6, 10, 16, 24, 32, 48)]
+    for data in dict.fromkeys(row["data"] for row in rows):
+        print(
+            f"\n{data}: regret in nats per sequence / % within delta, after trainings of mean cost"
+        )
+        head = ["method", *map(str, shown), "until 95 %", "CPU s a replay"]
+        print("| " + " | ".join(head) + " |", "|---" * len(head) + "|", sep="\n")
+        until: dict[str, tuple[float, Array]] = {}
+        for method in METHODS:
+            own = [row for row in rows if row["data"] == data and row["method"] == method]
+            if not own:
+                continue
+            cells = []
+            for budget in shown:
+                at = [row for row in own if row["budget"] == budget]
+                regret = 64 * np.mean([row["regret"] for row in at]) if at else np.nan
+                within = 100 * np.mean([row["within"] for row in at]) if at else np.nan
+                cells.append(f"{regret:.2f} / {within:.0f}" if at else "")
+            replays = sorted({row["replay"] for row in own})
+            rng = np.random.default_rng(0)
+            drawn = [needed(own, rng.choice(replays, len(replays))) for _ in range(100)]
+            until[method] = needed(own, replays), np.array(drawn)
+            low, high = np.quantile(until[method][1], [0.1, 0.9], method="nearest")
+            cells.append(f"{until[method][0]:.1f} ({low:.1f}–{high:.1f})")
+            print(f"| {method} | {' | '.join(cells)} | {own[0]['seconds']:.2f} |")
+        others = {m: u for m, u in until.items() if not m.startswith("exposure")}
+        if "exposure" in until and others:
+            best = min(others, key=lambda m: others[m][0])
+            with np.errstate(invalid="ignore"):
+                ratio_B = until["exposure"][1] / others[best][1]
+            low, high = np.quantile(ratio_B, [0.1, 0.9], method="nearest")
+            ratio = until["exposure"][0] / others[best][0]
+            print(f"exposure against {best}: {ratio:.2f} ({low:.2f}–{high:.2f}) of its trainings")
+    stated = [row for row in rows if row.get("stated") is not None]
+    ours = [row for row in stated if row["method"] == "exposure"]
+    theirs = [row for row in stated if not row["method"].startswith("exposure")]
+    print("\n% within delta where about as much is stated, of the policies tried:")
+    for low, high in ((0.5, 0.8), (0.8, 0.9), (0.9, 0.93), (0.93, 0.97), (0.97, 1.01)):
+        for group, found in (("exposure", ours), ("all others", theirs)):
+            at = [row["within_tried"] for row in found if low <= row["stated"] < high]
+            if at:
+                share = f"{100 * np.mean(at):.0f} of {len(at)}"
+                print(f"| {low:.2f}–{min(high, 1):.2f} | {group} | {share} |")
+
+
+def predict(tables: Sequence[Table], replays: int) -> None:
+    """Correlation of predicted with true scores of the policies that 12 random trials left out."""
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+
+    print(
+        "| data | surrogate | without curves | regression | process on parameters | covers 95 % |"
+    )
+    print("|---|---|---|---|---|---|")
+    for table in tables:
+        method, found = Tpe(table, 0), []
+        params = [method.params_of(p) for p in range(len(table.bed.policies))]
+        columns_PK = exposure._columns(params)
+        for number in range(replays):
+            world = World(table, number, False)
+            order = np.random.default_rng(number).permutation(len(params))
+            seen, unseen = order[:12], order[12:]
+            made = [world.train(int(p), 0) for p in seen]
+            y_N, curve_NG = np.array([s[-1] for s, _ in made]), np.array([c for _, c in made])
+            rest = table.points.take(unseen)
+
+            known = Evidence(
+                table.points.take(seen), y_N, curve_NG, np.zeros(12), np.zeros(12, int)
+            )
+            mean_N, sd_N = Surrogate.of(known).predict(rest)
+            blind = replace(known, curve_NG=np.full_like(curve_NG, np.nan))
+            blind_N = Surrogate.of(blind).predict(rest)[0]
+            runs = [Run(int(p), 0, s, c, len(s), 1.0) for p, (s, c) in zip(seen, made, strict=True)]
+            kernel = ConstantKernel() * Matern(nu=2.5) + WhiteKernel()
+            process = GaussianProcessRegressor(kernel, normalize_y=True, random_state=0)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                theirs = process.fit(columns_PK[seen], y_N).predict(columns_PK[unseen])
+            truth = world.truth[unseen]
+            found.append(
+                [
+                    *(np.corrcoef(x, truth)[0, 1] for x in (mean_N, blind_N)),
+                    np.corrcoef(Regression(table, 0).predicted(runs)[unseen], truth)[0, 1],
+                    np.corrcoef(theirs, truth)[0, 1],
+                    float((np.abs(truth - mean_N) < 1.96 * sd_N).mean()),
+                ]
+            )
+        mean = np.nanmean(found, 0)
+        print(f"| {table.name} | " + " | ".join(f"{x:.2f}" for x in mean) + " |")
+
+
+def ask() -> None:
+    """CPU seconds of a proposal after 100, 300 and 1,000 trials of six dimensions."""
+
+    def define(trial: Any) -> dict[str, Any]:
+        kind = trial.suggest_categorical("kind", ["fixed", "beta", "linear"])
+        names = {"fixed": ["rate"], "beta": ["a", "b"], "linear": ["start", "end"]}[kind]
+        low, high = (0.5, 6.0) if kind == "beta" else (0.05, 0.9)
+        values = {name: trial.suggest_float(name, low, high) for name in names}
+        learning_rate = trial.suggest_float("learning_rate", 1e-4, 1e-2, log=True)
+        return {"policy": {"kind": kind, **values}, "learning_rate": learning_rate}
+
+    print("| trials | exposure | TPE |", "|---|---|---|", sep="\n")
+    for count in (100, 300, 1000):
+        drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        rng, seconds = np.random.default_rng(0), []
+        for _ in range(count):
+            trial = drawn.ask()
+            define(trial)
+            score_G = -2 - np.linspace(0, 1, 10) + 0.1 * rng.standard_normal(10)
+            trial.set_user_attr("curve", [(g / 10 + 0.05, float(y)) for g, y in enumerate(score_G)])
+            drawn.tell(trial, float(-score_G.mean()))
+        for sampler in (mptune.ExposureSampler(define), make_sampler(Search(), 0)):
+            drawn.sampler = sampler
+            define(drawn.ask())  # reads the policies of all trials once
+            began = time.process_time()
+            define(drawn.ask())
+            seconds.append(time.process_time() - began)
+        print(f"| {count} | {seconds[0]:.2f} s | {seconds[1]:.2f} s |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--bed", type=Path, help="default: benchmarks/bed/bed.npz")
+    parser.add_argument("--data", default="text,sensors,images")
+    parser.add_argument("--size", type=int, default=0, help="0: S, 1: M, 2: L")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--replays", type=int, default=200)
+    parser.add_argument("--budget", type=float, default=BUDGETS[-1], help="trainings")
+    parser.add_argument("--held-out", action="store_true")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--predict", action="store_true")
+    parser.add_argument("--ask", action="store_true")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--merge", type=Path, nargs="+")
+    given = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    if given.merge:
+        show([row for path in given.merge for row in json.loads(path.read_text())])
+        return
+    if given.ask:
+        ask()
+        return
+    beds = mptune.bed.load(given.bed)
+    tables = [Table(name, beds[name], given.size) for name in given.data.split(",")]
+    if given.predict:
+        predict(tables, given.replays)
+        return
+    methods, replays, budget = given.methods.split(","), given.replays, given.budget
+    if given.quick:
+        replays, budget, methods = 6, 16, [m for m in methods if m != "gp"]
+    rows = [
+        row
+        for table in tables
+        for method in methods
+        for row in replay(method, table, given.first, replays, budget, given.held_out)
+    ]
+    if given.json:
+        given.json.write_text(json.dumps(rows))
+    show(rows)
+
+
+if __name__ == "__main__":
+    main()
