@@ -21,10 +21,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import linear, pad
-from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForMaskedLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from mptune.models._grid import GridConfig, GridForMaskedLM
 from mptune.models.base import LONGEST_PLAIN, ModelFamily
 
 Config = TypeVar("Config", bound=PreTrainedConfig)
@@ -32,6 +39,9 @@ Config = TypeVar("Config", bound=PreTrainedConfig)
 TILE_ON_GPU = 64
 """Tensor cores multiply matrices of such sizes twice as fast (H100, 30,522 symbols: 4.5 against
 8.7 ms for 16,384 rows of 768 channels, forward and backward)."""
+
+IMPOSSIBLE = -1e4
+"""Bias of a symbol that cannot be predicted: its probability is 0 in every precision."""
 
 ATTENTION = "mptune"
 """Name under which transformers knows `attend`."""
@@ -139,6 +149,8 @@ def mask_of_all(*, local_size: int | None = None, **given: Any) -> Tensor | None
 
 AttentionInterface.register(ATTENTION, attend)
 AttentionMaskInterface.register(ATTENTION, mask_of_all)
+AutoConfig.register(GridConfig.model_type, GridConfig)
+AutoModelForMaskedLM.register(GridConfig, GridForMaskedLM)
 
 Choose: TypeAlias = Callable[[Tensor], Tensor]
 """Hidden states [B, D, W] to those of the masked positions [K, W]."""
@@ -204,6 +216,7 @@ class MaskedPredictor(nn.Module):
             )
         # In tuples they are no submodules: their parameters are those of encoder and head.
         self._pretrained, self._last = (pretrained,), (last,)
+        self._biased: tuple[Any] = (decoder or head,)
         self._chosen_K: Tensor | None = None
         self._queries = Queries()
         for part in last.modules():
@@ -288,8 +301,30 @@ class MaskedPredictor(nn.Module):
         return hidden_BDW.flatten(0, 1).index_select(0, self._chosen_K)
 
     def save_pretrained(self, folder: str) -> None:
-        """Write the whole model so that `transformers.AutoModelForMaskedLM` opens it."""
-        self._pretrained[0].save_pretrained(folder)
+        """Write a folder that `transformers.AutoModelForMaskedLM` opens to the same log p.
+
+        Afterwards [MASK] and [PAD] have no probability in the model of transformers, either. A grid
+        and banned symbols need the model class in `_grid`, which is copied into the folder.
+        """
+        model, predictable = self._pretrained[0], self.predictable
+        # RoBERTa counts positions from the id after [PAD] on, and in training counted from 0.
+        counts = model.config.model_type == "roberta"
+        model.config.pad_token_id = -1 if counts else predictable + 1
+        with torch.no_grad():
+            self._biased[0].bias[predictable:] = IMPOSSIBLE
+        if self.banned_DV is None and not len(self.axes):
+            model.save_pretrained(folder)
+            return
+        axes = [table.num_embeddings for table in self.axes]
+        length = math.prod(axes) if axes else len(self.banned_DV)
+        sizes = [predictable] * length
+        if self.banned_DV is not None:
+            sizes = (~self.banned_DV).sum(1).tolist()
+        with torch.device("meta"):
+            whole = GridForMaskedLM(GridConfig(model.config.to_dict(), axes, sizes))
+        state = {f"plain.{name}": value for name, value in model.state_dict().items()}
+        state |= {f"axes.{name}": value for name, value in self.axes.state_dict().items()}
+        whole.save_pretrained(folder, state_dict=state)
 
     def checkpoint_activations(self) -> None:
         """Recompute each block's activations in the backward pass instead of keeping them.

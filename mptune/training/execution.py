@@ -21,6 +21,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 from torch.nn.functional import cross_entropy
+from transformers import AutoModelForMaskedLM
 
 from mptune.artifacts import Store, artifacts_of
 from mptune.data._table import TokenTable
@@ -28,6 +29,7 @@ from mptune.data._tokenizers import save_for_transformers
 from mptune.errors import InputError
 from mptune.lml import LMLPlan
 from mptune.models import _memory as memory
+from mptune.models.base import ModelFamily
 from mptune.paths import TrialDirectory, write_aside, write_text
 from mptune.spec.deepspeed import configuration
 from mptune.spec.schema import Score, build
@@ -62,6 +64,9 @@ ROWS, MASKED_SHARE, STEPS = 8, 0.3, 8
 
 WORTHWHILE = 0.95
 """bf16 has fewer digits, so it must save more time than the measurement is noisy."""
+
+SAME_NATS = 1e-5
+"""Most that log-probabilities of a model opened by transformers may differ from those of mptune."""
 
 VERSIONS_OF = ("mptune", "torch", "deepspeed", "transformers", "numpy")
 
@@ -197,7 +202,7 @@ def events(trial: TrialSpec, ranks: Ranks, control: Control, data: ScoringData) 
             yield Stopped(number=number, reason=loop.stopped, step=loop.spent.steps)
             return
         if trial.training.keep_weights:
-            keep_weights(made, ranks, files, store, data.heldout.table)
+            keep_weights(made, ranks, files, store, data.heldout.table, inputs.family)
         if result is not None:
             # The result is written last: a trial that has one is never run again.
             write_text(files.result, result.model_dump_json(indent=2) + "\n")
@@ -315,21 +320,58 @@ def score(
 
 
 def keep_weights(
-    made: Any, ranks: Ranks, files: TrialDirectory, store: Store, table: TokenTable
+    made: Any,
+    ranks: Ranks,
+    files: TrialDirectory,
+    store: Store,
+    table: TokenTable,
+    family: ModelFamily,
 ) -> None:
     """Store the final weights, and of text the tokenizer, as a folder that transformers opens.
 
     It is complete or not there at all.
+
+    Raises:
+        InputError: transformers gives other log-probabilities than the trained module.
     """
     name = files.weights.name
     aside = files.root / f".{name}"
-    with engine.whole_weights(made):
+    with engine.whole_weights(made), ranks.failing_together():
         if ranks.first:
             shutil.rmtree(aside, ignore_errors=True)
             made.module.save_pretrained(str(aside))
             torch.save(made.module.state_dict(), aside / files.module.name)
+            check_opens(aside, files.module.name, table, family)
             save_for_transformers(table, aside)
             store.take(aside, name, last="config.json")
+
+
+def check_opens(folder: Path, weights: str, table: TokenTable, family: ModelFamily) -> None:
+    """Check that transformers gives the log-probabilities of the module with these weights.
+
+    In double precision, where rounding is far below the tolerance for models of any size.
+
+    Raises:
+        InputError: it does not.
+    """
+    tokens_BD = torch.from_numpy(table.heldout.tokens[:ROWS].astype(np.int64))
+    attend_BD = tokens_BD != table.pad_id
+    mask_BD = attend_BD & (torch.arange(table.length) % 2 == 0)
+    tokens_BD[mask_BD] = table.mask_id
+    with torch.inference_mode():
+        module = family.build(table.total_vocabulary, table.vocabulary_size, table.length)
+        family.lay_out(module, tuple(table.axes.values()), table.sizes)
+        module.load_state_dict(torch.load(folder / weights, map_location="cpu"))
+        p_KV = module.double().eval()(tokens_BD, mask_BD, attend_BD).softmax(1)
+        opened: Any = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float64)
+        logits_BDV = opened.eval()(tokens_BD, attention_mask=attend_BD.long()).logits
+        found_KV = logits_BDV[mask_BD].softmax(1)[:, : table.vocabulary_size]
+    difference = float(torch.where(p_KV == found_KV, 0, (p_KV.log() - found_KV.log()).abs()).max())
+    if not difference <= SAME_NATS:
+        raise InputError(
+            f"the kept weights give other log-probabilities in transformers, by {difference:.2g} "
+            "nats; correct save_pretrained of the model, or set training.keep_weights: false"
+        )
 
 
 class Probe:
