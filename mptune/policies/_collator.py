@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
 from mptune.errors import InputError
 from mptune.policies._structures import words_of
@@ -39,9 +39,10 @@ class MaskingCollator:
         collator.attach(trainer)
 
     With `attach`, every batch has the number of its optimizer step: the masks are the same for any
-    number of dataloader workers, over epochs and after a resume. Without it, a policy whose law
-    does not change works too; for one that changes the collator counts its calls, and raises in a
-    dataloader's worker. Evaluation draws the same masks for the same examples, at progress 1.
+    number of dataloader workers, over epochs and after a resume. Without it, only a policy whose
+    law does not change works. Evaluation draws the same masks for the same examples, at progress 1.
+    Of a dataset without a length, batches are numbered as the loader takes them, from its workers
+    in turn; so if one worker's shard ends early, the steps of the others' last batches run ahead.
 
     Special tokens and padding are never masked. Labels are the true ids at masked positions and
     -100 elsewhere. The model's own loss is `reduction: token_mean`; for `seq_mean` give
@@ -91,7 +92,7 @@ class MaskingCollator:
         """The batch: `input_ids`, `attention_mask`, ... and `labels`, all int64 [B, D].
 
         Raises:
-            InputError: unattached in a dataloader's worker, with a law that changes.
+            InputError: unattached, with a law that changes.
             ValueError: the sequences do not fit the policy's structure.
         """
         stamps = [f.get(STAMP) for f in features if isinstance(f, Mapping)]
@@ -168,15 +169,15 @@ class MaskingCollator:
         """(step, key of the masks) of a batch without stamps."""
         if self._attached:
             return self.total_steps, zlib.crc32(tokens_BD.tobytes()) | 1 << 62
-        if get_worker_info() is None:
-            self._calls += 1
-            return (self._calls - 1) // self._accumulation, self._calls - 1
         if self._changes:
             raise InputError(
-                "the policy changes over training, but a dataloader's worker does not know the "
-                "step; call collator.attach(trainer) before trainer.train()"
+                "the policy changes over training, but the collator does not know the step; "
+                "call collator.attach(trainer) before trainer.train()"
             )
-        return 0, int(torch.randint(1 << 62, ()))
+        if get_worker_info() is not None:
+            return 0, int(torch.randint(1 << 62, ()))
+        self._calls += 1
+        return 0, self._calls - 1
 
     def _loader(self, trainer: Any) -> Any:
         """The trainer's own training loader, with stamped examples."""
@@ -184,13 +185,19 @@ class MaskingCollator:
         order = torch.Generator().manual_seed(
             arguments.seed if arguments.data_seed is None else arguments.data_seed
         )
-        per_step = arguments.train_batch_size * arguments.world_size * self._accumulation
-        workers = arguments.dataloader_num_workers
+        batch, workers = arguments.train_batch_size, arguments.dataloader_num_workers
+        per_step = batch * arguments.world_size * self._accumulation
+        stamped: Any = _Stamped(dataset)
+        sampler = None
+        if isinstance(dataset, IterableDataset):
+            stamped = _StampedStream(dataset, batch, per_step, workers)
+        else:
+            sampler = _StampingSampler(len(dataset), per_step, order.initial_seed())
         return trainer.accelerator.prepare(
             DataLoader(
-                _Stamped(dataset),
-                batch_size=arguments.train_batch_size,
-                sampler=_StampingSampler(len(dataset), per_step, order.initial_seed()),
+                stamped,
+                batch_size=batch,
+                sampler=sampler,
                 collate_fn=self,
                 num_workers=workers,
                 pin_memory=arguments.dataloader_pin_memory,
@@ -233,9 +240,48 @@ class _Stamped(Dataset[dict[str, Any]]):
 
     def __getitem__(self, stamped: tuple[int, int, int]) -> dict[str, Any]:
         index, step, number = stamped
-        example = self._dataset[index]
-        fields = dict(example) if isinstance(example, Mapping) else {"input_ids": example}
-        return {**fields, STAMP: (step, number)}
+        return _with_stamp(self._dataset[index], step, number)
+
+
+class _StampedStream(IterableDataset[dict[str, Any]]):
+    """A dataset without a length, whose examples include the stamp of the batch they will be in.
+
+    Args:
+        dataset: an iterable; in a dataloader's worker, one that yields that worker's examples only.
+        batch, per_step: examples of a batch of the loader, and of an optimizer step.
+        workers: of the loader.
+    """
+
+    def __init__(self, dataset: Any, batch: int, per_step: int, workers: int) -> None:
+        self._dataset, self._batch, self._per_step = dataset, batch, per_step
+        # Shared with the workers: their batches so far, and those before this epoch.
+        self._taken_W = torch.zeros(max(workers, 1), dtype=torch.int64)
+        self._before = torch.zeros(1, dtype=torch.int64)
+        for shared in (self._taken_W, self._before):
+            shared.share_memory_()  # type: ignore[no-untyped-call]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer before each epoch; batches that make no whole step do not count."""
+        each = self._per_step // self._batch
+        self._before.fill_(int(self._taken_W.max()) // each * each)
+        if hasattr(self._dataset, "set_epoch"):
+            self._dataset.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        info, before = get_worker_info(), int(self._before)
+        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        # Hugging Face's streams leave workers beyond their shards without examples.
+        workers = min(workers, getattr(self._dataset, "num_shards", workers))
+        for i, example in enumerate(self._dataset):
+            number = before + i // self._batch * workers + worker
+            self._taken_W[worker] = number + 1
+            place = number * self._batch + i % self._batch
+            yield _with_stamp(example, place // self._per_step, place)
+
+
+def _with_stamp(example: Any, step: int, number: int) -> dict[str, Any]:
+    fields = dict(example) if isinstance(example, Mapping) else {"input_ids": example}
+    return {**fields, STAMP: (step, number)}
 
 
 def word_joins(tokenizer: Any) -> BoolArray:

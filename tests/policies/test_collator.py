@@ -8,11 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 import mptune
 from mptune.errors import InputError
-from mptune.policies._collator import STAMP, _Stamped, _StampingSampler, word_joins
+from mptune.policies._collator import (
+    STAMP,
+    _Stamped,
+    _StampedStream,
+    _StampingSampler,
+    word_joins,
+)
 from mptune.spec.schema import build
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "trainer.md"
@@ -71,12 +77,6 @@ def rates(batches):
     return [float((b["labels"] != -100).float().sum(1).mean() / 10) for b in batches]
 
 
-def test_unattached_it_counts_its_calls(tokenizer):
-    make = collator(tokenizer, kind="linear", start=1.0, end=0.2, steps=8)
-    found = rates(make(examples([12] * 4)) for _ in range(8))
-    assert found == pytest.approx(np.linspace(1, 0.2, 9)[:8], abs=0.051)
-
-
 def loader(collate, workers, epochs=3, skip=0):
     """What an attached trainer iterates over: batches of 4, an optimizer step each."""
     dataset = examples([12] * 18)
@@ -100,12 +100,67 @@ def test_prefetching_workers_draw_the_same_batches(tokenizer, workers):
     assert all((a["labels"] == b["labels"]).all() for a, b in zip(alone, ahead, strict=True))
 
 
-def test_a_worker_that_does_not_know_the_step_refuses(tokenizer):
+class Stream(IterableDataset):
+    """18 examples, shared among the loader's workers by batches of 4."""
+
+    def __iter__(self):
+        info = get_worker_info()
+        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        yield from (e for i, e in enumerate(examples([12] * 18)) if i // 4 % workers == worker)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_stream_is_stamped_in_the_order_in_which_its_batches_are_taken(tokenizer, workers):
+    make = collator(tokenizer, steps=15, kind="linear", start=1.0, end=0.1)
+    stream = _StampedStream(Stream(), 4, 4, workers)
+    made = DataLoader(stream, batch_size=4, collate_fn=make, num_workers=workers)
+    found = []
+    for epoch in range(3):
+        stream.set_epoch(epoch)
+        found += list(made)
+    assert rates(found) == pytest.approx(np.linspace(1, 0.1, 16)[:15], abs=0.051)
+
+
+def test_a_stream_with_fewer_shards_than_workers():
+    class OneShard(Stream):
+        num_shards = 1
+
+        def __iter__(self):
+            yield from examples([12] * 18) if get_worker_info().id == 0 else ()
+
+    made = DataLoader(_StampedStream(OneShard(), 4, 4, 2), 4, collate_fn=list, num_workers=2)
+    assert [batch[0][STAMP][0] for batch in made] == [0, 1, 2, 3, 4]
+
+
+def test_a_trainer_streams(tokenizer, tmp_path):
+    from transformers import BertConfig, BertForMaskedLM, Trainer, TrainingArguments
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), intermediate_size=8, **sizes))
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=8, per_device_train_batch_size=4, gradient_accumulation_steps=2,
+        use_cpu=True, report_to="none", disable_tqdm=True, save_strategy="no",
+    )  # fmt: skip
+    make, found = collator(tokenizer, steps=8, kind="linear", start=1.0, end=0.2), []
+    trainer = Trainer(model, arguments, train_dataset=Stream(), data_collator=make)
+    make.attach(trainer)
+    batches = trainer.get_train_dataloader()
+    trainer.get_train_dataloader = lambda: batches
+    trainer.training_step = lambda model, batch, *_: found.append(batch) or torch.zeros(())
+    trainer.train()
+    # 5 batches an epoch: the fifth counts towards the next step.
+    steps = [0, 0, 1, 1, 2, 2, 2, 3, 3, 4, 4, 4, 5, 5, 6, 6, 6, 7, 7]
+    assert rates(found) == pytest.approx(1 - 0.1 * np.array(steps), abs=0.051)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_schedule_without_steps_is_refused(tokenizer, workers):
     make = collator(tokenizer, kind="linear", start=1.0, end=0.2)
     with pytest.raises(InputError, match=r"collator\.attach\(trainer\)"):
-        list(DataLoader(examples(), batch_size=2, collate_fn=make, num_workers=1))
+        list(DataLoader(examples(), batch_size=2, collate_fn=make, num_workers=workers))
     fixed = collator(tokenizer, kind="uniform")
-    assert len(list(DataLoader(examples(), batch_size=2, collate_fn=fixed, num_workers=1))) == 2
+    made = DataLoader(examples(), batch_size=2, collate_fn=fixed, num_workers=workers)
+    assert len(list(made)) == 2
 
 
 def test_whole_words(tokenizer):
