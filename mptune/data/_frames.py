@@ -30,6 +30,9 @@ from mptune.data._records import (
 from mptune.data._sources import File
 from mptune.errors import message_of
 
+Values = str | int | float | list[str | int | float]
+"""Value or values of a column, as a key `where` gives them."""
+
 _DECIMAL = re.compile(r"-?(0|[1-9][0-9]*)\.[0-9]+")
 
 MOSTLY = 0.5
@@ -122,6 +125,12 @@ def word(value: Any) -> str:
         return f"{value:.15g}"
     text = str(value)
     return text.rstrip("0").rstrip(".") if _DECIMAL.fullmatch(text) else text
+
+
+def wanted_words(values: Values) -> set[str]:
+    """The names of these values."""
+    listed = values if isinstance(values, list) else [values]
+    return {word(float(v) if isinstance(v, int | float) else v) for v in listed}
 
 
 # --- reading -----------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import lzma
 import math
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -87,12 +87,14 @@ class Reader:
     Attributes:
         column: of the text in files with columns.
         extra: further columns to read.
+        keeps: whether a record with these values of the extra columns is read; default all.
         unit: what a record of plain text is.
         broken: called with each broken record.
     """
 
     column: str = "text"
     extra: tuple[str, ...] = ()
+    keeps: Callable[[Mapping[str, Any]], bool] | None = None
     unit: Unit = "file"
     broken: BrokenRecords = field(default_factory=BrokenRecords)
 
@@ -103,6 +105,11 @@ class Reader:
             ValueError: something is broken; names the file and the row.
             OSError: the file cannot be read.
         """
+        for record in self._all(file):
+            if self.keeps is None or self.keeps(dict(zip(self.extra, record.keys, strict=True))):
+                yield record
+
+    def _all(self, file: File) -> Iterator[Record]:
         wanted, rows = (self.column, *self.extra), ROWS.get(file.suffix)
         try:
             if rows is not None:

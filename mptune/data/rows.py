@@ -23,7 +23,7 @@ from pydantic import Field, model_validator
 
 from mptune.data import _frames, _sources
 from mptune.data._bins import Bins, Categories, is_known
-from mptune.data._frames import RECORDING, Frame
+from mptune.data._frames import RECORDING, Frame, Values, wanted_words
 from mptune.data._records import OnError, group_labels, held_out, without_group
 from mptune.data._sources import Source
 from mptune.data._table import (
@@ -42,8 +42,6 @@ from mptune.spec.schema import Section
 IntArray = NDArray[np.int64]
 Fitted = tuple[Bins | Categories, NDArray[Any]]
 """A column's codec, and its values [N]."""
-
-Values = str | int | float | list[str | int | float]
 
 TRAIN, HELDOUT, DOMAIN = 0, 1, 2
 """Split of a row; domain i is DOMAIN + i."""
@@ -337,9 +335,7 @@ def _matching(frame: Frame, where: Mapping[str, Values], key: str) -> NDArray[np
     """
     chosen_N = np.ones(len(frame), bool)
     for name, wanted in where.items():
-        listed = wanted if isinstance(wanted, list) else [wanted]
-        words = [_frames.word(float(w) if isinstance(w, int | float) else w) for w in listed]
-        chosen_N &= np.isin(frame.words(name).astype(str), words)
+        chosen_N &= np.isin(frame.words(name).astype(str), list(wanted_words(wanted)))
     if not chosen_N.any():
         name = next(iter(where))
         there = sorted({str(w) for w in frame.words(name)})[:12]

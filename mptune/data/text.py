@@ -9,6 +9,7 @@ Shape suffixes: _N rows of a split, _ND rows x positions, _U documents of the so
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +24,7 @@ from pydantic import Field, model_validator
 
 from mptune.data import _sources
 from mptune.data._corpus import Corpus, DocumentIndex
+from mptune.data._frames import Values, wanted_words, word
 from mptune.data._records import (
     BrokenRecords,
     OnError,
@@ -68,9 +70,14 @@ _SMALL_NOISY = {"noise": 0.2, "max_sequences": 32}
 
 
 class TextDomain(Section):
-    """A held-out distribution of text: another source, or the held-out documents corrupted."""
+    """A held-out distribution: another source, chosen documents, or those held out corrupted."""
 
-    source: Source | None = Field(None, description="as data.source; without it, noise is needed")
+    source: Source | None = Field(None, description="as data.source, which is the default of where")
+    where: dict[str, Values] = Field(
+        default_factory=dict,
+        description="column -> value or values; of data.source, these documents are neither "
+        "trained on nor held out",
+    )
     column: str | None = Field(None, description="of the text; default that of the data")
     documents: Unit | None = Field(None, description="as data.documents, which is the default")
     group: str | None = Field(None, description="as data.group, which is the default")
@@ -81,10 +88,10 @@ class TextDomain(Section):
 
     @model_validator(mode="after")
     def _is_shifted(self) -> Self:
-        if self.source is None and not self.noise:
-            raise ValueError("needs a source of its own, or noise on the held-out documents")
+        if not (self.source or self.where or self.noise):
+            raise ValueError("needs where, a source of its own, or noise on held-out documents")
         own = [name for name in ("column", "documents", "group") if getattr(self, name)]
-        if own and self.source is None:
+        if own and not (self.source or self.where):
             raise ValueError(f"{own[0]} is of a source; without one, the held-out documents count")
         return self
 
@@ -301,16 +308,32 @@ class _Preparation:
         write_meta(self._folder, self._meta(parts, codec))
 
     def _corpus(self, name: str, domain: TextDomain | None = None) -> Corpus:
-        data = self._data
+        data, source = self._data, name if name in self._files else "source"
+        only = {c: wanted_words(values) for c, values in (domain.where if domain else {}).items()}
+        never = [
+            {column: wanted_words(values) for column, values in other.where.items()}
+            for other in data.domains.values()
+            if name == "source" and other.where and other.source is None
+        ]
+        columns = dict.fromkeys(column for where in (only, *never) for column in where)
+
+        def keeps(values: Mapping[str, Any]) -> bool:
+            def has(where: dict[str, set[str]]) -> bool:
+                return all(word(values[column]) in words for column, words in where.items())
+
+            return has(only) and not any(map(has, never))
+
         group, time = (domain and domain.group) or data.group, name == "source" and data.time
         by_key: Literal["group", "time"] | None = "group" if group else "time" if time else None
         corpus = Corpus(
             name=name,
-            shown=", ".join(dict(data._sources())[name]),
-            files=self._files[name],
+            shown=", ".join(dict(data._sources())[source])
+            + (f" where {json.dumps(domain.where)}" if domain and domain.where else ""),
+            files=self._files[source],
             reader=Reader(
                 column=(domain and domain.column) or data.column,
-                extra=tuple(key for key in (group, time) if key),
+                extra=tuple(key for key in (group, time, *columns) if key),
+                keeps=keeps if columns else None,
                 unit=(domain and domain.documents) or data.documents,
                 broken=BrokenRecords(data.errors),
             ),
@@ -335,8 +358,9 @@ class _Preparation:
         parts = [_Part("heldout", home, held_U, data.max_heldout_sequences)]
         for name, domain in data.domains.items():
             corpus, chosen_U = home, held_U
-            if domain.source is not None:
-                corpus = self._corpus(f"domains.{name}.source", domain)
+            if domain.source or domain.where:
+                key = "source" if domain.source else "where"
+                corpus = self._corpus(f"domains.{name}.{key}", domain)
                 chosen_U = corpus.chosen()
             file, most = domain_file(name), domain.max_sequences
             parts.append(_Part(file, corpus, chosen_U, most, noise=domain.noise))

@@ -403,6 +403,32 @@ def test_domains_are_scored_apart_and_never_trained_on(tmp_path):
     assert table.domain_bytes == {"bible": 1.0, "noisy": 1.0}
 
 
+def test_documents_with_values_of_a_column_are_a_domain(tmp_path):
+    rows = [{"text": f"text {n} of {'abc'[n % 3]}", "kind": n % 3, "day": n} for n in range(36)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    domains = {
+        "twos": {"where": {"kind": 2}},
+        "noisy ones": {"where": {"kind": ["1", 7], "day": list(range(18))}, "noise": 0.5},
+    }
+    data = text(tmp_path, source="rows.jsonl", heldout=0.25, domains=domains)
+    table = data.prepare(tmp_path / "cache")
+    assert decoded(table.domain("twos")) == {r["text"].encode() for r in rows[2::3]}
+    assert len(set(table.domain("noisy ones").groups)) == 6
+    assert not decoded(table.domain("noisy ones")) & {r["text"].encode() for r in rows}
+    home = decoded(table.train) | decoded(table.heldout)
+    assert home == {
+        r["text"].encode() for r in rows if r["kind"] == 0 or r["day"] in range(19, 36, 3)
+    }
+    assert table.groups == {"train": 14, "heldout": 4}
+    none = text(tmp_path, source="rows.jsonl", domains={"x": {"where": {"kind": 9}}})
+    with pytest.raises(
+        ValueError, match=r'domains.x.where: .*rows.jsonl where {"kind": 9} holds no'
+    ):
+        none.prepare(tmp_path / "cache")
+    with pytest.raises(ValueError, match=r"rows.jsonl:1: no column 'kid'; .*did you mean 'kind'"):
+        text(tmp_path, source="rows.jsonl", domains={"x": {"where": {"kid": 9}}}).prepare(tmp_path)
+
+
 def test_bpe_is_trained_on_the_training_documents_and_counts_bytes(tmp_path):
     write_rows(tmp_path)
     data = text(tmp_path, source="rows.jsonl", tokenizer="bpe", vocabulary=300, length=16)
