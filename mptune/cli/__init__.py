@@ -34,7 +34,7 @@ COMMANDS = {
     "best": ("report", "print the recommended policy, or export it"),
     "verify": ("verify", "check the estimator where the answer is known"),
     "impute": ("impute", "fill a table's missing values with a trained model"),
-    "list": ("plugins", "list policies, model families, data modalities or launchers"),
+    "list": ("plugins", "list policies, model families, ..., or the keys of a spec"),
     "schema": ("specs", "print the JSON schema of a spec, for completion in editors"),
     "policy": ("plugins", "show what a mask policy does, with a picture"),
 }

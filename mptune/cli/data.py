@@ -5,9 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from mptune.cli._command import JSON, OVERRIDES, SPEC, argument, command, path, show
-from mptune.errors import InputError
-from mptune.paths import cache_directory
-from mptune.spec.schema import build
 from mptune.spec.source import SpecFile
 
 
@@ -30,17 +27,12 @@ def run_data(
       mptune data inspect search_spaces/quickstart.yaml
       mptune data inspect spec.yaml --set data.length=256 --json
     """
-    from mptune.search.preflight import data_warnings
+    from mptune.search.preflight import inspect_data
     from mptune.search.run import Run
 
     file = SpecFile.read(spec, overrides)
     checked = file.validate()
-    modality = build("data", checked.data).resolved(file.path.absolute().parent)
-    try:
-        report = modality.inspect(modality.prepare(cache_directory() / "tables"))
-    except (ValueError, OSError) as error:
-        raise InputError(f"{file.origin_of('data')}: data: {error}") from None
-    report["warnings"] += data_warnings(checked, report)
+    report = inspect_data(file, checked)
     folder = run_dir or Path("runs") / checked.name
     run = Run.open(folder) if run_dir or folder.is_dir() else None
     report["group_correlations"] = run.group_correlations(report["hash"]) if run else {}

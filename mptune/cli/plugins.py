@@ -4,58 +4,106 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel
 
 from mptune import plugins
 from mptune.cli._command import JSON, argument, as_text, command, option, path
-from mptune.errors import InputError
+from mptune.errors import InputError, did_you_mean
 from mptune.paths import write_aside
-from mptune.spec.schema import build
+from mptune.spec.schema import PLUGIN_SECTIONS, SearchSpec, build, nested
 from mptune.spec.source import read_plugin
 
 
 @command(
     argument(
-        "group", choices=sorted(plugins.GROUPS), metavar="GROUP", help=", ".join(plugins.GROUPS)
+        "group",
+        choices=[*sorted(plugins.GROUPS), "keys"],
+        metavar="GROUP",
+        help=f"{', '.join(plugins.GROUPS)}, keys",
     ),
+    argument("section", nargs="?", metavar="SECTION", help="of keys: a section or a key's name"),
     JSON,
 )
-def run_list(group: str, as_json: bool) -> None:
-    """List the plugins that a spec can use, with parameters, ranges and sources.
+def run_list(group: str, section: str | None, as_json: bool) -> None:
+    """List the plugins that a spec can use, or the keys of a spec, with ranges and defaults.
 
     examples:
       mptune list policies
       mptune list families --json
+      mptune list keys search.sampler
+      mptune list keys width_rule
     """
-    found = {name: _describe(group, name) for name in plugins.modules(group)}
+    keys = _keys(section) if group == "keys" else {}
+    found = keys or {name: _describe(group, name) for name in plugins.modules(group)}
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    if keys:
+        print("\n".join(_parameter(key, parameter) for key, parameter in keys.items()))
         return
     for name, entry in found.items():
         print(name)
         for line in entry["description"].splitlines():
             print(f"    {line}".rstrip())
         for key, parameter in entry["parameters"].items():
-            default = "required" if "required" in parameter else f"default {parameter['default']}"
-            about = f"  {parameter['description']}" if parameter["description"] else ""
-            print(f"      {key}: {parameter['type']}; {default}{about}")
+            print(f"      {_parameter(key, parameter)}")
         print()
+
+
+def _parameter(key: str, about: dict[str, Any]) -> str:
+    default = "required" if "required" in about else f"default {about['default']}"
+    return f"{key}: {about['type']}; {default}  {about['description']}".rstrip()
 
 
 def _describe(group: str, name: str) -> dict[str, Any]:
     plugin = plugins.load(group, name)
-    schema = plugin.model_json_schema()
+    about = inspect.cleandoc(plugin.__doc__ or "")
+    return {"description": about, "parameters": _parameters(plugin)}
+
+
+def _parameters(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
+    schema = model.model_json_schema()
     required = schema.get("required", [])
     return {
-        "description": inspect.cleandoc(plugin.__doc__ or ""),
-        "parameters": {
-            key: {"type": _type(field), "description": field.get("description", "")}
-            | ({"required": True} if key in required else {"default": field.get("default")})
-            for key, field in schema["properties"].items()
-            if "const" not in field
-        },
+        key: {"type": _type(field), "description": field.get("description", "")}
+        | ({"required": True} if key in required else {"default": field.get("default")})
+        for key, field in schema["properties"].items()
+        if "const" not in field
     }
+
+
+def _keys(section: str | None) -> dict[str, dict[str, Any]]:
+    """The keys of a spec in this section, or with this name; all without one.
+
+    Raises:
+        InputError: there is no such section or key.
+    """
+    known = dict(_keys_inside(SearchSpec, ""))
+    for name, (group, key) in PLUGIN_SECTIONS.items():
+        for kind in plugins.modules(group):
+            inside = _keys_inside(plugins.load(group, kind), "")
+            known |= {f"{name}.{each} ({key}: {kind})": about for each, about in inside}
+    found = {k: v for k, v in known.items() if f".{section or ''}." in f"..{k.split(' ')[0]}."}
+    if not found:
+        parts = {part for key in known for part in key.split(" ")[0].split(".")}
+        raise InputError(f"no key {section!r}{did_you_mean(section, sorted(parts))}")
+    return found
+
+
+def _keys_inside(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for key, about in _parameters(model).items():
+        annotation = model.model_fields[key].annotation
+        inside = nested(annotation)
+        if inside is None and get_origin(annotation) is dict:
+            inside, key = nested(get_args(annotation)[1]), f"{key}.NAME"
+        if inside is None:
+            yield f"{prefix}{key.removesuffix('.NAME')}", about
+        else:
+            yield from _keys_inside(inside, f"{prefix}{key}.")
 
 
 def _type(field: dict[str, Any]) -> str:

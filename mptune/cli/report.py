@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -51,10 +52,15 @@ def run_report(run_dir: Path, sizes: list[float] | None, as_json: bool, lang: st
     """
     from rich.console import Console
 
+    from mptune.report.language import language
+    from mptune.report.sections.transfer import at_sizes
     from mptune.search.run import Run
 
     run = Run.open(run_dir)
-    answer(Console(highlight=False), run, run.report(extrapolate_to=sizes), as_json, lang)
+    found = run.report(extrapolate_to=sizes)
+    answer(Console(highlight=False), run, found, as_json, lang)
+    for line in at_sizes(found.by_size, language(lang)) if sizes else ():
+        print(line, file=sys.stderr if as_json else sys.stdout)
 
 
 def answer(console: Console, run: Run, found: Report, as_json: bool, lang: str) -> None:

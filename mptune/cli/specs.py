@@ -10,6 +10,7 @@ from mptune.cli._command import JSON, OVERRIDES, SPEC, WHERE, address_of, argume
 from mptune.errors import InputError
 from mptune.paths import write_json, write_text
 from mptune.search import preflight
+from mptune.search.kpi import check_importable
 from mptune.spec.json_schema import json_schema
 from mptune.spec.source import SpecFile
 from mptune.spec.space import Space
@@ -45,9 +46,20 @@ def run_init(directory: Path, force: bool) -> None:
     print(f"wrote {path}; point data.source at your files, then: mptune validate {path}")
 
 
-@command(SPEC, OVERRIDES, *WHERE, JSON)
+@command(
+    SPEC,
+    OVERRIDES,
+    *WHERE,
+    flag("--data", "also prepare the data: columns, tokenizer, number of sequences"),
+    JSON,
+)
 def run_validate(
-    spec: Path, overrides: list[str], on: Path | None, address: str | None, as_json: bool
+    spec: Path,
+    overrides: list[str],
+    on: Path | None,
+    address: str | None,
+    data: bool,
+    as_json: bool,
 ) -> None:
     """Check a spec without torch or ray: keys, values, ranges, files, and every option.
 
@@ -56,15 +68,19 @@ def run_validate(
       mptune validate spec.yaml --set training.budget_tokens=2e6
       mptune validate spec.yaml --address 10.0.0.5:6379    # also: do gangs and models fit there?
       mptune validate spec.yaml --set resources.memory_gb=16    # do models fit in 16 GB per worker?
+      mptune validate spec.yaml --data          # also: does the data have the columns?
     """
     file = SpecFile.read(spec, overrides)
     checked = file.validate()
     Space(file).arms()
+    check_importable(checked.score)
     cluster = address_of(on, address)
     preflight.refuse_misfits(file, checked, cluster)
     found = {name: str(dimension) for name, dimension in file.dimensions.items()}
     refused = preflight.memory_refusals(file, checked, cluster)
     notes = [*preflight.notes(file, checked), *(f"will be refused: {line}" for line in refused)]
+    if data:
+        notes += preflight.inspect_data(file, checked)["warnings"]
     if as_json:
         result = {"valid": True, "name": checked.name, "dimensions": found, "notes": notes}
         print(json.dumps(result, indent=2))
@@ -74,6 +90,8 @@ def run_validate(
         print(f"  {name}: {text}")
     for note in notes:
         print(f"note: {note}")
+    if not data:
+        print("not checked: columns, tokenizer and size of the data; --data checks them, too")
 
 
 @command()

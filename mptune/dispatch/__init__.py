@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from mptune.dispatch.admission import refusal
 from mptune.dispatch.base import WORKER, Dispatcher, DurationForecast
 from mptune.dispatch.placement import FreeResources, Shape
+from mptune.errors import InputError
 from mptune.paths import RunDirectory, write_json
 from mptune.spec.schema import Resources
 
@@ -75,6 +76,21 @@ def last_cluster(run: RunDirectory) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return address if is_original and is_reachable(address) else None
+
+
+def refuse_local(resources: Resources) -> None:
+    """Raise if trials ask for GPUs that this process could not give them.
+
+    Raises:
+        InputError: this machine has no GPU.
+    """
+    from mptune.dispatch import devices
+
+    if any(gang.gpus_per_worker for gang in resources.gangs()) and not devices.gpus():
+        raise InputError(
+            "--local: resources.gpus_per_worker asks for GPUs, and this machine has none; "
+            "set it to 0 to train on the CPU"
+        )
 
 
 def find_orphans(address: str, mark: str) -> list[Orphan]:

@@ -32,6 +32,9 @@ from mptune.plugins import GROUPS
 OBJECT_STORE_BYTES = 80 * 2**20
 """Near Ray's minimum: nothing large goes through its object store."""
 
+START_TIMEOUT_S, TOO_BUSY = 120.0, "timed out during startup"
+"""How long starting Ray is tried again after its error on a busy machine: it waits only 30 s."""
+
 CLIENT_SCHEME = "ray://"
 
 CLIENT_TIMEOUT_S = 120.0
@@ -93,6 +96,7 @@ class ClusterConnection:
         except Exception as error:
             where = f"reach the Ray cluster at {address}" if address else "start Ray here"
             hint = NO_PART_OF_CLUSTER if by_client else ""
+            hint = hint if address else "; `--local` runs the search without Ray, in this process"
             raise DispatchError(f"cannot {where}: {_describe(error)}{hint}") from error
         gcs = str(ray.get_runtime_context().gcs_address)
         self.address = gcs if address else None
@@ -156,9 +160,19 @@ class ClusterConnection:
     def _start(self) -> None:
         """Start Ray, and beside it a process that ends what is left of it after this process."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        before = _descendants()
+        before, give_up = _descendants(), time.monotonic() + START_TIMEOUT_S
+        own = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
         with ray_private.bound_to_loopback(), ray_private.own_sessions():
-            _init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES)
+            while True:
+                try:
+                    _init(address="local", **own)
+                    break
+                except Exception as error:
+                    if TOO_BUSY not in str(error) or time.monotonic() > give_up:
+                        raise
+                for pid in _descendants() - before:  # what has started of it
+                    with suppress(psutil.NoSuchProcess):
+                        psutil.Process(pid).kill()
         leaders = []
         for pid in _descendants() - before:
             with suppress(OSError):  # it has ended

@@ -340,7 +340,7 @@ def race_lml(
         raise ValueError(
             f"{sum(map(len, blocks))} sequences make {len(blocks)} blocks of whole groups with at "
             f"least {block} sequences, fewer than {MIN_BLOCKS} blocks: nothing can be decided; use "
-            "more groups, more forwards or smaller blocks"
+            "more groups or more forwards"
         )
     first_verdict = min(int(np.searchsorted(sizes, least)) + 1, len(blocks))
     sides, next_look = (Gathered(a, seed), Gathered(b, seed)), MIN_BLOCKS

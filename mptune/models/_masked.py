@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -151,6 +152,14 @@ AttentionInterface.register(ATTENTION, attend)
 AttentionMaskInterface.register(ATTENTION, mask_of_all)
 AutoConfig.register(GridConfig.model_type, GridConfig)
 AutoModelForMaskedLM.register(GridConfig, GridForMaskedLM)
+
+
+def logits_of_folder(folder: Path, tokens_BD: Tensor, attend_BD: Tensor) -> Tensor:
+    """Logits [B, D, V] of the model that transformers opens from a folder, in double precision."""
+    model: Any = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float64)
+    found: Tensor = model.eval()(tokens_BD, attention_mask=attend_BD.long()).logits
+    return found
+
 
 Choose: TypeAlias = Callable[[Tensor], Tensor]
 """Hidden states [B, D, W] to those of the masked positions [K, W]."""

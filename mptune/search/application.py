@@ -170,9 +170,12 @@ class Session:
         The other arguments are those of `search`.
 
         Raises:
-            InputError: the function of `score.kpi` cannot be imported.
+            InputError: the function of `score.kpi` cannot be imported, or `local` has no GPU for
+                trials that ask for one.
         """
         kpi.check_importable(spec.score)
+        if local:
+            dispatch.refuse_local(spec.resources)
         directory = RunDirectory(Path(run_dir) if run_dir else Path("runs") / spec.name)
         verb = "search" if searching else "compare"
         self.run, self.file, self.searching = Run(directory, file, spec), file, searching

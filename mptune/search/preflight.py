@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from mptune.spec.schema import SearchSpec, build
 from mptune.spec.source import SpecFile
 from mptune.tools.prepare import prepare_table
 from mptune.trial import Prepared
+
+FEW_STEPS = 50
+"""A training of fewer optimizer steps is likely to be a mistake."""
 
 MANY_EPOCHS = 50
 """More passes over the training data than this are likely to be a mistake."""
@@ -39,7 +43,29 @@ def notes(file: SpecFile, spec: SearchSpec) -> list[str]:
         found.append(
             "training.precision is fp32, its default; bf16 or auto is several times faster on GPUs"
         )
+    data = build("data", spec.data)
+    steps = (training.budget_tokens or math.inf) / (training.batch_size * data.length)
+    if steps < FEW_STEPS:
+        found.append(
+            f"training.budget_tokens {training.budget_tokens:g} is {max(1, math.ceil(steps))} "
+            f"optimizer steps of {training.batch_size} x {data.length} positions"
+        )
     return found
+
+
+def inspect_data(file: SpecFile, spec: SearchSpec) -> dict[str, Any]:
+    """Prepare the data and describe them, with all warnings; see `Modality.inspect`.
+
+    Raises:
+        InputError: the data are missing or broken.
+    """
+    modality = build("data", spec.data).resolved(file.path.absolute().parent)
+    try:
+        report: dict[str, Any] = modality.inspect(modality.prepare(cache_directory() / "tables"))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{file.origin_of('data')}: data: {error}") from None
+    report["warnings"] += data_warnings(spec, report)
+    return report
 
 
 def data_warnings(spec: SearchSpec, report: dict[str, Any]) -> Iterator[str]:

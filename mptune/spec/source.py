@@ -240,7 +240,9 @@ def _range(node: Node, value: Mapping[str, Node], path: str, kinds: Sequence[str
         raise InputError(
             f"{node.origin}: {path}: {kind} must be [low, high] with low <= high, not {ends!r}"
         )
-    log = bool(plain(value["log"])) if "log" in value else False
+    log = plain(value["log"]) if "log" in value else False
+    if not isinstance(log, bool):
+        raise InputError(f"{value['log'].origin}: {path}.log: {log!r} must be true or false")
     step = plain(value["step"]) if "step" in value else None
     if log and (ends[0] <= 0 or step is not None):
         raise InputError(f"{node.origin}: {path}: log needs low > 0 and no step")

@@ -21,7 +21,6 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForMaskedLM
 
 from mptune.artifacts import Store, artifacts_of
 from mptune.data._table import TokenTable
@@ -29,6 +28,7 @@ from mptune.data._tokenizers import save_for_transformers
 from mptune.errors import InputError
 from mptune.lml import LMLPlan
 from mptune.models import _memory as memory
+from mptune.models._masked import logits_of_folder
 from mptune.models.base import ModelFamily
 from mptune.paths import TrialDirectory, write_aside, write_text
 from mptune.spec.deepspeed import configuration
@@ -363,8 +363,7 @@ def check_opens(folder: Path, weights: str, table: TokenTable, family: ModelFami
         family.lay_out(module, tuple(table.axes.values()), table.sizes)
         module.load_state_dict(torch.load(folder / weights, map_location="cpu"))
         p_KV = module.double().eval()(tokens_BD, mask_BD, attend_BD).softmax(1)
-        opened: Any = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float64)
-        logits_BDV = opened.eval()(tokens_BD, attention_mask=attend_BD.long()).logits
+        logits_BDV = logits_of_folder(folder, tokens_BD, attend_BD)
         found_KV = logits_BDV[mask_BD].softmax(1)[:, : table.vocabulary_size]
     difference = float(torch.where(p_KV == found_KV, 0, (p_KV.log() - found_KV.log()).abs()).max())
     if not difference <= SAME_NATS:

@@ -234,7 +234,9 @@ def test_laws_over_size_are_stated_at_a_named_size(
     assert far["beyond"] > 100
     assert (far["at"], far["verdict"]) == (None, "few sizes")
     assert "three rates or more" in laws["best_rate_missing"]
-    capsys.readouterr()
+    out = capsys.readouterr().out
+    assert "\nGap, nats per token: 110 M, –, –, refused: needs three sizes or more\n" in out
+    assert "\nBest mask rate by size: needs one kind of policy at three rates or more" in out
     assert main(["report", "runs/demo", "--size", "big"]) == 2
     assert (
         capsys.readouterr().err

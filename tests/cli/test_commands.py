@@ -352,6 +352,49 @@ def test_validate_notes_single_precision_on_gpus_that_nobody_asked_for(
     assert ("faster on GPUs" in capsys.readouterr().out) == noted
 
 
+def test_validate_notes_a_budget_of_a_step(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = "note: training.budget_tokens 100 is 1 optimizer steps of 8 x 32 positions\n"
+    for budget, noted in (("100", True), ("1e5", False)):
+        assert main(["validate", str(spec), "--set", f"training.budget_tokens={budget}"]) == 0
+        assert (few in capsys.readouterr().out) is noted
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("data.column=txt", "no column 'txt'"),
+        ("data.tokenizer=./word", "'./word' is not one of bytes, characters"),
+    ],
+)
+def test_validate_checks_the_data_when_asked(
+    spec: Path, capsys: pytest.CaptureFixture[str], change: str, said: str
+) -> None:
+    Path("texts.jsonl").write_text("".join(f'{{"text": "line {n}"}}\n' for n in range(40)))
+    command = ["validate", str(spec), "--set", "data.source=texts.jsonl", "--set", change]
+    assert main(command) == 0
+    assert "not checked: columns, tokenizer and size of the data" in capsys.readouterr().out
+    assert main([*command, "--data"]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_dimension_on_a_log_scale_says_so_with_true(
+    spec: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rate = "training.optimizer.learning_rate={float: [1e-4, 1e-2], log: yes please}"
+    assert main(["validate", str(spec), "--set", rate]) == 2
+    said = "optimizer.learning_rate.log: 'yes please' must be true or false"
+    assert said in capsys.readouterr().err
+
+
+def test_gpus_are_not_replaced_by_the_cpu(
+    spec: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mptune.dispatch.devices.gpus", lambda: [])
+    gpus = ["search", str(spec), "--local", "--set", "resources.gpus_per_worker=1"]
+    assert main(gpus) == 2
+    assert "asks for GPUs, and this machine has none" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", [["validate"], ["search", "--dry-run"]])
 def test_models_that_cannot_fit_are_told_before_anything_runs(
     command: list[str], spec: Path, capsys: pytest.CaptureFixture[str]
@@ -411,3 +454,31 @@ def test_a_dry_run_checks_what_the_run_would(
     assert "is outside the space" in capsys.readouterr().err
     stored = ["runs/demo/resolved.yaml", "--run-dir", "runs/demo"]
     assert main(["search", *stored]) == 0
+
+
+@pytest.mark.parametrize(
+    ("section", "lines"),
+    [
+        ("search.pruner", [
+            "search.pruner.kind: none | median | halving | hyperband; default median",
+            "search.pruner.startup_trials: integer >= 0; default 4  finished trials of a size",
+        ]),
+        ("margin", ["compare.margin: number > 0; default None  nats per sequence below which"]),
+        ("policy.rate", ["policy.rate (kind: fixed): number > 0, <= 1; required  share of the"]),
+        ("by_size", ["resources.by_size.NAME.workers: integer > 0; default None"]),
+    ],
+)  # fmt: skip
+def test_keys_of_a_spec_are_listed(
+    capsys: pytest.CaptureFixture[str], section: str, lines: list[str]
+) -> None:
+    assert main(["list", "keys", section]) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n{line}" in f"\n{out}" for line in lines)
+    assert all(section in line for line in out.splitlines())
+
+
+def test_a_key_that_is_not_there_has_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "keys", "widht_rule"]) == 2
+    assert capsys.readouterr().err == "no key 'widht_rule'; did you mean 'width_rule'?\n"
+    assert main(["list", "keys", "--json"]) == 0
+    assert {"search.choose_by", "training.pack", "score.target_se"} <= set(json_of(capsys))

@@ -66,5 +66,7 @@ def test_mistakes_have_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -
         "score.kpi: no_such_package.kpi:f: no package 'no_such_package' in the current "
         "folder or on Python's path\n"
     )
+    assert main(["validate", "spec.yaml", "--set", "score.kpi=no_such_package.kpi:f"]) == 2
+    assert "no package 'no_such_package'" in capsys.readouterr().err
     assert main([*WITH_KPI, "--set", "training.keep_weights=false"]) == 2
     assert "score.kpi needs training.keep_weights: true" in capsys.readouterr().err

@@ -60,3 +60,23 @@ def test_a_head_that_stays_too_busy_is_named_with_its_reason(monkeypatch):
     monkeypatch.setattr(cluster.subprocess, "run", answers)
     with pytest.raises(DispatchError, match=f"in 120 s: RuntimeError: {NO_CLIENT_SERVER[0]}$"):
         cluster.resolve_client_address("ray://head:10001")
+
+
+TIMED_OUT = Exception("The current node timed out during startup. This could happen because ...")
+
+
+def test_ray_is_started_again_on_a_busy_machine(monkeypatch):
+    starts = Mock(side_effect=[TIMED_OUT, TIMED_OUT, None])
+    monkeypatch.setattr(cluster, "_init", starts)
+    connection = object.__new__(cluster.ClusterConnection)
+    connection._start()
+    connection._cleanup.kill()
+    connection._cleanup.wait()
+    assert starts.call_count == 3
+
+
+def test_a_machine_too_busy_for_ray_is_named_with_the_way_without_it(monkeypatch):
+    monkeypatch.setattr(cluster, "START_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(cluster, "_init", Mock(side_effect=TIMED_OUT))
+    with pytest.raises(DispatchError, match=r"^cannot start Ray here: .*; `--local` runs the"):
+        cluster.ClusterConnection(None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -131,3 +132,12 @@ def test_a_bare_vocabulary_is_cut_by_the_longest_word():
     model = PretrainedMaskedLM.open(name)
     words = model.tokenizer.convert_ids_to_tokens(model.pieces("CC(=O)Cl.[C@H]N>>c1ccBrc1"))
     assert words == [*"CC(=O)", "Cl", ".", "[C@H]", "N", ">>", *"c1cc", "Br", *"c1"]
+
+
+def test_a_name_is_refused_at_once_if_the_hub_does_not_answer(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "mptune.models.pretrained.HfApi", lambda: Mock(endpoint="http://127.0.0.1:9")
+    )
+    with pytest.raises(InputError, match=r"^nosuchmodel: no such folder, and the Hugging Face hub"):
+        PretrainedMaskedLM.open("nosuchmodel")

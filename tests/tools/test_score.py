@@ -132,7 +132,10 @@ def test_an_undecided_race_says_so(capsys, tmp_path, models, lines):
         (["{raw}", "--data", "{lines}", "--target-se", "0"], "0 is not a positive number"),
         (["{raw}", "--data", "{empty}"], "holds no text"),
         (["{raw}", "{raw}", "{raw}", "--data", "{lines}"], "3 models: give one to score or two"),
-        (["{raw}", "{raw}", "--data", "{abc}", "--sequences", "50"], "fewer than 8 blocks"),
+        (
+            ["{raw}", "{raw}", "--data", "{abc}", "--sequences", "50"],
+            "fewer than 8 blocks: nothing can be decided; use more groups or more forwards\n",
+        ),
         (["{raw}"], "--data"),
         (["{raw}", "--data", "{greek}"], "tokens are unknown to its tokenizer"),
     ],

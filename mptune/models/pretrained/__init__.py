@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import HfApi, get_session, try_to_load_from_cache
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -29,6 +30,8 @@ FloatArray = NDArray[np.float64]
 
 LONGEST = 512
 """Positions of a sequence if neither the model nor its tokenizer sets a limit."""
+
+HUB_TIMEOUT_S = 5.0
 
 NEVER_PREDICTED = ("mask", "pad", "cls", "sep", "bos", "eos")
 """Special symbols that do not occur in text; their logits are banned."""
@@ -77,6 +80,8 @@ class PretrainedMaskedLM:
         is_path = path.is_absolute() or name.count("/") > 1 or name.startswith(".")
         if is_path and not path.exists():
             raise InputError(f"{name}: no such folder")
+        if not path.exists():
+            _await_hub(name)
         quiet: Any = logging
         quiet.set_verbosity_error()
         quiet.disable_progress_bar()
@@ -270,6 +275,22 @@ def _longest_match(words: Sequence[str], special: dict[str, str]) -> Any:
     )
     build: Any = PreTrainedTokenizerFast
     return build(tokenizer_object=tokenizer, **special)
+
+
+def _await_hub(name: str) -> None:
+    """Raise if neither the cache nor the hub has models: transformers would try again for a minute.
+
+    Raises:
+        InputError: the model is not in the cache, and the hub does not answer.
+    """
+    try:
+        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+            get_session().head(HfApi().endpoint, timeout=HUB_TIMEOUT_S)
+    except Exception as error:  # of several libraries
+        raise InputError(
+            f"{name}: no such folder, and the Hugging Face hub does not answer: "
+            f"{_first_line(error)}"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

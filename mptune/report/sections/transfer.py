@@ -8,7 +8,7 @@ from mptune.analysis.intervals import half_width
 from mptune.analysis.kpi import KpiReport
 from mptune.analysis.ranking import loss_at
 from mptune.analysis.robustness import Condition, Robustness, RobustnessRow
-from mptune.analysis.sizes import Extrapolation, LawValue, SizeLaw, SizePoint
+from mptune.analysis.sizes import BySize, Extrapolation, LawValue, SizeLaw, SizePoint
 from mptune.report.blocks import (
     Axis,
     Block,
@@ -40,16 +40,18 @@ def sizes(context: Context) -> ReportSection | None:
     if found is None:
         return None
     blocks: list[Block] = []
-    laws = (
-        ("rate", found.best_rate, found.best_rate_missing),
-        ("gap", found.gap, found.gap_missing),
-    )
-    for key, law, why in laws:
+    for key, law, why in _laws(found):
         if law is not None:
             blocks += _law(context, law)
         elif why:
             blocks.append(Paragraph(context.say(f"sizes.missing_{key}", why=why), soft=True))
     return ReportSection("sizes", context.say("section.sizes"), tuple(blocks)) if blocks else None
+
+
+def _laws(found: BySize) -> Iterator[tuple[str, SizeLaw | None, str]]:
+    """Both laws, each with its key in `lang/` and the reason if it is missing."""
+    yield "rate", found.best_rate, found.best_rate_missing
+    yield "gap", found.gap, found.gap_missing
 
 
 def _law(context: Context, law: SizeLaw) -> Iterator[Block]:
@@ -69,6 +71,20 @@ def _law(context: Context, law: SizeLaw) -> Iterator[Block]:
         head = context.head("parameters", f"size_{KEYS[law.what]}", "interval", "beyond")
         rows = tuple(_extrapolated(law, e, place, say) for place, e in enumerate(law.extrapolation))
         yield Table(say("sizes.extrapolation"), head, rows, headed=True)
+
+
+def at_sizes(found: BySize | None, say: Language) -> Iterator[str]:
+    """What the laws over size say of the sizes that the user names, or why they say nothing."""
+    if found is None:
+        yield say("sizes.none")
+        return
+    for key, law, why in _laws(found):
+        if law is None:
+            yield say(f"sizes.missing_{key}", why=why)
+            continue
+        for place, each in enumerate(law.extrapolation):
+            words = ", ".join(cell.words for cell in _extrapolated(law, each, place, say))
+            yield f"{say(f'column.size_{key}')}: {words}"
 
 
 def _extrapolated(
