@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -71,6 +72,13 @@ class Device(Message):
         return self.bytes is None or size <= self.bytes
 
 
+class Forks(Message):
+    """Where trainings of a stage that agree up to a point of progress share that prefix."""
+
+    store: str = Field(description="folder or URL of the checkpoints")
+    at: tuple[float, ...] = Field(description="progress of each checkpoint, rising")
+
+
 class TrialSpec(Message):
     """Everything that determines a trial: it is a pure function of this."""
 
@@ -92,6 +100,10 @@ class TrialSpec(Message):
         None, description="URL of a folder for checkpoints and kept weights; default `directory`"
     )
 
+    forks: Forks | None = Field(
+        None, description="prefixes that it may take from other trials, or leave for them"
+    )
+
     @property
     def label(self) -> str:
         """Policy and size in one line."""
@@ -107,6 +119,10 @@ class TrialSpec(Message):
         changes = {"training": training, "resources": Resources()}
         return self.model_copy(update=changes).fingerprint()
 
+    def prefix(self, until: Mapping[str, Any]) -> str:
+        """Hash of what determines the training up to a point of progress, see `MaskPolicy.until`."""
+        return self.model_copy(update={"policy": until}).course()
+
     def run_key(self) -> str:
         """Hash that all seeds of an arm share; it does not depend on the arm's name."""
         return self.model_copy(update={"seed": 0, "rungs": ()}).course()
@@ -114,7 +130,7 @@ class TrialSpec(Message):
     def fingerprint(self) -> str:
         """Hash of all that determines the numbers: equal hashes mean equal results."""
         names = {"study", "number", "policy_label", "size_label"}
-        paths = {"directory", "prepared", "artifacts"}
+        paths = {"directory", "prepared", "artifacts", "forks"}
         values = self.model_dump(mode="json", exclude=names | paths)
         values = affecting_results(TrialSpec, values)
         values["table_hash"] = self.prepared.table_hash
@@ -224,6 +240,7 @@ class Cost(Message):
     scoring_s: float
     total_s: float = Field(description="of the attempt that finished, on its gang")
     setting_up_s: float = Field(0.0, description="of that, before its first step")
+    shared_flops: float = Field(0.0, description="FLOPs of a prefix that another trial trained")
     workers: int
     parameters: int
     tokens_per_s: float

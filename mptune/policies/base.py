@@ -155,6 +155,14 @@ class MaskPolicy(Plugin):
         policy: MaskPolicy = read_plugin(Path(path), "policies", "kind")
         return policy
 
+    def changes(self) -> tuple[float, ...]:
+        """Points of progress inside training at which the policy may become another one."""
+        return ()
+
+    def until(self, progress: float) -> dict[str, Any]:
+        """What decides the masks before this progress, as JSON: equal values draw equal masks."""
+        return self.model_dump(mode="json")
+
     def support(self, length: int, progress: float) -> BoolArray:
         """Which counts M = 1..D can be drawn at this progress, bool [D]."""
         return self.pmf(length, progress) > 0

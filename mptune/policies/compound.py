@@ -104,6 +104,11 @@ Stages = Annotated[tuple[ScheduleStage, ...], Field(min_length=2), AfterValidato
 class Schedule(MaskPolicy):
     """A policy that is another policy at each progress."""
 
+    @property
+    @abstractmethod
+    def _points(self) -> Sequence[tuple[float, MaskPolicy]]:
+        """(progress, policy), the first at 0, rising."""
+
     @abstractmethod
     def at(self, progress: float) -> MaskPolicy:
         """The policy that applies at this progress."""
@@ -111,14 +116,29 @@ class Schedule(MaskPolicy):
     def pmf(self, length: int, progress: float) -> FloatArray:
         return self.at(progress).pmf(length, progress)
 
+    def changes(self) -> tuple[float, ...]:
+        return tuple(at for at, _ in self._points if 0 < at < 1)
+
+    def until(self, progress: float) -> dict[str, Any]:
+        if self.relearn_every is not None:
+            return super().until(progress)
+        begun = self._begun(progress)
+        policies = [policy.model_dump(mode="json") for _, policy in begun]
+        if all(policy == policies[0] for policy in policies):
+            return {**policies[0], **self.outer()}
+        places = [at for at, _ in begun]
+        return {"kind": self.kind, "at": places, "policies": policies, **self.outer()}
+
+    def _begun(self, progress: float) -> Sequence[tuple[float, MaskPolicy]]:
+        """The points that decide the law before this progress."""
+        return [point for point in self._points if point[0] < progress]
+
 
 class Interpolated(Schedule):
-    """Parameters change linearly between points of progress, and stay after the last one."""
+    """Parameters change linearly between points of progress, and stay after the last one.
 
-    @property
-    @abstractmethod
-    def _points(self) -> Sequence[tuple[float, MaskPolicy]]:
-        """(progress, policy), the first at 0, all of one kind."""
+    The points are of one kind.
+    """
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -133,6 +153,10 @@ class Interpolated(Schedule):
             return start
         until, end = points[index + 1]
         return interpolate(start, end, (progress - begin) / (until - begin))
+
+    def _begun(self, progress: float) -> Sequence[tuple[float, MaskPolicy]]:
+        # The law is on its way to the next point.
+        return self._points[: len(super()._begun(progress)) + 1]
 
     def law_words(self) -> str:
         return f"{self.kind.removesuffix('_schedule')} {arrow([p for _, p in self._points])}"
@@ -243,8 +267,12 @@ class Step(Schedule):
     EXAMPLES = ({"stages": [{"at": 0, "policy": _UNIFORM}, {"at": 0.7, "policy": 0.15}]},)
     stages: Stages = Field(description="list of {at: progress, the first 0; policy}")
 
+    @property
+    def _points(self) -> Sequence[tuple[float, MaskPolicy]]:
+        return [(stage.at, stage.policy) for stage in self.stages]
+
     def at(self, progress: float) -> MaskPolicy:
-        return [stage.policy for stage in self.stages if stage.at <= progress][-1]
+        return [policy for at, policy in self._points if at <= progress][-1]
 
     def law_words(self) -> str:
         return f"step {arrow([s.policy for s in self.stages])}"

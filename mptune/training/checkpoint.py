@@ -20,12 +20,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mptune.artifacts import Store, sha256
+from mptune.artifacts import Folder, Remote, Store, sha256
 from mptune.errors import DamagedCheckpoint, is_disk_full
+from mptune.policies.base import MaskPolicy
 from mptune.training import engine as ds
 from mptune.training.deepspeed_private import to_universal
 from mptune.training.ranks import Ranks
 from mptune.training.schedule import Spent
+from mptune.trial import TrialSpec
 
 MARKER = "latest.json"
 UNIVERSAL = "universal"
@@ -202,6 +204,50 @@ class Checkpoints:
         if self.store.shared and self.ranks.first:
             self.store.remove(UNIVERSAL)
         self._fetched.close()
+
+
+class SharedPrefixes:
+    """Checkpoints that trials of one stage share: of trainings that agree up to there.
+
+    A trial with `TrialSpec.forks` writes one at each of these points, unless there is one, and
+    begins with the latest one of its own course. Each is in a folder of its own, named by the
+    course up to there and the trial that wrote it, so that two may write at the same time.
+    """
+
+    def __init__(self, trial: TrialSpec, policy: MaskPolicy, steps: int, ranks: Ranks) -> None:
+        """`steps`: expected of the whole training; 0, not known, shares nothing."""
+        self.number, self.ranks, forks = trial.number, ranks, trial.forks
+        place = "" if forks is None else forks.store
+        self.store: Store = Remote(place) if "://" in place else Folder(Path(place))
+        self.names = {
+            at: f"{at:g}-{trial.prefix(policy.until(at))}-{steps}-{ranks.world_size}"
+            for at in (forks.at if forks is not None and steps else ())
+        }
+
+    def find(self) -> Checkpoints | None:
+        """The checkpoints of the latest shared point, found and ready to be loaded."""
+        for name in reversed(self.names.values()):
+            for checkpoints in self._written(name):
+                if checkpoints.find() is not None:
+                    return checkpoints
+        return None
+
+    def save(self, engine: Any, spent: Spent, before: float, now: float) -> None:
+        """Write a checkpoint for each of the points in (before, now] that has none."""
+        for at, name in self.names.items():
+            if before < at <= now and not self._written(name):
+                store = self.store.inside(f"{name}-{self.number}")
+                Checkpoints(store, name, self.ranks).save(engine, spent)
+
+    def _written(self, name: str) -> list[Checkpoints]:
+        """Those of this name that are complete."""
+        found = [
+            child
+            for child in (self.store.children() if self.ranks.first else ())
+            if child.startswith(f"{name}-") and self.store.inside(child).read(MARKER)
+        ]
+        folders = self.ranks.from_first(found)
+        return [Checkpoints(self.store.inside(f), name, self.ranks) for f in folders]
 
 
 def owner(name: str) -> int:

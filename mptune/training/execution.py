@@ -34,7 +34,7 @@ from mptune.paths import TrialDirectory, write_aside, write_text
 from mptune.spec.deepspeed import configuration
 from mptune.spec.schema import Score, build
 from mptune.training import engine
-from mptune.training.checkpoint import UNIVERSAL, Checkpoints
+from mptune.training.checkpoint import UNIVERSAL, Checkpoints, SharedPrefixes
 from mptune.training.feed import Inputs
 from mptune.training.loop import Loop, learned_policy
 from mptune.training.ranks import Ranks
@@ -176,11 +176,14 @@ def events(trial: TrialSpec, ranks: Ranks, control: Control, data: ScoringData) 
     with ranks.failing_together():
         inputs, module = built(trial, ranks, data.heldout)
     checkpoints = Checkpoints(store.inside(files.checkpoint.name), trial.course(), ranks)
-    universal = checkpoints.find() == UNIVERSAL
+    found = checkpoints.find()
+    universal = found == UNIVERSAL
+    prefixes = SharedPrefixes(trial, inputs.policy, inputs.budget().steps, ranks)
+    prefix = prefixes.find() if found is None else None
     width = inputs.family.width
     with engine.engine(module, trial.training, ranks, width, universal=universal) as made:
         scorer = Scorer(made, data.heldout, ranks, control.stop_requested)
-        loop = Loop(inputs, made, ranks, checkpoints, scorer.rung)
+        loop = Loop(inputs, made, ranks, checkpoints, scorer.rung, prefixes, prefix)
         setting_up_s = time.monotonic() - began
         yield Started(
             number=number,
@@ -305,6 +308,7 @@ def score(
             scoring_s=now - scoring,
             total_s=now - began,
             setting_up_s=setting_up_s,
+            shared_flops=spent.shared_flops,
             workers=loop.ranks.world_size,
             parameters=inputs.parameters,
             tokens_per_s=spent.tokens / max(loop.seconds, 1e-9),

@@ -26,7 +26,7 @@ from mptune.errors import NonFiniteLoss
 from mptune.policies.base import RATE_BUCKETS, LossByRate, MaskPolicy
 from mptune.spec.schema import build
 from mptune.training import engine as ds
-from mptune.training.checkpoint import Checkpoints
+from mptune.training.checkpoint import SharedPrefixes, Checkpoints
 from mptune.training.deepspeed_private import averages_in_backward
 from mptune.training.feed import Batch, BatchKey, Feed, Inputs, Part
 from mptune.training.ranks import Ranks, StoppedInScoring, agreed_stop
@@ -93,11 +93,16 @@ class Loop:
         ranks: Ranks,
         checkpoints: Checkpoints,
         rung_score: Callable[[], RungEstimate],
+        prefixes: SharedPrefixes | None = None,
+        prefix: Checkpoints | None = None,
     ) -> None:
+        """A training that goes on from `checkpoints`, or else from the `prefix` that another trial trained."""
         self.inputs, self.engine, self.ranks = inputs, engine, ranks
         self.checkpoints, self.rung_score = checkpoints, rung_score
-        self.budget = inputs.budget()
-        self.spent = checkpoints.load(engine)
+        self.budget, self._prefixes = inputs.budget(), prefixes
+        self.spent = (prefix or checkpoints).load(engine)
+        if prefix is not None:
+            self.spent.shared_flops = self.spent.flops
         self.seconds = self.spent.seconds
         self.stopped: StopReason | None = None
         self._feed = Feed(inputs, ranks)
@@ -127,7 +132,10 @@ class Loop:
         # A checkpoint is written before the rung of its step is scored.
         yield from self._rungs_reached(control)
         while self.progress < 1.0 and self.stopped is None:
+            before = self.progress
             event = self._step(control)
+            if self._prefixes is not None:
+                self._prefixes.save(self.engine, self.spent, before, self.progress)
             if event is not None:
                 yield event
             yield from self._rungs_reached(control)
