@@ -41,9 +41,9 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def artifacts_of(directory: Path, url: str | None) -> Store:
-    """The store of a trial's checkpoints and weights: its directory, or the URL if given."""
-    return Folder(directory) if url is None else Remote(url)
+def store_at(place: Path | str) -> Store:
+    """The store at a path or a URL."""
+    return Remote(str(place)) if "://" in str(place) else Folder(Path(place))
 
 
 @dataclass(frozen=True)

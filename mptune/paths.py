@@ -68,6 +68,8 @@ class RunDirectory:
     """The fresh plan of a confirmation."""
     confirm_prepared = Inside("confirm-prepared.json")
     """The prepared data of a confirmation."""
+    forks = Inside("forks")
+    """Checkpoints at points where trainings of a stage part, while it runs."""
     logs = Inside("logs")
     report = Inside("report")
     report_html = Inside("report/report.html")

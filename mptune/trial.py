@@ -120,7 +120,7 @@ class TrialSpec(Message):
         return self.model_copy(update=changes).fingerprint()
 
     def prefix(self, until: Mapping[str, Any]) -> str:
-        """Hash of what determines the training up to a point of progress, see `MaskPolicy.until`."""
+        """Hash of what determines a training up to a point; `until`: see `MaskPolicy.until`."""
         return self.model_copy(update={"policy": until}).course()
 
     def run_key(self) -> str:
@@ -240,7 +240,9 @@ class Cost(Message):
     scoring_s: float
     total_s: float = Field(description="of the attempt that finished, on its gang")
     setting_up_s: float = Field(0.0, description="of that, before its first step")
-    shared_flops: float = Field(0.0, description="FLOPs of a prefix that another trial trained")
+    shared: tuple[int, float] = Field(
+        (0, 0.0), description="of tokens and FLOPs, those of a prefix that another trial trained"
+    )
     workers: int
     parameters: int
     tokens_per_s: float

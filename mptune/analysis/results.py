@@ -267,8 +267,8 @@ def spend(
     costs = [result.cost for result in results]
     return TotalSpend(
         trials=len(costs) if trials is None else trials,
-        tokens=sum(cost.tokens for cost in costs),
-        flops=sum(cost.flops for cost in costs),
+        tokens=sum(cost.tokens - cost.shared[0] for cost in costs),
+        flops=sum(cost.flops - cost.shared[1] for cost in costs),
         worker_s=sum(cost.total_s * cost.workers for cost in costs),
         wall_s=wall_s,
     )

@@ -18,7 +18,7 @@ from mptune.analysis.comparison import ArmValues, Asked, undecided_arms
 from mptune.analysis.ranking import finalists
 from mptune.analysis.selection import recommended
 from mptune.analysis.sequential import schedule
-from mptune.artifacts import Remote
+from mptune.artifacts import store_at
 from mptune.dispatch.base import Dispatcher
 from mptune.errors import InputError, InterruptedSearch
 from mptune.models import _memory as memory
@@ -241,7 +241,7 @@ class Session:
             )
         self.run.storage.delete()
         if self._artifacts is not None:
-            Remote(self._artifacts).remove()
+            store_at(self._artifacts).remove()
         for entry in directory.written():
             if entry not in (directory.lock, directory.driver):
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
@@ -469,6 +469,8 @@ class Session:
                 )
                 driver.run()
             stopped_by = driver.stopped_by
+            if stopped_by is None:
+                store_at(stage.forks).remove()
         if stopped_by is not None:
             self.say(
                 f"note: {stage.name}: {queue.ended(study)} of {total} trials have ended, "

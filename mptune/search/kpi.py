@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from textwrap import shorten
 from threading import Event
 
-from mptune.artifacts import artifacts_of
+from mptune.artifacts import store_at
 from mptune.errors import InputError, InterruptedSearch
 from mptune.paths import RunDirectory, read_model, write_json, write_text
 from mptune.spec.schema import Score
@@ -78,7 +78,7 @@ def measure_all(
         if trial.result is None or stored(run, function, trial) is not None:
             continue
         files = run.trial(trial.number)
-        kept = artifacts_of(files.root, trial.spec.artifacts)
+        kept = store_at(trial.spec.artifacts or files.root)
         names = kept.inside(files.weights.name).children()
         if REQUIRED_FILE in names:
             with kept.fetched([f"{files.weights.name}/{name}" for name in names]) as folder:

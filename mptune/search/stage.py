@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from mptune.errors import InputError
@@ -16,7 +17,7 @@ from mptune.spec.source import Concrete
 from mptune.spec.space import Space, Suggests
 from mptune.study.queue import PlannedRun
 from mptune.study.records import ASKED
-from mptune.trial import Prepared, StageName, TrialSpec
+from mptune.trial import Forks, Prepared, StageName, TrialSpec
 
 if TYPE_CHECKING:
     import optuna
@@ -60,6 +61,21 @@ class Stage:
     artifacts: str | None = None
     space: Space | None = None
     runs: tuple[PlannedRun, ...] = ()
+
+    @property
+    def forks(self) -> str:
+        """Folder or URL of the checkpoints that its trials share."""
+        return (
+            str(self.run.forks.absolute()) if self.artifacts is None else f"{self.artifacts}/forks"
+        )
+
+    @cached_property
+    def parting(self) -> frozenset[tuple[float, str]]:
+        """Where its policies change: progress, and the kind of the law until there."""
+        trees = [run.tree for run in self.runs]
+        trees += [] if self.space is None else [probe.tree for probe in self.space.file.probes()]
+        policies = [build("policy", tree["policy"]) for tree in trees]
+        return frozenset((at, p.until(at)["kind"]) for p in policies for at in p.changes())
 
     def propose(self, trial: optuna.Trial) -> TrialSpec:
         """The TrialSpec of an asked trial: a new proposal, or the run that it was queued for."""
@@ -111,6 +127,8 @@ class Stage:
             # A trial is a pure function of its spec: what `auto` means is written into it.
             training = training.model_copy(update={"precision": self.prepared.precision})
         directory = self.run.trial(number, self.name).root
+        at = tuple(sorted(at for at, kind in self.parting if policy.until(at)["kind"] == kind))
+        shares = at and spec.resources.share_prefixes
         artifacts = self.artifacts
         if artifacts is not None:
             artifacts = f"{artifacts}/{directory.relative_to(self.run.root).as_posix()}"
@@ -130,4 +148,5 @@ class Stage:
             prepared=self.prepared,
             directory=str(directory.absolute()),
             artifacts=artifacts,
+            forks=Forks(store=self.forks, at=at) if shares else None,
         )

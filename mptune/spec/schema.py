@@ -406,6 +406,11 @@ class Resources(Section):
         description="memory of each worker in 1e9 bytes, its GPU's or its share of the node; "
         "default: read from the nodes",
     )
+    share_prefixes: Operational[bool] = Field(
+        True,
+        description="trials of a stage that agree up to a change of their policy, in all but what "
+        "follows, train that part once and go on from its checkpoint; no number changes",
+    )
     trials_per_gang: Operational[int] = Field(
         100, gt=0, description="a gang is replaced after this many trials"
     )

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mptune.artifacts import artifacts_of
+from mptune.artifacts import store_at
 from mptune.data import _sources
 from mptune.data._bins import Bins, Categories, column
 from mptune.data._frames import Frame, is_csv
@@ -102,7 +102,7 @@ class Imputer:
         self._module = family.build(table.total_vocabulary, table.vocabulary_size, table.length)
         family.lay_out(self._module, tuple(table.axes.values()), table.sizes)
         weights = files.module.relative_to(files.root).as_posix()
-        with artifacts_of(files.root, trial.artifacts).fetched([weights]) as folder:
+        with store_at(trial.artifacts or files.root).fetched([weights]) as folder:
             if not (folder / weights).exists():
                 raise InputError(
                     f"{directory}: no trained weights in it; train with training.keep_weights: true"

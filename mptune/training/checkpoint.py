@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mptune.artifacts import Folder, Remote, Store, sha256
+from mptune.artifacts import Store, sha256, store_at
 from mptune.errors import DamagedCheckpoint, is_disk_full
 from mptune.policies.base import MaskPolicy
 from mptune.training import engine as ds
@@ -217,8 +217,7 @@ class SharedPrefixes:
     def __init__(self, trial: TrialSpec, policy: MaskPolicy, steps: int, ranks: Ranks) -> None:
         """`steps`: expected of the whole training; 0, not known, shares nothing."""
         self.number, self.ranks, forks = trial.number, ranks, trial.forks
-        place = "" if forks is None else forks.store
-        self.store: Store = Remote(place) if "://" in place else Folder(Path(place))
+        self.store = store_at("" if forks is None else forks.store)
         self.names = {
             at: f"{at:g}-{trial.prefix(policy.until(at))}-{steps}-{ranks.world_size}"
             for at in (forks.at if forks is not None and steps else ())

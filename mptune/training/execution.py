@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from mptune.artifacts import Store, artifacts_of
+from mptune.artifacts import Store, store_at
 from mptune.data._table import TokenTable
 from mptune.data._tokenizers import save_for_transformers
 from mptune.errors import InputError
@@ -171,7 +171,7 @@ def events(trial: TrialSpec, ranks: Ranks, control: Control, data: ScoringData) 
     """Run the trial, on all ranks at once, and yield its events; its files are in its directory."""
     began, number = time.monotonic(), trial.number
     files = TrialDirectory(Path(trial.directory))
-    store = artifacts_of(files.root, trial.artifacts)
+    store = store_at(trial.artifacts or files.root)
     # What goes wrong before the first collective must be known to all ranks.
     with ranks.failing_together():
         inputs, module = built(trial, ranks, data.heldout)
@@ -308,7 +308,7 @@ def score(
             scoring_s=now - scoring,
             total_s=now - began,
             setting_up_s=setting_up_s,
-            shared_flops=spent.shared_flops,
+            shared=spent.shared,
             workers=loop.ranks.world_size,
             parameters=inputs.parameters,
             tokens_per_s=spent.tokens / max(loop.seconds, 1e-9),

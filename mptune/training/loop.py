@@ -26,7 +26,7 @@ from mptune.errors import NonFiniteLoss
 from mptune.policies.base import RATE_BUCKETS, LossByRate, MaskPolicy
 from mptune.spec.schema import build
 from mptune.training import engine as ds
-from mptune.training.checkpoint import SharedPrefixes, Checkpoints
+from mptune.training.checkpoint import Checkpoints, SharedPrefixes
 from mptune.training.deepspeed_private import averages_in_backward
 from mptune.training.feed import Batch, BatchKey, Feed, Inputs, Part
 from mptune.training.ranks import Ranks, StoppedInScoring, agreed_stop
@@ -96,13 +96,13 @@ class Loop:
         prefixes: SharedPrefixes | None = None,
         prefix: Checkpoints | None = None,
     ) -> None:
-        """A training that goes on from `checkpoints`, or else from the `prefix` that another trial trained."""
+        """A training that goes on from its own checkpoint, or else from another trial's prefix."""
         self.inputs, self.engine, self.ranks = inputs, engine, ranks
         self.checkpoints, self.rung_score = checkpoints, rung_score
         self.budget, self._prefixes = inputs.budget(), prefixes
         self.spent = (prefix or checkpoints).load(engine)
         if prefix is not None:
-            self.spent.shared_flops = self.spent.flops
+            self.spent.shared = self.spent.tokens, self.spent.flops
         self.seconds = self.spent.seconds
         self.stopped: StopReason | None = None
         self._feed = Feed(inputs, ranks)

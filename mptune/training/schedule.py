@@ -67,8 +67,8 @@ class Spent:
     masked: int = 0
     flops: float = 0.0
     seconds: float = 0.0
-    shared_flops: float = 0.0
-    """Of `flops`: those of a prefix that another trial trained."""
+    shared: tuple[int, float] = (0, 0.0)
+    """Of `tokens` and `flops`: those of a prefix that another trial trained."""
     loss_curve: list[tuple[float, float]] = field(default_factory=list)
 
     learning: list[dict[str, Any]] = field(default_factory=list)

@@ -36,13 +36,14 @@ def test_a_shared_prefix_changes_no_number(study, alone, pair, tmp_path, workers
         return events, figures(events, directory)
 
     first, _ = trial("fixed", {"kind": "fixed", "rate": 0.3}, shared=True)
-    assert first[0].resumed_at == 0 and first[-1].result.cost.shared_flops == 0
+    assert first[0].resumed_at == 0
+    assert first[-1].result.cost.shared == (0, 0)
     for name, policy, step in (("falling", FALLING, 12), ("later", LATER, 18)):
         events, found = trial(name, policy, shared=True)
         assert events[0].resumed_at == step
         assert found == trial(name, policy, shared=False)[1]
         cost = events[-1].result.cost
-        assert 0.3 * cost.flops < cost.shared_flops < 0.8 * cost.flops
+        assert 0.3 * cost.flops < cost.shared[1] < 0.8 * cost.flops
 
 
 def test_only_equal_prefixes_are_shared(study, alone, tmp_path):
@@ -65,11 +66,11 @@ def test_a_stopped_trial_goes_on_from_its_own_checkpoint(study, alone, tmp_path)
     assert alone(spec, Script(stop_at=3))[-1].step == 15
     events = alone(spec)
     assert events[0].resumed_at == 15
-    assert events[-1].result.cost.shared_flops > 0
+    assert events[-1].result.cost.shared > (0, 0)
 
 
 @pytest.mark.parametrize(
-    "one, other, until, same",
+    ("one", "other", "until", "same"),
     [
         ({"kind": "fixed", "rate": 0.3}, FALLING, 0.5, True),
         ({"kind": "fixed", "rate": 0.3}, FALLING, 0.51, False),
