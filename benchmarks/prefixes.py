@@ -38,7 +38,7 @@ def spec(arms: int, tokens: float, share: bool) -> dict[str, Any]:
             "batch_size": 16,
             "optimizer": {"learning_rate": 3e-3},
         },
-        "score": {"sequences": 128, "forwards": 2, "rates": []},
+        "score": {"sequences": 128, "forwards": 2, "rates": [0.15]},
         "compare": {
             "seeds": 2,
             "rungs": [],

@@ -77,7 +77,10 @@ def join(rank: int, world_size: int, local_rank: int, master_addr: str, master_p
 def leave() -> None:
     """Close the process group, if there is one."""
     if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        import deepspeed
+
+        # Torch alone would leave the groups that DeepSpeed has made of it.
+        deepspeed.comm.destroy_process_group()
 
 
 @contextlib.contextmanager

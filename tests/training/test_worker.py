@@ -68,6 +68,34 @@ def test_prepare_names_what_is_missing(tmp_path):
         Worker(0, 1).prepare(request)
 
 
+TWO_WORKERS = """
+import sys
+from mptune.paths import free_port
+from mptune.training.worker import Worker
+from mptune.trial import Finished, TrialSpec
+from tests.training.trials import Script
+
+for path in sys.argv[1:]:
+    worker = Worker(0, 1)
+    worker.join("127.0.0.1", free_port())
+    spec = TrialSpec.model_validate_json(open(path, encoding="utf-8").read())
+    assert isinstance(list(worker.run(spec, Script()))[-1], Finished)
+    worker.close()
+"""
+"""What two searches in one notebook do with `local=True`."""
+
+
+def test_a_process_may_have_one_worker_after_the_other(study, tmp_path):
+    paths = []
+    for number in range(2):
+        paths.append(tmp_path / f"{number}.json")
+        paths[-1].write_text(study(tmp_path / str(number)).model_dump_json(), encoding="utf-8")
+    root = Path(__file__).parents[2]
+    asked = [sys.executable, "-c", TWO_WORKERS, *map(str, paths)]
+    done = subprocess.run(asked, capture_output=True, text=True, cwd=root, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_trial_leaves_its_files(study, alone, tmp_path):
     spec = study(tmp_path)
     events = alone(spec)
