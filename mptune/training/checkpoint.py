@@ -219,7 +219,7 @@ class SharedPrefixes:
         self.number, self.ranks, forks = trial.number, ranks, trial.forks
         self.store = store_at("" if forks is None else forks.store)
         self.names = {
-            at: f"{at:g}-{trial.prefix(policy.until(at))}-{steps}-{ranks.world_size}"
+            at: f"{at}-{trial.prefix(policy.until(at))}-{steps}-{ranks.world_size}"
             for at in (forks.at if forks is not None and steps else ())
         }
 
