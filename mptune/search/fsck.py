@@ -19,7 +19,7 @@ from mptune.search.run import Run
 from mptune.study.lease import driver_lock, lease
 from mptune.study.queue import requeue_running
 from mptune.study.storage import SUFFIXES
-from mptune.trial import Prepared, StageName, Trial, TrialResult, TrialSpec
+from mptune.trial import Message, Prepared, Trial
 
 ENDED = ("COMPLETE", "PRUNED", "FAIL")
 
@@ -76,7 +76,10 @@ def findings(run: Run, driven: bool, address: str | None = None) -> list[Finding
             found.append(Finding(run.storage.study_name(stage), problem, action, repair))
         for trial in trials:
             found += _trial(run.trial_directory(trial), trial, driven)
-        found += _unknown_folders(run.directory, stage, {t.number for t in trials})
+        known = {str(run.trial_directory(trial).root) for trial in trials}
+        for entry in sorted(run.directory.trial(0, stage).root.parent.glob("[0-9]*")):
+            if str(entry) not in known:
+                found.append(_move_away(run.directory, entry, "the storage has no such trial"))
     return found
 
 
@@ -115,42 +118,33 @@ def _leftovers(run: RunDirectory, address: str | None) -> Iterator[Finding]:
 
 
 def _trial(files: TrialDirectory, record: Trial, driven: bool) -> Iterator[Finding]:
-    where, known = files.root, record.spec
-    if record.state in ENDED and known and read_model(files.spec, TrialSpec) is None:
-        repair = partial(write_text, files.spec, known.model_dump_json(indent=2) + "\n")
-        yield Finding(str(files.spec), "missing or damaged", "write it from the storage", repair)
-    if record.state == "COMPLETE":
-        yield from _complete(files, record)
+    where, ended, result = str(files.root), record.state in ENDED, record.result
+    if ended and record.spec:
+        yield from _unreadable(files.spec, record.spec)
+    if record.state == "COMPLETE" and result is None:
+        yield Finding(where, "COMPLETE without a result", "search with --fresh")
+    elif record.state == "COMPLETE" and result is not None:
+        yield from _unreadable(files.result, result)
+        try:
+            with np.load(files.scores) as stored:
+                stored["nats_per_sequence"]
+        except Exception:  # a broken zip file raises many kinds of errors
+            again = f"python -m mptune.worker {files.spec} --out {files.root}"
+            yield Finding(str(files.scores), "missing or damaged", again)
     if not driven and files.checkpoint.exists():
-        if record.state in ENDED:
-            repair = partial(shutil.rmtree, files.checkpoint)
-            yield Finding(str(where), f"{record.state}, but has a checkpoint", "delete it", repair)
+        repair = partial(shutil.rmtree, files.checkpoint)
+        if ended:
+            yield Finding(where, f"{record.state}, but has a checkpoint", "delete it", repair)
         elif not _has_checkpoint(files):
-            repair = partial(shutil.rmtree, files.checkpoint)
-            problem = "its checkpoint is damaged"
-            yield Finding(str(where), problem, "delete it; the trial starts over", repair)
+            action = "delete it; the trial starts over"
+            yield Finding(where, "its checkpoint is damaged", action, repair)
 
 
-def _complete(files: TrialDirectory, record: Trial) -> Iterator[Finding]:
-    if record.result is None:
-        yield Finding(str(files.root), "COMPLETE without a result", "search with --fresh")
-        return
-    if read_model(files.result, TrialResult) is None:
-        repair = partial(write_text, files.result, record.result.model_dump_json(indent=2) + "\n")
-        yield Finding(str(files.result), "missing or damaged", "write it from the storage", repair)
-    try:
-        with np.load(files.scores) as stored:
-            stored["nats_per_sequence"]
-    except Exception:  # a broken zip file raises many kinds of errors
-        again = f"python -m mptune.worker {files.spec} --out {files.root}"
-        yield Finding(str(files.scores), "missing or damaged", again)
-
-
-def _unknown_folders(run: RunDirectory, stage: StageName, known: set[int]) -> Iterator[Finding]:
-    parent = run.trial(0, stage).root.parent
-    for entry in sorted(parent.glob("[0-9]*")):
-        if not (entry.name.isdigit() and int(entry.name) in known):
-            yield _move_away(run, entry, "the storage has no such trial")
+def _unreadable(file: Path, kept: Message) -> Iterator[Finding]:
+    """A finding if the file, which should hold the same as the storage, cannot be read."""
+    if read_model(file, type(kept)) is None:
+        repair = partial(write_text, file, kept.model_dump_json(indent=2) + "\n")
+        yield Finding(str(file), "missing or damaged", "write it from the storage", repair)
 
 
 def _move_away(run: RunDirectory, path: Path, problem: str) -> Finding:
