@@ -12,7 +12,6 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -74,8 +73,7 @@ def main(arguments: list[str]) -> int:
     """Run a command with the fake worker in the place of the real one; returns the exit code."""
     from mptune import cli
 
-    replaced: Any = SimpleNamespace(Worker=GoldenWorker)
-    with patch.dict(sys.modules, {"mptune.training.worker": replaced}):
+    with patch("mptune.plugins.load_object", return_value=GoldenWorker):
         return cli.main(arguments)
 
 
