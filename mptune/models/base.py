@@ -173,10 +173,6 @@ class ModelFamily(Plugin):
         if method is not None and (axes or sizes):
             method(axes, sizes)
 
-    def transformers_dropout(self) -> dict[str, float]:
-        """The dropout of blocks, under the names of most configurations of transformers."""
-        return dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), self.dropout)
-
     def parameters(self, vocabulary: int, length: int) -> int:
         """How many parameters the module has, in closed form.
 

@@ -5,8 +5,9 @@ torch and transformers are imported inside functions only, see `base`.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,92 +17,93 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class Bert(ModelFamily):
+class TransformersFamily(ModelFamily):
+    """Base of the families whose module is built of a model of transformers."""
+
+    ARCHITECTURE: ClassVar[str] = ""
+    """transformers has the classes `…Config` and `…ForMaskedLM`."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Values of the configuration besides the sizes."""
+
+    @abstractmethod
+    def parts(self, model: Any) -> dict[str, Any]:
+        """Arguments of `MaskedPredictor`: the parts of a model."""
+
+    def build(self, vocabulary: int, predictable: int, length: int) -> nn.Module:
+        import transformers
+
+        from mptune.models._masked import MaskedPredictor, configured
+
+        kind = getattr(transformers, f"{self.ARCHITECTURE}Config")
+        config = configured(kind, self, vocabulary, length, **self.settings())
+        model = getattr(transformers, f"{self.ARCHITECTURE}ForMaskedLM")(config)
+        return MaskedPredictor(predictable=predictable, pretrained=model, **self.parts(model))
+
+    def transformers_dropout(self) -> dict[str, float]:
+        """The dropout of blocks, under the names of most configurations."""
+        return dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), self.dropout)
+
+
+class Bert(TransformersFamily):
     """BERT without segments, pooler and next-sentence head.
 
     Source: Devlin et al. 2018, arXiv 1810.04805; learned positions, norm after sublayers.
     """
 
     family: Literal["bert"] = "bert"
+    ARCHITECTURE = "Bert"
 
-    def build(self, vocabulary: int, predictable: int, length: int) -> nn.Module:
-        from transformers import BertConfig, BertForMaskedLM
+    def settings(self) -> dict[str, Any]:
+        return {"type_vocab_size": 1, **self.transformers_dropout()}
 
-        from mptune.models._masked import MaskedPredictor, configured
-
-        config = configured(
-            BertConfig, self, vocabulary, length, type_vocab_size=1, **self.transformers_dropout()
-        )
-        model = BertForMaskedLM(config)
-        head, last = model.cls, model.bert.encoder.layer[-1]
-        return MaskedPredictor(
-            model.bert, head, predictable, model, decoder=head.predictions.decoder, last=last
-        )
+    def parts(self, model: Any) -> dict[str, Any]:
+        last, decoder = model.bert.encoder.layer[-1], model.cls.predictions.decoder
+        return {"encoder": model.bert, "head": model.cls, "decoder": decoder, "last": last}
 
 
-class Roberta(ModelFamily):
+class Roberta(TransformersFamily):
     """RoBERTa without segments; positions count from 0 instead of from the padding id.
 
     Source: Liu et al. 2019, arXiv 1907.11692; BERT's architecture with its own head module.
     """
 
     family: Literal["roberta"] = "roberta"
+    ARCHITECTURE = "Roberta"
 
-    def build(self, vocabulary: int, predictable: int, length: int) -> nn.Module:
-        from transformers import RobertaConfig, RobertaForMaskedLM
+    def settings(self) -> dict[str, Any]:
+        none = dict.fromkeys(("bos_token_id", "eos_token_id"))
+        norm = {"type_vocab_size": 1, "layer_norm_eps": 1e-5}
+        return {**norm, **none, **self.transformers_dropout()}
 
-        from mptune.models._masked import MaskedPredictor, configured
-
-        config = configured(
-            RobertaConfig,
-            self,
-            vocabulary,
-            length,
-            type_vocab_size=1,
-            layer_norm_eps=1e-5,
-            bos_token_id=None,
-            eos_token_id=None,
-            **self.transformers_dropout(),
-        )
-        model = RobertaForMaskedLM(config)
-        head, last = model.lm_head, model.roberta.encoder.layer[-1]
-        return MaskedPredictor(
-            model.roberta, head, predictable, model, decoder=head.decoder, last=last
-        )
+    def parts(self, model: Any) -> dict[str, Any]:
+        encoder, head = model.roberta, model.lm_head
+        last = encoder.encoder.layer[-1]
+        return {"encoder": encoder, "head": head, "decoder": head.decoder, "last": last}
 
 
-class Esm(RotaryFamily):
+class Esm(TransformersFamily, RotaryFamily):
     """The protein encoder ESM-2, without its token dropout and contact head.
 
     Source: Lin et al. 2023, doi 10.1126/science.ade2574; rotary positions, norm before sublayers.
     """
 
     family: Literal["esm"] = "esm"
+    ARCHITECTURE = "Esm"
 
-    def build(self, vocabulary: int, predictable: int, length: int) -> nn.Module:
+    def settings(self) -> dict[str, Any]:
+        rotary = {"position_embedding_type": "rotary", "layer_norm_eps": 1e-5}
+        none = {"token_dropout": False, "eos_token_id": None}
+        return {**rotary, **none, **self.transformers_dropout()}
+
+    def parts(self, model: Any) -> dict[str, Any]:
         from torch import nn
-        from transformers import EsmConfig, EsmForMaskedLM
 
-        from mptune.models._masked import MaskedPredictor, configured
-
-        config = configured(
-            EsmConfig,
-            self,
-            vocabulary,
-            length,
-            position_embedding_type="rotary",
-            layer_norm_eps=1e-5,
-            token_dropout=False,
-            eos_token_id=None,
-            **self.transformers_dropout(),
-        )
-        model = EsmForMaskedLM(config)
         # The contact head has parameters that masked prediction never uses.
         model.esm.register_module("contact_head", nn.Identity())
         last = model.esm.encoder.layer[-1]
-        return MaskedPredictor(
-            model.esm, model.lm_head, predictable, model, embeds_first=True, last=last
-        )
+        return {"encoder": model.esm, "head": model.lm_head, "embeds_first": True, "last": last}
 
     def parameters(self, vocabulary: int, length: int) -> int:
         blocks = self.depth * self.classic_block_parameters()
@@ -119,48 +121,34 @@ class Esm(RotaryFamily):
         return float(self.width**2 + self.width * vocabulary)
 
 
-class ModernBert(RotaryFamily):
+class ModernBert(TransformersFamily, RotaryFamily):
     """ModernBERT: every third block attends globally, the others within a window.
 
     Source: Warner et al. 2024, arXiv 2412.13663; rotary positions, gated MLP, no biases.
     """
 
     family: Literal["modernbert"] = "modernbert"
+    ARCHITECTURE = "ModernBert"
     mlp_ratio: float = Field(1.5, gt=0, description="MLP width, gate apart, as a multiple of width")
     window: int = Field(128, gt=1, description="positions that a local block attends over")
 
-    def build(self, vocabulary: int, predictable: int, length: int) -> nn.Module:
+    def settings(self) -> dict[str, Any]:
+        names = ("embedding_dropout", "attention_dropout", "mlp_dropout")
+        special = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+        dropout = dict.fromkeys(names, self.dropout)
+        return {"local_attention": self.window, **dropout, **dict.fromkeys(special)}
+
+    def parts(self, model: Any) -> dict[str, Any]:
         from torch import nn
-        from transformers import ModernBertConfig, ModernBertForMaskedLM
 
-        from mptune.models._masked import MaskedPredictor, configured
-
-        config = configured(
-            ModernBertConfig,
-            self,
-            vocabulary,
-            length,
-            local_attention=self.window,
-            embedding_dropout=self.dropout,
-            attention_dropout=self.dropout,
-            mlp_dropout=self.dropout,
-            bos_token_id=None,
-            eos_token_id=None,
-            cls_token_id=None,
-            sep_token_id=None,
-        )
-        model = ModernBertForMaskedLM(config)
-        head = nn.Sequential(model.head, model.decoder)
-        return MaskedPredictor(
-            model.model,
-            head,
-            predictable,
-            model,
-            self.window,
-            decoder=model.decoder,
-            last=model.model.layers[-1],
-            narrow=_narrow,
-        )
+        return {
+            "encoder": model.model,
+            "head": nn.Sequential(model.head, model.decoder),
+            "window": self.window,
+            "decoder": model.decoder,
+            "last": model.model.layers[-1],
+            "narrow": _narrow,
+        }
 
     def parameters(self, vocabulary: int, length: int) -> int:
         width = self.width
