@@ -34,10 +34,10 @@ OTHER = "(other)"
 
 
 def is_known(values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Where a column of numbers is not NaN, or one of categories is not None."""
-    known: NDArray[np.bool_] = (
-        np.not_equal(values, None) if values.dtype == object else ~np.isnan(values)
-    )
+    """Where a column of numbers [N] is not NaN, or one of categories [N] is not None."""
+    if values.dtype == object:
+        return np.array([value is not None for value in values.tolist()], bool)
+    known: NDArray[np.bool_] = ~np.isnan(values)
     return known
 
 

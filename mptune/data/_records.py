@@ -199,7 +199,7 @@ def group_labels(values: Sequence[Any]) -> tuple[list[str], int]:
     return [f"row {n}" if m else str(v) for n, (v, m) in enumerate(pairs)], sum(missing)
 
 
-def held_out(names: Sequence[Any], share: float, seed: int) -> NDArray[np.int64]:
+def held_out(names: NDArray[Any], share: float, seed: int) -> NDArray[np.int64]:
     """Numbers of the held-out groups: those with the smallest hashes of the seed and their names.
 
     At least one is held out, and one is left unless there is only one.

@@ -97,7 +97,8 @@ class File:
     def digest(self) -> str:
         """Hash of the content; of a remote file, hash of its ETag, or of its time and size."""
         if self.suffix == DATASET:
-            return _dataset_digest(self.place)
+            # The fingerprint that `datasets` keeps of a data set's content and history.
+            return str(open_dataset(self.place)._fingerprint)
         if self.local:
             return _local_digest(Path(self.place))
         system, path = _file_system(self.place)
@@ -288,11 +289,6 @@ def _local_digest(path: Path) -> str:
         found = sha256(path)
         write_text(note, found)
         return found
-
-
-def _dataset_digest(place: str) -> str:
-    """The fingerprint that `datasets` keeps of a data set's content and history."""
-    return str(open_dataset(place)._fingerprint)
 
 
 def open_dataset(place: str) -> Any:

@@ -98,17 +98,13 @@ class Characters:
             codes = np.frombuffer(text_of(record).encode("utf-32-le"), "<u4")
             place = np.minimum(codes, len(self._id) - 1)
             known = self._known[place]
-            found.append(Encoded(self._id[place], known, _utf8_bytes(codes[known])))
+            size = len(codes[known].tobytes().decode("utf-32-le").encode())
+            found.append(Encoded(self._id[place], known, size))
         return found
 
     def save(self, folder: Path) -> None:
         """Write the alphabet into the table's folder."""
         np.save(folder / "alphabet.npy", self._alphabet)
-
-
-def _utf8_bytes(codes: NDArray[Any]) -> int:
-    """Bytes in UTF-8: from one up to U+007F to four from U+10000 on."""
-    return int(len(codes) + sum((codes >= bound).sum() for bound in (0x80, 0x800, 0x10000)))
 
 
 class Subwords:

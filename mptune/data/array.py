@@ -90,7 +90,7 @@ class Array(Modality):
             symbols_ND, observed_ND = values_ND, values_ND >= 0
         any_N = observed_ND.any(1)
         train, heldout = (
-            Split(symbols_ND[rows_N], observed_ND[rows_N], groups_N[rows_N])
+            Split(symbols_ND[rows_N], observed_ND[rows_N], groups_N[rows_N].astype(np.int32))
             for rows_N in (~heldout_N & any_N, heldout_N & any_N)
         )
         if len(heldout) < 2 or not len(train):

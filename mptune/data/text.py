@@ -8,7 +8,6 @@ Shape suffixes: _N rows of a split, _ND rows x positions, _U documents of the so
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from mptune.artifacts import sha256
 from mptune.data import _sources
 from mptune.data._corpus import Corpus, DocumentIndex
 from mptune.data._frames import Values, wanted_words, word
@@ -227,8 +227,8 @@ class Text(Modality):
         options = self.model_dump(mode="json", exclude={"source", "heldout_source"})
         for domain in options["domains"].values():
             domain.pop("source")
-        if self.tokenizer not in KINDS:
-            options["tokenizer"] = _tokenizer_digest(self.tokenizer)
+        if self.tokenizer not in KINDS and (file := tokenizer_file(self.tokenizer)):
+            options["tokenizer"] = sha256(file)
         contents = {n: [(f.name, f.digest()) for f in found] for n, found in files.items()}
         path = cache / table_key(options, contents)
         return build_table(path, lambda aside: _Preparation(self, files, aside).run())
@@ -254,11 +254,6 @@ class Text(Modality):
         for name, domain in self.domains.items():
             if domain.source is not None:
                 yield f"domains.{name}.source", domain.source
-
-
-def _tokenizer_digest(name: str) -> str:
-    path = tokenizer_file(name)
-    return name if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # --- preparing ---------------------------------------------------------------------------------
@@ -392,11 +387,11 @@ class _Preparation:
             records = _noisy(records, part.noise, seed)
         rows = _Rows(length, part.packing, grouped=part.corpus.by_key == "group")
         with SplitWriter(self._folder, part.name, length, codec.vocabulary_size) as writer:
-            for encoded in _encoded(rows.numbered(records), codec):
+            for batch, encoded in _encoded(records, codec):
                 part.tokens += sum(int(e.known.sum()) for e in encoded)
                 part.unknown += sum(int((~e.known).sum()) for e in encoded)
                 part.bytes += sum(e.size for e in encoded)
-                writer.append(rows.cut(encoded))
+                writer.append(rows.cut(batch, encoded))
             writer.append(rows.rest())
             part.rows, part.ungrouped = writer.rows, rows.ungrouped
         if part.most is not None and part.most < part.rows:
@@ -467,17 +462,20 @@ def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
         yield batch
 
 
-def _encoded(records: Iterator[Record], codec: Codec) -> Iterator[list[Encoded]]:
+def _encoded(
+    records: Iterator[Record], codec: Codec
+) -> Iterator[tuple[list[Record], list[Encoded]]]:
     """Tokenize batches on all cores while the next ones are read; yields them in order."""
     workers = cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future[list[Encoded]]] = deque()
+        waiting: deque[tuple[list[Record], Future[list[Encoded]]]] = deque()
         for batch in _batches(records):
-            waiting.append(pool.submit(codec.encode, batch))
+            waiting.append((batch, pool.submit(codec.encode, batch)))
             if len(waiting) > workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+                first, encoded = waiting.popleft()
+                yield first, encoded.result()
+        for batch, encoded in waiting:
+            yield batch, encoded.result()
 
 
 class _Rows:
@@ -486,32 +484,25 @@ class _Rows:
     def __init__(self, length: int, packing: bool, grouped: bool) -> None:
         self._length, self._packing, self._grouped = length, packing, grouped
         self._numbers: dict[str, int] = {}
-        self._documents, self._group_of = 0, deque[int]()
         self._left = np.zeros(0, np.uint32), np.zeros(0, bool), np.zeros(0, np.int64)
-        self.ungrouped = 0
+        self._documents = self.ungrouped = 0
 
-    def numbered(self, records: Iterator[Record]) -> Iterator[Record]:
-        """The same records, while the numbers of their groups are noted for `cut`."""
-        for record in records:
-            number = self._documents
-            if self._grouped:
-                number = self._numbers.setdefault(record.group, len(self._numbers))
-                self.ungrouped += is_missing(record.keys[0])
-            self._group_of.append(number)
-            self._documents += 1
-            yield record
-
-    def cut(self, documents: list[Encoded]) -> Split:
+    def cut(self, records: list[Record], documents: list[Encoded]) -> Split:
         """The rows that these documents fill; with packing, the rest is kept for the next call.
 
         A packed row has the group of the document in its middle.
         """
         parts = [self._left]
-        for document in documents:
+        for record, document in zip(records, documents, strict=True):
+            group = self._documents
+            if self._grouped:
+                group = self._numbers.setdefault(record.group, len(self._numbers))
+                self.ungrouped += is_missing(record.keys[0])
+            self._documents += 1
             size = len(document.ids)
             gap = 1 if self._packing else -size % self._length
             ids, known = (np.pad(v, (0, gap)) for v in (document.ids, document.known))
-            parts.append((ids, known, np.full(size + gap, self._group_of.popleft())))
+            parts.append((ids, known, np.full(size + gap, group)))
         ids, known, groups = map(np.concatenate, zip(*parts, strict=True))
         full = len(ids) // self._length * self._length
         self._left = ids[full:], known[full:], groups[full:]

@@ -299,10 +299,6 @@ class Concrete:
 # --- errors ------------------------------------------------------------------------------------
 
 
-def _dotted(at: Location) -> str:
-    return ".".join(str(part) for part in at)
-
-
 def _model_at(model: type[BaseModel] | None, at: Location) -> type[BaseModel] | None:
     of_entries: type[BaseModel] | None = None
     for part in at:
@@ -331,7 +327,7 @@ def _problems(
 
 
 def _line(concrete: Concrete, at: Location, rule: str) -> str:
-    line = f"{concrete.origin(at)}: {_dotted(at)}: {rule}"
+    line = f"{concrete.origin(at)}: {'.'.join(map(str, at))}: {rule}"
     return re.sub(
         r"(://[^:/@\s]*:).*(?=@)|(password=|passwd=)[^&\s']+", r"\1\2...", line
     )  # shows no password
@@ -453,16 +449,13 @@ class SpecFile:
             spec, found = check(probe, self.path, data_is_here)
             problems.update(dict.fromkeys(found))
             first = first or spec
-        for probe, name in self._arm_probes() if not problems else ():
+        for name, arm in self.arms("compare").items() if not problems else ():
+            probe = merge_arm(next(self.probes()), plain(arm), arm.origin)
             found = check(probe, self.path, data_is_here)[1]
             problems.update(dict.fromkeys(f"{p} (arm {name!r})" for p in found))
         if problems or first is None:
             raise InputError(problems)
         return first
-
-    def _arm_probes(self) -> Iterator[tuple[Concrete, str]]:
-        for name, arm in self.arms("compare").items():
-            yield merge_arm(next(self.probes()), plain(arm), arm.origin), name
 
     def _refuse_misplaced_dimensions(self) -> None:
         for name in self.dimensions:

@@ -177,11 +177,6 @@ class Race:
     same_tokens: bool
     seconds: float = 0.0
 
-    @cached_property
-    def bytes_per_sequence(self) -> float:
-        rows = self.comparison.a.sequence_index
-        return float(self.prepared[0].bytes_N[rows].mean())
-
     def progress(self) -> tuple[float, str]:
         """Progress towards a decision, as a share and in words."""
         found = self.comparison
@@ -194,7 +189,8 @@ class Race:
         """The result as JSON; the keys have the units."""
         result = self.comparison
         names = [prepared.model.name for prepared in self.prepared]
-        per_byte = 1.0 / math.log(2) / self.bytes_per_sequence
+        bytes_N = self.prepared[0].bytes_N[result.a.sequence_index]
+        per_byte = 1.0 / math.log(2) / float(bytes_N.mean())
         per_token = 1.0 / _tokens_per_sequence(result.a) if self.same_tokens else None
         return {
             "models": names,

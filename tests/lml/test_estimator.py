@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.estimator import sudoku_grids
 from mptune.lml import (
     DEFAULT_VARIANCE,
     GaussianCovariates,
@@ -95,7 +96,7 @@ def test_weights_alone_are_unbiased_with_uneven_lengths():
     assert (np.abs(np.mean(scores, axis=0) - exact) < 3.5 * error).all()
 
 
-SUDOKU = Joint.sudoku()
+SUDOKU = sudoku_grids()
 CONSTANT_GUESS = GuessTable(np.full(4, np.log(1 / 4)))
 
 

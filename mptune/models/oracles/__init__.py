@@ -10,8 +10,6 @@ Notation: B sequences, D positions, S states, V symbols, K = V^D outcomes, Q lat
 
 from __future__ import annotations
 
-from itertools import permutations
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -132,11 +130,6 @@ class MarkovChain(HMM):
         rows = rng.dirichlet(np.full(vocabulary_size, concentration), vocabulary_size)
         return cls(rows, length)
 
-    def entropy_rate(self) -> float:
-        """Nats per position as the length grows: -sum_s pi(s) sum_v P(s, v) log P(s, v)."""
-        logs = np.log(np.where(self.transition_SS > 0, self.transition_SS, 1.0))
-        return float(-(self.initial_S[:, None] * self.transition_SS * logs).sum())
-
 
 def _stationary(transition_VV: FloatArray) -> FloatArray:
     """Solve pi P = pi, sum pi = 1."""
@@ -163,18 +156,6 @@ class Joint:
         """Outcome probabilities drawn from the flat Dirichlet."""
         rng = np.random.default_rng(seed)
         return cls(rng.exponential(size=(vocabulary_size,) * length))
-
-    @classmethod
-    def sudoku(cls) -> Joint:
-        """Uniform over the 288 Sudoku grids of 4 x 4 (D = 16): each symbol occurs four times."""
-        made = cls(np.ones(288))
-        rows_R4 = np.array(list(permutations(range(4))))
-        grids_K44 = rows_R4[np.indices((24,) * 4).reshape(4, -1).T]
-        blocks_K44 = grids_K44.reshape(-1, 2, 2, 2, 2).swapaxes(2, 3).reshape(-1, 4, 4)
-        units_K84 = np.concatenate([grids_K44.swapaxes(1, 2), blocks_K44], axis=1)
-        allowed_K = (np.sort(units_K84) == np.arange(4)).all(axis=(1, 2))
-        made.length, made.outcomes_KD = 16, grids_K44[allowed_K].reshape(-1, 16)
-        return made
 
     def sample(self, n: int, seed: int) -> IntArray:
         """Draw ``n`` sequences, tokens [n, D]."""
