@@ -41,22 +41,8 @@ def run_list(group: str, section: str | None, as_json: bool) -> None:
     found = keys or {name: _describe(group, name) for name in plugins.modules(group)}
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
-        return
-    if keys:
-        print("\n".join(_parameter(key, parameter) for key, parameter in keys.items()))
-        return
-    for name, entry in found.items():
-        print(name)
-        for line in entry["description"].splitlines():
-            print(f"    {line}".rstrip())
-        for key, parameter in entry["parameters"].items():
-            print(f"      {_parameter(key, parameter)}")
-        print()
-
-
-def _parameter(key: str, about: dict[str, Any]) -> str:
-    default = "required" if "required" in about else f"default {about['default']}"
-    return f"{key}: {about['type']}; {default}  {about['description']}".rstrip()
+    else:
+        print(as_text("list.txt", {"keys": keys, "plugins": {} if keys else found}))
 
 
 def _describe(group: str, name: str) -> dict[str, Any]:

@@ -7,7 +7,6 @@ view shows the same ones, so that terminal, Markdown and HTML cannot disagree.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -322,13 +321,9 @@ def _chances(report: Report) -> tuple[tuple[str, float], ...]:
 
 def _failures(trials: Sequence[Trial]) -> tuple[tuple[str, tuple[Trial, ...]], ...]:
     """Failed trials by reason, the most frequent reason first."""
-    failed = [trial for trial in trials if trial.state == "FAIL"]
-    counts = Counter(sorted(map(_reason, failed)))
-    return tuple(
-        (reason, tuple(trial for trial in failed if _reason(trial) == reason))
-        for reason, _ in counts.most_common()
-    )
-
-
-def _reason(trial: Trial) -> str:
-    return trial.reason or "error"
+    by_reason: dict[str, list[Trial]] = {}
+    for trial in trials:
+        if trial.state == "FAIL":
+            by_reason.setdefault(trial.reason or "error", []).append(trial)
+    found = sorted(by_reason.items(), key=lambda pair: (-len(pair[1]), pair[0]))
+    return tuple((reason, tuple(failed)) for reason, failed in found)

@@ -106,17 +106,6 @@ def per_token(value: float, half_width: float) -> str:
     return interval(value, half_width, 3)
 
 
-def probability(value: float) -> str:
-    """A percentage, never 0 % or 100 %: draws of a simulation cannot show either.
-
-    >>> probability(0.42), probability(1.0)
-    ('42.0 %', 'over 99.9 %')
-    """
-    if value > 0.999:
-        return "over 99.9 %"
-    return "under 0.1 %" if value < 0.001 else f"{100 * value:.1f} %"
-
-
 def decimals(half_width: float) -> int:
     """Digits after the point that a half-width supports: two digits if it starts with 1 or 2.
 

@@ -65,7 +65,7 @@ class Language:
     def probability(self, value: float) -> str:
         """A percentage, never 0 or 100: draws of a simulation cannot show either."""
         if 0.001 <= value <= 0.999:
-            return formatting.probability(value)
+            return f"{100 * value:.1f} %"
         return self("number.over" if value > 0.5 else "number.under")
 
     def capital(self, words: str) -> str:

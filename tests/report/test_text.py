@@ -18,7 +18,6 @@ from mptune.report.formatting import (
     interval,
     minus,
     power,
-    probability,
 )
 from mptune.report.language import language
 from mptune.report.pages import markdown
@@ -156,11 +155,11 @@ def test_markdown_with_nothing_finished(empty: Report) -> None:
         (interval(-1.52345, 0.0123), "−1.523 ± 0.012"),
         (interval(-1.5, float("nan")), "−1.500"),
         (interval(float("nan"), float("nan")), "–"),
-        (probability(0.42), "42.0 %"),
+        (language().probability(0.42), "42.0 %"),
         (language("ja").count(1_670_000), "167万"),
         (language("ja").duration(200), "3 分 20 秒"),
-        (probability(1.0), "over 99.9 %"),
-        (probability(0.0), "under 0.1 %"),
+        (language().probability(1.0), "over 99.9 %"),
+        (language().probability(0.0), "under 0.1 %"),
     ],
 )
 def test_words(words: str, expected: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from mptune.report.blocks import (
 from mptune.report.formatting import interval, minus
 from mptune.report.language import Language
 from mptune.report.layout import SERIES
-from mptune.report.sections.context import Context, estimate
+from mptune.report.sections.context import Context, estimate, number
 from mptune.report.verdicts import factor, p_value
 from mptune.trial import CurvePoint, LearningPoint, Trial
 
@@ -106,12 +107,8 @@ def _verdicts(context: Context, found: ComparisonReport) -> Table:
 
     def chances(arm: str) -> list[Cell]:
         chosen = selection.get(arm)
-        if chosen is None:
-            return [Cell("–")] * 2
-        return [
-            Cell(say.probability(chosen.probability), chosen.probability),
-            Cell(f"{chosen.expected_regret:.2g}", chosen.expected_regret),
-        ]
+        probability, regret = chosen and chosen.probability, chosen and chosen.expected_regret
+        return [number(probability, say.probability), number(regret, "{:.2g}".format)]
 
     rows = []
     for d in found.differences:
@@ -123,7 +120,7 @@ def _verdicts(context: Context, found: ComparisonReport) -> Table:
             Cell(interval(d.nats_per_token, abs(d.half_width * per_sequence)), d.nats_per_token),
             *([Cell(minus(d.bits_per_byte or 0.0, 4), d.bits_per_byte)] if bits else []),
             Cell(p_value(d.p_value).removeprefix("p ").removeprefix("= "), d.p_value),
-            Cell(str(d.seeds), d.seeds),
+            number(d.seeds, str),
             *chances(d.arm),
         ))  # fmt: skip
     if found.baseline in selection:
@@ -139,11 +136,10 @@ def _runs(context: Context, found: ComparisonReport) -> Table:
     for arm in found.runs:
         verdict = "–" if arm.verdict is None else say(f"arms.failures.{_key(arm.verdict)}")
         share = f"{100 * arm.low:.0f} – {100 * arm.high:.0f} %"
-        spread = "–" if arm.seed_sd is None else f"{arm.seed_sd:.2g}"
-        skewness = "–" if arm.skewness is None else minus(arm.skewness, 1)
         rows.append((
             Cell(arm.arm), Cell(f"{arm.failed} / {arm.runs}", arm.failed), Cell(share, arm.high),
-            Cell(verdict), Cell(spread, arm.seed_sd), Cell(skewness, arm.skewness),
+            Cell(verdict), number(arm.seed_sd, "{:.2g}".format),
+            number(arm.skewness, partial(minus, digits=1)),
         ))  # fmt: skip
     head = context.head(
         "<arm", "failed", "failure_share", "<failure_verdict", "seed_sd", "skewness"
@@ -193,7 +189,7 @@ def _compute(context: Context, found: ComparisonReport) -> Table:
         rows.append((
             Cell(c.arm), Cell(c.reaches), Cell(say(f"unit.{c.unit}")),
             Cell(share, c.factor), Cell(f"{low} – {high}", c.low or 0.0),
-            Cell(say.probability(c.probability_reached), c.probability_reached),
+            number(c.probability_reached, say.probability),
         ))  # fmt: skip
     head = context.head("<arm", "<reaches", "<unit", "share", "interval", "reached_probability")
     return Table(say("compute.title"), head, tuple(rows), headed=True)
@@ -344,6 +340,5 @@ def _learning_points(
             "flops": f"{power_tick(p.flops)} FLOPs",
             "seconds": say.duration(p.seconds),
         }[unit]
-        score = f"{interval(p.nats_per_token, half_width(p.se), 3)} {say('unit.nats_per_token')}"
-        tip = f"{label}\n{spent}\n{score}"
+        tip = f"{label}\n{spent}\n{context.score(p.nats_per_token, half_width(p.se))}"
         yield estimate(float(getattr(p, unit)), p.nats_per_token, p.se, tip)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from mptune.analysis.intervals import half_width
 from mptune.analysis.kpi import KpiReport
@@ -25,7 +26,7 @@ from mptune.report.blocks import (
 from mptune.report.formatting import minus, per_token, rate
 from mptune.report.language import Language
 from mptune.report.layout import SERIES
-from mptune.report.sections.context import Context, by_kind
+from mptune.report.sections.context import Context, by_kind, number
 from mptune.trial import Trial
 
 KEYS = {"best rate": "rate", "gap": "gap"}
@@ -98,7 +99,7 @@ def _extrapolated(
     )
     words = say(f"sizes.{found.verdict.replace(' ', '_')}", factor=f"{found.beyond:.3g}")
     tone = "good" if found.verdict in ("inside", "agreed") else "open"
-    at, size = found.at, Cell(say.count(found.parameters), found.parameters)
+    at, size = found.at, number(found.parameters, say.count)
     if at is None:
         return size, Cell("–"), Cell("–"), Cell(words, found.beyond, tone=tone)
     return (
@@ -278,7 +279,7 @@ def kpi(context: Context) -> ReportSection | None:
             (
                 Cell(say(f"kpi.by_{c.predictor}")),
                 Cell(names[c.statistic]),
-                Cell(_or_dash(c.value), c.value),
+                number(c.value, partial(minus, digits=2)),
                 Cell("–" if c.low is None else f"{minus(c.low, 2)} – {_or_dash(c.high)}", c.low),
             )
             for c in found.correlations
