@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -147,5 +148,4 @@ def _next_commands(name: str, on: Path) -> str:
     return "\n".join(f"  mptune launch {action} {name} --on {on}" for action in ACTIONS)
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
+_say = partial(print, flush=True)

@@ -107,13 +107,13 @@ def run_best(run_dir: Path, export: Path | None, as_json: bool) -> None:
 
     run = Run.open(run_dir)
     choice = run.choice()
-    best, scores = choice.best(), [trial.nats_per_token for trial in choice.runs]
+    best = choice.best()
     recommended = {"policy": run.export_policy(export, best), "model": best.model}
     if as_json:
         lml = best.result.lml.model_dump(mode="json") if best.result else None
         candidate = choice.selection.candidate(best.number) if choice.selection else None
-        sure = candidate.model_dump(mode="json") if candidate and not scores else None
-        if scores and choice.comparison:
+        sure = candidate.model_dump(mode="json") if candidate and not choice.runs else None
+        if choice.runs and choice.comparison:
             chances = (s for s in choice.comparison.selection if s.arm == best.arm)
             sure = next(map(asdict, chances), None)
         found = {"stage": best.stage, "trial": best.number, "arm": best.arm, "lml": lml}
@@ -122,9 +122,9 @@ def run_best(run_dir: Path, export: Path | None, as_json: bool) -> None:
     else:
         scope = f", {best.result.lml.scope}" if best.result and best.result.lml.scope else ""
         what, score = f"trial {best.number}", f"{best.nats_per_token:.4f} nats/token"
-        if scores:
-            what, mean = f"arm {best.arm}", sum(scores) / len(scores)
-            score = f"{mean:.4f} nats/token (mean of {len(scores)} seeds)"
+        if runs := choice.runs:
+            what = f"arm {best.arm}"
+            score = f"{choice.score[0]:.4f} nats/token (mean of {len(runs)} seeds)"
         print(f"{what}: {best.label}, {score}{scope}")
         if choice.learned_nothing:
             print(learned_nothing(choice, language()))

@@ -195,7 +195,7 @@ GIVE_UP_S = 600.0
 DENIED_S = 30.0
 """How long a follower that was admitted before waits for a place that refuses it."""
 
-PATIENCE_S = 45.0
+STUCK_S = 45.0
 """How long a stuck search may stay stuck: a registry or a quota can recover by itself."""
 
 DONE = re.compile(r"\((\d+) of (\d+) done\)|: (\d+) of (\d+) trials done")
@@ -224,7 +224,7 @@ def follow(
     it, for messages about an outage. Each look is followed by a pause of `pause_s` seconds.
 
     Raises:
-        LaunchError: `look` raised it, the search stayed stuck for `PATIENCE_S`, or the place did
+        LaunchError: `look` raised it, the search stayed stuck for `STUCK_S`, or the place did
             not answer for `GIVE_UP_S` or refused for `DENIED_S`.
     """
     shown, last_text = 0, ""
@@ -261,7 +261,7 @@ def follow(
         if state.ended:
             return state
         stuck_since = min(stuck_since, time.monotonic()) if state.stuck else inf
-        if time.monotonic() - stuck_since >= PATIENCE_S:
+        if time.monotonic() - stuck_since >= STUCK_S:
             raise LaunchError(
                 f"{name} cannot start: {state.detail}; it still waits there: `mptune launch stop "
                 f"{name}` removes it"
@@ -272,7 +272,7 @@ def follow(
 STARTED = "-- Runtime env is setting up."
 """The end of the line with which Ray begins a driver's log."""
 
-RAYS_LINES = re.compile(
+RAY_LINES = re.compile(
     r"[-\d]+ [:\d]+,\d+\t[A-Z]+ (cli|sdk|job_manager)\.py:\d+ -- "
     r"|Running entrypoint for job |Waiting for Ray Dashboard "
 )
@@ -281,7 +281,7 @@ _TRACEBACK = r"Traceback \(most recent call last\):\n(?:[ \t].*\n)*(?:\S.*\n|\Z)
 TRACEBACKS = re.compile(
     rf"^{_TRACEBACK}(?:\n(?:During|The above) .*\n\n{_TRACEBACK})*", re.MULTILINE
 )
-RAYS_COMMAND = re.compile(r'File "[^"]*/bin/ray", line')
+RAY_COMMAND = re.compile(r'File "[^"]*/bin/ray", line')
 
 
 def driver_log(text: str) -> tuple[str | None, list[str]]:
@@ -292,7 +292,7 @@ def driver_log(text: str) -> tuple[str | None, list[str]]:
     `ray` are left out.
     """
     text = TRACEBACKS.sub(
-        lambda found: "" if RAYS_COMMAND.search(found[0]) else found[0],
+        lambda found: "" if RAY_COMMAND.search(found[0]) else found[0],
         COLOUR.sub("", text.removesuffix("\n") + "\n"),
     )
     started: str | None = None
@@ -300,7 +300,7 @@ def driver_log(text: str) -> tuple[str | None, list[str]]:
     for line in text.splitlines():
         if line.endswith(STARTED):
             started, lines = line, []
-        elif not RAYS_LINES.match(line):
+        elif not RAY_LINES.match(line):
             lines.append(line)
     return started, lines
 

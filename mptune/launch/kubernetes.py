@@ -62,21 +62,20 @@ class Kubernetes(KubernetesProfile, Launcher):
     kind: Literal["kubernetes"] = "kubernetes"
 
     def render(self, search: Submission) -> str:
-        self._refuse(search)
+        self._check_fit(search)
         return to_yaml([config_map(self, search), ray_job(self, search)])
 
     def check(self, search: Submission) -> list[str]:
-        self._refuse(search)
-        api = self._api(search.name)
-        manifests = [config_map(self, search), ray_job(self, search)]
-        for manifest in manifests:
+        self._check_fit(search)
+        api, accepted = self._api(search.name), []
+        for manifest in (config_map(self, search), ray_job(self, search)):
             api.create(manifest, dry_run=True)
-        return [
-            f"{m['kind']} {m['metadata']['name']}: the API server accepts it" for m in manifests
-        ]
+            name = f"{manifest['kind']} {manifest['metadata']['name']}"
+            accepted.append(f"{name}: the API server accepts it")
+        return accepted
 
     def submit(self, search: Submission) -> None:
-        self._refuse(search)
+        self._check_fit(search)
         api = self._api(search.name)
         job = api.create(ray_job(self, search))
         try:
@@ -152,8 +151,12 @@ class Kubernetes(KubernetesProfile, Launcher):
         _check_name(name)
         return KubernetesApi(self.namespace, self.context)
 
-    def _refuse(self, search: Submission) -> None:
-        """Find mistakes that would otherwise show only after every pod has started."""
+    def _check_fit(self, search: Submission) -> None:
+        """Find mistakes that would otherwise show only after every pod has started.
+
+        Raises:
+            InputError: the name, the storage or the gangs do not fit this profile.
+        """
         _check_name(search.name)
         if search.storage_url is not None:
             raise InputError(

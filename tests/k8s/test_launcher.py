@@ -26,7 +26,7 @@ from tests.k8s.apiserver import ApiServer, recorded
 from tests.k8s.render import overlay
 from tests.k8s.schemas import ROOT, Schemas
 
-PATIENCE_S, POLL_S = base.PATIENCE_S, kubernetes.POLL_S
+STUCK_S, POLL_S = base.STUCK_S, kubernetes.POLL_S
 SPEC = ROOT / "search_spaces" / "quickstart.yaml"
 PROFILE = ROOT / "launchers" / "kubernetes.yaml"
 LOG = [
@@ -74,7 +74,7 @@ def server(schemas: Schemas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path.write_text(yaml.safe_dump(config))
     monkeypatch.setenv("KUBECONFIG", str(path))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(base, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(base, "STUCK_S", 0.3)
     monkeypatch.setattr(kubernetes, "POLL_S", 1)
     yield api
     api.stop()
@@ -294,7 +294,7 @@ def test_a_search_that_cannot_start_says_why_within_a_minute(
 
     clock = SimpleNamespace(monotonic=lambda: now, sleep=lambda _: None)
     monkeypatch.setattr(base, "time", clock)
-    monkeypatch.setattr(base, "PATIENCE_S", PATIENCE_S)
+    monkeypatch.setattr(base, "STUCK_S", STUCK_S)
     monkeypatch.setattr(KubernetesApi, "await_change", await_change)
     monkeypatch.setattr("mptune.cli.launch._say", lambda line: shown.append((now, line)))
     assert launch(name) == 3
@@ -302,7 +302,7 @@ def test_a_search_that_cannot_start_says_why_within_a_minute(
     assert line.startswith(f"mptune: {name} cannot start: {brief}: ")
     assert [w for w in words if w not in line] == []
     assert shown[-1][1] == f"{name}: waiting: {brief}"
-    assert PATIENCE_S <= now - shown[-1][0] < 60
+    assert STUCK_S <= now - shown[-1][0] < 60
 
 
 def test_following_continues_while_no_node_fits(
