@@ -18,21 +18,6 @@ from markupsafe import Markup
 
 from mptune.report.rendering import pixels, template
 
-PALETTE = {
-    "ink": ("#1c2430", "#e7ebf0"),
-    "faint": ("#66707f", "#929dab"),
-    "line": ("#e6e9ee", "#2a323c"),
-    "axis": ("#aab2bd", "#55606d"),
-    "paper": ("#ffffff", "#191f27"),
-    "series-1": ("#0072b2", "#4aa8e0"),
-    "series-2": ("#d55e00", "#f08a4b"),
-    "series-3": ("#009e73", "#36c79a"),
-    "series-4": ("#c0588f", "#e39ac6"),
-    "series-5": ("#b87e00", "#f0b93a"),
-    "series-6": ("#3a9fd6", "#8fd0f5"),
-}
-"""Colour name -> its value in light mode and in dark mode."""
-
 FONT = 13.0
 """Default size of text, in pixels."""
 
@@ -144,26 +129,24 @@ class Drawing:
 # --- files ---------------------------------------------------------------------------------------
 
 
-def palette_css() -> str:
-    """The colours as CSS custom properties, for light and dark mode."""
-    light, dark = (
-        "".join(f"--{name}:{values[k]};" for name, values in PALETTE.items()) for k in (0, 1)
-    )
-    return f":root{{{light}}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}"
+@cache
+def palette() -> str:
+    """CSS that gives the names of colours their values, for light and dark mode."""
+    return files("mptune.report").joinpath("assets", "palette.css").read_text("utf-8")
 
 
 def document(drawing: Drawing, title: str) -> str:
     """An SVG file, in light or dark colours as the viewer prefers."""
-    palette = Markup(palette_css())
     return template("drawing.svg").render(
-        drawing=drawing, title=title, margin=MARGIN, palette=palette
+        drawing=drawing, title=title, margin=MARGIN, palette=Markup(palette())
     )
 
 
 def png(drawing: Drawing) -> bytes:
     """The drawing as a PNG in light colours."""
-    light = re.sub(r"var\(--([\w-]+)\)", lambda m: PALETTE[m[1]][0], document(drawing, ""))
-    return _rasterise(re.sub(r"<style>.*?</style>", "", light))
+    values = dict(re.findall(r"--([\w-]+): (#\w+);", palette().partition("@media")[0]))
+    light = re.sub(r"var\(--([\w-]+)\)", lambda found: values[found[1]], document(drawing, ""))
+    return _rasterise(re.sub(r"<style>.*?</style>", "", light, flags=re.DOTALL))
 
 
 @cache
