@@ -107,8 +107,10 @@ def _verdicts(context: Context, found: ComparisonReport) -> Table:
 
     def chances(arm: str) -> list[Cell]:
         chosen = selection.get(arm)
-        probability, regret = chosen and chosen.probability, chosen and chosen.expected_regret
-        return [number(probability, say.probability), number(regret, "{:.2g}".format)]
+        return [
+            number(chosen.probability if chosen else None, say.probability),
+            number(chosen.expected_regret if chosen else None, "{:.2g}".format),
+        ]
 
     rows = []
     for d in found.differences:
