@@ -96,7 +96,7 @@ def test_figures_take_the_colours_of_the_page(whole: tuple[str, Reader]) -> None
     svg = text[text.index("<svg") : text.rindex("</svg>")]
     assert "var(--series-1)" in svg
     assert not re.search(r"#[0-9a-f]{6}", svg)
-    assert "prefers-color-scheme:dark" in text
+    assert "prefers-color-scheme: dark" in text
 
 
 @pytest.mark.parametrize("code", ["en", "ja"])
