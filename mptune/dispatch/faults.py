@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -140,14 +140,32 @@ class StallWatch:
         return "wait"
 
 
-def write_stacks(file: Path, stacks: Mapping[int, str], pids: Sequence[int]) -> None:
-    """Write the stacks of a gang's ranks, or the state of each process that did not answer."""
-    text = "".join(
-        f"--- rank {rank} (pid {pid})\n{stacks.get(rank) or describe_silent(pid)}\n"
-        for rank, pid in enumerate(pids)
-    )
-    with suppress(OSError):
-        write_text(file, text)
+@dataclass
+class StackReport:
+    """Collects the stacks of all ranks of a stalled gang, until `due`."""
+
+    lost: GangLost
+    file: Path
+    pids: Sequence[int]
+    due: float
+    stacks: dict[int, str] = field(default_factory=dict)
+    """Of the ranks that have answered."""
+
+    def check(self, now: float) -> None:
+        """Write the stacks once all ranks have answered, or the time is up.
+
+        Raises:
+            GangLost: they are written.
+        """
+        if len(self.stacks) < len(self.pids) and now <= self.due:
+            return
+        text = "".join(
+            f"--- rank {rank} (pid {pid})\n{self.stacks.get(rank) or describe_silent(pid)}\n"
+            for rank, pid in enumerate(self.pids)
+        )
+        with suppress(OSError):
+            write_text(self.file, text)
+        raise self.lost
 
 
 def describe_silent(pid: int) -> str:

@@ -1,16 +1,14 @@
 """The driver's side of a gang: one Ray placement group with one worker process per rank.
 
-No call here blocks, except `prepare`, and a few seconds where a stalled gang is asked for its
-stacks: every other call to a member leaves an object reference in `pending`, with the handler of
-its value. The owner of the gang waits for those references and passes the ready ones to `collect`,
-which returns the trial's events or raises `GangLost`.
+No call here blocks, except `prepare`: every call to a member leaves an object reference in
+`pending`, with the handler of its value. The owner of the gang waits for those references and
+passes the ready ones to `collect`, which returns the trial's events or raises `GangLost`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,6 +26,7 @@ from mptune.dispatch.faults import (
     SAME_VERSION,
     GangLost,
     GangOverdue,
+    StackReport,
     StallWatch,
     loss_of,
 )
@@ -116,6 +115,7 @@ class Gang:
     _due: dict[Literal["answer", "symptom"], tuple[float, GangLost]] = field(default_factory=dict)
     """When the gang is lost, unless that changes before: see `_expect_within` and `collect`."""
     _watch: StallWatch = field(default_factory=lambda: StallWatch(0.0))
+    _report: StackReport | None = None
     _resident: dict[int, int] = field(default_factory=dict)
     _memory_due: float = 0.0
 
@@ -255,7 +255,9 @@ class Gang:
         for due, lost in self._due.values():
             if now > due:
                 raise lost
-        if self.state.awaits_end:
+        if self.state is GangState.STALLED and self._report:
+            self._report.check(now)
+        elif self.state.awaits_end:
             trial = self._running
             limit_s = trial.spec.resources.stall_timeout_s
             if not trial.started:  # setting up may have to compile
@@ -265,29 +267,30 @@ class Gang:
                     handler = partial(self._on_idle, trial, limit_s)
                     self._ask(0, "idle_s", handler, trial.ticket)
                 case "stalled":
-                    raise self._stall(limit_s)
+                    self._ask_stacks(limit_s)
 
     def _on_idle(
         self, trial: DispatchedTrial, limit_s: float, _: int, idle_s: float
     ) -> list[Event]:
-        if trial is self.trial and self.state.awaits_end:
+        if trial is self.trial and self.state in (GangState.RUNNING, GangState.STOPPING):
             if idle_s > limit_s:
-                raise self._stall(limit_s)
-            self._watch.heard(time.monotonic() - idle_s)
+                self._ask_stacks(limit_s)
+            else:
+                self._watch.heard(time.monotonic() - idle_s)
         return []
 
-    def _stall(self, limit_s: float) -> GangLost:
-        """The loss of a gang whose trial does nothing, once the stacks of its ranks are written."""
-        asked = [member.stacks.remote() for member in self._members]
-        ready, _ = ray.wait(asked, num_returns=len(asked), timeout=faults.ANSWER_TIMEOUT_S)
-        stacks = {}
-        for rank in (rank for rank, ref in enumerate(asked) if ref in ready):
-            with suppress(RayError):  # the rank has died meanwhile
-                stacks[rank] = ray.get(asked[rank])
+    def _ask_stacks(self, limit_s: float) -> None:
+        """The gang is lost once every rank has sent its stacks, or had the time to."""
+        self._on(GangEvent.STALL)
         file = TrialDirectory.of(self._running.spec.directory).stacks
-        faults.write_stacks(file, stacks, self.pids)
         detail = f"{self.name} did nothing for {limit_s:g} s; its stacks are in {file.name}"
-        return GangLost("stalled", detail)
+        due = time.monotonic() + faults.ANSWER_TIMEOUT_S
+        self._report = StackReport(GangLost("stalled", detail), file, self.pids, due)
+        self._ask_all("stacks", partial(self._on_stacks, self._report))
+
+    def _on_stacks(self, report: StackReport, rank: int, text: str) -> list[Event]:
+        report.stacks[rank] = text
+        return []
 
     def kill(self) -> None:
         """Kill all processes and release the resources."""

@@ -26,6 +26,7 @@ class GangState(Enum):
     IDLE = auto()  # Ready, without a running trial
     RUNNING = auto()  # All ranks run a trial
     STOPPING = auto()  # The trial was asked to stop
+    STALLED = auto()  # The trial does nothing; the ranks were asked for their stacks
     FINISHING = auto()  # Rank 0 has ended the trial; other ranks have not
     ENDED = auto()  # Its processes were killed and its resources released
 
@@ -47,7 +48,7 @@ class GangState(Enum):
     @property
     def awaits_end(self) -> bool:
         """Whether a trial runs that rank 0 has not ended."""
-        return self in (GangState.RUNNING, GangState.STOPPING)
+        return self in (GangState.RUNNING, GangState.STOPPING, GangState.STALLED)
 
 
 class GangEvent(Enum):
@@ -58,6 +59,7 @@ class GangEvent(Enum):
     JOIN = auto()  # All ranks are connected
     RUN = auto()  # A trial was sent to all ranks
     STOP = auto()  # The trial was asked to stop
+    STALL = auto()  # The trial did nothing for too long
     END_TRIAL = auto()  # Rank 0 has reported the trial's end
     FREE = auto()  # All ranks have returned from the trial
     KILL = auto()  # The driver ends the gang
@@ -72,10 +74,14 @@ GANG_TRANSITIONS: Mapping[tuple[GangState, GangEvent], GangState] = {
     (GangState.IDLE, GangEvent.RUN): GangState.RUNNING,
     (GangState.RUNNING, GangEvent.STOP): GangState.STOPPING,
     (GangState.STOPPING, GangEvent.STOP): GangState.STOPPING,
+    (GangState.STALLED, GangEvent.STOP): GangState.STALLED,
     # The end of the trial is on its way already
     (GangState.FINISHING, GangEvent.STOP): GangState.FINISHING,
+    (GangState.RUNNING, GangEvent.STALL): GangState.STALLED,
+    (GangState.STOPPING, GangEvent.STALL): GangState.STALLED,
     (GangState.RUNNING, GangEvent.END_TRIAL): GangState.FINISHING,
     (GangState.STOPPING, GangEvent.END_TRIAL): GangState.FINISHING,
+    (GangState.STALLED, GangEvent.END_TRIAL): GangState.FINISHING,
     (GangState.FINISHING, GangEvent.FREE): GangState.IDLE,
     **{(s, GangEvent.KILL): GangState.ENDED for s in GangState if s is not GangState.ENDED},
 }

@@ -7,7 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mptune.dispatch.faults import ANSWER_TIMEOUT_S, StallWatch, describe_silent, write_stacks
+import pytest
+
+from mptune.dispatch.faults import (
+    ANSWER_TIMEOUT_S,
+    GangLost,
+    StackReport,
+    StallWatch,
+    describe_silent,
+)
 
 LIMIT_S = 60.0
 
@@ -29,22 +37,34 @@ def test_an_answer_starts_the_limit_at_the_last_step_and_allows_the_next_questio
     assert watch.check(LIMIT_S, 210.1) == "ask"
 
 
-def test_the_stacks_of_all_ranks_are_written_in_order(tmp_path: Path) -> None:
-    file = tmp_path / "stacks.txt"
-    write_stacks(file, {1: "in forward", 0: "in backward"}, (11, 12))
-    assert file.read_text() == (
+def report(file: Path, *pids: int) -> StackReport:
+    return StackReport(GangLost("stalled", "does nothing"), file, pids, due=10.0)
+
+
+def test_stacks_are_written_once_all_ranks_have_answered(tmp_path: Path) -> None:
+    made = report(tmp_path / "stacks.txt", 11, 12)
+    made.stacks[1] = "in forward"
+    made.check(1.0)
+    made.stacks[0] = "in backward"
+    with pytest.raises(GangLost, match="does nothing"):
+        made.check(1.0)
+    assert made.file.read_text() == (
         "--- rank 0 (pid 11)\nin backward\n--- rank 1 (pid 12)\nin forward\n"
     )
 
 
 def test_a_rank_that_does_not_answer_in_time_is_described_from_outside(tmp_path: Path) -> None:
-    write_stacks(tmp_path / "stacks.txt", {}, [os.getpid()])
-    assert "does not answer; state: " in (tmp_path / "stacks.txt").read_text()
+    made = report(tmp_path / "stacks.txt", os.getpid())
+    made.check(10.0)
+    with pytest.raises(GangLost):
+        made.check(10.1)
+    assert "does not answer; state: " in made.file.read_text()
 
 
 def test_stacks_that_cannot_be_written_do_not_hide_the_stall(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    write_stacks(tmp_path / "file" / "stacks.txt", {}, [])
+    with pytest.raises(GangLost, match="does nothing"):
+        report(tmp_path / "file" / "stacks.txt").check(0.0)
 
 
 def test_a_process_that_has_ended_does_not_answer() -> None:
