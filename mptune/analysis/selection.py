@@ -309,50 +309,13 @@ def search_selection(
         Candidate(trial=number, nats_per_token=scores[number], runs=points[number].count)
         for number in order
     ]
-    again = len([runs for runs in points.values() if runs.fresh is not None]) > 1
-    repeated = [runs.count for runs in (*points.values(), *others) if runs.count > 1]
-    seed_sd = None
-    others = sorted(others, key=lambda runs: (runs.count, float(runs.searched.nats_SN.mean())))
-    seen, shared = _observations([*map(points.__getitem__, order), *others], len(order))
-    repeated_seeds = any(
-        len(s.seeds) > 1 for r in (*points.values(), *others) for s in r.plans.values()
-    )
+    repeated = [runs for runs in (*points.values(), *others) if runs.count > 1]
+    on_plans = [s for runs in (*points.values(), *others) for s in runs.plans.values()]
+    several = any(len(s.seeds) > 1 for s in on_plans) or _confirmations(points) > 1
     errors = [s.se for runs in points.values() for s in runs.plans.values()]
-    if (again or repeated_seeds) and np.isfinite(errors).all():
-        rng = np.random.default_rng(seed + 1)
-        theta_ZA, variance_ZA = draw_scores(seen, CHAINS, draws // CHAINS, seed)
-        theta_ZA, variance_ZA = theta_ZA[:, : len(order)], variance_ZA[:, : len(order)]
-        best_Z = theta_ZA.argmax(1)
-        regret_A = (theta_ZA.max(1, keepdims=True) - theta_ZA).mean(0)
-        sd_A = 1 / np.sqrt((1 / variance_ZA).mean(0))
-        seed_sd = float(sd_A.min()), float(sd_A.max())
-        level_Z = math.sqrt(shared) * rng.standard_normal(len(theta_ZA))
-        noise_Z = rng.standard_normal(len(theta_ZA))
-
-        def half(runs: int, se: float, variance_Z: Array) -> float:
-            return float(np.quantile(np.abs(noise_Z) * np.sqrt(variance_Z / runs + se**2), 0.95))
-
-        for a, number in enumerate(order):
-            runs, expected = points[number], float(theta_ZA[:, a].mean())
-            error_Z = np.abs(theta_ZA[:, a] + level_Z - expected)
-            confirmation = None
-            if again and runs.fresh is not None:
-                mean, S = float(runs.fresh.nats_SN.mean()), len(runs.fresh.nats_SN)
-                confirmation = Confirmation(
-                    nats_per_token=mean,
-                    half_width=half(S, runs.fresh.se, variance_ZA[:, a]),
-                    seeds=S,
-                    optimism=scores[number] - mean,
-                )
-            update = {
-                "half_width_total": half(1, runs.searched.se, variance_ZA[:, a]),
-                "expected": expected,
-                "half_width": float(np.quantile(error_Z, 0.95)),
-                "probability": float(np.mean(best_Z == a)),
-                "expected_regret": float(regret_A[a]),
-                "confirmation": confirmation,
-            }
-            candidates[a] = candidates[a].model_copy(update=update)
+    theta_ZA = sd_A = None
+    if several and np.isfinite(errors).all():
+        candidates, theta_ZA, sd_A = _with_probabilities(candidates, points, others, draws, seed)
 
     def deciding(c: Candidate) -> float:
         if worst is not None:
@@ -364,25 +327,88 @@ def search_selection(
     chosen = max((worst is not None and confirmed) or candidates, key=deciding)
     chosen_by: Literal["search", "confirmation"] = "confirmation" if confirmed else "search"
     doubt: dict[str, Any] = {}
-    if seed_sd is not None:
-        a = order.index(chosen.trial)
-        doubt["delta"] = max(nat, SEED_SHARE * float(sd_A[a]))
-        doubt["within"] = float(np.mean(theta_ZA.max(1) - theta_ZA[:, a] <= doubt["delta"]))
-        gains_NA = expected_gains(theta_ZA.mean(0), np.atleast_2d(np.cov(theta_ZA.T)), sd_A**2)
-        doubt["gains"] = tuple(
-            SeedGain(trial=order[best], seeds=seeds, nats_per_token=float(gains_A[best]))
-            for seeds, gains_A in zip(RUNS, gains_NA, strict=True)
-            for best in [int(gains_A.argmax())]
-        )
+    if theta_ZA is not None and sd_A is not None:
+        doubt = _doubt(order, order.index(chosen.trial), theta_ZA, sd_A, nat)
     return SearchSelection(
         candidates=tuple(candidates),
         recommended=chosen.trial,
         chosen_by=chosen_by if worst is None else "worst_domain",
-        seed_sd=seed_sd,
-        seed_runs=sum(repeated),
+        seed_runs=sum(runs.count for runs in repeated),
         overturned=chosen is not candidates[0],
         **doubt,
     )
+
+
+def _doubt(
+    order: Sequence[int], chosen: int, theta_ZA: Array, sd_A: Array, nat: float
+) -> dict[str, Any]:
+    """What the posterior says of a choice and of more seeds: fields of `SearchSelection`."""
+    delta = max(nat, SEED_SHARE * float(sd_A[chosen]))
+    gains_NA = expected_gains(theta_ZA.mean(0), np.atleast_2d(np.cov(theta_ZA.T)), sd_A**2)
+    gains = tuple(
+        SeedGain(trial=order[best], seeds=seeds, nats_per_token=float(gains_A[best]))
+        for seeds, gains_A in zip(RUNS, gains_NA, strict=True)
+        for best in [int(gains_A.argmax())]
+    )
+    return {
+        "seed_sd": (float(sd_A.min()), float(sd_A.max())),
+        "delta": delta,
+        "within": float(np.mean(theta_ZA.max(1) - theta_ZA[:, chosen] <= delta)),
+        "gains": gains,
+    }
+
+
+def _confirmations(points: Mapping[int, Runs]) -> int:
+    """Number of points that were confirmed; one alone shares its plan with no other."""
+    return sum(runs.fresh is not None for runs in points.values())
+
+
+def _with_probabilities(
+    candidates: Sequence[Candidate],
+    points: Mapping[int, Runs],
+    others: Sequence[Runs],
+    draws: int,
+    seed: int,
+) -> tuple[list[Candidate], Array, Array]:
+    """The candidates with what the posterior says of each, draws of their true scores, [Z, A], and
+    the standard deviation of a run of each over seeds, [A]."""
+    others = sorted(others, key=lambda runs: (runs.count, float(runs.searched.nats_SN.mean())))
+    of_candidates = [points[c.trial] for c in candidates]
+    seen, shared = _observations([*of_candidates, *others], len(candidates))
+    theta_ZA, variance_ZA = draw_scores(seen, CHAINS, draws // CHAINS, seed)
+    theta_ZA, variance_ZA = theta_ZA[:, : len(candidates)], variance_ZA[:, : len(candidates)]
+    best_Z, regret_A = theta_ZA.argmax(1), (theta_ZA.max(1, keepdims=True) - theta_ZA).mean(0)
+    sd_A = 1 / np.sqrt((1 / variance_ZA).mean(0))
+    rng = np.random.default_rng(seed + 1)
+    level_Z = math.sqrt(shared) * rng.standard_normal(len(theta_ZA))
+    noise_Z = rng.standard_normal(len(theta_ZA))
+
+    def half(variance_Z: Array, se: float) -> float:
+        return float(np.quantile(np.abs(noise_Z) * np.sqrt(variance_Z + se**2), 0.95))
+
+    found = []
+    for a, (candidate, runs) in enumerate(zip(candidates, of_candidates, strict=True)):
+        expected, variance_Z = float(theta_ZA[:, a].mean()), variance_ZA[:, a]
+        error_Z = np.abs(theta_ZA[:, a] + level_Z - expected)
+        confirmation = None
+        if _confirmations(points) > 1 and runs.fresh is not None:
+            mean, S = float(runs.fresh.nats_SN.mean()), len(runs.fresh.nats_SN)
+            confirmation = Confirmation(
+                nats_per_token=mean,
+                half_width=half(variance_Z / S, runs.fresh.se),
+                seeds=S,
+                optimism=candidate.nats_per_token - mean,
+            )
+        update = {
+            "half_width_total": half(variance_Z, runs.searched.se),
+            "expected": expected,
+            "half_width": float(np.quantile(error_Z, 0.95)),
+            "probability": float(np.mean(best_Z == a)),
+            "expected_regret": float(regret_A[a]),
+            "confirmation": confirmation,
+        }
+        found.append(candidate.model_copy(update=update))
+    return found, theta_ZA, sd_A
 
 
 def _observations(points: Sequence[Runs], candidates: int) -> tuple[MeasuredPoints, float]:

@@ -32,7 +32,7 @@ predict, Z draws.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -290,6 +290,23 @@ def _shapes(span: float) -> list[tuple[Form, Callable[[Array], Array]]]:
     ]
 
 
+def _points(measured: Measured, unit: Callable[[Array], Array]) -> Iterator[SizePoint]:
+    """What was measured at each size, with its interval where the noise is known."""
+    known = measured.degrees > 0  # from more than one seed or rate
+    variance_S = np.diag(measured.covariance_SS) * measured.squares / max(measured.degrees, 1)
+    half_S = half_width(1.0, max(measured.degrees, 1)) * np.sqrt(variance_S)
+    for N, y, half, runs in zip(
+        measured.parameters_S, measured.y_S, half_S, measured.runs_S, strict=True
+    ):
+        yield SizePoint(
+            parameters=int(N),
+            value=float(unit(y)),
+            low=float(unit(y - half)) if known else None,
+            high=float(unit(y + half)) if known else None,
+            runs=runs,
+        )
+
+
 def size_law(
     what: Literal["best rate", "gap"],
     of: str,
@@ -299,21 +316,7 @@ def size_law(
 ) -> SizeLaw:
     """The law of `measured`; `unit` turns y into a value."""
     smallest, largest = measured.parameters_S[[0, -1]].tolist()
-    known = measured.degrees > 0  # of the noise, from more than one seed or rate
-    variance_S = np.diag(measured.covariance_SS) * measured.squares / max(measured.degrees, 1)
-    half_S = half_width(1.0, max(measured.degrees, 1)) * np.sqrt(variance_S)
-    points = tuple(
-        SizePoint(
-            parameters=int(N),
-            value=float(unit(y)),
-            low=float(unit(y - half)) if known else None,
-            high=float(unit(y + half)) if known else None,
-            runs=runs,
-        )
-        for N, y, half, runs in zip(
-            measured.parameters_S, measured.y_S, half_S, measured.runs_S, strict=True
-        )
-    )
+    points = tuple(_points(measured, unit))
 
     def values(law: AveragedLaw, at: Sequence[float] | Array) -> list[LawValue]:
         rows = zip(at, unit(law.quantiles_T3).tolist(), strict=True)

@@ -252,6 +252,25 @@ def test_what_a_seed_does_to_all_candidates_does_not_decide() -> None:
     assert min(chances) > 0.9
 
 
+def test_candidates_that_are_far_below_do_not_make_the_good_ones_differ() -> None:
+    """Six equal candidates and six that are 30 seed SDs worse; two runs of each."""
+    rng, A = np.random.default_rng(3), 12
+    run_AC = np.repeat([0.0, -30.0], A // 2)[:, None] + rng.normal(size=(A, 2))
+    seen = MeasuredPoints(
+        run_AC=run_AC,
+        plan_C=np.zeros(2, int),
+        evaluation_AP=np.zeros((A, 2)),
+        is_candidate_A=np.full(A, True),
+        out_of_play_A=np.zeros(A),
+        shift=0.0,
+    )
+    theta_ZA, _ = draw_scores(seen, 16, 60)
+    kept = theta_ZA.mean(0)[: A // 2].std() / run_AC.mean(1)[: A // 2].std()
+    assert kept < 0.7, "with one spread it is 0.9"
+    assert np.bincount(theta_ZA.argmax(1), minlength=A).max() / len(theta_ZA) < 0.5
+    assert theta_ZA.mean(0)[A // 2 :] == pytest.approx(run_AC.mean(1)[A // 2 :], abs=1.5)
+
+
 def test_equal_runs_leave_no_noise_but_give_numbers() -> None:
     same = Scored((0, 1), np.zeros((2, SEQUENCES)), 0.0)
     found = search_selection({0: Runs(same), 1: Runs(Scored((0, 1), same.nats_SN - 1, 0.0))})
