@@ -85,21 +85,18 @@ def findings(report: Report, say: Language | None = None) -> Findings:
     """The conclusions of a report, in English unless another language is given."""
     say = say or language()
     ranked, found = tuple(ranking(report.trials)), report.choice()
-    best, choice = found.searched, found.trial
     arms = report.comparison.arms.values() if report.comparison else ()
     rows = tuple(_flip_row(flip, say) for flip in flips(arms, report.trials))
     spend = report.spend
     wall = "" if spend.wall_s is None else say("cost.wall", wall=say.duration(spend.wall_s))
     return Findings(
         ranked=ranked,
-        recommended=best,
-        choice=choice,
+        recommended=found.searched,
+        choice=found.trial,
         score=found.score,
         headline=_headline(found, say),
         learned=not found.learned_nothing,
-        recommendation=(learned_nothing(found, say),)
-        if found.learned_nothing
-        else tuple(_recommendation(report, ranked, best, choice, say)),
+        recommendation=tuple(_recommendation(found, ranked, say)),
         **_verdict(report.comparison, bool(rows), say),
         certainty=tuple(certainty(found, say)),
         chances=_chances(report),
@@ -136,11 +133,12 @@ def learned_nothing(found: Choice, say: Language) -> str:
     return say("recommendation.learned_nothing", score=score, counting=minus(counting, 3))
 
 
-def _recommendation(
-    report: Report, ranked: Sequence[Trial], best: Trial | None, choice: Trial | None, say: Language
-) -> Iterator[str]:
+def _recommendation(found: Choice, ranked: Sequence[Trial], say: Language) -> Iterator[str]:
     """Which policy and why, then how it compares with the next one."""
-    comparison = report.comparison
+    comparison, best, choice = found.comparison, found.searched, found.trial
+    if found.learned_nothing:
+        yield learned_nothing(found, say)
+        return
     if best is None or choice is None:
         leader = leading_arm(comparison)
         if comparison is None or leader is None:
@@ -151,7 +149,7 @@ def _recommendation(
             yield say("recommendation.arm", arm=leader, score=score, n=n)
         return
     if choice is best:
-        yield _why_chosen(report.selection, len(ranked), best, say)
+        yield _why_chosen(found.selection, len(ranked), best, say)
     else:
         yield say(
             "recommendation.overruled",
