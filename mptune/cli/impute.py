@@ -19,7 +19,12 @@ SHOWN = 5
     path("model", "MODEL", "a run's or a trial's directory"),
     argument("table", metavar="TABLE", help="CSV, Parquet, JSONL or NumPy file, or URL"),
     path("--out", "FILE", "the filled table, as CSV"),
-    path("--cells", "FILE", "CSV of each filled value: mean, interval, draws"),
+    path(
+        "--cells",
+        "FILE",
+        "CSV of each filled value: mean, interval, draws; of a category the most probable one, "
+        "with its probability as low and high",
+    ),
     option("--draws", "N", "joint draws of the missing values", 0),
     option("--level", "P", "level of the intervals", 0.9),
     argument(

@@ -158,10 +158,13 @@ class ModelFamily(Plugin):
     def build(self, vocabulary: int, predictable: int, length: int) -> nn.Module:
         """The module, randomly initialised from torch's global generator.
 
-        Its `forward(tokens_BD, mask_BD, attend_BD=None)` gives `logits_KV` at the masked positions
-        only, over symbols 0..`predictable`-1: [MASK] and [PAD] cannot be predicted. `vocabulary`
-        counts the ids that can be an input, `length` the positions of a sequence. Where `attend_BD`
-        is False (padding) nothing is attended to.
+        Its `forward(tokens_BD, mask, attend_BD=None, *others)` gives `logits_KV` at the masked
+        positions only, over symbols 0..`predictable`-1: [MASK] and [PAD] cannot be predicted.
+        `mask` is bool [B, D], or the flat indices [K] of the masked positions. `vocabulary` counts
+        the ids that can be an input, `length` the positions of a sequence. Where `attend_BD` is
+        False (padding) nothing is attended to. The others are those of `MaskedPredictor.forward`;
+        without `training.pack` they may be ignored. `save_pretrained(folder)` is called with
+        `training.keep_weights`.
         """
 
     def lay_out(self, module: nn.Module, axes: Sequence[int], sizes: Sequence[int]) -> None:

@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy
 from mptune.artifacts import Store, store_at
 from mptune.data._table import TokenTable
 from mptune.data._tokenizers import save_for_transformers
-from mptune.errors import InputError
+from mptune.errors import InputError, one_line
 from mptune.lml import LMLPlan
 from mptune.models import _memory as memory
 from mptune.models._masked import logits_of_folder
@@ -258,7 +258,32 @@ def built(trial: TrialSpec, ranks: Ranks, heldout: HeldOut) -> tuple[Inputs, nn.
     torch.manual_seed(trial.seed)
     module = inputs.family.build(table.total_vocabulary, table.vocabulary_size, table.length)
     inputs.family.lay_out(module, inputs.axes, table.sizes)
+    if not type(family).__module__.startswith("mptune."):
+        check_plugin(module, family.family, table, trial.training.keep_weights)
     return inputs, module
+
+
+def check_plugin(module: Any, name: str, table: TokenTable, keep_weights: bool) -> None:
+    """Check that a plugin's module does what `ModelFamily.build` says.
+
+    Raises:
+        InputError: it does not; one line names the difference.
+    """
+    expected = f"[2, {table.vocabulary_size}], for 2 masked positions,"
+    try:
+        tokens_BD = torch.arange(table.length)[None] % table.vocabulary_size
+        with torch.no_grad():
+            logits_KV = module.eval()(tokens_BD, torch.tensor([0, table.length - 1]), None)
+        module.train()
+        if tuple(logits_KV.shape) != (2, table.vocabulary_size):
+            raise TypeError(f"its logits are {list(logits_KV.shape)}")
+        if keep_weights and not hasattr(module, "save_pretrained"):
+            raise TypeError("training.keep_weights needs its method save_pretrained(folder)")
+    except Exception as error:  # of the plugin's own code and libraries
+        raise InputError(
+            f"model.family {name}: its module must give logits {expected} when called with tokens "
+            f"[B, D], flat indices [K] and attend [B, D] or None: {one_line(error)}"
+        ) from error
 
 
 def score(
