@@ -31,7 +31,11 @@ GROUPS = {
 
 @cache
 def modules(group: str) -> dict[str, str]:
-    """Plugin name -> importable module name, for every plugin of the group, sorted by name."""
+    """Plugin name -> importable module name, for every plugin of the group, sorted by name.
+
+    Raises:
+        InputError: an installed plugin has the name of one of mptune's own.
+    """
     package, _, _ = GROUPS[group]
     folder = importlib.import_module(package)
     own = {
@@ -41,6 +45,8 @@ def modules(group: str) -> dict[str, str]:
         for name in _defined(group, f"{package}.{m.name}")
     }
     installed = {e.name: e.value for e in entry_points(group=f"mptune.{group}")}
+    for name in installed.keys() & own.keys():
+        raise InputError(f"{installed[name]}: mptune has {name!r} among its own {group}; rename it")
     return dict(sorted({**installed, **own}.items()))
 
 

@@ -52,17 +52,17 @@ def run(tmp_path_factory):
 
 
 def test_a_search_uses_all_of_its_plugins(run):
-    assert "\npower\n" in run("mptune", "list", "policies")
+    assert "\nsteep\n" in run("mptune", "list", "policies")
     assert "\nnice\n" in run("mptune", "list", "launchers")
     out = run("mptune", "search", "kit.yaml", "--local", "--on", "nice.yaml")
-    assert "power 2 " in out
+    assert "steep 2 " in out
     assert "distilbert 32×1" in out
     assert "failed" not in out
 
 
 def test_its_policy_passes_the_conformance_tests(run):
     tests = str(ROOT / "tests" / "policies" / "test_conformance.py")
-    out = run("pytest", "-q", "-p", "no:cacheprovider", tests, "-k", "power", "-x")
+    out = run("pytest", "-q", "-p", "no:cacheprovider", tests, "-k", "steep", "-x")
     assert re.search(r"\d\d passed", out)
 
 

@@ -224,7 +224,7 @@ class RowModality(Modality):
             vocabulary_size=int(sizes.max()),
             length=self.length,
             description=f"{source}: {len(train)} + {len(heldout)} sequences of "
-            + " × ".join(f"{n} {name}" for name, n in axes.items())
+            + " × ".join(f"{n} {name}{'s' * (n != 1)}" for name, n in axes.items())
             + without_group(ungrouped, "rows", self.group, self._window)
             + (f", {skipped.total()} broken rows skipped" if skipped else ""),
             groups={name: splits[name].group_count() for name in ("train", "heldout")},

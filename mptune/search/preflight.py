@@ -115,8 +115,8 @@ def dry_run(
     if searching and (shares := describe_shares(spec, most_ladder_runs(file, comparison))):
         yield f"  budgets: {shares}"
     yield (
-        f"  each trial: {resources.workers} workers x {resources.cpus_per_worker:g} CPUs, "
-        f"{resources.gpus_per_worker:g} GPUs"
+        f"  workers of each trial: {resources.workers}; CPUs of each worker: "
+        f"{resources.cpus_per_worker:g}, GPUs: {resources.gpus_per_worker:g}"
     )
     for line in memory_refusals(file, spec, address):
         yield f"  will be refused: {line}"

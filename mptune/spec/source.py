@@ -341,6 +341,8 @@ def _rule(problem: dict[str, Any], model: type[BaseModel], prefix: Location, at:
         return f"unknown key; allowed: {', '.join(known)}{did_you_mean(at[-1], known)}"
     if kind == "missing":
         return "is missing"
+    if kind == "too_short" and not isinstance(value, str):
+        return f"name at least {problem['ctx']['min_length']} {at[-1]}"
     message = str(problem["msg"]).removeprefix("Value error, ").replace("Input should", "must")
     message = message[0].lower() + message[1:] if message[:1].isupper() else message
     shown = isinstance(value, str | int | float | bool) or value is None

@@ -377,15 +377,6 @@ def test_validate_checks_the_data_when_asked(
     assert said in capsys.readouterr().err
 
 
-def test_a_dimension_on_a_log_scale_says_so_with_true(
-    spec: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rate = "training.optimizer.learning_rate={float: [1e-4, 1e-2], log: yes please}"
-    assert main(["validate", str(spec), "--set", rate]) == 2
-    said = "optimizer.learning_rate.log: 'yes please' must be true or false"
-    assert said in capsys.readouterr().err
-
-
 def test_gpus_are_not_replaced_by_the_cpu(
     spec: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
