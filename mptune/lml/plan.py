@@ -280,11 +280,6 @@ class LMLPlan:
     def load(cls, path: str | os.PathLike[str]) -> LMLPlan:
         """Read a plan written by :meth:`save`; ValueError if its content and hash disagree."""
         with np.load(path, allow_pickle=False) as file:
-            if "groups" not in file:
-                raise ValueError(
-                    f"{path}: the plan has no groups: it was written by an older version; make it "
-                    "again"
-                )
             n, length = map(int, file["shape"])
             observed = np.unpackbits(file["observed"], count=n * length).astype(np.bool_)
             plan = cls(

@@ -196,18 +196,8 @@ class Run:
             return dict(stored)
 
     def group_scores(self, trial: Trial) -> dict[str, NDArray[np.float64]]:
-        """`scores` as analysis takes them, see `mptune.analysis.intervals.by_group`.
-
-        Raises:
-            NoResultError: the scores have no groups.
-        """
-        try:
-            return by_group(self.scores(trial))
-        except KeyError:
-            raise NoResultError(
-                f"{self.trial_directory(trial).scores}: the scores have no groups: they were made "
-                "by an older version; train the trial again"
-            ) from None
+        """`scores` as analysis takes them, see `mptune.analysis.intervals.by_group`."""
+        return by_group(self.scores(trial))
 
     def group_correlations(self, table_hash: str) -> dict[str, float]:
         """Intraclass correlations of the best trial's scores and of its difference to the second.
@@ -217,7 +207,7 @@ class Run:
         if self.prepared is None or self.prepared.table_hash != table_hash:
             return {}
         ranked = ranking([trial for trial in self.trials() if trial.finished])
-        found = [scores for trial in ranked[:2] if "groups" in (scores := self.scores(trial))]
+        found = [scores for trial in ranked[:2] if (scores := self.scores(trial))]
         return group_correlations(found) if found else {}
 
     def trial_directory(self, trial: Trial) -> TrialDirectory:

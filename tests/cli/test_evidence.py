@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from mptune.analysis.results import mask_rates
 from mptune.cli import main
-from mptune.errors import NoResultError
 from mptune.search.run import Run
 from tests import fakes
 from tests.cli.conftest import leave_figures_out, use_fakes
@@ -52,16 +50,8 @@ def test_a_policy_that_is_not_installed_here_has_no_law(tmp_path: Path) -> None:
     assert mask_rates(fakes.trial(0, tmp_path, policy={"kind": "elsewhere"})) == ()
 
 
-def test_scores_by_group_need_the_groups(finished):
+def test_scores_by_group(finished):
     run = Run.open("runs/demo")
-    best = run.best()
-    path, scores = run.trial_directory(best).scores, run.scores(best)
-    assert set(run.group_scores(best)) == {"nats_per_sequence", "at_rungs"}
+    assert set(run.group_scores(run.best())) == {"nats_per_sequence", "at_rungs"}
     assert set(run.group_correlations(run.prepared.table_hash)) == {"score", "difference"}
     assert run.group_correlations("another table") == {}
-    del scores["groups"]
-    np.savez(path, **scores)
-    with pytest.raises(
-        NoResultError, match="the scores have no groups: they were made by an older"
-    ):
-        run.group_scores(best)
