@@ -184,6 +184,7 @@ class Outlook(Message):
         "seeds can gain",
     )
     buys: tuple[Purchase, ...] = Field((), description="more seeds, and new points")
+    wanted: float | None = Field(None, description="search.certainty")
     ended_by: EndedBy | None = Field(None, description="None: the search goes on")
 
     @property
@@ -192,6 +193,11 @@ class Outlook(Message):
         if self.within is None:
             return None
         return self.within if self.unseen is None else self.within * self.unseen
+
+    @property
+    def undecided(self) -> bool:
+        """Whether its probability is known, and too small for `search.certainty` (or 95 %)."""
+        return self.probability is not None and self.probability < (self.wanted or 0.95)
 
     @property
     def best_buy(self) -> Purchase | None:
@@ -226,6 +232,7 @@ class Status(Message):
     gangs: tuple[GangStatus, ...]
     spend: Spend
     forecast: Forecast
+    outlook: Outlook | None = Field(None, description="of a search; None: of another stage")
     metrics: str | None = Field(None, description="URL of the driver's metrics for Prometheus")
     earlier: dict[StageName, StageEnd] = Field(
         default_factory=dict, description="stages of the same search that ran before"

@@ -320,6 +320,14 @@ class Trial(Message):
         default_factory=dict, description="what the sampler chose: dimension -> value"
     )
     seconds: float | None = Field(None, description="wall-clock time of the trial")
+    asked: dict[str, Any] | None = Field(
+        None, description="why the sampler proposed its point, see `mptune.study.records.ASKED`"
+    )
+    judged: tuple[dict[str, Any], ...] = Field(
+        (), description="decisions of the pruner, see `mptune.study.records.JUDGED`"
+    )
+    retries: int = Field(0, description="times that it was run again after a fault of its machine")
+    refused: bool = Field(False, description="no gang has the memory for it, so it was not trained")
     same_as: int | None = Field(
         None, description="number of an earlier trial with the same spec, whose result this is"
     )

@@ -13,11 +13,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from mptune.analysis.comparison import Scores
+from mptune.analysis.crossed import root
+from mptune.analysis.exposure import Points, Surrogate
 from mptune.analysis.selection import SearchSelection, select_trial
+from mptune.analysis.worth import expected_gains
 from mptune.spec.schema import Search
 from mptune.status import EndedBy, Outlook, Purchase
 from mptune.trial import Prepared, Trial
+
+DRAWS = 3200
+"""From the posterior, at each look."""
+
+UNSEEN_SETTINGS, UNSEEN_DRAWS = 48, 32
+"""Draws of the surrogate's settings, and of the scores at each."""
 
 
 def outlook(
@@ -25,14 +36,15 @@ def outlook(
     prepared: Prepared,
     scores: Scores,
     settings: Search,
-    unseen: Callable[[SearchSelection], tuple[float, float]] | None = None,
+    unseen: Callable[[SearchSelection], tuple[float, float] | None] = lambda selection: None,
 ) -> Outlook:
     """What a search knows after the trials that have ended, and whether it ends.
 
     Args:
         trials: all trials of the search; those that have not ended have no effect.
         unseen: of a selection, the probability that no point that has not run is better by its
-            `delta`, and the expected gain of one run of such a point, nats per token.
+            `delta`, and the expected gain of one run of such a point, nats per token; None without
+            a surrogate.
     """
     ended = [trial for trial in trials if trial.state not in ("WAITING", "RUNNING")]
     first = max(settings.sampler.startup_trials, len(settings.arms))
@@ -40,7 +52,7 @@ def outlook(
         return Outlook(trials=len(ended), unknown="start")
     if settings.choose_by == "worst_domain":
         return Outlook(trials=len(ended), unknown="worst_domain")
-    selection = select_trial(ended, (), {}, prepared, scores)
+    selection = select_trial(ended, (), {}, prepared, scores, draws=DRAWS)
     if selection is None or selection.delta is None:
         return Outlook(trials=len(ended), unknown="seeds")
     candidate = selection.candidate(selection.recommended)
@@ -58,9 +70,9 @@ def outlook(
         )
         for gain in selection.gains
     ]
-    share = None
-    if unseen is not None:
-        share, gain_of_new = unseen(selection)
+    share, of_new = None, unseen(selection)
+    if of_new is not None:
+        share, gain_of_new = of_new
         mean_hours = math.fsum(hours.values()) / len(hours)
         buys.append(
             Purchase(runs=1, trial=None, gain=length * gain_of_new, worker_hours=mean_hours)
@@ -75,7 +87,35 @@ def outlook(
         loss=length * candidate.expected_regret,
         buys=tuple(buys),
     )
-    return found.model_copy(update={"ended_by": ended_by(found, settings)})
+    by = ended_by(found, settings)
+    return found.model_copy(update={"ended_by": by, "wanted": settings.certainty})
+
+
+def of_unseen(
+    surrogate: Surrogate, points: Points, delta: float, rng: np.random.Generator
+) -> tuple[float, float]:
+    """What a surrogate says of points that have not run.
+
+    Args:
+        points: the last one is the recommended point, the others have not run.
+        delta: difference that does not matter, in the unit of the surrogate.
+
+    Returns:
+        The probability that none is better than the recommended one by `delta`, and the expected
+        gain of one run of one of them.
+    """
+    settings = list(surrogate.weights)
+    drawn = rng.choice(len(settings), UNSEEN_SETTINGS, p=list(surrogate.weights.values()))
+    better, gains = [], []
+    for number, times in zip(*np.unique(drawn, return_counts=True), strict=True):
+        mean_K, covariance_KK = surrogate.posterior(points, settings[number])
+        count = UNSEEN_DRAWS * int(times)
+        theta_DK = mean_K + rng.standard_normal((count, len(mean_K))) @ root(covariance_KK)
+        better.append(theta_DK[:, :-1].max(1) - theta_DK[:, -1] > delta)
+        noise_K = np.full(len(mean_K), (settings[number].noise * surrogate.evidence.scale) ** 2)
+        gain = float(expected_gains(mean_K, covariance_KK, noise_K)[0, :-1].max())
+        gains.append(times / len(drawn) * gain)
+    return 1.0 - float(np.concatenate(better).mean()), math.fsum(gains)
 
 
 def ended_by(found: Outlook, settings: Search) -> EndedBy | None:

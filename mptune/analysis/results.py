@@ -22,12 +22,14 @@ from mptune.analysis.comparison import (
     comparison_report,
 )
 from mptune.analysis.kpi import KpiReport, kpi_report
+from mptune.analysis.prediction import Prediction, prediction
 from mptune.analysis.ranking import ranking
 from mptune.analysis.robustness import Robustness, robustness
 from mptune.analysis.selection import SearchSelection, recommended, score_of, select_trial
 from mptune.analysis.sizes import BySize, by_size
 from mptune.errors import InputError, NoResultError
 from mptune.spec.schema import SearchSpec, build
+from mptune.status import Outlook
 from mptune.trial import LMLScore, Message, Prepared, Trial, TrialResult, TrialSpec
 
 PROFILE_STEPS, PROFILE_LENGTH = 16, 512
@@ -128,6 +130,12 @@ class Report(Message):
     trials: tuple[Trial, ...] = ()
     comparison: ComparisonReport | None = None
     selection: SearchSelection | None = Field(None, description="the choice of the whole search")
+    outlook: Outlook | None = Field(
+        None, description="how sure the search was at its end; None where nothing was searched"
+    )
+    prediction: Prediction | None = Field(
+        None, description="of the sampler's surrogate; None with another sampler"
+    )
     by_size: BySize | None = Field(None, description="None with fewer than two sizes")
     robustness: Robustness | None = Field(
         None, description="None without domains and without score.missing"
@@ -197,6 +205,7 @@ def build_report(
     *,
     extrapolate_to: Sequence[float] | None = None,
     importances: Mapping[str, float] | None = None,
+    outlook: Outlook | None = None,
     wall_s: float | None = None,
     commands: Sequence[str] = (),
     versions: Mapping[str, str] | None = None,
@@ -207,6 +216,7 @@ def build_report(
     Args:
         extrapolate_to: sizes at which the laws over size are evaluated; default: the spec's.
         importances: dimension -> its share of the score, largest first.
+        outlook: with which the search ended.
         wall_s: seconds that drivers have run.
         commands: what replays the study.
         versions: of the packages installed here; those of the first result take precedence.
@@ -236,6 +246,10 @@ def build_report(
         ),
         comparison=choice.comparison,
         selection=choice.selection,
+        outlook=outlook,
+        prediction=prediction(searched, choice.searched, prepared.length)
+        if spec.search.sampler.kind == "exposure" and choice.searched and prepared
+        else None,
         by_size=by_size(
             (*searched, *compared),
             spec.search.extrapolate_to if extrapolate_to is None else extrapolate_to,

@@ -177,6 +177,7 @@ def select_trial(
     prepared: Prepared | None,
     scores: Scores,
     by_worst: bool = False,
+    draws: int = 6400,
 ) -> SearchSelection | None:
     """The choice among the finished trials of a search; None if none is scored.
 
@@ -188,6 +189,7 @@ def select_trial(
         prepared: of the search; None before the data are prepared.
         scores: the stored per-sequence scores of a trial.
         by_worst: choose by the worst domain, where there are domains.
+        draws: see `search_selection`.
     """
     ranked = ranking(searched)
     if prepared is None:
@@ -223,7 +225,9 @@ def select_trial(
         if lowest is not None:
             worst[trial.number] = lowest[1]
     nat = prepared.heldout_sequences / prepared.heldout_tokens
-    return search_selection(points, others, worst or None, nat=nat) if points else None
+    if not points:
+        return None
+    return search_selection(points, others, worst or None, draws, nat=nat)
 
 
 def _scored(
@@ -344,7 +348,10 @@ def _doubt(
 ) -> dict[str, Any]:
     """What the posterior says of a choice and of more seeds: fields of `SearchSelection`."""
     delta = max(nat, SEED_SHARE * float(sd_A[chosen]))
+    loss_Z = theta_ZA.max(1) - theta_ZA[:, chosen]
     gains_NA = expected_gains(theta_ZA.mean(0), np.atleast_2d(np.cov(theta_ZA.T)), sd_A**2)
+    # Tails that are heavier than normal ones: no number of seeds gains more than this.
+    gains_NA = np.minimum(gains_NA, loss_Z.mean())
     gains = tuple(
         SeedGain(trial=order[best], seeds=seeds, nats_per_token=float(gains_A[best]))
         for seeds, gains_A in zip(RUNS, gains_NA, strict=True)
@@ -353,7 +360,7 @@ def _doubt(
     return {
         "seed_sd": (float(sd_A.min()), float(sd_A.max())),
         "delta": delta,
-        "within": float(np.mean(theta_ZA.max(1) - theta_ZA[:, chosen] <= delta)),
+        "within": float(np.mean(loss_Z <= delta)),
         "gains": gains,
     }
 

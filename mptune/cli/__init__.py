@@ -25,6 +25,7 @@ COMMANDS = {
     "launch": ("launch", "run a search on Ray, Kubernetes or Slurm, and follow it"),
     "score": ("score", "score masked-LM checkpoints on text, or compare two"),
     "status": ("watch", "show the state of a search"),
+    "explain": ("explain", "tell why each trial was run, and why the search ended"),
     "stop": ("watch", "stop a running search; it can be resumed"),
     "logs": ("watch", "show the log of one trial"),
     "fsck": ("evidence", "check a run directory against its storage, and repair it"),

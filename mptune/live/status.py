@@ -11,7 +11,7 @@ from rich.text import Text
 
 from mptune.analysis.intervals import half_width, lml_half_width
 from mptune.report.formatting import about, count, per_token
-from mptune.status import Forecast, GangStatus, QueuedTrial, RunningTrial, Spend, Status
+from mptune.status import Forecast, GangStatus, Outlook, QueuedTrial, RunningTrial, Spend, Status
 from mptune.trial import (
     Event,
     Failed,
@@ -167,6 +167,18 @@ def limit_words(status: Status) -> str:
     return f"{LIMITS[forecast.limited_by]} end it at {at}, after {forecast.trials} trials"
 
 
+def outlook_words(outlook: Outlook | None) -> str:
+    """How sure a search is; empty where it is not known."""
+    if outlook is None or outlook.probability is None:
+        return ""
+    of = "" if outlook.wanted is None else f" of {outlook.wanted:.1%}"
+    end = "" if outlook.ended_by is None else ": the search ends, running trials finish"
+    words = (
+        f"within {outlook.delta:.2g} nats per sequence of the best with {outlook.probability:.1%}"
+    )
+    return f"{words}{of}{end}"
+
+
 def summary(status: Status) -> str:
     """The status on one line, for a log."""
     busy = sum(gang.state == "busy" for gang in status.gangs)
@@ -182,5 +194,6 @@ def summary(status: Status) -> str:
         spend_words(status.spend, status.forecast),
         end_words(status),
         limit_words(status),
+        outlook_words(status.outlook),
     ]
     return "; ".join(filter(None, parts))

@@ -24,6 +24,7 @@ from mptune.live.status import (
     event_words,
     gangs_table,
     limit_words,
+    outlook_words,
     queue_table,
     spend_words,
     summary,
@@ -166,8 +167,11 @@ class LiveView:
 
     def look(self, status: Status) -> None:
         """Show a new status of the study."""
+        had_enough = self._has_enough
         with self._lock:
             self._status = status
+        if self._has_enough and not had_enough:
+            self.note(f"{self._title}: {outlook_words(status.outlook)}")
         if self._clock() - self._status_printed_at >= PLAIN_STATUS_S:
             self._status_printed_at = self._clock()
             self._plain(f"{self._title}: {summary(status)}")
@@ -175,6 +179,12 @@ class LiveView:
     def note(self, line: str) -> None:
         """Print one line above the table, or among the plain lines."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    @property
+    def _has_enough(self) -> bool:
+        """Whether the search ends by itself."""
+        outlook = self._status.outlook if self._status else None
+        return outlook is not None and outlook.ended_by is not None
 
     def _name(self, number: int) -> str:
         label = self._labels.get(number)
@@ -238,7 +248,11 @@ class LiveView:
             found.append(gangs_table(self._status.gangs, lines))
         if lines >= 2 and self._status.queue:
             found.append(queue_table(self._status.queue, lines))
-        words = (spend_words(self._status.spend, self._status.forecast), limit_words(self._status))
+        words = (
+            spend_words(self._status.spend, self._status.forecast),
+            limit_words(self._status),
+            outlook_words(self._status.outlook),
+        )
         line = f" {' · '.join(filter(None, words))}"
         return [*found, Text(line)]
 

@@ -25,6 +25,7 @@ from mptune.report.checks import Check, checklist
 from mptune.report.formatting import interval, minus, per_token, power
 from mptune.report.language import Language, language
 from mptune.report.verdicts import compute_words, full_sentence, sentence
+from mptune.status import Outlook
 from mptune.trial import Message, Trial
 
 
@@ -98,7 +99,7 @@ def findings(report: Report, say: Language | None = None) -> Findings:
         learned=not found.learned_nothing,
         recommendation=tuple(_recommendation(found, ranked, say)),
         **_verdict(report.comparison, bool(rows), say),
-        certainty=tuple(certainty(found, say)),
+        certainty=(*certainty(found, say), *end_words(report.outlook, say)),
         chances=_chances(report),
         cost=say(
             "cost.sentence",
@@ -276,6 +277,30 @@ def certainty(found: Choice, say: Language) -> Iterator[str]:
     lml = found.trial.result.lml if found.trial and found.trial.result else None
     if lml is not None and lml.few_groups is not None:
         yield say("few.report", n=lml.few_groups, by=lml.grouped_by)
+
+
+def end_words(outlook: Outlook | None, say: Language) -> Iterator[str]:
+    """What ended the search, how sure it was, and what more would bring."""
+    if outlook is None or outlook.trials == 0:
+        return
+    if outlook.probability is None or outlook.within is None:
+        sure = say(f"end.unknown_{outlook.unknown}")
+    else:
+        within, delta = say.probability(outlook.within), f"{outlook.delta:.2g}"
+        trial, n = outlook.recommended, outlook.candidates
+        sure = say("end.sure", trial=trial, delta=delta, n=n, within=within)
+        if outlook.unseen is not None:
+            unseen, both = say.probability(outlook.unseen), say.probability(outlook.probability)
+            sure = say("end.unseen", sure=sure, unseen=unseen, both=both)
+        if outlook.undecided:
+            sure = say("end.undecided", sure=sure)
+    yield say(f"end.{outlook.ended_by or 'open'}", n=outlook.trials, sure=sure)
+    if (buy := outlook.best_buy) is not None:
+        values = {"gain": f"{buy.gain:.2g}", "hours": f"{buy.worker_hours:.2g}"}
+        if buy.trial is None:
+            yield say("end.buys_new", **values)
+        else:
+            yield say("end.buys_seeds", trial=buy.trial, n=buy.runs, **values)
 
 
 def _search_certainty(selection: SearchSelection, trial: Trial, say: Language) -> Iterator[str]:

@@ -36,13 +36,14 @@ from mptune.search.arms import (
 )
 from mptune.search.budget import stage_budget
 from mptune.search.driver import Observer, StudyDriver
+from mptune.search.ending import Ending, kept_end
 from mptune.search.forecast import Predictor
 from mptune.search.run import DRIVEN_HERE, Run
 from mptune.search.stage import FIRST_SEEDS, FRESH_PLAN, Stage
 from mptune.spec.schema import Comparison, Score, SearchSpec, build
 from mptune.spec.source import Concrete, SpecFile, SpecSource, merge_arm, plain
 from mptune.spec.space import Space
-from mptune.status import StageEnd, Status
+from mptune.status import EndedBy, Outlook, StageEnd, Status
 from mptune.study import queue
 from mptune.study.lease import PostgresLease, driver_lock, interrupts, lease
 from mptune.study.queue import PlannedRun
@@ -329,7 +330,7 @@ class Session:
     # --- stages --------------------------------------------------------------------------------
 
     def search(self) -> None:
-        """Run the search to its number of trials.
+        """Run the search until it is sure enough, or to its number of trials.
 
         Raises:
             InterruptedSearch, NoResultError, LeaseLost: see `StudyDriver.run`.
@@ -341,10 +342,21 @@ class Session:
         self._write_spec(accepted=True)
         queue.enqueue_arms(study, Space(self.file).arms())
         total = self.spec.search.trials
-        if queue.ended(study) < total:
+        if kept_end(self.run) is not None and queue.is_drained(study):
+            self.say(
+                "note: search: it has ended by itself (`mptune explain` says why); with a larger "
+                "search.certainty, or null, the same command continues"
+            )
+        elif queue.ended(study) < total:
             stage = self._stage("search", self.prepared(), self.spec.search.seed)
             rungs = pruner.rungs if pruner.kind != "none" else ()
-            self.drive(replace(stage, total=total, rungs=rungs, space=Space(self.file)), study)
+            stage = replace(stage, total=total, rungs=rungs, space=Space(self.file))
+            ending = Ending(self.run, stage, study)
+            is_complete = self.drive(stage, study, ending)
+            found = self.run.outlook()
+            if found is not None and found.ended_by is None:
+                by: EndedBy = "trials" if is_complete else "budget"
+                ending.store(found.model_copy(update={"ended_by": by}))
 
     def confirm(self) -> None:
         """Train the best trials again with fresh seeds, and score them on a fresh plan."""
@@ -424,11 +436,13 @@ class Session:
             artifacts=self._artifacts,
         )
 
-    def drive(self, stage: Stage, study: Any = None) -> bool:
-        """Run a stage up to its number of trials or the end of its budget.
+    def drive(
+        self, stage: Stage, study: Any = None, judge: Callable[[], Outlook | None] = lambda: None
+    ) -> bool:
+        """Run a stage up to its number of trials, its end by itself, or the end of its budget.
 
         Returns:
-            Whether all trials have ended.
+            Whether it is complete: no budget ended it.
 
         Raises:
             InterruptedSearch, NoResultError, LeaseLost: see `StudyDriver.run`.
@@ -465,6 +479,7 @@ class Session:
                     lease=self._lease,
                     interrupted=self.interrupted,
                     watchers=(*look, self._write_status, dispatcher.publish),
+                    judge=judge,
                     preflight=partial(memory.refusal, holds=dispatcher.device),
                 )
                 driver.run()

@@ -23,12 +23,13 @@ from mptune.search.forecast import Predictor
 from mptune.search.in_flight import InFlight, InFlightState, copy_result, finished_before
 from mptune.search.ledger import load_spend, save_spend
 from mptune.search.monitor import Monitor
-from mptune.status import Status
+from mptune.status import Outlook, Status
 from mptune.study.history import History
 from mptune.study.lease import PostgresLease, interrupts
 from mptune.study.optuna_private import requeue, user_attributes
 from mptune.study.queue import explain_waiting, requeue_running
 from mptune.study.records import (
+    ASKED,
     describe,
     last_results,
     record_result,
@@ -106,6 +107,8 @@ class StudyDriver:
         log: file that every event is appended to.
         preflight: why a trial fits in the memory of no gang that it could get; None submits it.
         watchers: get the status about once a second.
+        judge: how sure the study is and whether it ends, asked at the start and after each trial;
+            None: it does not end by itself. Running trials finish, those of a dead driver, too.
         clock: monotonic seconds.
         stopped_by: the budget that ended the study before its last trial, or None.
     """
@@ -126,6 +129,7 @@ class StudyDriver:
     interrupted: threading.Event = field(default_factory=threading.Event)
     predictor: Predictor = field(default_factory=Predictor)
     watchers: Sequence[Callable[[Status], None]] = ()
+    judge: Callable[[], Outlook | None] = lambda: None
     clock: Callable[[], float] = time.monotonic
     stopped_by: str | None = field(init=False, default=None)
     _in_flight: dict[int, InFlight] = field(default_factory=dict)
@@ -136,6 +140,7 @@ class StudyDriver:
     _spend_saved: float = 0.0
     _allowance: Allowance = field(default_factory=Allowance)
     _history: History = field(default_factory=History)
+    _outlook: Outlook | None = None
     _monitor: Monitor = field(init=False)
 
     def run(self) -> None:
@@ -164,6 +169,7 @@ class StudyDriver:
             self.predictor.add_result(spec, result)
         requeue_running(self.study)
         self._history = History.of(self.study)
+        self._outlook = self.judge()
         with interrupts(self.interrupted):
             self._show()
             self._fill()
@@ -196,7 +202,7 @@ class StudyDriver:
 
     def _fill(self) -> None:
         """Start held trials that have room now, then new ones, as far as room and budgets go."""
-        for number, flight in sorted(self._held.items()):
+        for number, flight in () if self._has_enough else sorted(self._held.items()):
             if not self._may_start() or len(self._in_flight) >= self._limit():
                 return
             if self._lacking(flight.spec) is None:
@@ -205,6 +211,9 @@ class StudyDriver:
         while len(self._in_flight) < self._limit() and self._may_ask():
             trial = self._ask()
             spec = self.propose(trial)
+            if self.stage == "search" and not {"arm", ASKED} & trial.user_attrs.keys():
+                ran = self._history.trials(self.trials).complete
+                set_attributes(trial, **{ASKED: {"finished": ran}})
             self._launch(InFlight(trial, spec, trial.user_attrs.get("retries", 0)))
 
     def _limit(self) -> int:
@@ -228,7 +237,14 @@ class StudyDriver:
                 f"the first {history.failed} trials all failed; the last one: "
                 f"{history.last_failure}"
             )
+        if self._has_enough and not history.waiting:
+            return False
         return history.ended + len(self._in_flight) + len(self._held) < self.trials
+
+    @property
+    def _has_enough(self) -> bool:
+        """Whether the study ends by itself."""
+        return self._outlook is not None and self._outlook.ended_by is not None
 
     def _limited(self) -> str | None:
         """The budget that is used up, as a text for people; None if none is."""
@@ -336,7 +352,8 @@ class StudyDriver:
         """Put held trials back into the queue, and store with them which budget they wait for."""
         for flight in self._held.values():
             self._requeue(flight)
-        if self._history.ended < self.trials and not self.interrupted.is_set():
+        complete = self._has_enough or self._history.ended >= self.trials
+        if not complete and not self.interrupted.is_set():
             self.stopped_by = self._limited()
             if self._held and not self.stopped_by:
                 self.stopped_by = self.budget.nearest(self._allowance.ledger.so_far(self.clock()))
@@ -411,6 +428,8 @@ class StudyDriver:
                 return
             self._order.remove(ready[0])
             self._tell(self._in_flight.pop(ready[0]))
+            if not self.interrupted.is_set():
+                self._outlook = self.judge()
             self._fill()
 
     def _tell(self, flight: InFlight) -> None:
@@ -443,5 +462,9 @@ class StudyDriver:
     def _show(self) -> None:
         """Give the watchers the study's status."""
         self._monitor.show(
-            self._history, self._in_flight.values(), self._spent(), self.interrupted.is_set()
+            self._history,
+            self._in_flight.values(),
+            self._spent(),
+            self.interrupted.is_set(),
+            self._outlook,
         )

@@ -166,10 +166,20 @@ def trained_share(trial: TrialSpec) -> float:
 
 def _total_steps(files: TrialDirectory) -> int:
     """Total steps as of the trial's last start; 0 if it has not started."""
+    return next((s.total_steps for s in reversed(_starts(files)) if s.total_steps), 0)
+
+
+def resumed_at(files: TrialDirectory) -> list[int]:
+    """Steps of the checkpoints that the trial was resumed from."""
+    return [start.resumed_at for start in _starts(files) if start.resumed_at]
+
+
+def _starts(files: TrialDirectory) -> list[Started]:
+    found = []
     with suppress(OSError):
-        for line in reversed(files.events.read_text(encoding="utf-8").splitlines()):
+        for line in files.events.read_text(encoding="utf-8").splitlines():
             # A dying worker may leave half a line.
-            with suppress(ValueError, KeyError, TypeError):
-                if '"started"' in line and (total := int(json.loads(line)["total_steps"])):
-                    return total
-    return 0
+            with suppress(ValueError):
+                if '"started"' in line:
+                    found.append(Started.model_validate_json(line))
+    return found

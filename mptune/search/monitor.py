@@ -11,7 +11,7 @@ from mptune.search.budget import Budget
 from mptune.search.forecast import Predictor, StudyProgress, TrialInFlight, forecast_study
 from mptune.search.in_flight import InFlight
 from mptune.search.ledger import Ledger, Work
-from mptune.status import RunningTrial, Spend, Status
+from mptune.status import Outlook, RunningTrial, Spend, Status
 from mptune.study.history import History
 from mptune.study.lease import this_process
 from mptune.trial import StageName
@@ -51,7 +51,12 @@ class Monitor:
         return self.clock() >= self._next
 
     def show(
-        self, history: History, flights: Collection[InFlight], spent_s: float, stopping: bool
+        self,
+        history: History,
+        flights: Collection[InFlight],
+        spent_s: float,
+        stopping: bool,
+        outlook: Outlook | None = None,
     ) -> None:
         """Hand a new status to the watchers.
 
@@ -59,6 +64,7 @@ class Monitor:
             flights: trials between `study.ask` and `study.tell`.
             spent_s: wall-clock seconds of all drivers of the study.
             stopping: whether the driver was asked to stop.
+            outlook: how sure a search is; once it ends by itself, no trial is asked for.
         """
         if not self.watchers:
             return
@@ -74,9 +80,11 @@ class Monitor:
         speed = None
         if self.first_start is not None and now > self.first_start:
             speed = (used.worker_s - self._used_before.worker_s) / (now - self.first_start)
+        ended = history.ended + len(flights) - len(running)
+        has_enough = outlook is not None and outlook.ended_by is not None
         progress = StudyProgress(
-            total=self.total,
-            ended=history.ended + len(flights) - len(running),
+            total=ended + len(running) if has_enough else self.total,
+            ended=ended,
             unrun=history.unrun,
             used=self.ledger.ended,
             speed=speed,
@@ -103,6 +111,7 @@ class Monitor:
             metrics=state.metrics,
             spend=spend,
             forecast=forecast_study(progress, in_flight, spend),
+            outlook=outlook,
         )
         for watcher in self.watchers:
             watcher(status)

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from mptune import __version__, status
 from mptune.analysis.comparison import Asked
+from mptune.analysis.explanation import Explanation, ending_words, explain
 from mptune.analysis.intervals import by_group, group_correlations
 from mptune.analysis.ranking import ranking
 from mptune.analysis.results import Choice, Report, StudyTrials, build_report, choose
@@ -33,10 +34,11 @@ from mptune.errors import InputError, NoResultError, did_you_mean
 from mptune.paths import RunDirectory, TrialDirectory, read_model, write_text
 from mptune.search import kpi
 from mptune.search.budget import planned_runs
+from mptune.search.in_flight import resumed_at
 from mptune.search.ledger import Work, load_spend
 from mptune.spec.schema import SearchSpec, Storage
 from mptune.spec.source import SpecFile
-from mptune.status import Spend, StageEnd, Trials
+from mptune.status import Outlook, Spend, StageEnd, Trials
 from mptune.study.history import History
 from mptune.study.lease import driver_of, is_driven
 from mptune.study.records import importances
@@ -52,6 +54,9 @@ STOP_TIMEOUT_S = 180.0
 DRIVEN_HERE: dict[Path, threading.Event] = {}
 """Run directory -> event that stops its driver, for the runs driven by this process."""
 
+
+OUTLOOK = "outlook"
+"""User attribute of the search's study: its last `Outlook`."""
 
 PACKAGES = ("torch", "deepspeed", "ray", "optuna", "transformers", "numpy")
 
@@ -237,6 +242,29 @@ class Run:
         """
         return self.choice().best()
 
+    def outlook(self) -> Outlook | None:
+        """How sure the search is, what ended it, what more would bring; None before it began."""
+        found = self.storage.attribute("search", OUTLOOK)
+        return Outlook.model_validate(found) if found else None
+
+    def explain(self, trial: int | None = None) -> Explanation:
+        """Why the search ran each trial, or one of them, and why it ended; printed, in words.
+
+        Raises:
+            NoResultError: no search has begun, or it has no such trial.
+        """
+        self.study()
+        trials = self.trials()
+        resumed = {t.number: resumed_at(self.trial_directory(t)) for t in trials}
+        selection, outlook = self.choice().selection, self.outlook()
+        found = explain(self.spec.name, self.spec.search, trials, selection, outlook, resumed)
+        if trial is None:
+            return found
+        only = tuple(story for story in found.trials if story.trial.number == trial)
+        if not only:
+            raise NoResultError(f"{self.directory.root}: the search has no trial {trial}")
+        return found.model_copy(update={"trials": only})
+
     def choice(self) -> Choice:
         """What the run recommends, and the search's selection and the comparison behind it."""
         return choose(self.spec, self._study(self.storage.trials("search")))
@@ -284,6 +312,7 @@ class Run:
             self._study(self.trials()),
             extrapolate_to=extrapolate_to,
             importances=importances(study) if (study := self.storage.load("search")) else {},
+            outlook=self.outlook(),
             wall_s=sum(self.used(stage).wall_s for stage in SUFFIXES),
             commands=(command,) if command else self.commands(),
             versions={"mptune": __version__, "python": platform.python_version()}
@@ -342,11 +371,14 @@ class Run:
         trials = {stage: Trials(total=n) for stage, n in coming if n}
         trials |= {stage: end.trials for stage, end in stages.items()}
         spend = [end.spend for end in stages.values()]
+        outlook = now.outlook if now and now.outlook and not stale else self.outlook()
         return {
             "name": self.spec.name,
             "running": running,
             **{s: trials[s].counts() if s in trials else None for s in SUFFIXES},
             "best": stages["search"].best if "search" in stages else None,
+            "outlook": outlook.model_dump(mode="json") if outlook else None,
+            "end": list(ending_words(outlook)) if outlook else [],
             "spent": {
                 "worker_seconds": round(sum(each.worker_seconds for each in spend), 1),
                 "gpu_hours": round(sum(each.gpu_hours for each in spend), 4),

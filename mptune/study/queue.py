@@ -41,6 +41,11 @@ def ended(study: optuna.Study) -> int:
     return len(study.get_trials(deepcopy=False, states=ENDED))
 
 
+def is_drained(study: optuna.Study) -> bool:
+    """Whether no trial runs or waits."""
+    return not study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
+
+
 def enqueue_arms(study: optuna.Study, arms: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
     """Queue (arm name, parameters) in order; those that are in the study already are skipped."""
     done = sum("arm" in t.user_attrs for t in study.get_trials(deepcopy=False))

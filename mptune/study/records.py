@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Container
+from copy import copy
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -150,12 +152,29 @@ def as_trial(stored: FrozenTrial, stage: StageName) -> Trial:
         parameters=result.cost.parameters if result else None,
         params=stored.params,
         seconds=attrs.get("cost", {}).get("total_s"),
+        asked=attrs.get(ASKED),
+        judged=tuple(attrs.get(JUDGED, ())),
+        retries=attrs.get("retries", 0),
+        refused=attrs.get("refused", False),
         same_as=attrs.get("same_as"),
         result=result,
         rungs=rungs,
         learning=result.learning if result else learning,
         spec=spec,
     )
+
+
+def ended_trials(
+    study: optuna.Study, stage: StageName, besides: Container[int]
+) -> dict[int, Trial]:
+    """The trials that have ended, by number, but for those `besides`."""
+    found = {}
+    for stored in study.get_trials(deepcopy=False, states=ENDED):
+        if stored.number not in besides:
+            trial = copy(stored)
+            trial.user_attrs = dict(user_attributes(study, stored))
+            found[stored.number] = as_trial(trial, stage)
+    return found
 
 
 def last_results(study: optuna.Study, count: int) -> list[tuple[TrialSpec, TrialResult]]:

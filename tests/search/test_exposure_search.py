@@ -19,7 +19,7 @@ from tests.fakes import FAKE_WORKER
 
 def search(run_dir: str, trials: int) -> Run:
     spec: dict[str, Any] = yaml.safe_load(SPEC)
-    spec["search"] |= {"trials": trials, "sampler": {"kind": "exposure"}}
+    spec["search"] |= {"trials": trials, "sampler": {"kind": "exposure"}, "certainty": None}
     del spec["compare"]
     return application.search(spec, run_dir, observer=Silence())
 

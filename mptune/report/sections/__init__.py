@@ -11,7 +11,7 @@ from collections.abc import Callable
 from mptune.report.blocks import Code, Listing, Pairs, ReportSection
 from mptune.report.sections.comparison import comparison, curves, learning
 from mptune.report.sections.context import Context
-from mptune.report.sections.search import cost, failures, importance, ranking, trials
+from mptune.report.sections.search import cost, failures, importance, prediction, ranking, trials
 from mptune.report.sections.transfer import kpi, robustness, sizes
 
 METHOD = ("law", "sum", "mask", "bound", "plan", "estimator", "interval", "comparison", "rates")
@@ -58,8 +58,8 @@ def replay(context: Context) -> ReportSection:
 
 
 SECTIONS: tuple[Callable[[Context], ReportSection | None], ...] = (
-    comparison, curves, learning, ranking, importance, cost, sizes, robustness, kpi, trials,
-    failures, method, replay,
+    comparison, curves, learning, ranking, prediction, importance, cost, sizes, robustness, kpi,
+    trials, failures, method, replay,
 )  # fmt: skip
 """In the order of the page."""
 

@@ -230,6 +230,51 @@ def _slice_tip(context: Context, name: str, trial: Trial) -> str:
     )
 
 
+# --- prediction ----------------------------------------------------------------------------------
+
+
+def prediction(context: Context) -> ReportSection | None:
+    """What the sampler's surrogate predicts of fixed rates and beta laws, and what was tried."""
+    say, found = context.say, context.report.prediction
+    if found is None:
+        return None
+    charts = []
+    for name, tried in (("fixed", found.fixed), ("beta", found.beta)):
+        lines = [line for line in found.lines if (line.concentration is None) == (name == "fixed")]
+        series = [
+            ChartSeries(
+                "" if c is None else say("figure.predicted.concentration", c=f"{c:g}"),
+                tuple(
+                    Point(
+                        rate, mean, context.score(mean, half), None, None, mean - half, mean + half
+                    )
+                    for rate, mean, half in line.points
+                ),
+                number,
+            )
+            for number, line in enumerate(lines)
+            for c in [line.concentration]
+        ]
+        dots = []
+        for rate, number in tried:
+            trial = context.trial(number)
+            tip = f"{say('column.trial')} {number}, {trial.label}\n"
+            score = context.score(*lml_interval(trial))
+            dots.append(Point(rate, trial.nats_per_token, tip + score))
+        series.append(ChartSeries(say("figure.predicted.tried"), tuple(dots), len(lines), "dots"))
+        chart = Chart(
+            name=f"predicted-{name}",
+            title=say(f"figure.predicted.{name}"),
+            caption=say("figure.predicted.caption", size=found.size_label),
+            x=Axis(say("axis.mask_rate"), low=0.0, high=1.0, tick=percent_tick),
+            y=Axis(say("axis.lml")),
+            series=tuple(series),
+            height=240,
+        )
+        charts.append(chart)
+    return ReportSection("prediction", say("section.prediction"), (Figures(tuple(charts)),))
+
+
 # --- cost ----------------------------------------------------------------------------------------
 
 
@@ -277,8 +322,10 @@ def trials(context: Context) -> ReportSection | None:
             return None
         return ReportSection("trials", title, (Paragraph(say("trials.none")),))
     kpi = any(t.kpi and t.kpi.value is not None for t in rows)
+    asked = any(map(_asked, rows))
     head = context.head(
-        "trial", "<policy", "<rate_over_training", "<state", "lml", *(["KPI"] if kpi else []),
+        "trial", "<policy", *(["<asked"] if asked else []), "<rate_over_training",
+        "<state", "lml", *(["KPI"] if kpi else []),
         "<rungs", "time",
     )  # fmt: skip
     cells = []
@@ -299,6 +346,7 @@ def trials(context: Context) -> ReportSection | None:
         cells.append((
             number(trial.number, str),
             policy_cell(trial),
+            *([Cell(_asked(trial).partition(":")[0] or "–", title=_asked(trial))] if asked else []),
             Cell(rates, mean_rate, drawing=_spark(trial), label=label),
             Cell(state, tone=TONES.get(trial.state, ""), title=trial.detail or ""),
             Cell("–" if lml is None else minus(lml, 3), lml),
@@ -306,8 +354,13 @@ def trials(context: Context) -> ReportSection | None:
             Cell(say.join(rungs)),
             number(trial.seconds or None, say.duration),
         ))  # fmt: skip
-    table = Table(title, head, tuple(cells), searchable=True, filters=(3,))
+    table = Table(title, head, tuple(cells), searchable=True, filters=(4 if asked else 3,))
     return ReportSection("trials", title, (Paragraph(say("trials.spark"), soft=True), table))
+
+
+def _asked(trial: Trial) -> str:
+    """Why the sampler asked for the trial, as it says itself; empty where it does not."""
+    return str((trial.asked or {}).get("why") or "")
 
 
 def _spark(trial: Trial) -> Drawing | None:

@@ -1,0 +1,238 @@
+"""Why a search did what it did, in sentences: each trial, and the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import Field
+
+from mptune.analysis.ranking import ranking
+from mptune.analysis.selection import SearchSelection
+from mptune.spec.schema import Search
+from mptune.status import Outlook, Purchase
+from mptune.trial import Message, Trial
+
+SAMPLERS = {
+    "tpe": "Optuna's TPE",
+    "cmaes": "Optuna's CMA-ES",
+    "gp": "Optuna's Gaussian process",
+    "exposure": "Optuna's TPE, in place of the exposure sampler",
+}
+
+
+class TrialStory(Message):
+    """What happened to one trial, and why."""
+
+    trial: Trial
+    rank: int | None = Field(description="among the finished trials; 1 has the highest score")
+    sentences: tuple[str, ...]
+
+
+class Explanation(Message):
+    """Why a search ran its trials and ended; `str` gives the sentences."""
+
+    study: str
+    outlook: Outlook | None
+    end: tuple[str, ...] = Field(description="why it ended, and what is not known")
+    trials: tuple[TrialStory, ...]
+
+    def __str__(self) -> str:
+        stories = (f"trial {s.trial.number}: {' '.join(s.sentences)}" for s in self.trials)
+        return "\n".join([*stories, *self.end])
+
+
+def explain(
+    study: str,
+    settings: Search,
+    trials: Sequence[Trial],
+    selection: SearchSelection | None,
+    outlook: Outlook | None,
+    resumed: Mapping[int, Sequence[int]],
+) -> Explanation:
+    """The story of a search.
+
+    Args:
+        trials: of the search.
+        selection: its choice, for what is expected of its candidates.
+        outlook: with which it ended, or the last one.
+        resumed: number of a trial -> steps at which it was resumed from a checkpoint.
+    """
+    places = {trial.number: place for place, trial in enumerate(ranking(trials), start=1)}
+    stories = tuple(
+        TrialStory(
+            trial=trial,
+            rank=places.get(trial.number),
+            sentences=tuple(
+                _story(trial, trials, settings, places, selection, resumed.get(trial.number, ()))
+            ),
+        )
+        for trial in trials
+    )
+    end = tuple(ending_words(outlook, trials))
+    return Explanation(study=study, outlook=outlook, end=end, trials=stories)
+
+
+def _story(
+    trial: Trial,
+    trials: Sequence[Trial],
+    settings: Search,
+    places: Mapping[int, int],
+    selection: SearchSelection | None,
+    resumed: Sequence[int],
+) -> Iterator[str]:
+    if trial.policy_label:
+        yield f"{trial.label}, training seed {trial.seed}."
+    yield f"Asked for: {reason_asked(trial, trials, settings)}."
+    for judged in trial.judged:
+        if words := judged_words(judged):
+            yield f"{words}."
+    for step in resumed:
+        yield f"Resumed from its checkpoint at step {step}."
+    if trial.retries:
+        yield f"Run again {_times(trial.retries)} because its machine failed."
+    match trial.state:
+        case "COMPLETE" if trial.finished:
+            yield from _scored(trial, places, selection)
+        case "COMPLETE":
+            yield "Trained, but its score is not finite."
+        case "PRUNED":
+            yield f"Stopped early: {trial.detail or 'no reason is stored'}."
+        case "FAIL" if trial.refused:
+            yield f"Refused without training: {trial.detail}."
+        case "FAIL":
+            yield f"Failed ({trial.reason or 'error'}): {trial.detail or 'no detail is stored'}."
+        case "RUNNING":
+            yield "Running."
+        case "WAITING" if trial.reason is not None:
+            yield f"On hold: {trial.detail}."
+        case "WAITING":
+            yield "In the queue: it has not started, or its driver was interrupted."
+
+
+def reason_asked(trial: Trial, trials: Sequence[Trial], settings: Search) -> str:
+    """Why the trial's point was proposed."""
+    if trial.arm is not None:
+        return f"the spec names it (search.arms: {trial.arm})"
+    if trial.asked is not None and trial.asked.get("why"):
+        return str(trial.asked["why"])
+    if settings.sampler.kind == "random":
+        return "drawn at random"
+    known = (trial.asked or {}).get("finished")
+    of = "" if known is None else f" from {known} finished trial{'s' * (known != 1)}"
+    return f"proposed by {SAMPLERS[settings.sampler.kind]}{of}"
+
+
+def judged_words(judged: Mapping[str, Any]) -> str:
+    """A decision of the predictive pruner; empty where it had too few trials to decide."""
+    if judged.get("probability") is None:
+        return ""
+    verb = {"pause": "Paused", "continue": "Continued"}.get(judged["decision"], "Went on")
+    return (
+        f"{verb} at {judged['progress']:.0%}: its chance to end within {judged['delta']:.2g} nats "
+        f"per token of the best ({judged['best']:.3f}) is {_percent(judged['probability'])}, the "
+        f"limit {_percent(judged['threshold'])}, from {judged['finished']} finished trials of its "
+        "size"
+    )
+
+
+def _scored(
+    trial: Trial, places: Mapping[int, int], selection: SearchSelection | None
+) -> Iterator[str]:
+    if trial.same_as is not None:
+        yield f"Not trained: trial {trial.same_as} has the same spec, and this is its result."
+        return
+    se = trial.require_result().lml.error[0]
+    yield (
+        f"Scored {trial.nats_per_token:.4f} nats per token (standard error {se:.2g}), "
+        f"rank {places[trial.number]} of {len(places)}."
+    )
+    candidate = selection.candidate(trial.number) if selection else None
+    if candidate is None or candidate.expected is None or candidate.half_width is None:
+        return
+    best = candidate.probability or 0.0
+    runs = f"from its {_times(candidate.runs, 'run')} and all others"
+    yield (
+        f"Its policy and size are expected to have {candidate.expected:.4f} ± "
+        f"{candidate.half_width:.2g} ({runs}), the best with probability {_percent(best)}."
+    )
+
+
+def ending_words(outlook: Outlook | None, trials: Sequence[Trial] = ()) -> Iterator[str]:
+    """Why the search ended, what more would bring, and what is not known."""
+    if outlook is None:
+        yield "The search has not begun."
+        return
+    yield f"{END[outlook.ended_by]} after {outlook.trials} trials: {_surety(outlook)}."
+    buys = sorted(outlook.buys, key=lambda buy: -buy.per_worker_hour)
+    if outlook.delta is not None and buys:
+        yield f"Going on: {_buys(buys[0])}."
+        other = next((b for b in buys if (b.trial is None) != (buys[0].trial is None)), None)
+        if other is not None:
+            yield f"Or: {_buys(other)}."
+        yield (
+            f"At the most, any number of seeds of what was run gains {outlook.loss:.2g} nats per "
+            "sequence."
+        )
+    stopped = sum(trial.state == "PRUNED" for trial in trials)
+    failed = sum(trial.state == "FAIL" for trial in trials)
+    if stopped:
+        yield f"What the {_times(stopped, 'trial')} stopped early would have scored is not known."
+    if failed:
+        yield f"What the {_times(failed, 'failed trial')} would have scored is not known."
+
+
+END = {
+    None: "The search goes on",
+    "certainty": "The search ended by itself",
+    "worth": "The search ended by itself, because going on is not worth search.worth,",
+    "trials": "The search ended at its number of trials (search.trials),",
+    "budget": "A budget ended the search",
+}
+
+UNKNOWN = {
+    "start": "how sure it is, is not known yet: the trials that it begins with have not all ended",
+    "seeds": "how sure it is, is not known: no two seeds of one policy were trained, so the noise "
+    "of seeds is not known, and it cannot end by itself",
+    "worst_domain": "how sure it is, is not known: it chooses by the worst domain, and certainty "
+    "is computed for the score on held-out data",
+}
+
+
+def _surety(outlook: Outlook) -> str:
+    if outlook.probability is None or outlook.within is None:
+        return UNKNOWN[outlook.unknown or "seeds"]
+    wanted = outlook.wanted
+    asked = "" if wanted is None else f" (search.certainty asks for {_percent(wanted)})"
+    undecided = "undecided, " if outlook.undecided else ""
+    words = (
+        f"{undecided}trial {outlook.recommended} is, with probability {_percent(outlook.within)}, "
+        f"within {outlook.delta:.2g} nats per sequence of the best of the {outlook.candidates} "
+        "points that were run"
+    )
+    if outlook.unseen is None:
+        return f"{words}{asked}; nothing is known of points that were not run"
+    return (
+        f"{words}, and with {_percent(outlook.unseen)} no point that was not run is better by as "
+        f"much, as the exposure law predicts; both: {_percent(outlook.probability)}{asked}"
+    )
+
+
+def _buys(buy: Purchase) -> str:
+    what = "a point that was not run"
+    if buy.trial is not None:
+        what = f"{_times(buy.runs, 'more seed')} of trial {buy.trial}"
+    return (
+        f"{what} would gain {buy.gain:.2g} nats per sequence on average, for "
+        f"{buy.worker_hours:.2g} worker-hours ({buy.per_worker_hour:.2g} per worker-hour)"
+    )
+
+
+def _times(count: int, what: str = "time") -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
+def _percent(share: float) -> str:
+    if 0 < share < 0.001 or 0.999 < share < 1 or share in (0, 1):
+        return "more than 99.9 %" if share > 0.5 else "less than 0.1 %"
+    return f"{100 * share:.3g} %"

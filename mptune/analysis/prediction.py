@@ -1,0 +1,137 @@
+"""What the exposure law of a search predicts: evidence from its finished trials, and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from mptune.analysis.exposure import BANDS, Evidence, Exposed, Points, Surrogate
+from mptune.analysis.intervals import NORMAL_95
+from mptune.errors import InputError
+from mptune.spec.schema import build
+from mptune.trial import Message, Trial
+
+FIXED = tuple(np.linspace(0.04, 0.96, 24).round(3).tolist())
+MEANS = tuple(np.linspace(0.1, 0.9, 9).round(3).tolist())
+CONCENTRATIONS = (2.0, 4.0, 8.0, 16.0)
+"""Mask rates, and the laws of the beta's plane, at which a picture has predictions."""
+
+LEAST_FINISHED = 4
+"""Fewest finished trials for a picture."""
+
+
+class PredictedLine(Message):
+    """Predicted scores of fixed rates, or of beta laws of one concentration."""
+
+    concentration: float | None = Field(description="a + b of the beta laws; None: fixed rates")
+    points: tuple[tuple[float, float, float], ...] = Field(
+        description="(mean mask rate, predicted nats per token, half-width of its 95 % interval)"
+    )
+
+
+class Prediction(Message):
+    """What the exposure law predicts, for the size and the training of one trial."""
+
+    trial: int
+    size_label: str
+    lines: tuple[PredictedLine, ...]
+    fixed: tuple[tuple[float, int], ...] = Field(
+        description="(rate, number) of the finished trials of this size with a fixed rate"
+    )
+    beta: tuple[tuple[float, int], ...] = Field(
+        description="(mean rate, number) of those with a beta law"
+    )
+
+
+def prediction(trials: Sequence[Trial], of: Trial, length: int) -> Prediction | None:
+    """The picture of a search's surrogate; None with too few finished trials.
+
+    Args:
+        of: the trial whose size and training the predictions are for.
+        length: positions of a sequence.
+    """
+    finished = [t for t in trials if t.finished and t.spec is not None and t.same_as is None]
+    if len(finished) < LEAST_FINISHED or of.spec is None:
+        return None
+    outer = build("policy", of.policy).outer()
+    laws: list[tuple[float | None, float, dict[str, Any]]] = [
+        (None, rate, {"kind": "fixed", "rate": rate}) for rate in FIXED
+    ]
+    laws += [
+        (c, mean, {"kind": "beta", "a": c * mean, "b": c * (1 - mean)})
+        for c in CONCENTRATIONS
+        for mean in MEANS
+    ]
+    try:
+        seen = [_exposed(trial, trial.policy, length) for trial in finished]
+        others = [_exposed(of, {**law, **outer}, length) for *_, law in laws]
+    except (InputError, ValueError):  # a plugin that is not installed here
+        return None
+    evidence, points = evidence_of(seen, finished, others)
+    mean_K, sd_K = Surrogate.of(evidence).predict(points)
+    half_K = NORMAL_95 * sd_K
+    lines = tuple(
+        PredictedLine(
+            concentration=wanted,
+            points=tuple(
+                (rate, float(mean), float(half))
+                for (c, rate, _), mean, half in zip(laws, mean_K, half_K, strict=True)
+                if c == wanted
+            ),
+        )
+        for wanted in (None, *CONCENTRATIONS)
+    )
+    same = [trial for trial in finished if trial.size_label == of.size_label]
+    return Prediction(
+        trial=of.number,
+        size_label=of.size_label,
+        lines=lines,
+        fixed=tuple(_tried(same, "fixed")),
+        beta=tuple(_tried(same, "beta")),
+    )
+
+
+def _exposed(trial: Trial, policy: dict[str, Any], length: int) -> Exposed:
+    """The point of a trial, with another policy."""
+    assert trial.spec is not None
+    model = {key: value for key, value in trial.model.items() if not isinstance(value, int)}
+    model["size"] = trial.parameters
+    training = trial.spec.training.model_dump(mode="json")
+    return Exposed.of({"policy": policy, "training": training, "model": model}, length)
+
+
+def _tried(trials: Sequence[Trial], kind: str) -> Iterator[tuple[float, int]]:
+    for trial in trials:
+        if trial.policy.get("kind") == kind:
+            a, b = trial.policy.get("a", 0.0), trial.policy.get("b", 1.0)
+            rate = trial.policy["rate"] if kind == "fixed" else a / (a + b)
+            yield float(rate), trial.number
+
+
+def evidence_of(
+    seen: Sequence[Exposed], trials: Sequence[Trial], others: Sequence[Exposed] = ()
+) -> tuple[Evidence, Points]:
+    """Finished trials as a surrogate takes them, and other points in the same columns.
+
+    Args:
+        seen: the points of the trials.
+        others: points to predict.
+    """
+    points = Points.of([*seen, *others])
+    rate_G = (np.arange(BANDS) + 0.5) / BANDS
+    curve_NG = np.full((len(trials), BANDS), np.nan)
+    for curve_G, trial in zip(curve_NG, trials, strict=True):
+        curve = sorted((p.mask_rate, p.nats_per_token) for p in trial.require_result().lml.curve)
+        if len(curve) > 1:
+            curve_G[:] = np.interp(rate_G, *zip(*curve, strict=True))
+    evidence = Evidence(
+        points=points.take(slice(len(trials))),
+        score_N=np.array([trial.nats_per_token for trial in trials]),
+        curve_NG=curve_NG,
+        extra_N=np.zeros(len(trials)),
+        seed_N=np.array([trial.seed or 0 for trial in trials]),
+    )
+    return evidence, points.take(slice(len(trials), None))

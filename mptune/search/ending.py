@@ -1,0 +1,121 @@
+"""Whether a search ends by itself: asked after each of its trials, and answered by analysis.
+
+The answer depends on the trials that have ended and on nothing else, and it is stored with the
+study: a search whose driver was killed, and one that was not, end at the same trial.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mptune.analysis.crossed import Array
+from mptune.analysis.exposure import Exposed, Surrogate, differ, same
+from mptune.analysis.outlook import ended_by, of_unseen, outlook
+from mptune.analysis.prediction import evidence_of
+from mptune.analysis.selection import SearchSelection
+from mptune.errors import InputError
+from mptune.search.run import OUTLOOK, Run
+from mptune.search.stage import Stage
+from mptune.status import Outlook
+from mptune.study import queue
+from mptune.study.exposure import Suggestions
+from mptune.study.records import ended_trials
+from mptune.trial import Trial
+
+if TYPE_CHECKING:
+    import optuna
+
+LOOKS = 50
+"""From this number of trials on, a look takes so many more trials that there are few of them: each
+costs more, and every look is a chance to end too early."""
+
+RANDOM, PARENTS, NEIGHBOURS = 96, 3, 16
+"""Points that have not run and might be better: so many random ones, and changes of the best."""
+
+
+def kept_end(run: Run) -> Outlook | None:
+    """With what the search has ended by itself; None if it goes on by the spec's present values."""
+    found = run.outlook()
+    return found if found and found.ended_by and ended_by(found, run.spec.search) else None
+
+
+@dataclass
+class Ending:
+    """Looks at the trials of a search that have ended; a call says whether it ends.
+
+    Attributes:
+        stage: the search.
+        study: its study, which gets the answer as an attribute.
+    """
+
+    run: Run
+    stage: Stage
+    study: optuna.Study
+    _trials: dict[int, Trial] = field(default_factory=dict)
+    _scores: dict[int, Mapping[str, Array]] = field(default_factory=dict)
+
+    def __call__(self) -> Outlook:
+        """How sure the search is now; as before if this is no time to look."""
+        kept, settings = kept_end(self.run), self.run.spec.search
+        if kept is not None:
+            return kept
+        count = queue.ended(self.study)
+        if settings.sampler.kind != "exposure":  # no other asks for a second seed
+            found = Outlook(trials=count, unknown="seeds")
+        else:
+            before = self.run.outlook()
+            if before is not None and count % max(1, count // LOOKS):
+                return before
+            self._trials |= ended_trials(self.study, self.stage.name, besides=self._trials)
+            trials = [self._trials[number] for number in sorted(self._trials)]
+            found = outlook(trials, self.stage.prepared, self._scores_of, settings, self._of_unseen)
+        self.store(found)
+        return found
+
+    def store(self, found: Outlook) -> None:
+        """Store the answer with the study."""
+        self.study.set_user_attr(OUTLOOK, found.model_dump(mode="json"))
+
+    def _of_unseen(self, selection: SearchSelection) -> tuple[float, float] | None:
+        """See `mptune.analysis.outlook.of_unseen`; None where the surrogate knows no policy.
+
+        The points are random ones of the space, and neighbours of the best candidates.
+        """
+        trials = [t for t in self._trials.values() if t.finished and t.same_as is None]
+        seen = [self._point(None, t.params, {}) for t in trials]
+        rng = np.random.default_rng([self.run.spec.search.seed, len(self._trials)])
+        best = [self._trials[c.trial] for c in selection.candidates[:PARENTS]]
+        parents = [{}] * RANDOM + [t.params for t in best for _ in range(NEIGHBOURS)]
+        drawn = [p for params in parents if (p := self._point(rng, {}, params)) is not None]
+        ran = [(p, t) for p, t in zip(seen, trials, strict=True) if p is not None]
+        if not ran or not drawn or not differ(drawn):
+            return None
+        chosen = self._point(None, self._trials[selection.recommended].params, {})
+        assert chosen is not None
+        assert selection.delta is not None
+        evidence, points = evidence_of(*zip(*ran, strict=True), [*drawn, chosen])
+        is_known_K = same(points, evidence.points).any(1)
+        is_known_K[-1] = False
+        if is_known_K[:-1].all():
+            return 1.0, 0.0
+        surrogate = Surrogate.of(evidence)
+        return of_unseen(surrogate, points.take(~is_known_K), selection.delta, rng)
+
+    def _point(
+        self, rng: np.random.Generator | None, known: Mapping[str, Any], parent: Mapping[str, Any]
+    ) -> Exposed | None:
+        """A point of the space, see `Suggestions`; None if it has no valid policy."""
+        with suppress(KeyError, ValueError, InputError):
+            tree = self.stage.define(Suggestions(rng, known, parent))
+            return Exposed.of(tree, round(self.stage.prepared.length))
+        return None
+
+    def _scores_of(self, trial: Trial) -> Mapping[str, Array]:
+        if trial.number not in self._scores:
+            self._scores[trial.number] = self.run.group_scores(trial)
+        return self._scores[trial.number]

@@ -1,0 +1,112 @@
+"""A search that ends by itself: after which trial, and what another driver makes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mptune import dispatch
+from mptune.dispatch.local import LocalDispatcher
+from mptune.search import application
+from mptune.search.application import Silence
+from mptune.search.ending import Ending
+from mptune.search.run import Run
+from mptune.status import Outlook
+from tests.cli.test_commands import SPEC
+from tests.fakes import FAKE_WORKER
+
+Said = list[str]
+
+
+def search(run_dir: str, said: Said | None = None, **changes: Any) -> Run:
+    spec: dict[str, Any] = yaml.safe_load(SPEC)
+    sampler = {"kind": "exposure", "startup_trials": 4}
+    spec["search"] |= {"trials": 20, "sampler": sampler, "concurrency": 3, **changes}
+    del spec["compare"]
+    lines = [] if said is None else said
+    return application.search(spec, run_dir, observer=Silence(), say=lines.append)
+
+
+def outlook(run: Run) -> Outlook:
+    found = run.outlook()
+    assert found is not None
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dispatch, "make", lambda *a, **k: LocalDispatcher(FAKE_WORKER))
+
+
+def test_it_ends_when_it_is_sure_and_running_trials_finish() -> None:
+    run = search("runs/a")
+    found, trials = outlook(run), run.trials()
+    assert found.ended_by == "certainty"
+    assert found.probability is not None
+    assert found.probability >= 0.95
+    assert 4 <= found.trials < 20
+    assert [t.state for t in trials] == ["COMPLETE"] * len(trials)
+    assert found.trials < len(trials) <= found.trials + 2, "two others were running"
+
+
+def test_it_stays_finished_and_goes_on_with_another_certainty() -> None:
+    first, said = search("runs/a"), Said()
+    again = search("runs/a", said)
+    assert outlook(again) == outlook(first)
+    assert len(again.trials()) == len(first.trials())
+    assert any("ended by itself" in line for line in said)
+    total = len(first.trials()) + 2
+    off = search("runs/a", certainty=None, trials=total)
+    assert len(off.trials()) == total
+    assert outlook(off).ended_by == "trials"
+    assert outlook(off).probability is not None
+
+
+class Killed(BaseException):
+    """The driver dies."""
+
+
+@pytest.mark.parametrize("moment", ["before it is stored", "after it is stored"])
+def test_a_driver_that_dies_at_its_end_leaves_the_same_end(
+    monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    undisturbed, store = search("runs/a"), Ending.store
+
+    def die(ending: Ending, found: Outlook) -> None:
+        if found.ended_by is not None:
+            if moment == "after it is stored":
+                store(ending, found)
+            raise Killed
+        store(ending, found)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ending, "store", die)
+        with pytest.raises(Killed):
+            search("runs/b")
+    assert (
+        len([t for t in Run.open("runs/b").trials() if t.finished]) == outlook(undisturbed).trials
+    )
+    resumed = search("runs/b")
+    assert outlook(resumed) == outlook(undisturbed)
+    assert [(t.params, t.seed, t.state) for t in resumed.trials()] == [
+        (t.params, t.seed, t.state) for t in undisturbed.trials()
+    ]
+
+
+def test_not_before_the_start_has_ended_nor_without_second_seeds() -> None:
+    run = search("runs/a", trials=7, sampler={"kind": "exposure", "startup_trials": 7})
+    assert (len(run.trials()), outlook(run).trials) == (7, 7)
+    tpe = search("runs/b", trials=6, sampler={"kind": "tpe"})
+    assert len(tpe.trials()) == 6
+    assert (outlook(tpe).unknown, outlook(tpe).ended_by) == ("seeds", "trials")
+
+
+def test_it_ends_when_going_on_is_not_worth_it_and_a_budget_says_so() -> None:
+    run = search("runs/a", certainty=None, worth=1e12)
+    assert outlook(run).ended_by == "worth"
+    spent = search("runs/b", certainty=None, budget_worker_seconds=1e-9)
+    assert outlook(spent).ended_by == "budget"
