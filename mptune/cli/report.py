@@ -101,7 +101,7 @@ def run_best(run_dir: Path, export: Path | None, as_json: bool) -> None:
     """
     import yaml
 
-    from mptune.report.findings import certainty, learned_nothing
+    from mptune.report.findings import certainty, nothing_learned
     from mptune.report.language import language
     from mptune.search.run import Run
 
@@ -127,7 +127,7 @@ def run_best(run_dir: Path, export: Path | None, as_json: bool) -> None:
             score = f"{choice.score[0]:.4f} nats/token (mean of {len(runs)} seeds)"
         print(f"{what}: {best.label}, {score}{scope}")
         if choice.learned_nothing:
-            print(learned_nothing(choice, language()))
+            print(nothing_learned(choice, language()))
         for words in certainty(choice, language()):
             print(words)
         print(yaml.safe_dump(recommended, sort_keys=False), end="")

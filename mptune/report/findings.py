@@ -127,7 +127,7 @@ def _headline(found: Choice, say: Language) -> str:
     return say("recommendation.headline", policy=policy, size=size)
 
 
-def learned_nothing(found: Choice, say: Language) -> str:
+def nothing_learned(found: Choice, say: Language) -> str:
     """Why nothing is recommended: the best score is not above that of counting."""
     counting = math.nan if found.counting is None else found.counting
     score = per_token(*found.score)
@@ -138,7 +138,7 @@ def _recommendation(found: Choice, ranked: Sequence[Trial], say: Language) -> It
     """Which policy and why, then how it compares with the next one."""
     comparison, best, choice = found.comparison, found.searched, found.trial
     if found.learned_nothing:
-        yield learned_nothing(found, say)
+        yield nothing_learned(found, say)
         return
     if best is None or choice is None:
         leader = leading_arm(comparison)

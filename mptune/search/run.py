@@ -295,10 +295,28 @@ class Run:
                     mode="json", exclude={"arms", "baseline"}, exclude_defaults=True
                 )
                 options = [f"--set=compare.{k}={json.dumps(v)}" for k, v in changed.items()]
-                found.append(["mptune", "compare", root, *options, "--arms", *arms])
+                names = [self._lasting_name(name, asked) for name in arms]
+                if None in names:
+                    whole = asked.comparison.model_dump_json(exclude_defaults=True)
+                    compared = [spec, "--run-dir", root, f"--set=compare={whole}"]
+                else:
+                    compared = [root, *options, "--arms", *filter(None, names)]
+                found.append(["mptune", "compare", *compared])
         else:
             found.append(["mptune", "compare", spec, "--run-dir", root])
         return tuple(map(shlex.join, found))
+
+    def _lasting_name(self, arm: str, asked: Asked) -> str | None:
+        """A name of an arm that is the same after another comparison, which may change the best.
+
+        None if the arm was the best, and no trial of the search is a run of it.
+        """
+        policy, _, size = arm.partition(" on ")
+        if "best" not in (policy.strip(), size.strip()):
+            return arm
+        trials, key = self.storage.trials("search"), asked.keys.get(arm)
+        same = (t.number for t in trials if t.finished and t.spec and t.spec.run_key() == key)
+        return next((f"trial {number}" for number in same), None)
 
     def report(self, command: str = "", extrapolate_to: Sequence[float] | None = None) -> Report:
         """The content of the report as one value; `mptune.report.write` writes it to files.

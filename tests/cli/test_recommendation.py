@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -182,3 +183,21 @@ def test_a_report_says_with_which_commands_it_was_made(folder: Path, use: None) 
         "mptune compare runs/demo --set=compare.seeds=2 --set=compare.level=0.9 "
         "--arms 'trial 0' 'fixed r=0.4'"
     )
+
+
+def test_the_replay_command_names_what_was_compared_not_the_present_best(
+    folder: Path, use: None
+) -> None:
+    opened = mptune.Run.open("runs/demo")
+    best = opened.best()
+    assert main(["compare", "runs/demo", "--arms", "fixed r=0.15", "best"]) == 0
+    again = shlex.split(opened.commands()[1])
+    assert "best" not in again
+    if best.stage == "search":
+        assert again[-1] == f"trial {best.number}"
+    before, asked = opened.trials("comparison"), opened.asked()
+    assert main(again[1:]) == 0
+    assert len(opened.trials("comparison")) == len(before), "the same runs"
+    assert asked is not None
+    assert opened.asked().keys.keys() >= {"fixed r=0.15"}  # type: ignore[union-attr]
+    assert sorted(opened.asked().keys.values()) == sorted(asked.keys.values())  # type: ignore[union-attr]

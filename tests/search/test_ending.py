@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 from mptune import dispatch
+from mptune.cli import main
 from mptune.dispatch.local import LocalDispatcher
+from mptune.report.pages import markdown
 from mptune.search import application
 from mptune.search.application import Silence
 from mptune.search.ending import Ending
@@ -110,3 +112,23 @@ def test_it_ends_when_going_on_is_not_worth_it_and_a_budget_says_so() -> None:
     assert outlook(run).ended_by == "worth"
     spent = search("runs/b", certainty=None, budget_worker_seconds=1e-9)
     assert outlook(spent).ended_by == "budget"
+
+
+def test_explain_tells_of_every_trial_and_of_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    run = search("runs/a", trials=6, certainty=None)
+    found = run.explain()
+    assert [story.trial.number for story in found.trials] == list(range(6))
+    assert sorted(story.rank or 0 for story in found.trials) == list(range(1, 7))
+    assert all("Asked for: " in " ".join(story.sentences) for story in found.trials)
+    assert "The search ended at its number of trials" in str(found)
+    assert main(["explain", "runs/a", "3"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("trial 3: ")
+    assert "trial 4: " not in said
+    assert found.end[0] in said
+    assert main(["explain", "runs/a", "9"]) == 3
+    assert main(["status", "runs/a"]) == 0
+    assert found.end[0] in capsys.readouterr().out
+    page = markdown(run.report())
+    assert "The search ended at its 6 trials" in page
+    assert "predicted-fixed" in page

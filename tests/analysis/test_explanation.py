@@ -1,0 +1,80 @@
+"""Every state of a trial, every end of a search and every decision of a pruner in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mptune.analysis.explanation import ending_words, explain, judged_words
+from mptune.spec.schema import Sampler, Search
+from mptune.status import Outlook, Purchase
+from mptune.trial import Trial
+
+EXPOSURE = Search(sampler=Sampler(kind="exposure"))
+
+
+def story(settings: Search = EXPOSURE, **values: Any) -> str:
+    trial = Trial.model_validate({"number": 9, "state": "RUNNING", **values})
+    found = explain("a", settings, [trial], None, None, {9: [120]} if values.get("seed") else {})
+    return " ".join(found.trials[0].sentences)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"asked": {"why": "start: a second seed"}}, "Asked for: start: a second seed. Running."),
+        ({"arm": "fixed 15 %"}, "the spec names it (search.arms: fixed 15 %)"),
+        ({"asked": {"finished": 1}}, "in place of the exposure sampler from 1 finished"),
+        ({"seed": 3}, "Resumed from its checkpoint at step 120."),
+        ({"retries": 2}, "Run again 2 times because its machine failed."),
+        ({"state": "WAITING"}, "In the queue"),
+        ({"state": "WAITING", "reason": "budget", "detail": "0 s left"}, "On hold: 0 s left."),
+        ({"state": "PRUNED", "detail": "pruned at step 7"}, "Stopped early: pruned at step 7."),
+        ({"state": "FAIL", "reason": "nan", "detail": "at step 3"}, "Failed (nan): at step 3."),
+        ({"state": "FAIL", "refused": True, "detail": "needs 9 GB"}, "Refused without training"),
+    ],
+)  # fmt: skip
+def test_what_became_of_a_trial(values: dict[str, Any], words: str) -> None:
+    assert words in story(**values)
+
+
+def test_of_other_samplers() -> None:
+    tpe = story(Search(), asked={"finished": 8})
+    assert "Asked for: proposed by Optuna's TPE from 8 finished trials." in tpe
+    assert "drawn at random" in story(Search(sampler=Sampler(kind="random")))
+
+
+def test_a_decision_of_the_pruner_has_its_numbers() -> None:
+    judged = {"decision": "pause", "progress": 0.5, "probability": 0.008, "threshold": 0.01,
+              "best": -2.5, "delta": 0.03, "finished": 7}  # fmt: skip
+    assert judged_words(judged) == (
+        "Paused at 50%: its chance to end within 0.03 nats per token of the best (-2.500) is "
+        "0.8 %, the limit 1 %, from 7 finished trials of its size"
+    )
+    assert judged_words({**judged, "decision": "continue"}).startswith("Continued at 50%")
+    assert judged_words({**judged, "probability": None}) == ""
+
+
+def test_what_ended_the_search_and_what_more_would_bring() -> None:
+    seeds = Purchase(runs=4, trial=5, gain=0.4, worker_hours=0.2)
+    new = Purchase(runs=1, trial=None, gain=0.01, worker_hours=0.05)
+    found = Outlook(
+        trials=14, recommended=5, candidates=9, delta=1.3, within=0.99, unseen=0.97, loss=0.6,
+        buys=(new, seeds), wanted=0.95, ended_by="certainty",
+    )  # fmt: skip
+    said = " ".join(ending_words(found))
+    assert said.startswith("The search ended by itself after 14 trials: trial 5 is")
+    assert "within 1.3 nats per sequence of the best of the 9 points that were run" in said
+    assert "both: 96 % (search.certainty asks for 95 %)" in said
+    assert "Going on: 4 more seeds of trial 5 would gain 0.4 nats per sequence" in said
+    assert "(2 per worker-hour). Or: a point that was not run" in said
+    assert "gains 0.6 nats" in said
+    budget = found.model_copy(update={"ended_by": "budget", "unseen": 0.8})
+    assert "A budget ended the search after 14 trials: undecided, " in " ".join(
+        ending_words(budget)
+    )
+    unknown = Outlook(trials=6, unknown="seeds", ended_by="trials")
+    assert "so the noise of seeds is not known" in " ".join(ending_words(unknown))
+    stopped = Trial(number=0, state="PRUNED")
+    assert "the 1 trial stopped early would have" in " ".join(ending_words(unknown, [stopped]))
