@@ -244,7 +244,8 @@ class Run:
 
     def outlook(self) -> Outlook | None:
         """How sure the search is, what ended it, what more would bring; None before it began."""
-        found = self.storage.attribute("search", OUTLOOK)
+        study = self.storage.load("search")
+        found = study.user_attrs.get(OUTLOOK) if study else None
         return Outlook.model_validate(found) if found else None
 
     def explain(self, trial: int | None = None) -> Explanation:

@@ -245,20 +245,18 @@ def prediction(context: Context) -> ReportSection | None:
             ChartSeries(
                 "" if c is None else say("figure.predicted.concentration", c=f"{c:g}"),
                 tuple(
-                    Point(
-                        rate, mean, context.score(mean, half), None, None, mean - half, mean + half
-                    )
+                    Point(rate, mean, context.score(mean, half), mean - half, mean + half)
                     for rate, mean, half in line.points
                 ),
-                number,
+                colour,
             )
-            for number, line in enumerate(lines)
+            for colour, line in enumerate(lines)
             for c in [line.concentration]
         ]
         dots = []
-        for rate, number in tried:
-            trial = context.trial(number)
-            tip = f"{say('column.trial')} {number}, {trial.label}\n"
+        for rate, of in tried:
+            trial = context.trial(of)
+            tip = f"{say('column.trial')} {of}, {trial.label}\n"
             score = context.score(*lml_interval(trial))
             dots.append(Point(rate, trial.nats_per_token, tip + score))
         series.append(ChartSeries(say("figure.predicted.tried"), tuple(dots), len(lines), "dots"))
