@@ -377,29 +377,26 @@ def check(
         raise InputError(f"{source}: no known value in the rows of {on!r} to hide")
     given_NC = np.where(hidden_NC, np.nan, truth_NC)
     cells = imputer.fill(frame, list(given_NC.T), hidden_NC, level=level, seed=seed)
-    guesses = {"mptune": np.full(truth_NC.shape, np.nan)}
-    guesses["mptune"][cells.row_K, cells.column_K] = cells.mean_K
+    # All methods are compared on the cells that the model filled.
+    truth_K, guesses = truth_NC[cells.row_K, cells.column_K], {"mptune": cells.mean_K}
     for method, baseline in BASELINES.items():
-        guesses[method] = baseline(imputer.modality, frame, given_NC, train_N)
-    square_NC = {m: ((guess - truth_NC) / scale_C) ** 2 for m, guess in guesses.items()}
-    truth_K = truth_NC[cells.row_K, cells.column_K]
+        guess_NC = baseline(imputer.modality, frame, given_NC, train_N)
+        guesses[method] = guess_NC[cells.row_K, cells.column_K]
     inside_K = (cells.low_K <= truth_K) & (truth_K <= cells.high_K)
+    square_MK = ((np.stack(list(guesses.values())) - truth_K) / scale_C[cells.column_K]) ** 2
+
+    def figures(here_K: BoolArray) -> dict[str, Any]:
+        rmse_M = np.sqrt(square_MK[:, here_K].mean(axis=1)).tolist()
+        rmse = dict(zip(guesses, rmse_M, strict=True))
+        return {"coverage": float(inside_K[here_K].mean()), "rmse": rmse}
+
     return {
         "on": on,
         "share": share,
         "level": level,
-        "rmse": {m: float(np.sqrt(square[hidden_NC].mean())) for m, square in square_NC.items()},
-        "coverage": float(inside_K.mean()),
+        **figures(np.ones(len(truth_K), bool)),
         "columns": [
-            {
-                "column": name,
-                "hidden": int(hidden_NC[:, c].sum()),
-                "coverage": float(inside_K[cells.column_K == c].mean()),
-                "rmse": {
-                    m: float(np.sqrt(np.nanmean(square[hidden_NC[:, c], c])))
-                    for m, square in square_NC.items()
-                },
-            }
+            {"column": name, "hidden": int(hidden_NC[:, c].sum()), **figures(cells.column_K == c)}
             for c, name in enumerate(imputer.columns)
         ],
     }
