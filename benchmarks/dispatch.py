@@ -65,7 +65,7 @@ class Silent:
 
 def driver(run: RunDirectory, url: str | None, trials: int, search: Search) -> StudyDriver:
     """A driver of a study whose trials end at once."""
-    opened = studies.create(run, url, "bench", pruner=optuna.pruners.NopPruner())
+    opened = studies.create(run, url, "bench")
 
     def propose(trial: optuna.Trial) -> TrialSpec:
         rate = trial.suggest_float("rate", 0.05, 0.95)

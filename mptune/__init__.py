@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mptune.search.run import Run
     from mptune.spec.schema import SearchSpec
     from mptune.study.exposure import ExposureSampler
+    from mptune.study.pruners import PredictivePruner
     from mptune.trial import Trial
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ __all__ = [
     "LMLPlan",
     "MaskPolicy",
     "MaskingCollator",
+    "PredictivePruner",
     "Run",
     "SearchSpec",
     "TokenCovariates",
@@ -55,6 +57,7 @@ _HOMES = {
     "LMLPlan": "mptune.lml",
     "MaskPolicy": "mptune.policies.base",
     "MaskingCollator": "mptune.policies._collator",
+    "PredictivePruner": "mptune.study.pruners",
     "Run": "mptune.search.run",
     "SearchSpec": "mptune.spec.schema",
     "TokenCovariates": "mptune.lml",

@@ -46,6 +46,11 @@ class Prepared(Message):
         "on the plan's sequences; a trained model should be above it",
     )
 
+    @property
+    def mean_length(self) -> float:
+        """Mean number of observed positions of a held-out sequence."""
+        return self.heldout_tokens / self.heldout_sequences
+
 
 class PrepareRequest(Message):
     """Prepare the data once per study, and freeze the scoring plan."""
@@ -292,7 +297,8 @@ class KpiValue(Message):
 StageName = Literal["search", "confirmation", "ladder", "comparison"]
 
 TrialState = Literal["WAITING", "RUNNING", "COMPLETE", "PRUNED", "FAIL"]
-"""Optuna's states, except that a trial that ran out of memory is FAIL (Optuna has it as PRUNED)."""
+"""Optuna's states, except that a trial that ran out of memory is FAIL (Optuna has it as PRUNED),
+and a paused one PRUNED (Optuna has it as RUNNING)."""
 
 
 class Trial(Message):
@@ -372,7 +378,7 @@ class Trial(Message):
         return self.result
 
 
-StopReason = Literal["pruned", "interrupted", "preempted"]
+StopReason = Literal["pruned", "paused", "interrupted", "preempted"]
 """Preempted: a worker got SIGTERM, e.g. on a spot node that is being reclaimed."""
 
 

@@ -13,6 +13,7 @@ A trial's `policy` chooses what happens, whatever its `kind`:
 | `tokens_per_s` | what it tells of its speed | 1e5 |
 | `rate` | mask rate; the best one is 0.4 | 0.15 |
 | `schedule` | a decaying schedule is a little better | absent |
+| `late` | what the score gains after half of the training, nats per token | 0 |
 | `leak_mb` | memory that a rank does not give back after the trial | 0 |
 | `gpu_leak_mb` | the same on a pretend GPU | 0 |
 
@@ -109,6 +110,7 @@ class Policy:
     tokens_per_s: float = 1e5
     rate: float = 0.15
     schedule: str | None = None
+    late: float = 0.0
     leak_mb: int = 0
     gpu_leak_mb: int = 0
 
@@ -317,6 +319,7 @@ def nats_per_token(trial: TrialSpec, progress: float = 1.0) -> float:
     policy = Policy.of(trial)
     size = 0.15 * math.log(parameters(trial) / 1e5)
     penalty = 2.0 * (policy.rate - BEST_RATE) ** 2 - (0.05 if policy.schedule == "decay" else 0.0)
+    penalty -= policy.late if progress > 0.5 else 0.0
     seed = 0.02 * _jitter(trial.seed) + 0.004 * _jitter(trial.seed, policy.rate, policy.schedule)
     return -(2.0 + penalty - size + 1.2 * math.exp(-4 * progress) + seed)
 

@@ -30,7 +30,9 @@ def create(
 ) -> optuna.Study:
     """The study of this name, `demo/compare` for one of a comparison, to be driven."""
     studies, stage = _place(run, url, name)
-    return studies.create(stage, pruner)
+    study = studies.create(stage)
+    study.pruner = pruner or study.pruner
+    return study
 
 
 def trials(run: RunDirectory, url: str | None, name: str) -> list[Trial]:

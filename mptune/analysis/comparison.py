@@ -319,7 +319,7 @@ def arm_scores(
         name=name,
         nats_per_sequence_SN=np.stack([nats_N for *_, nats_N in rows]),
         seeds=tuple(seed for _, seed, _ in rows),
-        tokens_per_sequence=prepared.heldout_tokens / prepared.heldout_sequences,
+        tokens_per_sequence=prepared.mean_length,
         bytes_per_token=prepared.bytes_per_token,
         out_of_play=out_of_play(first.policy, prepared.length),
     )

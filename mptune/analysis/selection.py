@@ -242,7 +242,7 @@ def _scored(
         if trial.result is not None and nats_N is not None:
             # A confirmation has a plan of its own, whose sequences have another mean length.
             plan = trial.spec.prepared if trial.spec else prepared
-            tokens_per_sequence = plan.heldout_tokens / plan.heldout_sequences
+            tokens_per_sequence = plan.mean_length
             rows.append(nats_N / tokens_per_sequence)
             # A run of which no seed is known shares it with no other.
             seeds.append(-1 - trial.number if trial.seed is None else trial.seed)

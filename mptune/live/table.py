@@ -52,6 +52,7 @@ _STYLES = {
     "held back": "dim",
     "starting": "dim",
     "complete": "green",
+    "paused": "yellow",
     "pruned": "yellow",
     "failed": "red",
     "interrupted": "yellow",

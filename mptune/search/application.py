@@ -46,8 +46,9 @@ from mptune.spec.space import Space
 from mptune.status import EndedBy, Outlook, StageEnd, Status
 from mptune.study import queue
 from mptune.study.lease import PostgresLease, driver_lock, interrupts, lease
+from mptune.study.pruners import make_pruner
 from mptune.study.queue import PlannedRun
-from mptune.study.samplers import make_pruner, samplers_of
+from mptune.study.samplers import samplers_of
 from mptune.study.storage import SUFFIXES, await_server, claim_spec
 from mptune.tools.prepare import prepare_table
 from mptune.trial import Prepared, PrepareRequest, StageName, Trial
@@ -337,7 +338,7 @@ class Session:
             InputError: the run was started with another spec.
         """
         pruner = self.spec.search.pruner
-        study = self.run.storage.create("search", make_pruner(pruner))
+        study = self.run.storage.create("search")
         claim_spec(study, self.file.resolved(self.spec))
         self._write_spec(accepted=True)
         queue.enqueue_arms(study, Space(self.file).arms())
@@ -349,6 +350,7 @@ class Session:
             )
         elif queue.ended(study) < total:
             stage = self._stage("search", self.prepared(), self.spec.search.seed)
+            study.pruner = make_pruner(self.spec.search, stage.prepared.mean_length)
             rungs = pruner.rungs if pruner.kind != "none" else ()
             stage = replace(stage, total=total, rungs=rungs, space=Space(self.file))
             ending = Ending(self.run, stage, study)
@@ -460,7 +462,6 @@ class Session:
         stopped_by = budget.reached(self.run.used(stage.name))
         if stopped_by is None:
             settings, dispatcher, prepared = self.spec.search, self.dispatcher(), stage.prepared
-            length = prepared.heldout_tokens / prepared.heldout_sequences
             with self.view(f"{self.spec.name}: {stage.name}", total, ended) as view:
                 look = [view.look] if hasattr(view, "look") else []
                 driver = StudyDriver(
@@ -470,7 +471,7 @@ class Session:
                     propose=stage.propose,
                     dispatcher=dispatcher,
                     observer=view,
-                    sampler=samplers_of(settings, stage.define, length),
+                    sampler=samplers_of(settings, stage.define, prepared.mean_length),
                     concurrency=settings.concurrency,
                     ordered=settings.ordered,
                     budget=budget,

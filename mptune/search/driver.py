@@ -14,10 +14,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from mptune.artifacts import store_at
 from mptune.dispatch.base import Dispatcher
 from mptune.errors import InterruptedSearch, LeaseLost, NoResultError
+from mptune.paths import TrialDirectory
 from mptune.search.budget import Allowance, Budget
 from mptune.search.forecast import Predictor
 from mptune.search.in_flight import InFlight, InFlightState, copy_result, finished_before
@@ -27,9 +29,13 @@ from mptune.status import Outlook, Status
 from mptune.study.history import History
 from mptune.study.lease import PostgresLease, interrupts
 from mptune.study.optuna_private import requeue, user_attributes
-from mptune.study.queue import explain_waiting, requeue_running
+from mptune.study.pruners import PredictivePruner
+from mptune.study.queue import explain_waiting, paused_trials, requeue_running
 from mptune.study.records import (
     ASKED,
+    JUDGED,
+    KNOWN,
+    PAUSED,
     describe,
     last_results,
     record_result,
@@ -50,6 +56,7 @@ from mptune.trial import (
     StageName,
     Started,
     Stopped,
+    StopReason,
     TrialResult,
     TrialSpec,
 )
@@ -135,6 +142,7 @@ class StudyDriver:
     _in_flight: dict[int, InFlight] = field(default_factory=dict)
     _order: deque[int] = field(default_factory=deque)
     _held: dict[int, InFlight] = field(default_factory=dict)
+    _paused: dict[int, InFlight] = field(default_factory=dict)
     _spent_before: float = 0.0
     _started: float = 0.0
     _spend_saved: float = 0.0
@@ -170,9 +178,15 @@ class StudyDriver:
         requeue_running(self.study)
         self._history = History.of(self.study)
         self._outlook = self.judge()
+        for trial in paused_trials(self.study):
+            why = trial.user_attrs["detail"]
+            retries = trial.user_attrs.get("retries", 0)
+            flight = InFlight(trial, self.propose(trial), retries, paused=True, held_because=why)
+            self._paused[trial.number] = flight
         with interrupts(self.interrupted):
             self._show()
             self._fill()
+            self._continue_paused()
             self._tell_ended()
             while self._in_flight:
                 if self.interrupted.is_set():
@@ -192,6 +206,8 @@ class StudyDriver:
                     self._save_spend()
                 if self._monitor.is_due():
                     self._show()
+        if not self.interrupted.is_set():
+            self._prune_paused()
         self._requeue_held()
         self._save_spend()
         self._show()
@@ -277,8 +293,9 @@ class StudyDriver:
     def _launch(self, flight: InFlight) -> None:
         """Submit a trial, unless its result is known already or the budgets have no room."""
         trial, spec = flight.trial, flight.spec
-        flight.held_because = None
-        describe(trial, spec)
+        known = self._known(flight)
+        flight.held_because, flight.paused = None, False
+        describe(trial, spec, **known)
         self._in_flight[spec.number] = flight
         self._order.append(spec.number)
         self.observer.trial(spec.number, spec.policy_label, spec.size_label)
@@ -296,6 +313,14 @@ class StudyDriver:
             self._hold(flight, lacking)
         else:
             self._submit(flight)
+
+    def _known(self, flight: InFlight) -> dict[str, Any]:
+        """Attribute `KNOWN` of a trial that is launched, if it has none or was paused."""
+        has_one = KNOWN in flight.trial.user_attrs and not flight.paused
+        if has_one or not self.ordered or not isinstance(self.study.pruner, PredictivePruner):
+            return {}
+        beside = sorted({*self._in_flight, *self._held} - {flight.spec.number})
+        return {KNOWN: {"below": self._history.asked, "beside": beside}}
 
     def _replay(self, flight: InFlight, result: TrialResult) -> None:
         """Tell a result that an earlier driver did not get to tell."""
@@ -342,11 +367,11 @@ class StudyDriver:
             self._in_flight[spec.number].held_because = why
             self._stop(self._in_flight[spec.number])
 
-    def _stop(self, flight: InFlight) -> None:
+    def _stop(self, flight: InFlight, reason: StopReason = "interrupted") -> None:
         """Ask a trial to stop, once: the dispatcher counts its patience from then."""
         if not flight.stop_requested:
             flight.stop_requested = True
-            self.dispatcher.stop(flight.spec.number, "interrupted")
+            self.dispatcher.stop(flight.spec.number, reason)
 
     def _requeue_held(self) -> None:
         """Put held trials back into the queue, and store with them which budget they wait for."""
@@ -367,6 +392,42 @@ class StudyDriver:
     def _save_spend(self) -> None:
         self._spend_saved = self.clock()
         save_spend(self.study, self._spent(), self._allowance.ledger, self.clock())
+
+    # --- pausing -------------------------------------------------------------------------------
+
+    def _pause(self, flight: InFlight) -> None:
+        """Keep a trial that the pruner has stopped at a checkpoint; it counts as pruned."""
+        flight.hold(flight.held_because or "")
+        self._paused[flight.spec.number] = flight
+        self._history.prune()
+        self.observer.finish_trial(flight.spec.number, PAUSED)
+        self._save_spend()
+
+    def _continue_paused(self) -> None:
+        """Continue paused trials while the best is too likely to be among them."""
+        pruner = self.study.pruner
+        while self._paused and self._may_start() and len(self._in_flight) < self._limit():
+            if self._has_enough:
+                return
+            assert isinstance(pruner, PredictivePruner)
+            chosen = pruner.to_continue(self.study, self._paused)
+            if chosen is None:
+                return
+            number, decision = chosen
+            flight = self._paused.pop(number)
+            judged = [*flight.trial.user_attrs[JUDGED], decision]
+            set_attributes(flight.trial, **{JUDGED: judged})
+            self._history.go_on()
+            self._launch(flight)
+
+    def _prune_paused(self) -> None:
+        """At the end of the search no paused trial goes on: its checkpoint is removed."""
+        for number, flight in sorted(self._paused.items()):
+            tell_pruned(self.study, flight.trial, flight.held_because or "")
+            files = TrialDirectory.of(flight.spec.directory)
+            store_at(flight.spec.artifacts or files.root).remove(files.checkpoint.name)
+            self.observer.finish_trial(number, "pruned")
+        self._paused.clear()
 
     # --- events --------------------------------------------------------------------------------
 
@@ -400,7 +461,15 @@ class StudyDriver:
         point = LearningPoint(**rung.model_dump(include=set(LearningPoint.model_fields)))
         set_attributes(trial, learning=[*before, point.model_dump()])
         exempt = "arm" in trial.user_attrs or self.interrupted.is_set()
-        self.dispatcher.decide(rung.number, exempt or not trial.should_prune())
+        stops = not exempt and trial.should_prune()
+        if not stops or not isinstance(self.study.pruner, PredictivePruner):
+            self.dispatcher.decide(rung.number, not stops)
+            return
+        flight.paused = True
+        flight.held_because = f"paused at {rung.progress:.0%}: unlikely to end near the best"
+        # Stored first: a driver that dies here decides the same.
+        set_attributes(trial, reason=PAUSED, detail=flight.held_because)
+        self._stop(flight, "paused")
 
     def _end(self, flight: InFlight, ending: Finished | Stopped | Failed) -> None:
         """Run a trial again that its machine failed, from its checkpoint if it has one."""
@@ -430,6 +499,7 @@ class StudyDriver:
             self._tell(self._in_flight.pop(ready[0]))
             if not self.interrupted.is_set():
                 self._outlook = self.judge()
+            self._continue_paused()
             self._fill()
 
     def _tell(self, flight: InFlight) -> None:
@@ -437,6 +507,8 @@ class StudyDriver:
         number, trial, ending = flight.spec.number, flight.trial, flight.ending
         if isinstance(ending, Finished):
             score = ending.result.lml.nats_per_token
+            if flight.paused:  # it was scored before it could stop
+                set_attributes(trial, reason=None, detail=None)
             record_result(trial, ending.result)
             self.study.tell(number, score)
             self._history.complete(number, trial.user_attrs, score)
@@ -445,6 +517,9 @@ class StudyDriver:
             tell_failure(self.study, trial, ending)
             self._history.fail(ending.reason, ending.detail)
             state = f"failed: {ending.reason}"
+        elif flight.paused:
+            self._pause(flight)
+            return
         elif ending is not None and ending.reason != "interrupted":
             tell_pruned(self.study, trial, f"pruned at step {ending.step}")
             self._history.prune()

@@ -18,6 +18,7 @@ from mptune.paths import TEMPORARY, RunDirectory, TrialDirectory, read_model, wr
 from mptune.search.run import Run
 from mptune.study.lease import driver_lock, lease
 from mptune.study.queue import requeue_running
+from mptune.study.records import PAUSED
 from mptune.study.storage import SUFFIXES
 from mptune.trial import Message, Prepared, Trial
 
@@ -133,7 +134,7 @@ def _trial(files: TrialDirectory, record: Trial, driven: bool) -> Iterator[Findi
             yield Finding(str(files.scores), "missing or damaged", again)
     if not driven and files.checkpoint.exists():
         repair = partial(shutil.rmtree, files.checkpoint)
-        if ended:
+        if ended and record.reason != PAUSED:
             yield Finding(where, f"{record.state}, but has a checkpoint", "delete it", repair)
         elif not _has_checkpoint(files):
             action = "delete it; the trial starts over"

@@ -31,7 +31,7 @@ class InFlightState(StrEnum):
     """Where a trial is between `ask` and `tell`."""
 
     HELD = "held"
-    """The budgets have no room for it."""
+    """The budgets have no room for it, or it is paused."""
     STARTING = "starting"
     """Submitted; it waits for a gang, or sets up."""
     TRAINING = "training"
@@ -71,7 +71,8 @@ class InFlight:
         loss: last training loss, nats per masked position.
         ending: its outcome, once it has ended.
         stop_requested: whether it was asked to stop.
-        held_because: why the budgets have no room for it.
+        held_because: why the budgets have no room for it, or why it is paused.
+        paused: whether the pruner has paused it.
     """
 
     trial: optuna.Trial
@@ -84,6 +85,7 @@ class InFlight:
     ending: Finished | Stopped | Failed | None = None
     stop_requested: bool = False
     held_because: str | None = None
+    paused: bool = False
 
     def move(self, what: str) -> None:
         """Go to the state that follows `what`.
@@ -122,7 +124,7 @@ class InFlight:
         self.ending = ending
 
     def hold(self, why: str) -> None:
-        """The budgets have no room for it now."""
+        """The budgets have no room for it now, or it is paused."""
         self.move("hold")
         self.ending, self.stop_requested, self.held_because = None, False, why
 

@@ -268,14 +268,18 @@ class Sampler(Section):
 
 
 class Pruner(Section):
-    """When Optuna stops a trial early: trials of one model size are compared at equal progress."""
+    """When a trial is stopped early: trials of one model size are compared at equal progress."""
 
-    kind: Literal["none", "median", "halving", "hyperband"] = "median"
+    kind: Literal["none", "predictive", "median", "halving", "hyperband"] = Field(
+        "predictive",
+        description="predictive: pauses a trial that is unlikely to end near the best, within "
+        "search.error, and may continue it later; the others are Optuna's, and stop for good",
+    )
     rungs: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         (0.5,), description="training progress at which trials report, as fractions"
     )
     startup_trials: int = Field(
-        4, ge=0, description="finished trials of a size before any is pruned"
+        4, ge=0, description="of median: finished trials of a size before any is pruned"
     )
 
 
@@ -308,6 +312,13 @@ class Search(Section):
     )
     sampler: Sampler = Sampler()
     pruner: Pruner = Pruner()
+    error: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description="probability of stopping the best trial of a size, over all trials and rungs, "
+        "that the predictive pruner may use",
+    )
     budget_seconds: Free[float | None] = Field(
         None, gt=0, description="no trial starts after this; divided like the next two"
     )

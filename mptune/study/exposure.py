@@ -45,7 +45,7 @@ from mptune.analysis.exposure import (
 from mptune.errors import InputError
 from mptune.spec.space import Suggests
 from mptune.study.optuna_private import TPESampler, set_stored_attribute
-from mptune.study.records import ASKED, CURVE
+from mptune.study.records import ASKED, CURVE, is_paused
 
 Tree = Mapping[str, Any]
 
@@ -351,7 +351,7 @@ class ExposureSampler(optuna.samplers.BaseSampler):
         columns = zip(*(found for found in outcomes if found is not None), strict=True)
         evidence = Evidence(points.take(scored), *(np.array(column) for column in columns))
         again = _distinct([r for r in best if known.items() <= r.params.items()])[:MOST_REPEATED]
-        running = [r for r in ran if r.trial.state == TrialState.RUNNING]
+        running = [r for r in ran if r.trial.state == TrialState.RUNNING and not is_paused(r.trial)]
         known_NN = same(points.take(slice(first)), points.take(slice(first, None)))
         fresh = [p for p, known_N in zip(new, known_NN, strict=True) if not known_N.any()]
         if not fresh and not again:
@@ -388,7 +388,7 @@ def _outcome(
 ) -> tuple[float, Array, float, int] | None:
     """What `Evidence` has of a trial: score, curve, added variance, seed; None without a score.
 
-    A pruned trial is expected to gain as much after its last rung as finished ones did.
+    A pruned or paused trial is expected to gain as much after its last rung as finished ones did.
     """
     curve_G = np.full(BANDS, np.nan)
     seed = trial.user_attrs.get(ASKED, {}).get("repeat", 0)
@@ -404,7 +404,8 @@ def _outcome(
                 )
             curve_G = sign * np.interp((np.arange(BANDS) + 0.5) / BANDS, rate_C, score_C)
         return sign * float(trial.value or 0.0), curve_G, 0.0, seed
-    if trial.state == TrialState.PRUNED and trial.intermediate_values:
+    stopped = trial.state == TrialState.PRUNED or is_paused(trial)
+    if stopped and trial.intermediate_values:
         step, value = max(trial.intermediate_values.items())
         pairs = [(r.trial.value, r.trial.intermediate_values.get(step)) for r in best]
         gains = [float(end) - rung for end, rung in pairs if end is not None and rung is not None]

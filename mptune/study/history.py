@@ -14,7 +14,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from mptune.status import Trials
-from mptune.study.records import ENDED, has_failed
+from mptune.study.records import ENDED, has_failed, is_paused
 
 
 @dataclass
@@ -75,9 +75,14 @@ class History:
             self.twins.setdefault(attrs["fingerprint"], number)
 
     def prune(self) -> None:
-        """Count a trial that was stopped early."""
+        """Count a trial that was stopped early, or paused."""
         self.ended += 1
         self.pruned += 1
+
+    def go_on(self) -> None:
+        """Count a paused trial as one in flight again."""
+        self.ended -= 1
+        self.pruned -= 1
 
     def fail(self, reason: str | None, detail: str | None) -> None:
         """Count a failed trial."""
@@ -100,5 +105,5 @@ class History:
         elif has_failed(trial):
             self.refused += bool(attrs.get("refused"))
             self.fail(attrs.get("reason"), attrs.get("detail"))
-        elif trial.state in ENDED:
+        elif trial.state in ENDED or is_paused(trial):
             self.prune()

@@ -104,6 +104,11 @@ def requeue(study: optuna.Study, trial: FrozenTrial | optuna.Trial) -> None:
     study._storage.set_trial_state_values(trial._trial_id, state=TrialState.WAITING)
 
 
+def reopen(study: optuna.Study, trial: FrozenTrial) -> optuna.Trial:
+    """A running trial, as the driver had it that asked for it."""
+    return optuna.Trial(study, trial._trial_id)
+
+
 def set_stored_attribute(study: optuna.Study, trial: FrozenTrial, key: str, value: Any) -> None:
     """Set a user attribute of a trial that waits in the queue, or is being asked for."""
     study._storage.set_trial_user_attr(trial._trial_id, key, value)

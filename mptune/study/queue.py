@@ -9,8 +9,8 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from mptune.study.optuna_private import requeue, set_stored_attribute, user_attributes
-from mptune.study.records import ENDED
+from mptune.study.optuna_private import reopen, requeue, set_stored_attribute, user_attributes
+from mptune.study.records import ENDED, is_paused
 from mptune.trial import TrialSpec
 
 
@@ -75,12 +75,18 @@ def _run_of(study: optuna.Study, trial: FrozenTrial) -> tuple[str | None, int | 
 
 
 def requeue_running(study: optuna.Study, besides: Container[int] = ()) -> list[int]:
-    """Queue the running trials of a driver that has ended; returns their numbers."""
+    """Queue the trials that ran, but not paused ones, when their driver ended: their numbers."""
     found = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    running = [trial for trial in found if trial.number not in besides]
+    running = [t for t in found if t.number not in besides and not is_paused(t)]
     for trial in running:
         requeue(study, trial)
     return [t.number for t in running]
+
+
+def paused_trials(study: optuna.Study) -> list[optuna.Trial]:
+    """The paused trials, as an earlier driver had them."""
+    found = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return [reopen(study, trial) for trial in found if is_paused(trial)]
 
 
 def explain_waiting(study: optuna.Study, why: str) -> None:

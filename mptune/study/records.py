@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Container
 from copy import copy
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -42,21 +43,27 @@ JUDGED = "judged"
     best: the best final score so far, and delta, both in nats per token,
     finished: number of finished trials of its size that the probability is computed from.
 
-With fewer than the six finished trials that a decision needs, probability and threshold are None.
-A trial that is paused now also has the attribute `reason` with the value `PAUSED`."""
+With fewer than the six finished trials that a decision needs, the other numbers are None."""
+
+KNOWN = "known"
+"""User attribute of a trial that a search with ordered results has asked for: `below` and `beside`.
+It is judged by trials with a number below `below` that were not in flight `beside` it, so that a
+resumed search decides the same."""
 
 PAUSED = "paused"
-"""`reason` of a trial that was paused: Optuna has it as running, and as pruned after the search."""
+"""`reason` of a trial that is paused and may go on. Optuna has it as running until the search ends;
+then it is pruned."""
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
-def describe(trial: optuna.Trial, spec: TrialSpec) -> None:
+def describe(trial: optuna.Trial, spec: TrialSpec, **attrs: Any) -> None:
     """Store the spec of the trial, and clear the reason for which it was on hold."""
     past = {key: None for key in ("reason", "detail") if key in trial.user_attrs}
     set_attributes(
         trial,
         **past,
+        **attrs,
         label=spec.label,
         seed=spec.seed,
         fingerprint=spec.fingerprint(),
@@ -124,6 +131,11 @@ def tell_pruned(study: optuna.Study, trial: optuna.Trial, detail: str) -> None:
     study.tell(trial.number, state=TrialState.PRUNED)
 
 
+def is_paused(trial: FrozenTrial) -> bool:
+    """Whether a pruner has stopped the trial at a checkpoint, from which it may go on."""
+    return trial.state == TrialState.RUNNING and trial.user_attrs.get("reason") == PAUSED
+
+
 def has_failed(trial: FrozenTrial) -> bool:
     """Whether the trial failed, even if Optuna stores it as pruned; see `tell_failure`."""
     return trial.state == TrialState.FAIL or trial.constraints.get(MEMORY, 0.0) > 0
@@ -136,10 +148,11 @@ def as_trial(stored: FrozenTrial, stage: StageName) -> Trial:
     result = TrialResult.model_validate_json(attrs["result"]) if attrs.get("result") else None
     learning = tuple(LearningPoint(**point) for point in attrs.get("learning", ()))
     rungs = tuple((step / 100, value) for step, value in sorted(stored.intermediate_values.items()))
+    state = "FAIL" if has_failed(stored) else "PRUNED" if is_paused(stored) else stored.state.name
     return Trial(
         stage=stage,
         number=stored.number,
-        state="FAIL" if has_failed(stored) else stored.state.name,
+        state=state,
         reason=attrs.get("reason"),
         detail=attrs.get("detail"),
         arm=attrs.get("arm"),

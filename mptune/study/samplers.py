@@ -1,4 +1,4 @@
-"""Optuna's samplers and pruners as the spec names them."""
+"""Samplers as the spec names them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from functools import partial
 from typing import Any
 
 import optuna
-from optuna.distributions import FloatDistribution
-from optuna.trial import FrozenTrial
 
-from mptune.spec.schema import Pruner, Search
+from mptune.spec.schema import Search
 from mptune.spec.space import Suggests
-from mptune.study.optuna_private import GPSampler, TPESampler, with_trials
-from mptune.study.records import MEMORY, percent
+from mptune.study.optuna_private import GPSampler, TPESampler
+from mptune.study.records import MEMORY
 
 
 def make_sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
@@ -59,54 +57,3 @@ def samplers_of(
         startup_trials=search.sampler.startup_trials,
     )
     return lambda number: sampler
-
-
-class _WithinSize(optuna.pruners.BasePruner):
-    """Compares a trial with trials of its own model size: others learn at another pace."""
-
-    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        pruner: Any = super()
-        return bool(pruner.prune(with_trials(study, partial(_same_size, trial)), trial))
-
-
-class MedianWithinSize(_WithinSize, optuna.pruners.MedianPruner):
-    """Optuna's median pruner among trials of one model size."""
-
-
-class HalvingWithinSize(_WithinSize, optuna.pruners.SuccessiveHalvingPruner):
-    """Optuna's successive halving among trials of one model size."""
-
-
-class HyperbandWithinSize(_WithinSize, optuna.pruners.HyperbandPruner):
-    """Optuna's Hyperband among trials of one model size."""
-
-
-def make_pruner(pruner: Pruner) -> optuna.pruners.BasePruner:
-    """Optuna's own pruner for the spec's section, among trials of one size.
-
-    All trials of a study have the same training budget.
-    """
-    first = percent(pruner.rungs[0]) if pruner.rungs else 1
-    match pruner.kind:
-        case "none":
-            return optuna.pruners.NopPruner()
-        case "median":
-            return MedianWithinSize(n_startup_trials=pruner.startup_trials)
-        case "halving":
-            return HalvingWithinSize(min_resource=first)
-        case "hyperband":
-            return HyperbandWithinSize(min_resource=first, max_resource=100)
-
-
-def _same_size(one: FrozenTrial, other: FrozenTrial) -> bool:
-    return _size(one) == _size(other)
-
-
-def _size(trial: FrozenTrial) -> dict[str, Any]:
-    """The trial's choices and whole numbers of the model section; a real number, such as the
-    dropout rate, would make every trial the only one of its size."""
-    return {
-        name: trial.params[name]
-        for name, dimension in trial.distributions.items()
-        if name.split(".")[0] == "model" and not isinstance(dimension, FloatDistribution)
-    }

@@ -46,6 +46,8 @@ DRIVER_ATTRIBUTES = (
     records.CURVE,
     "detail",
     "fingerprint",
+    records.JUDGED,
+    records.KNOWN,
     "label",
     "learning",
     "reason",
@@ -115,16 +117,14 @@ class StudyStorage:
             return optuna.load_study(study_name=self.study_name(stage), storage=self.open())
         return None
 
-    def create(
-        self, stage: StageName, pruner: optuna.pruners.BasePruner | None = None
-    ) -> optuna.Study:
-        """Create or load the study of a stage to drive it; `pruner` defaults to none."""
+    def create(self, stage: StageName) -> optuna.Study:
+        """Create or load the study of a stage to drive it, without a pruner."""
         study = optuna.create_study(
             study_name=self.study_name(stage),
             storage=self.open(only=DRIVER_ATTRIBUTES),
             direction="maximize",
             load_if_exists=True,
-            pruner=pruner or optuna.pruners.NopPruner(),
+            pruner=optuna.pruners.NopPruner(),
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -32,7 +32,7 @@ Layout: TypeAlias = tuple[torch.dtype, tuple[torch.Size, ...]]
 
 CPU = torch.device("cpu")
 
-STOPS: tuple[StopReason | None, ...] = (None, "pruned", "interrupted", "preempted")
+STOPS: tuple[StopReason | None, ...] = (None, "pruned", "paused", "interrupted", "preempted")
 """Ranks send rank 0's stop reason as its index; any rank may be preempted."""
 
 

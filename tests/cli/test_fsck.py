@@ -13,9 +13,9 @@ from mptune.cli import main
 from mptune.dispatch.local import LocalDispatcher
 from mptune.paths import RunDirectory, write_text
 from mptune.search.driver import StudyDriver
-from mptune.spec.schema import Pruner, Search
+from mptune.spec.schema import Search
 from mptune.study.lease import driver_lock
-from mptune.study.samplers import make_pruner, make_sampler
+from mptune.study.samplers import make_sampler
 from mptune.trial import Event, TrialSpec
 from tests import fakes, studies
 
@@ -42,7 +42,7 @@ class Silent:
 def run(tmp_path: Path) -> RunDirectory:
     """Three finished trials."""
     made = RunDirectory(tmp_path / "run")
-    opened = studies.create(made, None, "demo", pruner=make_pruner(Pruner(kind="none")))
+    opened = studies.create(made, None, "demo")
 
     def propose(trial: optuna.Trial) -> TrialSpec:
         policy = {"kind": "fake", "rate": trial.suggest_float("rate", 0.05, 0.95)}
@@ -107,7 +107,7 @@ def test_what_can_be_repaired_is_said_first_and_then_repaired(run, capsys):
 
 
 def test_a_trial_without_a_driver_is_queued_again(run, capsys):
-    opened = studies.create(run, None, "demo", pruner=optuna.pruners.NopPruner())
+    opened = studies.create(run, None, "demo")
     opened.ask()
     code, found = problems(run, capsys)
     assert (code, [f["problem"] for f in found]) == (3, ["trials 3 run without a driver"])

@@ -21,8 +21,8 @@ from mptune.errors import InterruptedSearch
 from mptune.paths import RunDirectory
 from mptune.search.budget import Budget
 from mptune.search.driver import StudyDriver
-from mptune.spec.schema import Pruner, Resources, Search
-from mptune.study.samplers import make_pruner, make_sampler
+from mptune.spec.schema import Resources, Search
+from mptune.study.samplers import make_sampler
 from mptune.trial import TrialSpec
 from tests import fakes, studies
 from tests.search.drivers import Watcher
@@ -34,7 +34,7 @@ POLICIES = {0: {"steps": 2}, 1: {"steps": 2, "behaviour": "exit", "once": True}}
 
 def main(run: RunDirectory) -> None:
     dispatcher = RayDispatcher(SMALL, runtime=fakes.FAKE_WORKER)
-    opened = studies.create(run, None, "demo", pruner=make_pruner(Pruner(kind="none")))
+    opened = studies.create(run, None, "demo")
 
     def propose(trial: optuna.Trial) -> TrialSpec:
         policy = POLICIES.get(trial.number, {"steps": 100_000, "step_s": 0.05})

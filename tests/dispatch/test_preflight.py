@@ -95,7 +95,7 @@ def test_the_search_goes_on_with_other_sizes(dispatcher: RayDispatcher, tmp_path
     assert refused
     gangs_for = {e.number for e in watcher.events if isinstance(e, GangChanged)}
     assert not gangs_for & set(refused)
-    opened = studies.create(run, None, "demo", pruner=optuna.pruners.NopPruner())
+    opened = studies.create(run, None, "demo")
     unmet = [t.number for t in opened.trials if t.constraints.get(MEMORY, 0) > 0]
     assert unmet == refused
 

@@ -18,8 +18,8 @@ import pytest
 from mptune.dispatch.ray_dispatcher import RayDispatcher
 from mptune.paths import RunDirectory, TrialDirectory
 from mptune.search.driver import StudyDriver
-from mptune.spec.schema import Pruner, Resources, Score, Search, Training
-from mptune.study.samplers import make_pruner, make_sampler
+from mptune.spec.schema import Resources, Score, Search, Training
+from mptune.study.samplers import make_sampler
 from mptune.trial import Event, Finished, Prepared, Started, Trial, TrialSpec
 from tests import plain, studies
 from tests.dispatch.helpers import prepare_request
@@ -112,7 +112,7 @@ class Ground:
     def search(self, folder: Path, strike: Strike = nothing, **changes: Any) -> Search_:
         run = RunDirectory(folder)
         found = Search_(run)
-        opened = studies.create(run, None, "faults", pruner=make_pruner(Pruner(kind="none")))
+        opened = studies.create(run, None, "faults")
         StudyDriver(
             study=opened, trials=1, propose=lambda t: self.spec(run, t.number, **changes),
             dispatcher=self.dispatcher, observer=Observer(found, strike),

@@ -22,9 +22,9 @@ from mptune.dispatch.local import LocalDispatcher
 from mptune.errors import InputError, LeaseLost, MptuneError
 from mptune.paths import RunDirectory
 from mptune.search.driver import StudyDriver
-from mptune.spec.schema import Pruner, Search
+from mptune.spec.schema import Search
 from mptune.study import lease
-from mptune.study.samplers import make_pruner, make_sampler
+from mptune.study.samplers import make_sampler
 from mptune.study.storage import await_server
 from mptune.trial import Event, Started, Trial, TrialSpec
 from tests import fakes, studies
@@ -53,7 +53,7 @@ class Striker:
 def search(
     run: RunDirectory, url: str, observer: Any, trials: int = 6, name: str = "demo", **fields: Any
 ) -> list[Trial]:
-    opened = studies.create(run, url, name, pruner=make_pruner(Pruner(kind="none")))
+    opened = studies.create(run, url, name)
 
     def propose(trial: optuna.Trial) -> TrialSpec:
         policy = {"kind": "fake", "rate": trial.suggest_float("rate", 0.05, 0.95)}

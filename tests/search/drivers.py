@@ -12,7 +12,8 @@ from mptune.dispatch.local import LocalDispatcher
 from mptune.paths import RunDirectory
 from mptune.search.driver import StudyDriver
 from mptune.spec.schema import Pruner, Sampler, Search
-from mptune.study.samplers import make_pruner, make_sampler
+from mptune.study.pruners import make_pruner
+from mptune.study.samplers import make_sampler
 from mptune.trial import Event, Trial, TrialSpec
 from tests import fakes, studies
 
@@ -59,9 +60,11 @@ class Watcher:
 
 def driver(
     run: RunDirectory, *, trials: int = 8, behaviours: dict[int, dict[str, Any]] | None = None,
-    rungs: tuple[float, ...] = (0.5,), pruner: Pruner | None = None, **changes: Any,
+    rungs: tuple[float, ...] = (0.5,), pruner: Pruner | None = None, error: float = 0.05,
+    **changes: Any,
 ) -> StudyDriver:  # fmt: skip
-    opened = studies.create(run, None, "demo", pruner=make_pruner(pruner or Pruner(kind="none")))
+    search = Search(pruner=pruner or Pruner(kind="none"), error=error)
+    opened = studies.create(run, None, "demo", pruner=make_pruner(search, 32.0))
     known = behaviours or {}
 
     def propose(trial: optuna.Trial) -> TrialSpec:

@@ -72,7 +72,7 @@ def test_what_cannot_fit_is_refused_before_it_is_submitted(run: RunDirectory) ->
     records = found(run)
     assert [r.state for r in records] == ["FAIL"] * 6 + ["COMPLETE"] * 2
     assert {(r.reason, r.detail) for r in records[:6]} == {("out_of_memory", "it needs 9 GB")}
-    opened = studies.create(run, None, "demo", pruner=optuna.pruners.NopPruner())
+    opened = studies.create(run, None, "demo")
     assert [t.constraints for t in opened.trials[:6]] == [{"memory": 1.0}] * 6
     assert {e.number for e in watcher.events if e.type == "started"} == {6, 7}
 
@@ -171,7 +171,7 @@ def test_a_killed_driver_loses_nothing(run: RunDirectory, tmp_path: Path, kill_a
 
 def test_a_result_that_was_not_told_is_told_without_training(run: RunDirectory) -> None:
     driver(run, trials=2).run()
-    opened = studies.create(run, None, "demo", pruner=optuna.pruners.NopPruner())
+    opened = studies.create(run, None, "demo")
     spec = found(run)[1].spec
     result = found(run)[1].result
     assert spec is not None

@@ -6,7 +6,6 @@ import sys
 from itertools import count
 from typing import Any
 
-import optuna
 import pytest
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from sqlalchemy import event
@@ -59,9 +58,7 @@ def test_attributes_of_a_trial_that_has_ended_are_refused(run: RunDirectory) -> 
 
 
 def test_a_journal_has_the_same_attributes(run: RunDirectory) -> None:
-    opened = studies.create(
-        run, f"journal://{run.root}/journal", "demo", pruner=optuna.pruners.NopPruner()
-    )
+    opened = studies.create(run, f"journal://{run.root}/journal", "demo")
     trial = opened.ask()
     set_attributes(trial, a=2, b=[3])
     assert trial.user_attrs == opened.trials[0].user_attrs == {"a": 2, "b": [3]}

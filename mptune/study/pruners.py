@@ -1,0 +1,259 @@
+"""Pruners: Optuna's, among trials of one size, and one that predicts how a trial would end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Hashable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import optuna
+from optuna.distributions import FloatDistribution
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from mptune.analysis.pruning import DRAWS, Contest, Curve, FloatArray
+from mptune.spec.schema import Search
+from mptune.study.optuna_private import set_stored_attribute, with_trials
+from mptune.study.records import JUDGED, KNOWN, percent
+
+MIN_FINISHED = 6
+"""Fewest finished trials of a size with a score at the rung before the predictive pruner stops any:
+fewer say too little about how often curves cross."""
+
+SHARE = 0.25
+"""Part of what is left of the error that one decision may use."""
+
+
+class Paused(NamedTuple):
+    """A trial that was stopped at a rung, and its score there."""
+
+    trial: FrozenTrial
+    step: int
+    score: float
+
+
+class PredictivePruner(optuna.pruners.BasePruner):
+    """Stops a trial that is unlikely to end near the best, and may let it go on later.
+
+    Usable with any Optuna study of one objective whose trials report at the same steps:
+
+        study = optuna.create_study(direction="maximize", pruner=mptune.PredictivePruner())
+
+    From the finished trials of the same size it computes the probability that the trial's policy is
+    within `delta` of the best one, given its score at the rung (`mptune.analysis.pruning`): how
+    often curves cross, and what training seeds do, is estimated from those trials. Trials with the
+    same parameters are taken for other seeds of one point.
+
+    A trial is stopped if that probability is less than a quarter of what is left of `error`: that
+    minus the probability that the best is among the trials that are stopped already, divided by the
+    number of trials that run at the same time. So the probability of stopping the best is at most
+    `error` for all trials and rungs together. None is stopped before six trials of its size have
+    finished. What was decided is in the user attribute `judged` (`mptune.study.records.JUDGED`).
+    """
+
+    def __init__(
+        self,
+        *,
+        error: float = 0.05,
+        margin: float = 0.0,
+        size: Callable[[FrozenTrial], Hashable] = lambda trial: None,
+    ) -> None:
+        """A pruner without a history of its own.
+
+        Args:
+            error: probability of stopping the best trial of a size, in all.
+            margin: difference of scores that does not matter; half a standard deviation of the
+                difference between two seeds does not matter either.
+            size: trials are compared with those of the same size; default: all are of one size.
+        """
+        self._error, self._margin, self._size = error, margin, size
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether the trial stops at the last step that it reported; asking again changes nothing.
+
+        The progress of the decision is the step in percent.
+        """
+        judged, step = trial.user_attrs.get(JUDGED, []), trial.last_step
+        if step is None:
+            return False
+        if not judged or judged[-1]["progress"] < step / 100:
+            judged = [*judged, self._judge(study, trial, step)]
+            set_stored_attribute(study, trial, JUDGED, judged)
+            trial.user_attrs[JUDGED] = judged
+        return bool(judged[-1]["decision"] == "pause")
+
+    def to_continue(
+        self, study: optuna.Study, among: Container[int] | None = None
+    ) -> tuple[int, dict[str, Any]] | None:
+        """The stopped trial that should go on; None while the best is hardly among those stopped.
+
+        With what is known now, the best may be among them with more than the probability `error`:
+        the best so far turned out worse, or curves to cross more often. Then it is the one that is
+        most likely to be near the best.
+
+        Args:
+            among: numbers of the trials that are stopped; default: all that were.
+
+        Returns:
+            Its number, and the decision as in `JUDGED`.
+        """
+        trials = study.get_trials(deepcopy=False)
+        for size in dict.fromkeys(self._size(trial) for trial in trials):
+            own = [trial for trial in trials if self._size(trial) == size]
+            paused = list(_paused(own, -1, among))
+            contest = self._contest(study, own)
+            if not paused or contest is None:
+                continue
+            chance_ZR = self._chances(study, contest, paused)
+            if _total(chance_ZR) > self._error:
+                chosen = int(chance_ZR.mean(0).argmax())
+                trial, step, _ = paused[chosen]
+                numbers = self._numbers(study, contest, step, float(chance_ZR[:, chosen].mean()))
+                return trial.number, {
+                    "decision": "continue",
+                    **numbers,
+                    "threshold": self._error,
+                }
+        return None
+
+    def _judge(self, study: optuna.Study, trial: FrozenTrial, step: int) -> dict[str, Any]:
+        """The decision about a trial at a rung; see `JUDGED`."""
+        others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
+        stopped = {paused.trial.number for paused in _paused(others, -1)}
+        running = (t.number for t in others if t.state == TrialState.RUNNING)
+        beside = [number for number in running if number not in stopped]
+        if (known := trial.user_attrs.get(KNOWN)) is not None:
+            beside = known["beside"]
+            others = [t for t in others if t.number < known["below"] and t.number not in beside]
+        own = [t for t in others if self._size(t) == self._size(trial)]
+        contest = self._contest(study, own)
+        if contest is None or len(contest.pairs(step)) < MIN_FINISHED:
+            finished = 0 if contest is None else len(contest.pairs(step))
+            nothing = dict.fromkeys(("probability", "threshold", "best", "delta"))
+            return {"decision": "go on", "progress": step / 100, **nothing, "finished": finished}
+        paused = [*_paused(own, 0), Paused(trial, step, trial.intermediate_values[step])]
+        chance_ZR = self._chances(study, contest, paused)
+        probability = float(chance_ZR[:, -1].mean())
+        left = max(0.0, self._error - _total(chance_ZR[:, :-1]))
+        threshold = SHARE * left / (1 + len(beside))
+        return {
+            "decision": "pause" if probability < threshold else "go on",
+            **self._numbers(study, contest, step, probability),
+            "threshold": threshold,
+        }
+
+    def _contest(self, study: optuna.Study, trials: list[FrozenTrial]) -> Contest | None:
+        """What the finished ones of these trials say; None of fewer than six."""
+        sign = _sign(study)
+        finished = [
+            Curve(
+                frozenset(t.params.items()),
+                {step: sign * score for step, score in t.intermediate_values.items()},
+                sign * float(t.value),
+            )
+            for t in trials
+            if t.state == TrialState.COMPLETE and t.value is not None and np.isfinite(t.value)
+            if "same_as" not in t.user_attrs
+        ]
+        return Contest.of(finished, self._margin) if len(finished) >= MIN_FINISHED else None
+
+    def _chances(self, study: optuna.Study, contest: Contest, paused: list[Paused]) -> FloatArray:
+        """Probability of each to be within delta of the best, by draws [Z, R]."""
+        step_R = np.array([each.step for each in paused])
+        score_R = _sign(study) * np.array([each.score for each in paused])
+        chance_ZR = np.zeros((DRAWS, len(paused)))
+        for step in set(step_R.tolist()):
+            chance_ZR[:, step_R == step] = contest.chances(step, score_R[step_R == step])
+        return chance_ZR
+
+    def _numbers(
+        self, study: optuna.Study, contest: Contest, step: int, probability: float
+    ) -> dict[str, Any]:
+        return {
+            "progress": step / 100,
+            "probability": probability,
+            "best": _sign(study) * max(curve.final for curve in contest.finished),
+            "delta": contest.delta,
+            "finished": len(contest.pairs(step)),
+        }
+
+
+def _paused(
+    trials: list[FrozenTrial], which: int, among: Container[int] | None = None
+) -> Iterator[Paused]:
+    """Trials that were stopped and have not finished since, at the `which` time that they were."""
+    for trial in trials:
+        judged = trial.user_attrs.get(JUDGED, [])
+        stops = [found["progress"] for found in judged if found["decision"] == "pause"]
+        ended = trial.state in (TrialState.COMPLETE, TrialState.FAIL)
+        if stops and not ended and (among is None or trial.number in among):
+            step = round(100 * stops[which])
+            yield Paused(trial, step, trial.intermediate_values[step])
+
+
+def _total(chance_ZR: FloatArray) -> float:
+    """Probability that one of the trials at least is within delta of the best."""
+    return float(1 - (1 - chance_ZR).prod(axis=1).mean())
+
+
+def _sign(study: optuna.Study) -> float:
+    return 1.0 if study.direction == StudyDirection.MAXIMIZE else -1.0
+
+
+class _WithinSize(optuna.pruners.BasePruner):
+    """Compares a trial with trials of its own model size: others learn at another pace."""
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        pruner: Any = super()
+        return bool(pruner.prune(with_trials(study, partial(_same_size, trial)), trial))
+
+
+class MedianWithinSize(_WithinSize, optuna.pruners.MedianPruner):
+    """Optuna's median pruner among trials of one model size."""
+
+
+class HalvingWithinSize(_WithinSize, optuna.pruners.SuccessiveHalvingPruner):
+    """Optuna's successive halving among trials of one model size."""
+
+
+class HyperbandWithinSize(_WithinSize, optuna.pruners.HyperbandPruner):
+    """Optuna's Hyperband among trials of one model size."""
+
+
+def make_pruner(search: Search, length: float) -> optuna.pruners.BasePruner:
+    """The pruner that the spec names, among trials of one size.
+
+    All trials of a study have the same training budget.
+
+    Args:
+        length: mean number of observed positions of a sequence.
+    """
+    pruner = search.pruner
+    first = percent(pruner.rungs[0]) if pruner.rungs else 1
+    match pruner.kind:
+        case "none":
+            return optuna.pruners.NopPruner()
+        case "predictive":
+            # One nat per sequence does not matter.
+            return PredictivePruner(error=search.error, margin=1 / length, size=_size)
+        case "median":
+            return MedianWithinSize(n_startup_trials=pruner.startup_trials)
+        case "halving":
+            return HalvingWithinSize(min_resource=first)
+        case "hyperband":
+            return HyperbandWithinSize(min_resource=first, max_resource=100)
+
+
+def _same_size(one: FrozenTrial, other: FrozenTrial) -> bool:
+    return _size(one) == _size(other)
+
+
+def _size(trial: FrozenTrial) -> Hashable:
+    """The trial's choices and whole numbers of the model section; a real number, such as the
+    dropout rate, would make every trial the only one of its size."""
+    return tuple(
+        (name, trial.params[name])
+        for name, dimension in sorted(trial.distributions.items())
+        if name.split(".")[0] == "model" and not isinstance(dimension, FloatDistribution)
+    )
