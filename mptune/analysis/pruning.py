@@ -166,7 +166,7 @@ def _regression(pairs_n2: FloatArray) -> tuple[FloatArray, float]:
     """(a, b) of the final score on the standardised rung score, and s."""
     final_n = pairs_n2[:, 1]
     columns_n2 = _design(pairs_n2, pairs_n2[:, 0])
-    theta_2: FloatArray = np.linalg.lstsq(columns_n2, final_n, rcond=None)[0]
+    theta_2 = np.asarray(np.linalg.lstsq(columns_n2, final_n, rcond=None)[0], dtype=np.float64)
     squares = float(((final_n - columns_n2 @ theta_2) ** 2).sum())
     return theta_2, math.sqrt(squares / (len(final_n) - 2))
 
