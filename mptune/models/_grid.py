@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, Pre
 from transformers.modeling_outputs import MaskedLMOutput
 
 
-class GridConfig(PreTrainedConfig):
+class GridConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     """The configuration of the model without its grid, and the grid.
 
     Attributes:
@@ -45,7 +45,7 @@ class GridConfig(PreTrainedConfig):
         self.plain, self.axes, self.sizes = plain or {}, list(axes), list(sizes)
 
 
-class GridForMaskedLM(PreTrainedModel):
+class GridForMaskedLM(PreTrainedModel):  # type: ignore[no-untyped-call]
     """A masked model of transformers with embeddings of coordinates; impossible symbols are banned.
 
     [MASK] and [PAD] are the last two input ids, and impossible everywhere.
@@ -56,10 +56,11 @@ class GridForMaskedLM(PreTrainedModel):
 
     def __init__(self, config: GridConfig) -> None:
         super().__init__(config)
-        self.plain = AutoModelForMaskedLM.from_config(AutoConfig.for_model(**config.plain))
+        plain = AutoConfig.for_model(**config.plain)
+        self.plain = AutoModelForMaskedLM.from_config(plain)  # type: ignore[no-untyped-call]
         width = self.plain.get_input_embeddings().embedding_dim
         self.axes = nn.ModuleList(nn.Embedding(size, width) for size in config.axes)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(
         self,
@@ -90,5 +91,5 @@ class GridForMaskedLM(PreTrainedModel):
         return found
 
 
-GridConfig.register_for_auto_class()
-GridForMaskedLM.register_for_auto_class("AutoModelForMaskedLM")
+GridConfig.register_for_auto_class()  # type: ignore[no-untyped-call]
+GridForMaskedLM.register_for_auto_class("AutoModelForMaskedLM")  # type: ignore[no-untyped-call]

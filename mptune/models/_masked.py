@@ -321,12 +321,12 @@ class MaskedPredictor(nn.Module):
         model.config.pad_token_id = -1 if counts else predictable + 1
         with torch.no_grad():
             self._biased[0].bias[predictable:] = IMPOSSIBLE
-        if self.banned_DV is None and not len(self.axes):
+        tables: list[Any] = list(self.axes)
+        if self.banned_DV is None and not tables:
             model.save_pretrained(folder)
             return
-        axes = [table.num_embeddings for table in self.axes]
-        length = math.prod(axes) if axes else len(self.banned_DV)
-        sizes = [predictable] * length
+        axes = [int(table.num_embeddings) for table in tables]
+        sizes = [predictable] * math.prod(axes)
         if self.banned_DV is not None:
             sizes = (~self.banned_DV).sum(1).tolist()
         with torch.device("meta"):
