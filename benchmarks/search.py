@@ -10,16 +10,16 @@
 Methods choose among the 62 policies of the bed (`benchmarks/bed/`), which are real trainings; a
 policy that is chosen again is trained with another seed. A replay draws its trainings anew: score
 and curve are the policy's mean over the seeds of the bed plus a normal error with the covariance of
-its own seeds, so the truth, that mean, is known exactly and is in no run. `--held-out` replays the
-trainings themselves instead: one seed of the six, another one in every replay, is the truth, and
-only the other five can be run. One seed is a noisy truth: regret is then right on average, and the
-share within delta is not.
+these seeds, over policies as well; so the truth, that mean, is known exactly and is in no run.
+`--held-out` replays the trainings themselves instead: one seed of the six, another one in every
+replay, is the truth, and only the other five can be run. One seed is a noisy truth: regret is then
+right on average, and the share within delta is not.
 
 Every method begins with the same four policies, runs one training at a time, and is judged by the
 same rule, which is mptune's (`mptune.analysis.selection`): of the policies with a finished run, the
 one with the highest posterior mean, or the highest score while no policy has two runs. Delta is
 the larger of one nat per sequence and half a standard deviation of the difference of two seeds,
-pooled over the ten best policies.
+of what they do to one policy only, pooled over the ten best.
 
 How a peer is offered 62 policies: TPE proposes kind, parameters, reduction, corruption and
 structure, and the nearest policy of the bed by exposure runs and is what it is told of. Optuna's
@@ -43,6 +43,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,7 +112,11 @@ class Table:
     @cached_property
     def delta(self) -> float:
         best = sorted(self.scores, key=lambda lml_RT: -lml_RT[:, -1].mean())[:10]
-        sd = float(np.sqrt(np.mean([lml_RT[:, -1].var(ddof=1) for lml_RT in best])))
+        seeds = min(len(lml_RT) for lml_RT in best)
+        end_AR = np.stack([lml_RT[:seeds, -1] for lml_RT in best])
+        end_AR = end_AR - end_AR.mean(1, keepdims=True)
+        end_AR = end_AR - end_AR.mean(0)
+        sd = float(np.sqrt((end_AR**2).sum() / (len(best) - 1) / (seeds - 1)))
         return max(1 / self.bed.about["length"], sd * 0.5**0.5)
 
     @cached_property
@@ -152,7 +157,7 @@ class World:
             order_R = (self.number + 1 + np.arange(seeds - 1)) % seeds
             chosen = np.random.default_rng(self.number).permutation(order_R)[seed % (seeds - 1)]
             return lml_RT[chosen], curve_RG[chosen]
-        rng = np.random.default_rng([self.number, policy, seed])
+        rng = np.random.default_rng([self.number, seed])  # the same seed for all policies
         weight_R = rng.standard_normal(seeds) / np.sqrt(seeds - 1)
         mean_T, mean_G = lml_RT.mean(0), curve_RG.mean(0)
         return mean_T + weight_R @ (lml_RT - mean_T), mean_G + weight_R @ (curve_RG - mean_G)
@@ -384,6 +389,10 @@ class ExposureHalving(Exposure):
     pruner = RandomHalving.pruner
 
 
+class ExposureMedian(Exposure):
+    pruner = TpeMedian.pruner
+
+
 class WithoutStart(Exposure):
     startup_trials = 0
 
@@ -397,6 +406,7 @@ METHODS: dict[str, type[Method]] = {
     "gp": Gp,
     "regression": Regression,
     "exposure": Exposure,
+    "exposure+median": ExposureMedian,
     "exposure+halving": ExposureHalving,
     "exposure-start": WithoutStart,
     "exposure-law": Exposure,
@@ -719,14 +729,11 @@ def main() -> None:
     methods, replays, budget = given.methods.split(","), given.replays, given.budget
     if given.quick:
         replays, budget, methods = 6, 16, [m for m in methods if m != "gp"]
-    rows = [
-        row
-        for table in tables
-        for method in methods
-        for row in replay(method, table, given.first, replays, budget, given.held_out)
-    ]
-    if given.json:
-        given.json.write_text(json.dumps(rows))
+    rows: list[dict[str, Any]] = []
+    for table, method in product(tables, methods):
+        rows += replay(method, table, given.first, replays, budget, given.held_out)
+        if given.json:
+            given.json.write_text(json.dumps(rows))
     show(rows)
 
 

@@ -671,6 +671,8 @@ def parameters(data: Data, width: int) -> int:
 def describe(path: Path) -> None:
     """Print the card's table: one row for each kind of data and size, of runs that were made.
 
+    Figures are of the seeds that all policies have that were made at the size.
+
     Seed SD is pooled over policies, with the range of the middle 80 % of them. ICC is the share of
     the variance of a run's score that is between policies; "same seed" is the share of the seeds'
     variance that all policies have in common. Near the best are policies whose mean is within
@@ -683,9 +685,10 @@ def describe(path: Path) -> None:
     print(head, "|---" * (head.count("|") - 1) + "|", sep="\n")
     for (name, made), (index, size) in product(bed.load(path).items(), enumerate(SIZES)):
         lml_PRT = made.lml_PZRT[:, index]
-        lml_PRT = lml_PRT[:, ~np.isnan(lml_PRT[..., -1]).all(0)]
-        known_P = ~np.isnan(lml_PRT).any((1, 2))
-        lml_PRT, seeds = lml_PRT[known_P], lml_PRT.shape[1]
+        runs, known_P = np.isfinite(lml_PRT[..., -1]).sum(), np.isfinite(lml_PRT[..., -1]).any(1)
+        lml_PRT = lml_PRT[known_P]
+        lml_PRT = lml_PRT[:, np.isfinite(lml_PRT[..., -1]).all(0)]
+        seeds = lml_PRT.shape[1]
         if len(lml_PRT) < 3 or seeds < 2:
             continue
         end_PR, length = lml_PRT[..., -1], made.about["length"]
@@ -699,11 +702,12 @@ def describe(path: Path) -> None:
         near = int((mean_PT[:, -1] >= mean_PT[:, -1].max() - delta).sum())
         ranks_PT = mean_PT.argsort(0).argsort(0)
         early = " | ".join(f"{np.corrcoef(r, ranks_PT[:, -1])[0, 1]:.2f}" for r in ranks_PT.T[:-1])
-        uniform = [p for p, k in zip(made.policies, known_P, strict=True) if k].index(_uniform())
+        known = [p for p, k in zip(made.policies, known_P, strict=True) if k]
+        uniform = f"{mean_PT[known.index(_uniform()), -1]:.3f}" if _uniform() in known else "–"
         low, high = np.quantile(sd_P, [0.1, 0.9])
         print(
-            f"| {name} {size} | {end_PR.size} | {made.about['unigram']:.3f} "
-            f"| {mean_PT[:, -1].max():.3f} | {mean_PT[uniform, -1]:.3f} "
+            f"| {name} {size} | {runs} | {made.about['unigram']:.3f} "
+            f"| {mean_PT[:, -1].max():.3f} | {uniform} "
             f"| {sd:.3f} ({low:.3f}–{high:.3f}) | {icc:.2f} | {common:.2f} "
             f"| {near} of {len(end_PR)} | {early} |"
         )

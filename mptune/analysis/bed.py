@@ -60,7 +60,10 @@ def load(path: Path | str | None = None) -> dict[str, Bed]:
     """
     path = Path(path or Path(__file__).parents[2] / "benchmarks" / "bed" / "bed.npz")
     if not path.exists():
-        raise InputError(f"{path}: there is no bed; benchmarks/bed/README.md says how it is made")
+        raise InputError(
+            f"{path}: there is no bed; wheels do not have it, take benchmarks/bed/bed.npz of the "
+            "source tree"
+        )
     with np.load(path) as file:
         about = json.loads(str(file["about"]))
 

@@ -312,6 +312,7 @@ class ExposureSampler(optuna.samplers.BaseSampler):
                 return None
             seen = Exposed.of(tree, self._length)
             return Place(suggestions.params, suggestions.distributions, seen)
+        return None
 
     def _ran(self, trial: FrozenTrial) -> Ran | None:
         """The point of a trial; None if `define` cannot make one of its values."""
@@ -327,10 +328,12 @@ class ExposureSampler(optuna.samplers.BaseSampler):
     def _start(self, new: Sequence[Place], ran: Sequence[Ran]) -> tuple[Place, str] | None:
         """The next point of the start design; None if it is complete."""
         begun = [r for r in ran if r.trial.state in BEGUN]
-        wanted = Points.of([Exposed.of({"policy": p}, self._length) for p in START])
-        apart_CT = distances(Points.of([p.seen for p in (*new, *begun)]), wanted)
-        for policy, apart_C in zip(START, apart_CT.T, strict=True):
-            nearest = int(apart_C[: len(new)].argmin())
+        wanted = [Exposed.of({"policy": p}, self._length) for p in START]
+        apart_CT = distances(Points.of([p.seen for p in (*new, *begun)]), Points.of(wanted))
+        for policy, exposed, apart_C in zip(START, wanted, apart_CT.T, strict=True):
+            # Reduction, corruption and structure are those of the policy, if the space has them.
+            usual_N = np.array([exposed.context.items() <= p.seen.context.items() for p in new])
+            nearest = int((apart_C[: len(new)] + NEAR * ~usual_N).argmin())
             if apart_C[nearest] <= NEAR < apart_C[len(new) :].min(initial=np.inf):
                 return new[nearest], f"start: the nearest to {policy}"
         return None

@@ -89,6 +89,18 @@ def test_arms_that_ran_are_part_of_the_start() -> None:
     assert opened.trials[0].params["size"] in (1e5, 1e6)
 
 
+def test_the_start_has_the_usual_reduction_where_the_space_has_it() -> None:
+    def reduced(trial: Any) -> dict[str, Any]:
+        tree = define(trial)
+        reduction = trial.suggest_categorical("reduction", ["token_mean", "elbo", "seq_mean"])
+        return {**tree, "policy": {**tree["policy"], "reduction": reduction}}
+
+    opened = study(make=reduced)
+    opened.optimize(lambda trial: score(trial, reduced), n_trials=4)
+    found = {t.params["kind"]: t.params["reduction"] for t in opened.trials}
+    assert (found["fixed"], found["uniform"], found["linear"]) == ("seq_mean",) * 3
+
+
 def test_it_finds_the_best_policies_and_runs_them_again() -> None:
     studies = [study(seed) for seed in range(3)]
     repeats = [sum(a["repeat"] > 0 for a in run(opened, 16)) for opened in studies]
