@@ -24,7 +24,7 @@ from mptune.search.stage import Stage
 from mptune.status import Outlook
 from mptune.study import queue
 from mptune.study.exposure import Suggestions
-from mptune.study.records import ended_trials
+from mptune.study.records import PAUSED, ended_trials
 from mptune.trial import Trial
 
 if TYPE_CHECKING:
@@ -71,8 +71,10 @@ class Ending:
             before = self.run.outlook()
             if before is not None and count % max(1, count // LOOKS):
                 return before
-            self._trials |= ended_trials(self.study, self.stage.name, besides=self._trials)
-            trials = [self._trials[number] for number in sorted(self._trials)]
+            new = ended_trials(self.study, self.stage.name, besides=self._trials)
+            trials = [trial for _, trial in sorted({**self._trials, **new}.items())]
+            # A paused trial may go on, so it is read again at the next look.
+            self._trials |= {n: trial for n, trial in new.items() if trial.reason != PAUSED}
             found = outlook(trials, self.stage.prepared, self._scores_of, settings, self._of_unseen)
         self.store(found)
         return found

@@ -180,10 +180,10 @@ def as_trial(stored: FrozenTrial, stage: StageName) -> Trial:
 def ended_trials(
     study: optuna.Study, stage: StageName, besides: Container[int]
 ) -> dict[int, Trial]:
-    """The trials that have ended, by number, but for those `besides`."""
+    """The trials that have ended or are paused, by number, but for those `besides`."""
     found = {}
-    for stored in study.get_trials(deepcopy=False, states=ENDED):
-        if stored.number not in besides:
+    for stored in study.get_trials(deepcopy=False):
+        if stored.number not in besides and (stored.state in ENDED or is_paused(stored)):
             trial = copy(stored)
             trial.user_attrs = dict(user_attributes(study, stored))
             found[stored.number] = as_trial(trial, stage)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import yaml
 
@@ -17,6 +18,7 @@ from mptune.search.application import Silence
 from mptune.search.ending import Ending
 from mptune.search.run import Run
 from mptune.status import Outlook
+from mptune.study.records import PAUSED, ended_trials
 from tests.cli.test_commands import SPEC
 from tests.fakes import FAKE_WORKER
 
@@ -132,3 +134,12 @@ def test_explain_tells_of_every_trial_and_of_the_end(capsys: pytest.CaptureFixtu
     page = markdown(run.report())
     assert "The search ended at its 6 trials" in page
     assert "predicted-fixed" in page
+
+
+def test_a_paused_trial_of_the_start_counts_as_ended_and_is_read_again() -> None:
+    study = optuna.create_study()
+    trial = study.ask()
+    trial.set_user_attr("reason", PAUSED)
+    study.ask()
+    assert [(n, t.state) for n, t in ended_trials(study, "search", ()).items()] == [(0, "PRUNED")]
+    assert ended_trials(study, "search", besides={0}) == {}
