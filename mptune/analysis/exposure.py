@@ -402,7 +402,7 @@ class Laws:
         variance_L = np.array([(s.error * spread) ** 2 / EFFECTIVE for s in settings])
         squares_LPP = rows_LRP.transpose(0, 2, 1) @ rows_LRP / variance_L[:, None, None]
         factor_LPP = np.linalg.cholesky(squares_LPP + np.diag(prior_P**-2.0))
-        root_LPP = np.linalg.solve(factor_LPP, np.eye(len(prior_P)))
+        root_LPP = np.linalg.inv(factor_LPP)
         product_LP = left_NG.ravel() @ rows_LRP / variance_L[:, None]
         whitened_LP = (root_LPP @ product_LP[..., None])[..., 0]
         squares_L = (left_NG**2).sum() / variance_L - (whitened_LP**2).sum(1)
