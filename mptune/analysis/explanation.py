@@ -224,7 +224,7 @@ def _buys(buy: Purchase) -> str:
         what = f"{_times(buy.runs, 'more seed')} of trial {buy.trial}"
     return (
         f"{what} would gain {buy.gain:.2g} nats per sequence on average, for "
-        f"{buy.worker_hours:.2g} worker-hours ({buy.per_worker_hour:.2g} per worker-hour)"
+        f"{buy.worker_hours:.2g} worker-hours ({buy.per_worker_hour:.3g} per worker-hour)"
     )
 
 
