@@ -284,7 +284,8 @@ def _scale(log_s0_B1: Array, e_B1: Array) -> Array:
 
 def _one_hot(cluster_BA: NDArray[np.int_]) -> Array:
     """1 at the cluster of each candidate, else 0, [B, A, K]."""
-    return (cluster_BA[:, :, None] == np.arange(CLUSTERS)).astype(float)
+    found: Array = (cluster_BA[:, :, None] == np.arange(CLUSTERS)).astype(float)
+    return found
 
 
 def _log_prior(scale: float) -> Array:

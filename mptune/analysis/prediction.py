@@ -126,7 +126,8 @@ def evidence_of(
     for curve_G, trial in zip(curve_NG, trials, strict=True):
         curve = sorted((p.mask_rate, p.nats_per_token) for p in trial.require_result().lml.curve)
         if len(curve) > 1:
-            curve_G[:] = np.interp(rate_G, *zip(*curve, strict=True))
+            rates, scores = zip(*curve, strict=True)
+            curve_G[:] = np.interp(rate_G, rates, scores)
     evidence = Evidence(
         points=points.take(slice(len(trials))),
         score_N=np.array([trial.nats_per_token for trial in trials]),

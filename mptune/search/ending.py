@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mptune.analysis.crossed import Array
 from mptune.analysis.exposure import Exposed, Surrogate, differ, same
@@ -92,7 +93,8 @@ class Ending:
         seen = [self._point(None, t.params, {}) for t in trials]
         rng = np.random.default_rng([self.run.spec.search.seed, len(self._trials)])
         best = [self._trials[c.trial] for c in selection.candidates[:PARENTS]]
-        parents = [{}] * RANDOM + [t.params for t in best for _ in range(NEIGHBOURS)]
+        parents: list[Mapping[str, Any]] = [{}] * RANDOM
+        parents += [t.params for t in best for _ in range(NEIGHBOURS)]
         drawn = [p for params in parents if (p := self._point(rng, {}, params)) is not None]
         ran = [(p, t) for p, t in zip(seen, trials, strict=True) if p is not None]
         if not ran or not drawn or not differ(drawn):
@@ -100,8 +102,8 @@ class Ending:
         chosen = self._point(None, self._trials[selection.recommended].params, {})
         assert chosen is not None
         assert selection.delta is not None
-        evidence, points = evidence_of(*zip(*ran, strict=True), [*drawn, chosen])
-        is_known_K = same(points, evidence.points).any(1)
+        evidence, points = evidence_of([p for p, _ in ran], [t for _, t in ran], [*drawn, chosen])
+        is_known_K: NDArray[np.bool_] = np.any(same(points, evidence.points), axis=1)
         is_known_K[-1] = False
         if is_known_K[:-1].all():
             return 1.0, 0.0
