@@ -27,6 +27,7 @@ GROUPS: dict[str, Sequence[str]] = {
     # They use the session's worker and its gang of two.
     "gangs": (
         "tests/training/test_loop.py",
+        "tests/training/test_prefixes.py",
         "tests/training/test_resume.py",
         "tests/training/test_worker.py",
         "tests/tools/test_impute.py",

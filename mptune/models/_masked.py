@@ -319,7 +319,7 @@ class MaskedPredictor(nn.Module):
         # RoBERTa counts positions from the id after [PAD] on, and in training counted from 0.
         counts = model.config.model_type == "roberta"
         model.config.pad_token_id = -1 if counts else predictable + 1
-        with torch.no_grad():
+        with torch.inference_mode():  # ZeRO 3 may have gathered it in that mode
             self._biased[0].bias[predictable:] = IMPOSSIBLE
         tables: list[Any] = list(self.axes)
         if self.banned_DV is None and not tables:

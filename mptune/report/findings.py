@@ -281,8 +281,8 @@ def certainty(found: Choice, say: Language) -> Iterator[str]:
 
 def end_words(outlook: Outlook | None, say: Language) -> Iterator[str]:
     """What ended the search, how sure it was, and what more would bring."""
-    if outlook is None or outlook.trials == 0:
-        return
+    if outlook is None or outlook.trials == 0 or outlook.unknown == "seeds":
+        return  # without second seeds in the search, the sentences on certainty say what is known
     if outlook.probability is None or outlook.within is None:
         sure = say(f"end.unknown_{outlook.unknown}")
     else:

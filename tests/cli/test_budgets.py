@@ -92,7 +92,7 @@ def test_the_shares_of_a_dry_run_leave_room_for_a_ladder(
     assert "ladder: up to 6 runs, 3 for each arm" in told
     shares = [f"{s}: {n} of search.budget_worker_seconds" for s, n in
               (("search", 40), ("ladder", 60), ("comparison", 40))]  # fmt: skip
-    assert f"budgets: {'; '.join(shares)} each trial" in told
+    assert f"budgets: {'; '.join(shares)} workers" in told
     read = SpecFile.read(file, given)
     session = Session(read, read.validate(data_is_here=False))
     budget = stage_budget(session.spec, "search", use(), session._ladder_runs)

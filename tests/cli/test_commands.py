@@ -451,8 +451,8 @@ def test_a_dry_run_checks_what_the_run_would(
     ("section", "lines"),
     [
         ("search.pruner", [
-            "search.pruner.kind: none | median | halving | hyperband; default median",
-            "search.pruner.startup_trials: integer >= 0; default 4  finished trials of a size",
+            "search.pruner.kind: none | predictive | median | halving | hyperband; default pred",
+            "search.pruner.startup_trials: integer >= 0; default 4  of median: finished trials",
         ]),
         ("margin", ["compare.margin: number > 0; default None  nats per sequence below which"]),
         ("policy.rate", ["policy.rate (kind: fixed): number > 0, <= 1; required  share of the"]),
