@@ -27,9 +27,8 @@ import numpy as np
 
 from mptune import bed
 from mptune.analysis.crossed import Array
-from mptune.analysis.moderation import out_of_play
+from mptune.analysis.moderation import SEED_SHARE, out_of_play
 from mptune.analysis.posterior import MeasuredPoints, draw_scores
-from mptune.analysis.selection import SEED_SHARE
 
 A, START, MOST, CERTAINTY = 14, 4, 40, 0.95
 EVALUATION = 0.1**2

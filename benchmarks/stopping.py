@@ -5,7 +5,7 @@
     python benchmarks/stopping.py --data text --pruners predictive --first 100 --replays 100
     python benchmarks/stopping.py --merge a.json b.json         # the table of runs that were split
 
-A replay draws policies of a bed at random: four with two seeds each, as a search begins, and then
+A replay draws policies of a bed at random: four with two seeds each, and then
 others with one. All pruners see the same trainings. A stopped training costs what it has trained;
 the predictive pruner may let it go on. The best policy is the one with the best true score of those
 that were begun; it is lost if each of its trainings was stopped.

@@ -136,7 +136,7 @@ EndedBy = Literal["certainty", "worth", "trials", "budget"]
 budget."""
 
 
-class Purchase(Message):
+class MoreRuns(Message):
     """What more training runs would bring on average."""
 
     runs: int
@@ -160,8 +160,9 @@ class Outlook(Message):
     unknown: Literal["start", "seeds", "worst_domain"] | None = Field(
         None,
         description="why nothing is known, and the search does not end by itself. start: the "
-        "trials that it begins with have not all ended. seeds: no point was trained with two "
-        "seeds. worst_domain: the choice is by the worst domain",
+        "trials that it begins with have not all ended. seeds: the search trained no point "
+        "with two seeds, or its sampler asks for none. worst_domain: the choice is by the worst "
+        "domain",
     )
     recommended: int | None = Field(None, description="number of the trial")
     candidates: int = Field(0, description="points that have finished")
@@ -178,12 +179,12 @@ class Outlook(Message):
         description="probability that no point that has not run is better by `delta`, as the "
         "sampler's surrogate predicts; None without a surrogate",
     )
-    loss: float | None = Field(
+    expected_regret: float | None = Field(
         None,
         description="expected nats per sequence that the best candidate is better: the most that "
         "seeds can gain",
     )
-    buys: tuple[Purchase, ...] = Field((), description="more seeds, and new points")
+    more_runs: tuple[MoreRuns, ...] = Field((), description="more seeds, and new points")
     wanted: float | None = Field(None, description="search.certainty")
     ended_by: EndedBy | None = Field(None, description="None: the search goes on")
 
@@ -200,9 +201,9 @@ class Outlook(Message):
         return self.probability is not None and self.probability < (self.wanted or 0.95)
 
     @property
-    def best_buy(self) -> Purchase | None:
+    def best_more_runs(self) -> MoreRuns | None:
         """What gains most per worker-hour."""
-        return max(self.buys, key=lambda buy: buy.per_worker_hour, default=None)
+        return max(self.more_runs, key=lambda more: more.per_worker_hour, default=None)
 
 
 class StageEnd(Message):

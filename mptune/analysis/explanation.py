@@ -10,7 +10,7 @@ from pydantic import Field
 from mptune.analysis.ranking import ranking
 from mptune.analysis.selection import SearchSelection
 from mptune.spec.schema import Search
-from mptune.status import Outlook, Purchase
+from mptune.status import MoreRuns, Outlook
 from mptune.trial import Message, Trial
 
 SAMPLERS = {
@@ -151,10 +151,11 @@ def _scored(
     if candidate is None or candidate.expected is None or candidate.half_width is None:
         return
     best = candidate.probability or 0.0
-    runs = f"from its {_times(candidate.runs, 'run')} and all others"
+    runs = f"from its {_times(candidate.runs, 'run')} and what other candidates tell"
     yield (
-        f"Its policy and size are expected to have {candidate.expected:.4f} ± "
-        f"{candidate.half_width:.2g} ({runs}), the best with probability {_percent(best)}."
+        f"The score expected of its policy and size is {candidate.expected:.4f} ± "
+        f"{candidate.half_width:.2g} (95 % interval, {runs}); it is the best candidate with "
+        f"probability {_percent(best)}."
     )
 
 
@@ -164,15 +165,17 @@ def ending_words(outlook: Outlook | None, trials: Sequence[Trial] = ()) -> Itera
         yield "The search has not begun."
         return
     yield f"{END[outlook.ended_by]} after {outlook.trials} trials: {_surety(outlook)}."
-    buys = sorted(outlook.buys, key=lambda buy: -buy.per_worker_hour)
-    if outlook.delta is not None and buys:
-        yield f"Going on: {_buys(buys[0])}."
-        other = next((b for b in buys if (b.trial is None) != (buys[0].trial is None)), None)
+    more_runs = sorted(outlook.more_runs, key=lambda more: -more.per_worker_hour)
+    if outlook.delta is not None and more_runs:
+        yield f"Going on: {_gain_of(more_runs[0])}."
+        other = next(
+            (b for b in more_runs if (b.trial is None) != (more_runs[0].trial is None)), None
+        )
         if other is not None:
-            yield f"Or: {_buys(other)}."
+            yield f"Or: {_gain_of(other)}."
         yield (
-            f"At the most, any number of seeds of what was run gains {outlook.loss:.2g} nats per "
-            "sequence."
+            "More seeds of the points that were run can gain at most "
+            f"{outlook.expected_regret:.2g} nats per sequence on average."
         )
     stopped = sum(trial.state == "PRUNED" for trial in trials)
     failed = sum(trial.state == "FAIL" for trial in trials)
@@ -186,14 +189,14 @@ END = {
     None: "The search goes on",
     "certainty": "The search ended by itself",
     "worth": "The search ended by itself, because going on is not worth search.worth,",
-    "trials": "The search ended at its number of trials (search.trials),",
+    "trials": "The search ended with its last trial (search.trials),",
     "budget": "A budget ended the search",
 }
 
 UNKNOWN = {
     "start": "how sure it is, is not known yet: the trials that it begins with have not all ended",
-    "seeds": "how sure it is, is not known: no two seeds of one policy were trained, so the noise "
-    "of seeds is not known, and it cannot end by itself",
+    "seeds": "how sure it was is not known: the search itself trained no policy with two seeds "
+    "(search.sampler: {kind: exposure} does); the report says what later stages add",
     "worst_domain": "how sure it is, is not known: it chooses by the worst domain, and certainty "
     "is computed for the score on held-out data",
 }
@@ -206,25 +209,25 @@ def _surety(outlook: Outlook) -> str:
     asked = "" if wanted is None else f" (search.certainty asks for {_percent(wanted)})"
     undecided = "undecided, " if outlook.undecided else ""
     words = (
-        f"{undecided}trial {outlook.recommended} is, with probability {_percent(outlook.within)}, "
-        f"within {outlook.delta:.2g} nats per sequence of the best of the {outlook.candidates} "
-        "points that were run"
+        f"{undecided}trial {outlook.recommended} is within {outlook.delta:.2g} nats per sequence "
+        f"of the best of the {outlook.candidates} points that were run with probability "
+        f"{_percent(outlook.within)}"
     )
     if outlook.unseen is None:
         return f"{words}{asked}; nothing is known of points that were not run"
     return (
-        f"{words}, and with {_percent(outlook.unseen)} no point that was not run is better by as "
-        f"much, as the exposure law predicts; both: {_percent(outlook.probability)}{asked}"
+        f"{words}; by the exposure law, no other point is better by as much with probability "
+        f"{_percent(outlook.unseen)}; together {_percent(outlook.probability)}{asked}"
     )
 
 
-def _buys(buy: Purchase) -> str:
+def _gain_of(more: MoreRuns) -> str:
     what = "a point that was not run"
-    if buy.trial is not None:
-        what = f"{_times(buy.runs, 'more seed')} of trial {buy.trial}"
+    if more.trial is not None:
+        what = f"{_times(more.runs, 'more seed')} of trial {more.trial}"
     return (
-        f"{what} would gain {buy.gain:.2g} nats per sequence on average, for "
-        f"{buy.worker_hours:.2g} worker-hours ({buy.per_worker_hour:.3g} per worker-hour)"
+        f"{what} would gain {more.gain:.2g} nats per sequence on average, for "
+        f"{more.worker_hours:.2g} worker-hours ({more.per_worker_hour:.3g} per worker-hour)"
     )
 
 

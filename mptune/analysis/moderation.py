@@ -16,6 +16,7 @@ Shape suffixes: A arms; G grid points of (b, d0, a).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,10 @@ import numpy as np
 from mptune.analysis.crossed import Array
 from mptune.errors import InputError
 from mptune.spec.schema import build
+
+SEED_SHARE = math.sqrt(0.5)
+"""Differences that do not matter, in standard deviations of one training seed: half a standard
+deviation of the difference between two seeds."""
 
 PRIOR_DEGREES = np.array([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0])
 """Grid of d0, equally probable: from arms that differ 20-fold and more to arms that are alike."""

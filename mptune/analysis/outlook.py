@@ -21,7 +21,7 @@ from mptune.analysis.exposure import Points, Surrogate
 from mptune.analysis.selection import SearchSelection, select_trial
 from mptune.analysis.worth import expected_gains
 from mptune.spec.schema import Search
-from mptune.status import EndedBy, Outlook, Purchase
+from mptune.status import EndedBy, MoreRuns, Outlook
 from mptune.trial import Prepared, Trial
 
 DRAWS = 3200
@@ -61,8 +61,8 @@ def outlook(
     length = prepared.heldout_tokens / prepared.heldout_sequences
     costs = {t.number: t.result.cost for t in ended if t.result is not None}
     hours = {n: cost.total_s * cost.workers / 3600 for n, cost in costs.items()}
-    buys = [
-        Purchase(
+    more_runs = [
+        MoreRuns(
             runs=gain.seeds,
             trial=gain.trial,
             gain=length * gain.nats_per_token,
@@ -74,8 +74,8 @@ def outlook(
     if of_new is not None:
         share, gain_of_new = of_new
         mean_hours = math.fsum(hours.values()) / len(hours)
-        buys.append(
-            Purchase(runs=1, trial=None, gain=length * gain_of_new, worker_hours=mean_hours)
+        more_runs.append(
+            MoreRuns(runs=1, trial=None, gain=length * gain_of_new, worker_hours=mean_hours)
         )
     found = Outlook(
         trials=len(ended),
@@ -84,8 +84,8 @@ def outlook(
         delta=length * selection.delta,
         within=selection.within,
         unseen=share,
-        loss=length * candidate.expected_regret,
-        buys=tuple(buys),
+        expected_regret=length * candidate.expected_regret,
+        more_runs=tuple(more_runs),
     )
     by = ended_by(found, settings)
     return found.model_copy(update={"ended_by": by, "wanted": settings.certainty})
@@ -120,9 +120,9 @@ def of_unseen(
 
 def ended_by(found: Outlook, settings: Search) -> EndedBy | None:
     """Why the search ends by itself; None if it goes on."""
-    probability, buy = found.probability, found.best_buy
+    probability, more = found.probability, found.best_more_runs
     if probability is not None and probability >= (settings.certainty or math.inf):
         return "certainty"
-    if settings.worth is not None and buy is not None and buy.per_worker_hour < settings.worth:
+    if settings.worth is not None and more is not None and more.per_worker_hour < settings.worth:
         return "worth"
     return None

@@ -28,17 +28,15 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
+from mptune.analysis.moderation import SEED_SHARE
 from mptune.trial import Trial
 
 FloatArray = NDArray[np.float64]
 
-MIN_FINISHED = 4
+MIN_FOR_REGRESSION = 4
 """Fewest finished trials of a size with a score at the rung, for a regression."""
 
 DRAWS = 1000
-
-SEED_SHARE = math.sqrt(0.5)
-"""Differences that do not matter, in standard deviations over seeds: half of that of two seeds."""
 
 MIN_SIGNAL = 0.2
 """Least share of the variance of final scores that is taken for differences between policies."""
@@ -128,7 +126,7 @@ def _seed_variance(finished: Sequence[Curve], rng: np.random.Generator) -> tuple
 def probability_of_stopping_the_best(trials: Iterable[Trial]) -> float:
     """Probability that a pruned or paused trial would have ended above the best finished one.
 
-    0 if none was pruned, NaN if fewer than `MIN_FINISHED` of a pruned trial's size finished.
+    0 if none was pruned, NaN if fewer than `MIN_FOR_REGRESSION` of a pruned trial's size finished.
 
     In simulated studies of 12 trials the stated probability was within 0.02 of the true one at
     correlations of 0.6 to 0.97 between rung and end, 0.04 too low at 0.3, and 0.12 where the rung
@@ -149,7 +147,7 @@ def probability_of_stopping_the_best(trials: Iterable[Trial]) -> float:
             if trial.size_label == size
             if (rung := dict(trial.rungs).get(progress)) is not None
         ]
-        if len(pairs) < MIN_FINISHED:
+        if len(pairs) < MIN_FOR_REGRESSION:
             return math.nan
         rungs_R = np.array([trial.rungs[-1][1] for trial in stopped])
         chance_ZR = _chances(np.array(pairs), rungs_R, best_Z, np.zeros(DRAWS), rng, draws_s=False)

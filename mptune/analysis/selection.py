@@ -28,7 +28,7 @@ from pydantic import Field
 from mptune.analysis.comparison import Arms, Scores
 from mptune.analysis.crossed import Array
 from mptune.analysis.intervals import lml_half_width
-from mptune.analysis.moderation import out_of_play
+from mptune.analysis.moderation import SEED_SHARE, out_of_play
 from mptune.analysis.posterior import MeasuredPoints, draw_scores
 from mptune.analysis.ranking import point_of, ranking
 from mptune.analysis.robustness import worst_domain
@@ -275,9 +275,6 @@ def score_of(selection: SearchSelection | None, trial: Trial) -> tuple[float, fl
         return candidate.expected, candidate.half_width
     return trial.nats_per_token, lml_half_width(trial.require_result().lml)
 
-
-SEED_SHARE = math.sqrt(0.5)
-"""Of a standard deviation over seeds: half of that of the difference between two seeds."""
 
 CHAINS = 64
 """Chains of the posterior's sampler, of 100 draws each by default: a probability is within one

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeAlias
 from pydantic import ConfigDict
 
 from mptune.analysis.comparison import ComparisonReport
-from mptune.analysis.pruning import MIN_FINISHED, probability_of_stopping_the_best
+from mptune.analysis.pruning import MIN_FOR_REGRESSION, probability_of_stopping_the_best
 from mptune.analysis.results import Choice, Outcomes, Report
 from mptune.report.formatting import minus
 from mptune.report.language import Language
@@ -145,7 +145,7 @@ def _pruning(case: Case) -> Iterator[Check]:
         return
     error = probability_of_stopping_the_best(case.report.trials)
     if math.isnan(error):
-        yield Check(False, case.say("check.pruner_unknown", n=MIN_FINISHED))
+        yield Check(False, case.say("check.pruner_unknown", n=MIN_FOR_REGRESSION))
     else:
         words = case.say("check.pruner", probability=case.say.probability(error))
         yield Check(error <= MAX_PRUNER_ERROR, words)

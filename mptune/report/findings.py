@@ -295,12 +295,12 @@ def end_words(outlook: Outlook | None, say: Language) -> Iterator[str]:
         if outlook.undecided:
             sure = say("end.undecided", sure=sure)
     yield say(f"end.{outlook.ended_by or 'open'}", n=outlook.trials, sure=sure)
-    if (buy := outlook.best_buy) is not None:
-        values = {"gain": f"{buy.gain:.2g}", "hours": f"{buy.worker_hours:.2g}"}
-        if buy.trial is None:
-            yield say("end.buys_new", **values)
+    if (more := outlook.best_more_runs) is not None:
+        values = {"gain": f"{more.gain:.2g}", "hours": f"{more.worker_hours:.2g}"}
+        if more.trial is None:
+            yield say("end.more_new", **values)
         else:
-            yield say("end.buys_seeds", trial=buy.trial, n=buy.runs, **values)
+            yield say("end.more_seeds", trial=more.trial, n=more.runs, **values)
 
 
 def _search_certainty(selection: SearchSelection, trial: Trial, say: Language) -> Iterator[str]:

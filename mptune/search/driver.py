@@ -34,7 +34,7 @@ from mptune.study.queue import explain_waiting, paused_trials, requeue_running
 from mptune.study.records import (
     ASKED,
     JUDGED,
-    KNOWN,
+    JUDGED_BY,
     PAUSED,
     describe,
     last_results,
@@ -315,12 +315,12 @@ class StudyDriver:
             self._submit(flight)
 
     def _known(self, flight: InFlight) -> dict[str, Any]:
-        """Attribute `KNOWN` of a trial that is launched, if it has none or was paused."""
-        has_one = KNOWN in flight.trial.user_attrs and not flight.paused
+        """Attribute `JUDGED_BY` of a trial that is launched, if it has none or was paused."""
+        has_one = JUDGED_BY in flight.trial.user_attrs and not flight.paused
         if has_one or not self.ordered or not isinstance(self.study.pruner, PredictivePruner):
             return {}
         beside = sorted({*self._in_flight, *self._held} - {flight.spec.number})
-        return {KNOWN: {"below": self._history.asked, "beside": beside}}
+        return {JUDGED_BY: {"below": self._history.asked, "beside": beside}}
 
     def _replay(self, flight: InFlight, result: TrialResult) -> None:
         """Tell a result that an earlier driver did not get to tell."""

@@ -70,7 +70,7 @@ class Ending:
             found = Outlook(trials=count, unknown="seeds")
         else:
             before = self.run.outlook()
-            if before is not None and count % max(1, count // LOOKS):
+            if before is not None and not before.ended_by and count % max(1, count // LOOKS):
                 return before
             new = ended_trials(self.study, self.stage.name, besides=self._trials)
             trials = [trial for _, trial in sorted({**self._trials, **new}.items())]

@@ -263,7 +263,8 @@ class Sampler(Section):
         8,
         ge=0,
         description="random proposals before the model is used; with exposure the trials of its "
-        "start: four usual policies, as far as the space has them",
+        "start: four usual policies, as far as the space has them; a search does not end by itself "
+        "before this many trials",
     )
 
 
@@ -338,13 +339,14 @@ class Search(Section):
         lt=1,
         description="the search ends once its recommendation is, with this probability, within 1 "
         "nat per sequence of the best (or within half a standard deviation of the difference "
-        "between two seeds); known only where a policy was trained with two seeds; null: off",
+        "between two seeds); needs the sampler exposure, which trains policies with several seeds; "
+        "null: off",
     )
     worth: Free[float | None] = Field(
         None,
         gt=0,
         description="the search ends once another worker-hour is expected to gain less than this, "
-        "in nats per sequence",
+        "in nats per sequence; needs the sampler exposure",
     )
     confirm: Free[Confirm] = Confirm()
     choose_by: Free[Literal["heldout", "worst_domain"]] = Field(

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from math import isfinite, log, nan, sqrt
+from math import isfinite, log, nan
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,7 @@ from mptune.analysis.exposure import (
     distances,
     same,
 )
+from mptune.analysis.moderation import SEED_SHARE
 from mptune.errors import InputError
 from mptune.spec.space import Suggests
 from mptune.study.optuna_private import TPESampler, set_stored_attribute
@@ -68,10 +69,7 @@ BEGUN = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED)
 MOST_REPEATED = 32
 """Best policies so far that may be run again."""
 
-SEED_SHARE = sqrt(0.5)
-"""Differences that do not matter, in standard deviations over seeds: half of that of two seeds."""
-
-MIN_FINISHED = 3
+MIN_TO_PREDICT = 3
 """Fewest finished trials for a prediction."""
 
 
@@ -285,7 +283,7 @@ class ExposureSampler(optuna.samplers.BaseSampler):
         best = [r for r in ran if r.trial.state == TrialState.COMPLETE]
         best.sort(key=lambda r: (-sign * (r.trial.value or 0.0), r.trial.number))
         # Runs of one point are one parent, else neighbours of few points would be all candidates.
-        parents = _distinct(best)[:PARENTS] if len(best) >= MIN_FINISHED else []
+        parents = _distinct(best)[:PARENTS] if len(best) >= MIN_TO_PREDICT else []
         drawn = [self._new(rng, known, {}) for _ in range(RANDOM)]
         drawn += [self._new(rng, known, p.trial.params) for p in parents for _ in range(NEIGHBOURS)]
         new = [place for place in drawn if place is not None]
@@ -298,7 +296,7 @@ class ExposureSampler(optuna.samplers.BaseSampler):
             started = self._start(new, ran)
             if started is not None:
                 return started
-        if len(best) < MIN_FINISHED:
+        if len(best) < MIN_TO_PREDICT:
             return new[0], "drawn at random: too few trials have finished"
         return self._draw(new, ran, best, known, sign, rng)
 

@@ -15,9 +15,9 @@ from optuna.trial import FrozenTrial, TrialState
 from mptune.analysis.pruning import DRAWS, Contest, Curve, FloatArray
 from mptune.spec.schema import Search
 from mptune.study.optuna_private import set_stored_attribute, with_trials
-from mptune.study.records import JUDGED, KNOWN, percent
+from mptune.study.records import JUDGED, JUDGED_BY, percent
 
-MIN_FINISHED = 6
+MIN_TO_PAUSE = 6
 """Fewest finished trials of a size with a score at the rung before the predictive pruner stops any:
 fewer say too little about how often curves cross."""
 
@@ -47,8 +47,9 @@ class PredictivePruner(optuna.pruners.BasePruner):
 
     A trial is stopped if that probability is less than a quarter of what is left of `error`: that
     minus the probability that the best is among the trials that are stopped already, divided by the
-    number of trials that run at the same time. So the probability of stopping the best is at most
-    `error` for all trials and rungs together. None is stopped before six trials of its size have
+    number of trials that run at the same time. By its own estimate, the probability of having
+    stopped the best is then at most `error` at each decision; `to_continue` says when later results
+    raise it. None is stopped before six trials of its size have
     finished. What was decided is in the user attribute `judged` (`mptune.study.records.JUDGED`).
     """
 
@@ -123,12 +124,12 @@ class PredictivePruner(optuna.pruners.BasePruner):
         stopped = {paused.trial.number for paused in _paused(others, -1)}
         running = (t.number for t in others if t.state == TrialState.RUNNING)
         beside = [number for number in running if number not in stopped]
-        if (known := trial.user_attrs.get(KNOWN)) is not None:
+        if (known := trial.user_attrs.get(JUDGED_BY)) is not None:
             beside = known["beside"]
             others = [t for t in others if t.number < known["below"] and t.number not in beside]
         own = [t for t in others if self._size(t) == self._size(trial)]
         contest = self._contest(study, own)
-        if contest is None or len(contest.pairs(step)) < MIN_FINISHED:
+        if contest is None or len(contest.pairs(step)) < MIN_TO_PAUSE:
             finished = 0 if contest is None else len(contest.pairs(step))
             nothing = dict.fromkeys(("probability", "threshold", "best", "delta"))
             return {"decision": "go on", "progress": step / 100, **nothing, "finished": finished}
@@ -156,7 +157,7 @@ class PredictivePruner(optuna.pruners.BasePruner):
             if t.state == TrialState.COMPLETE and t.value is not None and np.isfinite(t.value)
             if "same_as" not in t.user_attrs
         ]
-        return Contest.of(finished, self._margin) if len(finished) >= MIN_FINISHED else None
+        return Contest.of(finished, self._margin) if len(finished) >= MIN_TO_PAUSE else None
 
     def _chances(self, study: optuna.Study, contest: Contest, paused: list[Paused]) -> FloatArray:
         """Probability of each to be within delta of the best, by draws [Z, R]."""

@@ -45,7 +45,7 @@ JUDGED = "judged"
 
 With fewer than the six finished trials that a decision needs, the other numbers are None."""
 
-KNOWN = "known"
+JUDGED_BY = "judged_by"
 """User attribute of a trial that a search with ordered results has asked for: `below` and `beside`.
 It is judged by trials with a number below `below` that were not in flight `beside` it, so that a
 resumed search decides the same."""

@@ -47,7 +47,7 @@ DRIVER_ATTRIBUTES = (
     "detail",
     "fingerprint",
     records.JUDGED,
-    records.KNOWN,
+    records.JUDGED_BY,
     "label",
     "learning",
     "reason",

@@ -8,7 +8,7 @@ import pytest
 
 from mptune.analysis.explanation import ending_words, explain, judged_words
 from mptune.spec.schema import Sampler, Search
-from mptune.status import Outlook, Purchase
+from mptune.status import MoreRuns, Outlook
 from mptune.trial import Trial
 
 EXPOSURE = Search(sampler=Sampler(kind="exposure"))
@@ -57,11 +57,12 @@ def test_a_decision_of_the_pruner_has_its_numbers() -> None:
 
 
 def test_what_ended_the_search_and_what_more_would_bring() -> None:
-    seeds = Purchase(runs=4, trial=5, gain=0.4, worker_hours=0.2)
-    new = Purchase(runs=1, trial=None, gain=0.01, worker_hours=0.05)
+    seeds = MoreRuns(runs=4, trial=5, gain=0.4, worker_hours=0.2)
+    new = MoreRuns(runs=1, trial=None, gain=0.01, worker_hours=0.05)
     found = Outlook(
-        trials=14, recommended=5, candidates=9, delta=1.3, within=0.99, unseen=0.97, loss=0.6,
-        buys=(new, seeds), wanted=0.95, ended_by="certainty",
+        trials=14, recommended=5, candidates=9, delta=1.3, within=0.99, unseen=0.97,
+        expected_regret=0.6,
+        more_runs=(new, seeds), wanted=0.95, ended_by="certainty",
     )  # fmt: skip
     said = " ".join(ending_words(found))
     assert said.startswith("The search ended by itself after 14 trials: trial 5 is")

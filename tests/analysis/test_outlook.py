@@ -11,7 +11,7 @@ from mptune.analysis.outlook import ended_by
 from mptune.analysis.selection import search_selection
 from mptune.analysis.worth import RUNS, expected_gains
 from mptune.spec.schema import Search
-from mptune.status import Outlook, Purchase
+from mptune.status import MoreRuns, Outlook
 from tests.analysis.test_selection import searched
 
 
@@ -55,11 +55,11 @@ def test_within_delta_is_surer_than_best_and_delta_is_a_nat_or_half_a_seed_diffe
 
 
 def sure(**changes: object) -> Outlook:
-    buys = (
-        Purchase(runs=1, trial=3, gain=0.01, worker_hours=0.1),
-        Purchase(runs=4, trial=3, gain=0.2, worker_hours=0.4),
+    more_runs = (
+        MoreRuns(runs=1, trial=3, gain=0.01, worker_hours=0.1),
+        MoreRuns(runs=4, trial=3, gain=0.2, worker_hours=0.4),
     )
-    values = {"trials": 9, "within": 0.97, "delta": 1.0, "buys": buys}
+    values = {"trials": 9, "within": 0.97, "delta": 1.0, "more_runs": more_runs}
     return Outlook.model_validate({**values, **changes})
 
 

@@ -70,6 +70,14 @@ def test_it_stays_finished_and_goes_on_with_another_certainty() -> None:
     assert outlook(off).probability is not None
 
 
+def test_more_trials_go_on_where_not_every_trial_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mptune.search.ending.LOOKS", 2)
+    assert outlook(search("runs/a", certainty=None, trials=5)).ended_by == "trials"
+    assert len(search("runs/a", certainty=None, trials=7).trials()) == 7
+
+
 class Killed(BaseException):
     """The driver dies."""
 
@@ -122,7 +130,7 @@ def test_explain_tells_of_every_trial_and_of_the_end(capsys: pytest.CaptureFixtu
     assert [story.trial.number for story in found.trials] == list(range(6))
     assert sorted(story.rank or 0 for story in found.trials) == list(range(1, 7))
     assert all("Asked for: " in " ".join(story.sentences) for story in found.trials)
-    assert "The search ended at its number of trials" in str(found)
+    assert "The search ended with its last trial" in str(found)
     assert main(["explain", "runs/a", "3"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("trial 3: ")

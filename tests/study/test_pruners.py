@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 import mptune
 from mptune.spec.schema import Pruner, Search
 from mptune.study.pruners import make_pruner
-from mptune.study.records import JUDGED, KNOWN
+from mptune.study.records import JUDGED, JUDGED_BY
 
 
 def _prunes(study: optuna.Study, size: str, score: float) -> bool:
@@ -149,7 +149,7 @@ def test_only_what_had_ended_when_a_trial_was_asked_for_decides() -> None:
     study = _opened(np.random.default_rng(0))
     known = {"below": 8, "beside": [6]}
     trial = _begin(study, -0.5)
-    trial.set_user_attr(KNOWN, known)
+    trial.set_user_attr(JUDGED_BY, known)
     trial.should_prune()
     (decision,) = study.trials[trial.number].user_attrs[JUDGED]
     assert decision["finished"] == 7
