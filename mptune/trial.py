@@ -126,7 +126,7 @@ class TrialSpec(Message):
 
     def prefix(self, until: Mapping[str, Any]) -> str:
         """Hash of what determines a training up to a point; `until`: see `MaskPolicy.until`."""
-        return self.model_copy(update={"policy": until}).course()
+        return self.model_copy(update={"policy": until}).fingerprint()
 
     def run_key(self) -> str:
         """Hash that all seeds of an arm share; it does not depend on the arm's name."""

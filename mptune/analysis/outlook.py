@@ -60,7 +60,10 @@ def outlook(
     assert candidate.expected_regret is not None
     length = prepared.heldout_tokens / prepared.heldout_sequences
     costs = {t.number: t.result.cost for t in ended if t.result is not None}
-    hours = {n: cost.total_s * cost.workers / 3600 for n, cost in costs.items()}
+    hours = {  # of all attempts
+        n: (cost.training_s + cost.scoring_s + cost.setting_up_s) * cost.workers / 3600
+        for n, cost in costs.items()
+    }
     more_runs = [
         MoreRuns(
             runs=gain.seeds,

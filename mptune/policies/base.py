@@ -163,6 +163,12 @@ class MaskPolicy(Plugin):
         """What decides the masks before this progress, as JSON: equal values draw equal masks."""
         return self.model_dump(mode="json")
 
+    @property
+    def is_a_law(self) -> bool:
+        """Whether its `pmf` alone decides its masks: then a schedule draws the same from it."""
+        methods = ("draw_counts", "draw_masks", "corrupt", "weights", "normaliser")
+        return all(getattr(type(self), name) is getattr(MaskPolicy, name) for name in methods)
+
     def support(self, length: int, progress: float) -> BoolArray:
         """Which counts M = 1..D can be drawn at this progress, bool [D]."""
         return self.pmf(length, progress) > 0

@@ -124,7 +124,7 @@ class Schedule(MaskPolicy):
             return super().until(progress)
         begun = self._begun(progress)
         policies = [policy.model_dump(mode="json") for _, policy in begun]
-        if all(policy == policies[0] for policy in policies):
+        if all(policy == policies[0] for policy in policies) and begun[0][1].is_a_law:
             return {**policies[0], **self.outer()}
         places = [at for at, _ in begun]
         return {"kind": self.kind, "at": places, "policies": policies, **self.outer()}

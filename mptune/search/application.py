@@ -454,6 +454,8 @@ class Session:
         total = queue.enqueue_runs(study, stage.runs) if stage.runs else stage.total
         ended = queue.ended(study)
         if ended >= total:
+            if stage.shared:  # the last driver may have died before it removed them
+                store_at(stage.forks).remove()
             return True
         used = {s: self.run.used(s) for s in SUFFIXES}
         budget = stage_budget(self.spec, stage.name, used, self._ladder_runs)
@@ -485,7 +487,7 @@ class Session:
                 )
                 driver.run()
             stopped_by = driver.stopped_by
-            if stopped_by is None:
+            if stopped_by is None and stage.shared:
                 store_at(stage.forks).remove()
         if stopped_by is not None:
             self.say(

@@ -398,6 +398,7 @@ class StudyDriver:
     def _pause(self, flight: InFlight) -> None:
         """Keep a trial that the pruner has stopped at a checkpoint; it counts as pruned."""
         flight.hold(flight.held_because or "")
+        set_attributes(flight.trial, reason=PAUSED, detail=flight.held_because)
         self._paused[flight.spec.number] = flight
         self._history.prune()
         self.observer.finish_trial(flight.spec.number, PAUSED)
@@ -467,8 +468,8 @@ class StudyDriver:
             return
         flight.paused = True
         flight.held_because = f"paused at {rung.progress:.0%}: unlikely to end near the best"
-        # Stored first: a driver that dies here decides the same.
-        set_attributes(trial, reason=PAUSED, detail=flight.held_because)
+        # The decision is stored, so a driver that dies here decides the same. That the trial is
+        # paused is stored when it is told, in its turn: others must not know before.
         self._stop(flight, "paused")
 
     def _end(self, flight: InFlight, ending: Finished | Stopped | Failed) -> None:
@@ -507,8 +508,6 @@ class StudyDriver:
         number, trial, ending = flight.spec.number, flight.trial, flight.ending
         if isinstance(ending, Finished):
             score = ending.result.lml.nats_per_token
-            if flight.paused:  # it was scored before it could stop
-                set_attributes(trial, reason=None, detail=None)
             record_result(trial, ending.result)
             self.study.tell(number, score)
             self._history.complete(number, trial.user_attrs, score)

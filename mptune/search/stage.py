@@ -5,6 +5,8 @@ The ladder tries learning rates for arms of a comparison that the search has no 
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -70,12 +72,15 @@ class Stage:
         )
 
     @cached_property
-    def parting(self) -> frozenset[tuple[float, str]]:
-        """Where its policies change: progress, and the kind of the law until there."""
-        trees = [run.tree for run in self.runs]
-        trees += [] if self.space is None else [probe.tree for probe in self.space.file.probes()]
-        policies = [build("policy", tree["policy"]) for tree in trees]
-        return frozenset((at, p.until(at)["kind"]) for p in policies for at in p.changes())
+    def shared(self) -> frozenset[tuple[float, str]]:
+        """What several arms have in common: a point where a policy changes, and all until there.
+
+        A search shares nothing: its trials must report every rung to the pruner.
+        """
+        trees = {run.key: run.tree for run in self.runs}.values()
+        points = {at for tree in trees for at in build("policy", tree["policy"]).changes()}
+        found = Counter((at, _prefix(tree, at)) for tree in trees for at in points)
+        return frozenset(prefix for prefix, arms in found.items() if arms > 1)
 
     def propose(self, trial: optuna.Trial) -> TrialSpec:
         """The TrialSpec of an asked trial: a new proposal, or the run that it was queued for."""
@@ -127,7 +132,8 @@ class Stage:
             # A trial is a pure function of its spec: what `auto` means is written into it.
             training = training.model_copy(update={"precision": self.prepared.precision})
         directory = self.run.trial(number, self.name).root
-        at = tuple(sorted(at for at, kind in self.parting if policy.until(at)["kind"] == kind))
+        tree = concrete.tree
+        at = tuple(sorted(at for at, prefix in self.shared if _prefix(tree, at) == prefix))
         shares = at and spec.resources.share_prefixes
         artifacts = self.artifacts
         if artifacts is not None:
@@ -150,3 +156,9 @@ class Stage:
             artifacts=artifacts,
             forks=Forks(store=self.forks, at=at) if shares else None,
         )
+
+
+def _prefix(tree: Mapping[str, Any], at: float) -> str:
+    """What determines a training until a point of progress, as far as arms may differ."""
+    until = build("policy", tree["policy"]).until(at)
+    return json.dumps([tree["model"], tree["training"], until], sort_keys=True, default=str)

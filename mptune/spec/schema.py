@@ -421,8 +421,9 @@ class Resources(Section):
     )
     share_prefixes: Operational[bool] = Field(
         True,
-        description="trials of a stage that agree up to a change of their policy, in all but what "
-        "follows, train that part once and go on from its checkpoint; no number changes",
+        description="arms of a comparison that agree up to a change of their policy, with the same "
+        "seed, train that part once and go on from its checkpoint; on CPU without "
+        "training.compile no number changes",
     )
     trials_per_gang: Operational[int] = Field(
         100, gt=0, description="a gang is replaced after this many trials"

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from mptune.errors import DamagedCheckpoint, is_disk_full
 from mptune.policies.base import MaskPolicy
 from mptune.training import engine as ds
 from mptune.training.deepspeed_private import to_universal
-from mptune.training.ranks import Ranks
+from mptune.training.ranks import AgreedFailure, Ranks
 from mptune.training.schedule import Spent
 from mptune.trial import TrialSpec
 
@@ -227,16 +227,24 @@ class SharedPrefixes:
         """The checkpoints of the latest shared point, found and ready to be loaded."""
         for name in reversed(self.names.values()):
             for checkpoints in self._written(name):
-                if checkpoints.find() is not None:
-                    return checkpoints
+                with suppress(AgreedFailure):  # a damaged one is removed, and does not matter
+                    if checkpoints.find() is not None:
+                        return checkpoints
         return None
 
     def save(self, engine: Any, spent: Spent, before: float, now: float) -> None:
-        """Write a checkpoint for each of the points in (before, now] that has none."""
+        """Write a checkpoint for each of the points in (before, now] that has none.
+
+        A failure that all ranks know of costs the checkpoint only: training goes on.
+        """
         for at, name in self.names.items():
             if before < at <= now and not self._written(name):
                 store = self.store.inside(f"{name}-{self.number}")
-                Checkpoints(store, name, self.ranks).save(engine, spent)
+                try:
+                    Checkpoints(store, name, self.ranks).save(engine, spent)
+                except (OSError, AgreedFailure) as error:
+                    if isinstance(error, OSError) and self.ranks.world_size > 1:
+                        raise
 
     def _written(self, name: str) -> list[Checkpoints]:
         """Those of this name that are complete."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from mptune.paths import RunDirectory
 from mptune.search.stage import Stage
@@ -34,6 +33,10 @@ def tree(policy: dict[str, Any], **resources: Any) -> dict[str, Any]:
     }
 
 
+def planned(*policies: dict[str, Any]) -> tuple[PlannedRun, ...]:
+    return tuple(PlannedRun(str(i), str(i), 0, tree(p)) for i, p in enumerate(policies))
+
+
 def stage(folder: Path, **values: Any) -> Stage:
     return Stage("comparison", RunDirectory(folder), "study", prepared(), {}, 0, **values)
 
@@ -43,28 +46,33 @@ def shared(made: Stage, policy: dict[str, Any], **resources: Any) -> tuple[float
     return () if forks is None else forks.at
 
 
-@pytest.mark.parametrize("planned", [True, False])
-def test_a_trial_may_share_where_a_policy_of_its_kind_changes(
-    tmp_path: Path, planned: bool
-) -> None:
-    policies = [FIXED, UNIFORM, LATE, EARLY]
-    if planned:
-        runs = tuple(PlannedRun(str(i), "", 0, tree(p)) for i, p in enumerate(policies))
-        made = stage(tmp_path, runs=runs)
-    else:
-        file = SpecFile.of({**tree(UNIFORM), "policy": {"choice": policies}})
-        made = stage(tmp_path, space=Space(file))
-    assert shared(made, FIXED) == (0.75,)
-    assert shared(made, LATE) == (0.75,)
+def test_arms_share_where_they_agree_up_to_a_change(tmp_path: Path) -> None:
+    later = step((0, 0.3), (0.75, 0.6))
+    made = stage(tmp_path, runs=planned(FIXED, UNIFORM, LATE, later, EARLY))
+    assert shared(made, FIXED) == (0.25, 0.75)
+    assert shared(made, LATE) == (0.25, 0.75)
     assert shared(made, UNIFORM) == (0.25,)
     assert shared(made, EARLY) == (0.25,)
-    assert shared(made, {"kind": "beta", "a": 2, "b": 5}) == ()
     assert shared(made, FIXED, share_prefixes=False) == ()
+    alone = stage(tmp_path, runs=planned({"kind": "fixed", "rate": 0.2}, LATE, EARLY))
+    assert shared(alone, LATE) == ()
+    assert shared(stage(tmp_path, runs=planned(LATE, LATE)[:1] * 2), LATE) == (), "seeds of one arm"
+
+
+def test_other_models_share_nothing(tmp_path: Path) -> None:
+    runs = planned(FIXED, LATE)
+    wide = {**runs[0].tree, "model": {**runs[0].tree["model"], "width": 64}}
+    made = stage(tmp_path, runs=(replace(runs[0], tree=wide), runs[1]))
+    assert shared(made, LATE) == ()
+
+
+def test_a_search_shares_nothing(tmp_path: Path) -> None:
+    file = SpecFile.of({**tree(UNIFORM), "policy": {"choice": [FIXED, UNIFORM, LATE, EARLY]}})
+    assert shared(stage(tmp_path, space=Space(file)), FIXED) == ()
 
 
 def test_nothing_is_shared_where_no_policy_changes(tmp_path: Path) -> None:
-    runs = tuple(PlannedRun(str(i), "", 0, tree(p)) for i, p in enumerate((FIXED, UNIFORM)))
-    assert shared(stage(tmp_path, runs=runs), FIXED) == ()
+    assert shared(stage(tmp_path, runs=planned(FIXED, UNIFORM)), FIXED) == ()
 
 
 def test_checkpoints_are_shared_beside_the_artifacts(tmp_path: Path) -> None:

@@ -69,6 +69,31 @@ def test_a_stopped_trial_goes_on_from_its_own_checkpoint(study, alone, tmp_path)
     assert events[-1].result.cost.shared > (0, 0)
 
 
+def test_a_damaged_or_unwritable_prefix_costs_the_sharing_only(study, alone, tmp_path):
+    store = tmp_path / "f"
+    forks = Forks(store=str(store), at=(0.5,))
+    alone(study(tmp_path / "a", policy={"kind": "fixed", "rate": 0.3}, forks=forks))
+    for file in store.rglob("*.pt"):
+        file.write_bytes(b"damaged")
+    events = alone(study(tmp_path / "b", policy=FALLING, forks=forks))
+    assert events[0].resumed_at == 0
+    assert isinstance(events[-1], Finished)
+
+
+class Drawn(type(build("policy", {"kind": "fixed", "rate": 0.3}))):
+    """A plugin that draws its counts in another way than by its law."""
+
+    def draw_counts(self, lengths_B, progress, rng):
+        return lengths_B // 2
+
+
+def test_a_policy_that_draws_in_its_own_way_is_another_one_in_a_schedule():
+    drawn, step = Drawn(rate=0.3), build("policy", FALLING)
+    stages = (step.stages[0].model_copy(update={"policy": drawn}), step.stages[1])
+    assert step.model_copy(update={"stages": stages}).until(0.5) != drawn.until(0.5)
+    assert step.until(0.5) == build("policy", {"kind": "fixed", "rate": 0.3}).until(0.5)
+
+
 @pytest.mark.parametrize(
     ("one", "other", "until", "same"),
     [
