@@ -229,8 +229,19 @@ def test_a_cycle_is_seen() -> None:
     ],
 )
 def test_light_commands_import_neither_torch_nor_ray(command: list[str]) -> None:
+    assert not imported(command) & {"torch", "ray", "deepspeed", "transformers"}
+
+
+def test_a_worker_imports_transformers_for_a_model_that_needs_it_only() -> None:
+    """It takes longer than all else in the start of a rank."""
+    found = imported(["-c", "import mptune.training.worker"])
+    assert "torch" in found
+    assert "transformers" not in found
+
+
+def imported(command: list[str]) -> set[str]:
+    """The modules that Python imports for this command."""
     probe = [sys.executable, "-X", "importtime", *command]
     done = subprocess.run(probe, capture_output=True, text=True, cwd=ROOT.parent, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
-    assert not imported & {"torch", "ray", "deepspeed", "transformers"}
+    return {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}

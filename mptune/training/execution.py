@@ -28,7 +28,6 @@ from mptune.data._tokenizers import save_for_transformers
 from mptune.errors import InputError, one_line
 from mptune.lml import LMLPlan
 from mptune.models import _memory as memory
-from mptune.models._masked import logits_of_folder
 from mptune.models.base import ModelFamily
 from mptune.paths import TrialDirectory, write_aside, write_text
 from mptune.spec.deepspeed import configuration
@@ -383,6 +382,8 @@ def check_opens(folder: Path, weights: str, table: TokenTable, family: ModelFami
     Raises:
         InputError: it does not.
     """
+    from mptune.models._masked import logits_of_folder  # transformers takes seconds to import
+
     tokens_BD = torch.from_numpy(table.heldout.tokens[:ROWS].astype(np.int64))
     attend_BD = tokens_BD != table.pad_id
     mask_BD = attend_BD & (torch.arange(table.length) % 2 == 0)
