@@ -24,7 +24,7 @@ from scipy.special import ndtri
 from scipy.stats import kendalltau, spearmanr
 
 from mptune.analysis.kpi import kpi_report
-from mptune.analysis.robustness import robustness
+from mptune.analysis.robustness import Condition, scores_by_condition
 from mptune.trial import KpiValue, LMLScore, RateScore, Trial, TrialResult
 
 Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray, np.ndarray]]
@@ -116,16 +116,18 @@ def domain(seeds: int, ratio: float, replications: int) -> float:
         for nats_N in nats_SN:
             mean, se = float(nats_N.mean()), float(nats_N.std(ddof=1)) / 8
             score = LMLScore.model_construct(
-                nats_per_sequence=mean, nats_per_token=mean, se_per_token=se, df_population=63.0
+                nats_per_sequence=mean,
+                nats_per_token=mean,
+                se_population=se,
+                se_per_token=se,
+                df_population=63.0,
             )
             result = TrialResult.model_construct(
                 lml=score, lml_shift={"far": score}, lml_missing=()
             )
-            runs.append(Trial.model_construct(number=0, state="COMPLETE", result=result))
-        found = robustness([], {"arm": runs}, by_worst=False)
-        assert found is not None
-        far = found.rows[0].scores[1]
-        inside += abs(far.nats_per_token + 9) <= far.half_width
+            runs.append(result)
+        mean, half = scores_by_condition(runs)[Condition("domain", "far")]
+        inside += abs(mean + 9) <= half
     return 100 * inside / replications
 
 

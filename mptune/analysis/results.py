@@ -23,8 +23,6 @@ from mptune.analysis.comparison import (
 )
 from mptune.analysis.kpi import KpiReport, kpi_report
 from mptune.analysis.prediction import Prediction, prediction
-from mptune.analysis.ranking import ranking
-from mptune.analysis.robustness import Robustness, robustness
 from mptune.analysis.selection import SearchSelection, recommended, score_of, select_trial
 from mptune.analysis.sizes import BySize, by_size
 from mptune.errors import InputError, NoResultError
@@ -137,9 +135,6 @@ class Report(Message):
         None, description="of the sampler's surrogate; None with another sampler"
     )
     by_size: BySize | None = Field(None, description="None with fewer than two sizes")
-    robustness: Robustness | None = Field(
-        None, description="None without domains and without score.missing"
-    )
     kpi: KpiReport | None = Field(None, description="None without score.kpi")
     importance: tuple[Importance, ...] = Field(
         (), description="by share, largest first; empty with too few trials"
@@ -223,7 +218,6 @@ def build_report(
         created: time of the report, ISO 8601.
     """
     prepared, searched, compared = found.prepared, found.searched, found.compared
-    by_worst = spec.search.choose_by == "worst_domain"
     trained = [
         trial
         for trial in (*searched, *found.confirmed, *found.tried, *compared)
@@ -254,7 +248,6 @@ def build_report(
             (*searched, *compared),
             spec.search.extrapolate_to if extrapolate_to is None else extrapolate_to,
         ),
-        robustness=robustness(ranking(searched), found.arms(), by_worst),
         kpi=kpi_report(spec.score.kpi, searched, spec.score.kpi_higher_is_better)
         if spec.score.kpi
         else None,

@@ -134,20 +134,20 @@ def address_of(on: Path | None, address: str | None) -> str | None:
     return launcher.ray_address()
 
 
-def show(found: Any, as_json: bool, template: str) -> None:
-    """Print a result as JSON, or as text by a template of `templates/` with its values."""
+def show(found: Any, as_json: bool, block: str) -> None:
+    """Print a result as JSON, or as text by a block of `output.txt`, which has its values."""
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
     else:
-        print(as_text(template, found))
+        print(as_text(block, found))
 
 
-def as_text(template: str, values: Mapping[str, Any]) -> str:
-    """The text of a template, in which `x|f(".2f")` formats numbers as an f-string does."""
+def as_text(block: str, values: Mapping[str, Any]) -> str:
+    """The text of a block, in which `x|f(".2f")` formats numbers as an f-string does."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("mptune.cli"),
+        loader=PackageLoader("mptune.cli", ""),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -155,7 +155,8 @@ def as_text(template: str, values: Mapping[str, Any]) -> str:
         finalize=lambda value: str(value).replace("¦", "|").replace("\n", " "),
     )
     environment.filters |= {"f": number, "columns": columns, "half_width": half_width}
-    return environment.get_template(template).render(values).rstrip()
+    template = environment.get_template("output.txt")
+    return "".join(template.blocks[block](template.new_context(values))).rstrip()
 
 
 def number(value: float | None, form: str) -> str:

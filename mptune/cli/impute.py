@@ -73,7 +73,7 @@ def run_impute(
     from mptune.tools import impute
 
     if check is not None:
-        show(impute.check(trial, table, check, on, **common), as_json, "impute_check.txt")
+        show(impute.check(trial, table, check, on, **common), as_json, "impute_check")
     elif out is not None:
         found = impute.impute(trial, table, out, cells, draws=draws, **common)
         print(json.dumps(found, indent=2) if as_json else "\n".join(_fill_lines(found, out)))

@@ -42,7 +42,7 @@ def run_list(group: str, section: str | None, as_json: bool) -> None:
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
     else:
-        print(as_text("list.txt", {"keys": keys, "plugins": {} if keys else found}))
+        print(as_text("list", {"keys": keys, "plugins": {} if keys else found}))
 
 
 def _describe(group: str, name: str) -> dict[str, Any]:
@@ -153,5 +153,5 @@ def run_policy(
     if as_json:
         print(json.dumps({**profile.as_json(), "picture": str(picture)}, ensure_ascii=False))
     else:
-        print(as_text("policy.txt", {"p": profile}))
+        print(as_text("policy", {"p": profile}))
         print(f"picture: {picture}")

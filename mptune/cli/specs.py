@@ -1,4 +1,4 @@
-"""Commands that write or check a spec."""
+"""Commands that write or check a spec, or show its data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,18 @@ import json
 from importlib.resources import files
 from pathlib import Path
 
-from mptune.cli._command import JSON, OVERRIDES, SPEC, WHERE, address_of, argument, command, flag
+from mptune.cli._command import (
+    JSON,
+    OVERRIDES,
+    SPEC,
+    WHERE,
+    address_of,
+    argument,
+    command,
+    flag,
+    path,
+    show,
+)
 from mptune.errors import InputError
 from mptune.paths import write_json, write_text
 from mptune.search import preflight
@@ -34,16 +45,16 @@ def run_init(directory: Path, force: bool) -> None:
       mptune init mydata            # writes mydata/spec.yaml and its schema for editors
       mptune validate mydata/spec.yaml && mptune search mydata/spec.yaml
     """
-    path = directory / "spec.yaml"
-    if path.exists() and not force:
-        raise InputError(f"{path} exists; --force replaces it")
+    file = directory / "spec.yaml"
+    if file.exists() and not force:
+        raise InputError(f"{file} exists; --force replaces it")
     letters = (c if c.isalnum() and c.isascii() else "-" for c in directory.absolute().name)
     name = "".join(letters).strip("-")[:63] or "search"
     template = files("mptune.cli").joinpath("spec_template.yaml").read_text(encoding="utf-8")
-    write_text(path, template.replace("NAME", name))
+    write_text(file, template.replace("NAME", name))
     # The template names this file in its first line, for completion in editors.
     write_json(directory / "spec.schema.json", json_schema())
-    print(f"wrote {path}; point data.source at your files, then: mptune validate {path}")
+    print(f"wrote {file}; point data.source at your files, then: mptune validate {file}")
 
 
 @command(
@@ -92,6 +103,38 @@ def run_validate(
         print(f"note: {note}")
     if not data:
         print("not checked: columns, tokenizer and size of the data; --data checks them, too")
+
+
+@command(
+    argument("action", choices=["inspect"], metavar="inspect", help="the only action"),
+    SPEC,
+    OVERRIDES,
+    path("--run-dir", "DIR", "a run with scores of this data; default runs/NAME"),
+    JSON,
+)
+def run_data(
+    action: str, spec: Path, overrides: list[str], run_dir: Path | None, as_json: bool
+) -> None:
+    """Prepare the data of a spec and describe it, before any training.
+
+    Shows counts, lengths, vocabulary, missing values per channel, split sizes, duplicates across
+    splits, a masked example, and warnings about problems that would distort the score.
+
+    examples:
+      mptune data inspect search_spaces/quickstart.yaml
+      mptune data inspect spec.yaml --set data.length=256 --json
+    """
+    from mptune.search.run import Run
+
+    file = SpecFile.read(spec, overrides)
+    checked = file.validate()
+    report = preflight.inspect_data(file, checked)
+    folder = run_dir or Path("runs") / checked.name
+    run = Run.open(folder) if run_dir or folder.is_dir() else None
+    report["group_correlations"] = run.group_correlations(report["hash"]) if run else {}
+    if run_dir and not report["group_correlations"]:
+        report["warnings"].append(f"{folder} has no scores of this data")
+    show(report, as_json, "data")
 
 
 @command()

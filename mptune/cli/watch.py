@@ -1,4 +1,4 @@
-"""Commands that watch or stop a running search."""
+"""Commands that watch, explain or stop a search."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run_status(run_dir: Path, as_json: bool) -> None:
     from mptune.search.run import Run
 
     found = Run.open(run_dir).status()
-    show(found, as_json, "status.txt")
+    show(found, as_json, "status")
     now = Status.model_validate(found["now"]) if found["now"] and not as_json else None
     if now is not None and (not found["stale"] or now.running):
         console = Console(highlight=False)
@@ -127,3 +127,21 @@ def _print_from(path: Path, offset: int, raw: bool) -> int:
             line = line if raw else status.event_words(event_from_json(line))
         print(line, flush=True)
     return offset + len(text)
+
+
+@command(
+    RUN_DIR,
+    argument("trial", type=int, nargs="?", metavar="TRIAL", help="a trial's number; default all"),
+    JSON,
+)
+def run_explain(run_dir: Path, trial: int | None, as_json: bool) -> None:
+    """Tell why each trial of a search was asked for and what became of it, and why it ended.
+
+    examples:
+      mptune explain runs/quickstart
+      mptune explain runs/quickstart 9     # everything about trial 9
+      mptune explain runs/quickstart --json
+    """
+    from mptune.search.run import Run
+
+    show(Run.open(run_dir).explain(trial).model_dump(mode="json"), as_json, "explain")

@@ -199,7 +199,7 @@ class Table:
         label: its name, for screen readers.
         first: number of the highlighted row, or None.
         headed: whether its name is shown above it.
-        filters: numbers of the columns whose distinct texts are offered as a filter.
+        filters: keys of the columns whose distinct texts are offered as a filter.
     """
 
     kind: ClassVar = "table"
@@ -209,11 +209,13 @@ class Table:
     first: int | None = None
     headed: bool = False
     searchable: bool = False
-    filters: tuple[int, ...] = ()
+    filters: tuple[str, ...] = ()
 
-    def choices(self, column: int) -> list[str]:
-        """The distinct texts of a column, in order of appearance."""
-        return list(dict.fromkeys(row[column].words for row in self.rows))
+    @property
+    def menus(self) -> list[tuple[int, list[str]]]:
+        """Number and distinct texts, in order of appearance, of each column that is a filter."""
+        wanted = [k for k, column in enumerate(self.head) if column.key in self.filters]
+        return [(k, list(dict.fromkeys(row[k].words for row in self.rows))) for k in wanted]
 
 
 @dataclass(frozen=True)

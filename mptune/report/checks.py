@@ -15,6 +15,7 @@ from pydantic import ConfigDict
 from mptune.analysis.comparison import ComparisonReport
 from mptune.analysis.pruning import MIN_FOR_REGRESSION, probability_of_stopping_the_best
 from mptune.analysis.results import Choice, Outcomes, Report
+from mptune.analysis.robustness import scores_by_condition, worst_domain
 from mptune.report.formatting import minus
 from mptune.report.language import Language
 from mptune.report.verdicts import what_would_decide
@@ -194,15 +195,13 @@ def _confirmed(case: Case) -> Iterator[Check]:
 
 
 def _domains(case: Case) -> Iterator[Check]:
-    robustness, best = case.report.robustness, case.choice.searched
-    kinds = [condition.kind for condition in robustness.conditions] if robustness else []
-    domains, missing = kinds.count("domain"), kinds.count("missing")
+    kinds = [condition.kind for condition in scores_by_condition(case.results[:1])]
+    domains, missing, best = kinds.count("domain"), kinds.count("missing"), case.choice.searched
     if not domains:
         yield Check(False, case.say("check.no_domains"))
     else:
-        rows = robustness.rows if robustness and best else ()
-        row = next((r for r in rows if best and r.trial == best.number), None)
-        worst = case.say("check.worst", domain=row.worst_domain) if row and row.worst_domain else ""
+        lowest = worst_domain([best.require_result()]) if best else None
+        worst = case.say("check.worst", domain=lowest[0]) if lowest else ""
         yield Check(True, case.say("check.domains", n=domains, worst=worst))
     if missing:
         yield Check(True, case.say("check.missing", n=missing))

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mptune.analysis.robustness import Robustness, robustness, worst_domain
-from mptune.trial import LMLScore, MissingScore, Trial, TrialResult
+from mptune.analysis.robustness import Condition, scores_by_condition, worst_domain
+from mptune.trial import LMLScore, MissingScore, TrialResult
 from tests.fakes import result, trial
 
 
@@ -31,39 +31,25 @@ def found(tmp_path: Path, home: float, far: float, near: float, gone: float = -3
     return result(trial(0, tmp_path)).model_copy(update=changes)
 
 
-def finished(number: int, result: TrialResult) -> Trial:
-    return Trial(number=number, state="COMPLETE", result=result)
+def test_every_condition(tmp_path: Path) -> None:
+    scores = scores_by_condition([found(tmp_path, -2.0, -3.0, -2.5)])
+    assert [(c.kind, c.domain, c.pattern, score) for c, (score, _) in scores.items()] == [
+        ("home", "", "random", -2.0), ("domain", "far", "random", -3.0),
+        ("domain", "near", "random", -2.5), ("missing", "", "block", -3.0),
+    ]  # fmt: skip
+    # 400 sequences: Student's quantile of 399 degrees of freedom.
+    assert next(iter(scores.values()))[1] == pytest.approx(0.01 * 1.9659, rel=1e-4)
 
 
-def made(tmp_path: Path) -> Robustness:
-    a, b = found(tmp_path, -2.0, -3.0, -2.5), found(tmp_path, -2.1, -2.8, -2.7)
-    again = found(tmp_path, -2.2, -3.0, -2.7)
-    trials = [finished(3, a), finished(5, b)]
-    arms = {"b": [finished(0, b), finished(1, again)]}
-    report = robustness(trials, arms, by_worst=False)
-    assert report is not None
-    return report
+def test_several_seeds_are_their_mean_with_their_noise(tmp_path: Path) -> None:
+    runs = [found(tmp_path, -2.1, -2.8, -2.7), found(tmp_path, -2.2, -3.0, -2.7)]
+    score, half = scores_by_condition(runs)[Condition("home")]
+    assert score == pytest.approx(-2.15)
+    # 2 seeds: Student's quantile of 1 degree of freedom, 12.7.
+    assert half == pytest.approx(np.hypot(0.01 * 1.9659, 0.05 * 12.7062), rel=1e-4)
 
 
-def test_every_condition_of_every_row(tmp_path: Path) -> None:
-    report = made(tmp_path)
-    assert [c.name for c in report.conditions] == ["home", "far", "near", "20 % missing, block"]
-    assert [s.nats_per_token for s in report.rows[0].scores] == [-2.0, -3.0, -2.5, -3.0]
-    assert report.rows[0].worst_domain == "far"
-    assert report.best_at_worst == 5
-
-
-def test_an_arm_is_the_mean_over_seeds_with_their_noise(tmp_path: Path) -> None:
-    alone, arm = made(tmp_path).rows[1:]
-    assert arm.scores[0].nats_per_token == pytest.approx(-2.15)
-    # 400 sequences: Student's quantile of 399 degrees of freedom; 2 seeds: of 1, 12.7.
-    assert alone.scores[0].half_width == pytest.approx(0.01 * 1.9659, rel=1e-4)
-    assert arm.scores[0].half_width == pytest.approx(
-        np.hypot(0.01 * 1.9659, 0.05 * 12.7062), rel=1e-4
-    )
-
-
-def test_home_alone_is_no_report(tmp_path: Path) -> None:
-    home = result(trial(0, tmp_path))
-    assert robustness([finished(0, home)], {}, by_worst=False) is None
-    assert worst_domain([home]) is None
+def test_the_worst_domain_has_the_lowest_mean(tmp_path: Path) -> None:
+    runs = [found(tmp_path, -2.0, -3.0, -2.5), found(tmp_path, -2.0, -2.0, -2.8)]
+    assert worst_domain(runs) == ("near", pytest.approx(-2.65))
+    assert worst_domain([result(trial(0, tmp_path))]) is None

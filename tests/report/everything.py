@@ -8,10 +8,9 @@ from mptune.analysis.comparison import ArmValues, ComparisonReport, runs_of
 from mptune.analysis.compute import EquivalentCompute
 from mptune.analysis.kpi import Correlation, KpiReport
 from mptune.analysis.results import Importance, Report
-from mptune.analysis.robustness import Condition, ConditionScore, Robustness, RobustnessRow
 from mptune.analysis.selection import Candidate, Confirmation, SearchSelection
 from mptune.analysis.sizes import BySize, Extrapolation, FormShare, LawValue, SizeLaw, SizePoint
-from mptune.trial import KpiValue, LearningPoint, Trial
+from mptune.trial import KpiValue, LearningPoint, LMLScore, MissingScore, Trial, TrialResult
 from tests.report.conftest import SIZES, comparison, make
 
 
@@ -24,7 +23,6 @@ def study() -> Report:
             "comparison": _with_compute(report.comparison),
             "selection": _selection(report.trials),
             "by_size": _by_size(),
-            "robustness": _robustness(report.trials),
             "kpi": _kpi(),
             "importance": (
                 Importance(name="policy", share=0.61, trials=10),
@@ -60,7 +58,26 @@ def _dressed(row: Trial) -> Trial:
     if row.result is not None:
         value = 0.9 + 0.05 * row.result.lml.nats_per_token + 0.003 * (row.number % 4)
         kpi = KpiValue(value=value, se=0.004, seconds=1.5)
-    return row.model_copy(update={"params": params, "mask_rates": laws, "kpi": kpi})
+    update = {"params": params, "mask_rates": laws, "kpi": kpi, "result": _elsewhere(row.result)}
+    return row.model_copy(update=update)
+
+
+def _elsewhere(result: TrialResult | None) -> TrialResult | None:
+    """With scores on two domains, and with missing values."""
+    if result is None:
+        return None
+
+    def less(drop: float) -> LMLScore:
+        return result.lml.model_copy(update={"nats_per_token": result.lml.nats_per_token - drop})
+
+    missing = {"random": less(0.1), "block": less(0.16)}
+    update = {
+        "lml_shift": {"numpy": less(0.21), "e-mail <lists>": less(0.5)},
+        "lml_missing": tuple(
+            MissingScore(fraction=0.2, kind=kind, lml=lml) for kind, lml in missing.items()
+        ),
+    }
+    return result.model_copy(update=update)
 
 
 def _with_compute(report: ComparisonReport) -> ComparisonReport:
@@ -152,28 +169,6 @@ def _by_size() -> BySize:
         best_rate=_law("best rate", "fixed", 0.22, 0.06),
         gap=_law("gap", "accumulated − fixed 15 %", 0.12, 0.05),
     )
-
-
-def _robustness(trials: tuple[Trial, ...]) -> Robustness:
-    conditions = (
-        Condition(name="home", kind="home"),
-        Condition(name="numpy", kind="domain"),
-        Condition(name="e-mail <lists>", kind="domain"),
-        Condition(name="20 % missing, random", kind="missing", fraction=0.2, pattern="random"),
-        Condition(name="20 % missing, block", kind="missing", fraction=0.2, pattern="block"),
-    )
-    rows = tuple(
-        RobustnessRow(
-            trial=t.number, worst_domain="e-mail <lists>",
-            scores=tuple(
-                ConditionScore(name=c.name, nats_per_token=t.result.lml.nats_per_token - drop,
-                               half_width=0.03)
-                for c, drop in zip(conditions, (0, 0.21, 0.5, 0.1, 0.16), strict=True)
-            ),
-        )
-        for t in trials if t.result
-    )  # fmt: skip
-    return Robustness(conditions=conditions, rows=rows, best_at_worst=7)
 
 
 def _kpi() -> KpiReport:

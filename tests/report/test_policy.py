@@ -43,7 +43,7 @@ def test_law_by_rate_sums_to_one_at_every_progress():
 
 
 def test_text_shows_the_schedule_falling():
-    lines = as_text("policy.txt", {"p": profile(kind="linear", start=0.9, end=0.1)}).splitlines()
+    lines = as_text("policy", {"p": profile(kind="linear", start=0.9, end=0.1)}).splitlines()
     rows = {line.split("%")[0].strip(): line for line in lines if " %  " in line}
     assert rows["85"].index("█") < rows["15"].index("█")
     assert "mean rate over training 50.0 %" in "\n".join(lines)

@@ -30,7 +30,7 @@ from mptune.report.blocks import (
 from mptune.report.formatting import interval, minus
 from mptune.report.language import Language
 from mptune.report.layout import SERIES
-from mptune.report.sections.context import Context, estimate, number
+from mptune.report.sections.context import Context, chart, estimate, number
 from mptune.report.verdicts import factor, p_value
 from mptune.trial import CurvePoint, LearningPoint, Trial
 
@@ -63,19 +63,22 @@ def comparison(context: Context) -> ReportSection | None:
 
 def _differences(context: Context, found: ComparisonReport) -> Chart:
     say, baseline = context.say, found.baseline
-    colours = {name: context.colour(arm[0]) for name, arm in found.arms.items() if arm}
-    return Chart(
-        name="comparison",
-        title=say("figure.comparison.title", baseline=baseline),
-        caption=context.caption("comparison", baseline=baseline, level=f"{100 * found.level:g}"),
-        x=Axis(say("figure.comparison.x", baseline=baseline)),
-        y=Axis(""),
-        series=tuple(
-            ChartSeries("", tuple(_of_seeds(context, found, d, row)), colours[d.arm], "dots")
-            for row, d in enumerate(found.differences)
-        ),
-        rows=tuple(d.arm for d in found.differences),
+    series = []
+    for row, d in enumerate(found.differences):
+        points = tuple(_of_seeds(context, found, d, row))
+        colour = context.colour(found.arms[d.arm][0])
+        series.append(ChartSeries("", points, colour, "dots"))
+    return chart(
+        say,
+        "comparison",
+        Axis(say("figure.comparison.x", baseline=baseline)),
+        Axis(""),
+        series,
+        note=context.few,
+        rows=[d.arm for d in found.differences],
         guides=(("x", 0.0),),
+        baseline=baseline,
+        level=f"{100 * found.level:g}",
     )
 
 
@@ -97,78 +100,66 @@ def _of_seeds(
 
 
 def _verdicts(context: Context, found: ComparisonReport) -> Table:
-    say = context.say
-    bits = any(d.bits_per_byte is not None for d in found.differences)
+    say, rows = context.say, []
     selection = {s.arm: s for s in found.selection}
-    head = context.head(
-        "<arm", "<verdict", "unit.nats_per_sequence", "unit.nats_per_token",
-        *(["bits_difference"] if bits else []), "p", "seeds", "best_probability", "regret",
-    )  # fmt: skip
 
-    def chances(arm: str) -> list[Cell]:
+    def chances(arm: str) -> dict[str, Cell | None]:
         chosen = selection.get(arm)
-        return [
-            number(chosen.probability if chosen else None, say.probability),
-            number(chosen.expected_regret if chosen else None, "{:.2g}".format),
-        ]
+        return {
+            "best_probability": number(chosen.probability if chosen else None, say.probability),
+            "regret": number(chosen.expected_regret if chosen else None, "{:.2g}".format),
+        }
 
-    rows = []
     for d in found.differences:
         per_sequence = d.nats_per_token / d.nats_per_sequence if d.nats_per_sequence else math.nan
-        rows.append((
-            Cell(d.arm),
-            Cell(say(f"verdict.label.{d.verdict}"), tone=TONES[d.verdict]),
-            Cell(interval(d.nats_per_sequence, d.half_width), d.nats_per_sequence),
-            Cell(interval(d.nats_per_token, abs(d.half_width * per_sequence)), d.nats_per_token),
-            *([Cell(minus(d.bits_per_byte or 0.0, 4), d.bits_per_byte)] if bits else []),
-            Cell(p_value(d.p_value).removeprefix("p ").removeprefix("= "), d.p_value),
-            number(d.seeds, str),
-            *chances(d.arm),
-        ))  # fmt: skip
+        half_per_token = abs(d.half_width * per_sequence)
+        in_sequences = interval(d.nats_per_sequence, d.half_width)
+        in_tokens = interval(d.nats_per_token, half_per_token)
+        rows.append({
+            "<arm": Cell(d.arm),
+            "<verdict": Cell(say(f"verdict.label.{d.verdict}"), tone=TONES[d.verdict]),
+            "unit.nats_per_sequence": Cell(in_sequences, d.nats_per_sequence),
+            "unit.nats_per_token": Cell(in_tokens, d.nats_per_token),
+            "bits_difference": number(d.bits_per_byte, partial(minus, digits=4)),
+            "p": Cell(p_value(d.p_value).removeprefix("p ").removeprefix("= "), d.p_value),
+            "seeds": number(d.seeds, str),
+            **chances(d.arm),
+        })  # fmt: skip
     if found.baseline in selection:
-        dashes = [Cell("–")] * (3 + bits)
         baseline = Cell(found.baseline, tag=say("word.baseline"))
-        rows.append((baseline, Cell(""), *dashes, Cell(""), *chances(found.baseline)))
-    return Table(say("section.comparison", baseline=found.baseline), head, tuple(rows))
+        rows.append({"<arm": baseline, "<verdict": Cell(""), **chances(found.baseline)})
+    return context.table(say("section.comparison", baseline=found.baseline), rows)
 
 
 def _runs(context: Context, found: ComparisonReport) -> Table:
     """Failures of each arm, and the spread of its runs over seeds."""
     say, rows = context.say, []
     for arm in found.runs:
-        verdict = "–" if arm.verdict is None else say(f"arms.failures.{_key(arm.verdict)}")
-        share = f"{100 * arm.low:.0f} – {100 * arm.high:.0f} %"
-        rows.append((
-            Cell(arm.arm), Cell(f"{arm.failed} / {arm.runs}", arm.failed), Cell(share, arm.high),
-            Cell(verdict), number(arm.seed_sd, "{:.2g}".format),
-            number(arm.skewness, partial(minus, digits=1)),
-        ))  # fmt: skip
-    head = context.head(
-        "<arm", "failed", "failure_share", "<failure_verdict", "seed_sd", "skewness"
-    )
-    return Table(say("arms.runs_title"), head, tuple(rows), headed=True)
+        verdict = say(f"arms.failures.{_key(arm.verdict)}") if arm.verdict else "–"
+        rows.append({
+            "<arm": Cell(arm.arm),
+            "failed": Cell(f"{arm.failed} / {arm.runs}", arm.failed),
+            "failure_share": Cell(f"{100 * arm.low:.0f} – {100 * arm.high:.0f} %", arm.high),
+            "<failure_verdict": Cell(verdict),
+            "seed_sd": number(arm.seed_sd, "{:.2g}".format),
+            "skewness": number(arm.skewness, partial(minus, digits=1)),
+        })  # fmt: skip
+    return context.table(say("arms.runs_title"), rows, headed=True)
 
 
 def _values(context: Context, found: ComparisonReport) -> Table:
     """What each arm took for the searched dimensions of training, and why."""
     say, rows = context.say, []
     for arm in found.values:
+        scores = (say("arms.failed") if s is None else minus(s, 3) for _, s in arm.tried)
         tried = [
-            say(
-                "arms.tried",
-                value=f"{rate:g}",
-                score=say("arms.failed") if s is None else minus(s, 3),
-            )
-            for rate, s in arm.tried
+            say("arms.tried", value=f"{rate:g}", score=score)
+            for (rate, _), score in zip(arm.tried, scores, strict=True)
         ]
         origin = say(f"arms.source.{_key(arm.source)}", trial=arm.trial, tried=say.join(tried))
-        rows.append((Cell(arm.arm), Cell(assignments(arm.values)), Cell(origin)))
-    return Table(
-        say("arms.values_title"),
-        context.head("<arm", "<values", "<origin"),
-        tuple(rows),
-        headed=True,
-    )
+        values = Cell(assignments(arm.values))
+        rows.append({"<arm": Cell(arm.arm), "<values": values, "<origin": Cell(origin)})
+    return context.table(say("arms.values_title"), rows, headed=True)
 
 
 def _key(words: str) -> str:
@@ -188,13 +179,15 @@ def _compute(context: Context, found: ComparisonReport) -> Table:
         }[c.reading]
         low = "0" if c.low is None else factor(c.low)
         high = "∞" if c.high is None else factor(c.high)
-        rows.append((
-            Cell(c.arm), Cell(c.reaches), Cell(say(f"unit.{c.unit}")),
-            Cell(share, c.factor), Cell(f"{low} – {high}", c.low or 0.0),
-            number(c.probability_reached, say.probability),
-        ))  # fmt: skip
-    head = context.head("<arm", "<reaches", "<unit", "share", "interval", "reached_probability")
-    return Table(say("compute.title"), head, tuple(rows), headed=True)
+        rows.append({
+            "<arm": Cell(c.arm),
+            "<reaches": Cell(c.reaches),
+            "<unit": Cell(say(f"unit.{c.unit}")),
+            "share": Cell(share, c.factor),
+            "interval": Cell(f"{low} – {high}", c.low or 0.0),
+            "reached_probability": number(c.probability_reached, say.probability),
+        })  # fmt: skip
+    return context.table(say("compute.title"), rows, headed=True)
 
 
 # --- scores at each mask rate --------------------------------------------------------------------
@@ -207,9 +200,8 @@ def curves(context: Context) -> ReportSection | None:
         return None
     trials = [trial for _, trial in best]
     labels = context.labels(trials)
-    curves = list(zip(labels, map(_curve, trials), strict=True))
-    caption = context.caption("curve", best=labels[0])
-    charts = [curve_chart(context.say, curves, list(map(context.colour, trials)), caption)]
+    of_trials = list(zip(labels, map(_curve, trials), strict=True))
+    charts = [curve_chart(context.say, of_trials, list(map(context.colour, trials)), context.few)]
     if len(best) > 1:
         charts.append(_curve_differences(context, labels, trials))
     return ReportSection("curves", context.say("section.curves"), (Figures(tuple(charts)),))
@@ -228,31 +220,20 @@ def curve_chart(
     say: Language,
     curves: Sequence[tuple[str, Sequence[CurvePoint]]],
     colours: Sequence[int],
-    caption: str = "",
+    note: str = "",
 ) -> Chart:
     """Curves S(r) with their labels, the best one first: the area above it is shaded."""
     series: list[ChartSeries] = []
-    for label, curve in curves:
-        points = (
-            estimate(
-                p.mask_rate,
-                p.nats_per_token,
-                p.se,
-                _curve_tip(say, label, p.mask_rate, p.nats_per_token, half_width(p.se)),
-            )
-            for p in curve
-        )
-        k = len(series)
-        series.append(ChartSeries(label, tuple(points), colours[k], area=k == 0, bold=k == 0))
-    return Chart(
-        name="curve",
-        title=say("figure.curve.title"),
-        caption=caption,
-        x=Axis(say("axis.mask_rate"), low=0.0, high=1.0, tick=percent_tick),
-        y=Axis(say("figure.curve.y"), high=0.0),
-        series=tuple(series),
-        height=300,
-    )
+    for (label, curve), colour in zip(curves, colours, strict=True):
+        points = []
+        for p in curve:
+            tip = _curve_tip(say, label, p.mask_rate, p.nats_per_token, half_width(p.se))
+            points.append(estimate(p.mask_rate, p.nats_per_token, p.se, tip))
+        first = not series
+        series.append(ChartSeries(label, tuple(points), colour, area=first, bold=first))
+    x = Axis(say("axis.mask_rate"), low=0.0, high=1.0, tick=percent_tick)
+    y = Axis(say("figure.curve.y"), high=0.0)
+    return chart(say, "curve", x, y, series, note=note, height=300, best=curves[0][0])
 
 
 def _curve_differences(context: Context, labels: Sequence[str], trials: Sequence[Trial]) -> Chart:
@@ -261,24 +242,24 @@ def _curve_differences(context: Context, labels: Sequence[str], trials: Sequence
     reference = next((trial for trial in trials if is_fixed_15(trial.policy)), trials[-1])
     rates = [p.mask_rate for p in _curve(reference)]
     scores = [p.nats_per_token for p in _curve(reference)]
-    series = []
+    series: list[ChartSeries] = []
     for label, trial in zip(labels, trials, strict=True):
-        gains = [
-            (p.mask_rate, p.nats_per_token - float(np.interp(p.mask_rate, rates, scores)))
-            for p in _curve(trial)
-        ]
-        points = tuple(Point(r, d, _curve_tip(say, label, r, d, math.nan)) for r, d in gains)
-        series.append(ChartSeries(label, points, context.colour(trial), bold=trial is trials[0]))
-    name = labels[trials.index(reference)]
-    return Chart(
-        name="curve-difference",
-        title=say("figure.curve_difference.title", reference=name),
-        caption=say("figure.curve_difference.caption", reference=name),
-        x=Axis(say("axis.mask_rate"), low=0.0, high=1.0, tick=percent_tick),
-        y=Axis(say("figure.curve_difference.y")),
-        series=tuple(series),
+        points = []
+        for p in _curve(trial):
+            gain = p.nats_per_token - float(np.interp(p.mask_rate, rates, scores))
+            tip = _curve_tip(say, label, p.mask_rate, gain, math.nan)
+            points.append(Point(p.mask_rate, gain, tip))
+        colour, first = context.colour(trial), not series
+        series.append(ChartSeries(label, tuple(points), colour, bold=first))
+    return chart(
+        say,
+        "curve_difference",
+        Axis(say("axis.mask_rate"), low=0.0, high=1.0, tick=percent_tick),
+        Axis(say("figure.curve_difference.y")),
+        series,
         guides=(("x", 0.15), ("y", 0.0)),
         height=240,
+        reference=labels[trials.index(reference)],
     )
 
 
@@ -305,42 +286,40 @@ def learning(context: Context) -> ReportSection | None:
     learners = [learner for learner in learners if len(learner[2]) > 1][:SERIES]
     if not learners:
         return None
-    charts = []
-    for unit in UNITS:
-        name = say(f"unit.{unit}")
-        spent = [v for _, _, points in learners for p in points if (v := getattr(p, unit)) > 0]
-        log = bool(spent) and max(spent) / min(spent) > 20
-        tick = {"tokens": say.tick, "flops": power_tick, "seconds": None}[unit]
-        charts.append(
-            Chart(
-                name=f"learning-{unit}",
-                title=say("figure.learning.title", unit=name),
-                caption=context.caption("learning", unit=name),
-                x=Axis(say(f"axis.{unit}"), log=log, tick=tick),
-                y=Axis(say("axis.lml")),
-                series=tuple(
-                    ChartSeries(
-                        label, tuple(_learning_points(context, label, points, unit)), colour,
-                        markers=True, bold=k == 0,
-                    )
-                    for k, (label, colour, points) in enumerate(learners)
-                ),
-            )
-        )  # fmt: skip
-    choices = tuple(say(f"unit.{unit}") for unit in UNITS)
-    figures = Figures(tuple(charts), choices, say("figure.learning.choose"))
+    names = [say(f"unit.{unit}") for unit in UNITS]
+    charts = [
+        _learning_chart(context, learners, unit, name)
+        for unit, name in zip(UNITS, names, strict=True)
+    ]
+    figures = Figures(tuple(charts), tuple(names), say("figure.learning.choose"))
     return ReportSection("learning", say("section.learning"), (figures,))
 
 
-def _learning_points(
-    context: Context, label: str, points: Sequence[LearningPoint], unit: Unit
-) -> Iterator[Point]:
+def _learning_chart(
+    context: Context,
+    learners: Sequence[tuple[str, int, Sequence[LearningPoint]]],
+    unit: Unit,
+    unit_name: str,
+) -> Chart:
+    """Learning curves, each with its label and its colour, over the cost in one unit."""
     say = context.say
-    for p in sorted(points, key=lambda p: p.progress):
-        spent = {
-            "tokens": f"{say.count(p.tokens)} {say('unit.tokens')}",
-            "flops": f"{power_tick(p.flops)} FLOPs",
-            "seconds": say.duration(p.seconds),
-        }[unit]
-        tip = f"{label}\n{spent}\n{context.score(p.nats_per_token, half_width(p.se))}"
-        yield estimate(float(getattr(p, unit)), p.nats_per_token, p.se, tip)
+    series: list[ChartSeries] = []
+    words = {
+        "tokens": lambda tokens: f"{say.count(tokens)} {unit_name}",
+        "flops": lambda flops: f"{power_tick(flops)} FLOPs",
+        "seconds": say.duration,
+    }[unit]
+    for label, colour, curve in learners:
+        points = []
+        for p in sorted(curve, key=lambda p: p.progress):
+            spent, score = float(getattr(p, unit)), p.nats_per_token
+            tip = f"{label}\n{words(spent)}\n{context.score(score, half_width(p.se))}"
+            points.append(estimate(spent, score, p.se, tip))
+        first = not series
+        series.append(ChartSeries(label, tuple(points), colour, markers=True, bold=first))
+    costs = [point.x for each in series for point in each.points if point.x > 0]
+    log = bool(costs) and max(costs) / min(costs) > 20
+    tick = {"tokens": say.tick, "flops": power_tick, "seconds": None}[unit]
+    x, y = Axis(say(f"axis.{unit}"), log=log, tick=tick), Axis(say("axis.lml"))
+    name = f"learning-{unit}"
+    return chart(say, "learning", x, y, series, name=name, note=context.few, unit=unit_name)

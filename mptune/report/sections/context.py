@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Literal, TypeAlias
 
 from mptune.analysis.intervals import half_width, lml_half_width
 from mptune.analysis.ranking import best_per_policy, policy_kind
 from mptune.analysis.results import Report
 from mptune.analysis.selection import Candidate
-from mptune.report.blocks import Cell, Column, Point
+from mptune.report.blocks import Axis, Cell, Chart, ChartSeries, Column, Point, Table
 from mptune.report.findings import Findings, findings
 from mptune.report.formatting import per_token
 from mptune.report.language import Language
 from mptune.trial import Trial
+
+Row: TypeAlias = Mapping[str, Cell | None]
+"""Cells of a table by column, see `Context.table`."""
 
 
 @dataclass(frozen=True)
@@ -71,35 +75,88 @@ class Context:
         one_size = len({trial.size_label for trial in trials}) < 2
         return [trial.policy_label if one_size else trial.label for trial in trials]
 
-    def caption(self, figure: str, **values: object) -> str:
-        """The caption of a figure with intervals; with few groups, what these hold for."""
+    @property
+    def few(self) -> str:
+        """With few groups of sequences: the sentence that says what intervals hold for."""
         lml = self.report.scored
-        n = lml.few_groups if lml else None
-        few = "" if n is None else self.say("few.caption", n=n)
-        return self.say.sentences([self.say(f"figure.{figure}.caption", **values), few])
+        return self.say("few.caption", n=lml.few_groups) if lml and lml.few_groups else ""
+
+    @property
+    def seeds_known(self) -> bool:
+        """Whether the intervals of the search's trials include the noise of training seeds."""
+        return any(c.half_width_total is not None for c in self.candidates.values())
+
+    def interval(self, trial: Trial) -> tuple[float, float]:
+        """Score of a finished trial and half of its 95 % interval, nats per token.
+
+        Over new training seeds, sequences and masks where the noise of seeds is known, else over
+        new sequences and masks.
+        """
+        candidate = self.candidates.get(trial.number)
+        half = candidate.half_width_total if candidate else None
+        return trial.nats_per_token, half or lml_half_width(trial.require_result().lml)
 
     def score(self, value: float, half: float) -> str:
         """A score with its interval and unit."""
         return f"{per_token(value, half)} {self.say('unit.nats_per_token')}"
 
-    def head(self, *keys: str) -> tuple[Column, ...]:
-        """Columns of a table: keys in `column.`, keys of units, or titles that need no translation.
+    def table(self, label: str, rows: Sequence[Row], **options: Any) -> Table:
+        """A table of rows as {column: cell}; None is a dash, and a column of dashes is left out.
 
-        A column whose key begins with `<` has text, any other numbers.
+        A column is a key in `column.`, the key of a unit, or a title that needs no translation. If
+        it begins with `<` it has text, else numbers. The longest row gives their order.
         """
-        columns = []
+        keys = [key for key in max(rows, key=len) if any(row.get(key) for row in rows)]
+        cells = tuple(tuple(row.get(key) or Cell("–") for key in keys) for row in rows)
+        head = []
         for key in keys:
             name = key.removeprefix("<")
             is_unit = name.startswith("unit.")
             title = self.say.optional(name if is_unit else f"column.{name}", name)
             title = self.say.capital(title) if is_unit else title
-            columns.append(Column(title, not key.startswith("<"), name))
-        return tuple(columns)
+            head.append(Column(title, name == key, name))
+        return Table(label, tuple(head), cells, **options)
 
 
-def number(value: float | None, words: Callable[[float], str]) -> Cell:
-    """A cell with a number in words, by which it is sorted; a dash without one."""
-    return Cell("–") if value is None else Cell(words(value), value)
+def chart(
+    say: Language,
+    key: str,
+    x: Axis,
+    y: Axis,
+    series: Iterable[ChartSeries],
+    *,
+    name: str = "",
+    note: str = "",
+    rows: Iterable[str] = (),
+    guides: tuple[tuple[Literal["x", "y"], float], ...] = (),
+    height: int = 280,
+    short: bool = False,
+    **values: object,
+) -> Chart:
+    """A chart with title and caption from the texts in `figure.KEY`, filled in with `values`.
+
+    Args:
+        name: of its file; default: the key.
+        note: a sentence that is added to the caption.
+        rows, guides, height, short: see `Chart`.
+    """
+    return Chart(
+        name=name or key.replace("_", "-"),
+        title=say(f"figure.{key}.title", **values),
+        caption=say.sentences([say(f"figure.{key}.caption", **values), note]),
+        x=x,
+        y=y,
+        series=tuple(series),
+        rows=tuple(rows),
+        guides=guides,
+        height=height,
+        short=short,
+    )
+
+
+def number(value: float | None, words: Callable[[float], str]) -> Cell | None:
+    """A cell with a number in words, by which it is sorted; None without one."""
+    return None if value is None else Cell(words(value), value)
 
 
 def percent(value: float) -> str:
@@ -118,22 +175,6 @@ def by_kind(trials: Iterable[Trial]) -> dict[str, list[Trial]]:
     for trial in trials:
         kinds.setdefault(policy_kind(trial), []).append(trial)
     return kinds
-
-
-def lml_interval(trial: Trial, candidate: Candidate | None = None) -> tuple[float, float]:
-    """Score of a finished trial and the half-width of its 95 % interval, nats per token.
-
-    Over new training seeds, sequences and masks if the candidate knows it, else over new sequences
-    and masks.
-    """
-    half = candidate.half_width_total if candidate else None
-    return trial.nats_per_token, half or lml_half_width(trial.require_result().lml)
-
-
-def lml_column(candidates: Mapping[int, Candidate]) -> str:
-    """Title of the scores of a ranking, as a key in `column.`: which noises the ± includes."""
-    known = any(c.half_width_total is not None for c in candidates.values())
-    return "lml_total" if known else "lml_evaluation"
 
 
 def estimate(x: float, y: float, se: float, tip: str) -> Point:

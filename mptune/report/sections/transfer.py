@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 
 from mptune.analysis.intervals import half_width
 from mptune.analysis.kpi import KpiReport
 from mptune.analysis.ranking import loss_at
-from mptune.analysis.robustness import Condition, Robustness, RobustnessRow
+from mptune.analysis.robustness import Condition, scores_by_condition, worst_domain
 from mptune.analysis.sizes import BySize, Extrapolation, LawValue, SizeLaw, SizePoint
 from mptune.report.blocks import (
     Axis,
@@ -20,13 +20,12 @@ from mptune.report.blocks import (
     Paragraph,
     Point,
     ReportSection,
-    Table,
     percent_tick,
 )
 from mptune.report.formatting import minus, per_token, rate
 from mptune.report.language import Language
 from mptune.report.layout import SERIES
-from mptune.report.sections.context import Context, by_kind, number
+from mptune.report.sections.context import Context, by_kind, chart, number
 from mptune.trial import Trial
 
 KEYS = {"best rate": "rate", "gap": "gap"}
@@ -69,9 +68,8 @@ def _law(context: Context, law: SizeLaw) -> Iterator[Block]:
         size = say.count(left.parameters)
         yield Paragraph(say(key, size=size, low=low, high=high, value=value), soft=True)
     if law.extrapolation:
-        head = context.head("parameters", f"size_{KEYS[law.what]}", "interval", "beyond")
-        rows = tuple(_extrapolated(law, e, place, say) for place, e in enumerate(law.extrapolation))
-        yield Table(say("sizes.extrapolation"), head, rows, headed=True)
+        rows = [_extrapolated(law, e, place, say) for place, e in enumerate(law.extrapolation)]
+        yield context.table(say("sizes.extrapolation"), rows, headed=True)
 
 
 def at_sizes(found: BySize | None, say: Language) -> Iterator[str]:
@@ -84,13 +82,14 @@ def at_sizes(found: BySize | None, say: Language) -> Iterator[str]:
             yield say(f"sizes.missing_{key}", why=why)
             continue
         for place, each in enumerate(law.extrapolation):
-            words = ", ".join(cell.words for cell in _extrapolated(law, each, place, say))
+            cells = _extrapolated(law, each, place, say).values()
+            words = ", ".join("–" if cell is None else cell.words for cell in cells)
             yield f"{say(f'column.size_{key}')}: {words}"
 
 
 def _extrapolated(
     law: SizeLaw, found: Extrapolation, place: int, say: Language
-) -> tuple[Cell, ...]:
+) -> dict[str, Cell | None]:
     """One size: the value, its interval, how far it is outside, and what each form says of it."""
     by_form = (
         f"{say(f'sizes.{f.form}')} {_quantity(law, f.values[place])}"
@@ -98,16 +97,17 @@ def _extrapolated(
         if f.weight >= 0.1
     )
     words = say(f"sizes.{found.verdict.replace(' ', '_')}", factor=f"{found.beyond:.3g}")
-    tone = "good" if found.verdict in ("inside", "agreed") else "open"
-    at, size = found.at, number(found.parameters, say.count)
-    if at is None:
-        return size, Cell("–"), Cell("–"), Cell(words, found.beyond, tone=tone)
-    return (
-        size,
-        Cell(_quantity(law, at.value), at.value),
-        Cell(f"{_quantity(law, at.low)} – {_quantity(law, at.high)}", at.low),
-        Cell(words, found.beyond, tone=tone, below=", ".join(by_form)),
-    )
+    tone, at = "good" if found.verdict in ("inside", "agreed") else "open", found.at
+    value = interval = None
+    if at is not None:
+        value = Cell(_quantity(law, at.value), at.value)
+        interval = Cell(f"{_quantity(law, at.low)} – {_quantity(law, at.high)}", at.low)
+    return {
+        "parameters": number(found.parameters, say.count),
+        f"size_{KEYS[law.what]}": value,
+        "interval": interval,
+        "beyond": Cell(words, found.beyond, tone=tone, below=", ".join(by_form) if at else ""),
+    }
 
 
 def _quantity(law: SizeLaw, value: float) -> str:
@@ -125,24 +125,22 @@ def _law_chart(law: SizeLaw, say: Language) -> Chart:
         )
         return Point(p.parameters, p.value, tip, p.low, p.high)
 
-    named = [_law_point(law, e.at, say) for e in law.extrapolation if e.at]
-    return Chart(
-        name=f"size-{key}",
-        title=say(f"figure.size_{key}.title", of=law.of),
-        caption=say(f"figure.size_{key}.caption", of=law.of),
-        x=Axis(say("axis.parameters"), log=True, tick=say.tick),
-        y=Axis(say(f"figure.size_{key}.y"), tick=percent_tick if key == "rate" else None),
-        series=(
-            ChartSeries(
-                say("sizes.average"),
-                tuple(_law_point(law, v, say) for v in law.curve),
-                0,
-                bold=True,
-            ),
-            ChartSeries("", tuple(measured(p) for p in law.points), 0, "dots"),
-            *([ChartSeries(say("sizes.named"), tuple(named), 4, "dots")] if named else ()),
-        ),
+    curve = tuple(_law_point(law, value, say) for value in law.curve)
+    series = [
+        ChartSeries(say("sizes.average"), curve, 0, bold=True),
+        ChartSeries("", tuple(map(measured, law.points)), 0, "dots"),
+    ]
+    named = tuple(_law_point(law, e.at, say) for e in law.extrapolation if e.at)
+    if named:
+        series.append(ChartSeries(say("sizes.named"), named, 4, "dots"))
+    return chart(
+        say,
+        f"size_{key}",
+        Axis(say("axis.parameters"), log=True, tick=say.tick),
+        Axis(say(f"figure.size_{key}.y"), tick=percent_tick if key == "rate" else None),
+        series,
         guides=(("y", 0.0),) if law.what == "gap" else (),
+        of=law.of,
     )
 
 
@@ -158,23 +156,61 @@ def _law_point(law: SizeLaw, value: LawValue, say: Language) -> Point:
 
 
 def robustness(context: Context) -> ReportSection | None:
-    """The scores on every held-out domain, and with missing values."""
-    say, found = context.say, context.report.robustness
-    if found is None:
-        return None
-    blocks: list[Block] = [
-        Figures((_robustness_chart(context, found),)),
-        _robustness_table(context, found),
+    """The scores of trials and arms on every held-out domain, and with missing values."""
+    say, compared = context.say, context.report.comparison
+    entries = [
+        (Cell(trial.policy_label, below=trial.size_label), trial, [trial.require_result()])
+        for trial in context.ranked
     ]
-    if found.chosen_by_worst:
+    for name in compared.arms if compared else ():
+        if compared and (runs := compared.finished(name)):
+            results = [run.require_result() for run in runs]
+            entries.append((Cell(name, tag=say("word.arm")), runs[0], results))
+    scored = [(cell, trial, scores_by_condition(results)) for cell, trial, results in entries]
+    conditions = {c: _condition(c, say) for c in (scored[0][2] if scored else ())}
+    if len(conditions) < 2:
+        return None
+
+    best = {trial.number: label for label, trial in context.best_per_policy()}
+    of_trials = scored[: len(context.ranked)]
+    shown = [(best[t.number], t, scores) for _, t, scores in of_trials if t.number in best]
+    shown = shown or [(cell.words, trial, scores) for cell, trial, scores in scored]
+    series: list[ChartSeries] = []
+    for label, trial, scores in shown[:SERIES]:
+        points = []
+        for y, (condition, name) in enumerate(conditions.items()):
+            if condition in scores:
+                score, half = scores[condition]
+                tip = f"{label}\n{name}\n{context.score(score, half)}"
+                points.append(Point(score, y, tip, score - half, score + half))
+        colour = context.colour(trial)
+        series.append(ChartSeries(label, tuple(points), colour, "dots", bold=not series))
+    x = Axis(say("axis.lml_interval"))
+    picture = chart(say, "robustness", x, Axis(""), series, rows=conditions.values())
+
+    worst = [worst_domain(results) for *_, results in entries]
+    rows = []
+    for (cell, _, scores), lowest in zip(scored, worst, strict=True):
+        row: dict[str, Cell | None] = {"<policy": cell}
+        for condition, name in conditions.items():
+            found = scores.get(condition)
+            row[name] = found and Cell(per_token(*found), found[0])
+        rows.append({**row, "<worst": lowest and Cell(lowest[0])})
+    wanted = context.found.recommended
+    first = context.ranked.index(wanted) if wanted else None
+    table = context.table(say("section.robustness"), rows, first=first)
+    blocks: list[Block] = [Figures((picture,)), table]
+    by_worst = [(low[1], t) for low, t in zip(worst, context.ranked, strict=False) if low]
+    selection = context.report.selection
+    if selection and selection.chosen_by == "worst_domain":
         blocks.append(Paragraph(say("robustness.chosen_by_worst"), soft=True))
-    elif found.best_at_worst is not None:
-        best = context.trial(found.best_at_worst)
+    elif by_worst:
+        trial = max(by_worst, key=lambda pair: pair[0])[1]
         words = say(
             "robustness.best_at_worst",
-            policy=best.policy_label,
-            size=best.size_label,
-            trial=best.number,
+            policy=trial.policy_label,
+            size=trial.size_label,
+            trial=trial.number,
         )
         blocks.append(Paragraph(words, soft=True))
     return ReportSection("robustness", say("section.robustness"), tuple(blocks))
@@ -182,74 +218,12 @@ def robustness(context: Context) -> ReportSection | None:
 
 def _condition(condition: Condition, say: Language) -> str:
     """Label of a condition: in distribution, the domain, or the share of missing values."""
-    name = say("robustness.home") if condition.kind == "home" else condition.name
-    if condition.kind == "missing" and condition.fraction is not None:
-        pattern = condition.pattern or "random"
-        name = say(f"robustness.missing_{pattern}", percent=f"{100 * condition.fraction:g}")
+    name = condition.domain or say("robustness.home")
+    if condition.kind == "missing":
+        percent = f"{100 * condition.fraction:g}"
+        name = say(f"robustness.missing_{condition.pattern}", percent=percent)
     groups = condition.few_groups
     return name if groups is None else say("robustness.few", name=name, n=groups)
-
-
-def _robustness_chart(context: Context, found: Robustness) -> Chart:
-    """The best trial of each policy; the arms if only they were scored."""
-    say = context.say
-    by_trial = {row.trial: row for row in found.rows if row.trial is not None}
-    shown = [
-        (label, context.colour(trial), by_trial[trial.number])
-        for label, trial in context.best_per_policy()
-    ]
-    arms = context.report.comparison.arms if context.report.comparison else {}
-    if not shown:
-        rows = ((row, arms.get(row.arm or "")) for row in found.rows)
-        shown = [(r.arm or "", context.colour(arm[0]) if arm else 0, r) for r, arm in rows]
-    return Chart(
-        name="robustness",
-        title=say("figure.robustness.title"),
-        caption=say("figure.robustness.caption"),
-        x=Axis(say("axis.lml_interval")),
-        y=Axis(""),
-        series=tuple(
-            ChartSeries(label, tuple(_robustness_points(context, found.conditions, row)), colour,
-                   "dots", bold=k == 0)
-            for k, (label, colour, row) in enumerate(shown[:SERIES])
-        ),
-        rows=tuple(_condition(c, say) for c in found.conditions),
-    )  # fmt: skip
-
-
-def _robustness_points(
-    context: Context, conditions: Sequence[Condition], row: RobustnessRow
-) -> Iterator[Point]:
-    scores = {s.name: s for s in row.scores}
-    for y, condition in enumerate(conditions):
-        score = scores.get(condition.name)
-        if score is not None:
-            value, half = score.nats_per_token, score.half_width
-            name = row.arm or context.trial(row.trial).label
-            tip = f"{name}\n{_condition(condition, context.say)}\n{context.score(value, half)}"
-            yield Point(value, y, tip, value - half, value + half)
-
-
-def _robustness_table(context: Context, found: Robustness) -> Table:
-    say, rows = context.say, []
-    domains = any(row.worst_domain for row in found.rows)
-    conditions = [_condition(c, say) for c in found.conditions]
-    head = context.head("<policy", *conditions, *(["<worst"] if domains else []))
-    for row in found.rows:
-        scores = {s.name: s for s in row.scores}
-        cells = [
-            Cell(per_token(s.nats_per_token, s.half_width), s.nats_per_token) if s else Cell("–")
-            for s in (scores.get(c.name) for c in found.conditions)
-        ]
-        if row.arm is None:
-            trial = context.trial(row.trial)
-            name = Cell(trial.policy_label, below=trial.size_label)
-        else:
-            name = Cell(row.arm, tag=say("word.arm"))
-        rows.append((name, *cells, *([Cell(row.worst_domain or "–")] if domains else [])))
-    wanted = context.found.recommended.number if context.found.recommended else None
-    first = next((k for k, r in enumerate(found.rows) if r.trial == wanted), None)
-    return Table(say("section.robustness"), head, tuple(rows), first)
 
 
 # --- KPI -----------------------------------------------------------------------------------------
@@ -262,33 +236,54 @@ def kpi(context: Context) -> ReportSection | None:
         return None
     scored = [t for t in context.ranked if t.kpi and t.kpi.value is not None]
     losses = {t.number: loss_at(t.require_result(), 0.15) for t in scored}
-    charts = [
-        chart
-        for predictor, axis, values in (
-            ("lml", "axis.lml", {t.number: t.nats_per_token for t in scored}),
-            ("loss", "axis.loss", {n: loss for n, loss in losses.items() if loss is not None}),
-        )
-        if (chart := _kpi_chart(context, found.name, scored, predictor, axis, values))
-    ]
+    charts = []
+    for predictor, axis, values in (
+        ("lml", "axis.lml", {t.number: t.nats_per_token for t in scored}),
+        ("loss", "axis.loss", {n: loss for n, loss in losses.items() if loss is not None}),
+    ):
+        series = [
+            ChartSeries(
+                kind,
+                tuple(_kpi_point(trial, values[trial.number]) for trial in trials),
+                context.colour(trials[0]),
+                "dots",
+            )
+            for kind, trials in by_kind(t for t in scored if t.number in values).items()
+        ]
+        if series:
+            x, y = Axis(say(axis)), Axis(found.name)
+            key, kpi_name = f"kpi_{predictor}", found.name
+            charts.append(chart(say, key, x, y, series, height=230, short=True, kpi=kpi_name))
     blocks: list[Block] = [Paragraph(_kpi_answer(context, found))]
     if charts:
         blocks.append(Figures(tuple(charts)))
     if found.correlations:
         names = {"spearman": "Spearman ρ", "kendall": "Kendall τ"}
-        rows = tuple(
-            (
-                Cell(say(f"kpi.by_{c.predictor}")),
-                Cell(names[c.statistic]),
-                number(c.value, partial(minus, digits=2)),
-                Cell("–" if c.low is None else f"{minus(c.low, 2)} – {_or_dash(c.high)}", c.low),
-            )
+        rows = [
+            {
+                "<predictor": Cell(say(f"kpi.by_{c.predictor}")),
+                "<statistic": Cell(names[c.statistic]),
+                "correlation": number(c.value, partial(minus, digits=2)),
+                "interval": Cell(f"{_or_dash(c.low)} – {_or_dash(c.high)}", c.low)
+                if c.low is not None
+                else None,
+            }
             for c in found.correlations
-        )
-        head = context.head("<predictor", "<statistic", "correlation", "interval")
-        blocks.append(Table(say("kpi.table"), head, rows, headed=True))
+        ]
+        blocks.append(context.table(say("kpi.table"), rows, headed=True))
     if found.failed:
         blocks.append(Paragraph(say("kpi.failed", n=found.failed), soft=True))
     return ReportSection("kpi", say("section.kpi", name=found.name), tuple(blocks))
+
+
+def _kpi_point(trial: Trial, x: float) -> Point:
+    """The KPI of a trial that has one, with its 95 % interval if it gave an error."""
+    assert trial.kpi is not None
+    y, se = trial.kpi.value or 0.0, trial.kpi.se
+    half = half_width(se) if se else None
+    error = f" ± {half:.3g}" if half else ""
+    tip = f"{trial.label}\n{x:.3f}\nKPI {y:.4g}{error}".replace("-", "−")
+    return Point(x, y, tip, *((y - half, y + half) if half else ()))
 
 
 def _kpi_answer(context: Context, found: KpiReport) -> str:
@@ -311,40 +306,3 @@ def _kpi_answer(context: Context, found: KpiReport) -> str:
 
 def _or_dash(value: float | None) -> str:
     return "–" if value is None else minus(value, 2)
-
-
-def _kpi_chart(
-    context: Context,
-    name: str,
-    scored: Sequence[Trial],
-    predictor: str,
-    axis: str,
-    values: dict[int, float],
-) -> Chart | None:
-    """The KPI over one predictor: `values` by trial number; None without any."""
-
-    def point(trial: Trial) -> Point:
-        x, found = values[trial.number], trial.kpi
-        y, se = (found.value or 0.0, found.se) if found else (0.0, None)
-        half = half_width(se) if se else None
-        error = f" ± {half:.3g}" if half else ""
-        tip = f"{trial.label}\n{x:.3f}\nKPI {y:.4g}{error}".replace("-", "−")
-        low, high = (y - half, y + half) if half else (None, None)
-        return Point(x, y, tip, low, high)
-
-    if not values:
-        return None
-    kinds = by_kind(trial for trial in scored if trial.number in values)
-    return Chart(
-        name=f"kpi-{predictor}",
-        title=context.say(f"figure.kpi_{predictor}.title"),
-        caption=context.say(f"figure.kpi_{predictor}.caption", name=name),
-        x=Axis(context.say(axis)),
-        y=Axis(name),
-        series=tuple(
-            ChartSeries(kind, tuple(map(point, trials)), context.colour(trials[0]), "dots")
-            for kind, trials in kinds.items()
-        ),
-        height=230,
-        short=True,
-    )
