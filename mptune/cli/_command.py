@@ -156,7 +156,7 @@ def as_text(block: str, values: Mapping[str, Any]) -> str:
     )
     environment.filters |= {"f": number, "columns": columns, "half_width": half_width}
     template = environment.get_template("output.txt")
-    return "".join(template.blocks[block](template.new_context(values))).rstrip()
+    return "".join(template.blocks[block](template.new_context(dict(values)))).rstrip()
 
 
 def number(value: float | None, form: str) -> str:
