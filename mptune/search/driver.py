@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -140,7 +140,6 @@ class StudyDriver:
     clock: Callable[[], float] = time.monotonic
     stopped_by: str | None = field(init=False, default=None)
     _in_flight: dict[int, InFlight] = field(default_factory=dict)
-    _order: deque[int] = field(default_factory=deque)
     _held: dict[int, InFlight] = field(default_factory=dict)
     _paused: dict[int, InFlight] = field(default_factory=dict)
     _spent_before: float = 0.0
@@ -186,7 +185,6 @@ class StudyDriver:
         with interrupts(self.interrupted):
             self._show()
             self._fill()
-            self._continue_paused()
             self._tell_ended()
             while self._in_flight:
                 if self.interrupted.is_set():
@@ -217,14 +215,18 @@ class StudyDriver:
     # --- starting trials -----------------------------------------------------------------------
 
     def _fill(self) -> None:
-        """Start held trials that have room now, then new ones, as far as room and budgets go."""
+        """Start trials as far as room and budgets go: held, queued, paused ones, then new ones."""
         for number, flight in () if self._has_enough else sorted(self._held.items()):
             if not self._may_start() or len(self._in_flight) >= self._limit():
                 return
             if self._lacking(flight.spec) is None:
                 del self._held[number]
                 self._launch(flight)
-        while len(self._in_flight) < self._limit() and self._may_ask():
+        while len(self._in_flight) < self._limit():
+            if not self._history.waiting and self._continue_paused():
+                continue
+            if not self._may_ask():
+                return
             trial = self._ask()
             spec = self.propose(trial)
             if self.stage == "search" and not {"arm", ASKED} & trial.user_attrs.keys():
@@ -290,14 +292,15 @@ class StudyDriver:
             self._history = History.of(self.study)
         raise AssertionError
 
-    def _launch(self, flight: InFlight) -> None:
+    def _launch(self, flight: InFlight, **attrs: Any) -> None:
         """Submit a trial, unless its result is known already or the budgets have no room."""
         trial, spec = flight.trial, flight.spec
-        known = self._known(flight)
-        flight.held_because, flight.paused = None, False
-        describe(trial, spec, **known)
+        known = self._judged_by(flight)
+        flight.place, flight.held_because, flight.paused = known.get("place", 0), None, False
+        if known:
+            attrs[JUDGED_BY] = known
+        describe(trial, spec, **attrs)
         self._in_flight[spec.number] = flight
-        self._order.append(spec.number)
         self.observer.trial(spec.number, spec.policy_label, spec.size_label)
         twin = self._history.twins.get(spec.fingerprint())
         if twin is not None:
@@ -308,19 +311,21 @@ class StudyDriver:
         if (result := finished_before(spec)) is not None:
             self._replay(flight, result)
         elif (lacking := self._lacking(spec)) is not None:
-            self._order.remove(spec.number)
             del self._in_flight[spec.number]
             self._hold(flight, lacking)
         else:
             self._submit(flight)
 
-    def _known(self, flight: InFlight) -> dict[str, Any]:
-        """Attribute `JUDGED_BY` of a trial that is launched, if it has none or was paused."""
-        has_one = JUDGED_BY in flight.trial.user_attrs and not flight.paused
-        if has_one or not self.ordered or not isinstance(self.study.pruner, PredictivePruner):
+    def _judged_by(self, flight: InFlight) -> dict[str, Any]:
+        """`JUDGED_BY` of a trial that is launched: as an earlier driver that launched it had it."""
+        if not self.ordered or not isinstance(self.study.pruner, PredictivePruner):
             return {}
+        known: dict[str, Any] | None = flight.trial.user_attrs.get(JUDGED_BY)
+        if known is not None and flight.held_because is None:
+            return known
         beside = sorted({*self._in_flight, *self._held} - {flight.spec.number})
-        return {JUDGED_BY: {"below": self._history.asked, "beside": beside}}
+        place = 1 + max((other.place for other in self._in_flight.values()), default=0)
+        return {"below": self._history.asked, "beside": beside, "place": place}
 
     def _replay(self, flight: InFlight, result: TrialResult) -> None:
         """Tell a result that an earlier driver did not get to tell."""
@@ -404,22 +409,19 @@ class StudyDriver:
         self.observer.finish_trial(flight.spec.number, PAUSED)
         self._save_spend()
 
-    def _continue_paused(self) -> None:
-        """Continue paused trials while the best is too likely to be among them."""
-        pruner = self.study.pruner
-        while self._paused and self._may_start() and len(self._in_flight) < self._limit():
-            if self._has_enough:
-                return
-            assert isinstance(pruner, PredictivePruner)
-            chosen = pruner.to_continue(self.study, self._paused)
-            if chosen is None:
-                return
-            number, decision = chosen
-            flight = self._paused.pop(number)
-            judged = [*flight.trial.user_attrs[JUDGED], decision]
-            set_attributes(flight.trial, **{JUDGED: judged})
-            self._history.go_on()
-            self._launch(flight)
+    def _continue_paused(self) -> bool:
+        """Continue a paused trial if the best is too likely to be among them; False if not."""
+        if not self._paused or not self._may_start() or self._has_enough:
+            return False
+        assert isinstance(self.study.pruner, PredictivePruner)
+        chosen = self.study.pruner.to_continue(self.study, self._paused)
+        if chosen is None:
+            return False
+        number, decision = chosen
+        flight = self._paused.pop(number)
+        self._history.go_on()
+        self._launch(flight, **{JUDGED: [*flight.trial.user_attrs[JUDGED], decision]})
+        return True
 
     def _prune_paused(self) -> None:
         """At the end of the search no paused trial goes on: its checkpoint is removed."""
@@ -492,15 +494,14 @@ class StudyDriver:
 
     def _tell_ended(self) -> None:
         """Tell the trials that have ended, and start others; in ordered mode the oldest first."""
-        while self._order:
-            ready = [n for n in self._order if self._in_flight[n].ending is not None]
-            if not ready or (self.ordered and ready[0] != self._order[0]):
+        while self._in_flight:
+            order = sorted(self._in_flight.values(), key=attrgetter("place"))
+            ready = [flight for flight in order if flight.ending is not None]
+            if not ready or (self.ordered and ready[0] is not order[0]):
                 return
-            self._order.remove(ready[0])
-            self._tell(self._in_flight.pop(ready[0]))
+            self._tell(self._in_flight.pop(ready[0].spec.number))
             if not self.interrupted.is_set():
                 self._outlook = self.judge()
-            self._continue_paused()
             self._fill()
 
     def _tell(self, flight: InFlight) -> None:

@@ -73,6 +73,7 @@ class InFlight:
         stop_requested: whether it was asked to stop.
         held_because: why the budgets have no room for it, or why it is paused.
         paused: whether the pruner has paused it.
+        place: in the order of launching, that of an earlier driver included.
     """
 
     trial: optuna.Trial
@@ -86,6 +87,7 @@ class InFlight:
     stop_requested: bool = False
     held_because: str | None = None
     paused: bool = False
+    place: int = 0
 
     def move(self, what: str) -> None:
         """Go to the state that follows `what`.

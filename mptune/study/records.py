@@ -46,9 +46,9 @@ JUDGED = "judged"
 With fewer than the six finished trials that a decision needs, the other numbers are None."""
 
 JUDGED_BY = "judged_by"
-"""User attribute of a trial that a search with ordered results has asked for: `below` and `beside`.
-It is judged by trials with a number below `below` that were not in flight `beside` it, so that a
-resumed search decides the same."""
+"""User attribute of a trial that a search with ordered results has launched: it is judged by trials
+with a number below `below` that were not in flight `beside` it, and told after those in flight with
+a lower `place`, so that a resumed search decides the same."""
 
 PAUSED = "paused"
 """`reason` of a trial that is paused and may go on. Optuna has it as running until the search ends;
