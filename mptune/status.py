@@ -156,7 +156,7 @@ class MoreRuns(Message):
 class Outlook(Message):
     """How sure a search is of its recommendation, and what going on would bring."""
 
-    trials: int = Field(description="trials that had ended")
+    trials: int = Field(description="trials that had ended; after the end of the search, all")
     unknown: Literal["start", "seeds", "worst_domain"] | None = Field(
         None,
         description="why nothing is known, and the search does not end by itself. start: the "
@@ -186,7 +186,8 @@ class Outlook(Message):
     )
     more_runs: tuple[MoreRuns, ...] = Field((), description="more seeds, and new points")
     wanted: float | None = Field(None, description="search.certainty")
-    ended_by: EndedBy | None = Field(None, description="None: the search goes on")
+    worth: float | None = Field(None, description="search.worth")
+    ended_by: EndedBy | None = Field(None, description="None: the search has not ended")
 
     @property
     def probability(self) -> float | None:

@@ -162,7 +162,7 @@ def _scored(
 def ending_words(outlook: Outlook | None, trials: Sequence[Trial] = ()) -> Iterator[str]:
     """Why the search ended, what more would bring, and what is not known."""
     if outlook is None:
-        yield "The search has not begun."
+        yield "How sure the search is, is not stored." if trials else "The search has not begun."
         return
     yield f"{END[outlook.ended_by]} after {outlook.trials} trials: {_surety(outlook)}."
     more_runs = sorted(outlook.more_runs, key=lambda more: -more.per_worker_hour)
@@ -186,7 +186,7 @@ def ending_words(outlook: Outlook | None, trials: Sequence[Trial] = ()) -> Itera
 
 
 END = {
-    None: "The search goes on",
+    None: "The search has not ended;",
     "certainty": "The search ended by itself",
     "worth": "The search ended by itself, because going on is not worth search.worth,",
     "trials": "The search ended with its last trial (search.trials),",

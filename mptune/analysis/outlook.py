@@ -90,8 +90,8 @@ def outlook(
         expected_regret=length * candidate.expected_regret,
         more_runs=tuple(more_runs),
     )
-    by = ended_by(found, settings)
-    return found.model_copy(update={"ended_by": by, "wanted": settings.certainty})
+    asked = {"wanted": settings.certainty, "worth": settings.worth}
+    return found.model_copy(update={"ended_by": ended_by(found, settings), **asked})
 
 
 def of_unseen(

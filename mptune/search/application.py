@@ -43,7 +43,7 @@ from mptune.search.stage import FIRST_SEEDS, FRESH_PLAN, Stage
 from mptune.spec.schema import Comparison, Score, SearchSpec, build
 from mptune.spec.source import Concrete, SpecFile, SpecSource, merge_arm, plain
 from mptune.spec.space import Space
-from mptune.status import EndedBy, Outlook, StageEnd, Status
+from mptune.status import Outlook, StageEnd, Status
 from mptune.study import queue
 from mptune.study.lease import PostgresLease, driver_lock, interrupts, lease
 from mptune.study.pruners import make_pruner
@@ -342,23 +342,23 @@ class Session:
         claim_spec(study, self.file.resolved(self.spec))
         self._write_spec(accepted=True)
         queue.enqueue_arms(study, Space(self.file).arms())
-        total = self.spec.search.trials
-        if kept_end(self.run) is not None and queue.is_drained(study):
+        total, ended, found = self.spec.search.trials, queue.ended(study), self.run.outlook()
+        over = kept_end(self.run) is not None and queue.is_drained(study)
+        if over:
             self.say(
                 "note: search: it has ended by itself (`mptune explain` says why); with a larger "
                 "search.certainty, or null, the same command continues"
             )
-        elif queue.ended(study) < total:
+        # The last driver may have died before it stored how sure the search is after all trials.
+        is_closed = found is None or (found.ended_by is not None and found.trials == ended)
+        if not (is_closed and (over or ended >= total)):
             stage = self._stage("search", self.prepared(), self.spec.search.seed)
             study.pruner = make_pruner(self.spec.search, stage.prepared.mean_length)
             rungs = pruner.rungs if pruner.kind != "none" else ()
             stage = replace(stage, total=total, rungs=rungs, space=Space(self.file))
             ending = Ending(self.run, stage, study)
-            is_complete = self.drive(stage, study, ending)
-            found = self.run.outlook()
-            if found is not None and found.ended_by is None:
-                by: EndedBy = "trials" if is_complete else "budget"
-                ending.store(found.model_copy(update={"ended_by": by}))
+            is_complete = over or self.drive(stage, study, ending)
+            ending.close("trials" if is_complete else "budget")
 
     def confirm(self) -> None:
         """Train the best trials again with fresh seeds, and score them on a fresh plan."""

@@ -6,6 +6,7 @@ study: a search whose driver was killed, and one that was not, end at the same t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from mptune.analysis.selection import SearchSelection
 from mptune.errors import InputError
 from mptune.search.run import OUTLOOK, Run
 from mptune.search.stage import Stage
-from mptune.status import Outlook
+from mptune.status import EndedBy, Outlook
 from mptune.study import queue
 from mptune.study.exposure import Suggestions
 from mptune.study.records import PAUSED, ended_trials
@@ -41,8 +42,12 @@ RANDOM, PARENTS, NEIGHBOURS = 96, 3, 16
 
 def kept_end(run: Run) -> Outlook | None:
     """With what the search has ended by itself; None if it goes on by the spec's present values."""
-    found = run.outlook()
-    return found if found and found.ended_by and ended_by(found, run.spec.search) else None
+    found, settings = run.outlook(), run.spec.search
+    if found is None:
+        return None
+    by_certainty = (settings.certainty or math.inf) <= (found.wanted or 0.0)
+    by_worth = (settings.worth or 0.0) >= (found.worth or math.inf)
+    return found if {"certainty": by_certainty, "worth": by_worth}.get(found.ended_by or "") else None
 
 
 @dataclass
@@ -62,23 +67,32 @@ class Ending:
 
     def __call__(self) -> Outlook:
         """How sure the search is now; as before if this is no time to look."""
-        kept, settings = kept_end(self.run), self.run.spec.search
-        if kept is not None:
+        if (kept := kept_end(self.run)) is not None:
             return kept
-        count = queue.ended(self.study)
-        if settings.sampler.kind != "exposure":  # no other asks for a second seed
-            found = Outlook(trials=count, unknown="seeds")
-        else:
-            before = self.run.outlook()
-            if before is not None and not before.ended_by and count % max(1, count // LOOKS):
-                return before
-            new = ended_trials(self.study, self.stage.name, besides=self._trials)
-            trials = [trial for _, trial in sorted({**self._trials, **new}.items())]
-            # A paused trial may go on, so it is read again at the next look.
-            self._trials |= {n: trial for n, trial in new.items() if trial.reason != PAUSED}
-            found = outlook(trials, self.stage.prepared, self._scores_of, settings, self._of_unseen)
+        before, count = self.run.outlook(), queue.ended(self.study)
+        if before is not None and not before.ended_by and count % max(1, count // LOOKS):
+            return before
+        found = self._look()
         self.store(found)
         return found
+
+    def close(self, by: EndedBy) -> None:
+        """Store how sure the search is after all its trials; `by` ended it, unless it did."""
+        kept, found = kept_end(self.run), self.run.outlook()
+        if found is None or found.trials != queue.ended(self.study):
+            found = self._look()
+        itself = kept.ended_by if kept else ended_by(found, self.run.spec.search)
+        self.store(found.model_copy(update={"ended_by": itself or by}))
+
+    def _look(self) -> Outlook:
+        settings = self.run.spec.search
+        if settings.sampler.kind != "exposure":  # no other asks for a second seed
+            return Outlook(trials=queue.ended(self.study), unknown="seeds")
+        new = ended_trials(self.study, self.stage.name, besides=self._trials)
+        trials = [trial for _, trial in sorted({**self._trials, **new}.items())]
+        # A paused trial may go on, so it is read again at the next look.
+        self._trials |= {n: trial for n, trial in new.items() if trial.reason != PAUSED}
+        return outlook(trials, self.stage.prepared, self._scores_of, settings, self._of_unseen)
 
     def store(self, found: Outlook) -> None:
         """Store the answer with the study."""

@@ -77,5 +77,9 @@ def test_what_ended_the_search_and_what_more_would_bring() -> None:
     )
     unknown = Outlook(trials=6, unknown="seeds", ended_by="trials")
     assert "trained no policy with two seeds" in " ".join(ending_words(unknown))
+    going_on = " ".join(ending_words(unknown.model_copy(update={"ended_by": None})))
+    assert going_on.startswith("The search has not ended; after 6 trials: ")
     stopped = Trial(number=0, state="PRUNED")
     assert "the 1 trial stopped early would have" in " ".join(ending_words(unknown, [stopped]))
+    assert list(ending_words(None)) == ["The search has not begun."]
+    assert "not stored" in " ".join(ending_words(None, [stopped]))

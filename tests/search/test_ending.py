@@ -16,7 +16,7 @@ from mptune.report.pages import markdown
 from mptune.search import application
 from mptune.search.application import Silence
 from mptune.search.ending import Ending
-from mptune.search.run import Run
+from mptune.search.run import OUTLOOK, Run
 from mptune.status import Outlook
 from mptune.study.records import PAUSED, ended_trials
 from tests.cli.test_commands import SPEC
@@ -40,25 +40,45 @@ def outlook(run: Run) -> Outlook:
     return found
 
 
+def kept(monkeypatch: pytest.MonkeyPatch) -> list[Outlook]:
+    """Every outlook that searches store from here on."""
+    found, store = list[Outlook](), Ending.store
+
+    def keep(ending: Ending, new: Outlook) -> None:
+        found.append(new)
+        store(ending, new)
+
+    monkeypatch.setattr(Ending, "store", keep)
+    return found
+
+
 @pytest.fixture(autouse=True)
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dispatch, "make", lambda *a, **k: LocalDispatcher(FAKE_WORKER))
 
 
-def test_it_ends_when_it_is_sure_and_running_trials_finish() -> None:
+def test_it_ends_when_it_is_sure_and_running_trials_finish_and_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stored = kept(monkeypatch)
     run = search("runs/a")
-    found, trials = outlook(run), run.trials()
-    assert found.ended_by == "certainty"
+    found, last, trials = stored[-2], outlook(run), run.trials()
+    assert found.ended_by == last.ended_by == "certainty"
     assert found.probability is not None
     assert found.probability >= 0.95
     assert 4 <= found.trials < 20
     assert [t.state for t in trials] == ["COMPLETE"] * len(trials)
     assert found.trials < len(trials) <= found.trials + 2, "two others were running"
+    assert last.trials == len(trials)
+    assert last.recommended == run.best().number
+    assert (last.within, last.unseen) != (found.within, found.unseen)
 
 
 def test_it_stays_finished_and_goes_on_with_another_certainty() -> None:
     first, said = search("runs/a"), Said()
+    less_sure = outlook(first).model_copy(update={"within": 0.9})  # by trials that ran at its end
+    first.study().set_user_attr(OUTLOOK, less_sure.model_dump(mode="json"))
     again = search("runs/a", said)
     assert outlook(again) == outlook(first)
     assert len(again.trials()) == len(first.trials())
@@ -82,16 +102,18 @@ class Killed(BaseException):
     """The driver dies."""
 
 
-@pytest.mark.parametrize("moment", ["before it is stored", "after it is stored"])
+@pytest.mark.parametrize("stored_before", [0, 1, "all trials"])
 def test_a_driver_that_dies_at_its_end_leaves_the_same_end(
-    monkeypatch: pytest.MonkeyPatch, moment: str
+    monkeypatch: pytest.MonkeyPatch, stored_before: int | str
 ) -> None:
+    stored = kept(monkeypatch)
     undisturbed, store = search("runs/a"), Ending.store
+    ends = [found.trials for found in stored if found.ended_by is not None]
 
     def die(ending: Ending, found: Outlook) -> None:
-        if found.ended_by is not None:
-            if moment == "after it is stored":
-                store(ending, found)
+        if found.trials == ends[0] and stored_before == 1:
+            store(ending, found)
+        if found.trials == ends[-1 if stored_before == "all trials" else 0]:
             raise Killed
         store(ending, found)
 
@@ -99,9 +121,8 @@ def test_a_driver_that_dies_at_its_end_leaves_the_same_end(
         patch.setattr(Ending, "store", die)
         with pytest.raises(Killed):
             search("runs/b")
-    assert (
-        len([t for t in Run.open("runs/b").trials() if t.finished]) == outlook(undisturbed).trials
-    )
+    finished = len([t for t in Run.open("runs/b").trials() if t.finished])
+    assert finished == ends[-1 if stored_before == "all trials" else 0]
     resumed = search("runs/b")
     assert outlook(resumed) == outlook(undisturbed)
     assert [(t.params, t.seed, t.state) for t in resumed.trials()] == [
@@ -120,6 +141,9 @@ def test_not_before_the_start_has_ended_nor_without_second_seeds() -> None:
 def test_it_ends_when_going_on_is_not_worth_it_and_a_budget_says_so() -> None:
     run = search("runs/a", certainty=None, worth=1e12)
     assert outlook(run).ended_by == "worth"
+    count = len(run.trials())
+    assert len(search("runs/a", certainty=None, worth=2e12).trials()) == count
+    assert len(search("runs/a", certainty=None, worth=None, trials=count + 1).trials()) > count
     spent = search("runs/b", certainty=None, budget_worker_seconds=1e-9)
     assert outlook(spent).ended_by == "budget"
 
