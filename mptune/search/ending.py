@@ -45,9 +45,11 @@ def kept_end(run: Run) -> Outlook | None:
     found, settings = run.outlook(), run.spec.search
     if found is None:
         return None
-    by_certainty = (settings.certainty or math.inf) <= (found.wanted or 0.0)
-    by_worth = (settings.worth or 0.0) >= (found.worth or math.inf)
-    return found if {"certainty": by_certainty, "worth": by_worth}.get(found.ended_by or "") else None
+    is_kept = {
+        "certainty": (settings.certainty or math.inf) <= (found.wanted or 0.0),
+        "worth": (settings.worth or 0.0) >= (found.worth or math.inf),
+    }
+    return found if is_kept.get(found.ended_by or "") else None
 
 
 @dataclass
