@@ -35,7 +35,7 @@ from mptune.search.arms import (
     with_arms,
 )
 from mptune.search.budget import stage_budget
-from mptune.search.driver import Observer, StudyDriver
+from mptune.search.driver import Observer, StudyDriver, prune_paused
 from mptune.search.ending import Ending, kept_end
 from mptune.search.forecast import Predictor
 from mptune.search.run import DRIVEN_HERE, Run
@@ -453,16 +453,17 @@ class Session:
             study = self.run.storage.create(stage.name)
         total = queue.enqueue_runs(study, stage.runs) if stage.runs else stage.total
         ended = queue.ended(study)
-        if ended >= total:
-            if stage.shared:  # the last driver may have died before it removed them
-                store_at(stage.forks).remove()
-            return True
         used = {s: self.run.used(s) for s in SUFFIXES}
         budget = stage_budget(self.spec, stage.name, used, self._ladder_runs)
         if not self.searching:
             budget = type(budget)()
-        stopped_by = budget.reached(self.run.used(stage.name))
-        if stopped_by is None:
+        stopped_by = None if ended >= total else budget.reached(used[stage.name])
+        if ended >= total or stopped_by is not None:  # the last driver may have died before this
+            queue.requeue_running(study)
+            prune_paused(study)
+            if stopped_by is not None:
+                queue.explain_waiting(study, stopped_by)
+        else:
             settings, dispatcher, prepared = self.spec.search, self.dispatcher(), stage.prepared
             with self.view(f"{self.spec.name}: {stage.name}", total, ended) as view:
                 look = [view.look] if hasattr(view, "look") else []
@@ -487,14 +488,14 @@ class Session:
                 )
                 driver.run()
             stopped_by = driver.stopped_by
-            if stopped_by is None and stage.shared:
-                store_at(stage.forks).remove()
         if stopped_by is not None:
             self.say(
                 f"note: {stage.name}: {queue.ended(study)} of {total} trials have ended, "
                 f"{stopped_by}; search, confirmation and comparison share the budget; with a "
                 "larger one, the same command continues"
             )
+        elif stage.shared:
+            store_at(stage.forks).remove()
         return stopped_by is None
 
     def _write_status(self, now: Status) -> None:

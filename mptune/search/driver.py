@@ -101,6 +101,18 @@ class Observer(Protocol):
         return
 
 
+def prune_paused(study: optuna.Study) -> list[int]:
+    """At the end of a study no paused trial goes on: remove its checkpoint; returns the numbers."""
+    paused = paused_trials(study)
+    for trial in paused:
+        spec = TrialSpec.model_validate_json(user_attributes(study, trial)["trial_spec"])
+        files = TrialDirectory.of(spec.directory)
+        # The checkpoint first: a driver that dies in between finds the trial paused.
+        store_at(spec.artifacts or files.root).remove(files.checkpoint.name)
+        tell_pruned(study, trial, trial.user_attrs["detail"])
+    return [trial.number for trial in paused]
+
+
 @dataclass
 class StudyDriver:
     """Drives one Optuna study to its number of trials.
@@ -205,7 +217,8 @@ class StudyDriver:
                 if self._monitor.is_due():
                     self._show()
         if not self.interrupted.is_set():
-            self._prune_paused()
+            for number in prune_paused(self.study):
+                self.observer.finish_trial(number, "pruned")
         self._requeue_held()
         self._save_spend()
         self._show()
@@ -422,15 +435,6 @@ class StudyDriver:
         self._history.go_on()
         self._launch(flight, **{JUDGED: [*flight.trial.user_attrs[JUDGED], decision]})
         return True
-
-    def _prune_paused(self) -> None:
-        """At the end of the search no paused trial goes on: its checkpoint is removed."""
-        for number, flight in sorted(self._paused.items()):
-            tell_pruned(self.study, flight.trial, flight.held_because or "")
-            files = TrialDirectory.of(flight.spec.directory)
-            store_at(flight.spec.artifacts or files.root).remove(files.checkpoint.name)
-            self.observer.finish_trial(number, "pruned")
-        self._paused.clear()
 
     # --- events --------------------------------------------------------------------------------
 

@@ -67,8 +67,10 @@ def findings(run: Run, driven: bool, address: str | None = None) -> list[Finding
     found = list(_top(run.directory))
     if not driven:
         found += _leftovers(run.directory, address)
+    is_over = True
     for stage in SUFFIXES:
         trials = run.storage.trials(stage)
+        is_over &= all(trial.state in ENDED for trial in trials)
         running = [t.number for t in trials if t.state == "RUNNING"]
         if running and not driven:
             problem = f"trials {', '.join(map(str, running))} run without a driver"
@@ -81,6 +83,9 @@ def findings(run: Run, driven: bool, address: str | None = None) -> list[Finding
         for entry in sorted(run.directory.trial(0, stage).root.parent.glob("[0-9]*")):
             if str(entry) not in known:
                 found.append(_move_away(run.directory, entry, "the storage has no such trial"))
+    if not driven and is_over and (forks := run.directory.forks).exists():
+        problem = "shared checkpoints of a comparison that has ended"
+        found.append(Finding(str(forks), problem, "delete them", partial(shutil.rmtree, forks)))
     return found
 
 

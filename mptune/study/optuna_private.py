@@ -80,7 +80,7 @@ class Database(optuna.storages.RDBStorage):
             return {row.key: json.loads(row.value_json) for row in session.execute(wanted)}
 
 
-def user_attributes(study: optuna.Study, trial: FrozenTrial) -> Mapping[str, Any]:
+def user_attributes(study: optuna.Study, trial: FrozenTrial | optuna.Trial) -> Mapping[str, Any]:
     """All user attributes of a trial, also of a study that is open with some of them only."""
     database = getattr(study._storage, "_backend", None)
     if isinstance(database, Database):

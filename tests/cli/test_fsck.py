@@ -127,3 +127,14 @@ def test_a_living_driver_is_not_repaired_under(run, capsys):
     with driver_lock(run):
         assert main(["fsck", str(run.root), "--repair"]) == 3
     assert "is being searched by process" in capsys.readouterr().err
+
+
+def test_shared_checkpoints_are_left_by_a_comparison_that_has_not_ended_only(run, capsys):
+    (run.forks / "course" / "step00000010").mkdir(parents=True)
+    study = studies.create(run, None, "demo/compare")
+    study.enqueue_trial({})
+    assert problems(run, capsys) == (0, [])
+    study.tell(study.ask(), 1.0)
+    assert str(run.forks) in [f["where"] for f in problems(run, capsys)[1]]
+    problems(run, capsys, "--repair")
+    assert not run.forks.exists()

@@ -18,7 +18,7 @@ from mptune.search.application import Silence
 from mptune.search.ending import Ending
 from mptune.search.run import OUTLOOK, Run
 from mptune.status import Outlook
-from mptune.study.records import PAUSED, ended_trials
+from mptune.study.records import PAUSED, describe, ended_trials, set_attributes
 from tests.cli.test_commands import SPEC
 from tests.fakes import FAKE_WORKER
 
@@ -146,6 +146,35 @@ def test_it_ends_when_going_on_is_not_worth_it_and_a_budget_says_so() -> None:
     assert len(search("runs/a", certainty=None, worth=None, trials=count + 1).trials()) > count
     spent = search("runs/b", certainty=None, budget_worker_seconds=1e-9)
     assert outlook(spent).ended_by == "budget"
+
+
+def test_where_no_budget_is_left_no_trial_of_a_dead_driver_stays_paused_or_running(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = search("runs/a", trials=4)
+    study, known = run.storage.create("search"), run.trials()[0].spec
+    assert known is not None
+    files = run.directory.trial(4)
+    for number in (4, 5):
+        trial = study.ask()
+        directory = str(run.directory.trial(number).root)
+        describe(trial, known.model_copy(update={"number": number, "directory": directory}))
+        if number == 4:
+            set_attributes(trial, reason=PAUSED, detail="paused at 50%: unlikely")
+            files.checkpoint.mkdir(parents=True)
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mptune.search.driver.tell_pruned", die)
+        with pytest.raises(Killed):
+            search("runs/a", trials=8, budget_worker_seconds=1e-9)
+    assert not files.checkpoint.exists()
+    trials = search("runs/a", trials=8, budget_worker_seconds=1e-9).trials()
+    assert (trials[4].state, trials[4].reason) == ("PRUNED", "pruned")
+    assert trials[4].detail == "paused at 50%: unlikely"
+    assert (trials[5].state, trials[5].reason) == ("WAITING", "budget")
 
 
 def test_explain_tells_of_every_trial_and_of_the_end(capsys: pytest.CaptureFixture[str]) -> None:
