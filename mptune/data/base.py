@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from mptune.data._table import TokenTable
+from mptune.data._table import Meta, Split, TokenTable, build_table, table_key, write_table
 from mptune.paths import write_json
 from mptune.spec.schema import Plugin
+
+__all__ = ["Meta", "Modality", "Split", "TokenTable", "build_table", "table_key", "write_table"]
 
 
 class Modality(Plugin):
