@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +16,9 @@ from tests import groups
 
 if TYPE_CHECKING:
     from tests.faults.postgres import Postgres
+
+# Otherwise each driver's Ray starts a Python for every processor, which no test uses.
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 
 # Time depends on what else the machine does.
 hypothesis.settings.register_profile("mptune", deadline=None)
@@ -83,7 +87,7 @@ def pair():
     """A gang of two processes."""
     from tests.training import trials
 
-    gang = trials.Gang(2)
+    gang = trials.Gang(2, begin=trials.run_out_of_memory)
     yield gang.run
     gang.close()
 

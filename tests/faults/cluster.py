@@ -155,8 +155,7 @@ def ray_cluster(
     env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16),
            "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1",
            "PYTHONPATH": f"{plain.install(folder)}{os.pathsep}{plain.ROOT}",
-           # Otherwise every driver's Ray starts workers that no test uses.
-           "RAY_prestart_worker_first_driver": "0", **environment}  # fmt: skip
+           **environment}  # fmt: skip
     made = RayCluster(folder, env, port or free_port())
     try:
         made.start_head(cpus, *options)

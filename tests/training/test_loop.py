@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mptune.artifacts import Folder, Remote
+from mptune.artifacts import Remote
 from mptune.data._table import TokenTable
 from mptune.errors import NonFiniteLoss
 from mptune.paths import TrialDirectory, free_port
@@ -27,7 +27,7 @@ from mptune.training.schedule import Spent
 from mptune.training.worker import Worker
 from mptune.trial import Failed, Finished, Progress, Rung, Scoring, Started, Stopped
 from tests.objects import bucket
-from tests.training.trials import LENGTH, SCORE, Gang, Script
+from tests.training.trials import LENGTH, NO_MEMORY, SCORE, Gang, Script
 
 
 def result(events):
@@ -335,14 +335,16 @@ def test_a_trial_stopped_in_the_step_of_a_rung_reports_it_when_resumed(study, al
     assert numbers(resumed) == numbers(whole)
 
 
-@pytest.mark.parametrize("kind", ["folder", "objects"])
-def test_killed_during_a_checkpoint_it_goes_on_from_the_last_good_one(study, alone, tmp_path, kind):
-    """The weights at the end are those of a run that was never disturbed, bit for bit."""
+def test_killed_during_a_checkpoint_it_goes_on_from_the_last_good_one(study, alone, tmp_path):
+    """In an object store; in a folder: tests/faults/test_gang.py.
+
+    The weights at the end are those of a run that was never disturbed, bit for bit.
+    """
     changes = {"training": {"keep_weights": True, "checkpoint_every_s": 1e-9}}
     alone(study(tmp_path / "whole", **changes))
-    artifacts = None if kind == "folder" else f"{bucket(tmp_path / 'bucket')}/0007"
+    artifacts = f"{bucket(tmp_path / 'bucket')}/0007"
     spec = study(tmp_path / "killed", artifacts=artifacts, **changes)
-    kept = Folder(tmp_path / "killed") if artifacts is None else Remote(artifacts)
+    kept = Remote(artifacts)
     child = multiprocessing.get_context("spawn").Process(target=_killed_while_saving, args=(spec,))
     child.start()
     child.join(60)
@@ -363,8 +365,7 @@ def _killed_while_saving(spec):
     """Die when the second checkpoint's files are there, and the marker does not name it yet."""
     worker = Worker(0, 1)
     worker.join("127.0.0.1", free_port())
-    moments, store = iter((False, True)), Folder if spec.artifacts is None else Remote
-    write = store.write
+    moments, write = iter((False, True)), Remote.write
 
     def dying(self, name, text):
         if next(moments):
@@ -372,7 +373,7 @@ def _killed_while_saving(spec):
             os.kill(os.getpid(), signal.SIGKILL)
         write(self, name, text)
 
-    store.write = dying
+    Remote.write = dying
     list(worker.run(spec, Script()))
 
 
@@ -477,13 +478,19 @@ def _overlap():
     Ranks.overlaps = True
 
 
+@pytest.fixture(scope="module")
+def overlapping():
+    """A gang of two processes that overlaps as on GPUs."""
+    gang = Gang(2, begin=_overlap)
+    yield gang.run
+    gang.close()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 2])
-def test_a_gang_that_goes_ahead_trains_alike(study, pair, tmp_path, stage):
+def test_a_gang_that_goes_ahead_trains_alike(study, pair, overlapping, tmp_path, stage):
     changes = {"training": {"zero_stage": stage}}
-    gang = Gang(2, begin=_overlap)
-    ahead = gang.run(study(tmp_path / "ahead", 2, **changes))
-    gang.close()
+    ahead = overlapping(study(tmp_path / "ahead", 2, **changes))
     assert losses(ahead) == losses(pair(study(tmp_path / "plain", 2, **changes)))
 
 
@@ -508,22 +515,9 @@ def test_a_forward_that_fails_is_told_to_all(study, tmp_path, apart):
     assert (training.engine.updates, training.engine.backwards) == (0, 0)
 
 
-def _one_runs_out_of_memory():
-    forward = Loop._forward
-
-    def failing(self, part, sums):
-        if self.ranks.rank == 1 and self.spent.steps == 3:
-            raise torch.OutOfMemoryError("too large")
-        return forward(self, part, sums)
-
-    Loop._forward = failing
-
-
 @pytest.mark.slow
-def test_a_peer_that_went_ahead_hears_of_a_forward_that_failed(study, tmp_path):
-    gang = Gang(2, begin=_one_runs_out_of_memory)
-    failed = gang.run(study(tmp_path, workers=2))[-1]
-    gang.close()
+def test_a_peer_that_went_ahead_hears_of_a_forward_that_failed(study, pair, tmp_path):
+    failed = pair(study(tmp_path, workers=2, number=NO_MEMORY))[-1]
     assert (failed.reason, failed.detail) == (
         "out_of_memory",
         "rank 1: OutOfMemoryError: too large",

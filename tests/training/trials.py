@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from mptune.paths import free_port
 from mptune.spec.schema import Resources, Score, Training
+from mptune.training.loop import Loop
 from mptune.training.worker import Worker
 from mptune.trial import Event, Prepared, PrepareRequest, Rung, StopReason, TrialSpec
 from tests import objects as objects
@@ -19,6 +21,9 @@ from tests import objects as objects
 LENGTH, SYMBOLS = 16, 11
 SCORE = Score(sequences=40, forwards=2, rates=(0.25, 0.5), rung_sequences=16, batch_size=16)
 DEADLINE_S = 60
+
+NO_MEMORY = 13
+"""Number of the trial of which rank 1 of the session's pair runs out of memory, at step 3."""
 
 
 @dataclass
@@ -88,6 +93,18 @@ def trial(
         directory=str(directory),
         **fields,
     )
+
+
+def run_out_of_memory() -> None:
+    """Make this rank, if it is rank 1, fail in that trial."""
+    forward = Loop._forward
+
+    def failing(loop: Loop, *arguments: Any) -> Any:
+        if (loop.inputs.number, loop.ranks.rank, loop.spent.steps) == (NO_MEMORY, 1, 3):
+            raise torch.OutOfMemoryError("too large")
+        return forward(loop, *arguments)
+
+    Loop._forward = failing  # type: ignore[method-assign]
 
 
 class Gang:
