@@ -235,6 +235,26 @@ def test_a_rank_that_dies_costs_its_trial_and_its_gang_only(dispatcher, tmp_path
     assert not any(map(psutil.pid_exists, pids))
 
 
+def test_retries_have_an_end(dispatcher, tmp_path):
+    once_more = PAIR.model_copy(update={"retries": 1})
+    run, events = RunDirectory(tmp_path), []
+
+    class Observer(Silent):
+        def on_event(self, event: Event) -> None:
+            events.append(event)
+
+    StudyDriver(
+        study=studies.create(run, None, "retries"), trials=1, dispatcher=dispatcher,
+        propose=lambda t: trial(t.number, tmp_path, behaviour="exit", resources=once_more),
+        sampler=lambda number: make_sampler(Search(), number), concurrency=1,
+        observer=Observer(),
+    ).run()  # fmt: skip
+    pids = [event.pids for event in events if isinstance(event, Started)]
+    assert len(set(pids)) == len(pids) == 2
+    (found,) = studies.trials(run, None, "retries")
+    assert (found.state, found.reason) == ("FAIL", "worker_died")
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_raises_fails_its_trial(dispatcher, tmp_path, rank):
     raising = trial(0, tmp_path, behaviour="crash", only_rank=rank, step_s=0.02)

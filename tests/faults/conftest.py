@@ -28,7 +28,7 @@ from tests.training.trials import data_section
 PAIR = Resources(workers=2, cpus_per_worker=0.5)
 LENGTH = 16
 SCORE = Score(sequences=40, forwards=2, batch_size=16)
-STEPS = 120
+STEPS = 24
 
 Strike = Callable[[Event, "Search_"], None]
 
@@ -88,11 +88,15 @@ def nothing(event: Event, search: Search_) -> None: ...
 
 @dataclass(frozen=True)
 class Ground:
-    """Prepared data and a dispatcher: `search` runs one trial and strikes at it."""
+    """Prepared data and a dispatcher: `search` runs one trial and strikes at it.
+
+    While the file `pause` exists, a trial lasts long enough to be struck, see `plain.PAUSE`.
+    """
 
     dispatcher: RayDispatcher
     prepared: Prepared
     data: dict[str, Any]
+    pause: Path
 
     def spec(self, run: RunDirectory, number: int, **changes: Any) -> TrialSpec:
         training = {"budget_tokens": STEPS * 8 * LENGTH, "batch_size": 8,
@@ -126,10 +130,12 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     folder = tmp_path_factory.mktemp("ground")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{plain.install(folder)}{os.pathsep}{plain.ROOT}")
+        patch.setenv(plain.PAUSE, str(folder / "pause"))
         dispatcher = RayDispatcher(PAIR)
     try:
         request = prepare_request(folder, data=data_section(folder), score=SCORE)
-        yield Ground(dispatcher, dispatcher.prepare(request), request.data)
+        prepared = dispatcher.prepare(request)
+        yield Ground(dispatcher, prepared, request.data, folder / "pause")
     finally:
         dispatcher.close()
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +18,42 @@ import pytest
 import torch
 
 from mptune.trial import Event, Failed, Finished, GangChanged, Progress, Scoring, Started, Stopped
-from tests.faults.conftest import PAIR, SCORE, Ground, Search_, gone, members, once, orphans, pids
+from tests.faults.conftest import (
+    PAIR,
+    SCORE,
+    STEPS,
+    Ground,
+    Search_,
+    gone,
+    members,
+    once,
+    orphans,
+    pids,
+)
 
 pytestmark = pytest.mark.slow
 
-FEW = {"budget_tokens": 40 * 8 * 16}
-"""Steps enough for a curve."""
-
 OTHERS: list[dict[str, Any]] = [
-    {"training": {"zero_stage": 3, "batch_size": 16, **FEW},
-     "policy": {"kind": "fixed", "rate": 0.3}},
-    {"training": {"zero_stage": 2, "precision": "bf16", **FEW}},
-    {"training": {"zero_stage": 1, **FEW}, "model": {"family": "bert", "width": 64, "depth": 2}},
+    {"training": {"zero_stage": 3, "batch_size": 16}, "policy": {"kind": "fixed", "rate": 0.3}},
+    {"training": {"zero_stage": 2, "precision": "bf16"}},
+    {"training": {"zero_stage": 1}, "model": {"family": "bert", "width": 64, "depth": 2}},
     {"training": {"optimizer": {"learning_rate": 1e30}, "gradient_clipping": 0}},
-]  # fmt: skip
+]
 """Trials that leave a gang with other stages, sizes and precisions behind it, and a failed one."""
 
-LONG = {"training": {"budget_tokens": 40 * 8 * 16, "checkpoint_every_s": 1e-6}}
-"""Many steps, each followed by a checkpoint."""
+OFTEN = {"checkpoint_every_s": 1e-6}
+"""A checkpoint after each step."""
 
-LONG_SCORE = SCORE.model_copy(update={"rates": tuple(round(0.001 * k, 3) for k in range(1, 800))})
-"""More forwards than can be done before a signal arrives."""
+LONG_SCORE = SCORE.model_copy(update={"rates": tuple(round(0.02 * k, 2) for k in range(1, 40))})
+"""More forwards than can be done in a pause before a signal arrives."""
+
+
+@pytest.fixture
+def pause(ground: Ground) -> Iterator[Path]:
+    """The trial waits to be struck, until the strike removes this file."""
+    ground.pause.touch()
+    yield ground.pause
+    ground.pause.unlink(missing_ok=True)
 
 
 @pytest.fixture(autouse=True)
@@ -73,10 +90,11 @@ def named_tag(search: Search_) -> str | None:
         return None
 
 
-def test_a_rank_killed_in_a_step_costs_nothing_but_time(ground, undisturbed, tmp_path):
+def test_a_rank_killed_in_a_step_costs_nothing_but_time(ground, undisturbed, tmp_path, pause):
     def strike(event: Event, search: Search_) -> bool:
         if isinstance(event, Started):
             os.kill(event.pids[1], signal.SIGKILL)
+            pause.unlink()
         return isinstance(event, Started)
 
     search = ground.search(tmp_path, once(strike))
@@ -87,13 +105,16 @@ def test_a_rank_killed_in_a_step_costs_nothing_but_time(ground, undisturbed, tmp
     assert search.ends(Finished)[0].result.lml == undisturbed.result.lml
 
 
-def test_a_rank_killed_in_a_checkpoint_write_leaves_the_one_before(ground, tmp_path):
+def test_a_rank_killed_in_a_checkpoint_write_leaves_the_one_before(
+    ground, undisturbed, tmp_path, pause
+):
     def wait_and_kill(search: Search_, pid: int) -> None:
         while True:
             named = named_tag(search)
             tags = {p.name for p in search.files.checkpoint.glob("step*")}
             if named and any(tag > named for tag in tags):
                 os.kill(pid, signal.SIGKILL)
+                pause.unlink()
                 return
             time.sleep(0.0005)
 
@@ -102,33 +123,33 @@ def test_a_rank_killed_in_a_checkpoint_write_leaves_the_one_before(ground, tmp_p
             threading.Thread(target=wait_and_kill, args=(search, event.pids[0])).start()
         return isinstance(event, Started)
 
-    search = ground.search(tmp_path, once(strike), **LONG)
+    search = ground.search(tmp_path, once(strike), training=OFTEN)
     survived(search, "worker_died")
     assert search.started[1].resumed_at > 0
-    again = ground.search(tmp_path / "undisturbed", **LONG)
-    assert search.ends(Finished)[0].result.lml == again.ends(Finished)[0].result.lml
+    assert search.ends(Finished)[0].result.lml == undisturbed.result.lml
 
 
-def test_a_rank_killed_in_scoring(ground, undisturbed, tmp_path):
+def test_a_rank_killed_in_scoring(ground, undisturbed, tmp_path, pause):
     def strike(event: Event, search: Search_) -> bool:
         if isinstance(event, Scoring):
             os.kill(search.pids[1], signal.SIGKILL)
+            pause.unlink()
         return isinstance(event, Scoring)
 
-    often = {"checkpoint_every_s": 1e-6}
-    search = ground.search(tmp_path, once(strike), score=LONG_SCORE, training=often)
+    search = ground.search(tmp_path, once(strike), score=LONG_SCORE, training=OFTEN)
     survived(search, "worker_died")
     goes_straight_to_scoring(search)
     assert search.ends(Finished)[0].result.lml == undisturbed.result.lml
 
 
-def test_a_rank_that_hangs_is_seen_and_all_stacks_are_kept(ground, undisturbed, tmp_path):
+def test_a_rank_that_hangs_is_seen_and_all_stacks_are_kept(ground, undisturbed, tmp_path, pause):
     resources = PAIR.model_copy()
 
     def strike(event: Event, search: Search_) -> None:
         """Only the driver of the stopped gang is impatient: a busy machine is no stall."""
         if isinstance(event, Started) and not search.ends(Failed):
             os.kill(event.pids[1], signal.SIGSTOP)
+            pause.unlink()
             vars(resources)["stall_timeout_s"] = 3.0
         if isinstance(event, Failed):
             vars(resources)["stall_timeout_s"] = PAIR.stall_timeout_s
@@ -144,7 +165,7 @@ def test_a_rank_that_hangs_is_seen_and_all_stacks_are_kept(ground, undisturbed, 
     assert search.ends(Finished)[0].result.lml == undisturbed.result.lml
 
 
-def test_sigterm_leaves_a_checkpoint_just_in_time(ground, tmp_path):
+def test_sigterm_leaves_a_checkpoint_just_in_time(ground, tmp_path, pause):
     """Once in a step, and once more in scoring."""
     due = [Progress, Scoring]
 
@@ -152,13 +173,15 @@ def test_sigterm_leaves_a_checkpoint_just_in_time(ground, tmp_path):
         if due and type(event) is due[0] and getattr(event, "step", 2) > 1:
             del due[0]
             os.kill(search.pids[1], signal.SIGTERM)
+            if not due:
+                pause.unlink()
 
-    rare = {"training": {"budget_tokens": 500 * 8 * 16, "checkpoint_every_s": 1e6}}
-    search = ground.search(tmp_path, strike, score=LONG_SCORE, **rare)
+    rare = {"checkpoint_every_s": 1e6}
+    search = ground.search(tmp_path, strike, score=LONG_SCORE, training=rare)
     in_step, in_scoring = search.ends(Stopped)
     assert (in_step.reason, in_scoring.reason) == ("preempted", "preempted")
     assert search.started[1].resumed_at == in_step.step > 0
-    assert 500 == in_scoring.step > in_step.step
+    assert in_scoring.step == STEPS > in_step.step
     goes_straight_to_scoring(search)
     assert search.record.state == "COMPLETE"
     assert search.attrs.get("retries", 0) == 0
@@ -184,7 +207,7 @@ def digest(search: Search_) -> dict[str, bytes]:
 )
 def test_a_reused_gang_and_a_fresh_one_give_identical_results(ground, tmp_path, stage, cpus):
     shape = PAIR.model_copy(update={"cpus_per_worker": cpus})  # of which no gang is there yet
-    training = {"zero_stage": stage, "keep_weights": True, **FEW}
+    training = {"zero_stage": stage, "keep_weights": True}
     bert = {"family": "bert", "width": 16, "depth": 1, "heads": 2}
     fresh = ground.search(tmp_path / "fresh", resources=shape, training=training, model=bert)
     for number, other in enumerate(OTHERS):
@@ -203,22 +226,36 @@ def gone_now(pids: tuple[int, ...]) -> bool:
     return not all(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-def test_an_allocation_that_does_not_fit_fails_the_trial_alone(ground, undisturbed, tmp_path):
-    """The allocator refuses for real: the ranks' address space is limited from outside."""
-    import resource
+def limit_memory(pids: tuple[int, ...], more: int | None) -> None:
+    """Let each process have so many bytes more than it has; without a number, all it wants."""
+    for pid in pids:
+        hard = resource.prlimit(pid, resource.RLIMIT_AS)[1]
+        used = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * 4096
+        soft = hard if more is None else used + more
+        resource.prlimit(pid, resource.RLIMIT_AS, (soft, hard))
+
+
+def test_an_allocation_that_does_not_fit_fails_the_trial_alone(
+    ground, undisturbed, tmp_path, pause
+):
+    """The allocator refuses for real: the ranks' address space is limited from outside.
+
+    In the first of the step's forwards; what comes after it, the optimizer's state in the end,
+    needs memory that no rank has yet.
+    """
 
     def strike(event: Event, search: Search_) -> bool:
         if isinstance(event, Started):
-            for pid in event.pids:
-                used = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * 4096
-                limit = used + 2**20
-                resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit))
+            limit_memory(event.pids, 2**20)
+            pause.unlink()
         return isinstance(event, Started)
 
-    wide = {"family": "plain", "width": 512, "depth": 24}
-    training = {"batch_size": 512, "budget_tokens": 60 * 512 * 16}
+    wide = {"family": "plain", "width": 512, "depth": 8}
+    training = {"batch_size": 512, "micro_batch_size": 16, "budget_tokens": 2 * 512 * 16}
     search = ground.search(tmp_path, once(strike), model=wide, training=training)
     assert search.record.reason == "out_of_memory", search.record.detail
+    with suppress(ProcessLookupError):  # they may have died of it
+        limit_memory(search.pids, None)
     after = ground.search(tmp_path / "after")
     assert after.ends(Finished)[0].result.lml == undisturbed.result.lml
 
@@ -238,14 +275,14 @@ def test_a_full_disk_fails_the_trial_with_that_reason(ground, tmp_path, small_di
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "trials").symlink_to(small_disk)
     wide = {"family": "plain", "width": 256, "depth": 8}
-    search = ground.search(tmp_path / "run", model=wide, training={"checkpoint_every_s": 1e-6})
+    search = ground.search(tmp_path / "run", model=wide, training=OFTEN)
     assert search.record.state == "FAIL"
     assert search.record.reason == "disk_full", search.record.detail
     assert "No space left on device" in (search.record.detail or "")
     assert list(search.files.checkpoint.glob("step*")) == []  # gives its room back
 
 
-def test_damaged_checkpoints_are_removed_and_the_trial_begins_anew(ground, tmp_path):
+def test_damaged_checkpoints_are_removed_and_the_trial_begins_anew(ground, tmp_path, pause):
     def strike(event: Event, search: Search_) -> bool:
         if not isinstance(event, Started | Progress) or named_tag(search) is None:
             return False
@@ -253,20 +290,10 @@ def test_damaged_checkpoints_are_removed_and_the_trial_begins_anew(ground, tmp_p
             os.kill(pid, signal.SIGKILL)
         for file in search.files.checkpoint.glob("step*/*.pt"):
             file.write_bytes(b"not a checkpoint")
+        pause.unlink()
         return True
 
-    search = ground.search(tmp_path, once(strike), **LONG)
+    search = ground.search(tmp_path, once(strike), training=OFTEN)
     assert [e.reason for e in search.ends(Failed)] == ["worker_died", "damaged_checkpoint"]
     assert search.started[-1].resumed_at == 0
     assert search.record.state == "COMPLETE"
-
-
-def test_retries_have_an_end(ground, tmp_path):
-    def strike(event: Event, search: Search_) -> None:
-        if isinstance(event, Started):
-            os.kill(event.pids[0], signal.SIGKILL)
-
-    once_more = PAIR.model_copy(update={"retries": 1})
-    search = ground.search(tmp_path, strike, resources=once_more)
-    assert len(search.started) == 2
-    assert (search.record.state, search.record.reason) == ("FAIL", "worker_died")
