@@ -282,6 +282,9 @@ class TrialResult(Message):
     learned_policy: dict[str, Any] | None = Field(
         None, description="for a policy that adapts: an equal policy that does not"
     )
+    unkept: str | None = Field(
+        None, description="why its weights were not kept, though training.keep_weights asks for it"
+    )
     versions: dict[str, str]
 
 

@@ -147,6 +147,8 @@ def _scored(
         f"Scored {trial.nats_per_token:.4f} nats per token (standard error {se:.2g}), "
         f"rank {places[trial.number]} of {len(places)}."
     )
+    if (unkept := trial.require_result().unkept) is not None:
+        yield f"Its weights were not kept: {unkept}."
     candidate = selection.candidate(trial.number) if selection else None
     if candidate is None or candidate.expected is None or candidate.half_width is None:
         return

@@ -57,7 +57,9 @@ def event_words(event: Event) -> str:
         case Finished():
             lml = event.result.lml
             score = per_token(lml.nats_per_token, lml_half_width(lml))
-            return f"LML {score} nats per token (95 %)"
+            unkept = event.result.unkept
+            kept = "" if unkept is None else f"; its weights were not kept: {unkept}"
+            return f"LML {score} nats per token (95 %){kept}"
         case Stopped():
             return f"{event.reason} at step {event.step}"
         case Failed():

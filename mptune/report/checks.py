@@ -86,6 +86,9 @@ def checklist(
         results = _results_of_arms(report.comparison)
     if not results:
         return
+    unkept = [result.unkept for result in results if result.unkept is not None]
+    if unkept:
+        yield Check(False, say("check.unkept", n=len(unkept), why=unkept[0]))
     case = Case(report, results, choice, say)
     for check in CHECKS:
         yield from check(case)

@@ -318,8 +318,8 @@ class StudyDriver:
         twin = self._history.twins.get(spec.fingerprint())
         if twin is not None:
             # A trial is a pure function of its spec: the same one is not run again.
-            attrs = user_attributes(self.study, self.study.get_trials(deepcopy=False)[twin])
-            if copy_result(TrialSpec.model_validate_json(attrs["trial_spec"]), spec):
+            ran = user_attributes(self.study, self.study.get_trials(deepcopy=False)[twin])
+            if copy_result(TrialSpec.model_validate_json(ran["trial_spec"]), spec):
                 set_attributes(trial, same_as=twin)
         if (result := finished_before(spec)) is not None:
             self._replay(flight, result)

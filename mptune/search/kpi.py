@@ -85,7 +85,8 @@ def measure_all(
                 model = folder / files.weights.name
                 value = measure(function, model, score.kpi_timeout_s, interrupted)
         else:
-            value = KpiValue(value=None, error="its weights were not kept: training.keep_weights")
+            why = trial.result.unkept or "training.keep_weights"
+            value = KpiValue(value=None, error=f"its weights were not kept: {why}")
         write_json(files.kpi, {"kpi": function, **value.model_dump(mode="json")})
         shown = value.error if value.value is None else f"{value.value:.6g}"
         say(f"trial {trial.number} ({trial.label}): {function} {shown}")

@@ -203,9 +203,11 @@ def events(trial: TrialSpec, ranks: Ranks, control: Control, data: ScoringData) 
                 checkpoints.remove()
             yield Stopped(number=number, reason=loop.stopped, step=loop.spent.steps)
             return
+        unkept = None
         if trial.training.keep_weights:
-            keep_weights(made, ranks, files, store, data.heldout.table, inputs.family)
+            unkept = keep_weights(made, ranks, files, store, data.heldout.table, inputs.family)
         if result is not None:
+            result = result.model_copy(update={"unkept": unkept})
             # The result is written last: a trial that has one is never run again.
             write_text(files.result, result.model_dump_json(indent=2) + "\n")
         checkpoints.remove()
@@ -354,24 +356,27 @@ def keep_weights(
     store: Store,
     table: TokenTable,
     family: ModelFamily,
-) -> None:
+) -> str | None:
     """Store the final weights, and of text the tokenizer, as a folder that transformers opens.
 
-    It is complete or not there at all.
-
-    Raises:
-        InputError: transformers gives other log-probabilities than the trained module.
+    It is complete or not there at all. Returns, on the first rank, why it is not there: the trial
+    is trained and scored, so it does not fail.
     """
     name = files.weights.name
     aside = files.root / f".{name}"
     with engine.whole_weights(made), ranks.failing_together():
         if ranks.first:
             shutil.rmtree(aside, ignore_errors=True)
-            made.module.save_pretrained(str(aside))
-            torch.save(made.module.state_dict(), aside / files.module.name)
-            check_opens(aside, files.module.name, table, family)
-            save_for_transformers(table, aside)
-            store.take(aside, name, last="config.json")
+            try:
+                made.module.save_pretrained(str(aside))
+                torch.save(made.module.state_dict(), aside / files.module.name)
+                check_opens(aside, files.module.name, table, family)
+                save_for_transformers(table, aside)
+                store.take(aside, name, last="config.json")
+            except Exception as error:  # of a plugin's code, of transformers, or of the store
+                shutil.rmtree(aside, ignore_errors=True)
+                return one_line(error)
+    return None
 
 
 def check_opens(folder: Path, weights: str, table: TokenTable, family: ModelFamily) -> None:

@@ -163,6 +163,20 @@ def test_checklist_repeats_what_the_inspection_of_the_data_found(searched: Repor
     assert any(line.startswith("data inspected and frozen as table ab12cd34") for line in words)
 
 
+def test_checklist_says_whose_weights_were_not_kept(searched: Report) -> None:
+    trials = [
+        trial.model_copy(
+            update={"result": trial.result.model_copy(update={"unkept": "they differ"})}
+        )
+        if trial.result
+        else trial
+        for trial in searched.trials
+    ]
+    changed = searched.model_copy(update={"trials": tuple(trials)})
+    assert "trials were not kept; of the first: they differ" in missing(changed)
+    assert "not kept" not in missing(searched)
+
+
 def test_checklist_of_a_comparison_alone_is_about_its_runs(compared: Report) -> None:
     alone = compared.model_copy(update={"trials": ()})
     arms = alone.comparison.arms.values() if alone.comparison else ()

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from mptune.artifacts import Remote
 from mptune.data._table import TokenTable
-from mptune.errors import NonFiniteLoss
+from mptune.errors import InputError, NonFiniteLoss
+from mptune.live.status import event_words
 from mptune.paths import TrialDirectory, free_port
 from mptune.spec.schema import Missing, build
 from mptune.training.checkpoint import Checkpoints
@@ -262,6 +263,19 @@ def test_kept_weights_open_in_transformers(study, pair, tmp_path, stage):
     model = AutoModelForMaskedLM.from_pretrained(TrialDirectory(tmp_path).weights)
     assert model.config.vocab_size == 13
     assert all(torch.isfinite(p).all() and p.numel() for p in model.parameters())
+
+
+def test_a_trial_whose_weights_cannot_be_kept_has_its_score(study, alone, tmp_path, monkeypatch):
+    def differs(*_):
+        raise InputError("the kept weights give other log-probabilities")
+
+    monkeypatch.setattr("mptune.training.execution.check_opens", differs)
+    end = alone(study(tmp_path, training={"keep_weights": True}))[-1]
+    assert end.result.unkept == "the kept weights give other log-probabilities"
+    assert event_words(end).endswith("; its weights were not kept: " + end.result.unkept)
+    assert "unkept" in TrialDirectory(tmp_path).result.read_text()
+    assert not TrialDirectory(tmp_path).weights.exists()
+    assert not (tmp_path / ".model").exists()
 
 
 def test_a_structure_that_the_data_does_not_fit(study, alone, tmp_path):
