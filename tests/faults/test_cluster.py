@@ -20,12 +20,12 @@ from tests.plain import PAUSE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-PAIR = ("--set", "resources.workers=2")
+PAIR = ("--set", "resources.workers=2", "--set", "training.budget_tokens=20000")
 
 
 @pytest.fixture(scope="module")
 def pause(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """While this file exists, a trial outlives the seconds in which a death is seen."""
+    """While this file exists, a trial lasts long enough to be struck, see `plain.PAUSE`."""
     return tmp_path_factory.mktemp("pause") / "pause"
 
 
@@ -53,9 +53,8 @@ def undisturbed(searches: Searches) -> Outcome:
 def test_a_gang_spans_two_nodes_and_the_death_of_one_costs_only_time(
     cluster, searches, undisturbed, pause
 ):
-    running = searches.start("killed")
-    running.wait_for("scoring", number=0)
     pause.touch()
+    running = searches.start("killed")
     running.wait_for("progress", number=1)
     told = running.wait_for("started", number=1)
     nodes = [cluster.node_of(pid) for pid in told["pids"]]
@@ -96,9 +95,8 @@ def test_a_wrong_token_is_named(cluster, searches):
 def test_a_head_that_was_restarted_ends_the_search_clearly_and_the_same_command_goes_on(
     cluster, searches, undisturbed, pause
 ):
-    running = searches.start("headless")
-    running.wait_for("scoring", number=0)
     pause.touch()
+    running = searches.start("headless")
     running.wait_for("progress", number=1)
     pids = running.wait_for("started", number=1)["pids"]
     for node in list(cluster.nodes):
