@@ -1,4 +1,4 @@
-# Everything needs only Python 3.11+ and a C++ compiler.
+# Everything needs only Python 3.11+, the tests (of training.compile) also a C++ compiler.
 #   make demo    set up and run the quickstart search
 #   make test    set up and run the tests, two at a time (JOBS=2); a slow one that fails (of a real
 #                cluster, or of processes) is repeated once, and the summary names it
@@ -19,7 +19,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# DeepSpeed compiles its CPU communication op with ninja, found through PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 
@@ -34,7 +33,6 @@ PYTEST := $(BIN)/python -m pytest
 .PHONY: setup demo test test-fast test-all soak mutants calibrate gpu-check browser lint format metrics clean
 
 $(READY): pyproject.toml constraints.txt
-	@command -v c++ >/dev/null || command -v g++ >/dev/null || { echo "a C++ compiler is needed (e.g. the package g++)"; exit 1; }
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "torch" setuptools wheel

@@ -30,7 +30,7 @@ import numpy as np
 from mptune.data._bins import Bins
 from mptune.data._table import TokenTable
 from mptune.spec.schema import Score, Training, build
-from mptune.training.batches import DataOrder
+from mptune.training.feed import DataOrder
 from mptune.trial import PrepareRequest, Resources, TrialSpec
 
 DOCUMENT_LINES = 60

@@ -122,8 +122,6 @@ class TrialDirectory:
     traceback = Inside("traceback.txt")
     logs = Inside("logs")
     """The output of each rank."""
-    stacks = Inside("stacks.txt")
-    """The stacks of every rank when the gang stalled."""
 
     @classmethod
     def of(cls, directory: str) -> TrialDirectory:

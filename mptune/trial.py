@@ -59,7 +59,7 @@ class PrepareRequest(Message):
     score: Score
     cache: str = Field(description="directory that holds prepared tables by content hash")
     plan: str = Field(description="path of the frozen plan, written if missing")
-    measure_precision: bool = Field(False, description="find out which precision trains faster")
+    measure_precision: bool = Field(False, description="find out what precision `auto` means")
 
 
 DeviceKind = Literal["cpu", "cuda"]

@@ -53,7 +53,7 @@ from mptune.paths import write_aside
 from mptune.policies._structures import words_of
 from mptune.policies.base import RATE_BUCKETS, LossByRate, MaskPolicy, draw_batch, rate_bucket
 from mptune.spec.schema import LearningRateSchedule, build
-from mptune.training.batches import DataOrder, seeded_order
+from mptune.training.feed import DataOrder, seeded_order
 from mptune.training.loop import MEMORY, learned_policy
 from mptune.training.schedule import learning_rate_factor
 
@@ -80,7 +80,7 @@ LEARNING_RATES = {"S": 1e-2, "M": 7e-3, "L": 5e-3}
 SOURCES: dict[str, dict[str, Any]] = {
     "text": {"kind": "text", "source": "package:bible/data/kjv.jsonl", "tokenizer": "characters",
              "length": 64, "group": "book", "heldout": 0.3},
-    "sensors": {"kind": "series", "source": "package:seglearn/data/watch_dataset.npy",
+    "sensors": {"kind": "series", "source": "search_spaces/watch.npz",
                 "values": "X", "channels": ["ax", "ay", "az", "wx", "wy", "wz"], "every": 5,
                 "window": 10, "bins": 24, "heldout": 0.3},
     "images": {"kind": "image", "source": "package:sklearn/datasets/data/digits.csv.gz",

@@ -6,11 +6,9 @@ Shape suffixes: _N rows of all files together.
 from __future__ import annotations
 
 import math
-import pickle
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta, timezone
 from typing import Any
 
 import numpy as np
@@ -216,139 +214,42 @@ def _objects(values: Sequence[Any]) -> NDArray[Any]:
 
 
 def _numpy_columns(file: File, names: Sequence[str], key: str | None) -> dict[str, NDArray[Any]]:
-    """Values [n, C], [recordings, n, C] or a list of [n_i, C], and one label of each recording."""
+    """Values [n, C] or [recordings, n, C] as columns, and labels of recordings or of rows."""
     held = load_arrays(file)
     if key is None:
         key = next(iter(held))
     require(file.place, [key], held, "array")
-    recordings = _recordings(file, held[key])
-    lengths = [len(r) for r in recordings]
-    values = np.concatenate(recordings)
+    values = held[key]
+    if values.dtype.kind not in "iufb" or values.ndim not in (2, 3):
+        raise ValueError(
+            f"{file.place}: {key} is {values.dtype} of shape {list(values.shape)}; give numbers "
+            "[rows, channels] or [recordings, rows, channels]"
+        )
+    recordings, rows = values.shape[:-2], int(np.prod(values.shape[:-1]))
+    length = values.shape[-2]
+    values = values.reshape(rows, -1)
     columns: dict[str, NDArray[Any]] = {
         (names[i] if i < len(names) else str(i)): values[:, i] for i in range(values.shape[1])
     }
-    columns[RECORDING] = np.repeat(np.arange(len(recordings)), lengths)
     for name, labels in held.items():
-        if name != key and len(labels) in (len(recordings), len(values)):
-            each = lengths if len(labels) == len(recordings) else [1] * len(values)
-            columns.setdefault(name, np.repeat(np.asarray(labels), each))
+        if name != key and len(labels) in (rows, *recordings):
+            columns.setdefault(name, labels if len(labels) == rows else labels.repeat(length))
+    columns.setdefault(RECORDING, np.arange(rows) // length)
     return columns
 
 
-def _recordings(file: File, values: Any) -> list[NDArray[Any]]:
-    if isinstance(values, np.ndarray) and values.dtype.kind in "iufb":
-        if values.ndim == 2:
-            return [values]
-        if values.ndim == 3:
-            return list(values)
-        raise ValueError(f"{file.place}: has shape {list(values.shape)}; give [rows, channels]")
-    recordings = [np.asarray(v) for v in values]
-    widths = {v.shape[1:] for v in recordings}
-    if len(widths) != 1 or any(v.ndim != 2 or v.dtype.kind not in "iufb" for v in recordings):
-        raise ValueError(f"{file.place}: its recordings are not all [rows, channels] of numbers")
-    return recordings
-
-
-def load_arrays(file: File) -> dict[str, Any]:
+def load_arrays(file: File) -> dict[str, NDArray[Any]]:
     """The arrays of a `.npy` or `.npz` file by name; a lone one is named `values`.
 
-    A `.npy` file of a pickled dictionary is read if it holds arrays, lists and text only.
-
     Raises:
-        ValueError: it is not a NumPy file, or holds other objects.
+        ValueError: it is not a NumPy file, or holds pickled objects, which may be code.
     """
     with file.open() as stream:
         try:
-            if file.suffix == ".npz":
-                held = np.load(stream, allow_pickle=False)
-                return {name: held[name] for name in held.files}
-            np.lib.format.read_magic(stream)
-            _, _, dtype = np.lib.format.read_array_header_1_0(stream)
-            if dtype.kind == "O":
-                return _pickled(stream)
-            stream.seek(0)
-            return {"values": np.load(stream, allow_pickle=False)}
-        except (ValueError, OSError, EOFError, pickle.UnpicklingError) as error:
-            raise ValueError(
-                f"{file.place}: not a NumPy file of numbers: {message_of(error)}"
-            ) from None
-
-
-class _Dtype:
-    """A dtype in a pickle. NumPy's own would take any state from the file, and crash on some."""
-
-    def __init__(self, code: str, *_: Any) -> None:
-        if not re.fullmatch(r"[<>|=]?[?biufSUO]\d*", code):
-            raise pickle.UnpicklingError(f"it holds values of type {code}")
-        self.dtype = np.dtype(code)
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.dtype = self.dtype.newbyteorder(state[1])
-
-    def array(self, raw: Any, shape: Any, order: Any) -> NDArray[Any]:
-        """The array of raw bytes, or of a list of objects."""
-        if self.dtype.kind != "O":
-            values = np.frombuffer(
-                raw.encode("latin1") if isinstance(raw, str) else raw, self.dtype
-            )
-            return values.reshape(shape, order=order)
-        values = np.empty(len(raw), object)
-        for at, value in enumerate(raw):
-            values[at] = _plain(value)
-        return values.reshape(shape)  # NumPy lists objects in the order of C
-
-
-class _Array:
-    """An array in a pickle, see `_Dtype`."""
-
-    def __init__(self, *_: Any) -> None:
-        self.values = np.zeros(0)
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, dtype, fortran, raw = state
-        self.values = dtype.array(raw, shape, "F" if fortran else "C")
-
-
-def _plain(value: Any) -> Any:
-    """The value with arrays in place of what stands for them."""
-    if isinstance(value, _Array):
-        return value.values
-    if isinstance(value, dict):
-        return {key: _plain(held) for key, held in value.items()}
-    return [_plain(held) for held in value] if isinstance(value, list | tuple) else value
-
-
-_PICKLED: dict[str, Any] = {
-    "_reconstruct": _Array,
-    "ndarray": _Array,
-    "_frombuffer": lambda raw, dtype, shape, order, *_: dtype.array(raw, shape, order),
-    "dtype": _Dtype,
-    "scalar": lambda dtype, raw: dtype.array(raw, (1,), "C")[0],
-    "encode": lambda text, code: text.encode("latin1"),
-    "bytes": lambda: b"",
-    **{kind.__name__: kind for kind in (date, datetime, time, timedelta, timezone)},
-}
-"""What rebuilds a pickled array: nothing of NumPy's, and nothing that a file could choose.
-
-Old protocols write bytes as text that is encoded, and no bytes as a call of `bytes`.
-"""
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Rebuilds arrays, numbers, text and dates, and refuses everything else, as it may be code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        known = ("numpy", "_codecs", "datetime", "__builtin__", "builtins")
-        if module.split(".")[0] not in known or name not in _PICKLED:
-            raise pickle.UnpicklingError(f"it holds {module}.{name} objects, which are refused")
-        return _PICKLED[name]
-
-
-def _pickled(stream: Any) -> dict[str, Any]:
-    try:
-        held = _plain(_ArraysOnly(stream, encoding="latin1").load())
-    except (TypeError, AttributeError, LookupError, MemoryError, RecursionError) as error:
-        raise pickle.UnpicklingError(f"damaged: {message_of(error)}") from None
-    if isinstance(held, np.ndarray) and held.ndim == 0:
-        held = held.item()
-    return held if isinstance(held, dict) else {"values": held}
+            held = np.load(stream, allow_pickle=False)
+            return dict(held) if file.suffix == ".npz" else {"values": held}
+        except (ValueError, OSError, EOFError) as error:
+            why = f"not a NumPy file of numbers: {message_of(error)}"
+            if "pickle" in str(error):
+                why = "holds pickled objects; save numbers, several arrays with numpy.savez"
+            raise ValueError(f"{file.place}: {why}") from None

@@ -126,11 +126,7 @@ def check(name: str, source: Sequence[str]) -> None:
     Raises:
         ValueError: one line that begins with the key `name`.
     """
-    for entry in source:
-        if "://" in entry or entry.startswith(DATASET):
-            continue
-        if next(_files(entry, name), None) is None:
-            raise ValueError(f"{name}: {_missing(entry)}")
+    files(name, [e for e in source if "://" not in e and not e.startswith(DATASET)])
 
 
 def files(name: str, source: Sequence[str]) -> list[File]:
@@ -143,7 +139,10 @@ def files(name: str, source: Sequence[str]) -> list[File]:
     for entry in source:
         here = sorted(_files(entry, name))
         if not here:
-            raise ValueError(f"{name}: {_missing(entry)}")
+            siblings = Path(entry).parent.glob("*")
+            near = did_you_mean(Path(entry).name, (s.name for s in siblings))
+            what = "no file in" if Path(entry).is_dir() else "no such file:"
+            raise ValueError(f"{name}: {what} {entry}{near}")
         found += here
     return found
 
@@ -255,21 +254,6 @@ def _file_system(url: str, name: str = "source") -> tuple[Any, str]:
     except Exception as error:
         raise ValueError(f"{name}: {url} cannot be opened: {message_of(error)}") from None
     return system, str(path)
-
-
-def _missing(entry: str) -> str:
-    if entry == STDLIB:
-        return f"this Python has no standard library files in {_root(STDLIB)}"
-    if "://" in entry:
-        return f"no file at {entry}"
-    place = _package_path(entry, "source") if entry.startswith(PACKAGE) else entry
-    if glob.has_magic(place):
-        return f"no file matches {entry}"
-    path = Path(place)
-    if path.is_dir():
-        return f"the folder {entry} holds no files"
-    siblings: Iterable[Path] = path.parent.iterdir() if path.parent.is_dir() else ()
-    return f"no such file: {entry}{did_you_mean(path.name, (s.name for s in siblings))}"
 
 
 # --- content -----------------------------------------------------------------------------------

@@ -76,11 +76,9 @@ class Image(RowModality):
 
     def _pixels(self, file: File) -> tuple[NDArray[np.float64], NDArray[Any]]:
         """(pixels [N, rows × columns], labels [N])."""
-        held: dict[str, Any] = (
-            _frames.load_arrays(file) if file.suffix in (".npy", ".npz") else _numbers(file)
-        )
-        values = np.asarray(held["values"] if "values" in held else next(iter(held.values())))
-        label = np.asarray(held.get("label", np.zeros(len(values))))
+        held = _frames.load_arrays(file) if file.suffix in (".npy", ".npz") else _numbers(file)
+        values = held["values"] if "values" in held else next(iter(held.values()))
+        label = held.get("label", np.zeros(len(values)))
         values = values.reshape(len(values), -1).astype(np.float64)
         if self.label is not None:
             label, values = values[:, self.label], np.delete(values, self.label, axis=1)
@@ -126,7 +124,7 @@ class Image(RowModality):
         return [(shared, values) for values in columns]
 
 
-def _numbers(file: File) -> dict[str, Any]:
+def _numbers(file: File) -> dict[str, NDArray[Any]]:
     """Rows of numbers without a header.
 
     Raises:

@@ -1,29 +1,30 @@
 """Text and sequences: bytes, characters or subwords of documents.
 
 A corpus is read as a stream: once for the names and hashes that decide what is held out, once for
-each split to tokenize it. In memory are some batches and a few bytes per document.
+each split to tokenize it. In memory are a batch and some 20 bytes per document.
 
 Shape suffixes: _N rows of a split, _ND rows x positions, _U documents of the source.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections import Counter, deque
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from os import cpu_count
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn
 
 from mptune.artifacts import sha256
 from mptune.data import _sources
-from mptune.data._corpus import Corpus, DocumentIndex
 from mptune.data._frames import Values, wanted_words, word
 from mptune.data._records import (
     BrokenRecords,
@@ -32,6 +33,7 @@ from mptune.data._records import (
     Record,
     Unit,
     is_missing,
+    seconds,
     without_group,
 )
 from mptune.data._sources import STDLIB, File, Source
@@ -53,11 +55,14 @@ from mptune.data._tokenizers import (
     Codec,
     Encoded,
     Subwords,
+    not_utf8,
     tokenizer_file,
 )
 from mptune.data.base import Modality
 from mptune.errors import did_you_mean
 from mptune.spec.schema import Section
+
+BoolArray = NDArray[np.bool_]
 
 BATCH_BYTES = 2**21
 """Size of a batch of text to tokenize."""
@@ -233,7 +238,7 @@ class Text(Modality):
         path = cache / table_key(options, contents)
         return build_table(path, lambda aside: _Preparation(self, files, aside).run())
 
-    def word_joins(self, ids: int) -> NDArray[np.bool_] | None:
+    def word_joins(self, ids: int) -> BoolArray | None:
         """Bytes: runs of letters, digits, underscores and bytes above 127 are words."""
         if self.tokenizer != "bytes":
             return None
@@ -256,6 +261,126 @@ class Text(Modality):
                 yield f"domains.{name}.source", domain.source
 
 
+# --- the documents of a source ---------------------------------------------------------------
+
+KEYS = np.dtype([("rank", np.uint64), ("digest", np.uint64)])
+
+ADVANCE_BYTES = 2**20
+"""Text between two updates of the bar of progress."""
+
+
+@dataclass
+class Corpus:
+    """The documents of one source, read again whenever they are needed.
+
+    Documents are held out in the order of a rank: a hash of the seed and the name or group; or
+    the time, the latest first.
+
+    Attributes:
+        name: of the source's key in the spec.
+        shown: the source as text, for errors.
+        utf8: documents must be UTF-8.
+        by_key: the rank is that of a column; None: of the document's name.
+        keys_U: rank and hash of the content of each document; hash 0 if it is not usable.
+        distinct_U: which have text, and are the first with theirs.
+    """
+
+    name: str
+    shown: str
+    files: list[File]
+    reader: Reader
+    utf8: bool
+    seed: int
+    by_key: Literal["group", "time"] | None = None
+    keys_U: NDArray[Any] = field(init=False)
+    distinct_U: BoolArray = field(init=False)
+
+    def scan(self) -> None:
+        """Read all documents once: `keys_U` and `distinct_U` are known from then on.
+
+        Raises:
+            ValueError: a document is broken, or there is no text at all.
+        """
+        found = ((self._rank(r), self._digest(r)) for r in self._records(f"reading {self.name}"))
+        self.keys_U = np.fromiter(found, KEYS)
+        first = np.unique(self.keys_U["digest"], return_index=True)[1]
+        self.distinct_U = np.zeros(len(self.keys_U), bool)
+        self.distinct_U[first[self.keys_U["digest"][first] > 0]] = True
+        if not self.distinct_U.any():
+            raise ValueError(f"{self.name}: {self.shown} holds no text")
+
+    def read(self, chosen_U: BoolArray, what: str) -> Iterator[Record]:
+        """The chosen documents again, in order."""
+        # Broken records are counted by `scan` alone.
+        again = replace(self.reader, broken=BrokenRecords(self.reader.broken.on_error))
+        for number, record in enumerate(replace(self, reader=again)._records(what)):
+            if chosen_U[number]:
+                yield record
+
+    def held_out(self, share: float) -> BoolArray:
+        """The documents or groups [U] with the smallest ranks: at least one, and never all.
+
+        Raises:
+            ValueError: there is only one.
+        """
+        # Of single documents the digest decides ties.
+        keys_U = self.keys_U["rank"] if self.by_key else self.keys_U
+        units, unit_n = np.unique(keys_U[self.distinct_U], return_inverse=True)
+        if len(units) < 2:
+            what = "group" if self.by_key else "document"
+            raise ValueError(
+                f"source: {self.shown} is one {what}, so nothing can be held out; "
+                "give more files, heldout_source, or documents: line or paragraph"
+            )
+        count = min(max(1, round(share * len(units))), len(units) - 1)
+        held_U = self.distinct_U.copy()
+        held_U[self.distinct_U] = unit_n < count
+        return held_U
+
+    def _records(self, what: str) -> Iterator[Record]:
+        """All records, with a bar of progress on a terminal."""
+        console = Console(stderr=True)
+        columns = TextColumn(what), BarColumn(), TaskProgressColumn(), DownloadColumn()
+        with Progress(
+            *columns, console=console, transient=True, disable=not console.is_terminal
+        ) as bar:
+            task, read = bar.add_task(what, total=sum(f.size() for f in self.files)), 0
+            for file in self.files:
+                for record in self.reader.read(file):
+                    read += len(record.content)
+                    if read > ADVANCE_BYTES:
+                        bar.advance(task, read)
+                        read = 0
+                    yield record
+
+    def _rank(self, record: Record) -> int:
+        if self.by_key == "time":
+            return _time_rank(record)
+        name = record.group if self.by_key else record.name
+        digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
+        return int.from_bytes(digest[:8], "big")
+
+    def _digest(self, record: Record) -> int:
+        """Hash of the content; 0 where it is empty or not usable."""
+        if not record.content or record.content.isspace():
+            return 0
+        if self.utf8:
+            try:
+                record.content.decode("utf-8")
+            except UnicodeDecodeError as error:
+                self.reader.broken(record.place, not_utf8(error))
+                return 0
+        return int.from_bytes(hashlib.sha256(record.content).digest()[:8], "big") or 1
+
+
+def _time_rank(record: Record) -> int:
+    """Milliseconds, so that the latest document has the smallest rank."""
+    at = seconds(record.keys[0])
+    if not math.isfinite(at):
+        raise ValueError(f"{record.place}: {record.keys[0]!r} is neither a number nor an ISO date")
+    return 2**63 - math.floor(at * 1000)
+
+
 # --- preparing ---------------------------------------------------------------------------------
 
 
@@ -265,7 +390,7 @@ class _Part:
 
     name: str
     corpus: Corpus
-    chosen_U: NDArray[np.bool_]
+    chosen_U: BoolArray
     most: int | None = None
     packing: bool = False
     noise: float = 0.0
@@ -281,12 +406,10 @@ class _Preparation:
 
     def __init__(self, data: Text, files: Mapping[str, list[File]], folder: Path) -> None:
         self._data, self._files, self._folder = data, files, folder
-        self._index = DocumentIndex(folder / "documents.db")
 
     def run(self) -> None:
         """Write everything; the caller moves it into place."""
         train, *scored = parts = self._parts()
-        self._index.close()
         codec = self._codec(train)
         for part in parts:
             self._write(part, codec)
@@ -334,7 +457,6 @@ class _Preparation:
             ),
             utf8=data.tokenizer != "bytes",
             seed=data.seed,
-            index=self._index,
             by_key=by_key,
         )
         corpus.scan()
@@ -343,27 +465,25 @@ class _Preparation:
     def _parts(self) -> list[_Part]:
         """Training, held-out and domain documents; no document is in both of the first two."""
         data, source = self._data, self._corpus("source")
+        home, held_U = source, np.zeros(0, bool)
         if data.heldout_source is None:
-            home = source
-            home.hold_out(data.heldout)
+            held_U = home.held_out(data.heldout)
         else:
             home = self._corpus("heldout_source")
-            self._index.query("UPDATE document SET held = 1 WHERE corpus = ?", home.name)
-        held_U = home.chosen("held")
+            held_U = home.distinct_U
         parts = [_Part("heldout", home, held_U, data.max_heldout_sequences)]
         for name, domain in data.domains.items():
             corpus, chosen_U = home, held_U
             if domain.source or domain.where:
                 key = "source" if domain.source else "where"
                 corpus = self._corpus(f"domains.{name}.{key}", domain)
-                chosen_U = corpus.chosen()
+                chosen_U = corpus.distinct_U
             file, most = domain_file(name), domain.max_sequences
             parts.append(_Part(file, corpus, chosen_U, most, noise=domain.noise))
-        train = "NOT held AND digest NOT IN (SELECT digest FROM document WHERE held OR corpus != "
-        train += "'source')"
+        scored = np.concatenate([part.corpus.keys_U[part.chosen_U] for part in parts])
+        train_U = source.distinct_U & ~np.isin(source.keys_U["digest"], scored["digest"])
         if data.group is not None:
-            train += " AND rank NOT IN (SELECT rank FROM document WHERE held)"
-        train_U = source.chosen(train)
+            train_U &= ~np.isin(source.keys_U["rank"], home.keys_U["rank"][held_U])
         if not train_U.any():
             raise ValueError("source: all documents are held out; none is left to train on")
         return [_Part("train", source, train_U, data.max_train_sequences, data.packing), *parts]
@@ -387,7 +507,8 @@ class _Preparation:
             records = _noisy(records, part.noise, seed)
         rows = _Rows(length, part.packing, grouped=part.corpus.by_key == "group")
         with SplitWriter(self._folder, part.name, length, codec.vocabulary_size) as writer:
-            for batch, encoded in _encoded(records, codec):
+            for batch in _batches(records):
+                encoded = codec.encode(batch)
                 part.tokens += sum(int(e.known.sum()) for e in encoded)
                 part.unknown += sum(int((~e.known).sum()) for e in encoded)
                 part.bytes += sum(e.size for e in encoded)
@@ -462,22 +583,6 @@ def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
         yield batch
 
 
-def _encoded(
-    records: Iterator[Record], codec: Codec
-) -> Iterator[tuple[list[Record], list[Encoded]]]:
-    """Tokenize batches on all cores while the next ones are read; yields them in order."""
-    workers = cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[tuple[list[Record], Future[list[Encoded]]]] = deque()
-        for batch in _batches(records):
-            waiting.append((batch, pool.submit(codec.encode, batch)))
-            if len(waiting) > workers:
-                first, encoded = waiting.popleft()
-                yield first, encoded.result()
-        for batch, encoded in waiting:
-            yield batch, encoded.result()
-
-
 class _Rows:
     """Cuts documents into rows; packed ones share a row, with one unobserved position between."""
 
@@ -516,7 +621,7 @@ class _Rows:
             groups = np.pad(groups, (0, short), mode="edge")
         return self._observed(np.pad(ids, (0, short)), np.pad(known, (0, short)), groups)
 
-    def _observed(self, ids: NDArray[Any], known: NDArray[np.bool_], groups: NDArray[Any]) -> Split:
+    def _observed(self, ids: NDArray[Any], known: BoolArray, groups: NDArray[Any]) -> Split:
         """The rows with an observed position."""
         tokens_ND, observed_ND, groups_ND = (
             v.reshape(-1, self._length) for v in (ids, known, groups)

@@ -8,11 +8,9 @@ cluster's key-value store has the mark of the driver that made the request.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 
 import ray
@@ -30,25 +28,9 @@ NOTE = "machine-request"
 """Key of the note about the last request."""
 
 
-@dataclass(frozen=True)
-class MachineRequest:
-    """The last request to the autoscaler: workers, and their CPUs and GPUs in all."""
-
-    mark: str
-    workers: int
-    cpus: float
-    gpus: float
-
-    def __str__(self) -> str:
-        gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
-        return f"{self.workers} workers ({self.cpus:g} CPU{gpus})"
-
-
-def last_request() -> MachineRequest | None:
-    """The last request that was noted and not withdrawn."""
-    with suppress(TypeError, ValueError):  # no note, or one of another version
-        return MachineRequest(**json.loads(ray_private.read_key(NOTE) or ""))
-    return None
+def requester() -> str:
+    """The mark of the driver that made the last request; empty if it was withdrawn."""
+    return (ray_private.read_key(NOTE) or b"").decode(errors="replace")
 
 
 def withdraw_request() -> None:
@@ -80,10 +62,8 @@ class Autoscaler:
         if not bundles:
             withdraw_request()
             return
-        cpus, gpus = (sum(b.get(kind, 0) for b in bundles) for kind in ("CPU", "GPU"))
-        note = MachineRequest(self._mark, len(bundles), cpus, gpus)
         # The note comes first: one without its request is harmless.
-        ray_private.write_key(NOTE, json.dumps(asdict(note)))
+        ray_private.write_key(NOTE, self._mark)
         request_resources(bundles=bundles)
 
 
@@ -106,17 +86,14 @@ def find_orphans(mark: str) -> list[Orphan]:
             f"gang {group['name']} ({group['state'].lower()}, {len(group['bundles'])} workers) "
             "has no driver",
             "end its processes",
-            partial(_remove_group, id_),
+            partial(
+                remove_placement_group, PlacementGroup(ray.PlacementGroupID(bytes.fromhex(id_)))
+            ),
         )
         for id_, group in placement_group_table().items()
         if group["name"].startswith(f"{mark}/") and group["state"] != "REMOVED"
     ]
-    last = last_request()
-    if last is not None and last.mark.startswith(f"{mark}/"):
-        problem = f"its autoscaler is asked for machines for {last} by a driver that has ended"
+    if requester().startswith(f"{mark}/"):
+        problem = "its autoscaler is asked for machines by a driver that has ended"
         found.append(Orphan("request", problem, "withdraw the request", withdraw_request))
     return found
-
-
-def _remove_group(id_: str) -> None:
-    remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(id_))))

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import Distribution, PackageNotFoundError, entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,26 +35,6 @@ OBJECT_STORE_BYTES = 80 * 2**20
 START_TIMEOUT_S, TOO_BUSY = 120.0, "timed out during startup"
 """How long starting Ray is tried again after its error on a busy machine: it waits only 30 s."""
 
-CLIENT_SCHEME = "ray://"
-
-CLIENT_TIMEOUT_S = 120.0
-"""Ray starts a server for every client, and a worker for the question: 20 s on a busy machine."""
-
-CLIENT_QUESTION = """
-import sys, ray
-
-ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR")
-
-@ray.remote(num_cpus=0)
-def head():
-    return ray.get_runtime_context().gcs_address
-
-print("head", ray.get(head.remote()))
-"""
-
-NO_PART_OF_CLUSTER = "; run the search on a machine of the cluster, or use `mptune launch`"
-"""After the error where an address of Ray Client was resolved, but attaching failed."""
-
 SURVEY_TIMEOUT_S = 30.0
 """For the first nodes to report: a worker process starts on each and imports this module."""
 
@@ -71,7 +51,6 @@ class ClusterConnection:
     """A Ray of our own with all CPUs and GPUs of this machine, on loopback; or one at `address`.
 
     With `ship`, processes at `address` run this process's mptune and plugins instead of theirs.
-    The address of a Ray Client server, ray://HOST:PORT, means the cluster behind it.
 
     Raises:
         DispatchError: Ray does not start, does not answer, or is already in use in this process.
@@ -80,9 +59,12 @@ class ClusterConnection:
     def __init__(self, address: str | None, *, ship: bool = False) -> None:
         if ray.is_initialized():
             raise DispatchError("Ray is already in use in this process; close it first")
-        by_client = address is not None and address.startswith(CLIENT_SCHEME)
-        if address is not None and by_client:
-            address = resolve_client_address(address)
+        if address is not None and address.startswith("ray://"):
+            raise DispatchError(
+                f"--address: {address} is a Ray Client server, which ends workers with its "
+                "connection; give auto or the head's HOST:PORT on a machine of the cluster, or use "
+                "`mptune launch`"
+            )
         # Under `uv run` Ray would otherwise rebuild the environment for every worker process.
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         self._cleanup: subprocess.Popen[bytes] | None = None
@@ -95,8 +77,7 @@ class ClusterConnection:
                 self._start()
         except Exception as error:
             where = f"reach the Ray cluster at {address}" if address else "start Ray here"
-            hint = NO_PART_OF_CLUSTER if by_client else ""
-            hint = hint if address else "; `--local` runs the search without Ray, in this process"
+            hint = "" if address else "; `--local` runs the search without Ray, in this process"
             raise DispatchError(f"cannot {where}: {_describe(error)}{hint}") from error
         gcs = str(ray.get_runtime_context().gcs_address)
         self.address = gcs if address else None
@@ -215,36 +196,6 @@ def _describe(error: BaseException) -> str:
     return one_line(error)
 
 
-def resolve_client_address(address: str) -> str:
-    """HOST:PORT of the head whose Ray Client server is at `address`, ray://HOST:PORT.
-
-    Ray Client ends actors with its connection, and its process belongs to no node, so gangs cannot
-    use it: the search attaches to the head instead. Ray's client mode changes all of Ray in a
-    process, so another process asks for the head, again where the head was too busy to answer.
-
-    Raises:
-        DispatchError: no answer, or not in time.
-    """
-    command = [sys.executable, "-c", CLIENT_QUESTION, address]
-    give_up, why = time.monotonic() + CLIENT_TIMEOUT_S, ""
-    while True:
-        left = max(0.0, give_up - time.monotonic())
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=left, check=False
-            )
-        except subprocess.TimeoutExpired:
-            raise DispatchError(
-                f"--address: {address} did not answer in {CLIENT_TIMEOUT_S:.0f} s{why}"
-            ) from None
-        for line in done.stdout.splitlines():
-            if line.startswith("head "):
-                return line.split()[1]
-        why = ": " + (done.stderr.strip() or "no answer").splitlines()[-1]
-        if not any(text in done.stderr for text in ray_private.NO_CLIENT_SERVER):
-            raise DispatchError(f"--address: {address} does not answer{why}")
-
-
 def driver_code() -> dict[str, Any]:
     """Ray's runtime environment with the driver's mptune and the packages of its plugins.
 
@@ -292,23 +243,19 @@ class MachineSurvey:
     def known(self, nodes: Sequence[str]) -> dict[str, Machine]:
         """Memory and GPUs of these nodes.
 
-        A node that has not reported yet has the accelerator that Ray names, or is left out; of a
-        node that cannot report (it has left, or has another version of mptune) nothing is known.
+        A node that has not reported yet is left out; of a node that cannot report (it has left, or
+        has another version of mptune) nothing is known.
         """
         wait_s = 0.0 if self._answers else SURVEY_TIMEOUT_S
-        resources = {n["NodeID"]: n["Resources"] for n in ray.nodes()}  # type: ignore[no-untyped-call]
         known = {}
         self._answers |= {node: ask_machine(node) for node in nodes if node not in self._answers}
         answers = list(self._answers.values())
         ready = ray.wait(answers, num_returns=len(answers), timeout=wait_s)[0] if answers else []
         for node in nodes:
-            machine, has_answered = Machine(), self._answers[node] in ready
-            if has_answered:
+            if self._answers[node] in ready:
+                known[node] = Machine()
                 with suppress(RayError):
-                    machine = ray.get(self._answers[node])
-            gpus = machine.gpus or devices.named_accelerators(resources.get(node, {}))
-            if has_answered or gpus:
-                known[node] = replace(machine, gpus=gpus)
+                    known[node] = ray.get(self._answers[node])
         return known
 
 

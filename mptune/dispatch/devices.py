@@ -16,13 +16,6 @@ from mptune.paths import node_bytes
 from mptune.spec.schema import Resources
 from mptune.trial import Device
 
-ACCELERATORS: Mapping[str, float] = {
-    "T4": 15e9, "P4": 8e9, "P100": 16e9, "V100": 16e9, "K80": 12e9, "A10G": 24e9, "L4": 24e9,
-    "L40S": 48e9, "A100": 40e9, "A100-40G": 40e9, "A100-80G": 80e9, "H100": 80e9, "H20": 96e9,
-    "GH200": 96e9, "H200": 141e9, "B200": 180e9,
-}  # fmt: skip
-"""Ray's accelerator type -> bytes of its smallest variant, from the makers' data sheets."""
-
 
 @dataclass(frozen=True)
 class Gpu:
@@ -62,12 +55,6 @@ def gpus() -> list[Gpu]:
         finally:
             nvml.nvmlShutdown()
     return []
-
-
-def named_accelerators(resources: Mapping[str, float]) -> tuple[Gpu, ...]:
-    """The GPU that a node's resources name, as Ray's `accelerator_type:A100`, if it is known."""
-    types = (key.partition(":")[2] for key in resources if key.startswith("accelerator_type:"))
-    return tuple(Gpu(name, ACCELERATORS[name]) for name in types if name in ACCELERATORS)
 
 
 def device(

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import psutil
 from ray.exceptions import (
     OutOfMemoryError,
     RayActorError,
@@ -22,13 +20,12 @@ from mptune.dispatch import ray_private
 from mptune.dispatch.base import End, write_traceback
 from mptune.dispatch.member import MemberInfo
 from mptune.errors import FaultReason, one_line, reason_of
-from mptune.paths import write_text
 from mptune.trial import Failed, TrialSpec
 
 LOG_TAIL_BYTES = 8000
 
 ANSWER_TIMEOUT_S = 5.0
-"""For a rank that seems to hang to report its idle time or its stacks; for a death to be known."""
+"""For a silent rank to report its idle time or write its stacks; for a death to be known."""
 
 SAME_VERSION = "install the same version on every node, or leave resources.ship_code on"
 
@@ -138,38 +135,3 @@ class StallWatch:
             self._asked = True
             return "ask"
         return "wait"
-
-
-@dataclass
-class StackReport:
-    """Collects the stacks of all ranks of a stalled gang, until `due`."""
-
-    lost: GangLost
-    file: Path
-    pids: Sequence[int]
-    due: float
-    stacks: dict[int, str] = field(default_factory=dict)
-    """Of the ranks that have answered."""
-
-    def check(self, now: float) -> None:
-        """Write the stacks once all ranks have answered, or the time is up.
-
-        Raises:
-            GangLost: they are written.
-        """
-        if len(self.stacks) < len(self.pids) and now <= self.due:
-            return
-        text = "".join(
-            f"--- rank {rank} (pid {pid})\n{self.stacks.get(rank) or describe_silent(pid)}\n"
-            for rank, pid in enumerate(self.pids)
-        )
-        with suppress(OSError):
-            write_text(self.file, text)
-        raise self.lost
-
-
-def describe_silent(pid: int) -> str:
-    """The state of a process that does not answer, if it runs on this machine."""
-    with suppress(psutil.Error):
-        return f"does not answer; state: {psutil.Process(pid).status()}\n"
-    return "does not answer\n"

@@ -26,14 +26,12 @@ from mptune.dispatch.faults import (
     SAME_VERSION,
     GangLost,
     GangOverdue,
-    StackReport,
     StallWatch,
     loss_of,
 )
 from mptune.dispatch.lifecycle import GangEvent, GangState
 from mptune.dispatch.member import MemberInfo, RemoteMember
 from mptune.dispatch.placement import PlacedGang, Placement, Shape
-from mptune.dispatch.process import Footprint, MemoryGrowth
 from mptune.dispatch.ray_private import NODE_LABEL
 from mptune.paths import TrialDirectory
 from mptune.status import GangStatus
@@ -107,15 +105,17 @@ class Gang:
     started_at: float = field(default_factory=time.monotonic)
     last_end: float | None = None
     lost: GangLost | None = None
-    growth: MemoryGrowth = field(default_factory=MemoryGrowth)
+    excess: str | None = None
+    """Memory that a rank did not release after a trial; None if it was little."""
     pending: dict[Ref, tuple[int, Handler]] = field(default_factory=dict)
     """Reference -> (rank that was asked, handler of its answer)."""
     infos: dict[int, MemberInfo] = field(default_factory=dict)
     _members: list[Any] = field(default_factory=list)
-    _due: dict[Literal["answer", "symptom"], tuple[float, GangLost]] = field(default_factory=dict)
-    """When the gang is lost, unless that changes before: see `_expect_within` and `collect`."""
+    _due: dict[Literal["answer", "symptom", "stall"], tuple[float, GangLost]] = field(
+        default_factory=dict
+    )
+    """When the gang is lost, unless something happens before."""
     _watch: StallWatch = field(default_factory=lambda: StallWatch(0.0))
-    _report: StackReport | None = None
     _resident: dict[int, int] = field(default_factory=dict)
     _memory_due: float = 0.0
 
@@ -255,9 +255,7 @@ class Gang:
         for due, lost in self._due.values():
             if now > due:
                 raise lost
-        if self.state is GangState.STALLED and self._report:
-            self._report.check(now)
-        elif self.state.awaits_end:
+        if self.state in (GangState.RUNNING, GangState.STOPPING):
             trial = self._running
             limit_s = trial.spec.resources.stall_timeout_s
             if not trial.started:  # setting up may have to compile
@@ -267,30 +265,26 @@ class Gang:
                     handler = partial(self._on_idle, trial, limit_s)
                     self._ask(0, "idle_s", handler, trial.ticket)
                 case "stalled":
-                    self._ask_stacks(limit_s)
+                    self._stall(limit_s)
 
     def _on_idle(
         self, trial: DispatchedTrial, limit_s: float, _: int, idle_s: float
     ) -> list[Event]:
         if trial is self.trial and self.state in (GangState.RUNNING, GangState.STOPPING):
             if idle_s > limit_s:
-                self._ask_stacks(limit_s)
+                self._stall(limit_s)
             else:
                 self._watch.heard(time.monotonic() - idle_s)
         return []
 
-    def _ask_stacks(self, limit_s: float) -> None:
-        """The gang is lost once every rank has sent its stacks, or had the time to."""
+    def _stall(self, limit_s: float) -> None:
+        """Give the gang up, once every rank had the time to write its stacks."""
         self._on(GangEvent.STALL)
-        file = TrialDirectory.of(self._running.spec.directory).stacks
-        detail = f"{self.name} did nothing for {limit_s:g} s; its stacks are in {file.name}"
-        due = time.monotonic() + faults.ANSWER_TIMEOUT_S
-        self._report = StackReport(GangLost("stalled", detail), file, self.pids, due)
-        self._ask_all("stacks", partial(self._on_stacks, self._report))
-
-    def _on_stacks(self, report: StackReport, rank: int, text: str) -> list[Event]:
-        report.stacks[rank] = text
-        return []
+        detail = (
+            f"{self.name} did nothing for {limit_s:g} s; stacks are at the end of its ranks' logs"
+        )
+        self._due["stall"] = time.monotonic() + faults.ANSWER_TIMEOUT_S, GangLost("stalled", detail)
+        self._ask_all("write_stacks", _ignore)
 
     def kill(self) -> None:
         """Kill all processes and release the resources."""
@@ -373,13 +367,14 @@ class Gang:
                 events.append(event)
         if trial.reported:
             self._on(GangEvent.END_TRIAL)
+            self._due.pop("stall", None)
             self._expect_within(AGREE_TIMEOUT_S, "only rank 0 ended the trial")
         else:
             self._ask(0, "next_events", self._on_events)
         return events + self._finish()
 
-    def _on_return(self, rank: int, footprint: Footprint) -> list[Event]:
-        self.growth.note(rank, footprint)
+    def _on_return(self, rank: int, excess: str | None) -> list[Event]:
+        self.excess = self.excess or excess
         return self._finish()
 
     def _finish(self) -> list[Event]:

@@ -26,7 +26,7 @@ class GangState(Enum):
     IDLE = auto()  # Ready, without a running trial
     RUNNING = auto()  # All ranks run a trial
     STOPPING = auto()  # The trial was asked to stop
-    STALLED = auto()  # The trial does nothing; the ranks were asked for their stacks
+    STALLED = auto()  # The trial does nothing; the ranks write their stacks
     FINISHING = auto()  # Rank 0 has ended the trial; other ranks have not
     ENDED = auto()  # Its processes were killed and its resources released
 

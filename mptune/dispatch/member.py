@@ -5,14 +5,11 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
-import sys
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, cast
 
@@ -23,7 +20,7 @@ from mptune import __version__, plugins
 from mptune.dispatch import process
 from mptune.dispatch.base import Controls, Runtime, guarded
 from mptune.dispatch.placement import Shape
-from mptune.dispatch.process import Footprint
+from mptune.dispatch.process import MemoryGrowth
 from mptune.paths import TrialDirectory, free_port
 from mptune.trial import PrepareRequest, StopReason, TrialSpec
 
@@ -55,7 +52,7 @@ class Member:
         set_environment(shape)
         self._runtime, self._rank, self._shape = runtime, rank, shape
         self._worker: Runtime  # made by `load`, which comes first
-        self._controls = Controls()
+        self._controls, self._growth = Controls(), MemoryGrowth()
         self._events: SimpleQueue[str] = SimpleQueue()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, lambda *_: self._on_preemption())
@@ -93,8 +90,11 @@ class Member:
             prepared = self._worker.prepare(PrepareRequest.model_validate_json(request))
         return prepared.model_dump_json()
 
-    def run(self, ticket: int, trial_json: str) -> Footprint:
-        """Run one trial. Errors on rank 0 become an event, those on other ranks are raised."""
+    def run(self, ticket: int, trial_json: str) -> str | None:
+        """Run one trial; returns what memory it did not release, if that is much.
+
+        Errors on rank 0 become an event, those on other ranks are raised.
+        """
         trial, control = TrialSpec.model_validate_json(trial_json), self._controls.of(ticket)
         log = TrialDirectory.of(trial.directory).log(self._rank)
         try:
@@ -107,9 +107,11 @@ class Member:
                         deque(self._worker.run(trial, control), maxlen=0)
         finally:
             self._controls.end(ticket)
-        memory = psutil.Process().memory_info()
+        memory, resources = psutil.Process().memory_info(), trial.resources
         # Pages of files do not count: those of a mapped table come and go.
-        return Footprint(memory.rss - memory.shared, self._worker.device_bytes())
+        host, gpu = memory.rss - memory.shared, self._worker.device_bytes()
+        excess = self._growth.excess(resources, memory=host, gpu_memory=gpu)
+        return f"rank {self._rank} did not release {excess}" if excess else None
 
     @ray.method(concurrency_group="events")
     def next_events(self) -> list[str]:
@@ -133,12 +135,9 @@ class Member:
         return self._controls.of(ticket).idle_s()
 
     @ray.method(concurrency_group="control")
-    def stacks(self) -> str:
-        """The stack of every thread of this process."""
-        with tempfile.TemporaryFile("w+") as file:
-            faulthandler.dump_traceback(file)
-            file.seek(0)
-            return file.read()
+    def write_stacks(self) -> None:
+        """Write the stack of every thread to the log of the trial, where all output goes."""
+        faulthandler.dump_traceback(2)
 
     @ray.method(concurrency_group="control")
     def resident_bytes(self) -> int:
@@ -157,12 +156,10 @@ RemoteMember: Any = cast(Any, ray.remote)(
 
 
 def set_environment(shape: Shape) -> None:
-    """Set what libraries read when they are first imported: threads, tools, devices."""
+    """Set what libraries read when they are first imported: threads and devices."""
     threads = str(max(1, int(shape.cpus)))
     for library in ("OMP", "MKL", "OPENBLAS"):
         os.environ[f"{library}_NUM_THREADS"] = threads
-    # DeepSpeed looks for ninja on the path when it compiles an op.
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     if not shape.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

@@ -29,8 +29,6 @@ STANDARD = (1, 2)
 
 KILL_TIMEOUT_S = 5.0
 
-MB = 1e6
-
 
 @contextmanager
 def output_to(log: Path, rank: int) -> Iterator[None]:
@@ -69,39 +67,20 @@ def _redirect(to: list[int]) -> None:
         os.dup2(descriptor, standard)
 
 
-@dataclass(frozen=True)
-class Footprint:
-    """Bytes that one rank holds between two trials."""
-
-    host: int
-    """Without mapped files."""
-    gpu: int
-
-
 @dataclass
 class MemoryGrowth:
-    """How far the footprint of each rank of a gang is above its least one so far."""
+    """How far each kind of memory of this process is above the least it had between two trials."""
 
-    _least: dict[int, Footprint] = field(default_factory=dict)
-    _last: dict[int, Footprint] = field(default_factory=dict)
+    _least: dict[str, int] = field(default_factory=dict)
 
-    def note(self, rank: int, now: Footprint) -> None:
-        """Take in the footprint of a rank after a trial."""
-        least = self._least.get(rank, now)
-        self._least[rank] = Footprint(min(least.host, now.host), min(least.gpu, now.gpu))
-        self._last[rank] = now
-
-    def excess(self, resources: Resources) -> str | None:
-        """The first growth above a limit of the resources, described; None if there is none."""
-        for rank, now in sorted(self._last.items()):
-            least = self._least[rank]
-            for kind, grown, limit_mb, key in (
-                ("memory", now.host - least.host, resources.memory_growth_mb, "memory_growth_mb"),
-                ("GPU memory", now.gpu - least.gpu, resources.gpu_memory_growth_mb,
-                 "gpu_memory_growth_mb"),
-            ):  # fmt: skip
-                if grown > limit_mb * MB:
-                    return f"rank {rank} did not release {grown / MB:.0f} MB of {kind} ({key})"
+    def excess(self, resources: Resources, **now: int) -> str | None:
+        """The first kind, of which there are `now` bytes, that has grown beyond its limit."""
+        for kind, size in now.items():
+            self._least[kind] = min(size, self._least.get(kind, size))
+        for kind, size in now.items():
+            grown_mb, key = (size - self._least[kind]) / 1e6, f"{kind}_growth_mb"
+            if grown_mb > getattr(resources, key):
+                return f"{grown_mb:.0f} MB ({key})"
         return None
 
 

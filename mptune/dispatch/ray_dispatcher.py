@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
-from pathlib import Path
 
 import ray
 
@@ -115,13 +114,7 @@ class GangPool:
         # Where other programs place gangs, too, Ray must use the nodes that admission has planned.
         gang = Gang(next(self._names), shape, placement, self._runtime, self._mark, self._shared)
         self.gangs[gang.name] = gang
-        note = ""
-        if self._runtime == WORKER:
-            home = Path.home() / ".cache" / "torch_extensions"
-            if not Path(os.environ.get("TORCH_EXTENSIONS_DIR", home)).exists():
-                note = "; the first one compiles for about a minute"
-        detail = f"{shape}{note}"
-        change = GangChanged(number=number, gang=gang.name, state="starting", detail=detail)
+        change = GangChanged(number=number, gang=gang.name, state="starting", detail=str(shape))
         self.outbox.append(change)
         return gang
 
@@ -192,8 +185,8 @@ class GangPool:
             self.drop(gang, LEAVING, number)
         elif gang.trials >= resources.trials_per_gang:
             self.drop(gang, f"remade after {gang.trials} trials")
-        elif excess := gang.growth.excess(resources):
-            self.drop(gang, f"remade: {excess}")
+        elif gang.excess:
+            self.drop(gang, f"remade: {gang.excess}")
 
     def lose(self, gang: Gang, lost: GangLost) -> None:
         """End a gang that cannot continue, and its trial."""

@@ -26,9 +26,6 @@ NODE_DEATH = "its node has died"
 OTHER_CLUSTER = "WrongClusterID"
 """In the error about a request that was meant for the head before the present one."""
 
-NO_CLIENT_SERVER = ("Starting Ray client server failed", "Proxy failed to Connect to backend")
-"""In the errors of a head that was too busy to start a server for a client: it may do so later."""
-
 NAMESPACE = "mptune"
 """Of our keys in the key-value store of the head."""
 

@@ -25,12 +25,12 @@ from mptune.lml.estimator import estimate_from_sums as estimate_from_sums
 from mptune.lml.estimator import estimate_lml as estimate_lml
 from mptune.lml.estimator import masked_sums as masked_sums
 from mptune.lml.groups import MIN_GROUPS as MIN_GROUPS
+from mptune.lml.groups import Tails as Tails
 from mptune.lml.groups import group_scores as group_scores
 from mptune.lml.groups import group_standard_error as group_standard_error
 from mptune.lml.groups import intraclass_correlation as intraclass_correlation
 from mptune.lml.groups import round_robin as round_robin
+from mptune.lml.groups import tails as tails
 from mptune.lml.plan import DEFAULT_VARIANCE as DEFAULT_VARIANCE
 from mptune.lml.plan import LMLPlan as LMLPlan
 from mptune.lml.plan import VarianceLaw as VarianceLaw
-from mptune.lml.tails import Tails as Tails
-from mptune.lml.tails import tails as tails

@@ -16,7 +16,7 @@ with rho^2 = (-2 ln alpha + ln(-2 ln alpha) + 1) / 16: a normal-mixture confiden
 estimated s_t. It holds at all looks at once, as far as block means are near normal. With heavy
 tails they are not, and s_t knows nothing of events that were not seen. So there is no verdict
 before `LEAST` sequences (or all there are), before the skewness of the differences allows one (see
-`mptune.lml.tails`), or where it needs the most favourable sequence or group.
+`mptune.lml.groups`), or where it needs the most favourable sequence or group.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ from mptune.lml.groups import (
     BoolArray,
     FloatArray,
     IntArray,
+    Tails,
     group_numbers,
     group_scores,
     round_robin,
+    tails,
 )
 from mptune.lml.plan import DEFAULT_VARIANCE, LMLPlan, VarianceLaw
 from mptune.lml.regression import Observations
-from mptune.lml.tails import Tails, tails
 
 FIRST_ROUND = 128
 """Sequences of the first round; every later one doubles the forwards."""

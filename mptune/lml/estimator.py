@@ -28,11 +28,12 @@ from mptune.lml.groups import (
     BoolArray,
     FloatArray,
     IntArray,
+    Tails,
     group_standard_error,
+    tails,
 )
 from mptune.lml.plan import DEFAULT_VARIANCE, LMLPlan, VarianceLaw
 from mptune.lml.regression import Observations, Reduction, fit_residual_variance, reduce_variance
-from mptune.lml.tails import Tails, tails
 
 LogProb = Callable[[NDArray[Any], BoolArray], Any]
 """(tokens_BD, mask_BD) -> log p of the true value at masked positions [B, D], numpy or torch."""

@@ -186,12 +186,7 @@ def _zero_bytes(
     stage, value = int(section["stage"]), 2 if half else 4
     if stage == 0:
         # Weights, gradients, Adam, and a copy: of gradients to reduce, or of half weights.
-        each = 20.0
-        if device == "cpu" and ranks > 1:
-            # Shared memory to average gradients: a row per rank and one for the mean. In single
-            # precision the rank's own row replaces the copy.
-            each += 4 / ranks + (4.0 if half else 0.0)
-        return parameters * each, 0.0
+        return parameters * 20.0, 0.0
 
     def count(key: str, default: int) -> int:
         given = section.get(key, default)

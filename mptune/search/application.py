@@ -323,7 +323,7 @@ class Session:
                 raise InputError(f"{self.file.origin_of('data')}: {error}") from None
         prepared = self.dispatcher().prepare(request)
         if score is not None:
-            # A second measurement could choose another precision.
+            # It may be prepared on another device, with another precision.
             prepared = prepared.model_copy(update={"precision": self.prepared().precision})
         write_text(file, prepared.model_dump_json(indent=2) + "\n")
         return prepared

@@ -171,7 +171,7 @@ class Training(Section):
     optimizer: Optimizer = Optimizer()
     schedule: LearningRateSchedule = LearningRateSchedule()
     precision: Literal["fp32", "bf16", "auto"] = Field(
-        "fp32", description="auto: the faster one on the workers, measured once per search"
+        "fp32", description="auto: bf16 if the workers have instructions for it"
     )
     compile: bool = Field(
         False, description="torch.compile the model: a slow start, then faster steps"
@@ -448,7 +448,7 @@ class Resources(Section):
         "let a trial that fits nowhere wait this long for them; 0: request none",
     )
     stall_timeout_s: Operational[float] = Field(
-        600.0, gt=0, description="a gang without progress for this long is ended; stacks are kept"
+        600.0, gt=0, description="a gang without progress for this long is ended; stacks are logged"
     )
     retries: Operational[int] = Field(
         2, ge=0, description="how often a trial is run again after its gang died, hung or was lost"

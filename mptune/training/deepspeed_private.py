@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from mptune.spec.schema import Training
-from mptune.training.ranks import Ranks, SharedMean
+from mptune.training.ranks import Ranks
 
 AVERAGING_KEYS = {
     "communication_data_type",
@@ -38,24 +38,25 @@ def quiet() -> Iterator[None]:
         yield
 
 
+def compile_no_collectives() -> None:
+    """Import DeepSpeed, and keep it from compiling collectives that only inference on CPUs uses.
+
+    To compile takes a C++ compiler and about a minute.
+    """
+    import deepspeed
+    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+    deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
+
+
 def average_after_backward(engine: Any, training: Training, ranks: Ranks) -> None:
     """Move the average of gradients from the backward pass to `average_gradients`.
 
-    DeepSpeed would copy all gradients, sum them even over one rank, and copy them back. Ranks of
-    one machine average in shared memory where they can. An engine of several ranks keeps
-    DeepSpeed's way if the user's section changes it.
+    DeepSpeed would copy all gradients, sum them even over one rank, and copy them back. An engine
+    of several ranks keeps DeepSpeed's way if the user's section changes it.
     """
-    if ranks.world_size > 1 and not AVERAGING_KEYS.isdisjoint(training.deepspeed):
-        return
-    engine.enable_backward_allreduce = False
-    if ranks.world_size > 1 and ranks.device.type == "cpu":
-        shared, of_deepspeed = SharedMean(ranks), engine.allreduce_no_retain
-
-        def average(bucket: Sequence[torch.Tensor], **options: Any) -> None:
-            if not shared.average(bucket):
-                of_deepspeed(bucket, **options)
-
-        engine.allreduce_no_retain = average
+    if ranks.world_size == 1 or AVERAGING_KEYS.isdisjoint(training.deepspeed):
+        engine.enable_backward_allreduce = False
 
 
 def averages_in_backward(engine: Any) -> bool:

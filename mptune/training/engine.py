@@ -19,7 +19,6 @@ from mptune.spec.deepspeed import configuration
 from mptune.spec.schema import Training
 from mptune.training import deepspeed_private as private
 from mptune.training.ranks import Ranks
-from mptune.training.torch_private import install_compile_lock
 
 COLLECTIVE_TIMEOUT = timedelta(hours=12)
 """Ranks wait for rank 0 at a rung as long as the driver takes; lost peers are noticed at once."""
@@ -36,9 +35,8 @@ def import_deepspeed() -> None:
     if not torch.cuda.device_count():
         # If it is named, DeepSpeed does not warn that there is no GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    install_compile_lock()
     with private.quiet():
-        import deepspeed  # noqa: F401
+        private.compile_no_collectives()
 
 
 def join(rank: int, world_size: int, local_rank: int, master_addr: str, master_port: int) -> Ranks:
@@ -51,7 +49,7 @@ def join(rank: int, world_size: int, local_rank: int, master_addr: str, master_p
         LOCAL_RANK=str(local_rank),
         MASTER_ADDR=master_addr,
         MASTER_PORT=str(master_port),
-        # DeepSpeed compiles its shared-memory collectives with the ninja of this environment.
+        # What a user's `deepspeed` section needs compiled is, with the ninja of this environment.
         PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     )
     import_deepspeed()

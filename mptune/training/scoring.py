@@ -34,7 +34,7 @@ from mptune.lml import (
 )
 from mptune.lml.groups import BoolArray, FloatArray, IntArray, group_numbers
 from mptune.spec.schema import Missing, Score
-from mptune.training.batches import attended, seeded_order
+from mptune.training.feed import attended, seeded_order
 from mptune.training.ranks import Ranks, StoppedInScoring, agreed_stop
 from mptune.trial import CurvePoint, LMLScore, RateScore, StopReason
 

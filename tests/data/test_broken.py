@@ -72,7 +72,7 @@ CASES = {
         {**TABLE, "domains": {"x": {"where": {"a": 99}}}},
         'domains.x.where: no row of'),
     "wrong dtype": ({"t.npy": None}, {**SERIES, "source": "t.npy"},
-        "t.npy: its recordings are not all [rows, channels] of numbers"),
+        "t.npy: values is <U1 of shape"),
     "not NumPy": ({"t.npy": b"hello"}, {**SERIES, "source": "t.npy"},
         "t.npy: not a NumPy file of numbers: "),
     "cut-off gzip": ({"a.txt.gz": gzip.compress(b"hello " * 999)[:-20]},

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
-import io
 import json
-import pickle
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from mptune.data import _sources as sources
-from mptune.data._frames import load_arrays
 from mptune.data._table import TokenTable
 from mptune.spec.schema import build
 
@@ -133,97 +128,25 @@ def test_domains_are_neither_trained_on_nor_held_out(tmp_path):
     assert TokenTable.open(table.path).domains == tuple(domains)
 
 
-def test_recordings_of_a_pickled_dictionary(tmp_path):
-    rng = RNG(0)
-    held = {
-        "X": [rng.normal(size=(n, 3)) for n in (30, 41, 52, 28)],
-        "subject": np.array([1, 1, 2, 3]),
-        "y": np.array([0, 1, 0, 1]),
-    }
-    np.save(tmp_path / "watch.npy", held)
+def test_recordings_of_several_lengths_with_labels_of_their_rows(tmp_path):
+    rng, lengths = RNG(0), [30, 41, 52, 28]
+    labels = {"subject": [1, 1, 2, 3], "y": [0, 1, 0, 1], "recording": range(4)}
+    held = {name: np.repeat(np.array(each), lengths) for name, each in labels.items()}
+    np.savez(tmp_path / "watch.npz", X=rng.normal(size=(sum(lengths), 3)), **held)
     data = series(
-        tmp_path, source="watch.npy", values="X", channels=["u", "v", "w"], group="subject",
+        tmp_path, source="watch.npz", values="X", channels=["u", "v", "w"], group="subject",
         time=None, window=10, domains={"late": {"where": {"y": 1}}},
     )  # fmt: skip
     table = data.prepare(tmp_path / "cache")
     assert len(table.train) + len(table.heldout) + len(table.domain("late")) == 3 + 4 + 5 + 2
 
 
-def test_objects_of_a_pickled_array_keep_their_places(tmp_path):
-    held = np.empty((2, 3), object)
-    held[:] = [[1, 2, 3], ["a", "b", "c"]]
-    np.save(tmp_path / "held.npy", {"o": np.asfortranarray(held), "x": np.eye(3, order="F")})
-    file = SimpleNamespace(
-        open=lambda: (tmp_path / "held.npy").open("rb"), suffix=".npy", place="held.npy"
-    )
-    found = load_arrays(file)
-    assert found["o"].tolist() == held.tolist()
-    assert found["x"].tolist() == np.eye(3).tolist()
-
-
-@pytest.mark.parametrize("protocol", range(6))
-def test_arrays_of_every_protocol_are_read(tmp_path, protocol):
-    day = datetime.datetime(2024, 5, 1, 12, tzinfo=datetime.UTC)
-    held = {
-        "empty": np.zeros((0, 3)),
-        "f": np.arange(6.0).reshape(2, 3, order="F"),
-        "text": np.array(["a", "bc"]),
-        "dates": np.array([day, datetime.date(2024, 5, 2), None], object),
-        "one": np.float32(2),
-    }
-    stream = io.BytesIO()
-    head = {"descr": "|O", "fortran_order": False, "shape": ()}
-    np.lib.format.write_array_header_1_0(stream, head)
-    (tmp_path / "held.npy").write_bytes(stream.getvalue() + pickle.dumps(held, protocol))
-    file = SimpleNamespace(
-        open=lambda: (tmp_path / "held.npy").open("rb"), suffix=".npy", place="held.npy"
-    )
-    found = load_arrays(file)
-    for name, values in held.items():
-        assert np.shape(found[name]) == np.shape(values)
-        assert np.asarray(found[name]).tolist() == np.asarray(values).tolist()
-
-
-def test_a_pickle_that_runs_code_is_refused(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return (print, ("code ran",))
-
-    np.save(tmp_path / "evil.npy", np.array([Evil()], object))
-    with pytest.raises(
-        ValueError, match=r"evil.npy: not a NumPy file of numbers: it holds builtins"
-    ):
-        series(tmp_path, source="evil.npy").prepare(tmp_path / "cache")
-
-
-@pytest.mark.parametrize(
-    ("dtype", "reason"),
-    [
-        # NumPy crashes when it uses an array of such a dtype.
-        (((np.dtype, ("O",)), (3, "|", None, ("f",), {"f": 1}, 8, 1, 63)), "cannot reshape"),
-        (((np.dtype, ("V8",)), (3, "|", None, None, None, 8, 1, 0)), "it holds values of type V8"),
-        (((np.dtype, ("f8",)), (3, "<", None, None, None, -1, -1, 0)), "cannot reshape"),
-    ],
-)
-def test_a_pickle_cannot_choose_the_state_of_an_array(tmp_path, dtype, reason):
-    """It is read without NumPy's own objects; the raw bytes here are 8 and the shape is 99."""
-
-    class Chosen:
-        def __init__(self, made, state):
-            self.made = made, state
-
-        def __reduce__(self):
-            return (*self.made[0], self.made[1])
-
-    raw = (1, (99,), Chosen(*dtype), False, b"\x41" * 8)
-    array = Chosen((np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b")), raw)
-    stream = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        stream, {"descr": "|O", "fortran_order": False, "shape": (1,)}
-    )
-    (tmp_path / "evil.npy").write_bytes(stream.getvalue() + pickle.dumps(array))
-    with pytest.raises(ValueError, match=rf"evil.npy: not a NumPy file of numbers: .*({reason})"):
-        series(tmp_path, source="evil.npy").prepare(tmp_path / "cache")
+@pytest.mark.parametrize("save", [np.save, np.savez])
+def test_pickles_are_refused_with_what_to_do(tmp_path, save):
+    file = tmp_path / ("evil.npy" if save is np.save else "evil.npz")
+    save(file, np.array([{"a": 1}], object))
+    with pytest.raises(ValueError, match=rf"{file.name}: holds pickled objects; save numbers"):
+        series(tmp_path, source=file.name).prepare(tmp_path / "cache")
 
 
 def people(path, rows=200):

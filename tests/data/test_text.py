@@ -281,7 +281,7 @@ def test_standard_library_needs_no_download(tmp_path):
     ("source", "message"),
     [
         ("d00.tx", r"source: no such file: .*d00.tx; did you mean 'd00.txt'\?"),
-        ("*.csv", r"source: no file matches .*\*.csv"),
+        ("*.csv", r"source: no such file: .*\*.csv"),
         ("nowhere/a.txt", "source: no such file: .*nowhere/a.txt$"),
     ],
 )

@@ -23,7 +23,7 @@ from tests import fakes
 from tests.dispatch.helpers import prepare_request
 from tests.search.drivers import driver, found
 
-ON_GPU = Resources(cpus_per_worker=0.5, gpus_per_worker=1)
+ON_GPU = Resources(cpus_per_worker=0.5, gpus_per_worker=1, memory_gb=40)
 
 
 def gpus_ever_asked_for() -> float:

@@ -63,14 +63,6 @@ def test_a_trial_waits_while_others_have_all_places_and_runs_when_one_is_free(
     assert cluster.leftovers() == []
 
 
-def test_an_address_of_ray_client_stands_for_the_cluster_behind_it(
-    cluster: RayCluster, tmp_path: Path
-) -> None:
-    (ran,) = scene(cluster, tmp_path, "seen", f"ray://127.0.0.1:{cluster.client_port}")
-    assert ran["cluster"].endswith(f":{cluster.port}")
-    assert len(ran["pids"]) == 1
-
-
 def validate(
     cluster: RayCluster, spec: Path, *more: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from mptune.dispatch import devices, ray_private
-from mptune.dispatch.devices import Gpu, Machine, device, named_accelerators
+from mptune.dispatch.devices import Gpu, Machine, device
 from mptune.dispatch.placement import ClusterNode
 from mptune.spec.schema import Resources
 
@@ -66,11 +66,6 @@ def test_what_no_node_tells_is_not_known():
         found = device(workers, NODES, bare)
         assert (found.kind, found.bytes) == (kind, None)
         assert found.fits(1e15)
-
-
-def test_rays_accelerator_types():
-    assert named_accelerators({"CPU": 4, "accelerator_type:A100": 1}) == (Gpu("A100", 40e9),)
-    assert named_accelerators({"CPU": 4, "accelerator_type:NOVEL": 1}) == ()
 
 
 def nvml(*cards, name=lambda name: name):

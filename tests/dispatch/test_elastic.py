@@ -177,8 +177,8 @@ def test_machines_that_a_killed_driver_asked_for_are_given_back_by_fsck(autoscal
     found = fsck(autoscaled, run)
     assert found.returncode == 3, found.stderr
     assert re.match(
-        rf"the Ray cluster at {autoscaled.address}: its autoscaler is asked for machines for "
-        r"(\d) workers \(\1 CPU\) by a driver that has ended; would repair: withdraw the request\n",
+        rf"the Ray cluster at {autoscaled.address}: its autoscaler is asked for machines "
+        r"by a driver that has ended; would repair: withdraw the request\n",
         found.stdout,
     )
     assert machines(autoscaled) > 1

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from mptune.dispatch import process
-from mptune.dispatch.process import Footprint, MemoryGrowth
+from mptune.dispatch.process import MemoryGrowth
 from mptune.spec.schema import Resources
 
 PRINTS = """
@@ -63,28 +63,26 @@ LIMITS = Resources(memory_growth_mb=10, gpu_memory_growth_mb=5)
 MB = 10**6
 
 
-def excess(*footprints: tuple[int, int], rank: int = 0) -> str | None:
-    growth = MemoryGrowth()
+def excess(*footprints: tuple[int, int]) -> str | None:
+    growth, found = MemoryGrowth(), None
     for host, gpu in footprints:
-        growth.note(rank, Footprint(host * MB, gpu * MB))
-    return growth.excess(LIMITS)
+        found = growth.excess(LIMITS, memory=host * MB, gpu_memory=gpu * MB)
+    return found
 
 
-def test_what_a_gang_has_after_its_first_trial_is_its_own():
-    assert excess() is None
+def test_what_a_rank_has_after_its_first_trial_is_its_own():
     assert excess((900, 400)) is None
     assert excess((900, 400), (910, 405)) is None
 
 
 def test_growth_counts_from_the_least_there_was():
-    assert excess((100, 0), (111, 0)) == "rank 0 did not release 11 MB of memory (memory_growth_mb)"
+    assert excess((100, 0), (111, 0)) == "11 MB (memory_growth_mb)"
     assert excess((900, 0), (100, 0), (111, 0)) is not None
     assert excess((100, 0), (105, 0), (100, 0)) is None
 
 
 def test_a_gpu_has_a_limit_of_its_own():
-    found = excess((100, 10), (100, 16), rank=3)
-    assert found == "rank 3 did not release 6 MB of GPU memory (gpu_memory_growth_mb)"
+    assert excess((100, 10), (100, 16)) == "6 MB (gpu_memory_growth_mb)"
 
 
 # --- sessions ---

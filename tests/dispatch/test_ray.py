@@ -321,7 +321,7 @@ def never_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "wait", wait_briefly)
 
 
-def test_the_driver_goes_on_while_a_stopped_rank_is_asked_for_its_stack(
+def test_the_driver_goes_on_while_a_stopped_gang_is_to_write_its_stacks(
     dispatcher, tmp_path, monkeypatch, never_blocks
 ):
     monkeypatch.setattr(faults, "ANSWER_TIMEOUT_S", 3.0)  # rank 0 has to answer
@@ -330,9 +330,8 @@ def test_the_driver_goes_on_while_a_stopped_rank_is_asked_for_its_stack(
     dispatcher.submit(hanging)
     os.kill(until(dispatcher, Started, 0).pids[1], signal.SIGSTOP)
     assert ends(until_ended(dispatcher, 0))[0].reason == "stalled"
-    stacks = TrialDirectory(Path(hanging.directory)).stacks.read_text()
-    assert "_fault" in stacks  # where rank 0 is
-    assert "does not answer; state: stopped" in stacks
+    log = TrialDirectory(Path(hanging.directory)).log(0).read_text()
+    assert "_fault" in log  # where rank 0 is
 
 
 def test_the_driver_goes_on_while_a_broken_connection_may_mean_a_death(
@@ -366,8 +365,8 @@ def test_a_gang_is_remade_after_its_share_of_trials(dispatcher, tmp_path):
 @pytest.mark.parametrize(
     ("leak", "what"),
     [
-        ("leak_mb", r"remade: rank 0 did not release \d+ MB of memory \(memory_growth_mb\)"),
-        ("gpu_leak_mb", r"remade: rank 0 did not release 60 MB of GPU .*gpu_memory_growth_mb"),
+        ("leak_mb", r"remade: rank 0 did not release \d+ MB \(memory_growth_mb\)"),
+        ("gpu_leak_mb", r"remade: rank 0 did not release 60 MB \(gpu_memory_growth_mb\)"),
     ],
 )
 def test_a_gang_whose_memory_does_not_come_back_is_remade(dispatcher, tmp_path, leak, what):
@@ -448,11 +447,10 @@ def test_data_is_prepared_on_a_gang_that_trials_then_use(dispatcher, tmp_path):
         )
 
 
-def test_members_do_not_fight_for_threads_and_find_tools_and_devices(monkeypatch):
+def test_members_do_not_fight_for_threads_and_find_devices(monkeypatch):
     monkeypatch.setattr(os, "environ", {"PATH": "/usr/bin", "OMP_NUM_THREADS": "64"})
     member.set_environment(Shape(workers=4, cpus=2.5, gpus=0))
     assert os.environ["OMP_NUM_THREADS"] == "2"
-    assert os.environ["PATH"] == f"{Path(sys.executable).parent}:/usr/bin"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 

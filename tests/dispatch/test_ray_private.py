@@ -13,7 +13,6 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 from ray._private import ray_constants, services, state, worker
 from ray.exceptions import ActorUnavailableError, RayActorError
-from ray.util.client.server import proxier
 
 from mptune.dispatch import ray_private
 
@@ -68,13 +67,6 @@ def test_the_head_says_so_in_its_errors(text: str) -> None:
     assert text.encode() in GCS_SERVER.read_bytes(), (
         f"the head of Ray {ray.__version__} does not say {text!r} in its errors any more: "
         "see is_node_death and is_other_cluster"
-    )
-
-
-@pytest.mark.parametrize("text", ray_private.NO_CLIENT_SERVER)
-def test_a_head_without_a_server_for_a_client_says_so(text: str) -> None:
-    assert text in inspect.getsource(proxier), (
-        f"the head of Ray {ray.__version__} does not say {text!r} any more: see NO_CLIENT_SERVER"
     )
 
 

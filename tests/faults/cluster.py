@@ -65,7 +65,7 @@ class Node:
 
 @dataclass
 class RayCluster:
-    """`head` serves at `address`, and Ray Client at `client_port`; drivers need `env`."""
+    """`head` serves at `address`; drivers need `env`."""
 
     folder: Path
     env: dict[str, str]

@@ -66,13 +66,6 @@ def test_single_precision_has_the_same_parts_at_four_bytes():
     assert states(0, 1, "fp32") == states(0, 64, "fp32") == 20 * P
 
 
-def test_gradients_averaged_in_shared_memory_are_counted():
-    """A row of each rank and one of the mean, shared; of half weights there is a copy, too."""
-    assert demand(ON_CPU, training(), 1).states == 20 * P
-    assert demand(ON_CPU, training(), 2).states == (16 + 4 * 3 / 2) * P
-    assert demand(ON_CPU, training(precision="bf16"), 4).states == (20 + 4 * 5 / 4) * P
-
-
 def test_the_bucket_of_gradients_is_counted():
     """DeepSpeed allocates it whole, however small the model; of a CPU it takes what it uses."""
     section = {"zero_optimization": {"reduce_bucket_size": 1000, "overlap_comm": True}}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mptune.errors import InputError
-from mptune.training.batches import DataOrder, attended, seeded_order
+from mptune.training.feed import DataOrder, attended, seeded_order
 
 
 @pytest.mark.parametrize(("sequences", "batch_size"), [(10, 5), (10, 4), (7, 16), (3, 1)])

@@ -10,8 +10,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from mptune.spec.schema import Training
 from mptune.training import deepspeed_private as private
 from mptune.training import engine
+from mptune.training.ranks import Ranks
 
 engine.import_deepspeed()
 
@@ -26,15 +28,33 @@ from deepspeed.runtime.zero import (  # noqa: E402
 CHANGED = f"DeepSpeed {deepspeed.__version__} has changed; adapt deepspeed_private.py: "
 
 
+def test_no_collectives_are_compiled():
+    assert deepspeed.comm.torch.build_shm_op() is None, (
+        f"{CHANGED}it compiles its collectives for CPUs"
+    )
+
+
 def test_gradients_can_be_averaged_after_the_backward_pass():
     source = inspect.getsource(DeepSpeedEngine)
     for use in (
         "if self.enable_backward_allreduce and not ",
-        "self.allreduce_no_retain(",
         "def allreduce_gradients(self, bucket_size=",
-        "def allreduce_no_retain(self, bucket,",
     ):
         assert use in source, f"{CHANGED}the engine has no {use!r}"
+
+
+def averages_in_backward(world_size, **section):
+    made = SimpleNamespace(enable_backward_allreduce=True)
+    training = Training.model_validate({"budget_tokens": 1, "deepspeed": section})
+    private.average_after_backward(made, training, Ranks(0, world_size))
+    return private.averages_in_backward(made)
+
+
+def test_which_engines_average_after_the_backward_pass():
+    assert not averages_in_backward(1)
+    assert not averages_in_backward(2)
+    assert not averages_in_backward(1, prescale_gradients=True)
+    assert averages_in_backward(2, prescale_gradients=True)
 
 
 @pytest.mark.parametrize("key", sorted(private.AVERAGING_KEYS))

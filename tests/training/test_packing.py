@@ -8,7 +8,7 @@ import torch
 
 from mptune import plugins
 from mptune.spec.schema import build
-from mptune.training.batches import Packing
+from mptune.training.feed import Packing
 
 SYMBOLS, LENGTH = 18, 16
 

@@ -7,7 +7,7 @@ import pytest
 
 from mptune import plugins
 from mptune.spec.schema import build
-from mptune.training.batches import PHASES, SHAPES, HeadRows, deal, most_masked
+from mptune.training.feed import PHASES, SHAPES, HeadRows, deal, most_masked
 
 LENGTH, BATCH = 64, 32
 CASES = [

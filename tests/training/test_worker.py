@@ -46,9 +46,9 @@ def test_prepare_inspects_the_data_once(tmp_path, monkeypatch):
     assert (found, len(looks)) == ([("leak",)] * 2, 1)
 
 
-def test_prepare_measures_precision_if_it_is_asked_to(tmp_path, monkeypatch):
+def test_prepare_names_the_precision_if_it_is_asked_to(tmp_path, monkeypatch):
     asked = trials.request(tmp_path)
-    monkeypatch.setattr("mptune.training.execution.faster_precision", lambda *sizes: "bf16")
+    monkeypatch.setattr("mptune.training.execution.has_bf16", lambda: True)
     assert Worker(0, 1).prepare(asked).precision == "fp32"
     asked = asked.model_copy(update={"measure_precision": True})
     assert Worker(0, 1).prepare(asked).precision == "bf16"
