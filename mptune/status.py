@@ -67,9 +67,6 @@ class GangStatus(Message):
     state: Literal["starting", "idle", "busy"]
     trial: int | None = Field(description="number of the trial that it runs or starts for")
     trials: int = Field(description="number of trials that it was given so far")
-    resident_bytes: int | None = Field(
-        description="resident memory of all ranks; None until it is known"
-    )
 
 
 class RunningTrial(Message):

@@ -34,7 +34,7 @@ def gang(number: int, state: str = "busy") -> GangStatus:
     return GangStatus(
         name=f"gang-{number}", workers=2, cpus_per_worker=0.5, gpus_per_worker=1,
         nodes=("a", "b"), state=state,  # type: ignore[arg-type]
-        trial=number if state == "busy" else None, trials=7, resident_bytes=1_234_000_000,
+        trial=number if state == "busy" else None, trials=7,
     )  # fmt: skip
 
 

@@ -1,11 +1,10 @@
-"""Arrays: discrete columns as they are, real ones in quantile bins.
+"""Arrays of symbols.
 
-Shape suffixes: _N sequences, _ND sequences x columns.
+Shape suffixes: _N sequences, _ND sequences x positions.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -14,7 +13,6 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from mptune.artifacts import sha256
-from mptune.data._bins import Bins
 from mptune.data._records import group_labels, held_out, without_group
 from mptune.data._table import Meta, Split, TokenTable, build_table, table_key, write_table
 from mptune.data.base import Modality
@@ -22,21 +20,18 @@ from mptune.errors import did_you_mean
 
 
 class Array(Modality):
-    """A `.npy` file [N, D] of integers 0..V-1 (negative: missing) or of reals (NaN: missing).
+    """A `.npy` file [N, D] of symbols, integers 0..V-1; negative: missing, and not observed.
 
-    Every row is a sequence. Real columns are binned by quantiles of the training rows, and log bin
-    widths are recorded, so that scores are densities in the columns' units; beyond the training
-    range densities fall exponentially. Missing values are not observed.
+    Every row is a sequence. Real values are read as `series` or `tabular`.
     """
 
     kind: Literal["array"] = "array"
-    source: str = Field(min_length=1, description=".npy file of integers or reals, [N, length]")
+    source: str = Field(min_length=1, description=".npy file of integers, [N, length]")
     group: str | None = Field(
         None,
         description=".npy file of N labels of subjects, sites, ...: rows with one label stay in "
         "one split, and errors are between labels. Default: single rows",
     )
-    bins: int = Field(32, ge=2, le=4096, description="quantile bins per real column, 2 to 4096")
     heldout: float = Field(
         0.1, gt=0, lt=1, description="fraction of the groups (default: of the rows) held out"
     )
@@ -82,15 +77,10 @@ class Array(Modality):
         if self.group is not None and len(names) < 2:
             raise ValueError(f"group: {self.group} is one group, so none can be held out")
         heldout_N = np.isin(groups_N, held_out(names, self.heldout, self.seed))
-        sizes: tuple[int, ...] = ()
-        widths_ND: NDArray[np.float32] | None = None
-        if values_ND.dtype.kind == "f":
-            symbols_ND, observed_ND, widths_ND, sizes = self._bin(values_ND, ~heldout_N)
-        else:
-            symbols_ND, observed_ND = values_ND, values_ND >= 0
+        observed_ND = values_ND >= 0
         any_N = observed_ND.any(1)
         train, heldout = (
-            Split(symbols_ND[rows_N], observed_ND[rows_N], groups_N[rows_N].astype(np.int32))
+            Split(values_ND[rows_N], observed_ND[rows_N], groups_N[rows_N].astype(np.int32))
             for rows_N in (~heldout_N & any_N, heldout_N & any_N)
         )
         if len(heldout) < 2 or not len(train):
@@ -98,44 +88,15 @@ class Array(Modality):
                 f"source: {len(train)} training and {len(heldout)} held-out rows; "
                 "at least 1 and 2 are needed"
             )
-        if widths_ND is not None:
-            heldout = replace(heldout, log_widths=widths_ND[heldout_N & any_N])
         meta = Meta(
-            vocabulary_size=max(sizes) if sizes else int(values_ND.max()) + 1,
+            vocabulary_size=int(values_ND.max()) + 1,
             length=self.length,
             description=f"{self.source}: {len(train)} + {len(heldout)} rows of {self.length}"
             + without_group(ungrouped, "rows", grouped_by),
             groups={"train": train.group_count(), "heldout": heldout.group_count()},
             grouped_by=grouped_by,
-            log_bin_width=heldout.mean_log_width(),
-            sizes=sizes,
         )
         write_table(folder, {"train": train, "heldout": heldout}, meta)
-
-    def _bin(
-        self, values_ND: NDArray[Any], train_N: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.float32], tuple[int, ...]]:
-        """(symbols, observed, log bin widths), each [N, D], and the symbols of each column."""
-        if np.isinf(values_ND).any():
-            row, column = np.argwhere(np.isinf(values_ND))[0]
-            raise ValueError(f"source: row {row}, column {column} of {self.source} is infinite")
-        columns = [self._fit(values_ND[train_N, j], j) for j in range(values_ND.shape[1])]
-        pairs = list(zip(columns, values_ND.T, strict=True))
-        symbols_ND = np.stack([c.symbols(values) for c, values in pairs], axis=1)
-        widths_ND = np.stack([c.log_widths(values) for c, values in pairs], axis=1)
-        observed_ND = symbols_ND >= 0
-        sizes = tuple(c.size for c in columns)
-        return np.maximum(symbols_ND, 0), observed_ND, widths_ND.astype(np.float32), sizes
-
-    def _fit(self, values: NDArray[Any], column: int) -> Bins:
-        """The bins of a column; a density needs at least two values that differ."""
-        known = values[~np.isnan(values)].astype(np.float64)
-        if len(np.unique(known)) < 2:
-            raise ValueError(
-                f"source: column {column} of {self.source} has fewer than two distinct training "
-                "values, so it has no density; leave it out"
-            )
-        return Bins.fit(known, self.bins)
 
 
 def _open(file: tuple[str, str]) -> NDArray[Any]:
@@ -148,6 +109,7 @@ def _open(file: tuple[str, str]) -> NDArray[Any]:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
         raise ValueError(f"{file[0]}: {path} is not a .npy array: {error}") from error
-    if file[0] == "source" and values.dtype.kind not in "iuf":
-        raise ValueError(f"source: {path} holds {values.dtype}; give integers or reals")
+    if file[0] == "source" and values.dtype.kind not in "iu":
+        what = "integers, or read it as series or tabular"
+        raise ValueError(f"source: {path} holds {values.dtype}; give {what}")
     return np.asarray(values)

@@ -58,9 +58,6 @@ STOP_TIMEOUT_S = 120.0
 AGREE_TIMEOUT_S = 10.0
 """From the end of a trial on rank 0 to its end on all ranks."""
 
-MEMORY_EVERY_S = 5.0
-"""Between two questions how much memory a gang has."""
-
 Handler = Callable[[int, Any], list[Event]]
 """Takes in the answer of a rank."""
 
@@ -116,8 +113,6 @@ class Gang:
     )
     """When the gang is lost, unless something happens before."""
     _watch: StallWatch = field(default_factory=lambda: StallWatch(0.0))
-    _resident: dict[int, int] = field(default_factory=dict)
-    _memory_due: float = 0.0
 
     def __post_init__(self) -> None:
         """Ask Ray for the placement group and the processes; does not wait for them."""
@@ -164,7 +159,6 @@ class Gang:
 
     def status(self) -> GangStatus:
         state: Literal["starting", "idle", "busy"] = "busy" if self.state.is_ready else "starting"
-        known = len(self._resident) == self.shape.workers
         return GangStatus(
             name=self.name,
             workers=self.shape.workers,
@@ -174,19 +168,7 @@ class Gang:
             state="idle" if self.state is GangState.IDLE else state,
             trial=self.trial.spec.number if self.trial else None,
             trials=self.trials,
-            resident_bytes=sum(self._resident.values()) if known else None,
         )
-
-    def ask_memory(self) -> None:
-        """Ask all ranks now and then how much memory they have, once they have answered before."""
-        due = time.monotonic() >= self._memory_due and not self._awaits(self._on_memory)
-        if self.state.is_ready and due:
-            self._memory_due = time.monotonic() + MEMORY_EVERY_S
-            self._ask_all("resident_bytes", self._on_memory)
-
-    def _on_memory(self, rank: int, resident: int) -> list[Event]:
-        self._resident[rank] = resident
-        return []
 
     @property
     def pids(self) -> tuple[int, ...]:

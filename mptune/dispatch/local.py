@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import psutil
-
 from mptune import plugins
 from mptune.dispatch import devices
 from mptune.dispatch.base import (
@@ -146,7 +144,6 @@ class LocalDispatcher:
             state="busy" if self._running else "idle",
             trial=self._running.spec.number if self._running else None,
             trials=self._trials,
-            resident_bytes=psutil.Process().memory_info().rss,
         )
         return DispatchState((gang,) if self._worker else (), tuple(queue))
 

@@ -139,10 +139,6 @@ class Member:
         """Write the stack of every thread to the log of the trial, where all output goes."""
         faulthandler.dump_traceback(2)
 
-    @ray.method(concurrency_group="control")
-    def resident_bytes(self) -> int:
-        return int(psutil.Process().memory_info().rss)
-
     @ray.method(concurrency_group="life")
     def live(self) -> None:
         """Never returns: its reference fails when the process dies, whatever it is doing."""

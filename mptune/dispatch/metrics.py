@@ -70,8 +70,6 @@ METRICS = (
     ENDED,
     FAULTS,
     _gauge("gangs", "gangs: starting, idle, busy", _gangs, "state"),
-    _gauge("gangs_resident_bytes", "resident memory of all gangs' ranks",
-           lambda s: sum(gang.resident_bytes or 0 for gang in s.gangs)),
     _gauge("queue_length", "trials that wait for free workers", lambda s: len(s.queue)),
     _gauge("queue_longest_wait_seconds", "the longest wait of a trial that waits now",
            lambda s: max((t.waited_s or 0.0 for t in s.queue), default=0.0)),

@@ -309,9 +309,6 @@ class RayDispatcher:
 
     def state(self) -> DispatchState:
         gangs, now = self._pool.gangs.values(), time.monotonic()
-        if not self._cluster.head.is_away():
-            for gang in gangs:
-                gang.ask_memory()
         waiting, held, nodes = self._waiting(), self._held(now), self._pool.nodes()
         first = admission.in_turn(waiting)[:PREDICTED]
         starts = admission.expected_starts(first, held, nodes, now)

@@ -95,7 +95,6 @@ def gangs_table(gangs: Sequence[GangStatus], lines: int) -> Table:
         ">nodes": lambda g: len(g.nodes),
         ">trial": lambda g: g.trial,
         ">trials run": lambda g: g.trials,
-        ">memory": lambda g: None if g.resident_bytes is None else f"{count(g.resident_bytes)}B",
         "state": lambda g: g.state,
     })  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Arrays: what is observed, how reals are binned, and that scores become densities."""
+"""Arrays: what is observed, and what is held out."""
 
 from __future__ import annotations
 
@@ -23,39 +23,14 @@ def test_integers_are_symbols_and_negative_is_missing(tmp_path):
     assert table.log_bin_width == 0
 
 
-def test_reals_fall_into_equally_filled_training_bins(tmp_path):
-    values = np.random.default_rng(0).normal(size=(1000, 2)) * [1, 50]
-    table = array(tmp_path, values, bins=4).prepare(tmp_path / "cache")
-    for column in table.train.tokens.T:
-        assert np.bincount(column).tolist() == [225] * 4
-
-
-def test_a_model_that_knows_the_bins_scores_the_true_density(tmp_path):
-    """Uniform values on a known range: log p - log width is the log density -log(range)."""
-    values = np.random.default_rng(0).random((4000, 2)) * [2, 8]
-    table = array(tmp_path, values, bins=10).prepare(tmp_path / "cache")
-    density = np.log(1 / 10) - table.log_bin_width
-    assert density == pytest.approx(-np.log([2, 8]).mean(), abs=0.02)
-
-
-def test_nan_is_missing_and_rows_without_values_are_left_out(tmp_path):
-    values = np.random.default_rng(0).normal(size=(40, 3))
-    values[::2, 1] = np.nan
-    values[5] = np.nan
-    table = array(tmp_path, values, bins=4).prepare(tmp_path / "cache")
+def test_rows_without_values_are_left_out(tmp_path):
+    values = np.random.default_rng(0).integers(0, 4, (40, 3))
+    values[::2, 1] = values[5] = -1
+    table = array(tmp_path, values).prepare(tmp_path / "cache")
     assert len(table.train) + len(table.heldout) == 39
     for split in (table.train, table.heldout):
-        assert (split.observed == ~np.isnan(values[split.groups])).all()
+        assert (split.observed == (values[split.groups] >= 0)).all()
         assert (split.tokens[~split.observed] == table.pad_id).all()
-
-
-def test_values_beyond_the_training_range_count_in_the_outermost_bin(tmp_path):
-    values = np.random.default_rng(0).normal(size=(40, 1))
-    first = array(tmp_path, values, bins=4).prepare(tmp_path / "cache")
-    values[first.heldout.groups[0]] = 1e9
-    table = array(tmp_path, values, bins=4).prepare(tmp_path / "cache")
-    assert table.heldout.tokens[0] == 3
-    assert (table.train.tokens == first.train.tokens).all()
 
 
 def test_groups_stay_together(tmp_path):
@@ -92,10 +67,9 @@ def test_some_group_is_left_to_train_on_and_missing_labels_are_groups_of_their_o
             {"length": 4},
             "length: is 4, but .* has 3 columns; give length: 3",
         ),
-        (np.zeros(9), {"length": 3}, r"has shape \[9\]; give \[N, D\]"),
-        (np.full((9, 1), "x"), {}, "holds <U1; give integers or reals"),
-        (np.zeros((9, 1)), {}, "column 0 of .* has fewer than two distinct training values"),
-        (np.full((9, 1), np.inf), {}, "row 0, column 0 of .* is infinite"),
+        (np.zeros(9, int), {"length": 3}, r"has shape \[9\]; give \[N, D\]"),
+        (np.full((9, 1), "x"), {}, "holds <U1; give integers, or read it as series or tabular"),
+        (np.zeros((9, 1)), {}, "holds float64; give integers"),
         (np.zeros((1, 1), int), {}, "0 training and 1 held-out rows"),
         (np.zeros((9, 1), int), {"group": "value.npy"}, "group: no such file.*'values.npy'"),
     ],

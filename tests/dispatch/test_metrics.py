@@ -127,7 +127,6 @@ def test_gauges_have_what_the_status_shows(recorder: Recorder) -> None:
         (1, {**study, "state": "idle"}),
         (2, {**study, "state": "busy"}),
     ]
-    assert recorder.of("mptune_gangs_resident_bytes") == [(3 * 1_234_000_000, study)]
     assert recorder.of("mptune_forecast_left_seconds") == [(600, study)]
     assert recorder.of("mptune_best_nats_per_token") == [], "none has finished"
 

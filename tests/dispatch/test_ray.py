@@ -31,7 +31,6 @@ from mptune.errors import DispatchError, InputError
 from mptune.paths import RunDirectory, TrialDirectory
 from mptune.search.driver import StudyDriver
 from mptune.spec.schema import Resources, Search
-from mptune.status import GangStatus
 from mptune.study.samplers import make_sampler
 from mptune.trial import (
     Event,
@@ -454,17 +453,10 @@ def test_members_do_not_fight_for_threads_and_find_devices(monkeypatch):
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
-def status_of(dispatcher: RayDispatcher, name: str) -> GangStatus:
-    return next(gang for gang in dispatcher.state().gangs if gang.name == name)
-
-
-def test_members_are_out_of_the_terminals_reach_and_their_memory_is_known(dispatcher, tmp_path):
+def test_members_are_out_of_the_terminals_reach(dispatcher, tmp_path):
     dispatcher.submit(trial(0, tmp_path))
     runs = started(until_ended(dispatcher, 0))[0]
     assert all(os.getpgid(pid) != os.getpgid(0) for pid in runs.pids)
-    while (found := status_of(dispatcher, runs.gang).resident_bytes) is None:
-        dispatcher.events(0.1)
-    assert 2 * 10e6 < found < 2 * 1e9
 
 
 def test_ray_here_is_on_loopback_with_a_token_and_without_a_dashboard(dispatcher):

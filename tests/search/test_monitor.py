@@ -31,7 +31,6 @@ def test_what_runs_waits_and_was_spent(run: RunDirectory, monkeypatch: pytest.Mo
     assert [(t.number, t.wait.words()) for t in now.queue] == [(1, "needs 1, 0 free")]
     (gang,) = now.gangs
     assert (gang.name, gang.state, gang.trial, gang.trials) == ("local", "busy", 0, 1)
-    assert gang.resident_bytes
     assert now.in_flight(0)
     assert now.in_flight(1)
     assert not now.in_flight(2)
