@@ -4,16 +4,14 @@ Attention is torch's own, except on a CPU in bf16. There torch's fused kernel is
 slower than two plain products and a softmax (measured on AVX512-BF16, 32 × 128 positions, 4 heads
 of 32 channels: 41 against 11 ms, forward and backward).
 
-Shape suffixes: B sequences, H heads, D positions, M querying positions of each sequence, K masked
-positions, V predictable symbols, W width (of a head, in attention), A axes of the grid that
-positions lie on.
+Shape suffixes: B sequences, H heads, D positions, K masked positions, V predictable symbols,
+W width (of a head, in attention), A axes of the grid that positions lie on.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -65,17 +63,6 @@ def configured(
     )
 
 
-@dataclass
-class Queries:
-    """Which positions of a block query attention in the current forward.
-
-    Attributes:
-        flat_BM: their flat indices; None for all.
-    """
-
-    flat_BM: Tensor | None = None
-
-
 def is_plain(device: torch.device, dtype: torch.dtype, length: int) -> bool:
     """Whether attention is computed by plain products, which keep its scores."""
     return device.type == "cpu" and dtype == torch.bfloat16 and length <= LONGEST_PLAIN
@@ -93,47 +80,19 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Attention [B, D, H, W] as transformers calls it; nothing is attended to where the mask is
     False.
-
-    If the module has `Queries`, the output is zero at the positions that they leave out.
     """
-    flat_BM = getattr(module, "queries", Queries()).flat_BM
-    if flat_BM is not None and attention_mask is None:
-        query_BDHW, flat = query_BHDW.transpose(1, 2), flat_BM.flatten()
-        chosen = query_BDHW.flatten(0, 1).index_select(0, flat)
-        query_BHMW = chosen.view(*flat_BM.shape, *chosen.shape[1:]).transpose(1, 2)
-        found_BMHW = _attend_all(
-            module, query_BHMW, key_BHDW, value_BHDW, None, dropout=dropout, scaling=scaling
-        )
-        whole = torch.zeros_like(query_BDHW.flatten(0, 1))
-        out = whole.index_copy(0, flat, found_BMHW.flatten(0, 1))
-        return out.view(query_BDHW.shape), None
-    given = (query_BHDW, key_BHDW, value_BHDW, attention_mask)
-    return _attend_all(module, *given, dropout=dropout, scaling=scaling, **more), None
-
-
-def _attend_all(
-    module: nn.Module,
-    query_BHDW: Tensor,
-    key_BHDW: Tensor,
-    value_BHDW: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float,
-    scaling: float | None,
-    **more: Any,
-) -> Tensor:
-    """`attend` for all given queries."""
-    inputs = (query_BHDW, key_BHDW, value_BHDW)
     if not is_plain(query_BHDW.device, query_BHDW.dtype, key_BHDW.shape[2]):
+        inputs = (query_BHDW, key_BHDW, value_BHDW)
         found: Tensor = sdpa_attention_forward(
             module, *inputs, attention_mask, dropout=dropout, scaling=scaling, **more
         )[0]
-        return found
+        return found, None
     scale = query_BHDW.shape[-1] ** -0.5 if scaling is None else scaling
     scores_BHDD = (query_BHDW * scale) @ key_BHDW.transpose(-1, -2)
     if attention_mask is not None:
         scores_BHDD = scores_BHDD.masked_fill(~attention_mask, -math.inf)
     weights_BHDD = drop(torch.softmax(scores_BHDD, -1), dropout)
-    return (weights_BHDD @ value_BHDW).transpose(1, 2).contiguous()
+    return (weights_BHDD @ value_BHDW).transpose(1, 2).contiguous(), None
 
 
 def mask_of_all(*, local_size: int | None = None, **given: Any) -> Tensor | None:
@@ -227,9 +186,6 @@ class MaskedPredictor(nn.Module):
         self._pretrained, self._last = (pretrained,), (last,)
         self._biased: tuple[Any] = (decoder or head,)
         self._chosen_K: Tensor | None = None
-        self._queries = Queries()
-        for part in last.modules():
-            part.queries = self._queries  # type: ignore[assignment]
         (narrow or _narrow_output)(last, self._choose)
         self.axes = nn.ModuleList()
         self.register_buffer("place_AD", None)
@@ -261,7 +217,6 @@ class MaskedPredictor(nn.Module):
         attend_BD: Tensor | None = None,
         document_BD: Tensor | None = None,
         place_BD: Tensor | None = None,
-        asking_BM: Tensor | None = None,
     ) -> Tensor:
         """logits [K, V] at the masked positions.
 
@@ -272,8 +227,6 @@ class MaskedPredictor(nn.Module):
             attend_BD: positions that may be attended to; default all.
             document_BD: of packed rows, the document of each position; attention stays inside.
             place_BD: of packed rows, the position inside its document.
-            asking_BM: flat indices of the positions for which attention in the last block is
-                computed, the masked ones and others; default all.
         """
         # Hugging Face would number positions by the padding id where it has one; here every
         # position is its own column, padded or not.
@@ -290,11 +243,11 @@ class MaskedPredictor(nn.Module):
             embed: Any = self.encoder.embeddings
             given = {"inputs_embeds": embed(input_ids=tokens_BD, position_ids=place_BD)}
         flat_K = mask.flatten().nonzero()[:, 0] if mask.dtype == torch.bool else mask
-        self._chosen_K, self._queries.flat_BM = flat_K, asking_BM
+        self._chosen_K = flat_K
         try:
             chosen_KW = self.encoder(**given, attention_mask=attention, position_ids=place_BD)[0]
         finally:
-            self._chosen_K = self._queries.flat_BM = None
+            self._chosen_K = None
         logits_KV: Tensor = self.head(chosen_KW)
         if logits_KV.shape[1] != self.predictable:
             logits_KV = logits_KV[:, : self.predictable]

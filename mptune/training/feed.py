@@ -31,10 +31,6 @@ from mptune.spec.schema import Training
 from mptune.training.ranks import Ranks
 from mptune.training.schedule import TrainingBudget
 
-MOST_ASKING = 0.8
-"""Masked share up to which it saves time to compute attention for masked positions only."""
-
-
 # --- which sequences are where -------------------------------------------------------------------
 
 PHASES = 16
@@ -383,8 +379,6 @@ class Batch:
             filled_K = np.arange(spare) % inputs_RD.size
             flat_K = np.append(packing.flat(mask_BD), filled_K)
             arguments = [inputs_RD, flat_K, None, packing.documents(), packing.places()]
-        if self.head is None and self.attend is None:
-            arguments += [None, None, _asking(mask_BD)]
 
         def padded(values_K: NDArray[Any], fill: int) -> NDArray[Any]:
             return np.concatenate([values_K, np.full(spare, fill, values_K.dtype)])
@@ -399,18 +393,6 @@ class Batch:
             rate_bucket(count_B, self.lengths[rows]),
             np.zeros(len(rows)) if self.code_B is None else self.code_B[rows],
         ]
-
-
-def _asking(mask_BD: BoolArray) -> IntArray | None:
-    """Flat indices [B, M] of positions with all masked ones among them; None if nearly all.
-
-    M is the largest count, so that they are a rectangle; the other positions are not masked.
-    """
-    most, length = int(mask_BD.sum(1).max(initial=0)), mask_BD.shape[1]
-    if most > MOST_ASKING * length:
-        return None
-    place_BM = np.argsort(~mask_BD, axis=1, kind="stable")[:, :most]
-    return np.asarray(place_BM + length * np.arange(len(mask_BD))[:, None])
 
 
 def code_weights(

@@ -146,16 +146,6 @@ def test_a_batch_that_was_fetched_for_another_step_or_law_is_not_used(changes):
     assert not torch.equal(found, taken(given, 1)[1][0].target_K)
 
 
-def test_all_masked_positions_ask_and_no_sequence_s_others_twice():
-    given = inputs(policy={"kind": "fixed", "rate": 0.3})
-    part = taken(given)[1][0]
-    asking_BM = part.arguments[5]
-    assert asking_BM.shape == (4, 5)
-    assert set(part.arguments[1].tolist()) <= set(asking_BM.flatten().tolist())
-    assert len(asking_BM.unique()) == asking_BM.numel()
-    assert (asking_BM // LENGTH == torch.arange(4)[:, None]).all()
-
-
 @pytest.mark.parametrize("static", [False, True])
 def test_ranks_share_a_batch(static):
     given = inputs(compile=static)
