@@ -52,7 +52,6 @@ class QueuedTrial(Message):
     size_label: str
     workers: int
     waited_s: float | None = Field(None, description="in the queue so far")
-    starts_in_s: float | None = Field(None, description="if all running trials end as predicted")
     wait: Wait
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
 import torch
 
 ALPHABET = sorted(set("abcdefghijklmnopqrstuvwxyz .,"))
@@ -76,13 +78,28 @@ def _train(model, cut, steps):
         optimizer.step()
 
 
-def reactions_model():
-    """Folder of the reaction-SMILES model that ships inside rxnmapper, or None."""
+def reactions_model(folder):
+    """The reaction-SMILES model that ships inside rxnmapper, with a tokenizer that transformers
+    opens: greedy longest match over its vocabulary. Skips the test if it is not installed."""
+    from tokenizers import Regex, Tokenizer, pre_tokenizers, processors
+    from tokenizers.models import WordPiece
+    from transformers import PreTrainedTokenizerFast
+
     found = find_spec("rxnmapper")
-    if found is None or not found.submodule_search_locations:
-        return None
-    root = Path(found.submodule_search_locations[0])
-    return next((str(p.parent) for p in root.glob("models/transformers/*/config.json")), None)
+    if found is None:
+        pytest.skip("rxnmapper is not installed; `make test` installs it")
+    (given,) = Path(found.submodule_search_locations[0]).glob("models/transformers/*")
+    for name in ("config.json", "pytorch_model.bin"):
+        (folder / name).symlink_to(given / name)
+    special = json.loads((given / "special_tokens_map.json").read_text())
+    ids = {word: n for n, word in enumerate((given / "vocab.txt").read_text().splitlines())}
+    options = {"continuing_subword_prefix": "", "max_input_chars_per_word": 1 << 20}
+    cut = Tokenizer(WordPiece(ids, unk_token=special["unk_token"], **options))
+    cut.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s+"), "removed")
+    ends = [(name, ids[name]) for name in (special["cls_token"], special["sep_token"])]
+    cut.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=ends)
+    PreTrainedTokenizerFast(tokenizer_object=cut, **special).save_pretrained(folder)
+    return str(folder)
 
 
 def esterifications():

@@ -23,11 +23,10 @@ def running(number: int) -> RunningTrial:
                         progress=0.5, loss=2.345, tokens_per_s=31_234.0, left_s=125)  # fmt: skip
 
 
-def waiting(number: int, kind: str = "reserved", starts_in_s: float | None = 185) -> QueuedTrial:
+def waiting(number: int, kind: str = "reserved") -> QueuedTrial:
     behind = 3 if kind == "behind" else None
     wait = Wait(kind=kind, needs=4, free=2, behind=behind)  # type: ignore[arg-type]
-    return QueuedTrial(number=number, **LABELS, workers=4, waited_s=50,
-                       starts_in_s=starts_in_s, wait=wait)  # fmt: skip
+    return QueuedTrial(number=number, **LABELS, workers=4, waited_s=50, wait=wait)
 
 
 def gang(number: int, state: str = "busy") -> GangStatus:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import inf
 from statistics import fmean
 from typing import Literal
@@ -260,34 +260,6 @@ def _reserve(
         return None
     beside.take(shape, placement)
     return _Reservation(start, beside)
-
-
-def expected_starts(
-    queue: Iterable[WaitingTrial],
-    held: Iterable[PlacedGang],
-    total: Sequence[ClusterNode],
-    now: float,
-) -> dict[int, float]:
-    """When each waiting trial starts if all durations are as predicted; unknown ones left out.
-
-    Repeats admission with the time moved on to the next predicted end of a running trial.
-    """
-    left, gangs, starts = list(queue), list(held), dict[int, float]()
-    while left:
-        this_round = _Round.of(gangs, total, now)
-        decisions = this_round.admit(left, total)
-        starts |= {d.number: now for d in decisions if isinstance(d, Start)}
-        decided = {d.number for d in decisions if not isinstance(d, Retire)}
-        left = [w for w in left if w.number not in decided]
-        busy = this_round.busy
-        ends = [h.ends for h in busy if h.ends is not None]
-        if not ends:
-            break
-        now = max(now, min(ends))
-        ended = [h for h in busy if h.ends is not None and h.ends <= now]
-        gangs = [*this_round.idle, *(replace(h, idle=True, ends=None) for h in ended)]
-        gangs += [h for h in busy if h not in ended]
-    return starts
 
 
 def waits(

@@ -49,9 +49,6 @@ SLICE_S = 0.25
 
 NODES_EVERY_S = 1.0
 
-PREDICTED = 20
-"""Queued trials whose start is predicted: simulating admission takes long."""
-
 LEAVING = "one of its nodes is taken away"
 
 JOINING_S = 30.0
@@ -310,11 +307,9 @@ class RayDispatcher:
     def state(self) -> DispatchState:
         gangs, now = self._pool.gangs.values(), time.monotonic()
         waiting, held, nodes = self._waiting(), self._held(now), self._pool.nodes()
-        first = admission.in_turn(waiting)[:PREDICTED]
-        starts = admission.expected_starts(first, held, nodes, now)
         queue = []
         for number, wait in admission.waits(waiting, held, nodes, now).items():
-            trial, start = self._pool.queue[number], starts.get(number)
+            trial = self._pool.queue[number]
             queue.append(
                 QueuedTrial(
                     number=number,
@@ -322,7 +317,6 @@ class RayDispatcher:
                     size_label=trial.spec.size_label,
                     workers=trial.shape.workers,
                     waited_s=now - trial.since,
-                    starts_in_s=None if start is None else max(0.0, start - now),
                     wait=wait,
                 )
             )

@@ -105,7 +105,6 @@ def queue_table(queue: Sequence[QueuedTrial], lines: int) -> Table:
         ">queued": lambda t: t.number,
         ">workers": lambda t: t.workers,
         ">waits since": lambda t: None if t.waited_s is None else about(t.waited_s),
-        ">starts in about": lambda t: "–" if t.starts_in_s is None else about(t.starts_in_s),
         "why it waits": lambda t: t.wait.words(),
     })  # fmt: skip
 
@@ -186,8 +185,7 @@ def summary(status: Status) -> str:
     queued = ""
     if status.queue:
         first = status.queue[0]
-        when = "" if first.starts_in_s is None else f", about {about(first.starts_in_s)}"
-        queued = f"{len(status.queue)} queued (trial {first.number} {first.wait.words()}{when})"
+        queued = f"{len(status.queue)} queued (trial {first.number} {first.wait.words()})"
     parts = [
         f"{status.trials.ended} of {status.trials.total} trials ended, "
         f"{len(status.running)} running on {busy} of {len(status.gangs)} gangs",

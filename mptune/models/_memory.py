@@ -16,7 +16,7 @@ Constants marked as measured are from `benchmarks/memory.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -59,12 +59,6 @@ SCORED_LOGIT_BYTES: dict[DeviceKind, int] = {"cuda": 10, "cpu": 13}
 
 BUCKET, LIVE = 500_000_000, 1_000_000_000
 """DeepSpeed's defaults of `reduce_bucket_size` and `stage3_max_live_parameters`, in values."""
-
-GANGS = (1, 2, 4, 8, 16, 32, 64, 128)
-"""Numbers of workers that are proposed."""
-
-Holds = Callable[[Resources], Device]
-"""The device that each worker of a gang with these resources computes on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,15 +216,18 @@ def _zero_bytes(
     return copies * (parameters * (own + shared / ranks)), copies * float(value * buffered)
 
 
-def refusal(trial: TrialSpec, holds: Holds) -> str | None:
+def refusal(trial: TrialSpec, holds: Callable[[Resources], Device]) -> str | None:
     """Why a trial cannot fit the devices of its gang; None if it fits or their memory is unknown.
 
     Can be asked before there is a gang. A batch that cannot be divided among the ranks is refused
     by the worker.
+
+    Args:
+        holds: gives the device that each worker of a gang with some resources computes on.
     """
     device = holds(trial.resources)
     try:
-        check(Sizes.of(trial, device.kind), trial.training, trial.resources, holds)
+        check(Sizes.of(trial, device.kind), trial.training, trial.resources.workers, device)
     except DoesNotFit as error:
         return str(error)
     except InputError:
@@ -238,72 +235,20 @@ def refusal(trial: TrialSpec, holds: Holds) -> str | None:
     return None
 
 
-def check(sizes: Sizes, training: Training, resources: Resources, holds: Holds) -> None:
-    """Refuse what cannot fit, and propose the smallest gang and stage that does.
-
-    Args:
-        sizes: the model and the data.
-        training: the spec's section.
-        resources: of the planned gang.
-        holds: what a worker of this and of other gangs has.
+def check(sizes: Sizes, training: Training, workers: int, device: Device) -> None:
+    """Refuse what cannot fit the device of each worker.
 
     Raises:
-        DoesNotFit: one line with the demand, the available memory, and the proposal.
+        DoesNotFit: one line with the demand, the available memory, and what would change it.
         InputError: the batch cannot be divided among the ranks.
     """
-    device = holds(resources)
-    needed = demand(sizes, training, resources.workers)
-    if device.fits(needed.total):
-        return
-    found = next(fitting(sizes, training, resources, holds), None)
-    advice = f"no gang of up to {GANGS[-1]} fits it; use a smaller model or score.batch_size"
-    if found is not None:
-        advice = f"it fits with {found.words()}"
-    raise DoesNotFit(
-        f"{sizes.family.words()} needs {needed.words()}, and {device.words} has "
-        f"{gigabytes(device.bytes or 0.0)}; {advice}"
-    )
-
-
-@dataclass(frozen=True)
-class FittingGang:
-    """A gang that a model fits on. `micro_batch_size` is None if it is the default."""
-
-    workers: int
-    zero_stage: int
-    micro_batch_size: int | None
-
-    def words(self) -> str:
-        """The spec's keys that give it."""
-        gang = f"resources.workers: {self.workers}"
-        stage = f"training.zero_stage: {self.zero_stage}"
-        if self.micro_batch_size is None:
-            return f"{gang} and {stage}"
-        return f"{gang}, {stage} and training.micro_batch_size: {self.micro_batch_size}"
-
-
-def fitting(
-    sizes: Sizes, training: Training, resources: Resources, holds: Holds
-) -> Iterator[FittingGang]:
-    """Gangs that fit: the smallest first, then the lowest stage, then the largest micro-batch."""
-    section = dict(training.deepspeed)
-    if "zero_optimization" in section:
-        # The user's section may name a stage, too.
-        zero = section["zero_optimization"]
-        section["zero_optimization"] = {k: v for k, v in zero.items() if k != "stage"}
-    for workers in GANGS:
-        device = holds(resources.model_copy(update={"workers": workers}))
-        share, rest = divmod(training.batch_size, workers)
-        default = training.micro_batch_size or share
-        # Sizes that divide the batch evenly, none above the one asked for.
-        sizes_down = [] if rest else range(min(share, default), 0, -1)
-        for stage in (0, 1, 2) if training.compile else (0, 1, 2, 3):
-            for micro in (size for size in sizes_down if share % size == 0):
-                update = {"zero_stage": stage, "micro_batch_size": micro, "deepspeed": section}
-                asked = training.model_copy(update=update)
-                if device.fits(demand(sizes, asked, workers).total):
-                    yield FittingGang(workers, stage, None if micro == default else micro)
-                    break
+    needed = demand(sizes, training, workers)
+    if not device.fits(needed.total):
+        raise DoesNotFit(
+            f"{sizes.family.words()} needs {needed.words()}, and {device.words} has "
+            f"{gigabytes(device.bytes or 0.0)}; give more workers, a higher training.zero_stage, a "
+            "smaller training.micro_batch_size or score.batch_size, or a smaller model"
+        )
 
 
 def gigabytes(size: float) -> str:

@@ -229,8 +229,7 @@ def built(trial: TrialSpec, ranks: Ranks, heldout: HeldOut) -> tuple[Inputs, nn.
     size = ranks.memory_bytes() if stated_gb is None else 1e9 * stated_gb
     kind: DeviceKind = "cuda" if ranks.device.type == "cuda" else "cpu"
     device = Device(kind=kind, bytes=size, words="the device")
-    gang = trial.resources.model_copy(update={"workers": ranks.world_size})
-    memory.check(memory.Sizes.of(trial, kind), trial.training, gang, lambda _: device)
+    memory.check(memory.Sizes.of(trial, kind), trial.training, ranks.world_size, device)
     torch.manual_seed(trial.seed)
     module = inputs.family.build(table.total_vocabulary, table.vocabulary_size, table.length)
     inputs.family.lay_out(module, inputs.axes, table.sizes)

@@ -18,7 +18,6 @@ from mptune.dispatch.admission import (
     Start,
     WaitingTrial,
     admit,
-    expected_starts,
     in_turn,
     trial_capacity,
     waits,
@@ -197,37 +196,6 @@ def test_the_reservation_is_where_gangs_end_first():
     # Trial 1 will take b's three and not the free one of a, so that one is for anybody.
     waiting = [WaitingTrial(1, Shape(3, 1, 0), since=-999, seconds=10), long]
     assert admit(waiting, held, nodes, now=10) == [Start(2, placement=("a",))]
-
-
-def test_starts_are_expected_when_what_runs_is_predicted_to_end():
-    waiting = [
-        WaitingTrial(1, FOUR, since=0, seconds=10),
-        WaitingTrial(2, FOUR, since=1, seconds=10),
-    ]
-    assert expected_starts(waiting, [HALF], [ClusterNode("a", 4)], now=10) == {1: 50, 2: 60}
-    assert expected_starts(waiting, [replace(HALF, ends=None)], [ClusterNode("a", 4)], now=10) == {}
-    assert expected_starts([], [HALF], [ClusterNode("a", 4)], now=10) == {}
-
-
-def test_expected_starts_follow_the_ends_of_all_gangs():
-    """Gangs end one after the other; one without a predicted end never does."""
-    held = [
-        PlacedGang("soon", TWO, ("a", "a"), idle=False, ends=20),
-        PlacedGang("late", TWO, ("b", "b"), idle=False, ends=90),
-        PlacedGang("idle", ONE, ("c",), idle=True),
-        PlacedGang("unknown", ONE, ("c",), idle=False),
-    ]
-    nodes = [ClusterNode("a", 2), ClusterNode("b", 2), ClusterNode("c", 2)]
-    waiting = [WaitingTrial(number, TWO, since=number, seconds=100) for number in range(3)] + [
-        WaitingTrial(3, ONE, since=3, seconds=5)
-    ]
-    assert expected_starts(waiting, held, nodes, now=10) == {3: 10, 0: 20, 1: 90, 2: 120}
-
-
-def test_a_trial_behind_an_overdue_one_is_expected_now_and_not_in_the_past():
-    overdue = replace(HALF, ends=5)
-    waiting = [WaitingTrial(1, FOUR, since=0, seconds=10)]
-    assert expected_starts(waiting, [overdue], [ClusterNode("a", 4)], now=10) == {1: 10}
 
 
 def test_why_each_one_waits():

@@ -76,11 +76,7 @@ def test_no_placement_group_is_ever_asked_for_what_cannot_fit(
     assert len(details) == 1
     detail = details.pop() or ""
     assert detail.startswith("bert 512×12 needs ")
-    assert "a worker (resources.memory_gb) has 1 GB; " in detail
-    assert (
-        "it fits with resources.workers: 1, training.zero_stage: 0 and training.micro_batch_size: "
-        in detail
-    )
+    assert "a worker (resources.memory_gb) has 1 GB; give more workers" in detail
 
 
 def test_the_search_goes_on_with_other_sizes(dispatcher: RayDispatcher, tmp_path: Path) -> None:
@@ -171,8 +167,5 @@ def test_no_gpu_is_taken_before_a_trial_is_known_to_fit(tmp_path: Path) -> None:
         "kind": "cuda", "bytes": 40e9, "words": "a worker (resources.memory_gb)",
     }  # fmt: skip
     assert said["states"] == ["FAIL", "FAIL", "COMPLETE"]
-    assert (
-        ", and a worker (resources.memory_gb) has 40 GB; it fits with resources.workers: "
-        in said["details"][0]
-    )
+    assert "a worker (resources.memory_gb) has 40 GB; give more" in said["details"][0]
     assert said["gpus"] == [0, 1]

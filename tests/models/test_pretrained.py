@@ -125,15 +125,6 @@ def test_broken_weights_are_one_line(folder, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_a_bare_vocabulary_is_cut_by_the_longest_word():
-    name = checkpoints.reactions_model()
-    if name is None:
-        pytest.skip("rxnmapper is not installed; `make test` installs it")
-    model = PretrainedMaskedLM.open(name)
-    words = model.tokenizer.convert_ids_to_tokens(model.pieces("CC(=O)Cl.[C@H]N>>c1ccBrc1"))
-    assert words == [*"CC(=O)", "Cl", ".", "[C@H]", "N", ">>", *"c1cc", "Br", *"c1"]
-
-
 def test_a_name_is_refused_at_once_if_the_hub_does_not_answer(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(

@@ -132,7 +132,6 @@ def test_small_verification_passes(small: Verification) -> None:
     assert small.failed == ()
     assert len(small.beds) == 8
     assert len(small.checks) == 8 * 5 + 2
-    assert max(one.error for one in small.identity) < 1e-12
 
 
 def test_table(

@@ -8,7 +8,6 @@ order, V symbols of the vocabulary, W width.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -226,55 +225,20 @@ def _masked_only(model: nn.Module, mask_BD: Tensor) -> Iterator[list[bool]]:
 
 
 def _tokenizer(name: str) -> Any:
-    """The model's own tokenizer; the longest-match one for a `vocab.txt` without further settings.
+    """The model's own tokenizer.
 
     Raises:
         InputError: there is none, or it has no [MASK].
     """
-    from transformers import AutoTokenizer, BertTokenizer
+    from transformers import AutoTokenizer
 
-    folder = Path(name)
-    config, vocabulary = folder / "tokenizer_config.json", folder / "vocab.txt"
     try:
-        settings = json.loads(config.read_text()) if config.exists() else {}
-        complete = (folder / "tokenizer.json").exists() or "tokenizer_class" in settings
-        if complete or not vocabulary.exists():
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        else:
-            words = vocabulary.read_text(encoding="utf-8").splitlines()
-            if any(word.startswith("##") for word in words):
-                tokenizer = BertTokenizer.from_pretrained(name)
-            else:
-                special = json.loads((folder / "special_tokens_map.json").read_text())
-                tokenizer = _longest_match(words, special)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # tokenizers of many kinds fail in as many ways
         raise InputError(f"{name}: its tokenizer: {_first_line(error)}") from error
     if tokenizer.mask_token_id is None:
         raise InputError(f"{name}: its tokenizer has no mask token, so it is not a masked model")
     return tokenizer
-
-
-def _longest_match(words: Sequence[str], special: dict[str, str]) -> Any:
-    """Greedy longest match over a vocabulary, e.g. of the symbols of SMILES."""
-    from tokenizers import Regex, Tokenizer, pre_tokenizers, processors
-    from tokenizers.models import WordPiece
-    from transformers import PreTrainedTokenizerFast
-
-    ids = {word: n for n, word in enumerate(words)}
-    model = WordPiece(
-        ids,
-        unk_token=special["unk_token"],
-        continuing_subword_prefix="",
-        max_input_chars_per_word=1 << 20,
-    )
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s+"), "removed")
-    cls, sep = special["cls_token"], special["sep_token"]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{cls} $A {sep}", special_tokens=[(cls, ids[cls]), (sep, ids[sep])]
-    )
-    build: Any = PreTrainedTokenizerFast
-    return build(tokenizer_object=tokenizer, **special)
 
 
 def _await_hub(name: str) -> None:
