@@ -248,8 +248,9 @@ def load_arrays(file: File) -> dict[str, NDArray[Any]]:
         try:
             held = np.load(stream, allow_pickle=False)
             return dict(held) if file.suffix == ".npz" else {"values": held}
-        except (ValueError, OSError, EOFError) as error:
-            why = f"not a NumPy file of numbers: {message_of(error)}"
-            if "pickle" in str(error):
-                why = "holds pickled objects; save numbers, several arrays with numpy.savez"
-            raise ValueError(f"{file.place}: {why}") from None
+        except (ValueError, OSError, EOFError):
+            # numpy takes anything else for a pickle, and names the option that would run its code.
+            raise ValueError(
+                f"{file.place}: not a NumPy file of numbers; write it with numpy.save or "
+                "numpy.savez, without objects"
+            ) from None

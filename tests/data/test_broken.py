@@ -74,7 +74,7 @@ CASES = {
     "wrong dtype": ({"t.npy": None}, {**SERIES, "source": "t.npy"},
         "t.npy: values is <U1 of shape"),
     "not NumPy": ({"t.npy": b"hello"}, {**SERIES, "source": "t.npy"},
-        "t.npy: not a NumPy file of numbers: "),
+        "t.npy: not a NumPy file of numbers; "),
     "cut-off gzip": ({"a.txt.gz": gzip.compress(b"hello " * 999)[:-20]},
         {**TEXT, "source": "a.txt.gz"}, "a.txt.gz: cannot be read: "),
     "unknown package": ({}, {**TEXT, "source": "package:nosuchpackage/a.txt"},

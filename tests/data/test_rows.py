@@ -145,7 +145,7 @@ def test_recordings_of_several_lengths_with_labels_of_their_rows(tmp_path):
 def test_pickles_are_refused_with_what_to_do(tmp_path, save):
     file = tmp_path / ("evil.npy" if save is np.save else "evil.npz")
     save(file, np.array([{"a": 1}], object))
-    with pytest.raises(ValueError, match=rf"{file.name}: holds pickled objects; save numbers"):
+    with pytest.raises(ValueError, match=rf"{file.name}: not a NumPy file of numbers; write"):
         series(tmp_path, source=file.name).prepare(tmp_path / "cache")
 
 
