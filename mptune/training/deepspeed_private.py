@@ -16,17 +16,7 @@ from typing import Any
 
 import torch
 
-from mptune.spec.schema import Training
 from mptune.training.ranks import Ranks
-
-AVERAGING_KEYS = {
-    "communication_data_type",
-    "gradient_allreduce_op",
-    "gradient_predivide_factor",
-    "managed_gradient_accumulation",
-    "prescale_gradients",
-}
-"""Keys of the user's `deepspeed` section that change how or when DeepSpeed averages gradients."""
 
 
 @contextlib.contextmanager
@@ -49,14 +39,12 @@ def compile_no_collectives() -> None:
     deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
 
 
-def average_after_backward(engine: Any, training: Training, ranks: Ranks) -> None:
+def average_after_backward(engine: Any) -> None:
     """Move the average of gradients from the backward pass to `average_gradients`.
 
-    DeepSpeed would copy all gradients, sum them even over one rank, and copy them back. An engine
-    of several ranks keeps DeepSpeed's way if the user's section changes it.
+    DeepSpeed would copy all gradients, sum them even over one rank, and copy them back.
     """
-    if ranks.world_size == 1 or AVERAGING_KEYS.isdisjoint(training.deepspeed):
-        engine.enable_backward_allreduce = False
+    engine.enable_backward_allreduce = False
 
 
 def averages_in_backward(engine: Any) -> bool:

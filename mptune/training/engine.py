@@ -126,7 +126,7 @@ def engine(
             model=module, optimizer=optimizer, config=config, dist_init_required=False
         )[0]
     if not made.zero_optimization_stage():
-        private.average_after_backward(made, training, ranks)
+        private.average_after_backward(made)
     try:
         yield made
     finally:

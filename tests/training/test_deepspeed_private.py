@@ -7,13 +7,10 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
 import torch
 
-from mptune.spec.schema import Training
 from mptune.training import deepspeed_private as private
 from mptune.training import engine
-from mptune.training.ranks import Ranks
 
 engine.import_deepspeed()
 
@@ -41,29 +38,6 @@ def test_gradients_can_be_averaged_after_the_backward_pass():
         "def allreduce_gradients(self, bucket_size=",
     ):
         assert use in source, f"{CHANGED}the engine has no {use!r}"
-
-
-def averages_in_backward(world_size, **section):
-    made = SimpleNamespace(enable_backward_allreduce=True)
-    training = Training.model_validate({"budget_tokens": 1, "deepspeed": section})
-    private.average_after_backward(made, training, Ranks(0, world_size))
-    return private.averages_in_backward(made)
-
-
-def test_which_engines_average_after_the_backward_pass():
-    assert not averages_in_backward(1)
-    assert not averages_in_backward(2)
-    assert not averages_in_backward(1, prescale_gradients=True)
-    assert averages_in_backward(2, prescale_gradients=True)
-
-
-@pytest.mark.parametrize("key", sorted(private.AVERAGING_KEYS))
-def test_the_keys_about_averaging_are_still_read(key):
-    folder = Path(deepspeed.__file__).parent / "runtime"
-    files = [folder / name for name in ("config.py", "constants.py", "engine.py")]
-    assert any(f'"{key}"' in file.read_text() or f".{key}" in file.read_text() for file in files), (
-        f"{CHANGED}it does not read the key {key!r}"
-    )
 
 
 def test_the_caches_of_zero_3_are_found():

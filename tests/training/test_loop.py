@@ -161,13 +161,6 @@ def test_micro_batches_train_alike(one, study, alone, pair, tmp_path, workers):
     assert losses(events) == pytest.approx(losses(one), rel=1e-4)
 
 
-def test_gradients_averaged_by_deepspeed_itself_are_the_same(study, pair, tmp_path):
-    """Which says that gradients are to be scaled first: of two ranks that is exact."""
-    quick = pair(study(tmp_path / "quick", workers=2))
-    section = {"deepspeed": {"prescale_gradients": True}}
-    assert losses(pair(study(tmp_path / "its", 2, training=section))) == losses(quick)
-
-
 @pytest.mark.parametrize("reduction", ["token_mean", "elbo"])
 def test_weighted_objectives_do_not_depend_on_the_workers(study, alone, pair, tmp_path, reduction):
     policy = {"kind": "uniform", "reduction": reduction}
