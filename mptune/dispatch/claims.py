@@ -86,9 +86,7 @@ def find_orphans(mark: str) -> list[Orphan]:
             f"gang {group['name']} ({group['state'].lower()}, {len(group['bundles'])} workers) "
             "has no driver",
             "end its processes",
-            partial(
-                remove_placement_group, PlacementGroup(ray.PlacementGroupID(bytes.fromhex(id_)))
-            ),
+            partial(_remove_group, id_),
         )
         for id_, group in placement_group_table().items()
         if group["name"].startswith(f"{mark}/") and group["state"] != "REMOVED"
@@ -97,3 +95,7 @@ def find_orphans(mark: str) -> list[Orphan]:
         problem = "its autoscaler is asked for machines by a driver that has ended"
         found.append(Orphan("request", problem, "withdraw the request", withdraw_request))
     return found
+
+
+def _remove_group(id_: str) -> None:
+    remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(id_))))
