@@ -103,7 +103,7 @@ def prepare(request: PrepareRequest) -> Prepared:
 def has_bf16() -> bool:
     """Whether this device has instructions for bf16; without them it converts back and forth."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     has = torch.cpu.get_capabilities()
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
