@@ -18,17 +18,22 @@ STALE_S = 15.0
 
 
 class Wait(Message):
-    """Why a queued trial has not started yet."""
+    """Why a queued trial has not started yet.
 
-    kind: Literal["next", "reserved", "no_room", "behind", "no_such_node"] = Field(
-        description="next: it starts now. reserved: it is the first that must wait, and workers "
-        "that become free are kept for it. no_room: too few workers are free. behind: there is "
-        "room, but starting it would delay the reserved trial. no_such_node: it fits only on "
-        "nodes that may still join"
-    )
-    needs: int = Field(description="workers of its gang")
-    free: int = Field(description="how many of these could be placed now")
-    behind: int | None = Field(None, description="number of the trial that has the reservation")
+    Attributes:
+        kind: next: it starts now. reserved: it is the first that must wait, and workers that become
+            free are kept for it. no_room: too few workers are free. behind: there is room, but
+            starting it would delay the reserved trial. no_such_node: it fits only on nodes that may
+            still join.
+        needs: workers of its gang.
+        free: how many of these could be placed now.
+        behind: number of the trial that has the reservation.
+    """
+
+    kind: Literal["next", "reserved", "no_room", "behind", "no_such_node"]
+    needs: int
+    free: int
+    behind: int | None = None
 
     def words(self) -> str:
         """The reason in a few words."""
@@ -45,50 +50,70 @@ class Wait(Message):
 
 
 class QueuedTrial(Message):
-    """A trial that waits for free workers."""
+    """A trial that waits for free workers.
+
+    Attributes:
+        waited_s: in the queue so far.
+    """
 
     number: int
     policy_label: str
     size_label: str
     workers: int
-    waited_s: float | None = Field(None, description="in the queue so far")
+    waited_s: float | None = None
     wait: Wait
 
 
 class GangStatus(Message):
-    """A gang of workers."""
+    """A gang of workers.
+
+    Attributes:
+        nodes: ids of its nodes.
+        trial: number of the trial that it runs or starts for.
+        trials: number of trials that it was given so far.
+    """
 
     name: str
     workers: int
     cpus_per_worker: float
     gpus_per_worker: float
-    nodes: tuple[str, ...] = Field(description="ids of its nodes")
+    nodes: tuple[str, ...]
     state: Literal["starting", "idle", "busy"]
-    trial: int | None = Field(description="number of the trial that it runs or starts for")
-    trials: int = Field(description="number of trials that it was given so far")
+    trial: int | None
+    trials: int
 
 
 class RunningTrial(Message):
-    """A trial on its gang."""
+    """A trial on its gang.
+
+    Attributes:
+        state: starting: its gang starts, or the trial loads data and model.
+        progress: of training, 0 to 1.
+        loss: last training loss, nats per masked position.
+        left_s: predicted time to its end, scoring included.
+        retries: restarts after faults of its machine.
+    """
 
     number: int
     policy_label: str
     size_label: str
-    state: Literal["starting", "training", "scoring"] = Field(
-        description="starting: its gang starts, or the trial loads data and model"
-    )
+    state: Literal["starting", "training", "scoring"]
     workers: int
-    progress: float = Field(0.0, description="of training, 0 to 1")
-    loss: float | None = Field(None, description="last training loss, nats per masked position")
+    progress: float = 0.0
+    loss: float | None = None
     tokens_per_s: float | None = None
-    left_s: float | None = Field(None, description="predicted time to its end, scoring included")
-    retries: int = Field(0, description="restarts after faults of its machine")
+    left_s: float | None = None
+    retries: int = 0
 
 
 class Spend(Message):
-    """What the study has used over all resumes, running trials included, and its budgets."""
+    """What the study has used over all resumes, running trials included, and its budgets.
 
-    seconds: float = Field(description="wall-clock")
+    Attributes:
+        seconds: wall-clock.
+    """
+
+    seconds: float
     worker_seconds: float
     gpu_hours: float
     budget_seconds: float | None = None
@@ -97,23 +122,29 @@ class Spend(Message):
 
 
 class Forecast(Message):
-    """What the study will have used when it ends; None where there is no prediction."""
+    """What the study will have used when it ends; None where there is no prediction.
 
-    trials: int = Field(
-        description="trials that will have ended; fewer than requested if a budget ends the study"
-    )
+    Attributes:
+        trials: trials that will have ended; fewer than requested if a budget ends the study.
+        left_s: time to the end of the study.
+        limited_by: the budget that will end the study, if one will.
+    """
+
+    trials: int
     worker_seconds: float | None
     gpu_hours: float | None
-    left_s: float | None = Field(description="time to the end of the study")
-    limited_by: Literal["budget_seconds", "budget_worker_seconds", "budget_gpu_hours"] | None = (
-        Field(description="the budget that will end the study, if one will")
-    )
+    left_s: float | None
+    limited_by: Literal["budget_seconds", "budget_worker_seconds", "budget_gpu_hours"] | None
 
 
 class Trials(Message):
-    """Trials of a study by state."""
+    """Trials of a study by state.
 
-    total: int = Field(description="number of trials requested")
+    Attributes:
+        total: number of trials requested.
+    """
+
+    total: int
     complete: int = 0
     pruned: int = 0
     fail: int = 0
@@ -133,15 +164,16 @@ budget."""
 
 
 class MoreRuns(Message):
-    """What more training runs would bring on average."""
+    """What more training runs would bring on average.
+
+    Attributes:
+        trial: they are more seeds of this trial's point; None: of a point that has not run.
+        gain: nats per sequence by which the recommended policy would be better.
+    """
 
     runs: int
-    trial: int | None = Field(
-        description="they are more seeds of this trial's point; None: of a point that has not run"
-    )
-    gain: float = Field(
-        description="nats per sequence by which the recommended policy would be better"
-    )
+    trial: int | None
+    gain: float
     worker_hours: float
 
     @property
@@ -150,40 +182,40 @@ class MoreRuns(Message):
 
 
 class Outlook(Message):
-    """How sure a search is of its recommendation, and what going on would bring."""
+    """How sure a search is of its recommendation, and what going on would bring.
 
-    trials: int = Field(description="trials that had ended; after the end of the search, all")
-    unknown: Literal["start", "seeds", "worst_domain"] | None = Field(
-        None,
-        description="why nothing is known, and the search does not end by itself. start: the "
-        "trials that it begins with have not all ended. seeds: the search trained no point "
-        "with two seeds, or its sampler asks for none. worst_domain: the choice is by the worst "
-        "domain",
-    )
-    recommended: int | None = Field(None, description="number of the trial")
-    candidates: int = Field(0, description="points that have finished")
-    delta: float | None = Field(
-        None,
-        description="nats per sequence that do not matter: 1, or half a standard deviation of the "
-        "difference between two seeds",
-    )
-    within: float | None = Field(
-        None, description="probability that no candidate is better than the recommended by `delta`"
-    )
-    unseen: float | None = Field(
-        None,
-        description="probability that no point that has not run is better by `delta`, as the "
-        "sampler's surrogate predicts; None without a surrogate",
-    )
-    expected_regret: float | None = Field(
-        None,
-        description="expected nats per sequence that the best candidate is better: the most that "
-        "seeds can gain",
-    )
-    more_runs: tuple[MoreRuns, ...] = Field((), description="more seeds, and new points")
-    wanted: float | None = Field(None, description="search.certainty")
-    worth: float | None = Field(None, description="search.worth")
-    ended_by: EndedBy | None = Field(None, description="None: the search has not ended")
+    Attributes:
+        trials: trials that had ended; after the end of the search, all.
+        unknown: why nothing is known, and the search does not end by itself. start: the trials that
+            it begins with have not all ended. seeds: the search trained no point with two seeds, or
+            its sampler asks for none. worst_domain: the choice is by the worst domain.
+        recommended: number of the trial.
+        candidates: points that have finished.
+        delta: nats per sequence that do not matter: 1, or half a standard deviation of the
+            difference between two seeds.
+        within: probability that no candidate is better than the recommended by `delta`.
+        unseen: probability that no point that has not run is better by `delta`, as the sampler's
+            surrogate predicts; None without a surrogate.
+        expected_regret: expected nats per sequence that the best candidate is better: the most that
+            seeds can gain.
+        more_runs: more seeds, and new points.
+        wanted: search.certainty.
+        worth: search.worth.
+        ended_by: None: the search has not ended.
+    """
+
+    trials: int
+    unknown: Literal["start", "seeds", "worst_domain"] | None = None
+    recommended: int | None = None
+    candidates: int = 0
+    delta: float | None = None
+    within: float | None = None
+    unseen: float | None = None
+    expected_regret: float | None = None
+    more_runs: tuple[MoreRuns, ...] = ()
+    wanted: float | None = None
+    worth: float | None = None
+    ended_by: EndedBy | None = None
 
     @property
     def probability(self) -> float | None:
@@ -204,37 +236,48 @@ class Outlook(Message):
 
 
 class StageEnd(Message):
-    """The last status of a stage that is not running now."""
+    """The last status of a stage that is not running now.
+
+    Attributes:
+        best: as in `Status`.
+    """
 
     trials: Trials
-    best: dict[str, Any] | None = Field(description="as in `Status`")
+    best: dict[str, Any] | None
     spend: Spend
 
 
 class Status(Message):
-    """The status of one study of a search."""
+    """The status of one study of a search.
+
+    Attributes:
+        time: of this status, seconds since 1970.
+        study: name of the study in the storage.
+        driver: `process PID on HOST`.
+        stopping: a stop was requested; trials write their checkpoints.
+        best: `number`, `label` and `nats_per_token` of the finished trial with the highest score.
+        queue: in the order in which they will start.
+        outlook: of a search; None: of another stage.
+        metrics: URL of the driver's metrics for Prometheus.
+        earlier: stages of the same search that ran before.
+    """
 
     version: Literal[1] = 1
-    time: float = Field(description="of this status, seconds since 1970")
-    study: str = Field(description="name of the study in the storage")
+    time: float
+    study: str
     stage: StageName
-    driver: str = Field(description="`process PID on HOST`")
-    stopping: bool = Field(description="a stop was requested; trials write their checkpoints")
+    driver: str
+    stopping: bool
     trials: Trials
-    best: dict[str, Any] | None = Field(
-        description="`number`, `label` and `nats_per_token` of the finished trial with the "
-        "highest score"
-    )
+    best: dict[str, Any] | None
     running: tuple[RunningTrial, ...]
-    queue: tuple[QueuedTrial, ...] = Field(description="in the order in which they will start")
+    queue: tuple[QueuedTrial, ...]
     gangs: tuple[GangStatus, ...]
     spend: Spend
     forecast: Forecast
-    outlook: Outlook | None = Field(None, description="of a search; None: of another stage")
-    metrics: str | None = Field(None, description="URL of the driver's metrics for Prometheus")
-    earlier: dict[StageName, StageEnd] = Field(
-        default_factory=dict, description="stages of the same search that ran before"
-    )
+    outlook: Outlook | None = None
+    metrics: str | None = None
+    earlier: dict[StageName, StageEnd] = Field(default_factory=dict)
 
     def stages(self) -> dict[StageName, StageEnd]:
         """All stages that have run, this one included."""

@@ -21,30 +21,38 @@ class Message(BaseModel):
 
 
 class Prepared(Message):
-    """What preparing the data gave: the same for every trial of a study."""
+    """What preparing the data gave: the same for every trial of a study.
 
-    table: str = Field(description="directory of the memory-mapped token table")
-    table_hash: str = Field(description="content hash of source and options")
-    plan: str = Field(description="path of the frozen scoring plan (npz)")
+    Attributes:
+        table: directory of the memory-mapped token table.
+        table_hash: content hash of source and options.
+        plan: path of the frozen scoring plan (npz).
+        vocabulary_size: symbols that can be predicted.
+        length: positions per sequence, D.
+        heldout_sequences: held-out sequences in the plan.
+        heldout_tokens: observed positions of those.
+        bytes_per_token: text bytes per observed position, or None.
+        description: one line about the data.
+        precision: what `training.precision: auto` means on the workers.
+        warnings: problems of the data that distort the score; None if not checked.
+        counting: LML of a model that only counts symbols of the training data, nats per token, on
+            the plan's sequences; a trained model should be above it.
+    """
+
+    table: str
+    table_hash: str
+    plan: str
     plan_hash: str
-    vocabulary_size: int = Field(description="symbols that can be predicted")
-    length: int = Field(description="positions per sequence, D")
+    vocabulary_size: int
+    length: int
     train_sequences: int
-    heldout_sequences: int = Field(description="held-out sequences in the plan")
-    heldout_tokens: int = Field(description="observed positions of those")
-    bytes_per_token: float | None = Field(description="text bytes per observed position, or None")
-    description: str = Field(description="one line about the data")
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="what `training.precision: auto` means on the workers"
-    )
-    warnings: tuple[str, ...] | None = Field(
-        None, description="problems of the data that distort the score; None if not checked"
-    )
-    counting: float | None = Field(
-        None,
-        description="LML of a model that only counts symbols of the training data, nats per token, "
-        "on the plan's sequences; a trained model should be above it",
-    )
+    heldout_sequences: int
+    heldout_tokens: int
+    bytes_per_token: float | None
+    description: str
+    precision: Literal["fp32", "bf16"] = "fp32"
+    warnings: tuple[str, ...] | None = None
+    counting: float | None = None
 
     @property
     def mean_length(self) -> float:
@@ -53,24 +61,36 @@ class Prepared(Message):
 
 
 class PrepareRequest(Message):
-    """Prepare the data once per study, and freeze the scoring plan."""
+    """Prepare the data once per study, and freeze the scoring plan.
 
-    data: dict[str, Any] = Field(description="the data section, its paths absolute")
+    Attributes:
+        data: the data section, its paths absolute.
+        cache: directory that holds prepared tables by content hash.
+        plan: path of the frozen plan, written if missing.
+        measure_precision: find out what precision `auto` means.
+    """
+
+    data: dict[str, Any]
     score: Score
-    cache: str = Field(description="directory that holds prepared tables by content hash")
-    plan: str = Field(description="path of the frozen plan, written if missing")
-    measure_precision: bool = Field(False, description="find out what precision `auto` means")
+    cache: str
+    plan: str
+    measure_precision: bool = False
 
 
 DeviceKind = Literal["cpu", "cuda"]
 
 
 class Device(Message):
-    """The device of each worker of a gang, as far as known before the gang starts."""
+    """The device of each worker of a gang, as far as known before the gang starts.
+
+    Attributes:
+        bytes: its memory; None is not known.
+        words: source of that value, e.g. the name of the GPU.
+    """
 
     kind: DeviceKind
-    bytes: float | None = Field(description="its memory; None is not known")
-    words: str = Field(description="source of that value, e.g. the name of the GPU")
+    bytes: float | None
+    words: str
 
     def fits(self, size: float) -> bool:
         """Whether `size` bytes fit; True if the memory is not known."""
@@ -78,20 +98,34 @@ class Device(Message):
 
 
 class Forks(Message):
-    """Where trainings of a stage that agree up to a point of progress share that prefix."""
+    """Where trainings of a stage that agree up to a point of progress share that prefix.
 
-    store: str = Field(description="folder or URL of the checkpoints")
-    at: tuple[float, ...] = Field(description="progress of each checkpoint, rising")
+    Attributes:
+        store: folder or URL of the checkpoints.
+        at: progress of each checkpoint, rising.
+    """
+
+    store: str
+    at: tuple[float, ...]
 
 
 class TrialSpec(Message):
-    """Everything that determines a trial: it is a pure function of this."""
+    """Everything that determines a trial: it is a pure function of this.
+
+    Attributes:
+        policy_label: the policy in the words of the report.
+        size_label: the model's size in the words of the report.
+        seed: initialisation, data order and masks.
+        directory: the trial's directory, see paths.TrialDirectory.
+        artifacts: URL of a folder for checkpoints and kept weights; default `directory`.
+        forks: prefixes that it may take from other trials, or leave for them.
+    """
 
     study: str
     number: int
-    policy_label: str = Field(description="the policy in the words of the report")
-    size_label: str = Field(description="the model's size in the words of the report")
-    seed: int = Field(description="initialisation, data order and masks")
+    policy_label: str
+    size_label: str
+    seed: int
     data: dict[str, Any]
     model: dict[str, Any]
     policy: dict[str, Any]
@@ -100,14 +134,10 @@ class TrialSpec(Message):
     rungs: tuple[float, ...] = ()
     resources: Resources
     prepared: Prepared
-    directory: str = Field(description="the trial's directory, see paths.TrialDirectory")
-    artifacts: str | None = Field(
-        None, description="URL of a folder for checkpoints and kept weights; default `directory`"
-    )
+    directory: str
+    artifacts: str | None = None
 
-    forks: Forks | None = Field(
-        None, description="prefixes that it may take from other trials, or leave for them"
-    )
+    forks: Forks | None = None
 
     @property
     def label(self) -> str:
@@ -148,39 +178,48 @@ MIN_GROUPS = 8
 
 
 class CurvePoint(Message):
-    """One point of the MPT curve S(M)."""
+    """One point of the MPT curve S(M).
+
+    Attributes:
+        nats_per_token: mean log p of a masked position (negative).
+    """
 
     mask_rate: float
-    nats_per_token: float = Field(description="mean log p of a masked position (negative)")
+    nats_per_token: float
     se: float
 
 
 class LMLScore(Message):
-    """Accumulated LML estimate on the held-out plan (higher is better; negative for discrete)."""
+    """Accumulated LML estimate on the held-out plan (higher is better; negative for discrete).
+
+    Attributes:
+        bits_per_byte: code length per byte of text; less is better.
+        se_population: nats per sequence; new groups of sequences and new masks. None below
+            `MIN_GROUPS` groups.
+        df_population: degrees of freedom of se_per_token; None below 8 (`MIN_GROUPS`) groups.
+        se_fixed: nats per sequence; this held-out set, new masks.
+        se_per_token: nats per token, of a ratio of totals; for new groups of sequences, or below
+            `MIN_GROUPS` groups for this held-out set.
+        largest_share: of the group farthest from the mean, in the sum of squared deviations.
+        groups_needed: for an interval at the skewness of the groups' scores.
+        groups: groups of sequences: documents, subjects, sites, ...
+        grouped_by: what a group is, or the column that says it.
+        forwards: forwards of single sequences.
+    """
 
     nats_per_sequence: float
     nats_per_token: float
-    bits_per_byte: float | None = Field(description="code length per byte of text; less is better")
-    se_population: float | None = Field(
-        description="nats per sequence; new groups of sequences and new masks. None below "
-        f"{MIN_GROUPS} groups"
-    )
-    df_population: float | None = Field(
-        description=f"degrees of freedom of se_per_token; None below {MIN_GROUPS} groups"
-    )
-    se_fixed: float | None = Field(description="nats per sequence; this held-out set, new masks")
-    se_per_token: float | None = Field(
-        description="nats per token, of a ratio of totals; for new groups of sequences, or below "
-        f"{MIN_GROUPS} groups for this held-out set"
-    )
-    largest_share: float = Field(
-        description="of the group farthest from the mean, in the sum of squared deviations"
-    )
-    groups_needed: int = Field(description="for an interval at the skewness of the groups' scores")
+    bits_per_byte: float | None
+    se_population: float | None
+    df_population: float | None
+    se_fixed: float | None
+    se_per_token: float | None
+    largest_share: float
+    groups_needed: int
     sequences: int
-    groups: int = Field(description="groups of sequences: documents, subjects, sites, ...")
-    grouped_by: str = Field(description="what a group is, or the column that says it")
-    forwards: int = Field(description="forwards of single sequences")
+    groups: int
+    grouped_by: str
+    forwards: int
     effective_sample_size: float
     plan_hash: str
     curve: tuple[CurvePoint, ...] = ()
@@ -207,94 +246,114 @@ class LMLScore(Message):
 
 
 class RateScore(Message):
-    """Loss and accuracy at one mask rate: recorded beside the LML, never instead of it."""
+    """Loss and accuracy at one mask rate: recorded beside the LML, never instead of it.
+
+    Attributes:
+        loss: nats per masked position.
+        accuracy: share of masked positions predicted exactly.
+    """
 
     rate: float
-    loss: float = Field(description="nats per masked position")
+    loss: float
     loss_se: float
-    accuracy: float = Field(description="share of masked positions predicted exactly")
+    accuracy: float
     accuracy_se: float
 
 
 class MissingScore(Message):
-    """The score with some observed values removed from what is seen and from what is scored."""
+    """The score with some observed values removed from what is seen and from what is scored.
 
-    fraction: float = Field(description="of the observed values that were removed")
+    Attributes:
+        fraction: of the observed values that were removed.
+    """
+
+    fraction: float
     kind: Literal["random", "block"]
     lml: LMLScore
 
 
 class LearningPoint(Message):
-    """One point of a learning curve: the score on the plan of the rungs, and the cost so far."""
+    """One point of a learning curve: the score on the plan of the rungs, and the cost so far.
+
+    Attributes:
+        seconds: of training steps.
+        se: nats per token.
+    """
 
     progress: float
     tokens: int
     flops: float
-    seconds: float = Field(description="of training steps")
+    seconds: float
     nats_per_token: float
-    se: float = Field(description="nats per token")
+    se: float
 
 
 class Cost(Message):
-    """What a trial took."""
+    """What a trial took.
+
+    Attributes:
+        total_s: of the attempt that finished, on its gang.
+        setting_up_s: of that, before its first step.
+        shared: of tokens and FLOPs, those of a prefix that another trial trained.
+    """
 
     tokens: int
     flops: float
     steps: int
     training_s: float
     scoring_s: float
-    total_s: float = Field(description="of the attempt that finished, on its gang")
-    setting_up_s: float = Field(0.0, description="of that, before its first step")
-    shared: tuple[int, float] = Field(
-        (0, 0.0), description="of tokens and FLOPs, those of a prefix that another trial trained"
-    )
+    total_s: float
+    setting_up_s: float = 0.0
+    shared: tuple[int, float] = (0, 0.0)
     workers: int
     parameters: int
     tokens_per_s: float
 
 
 class TrialResult(Message):
-    """What a finished trial found."""
+    """What a finished trial found.
+
+    Attributes:
+        lml_shift: the same estimate on each domain of data.domains.
+        learning: the score at each rung with what it had cost; the same plan at all.
+        lml_missing: the same estimate with values removed as score.missing says.
+        loss_curve: (progress, training loss in nats per masked position).
+        prequential: accumulated score of unseen training batches before their updates, nats per
+            token of the first epoch; None where the policy leaves out a mask count. A free signal,
+            never the objective.
+        learned_policy: for a policy that adapts: an equal policy that does not.
+        unkept: why its weights were not kept, though training.keep_weights asks for it.
+    """
 
     fingerprint: str
     lml: LMLScore
     rates: tuple[RateScore, ...]
-    lml_shift: dict[str, LMLScore] = Field(
-        default_factory=dict, description="the same estimate on each domain of data.domains"
-    )
+    lml_shift: dict[str, LMLScore] = Field(default_factory=dict)
     cost: Cost
-    learning: tuple[LearningPoint, ...] = Field(
-        (), description="the score at each rung with what it had cost; the same plan at all"
-    )
-    lml_missing: tuple[MissingScore, ...] = Field(
-        (), description="the same estimate with values removed as score.missing says"
-    )
-    loss_curve: tuple[tuple[float, float], ...] = Field(
-        (), description="(progress, training loss in nats per masked position)"
-    )
+    learning: tuple[LearningPoint, ...] = ()
+    lml_missing: tuple[MissingScore, ...] = ()
+    loss_curve: tuple[tuple[float, float], ...] = ()
     mean_mask_rate: float
-    prequential: float | None = Field(
-        None,
-        description="accumulated score of unseen training batches before their updates, nats per "
-        "token of the first epoch; None where the policy leaves out a mask count. A free signal, "
-        "never the objective",
-    )
-    learned_policy: dict[str, Any] | None = Field(
-        None, description="for a policy that adapts: an equal policy that does not"
-    )
-    unkept: str | None = Field(
-        None, description="why its weights were not kept, though training.keep_weights asks for it"
-    )
+    prequential: float | None = None
+    learned_policy: dict[str, Any] | None = None
+    unkept: str | None = None
     versions: dict[str, str]
 
 
 class KpiValue(Message):
-    """What the user's own function returned for one trial."""
+    """What the user's own function returned for one trial.
 
-    value: float | None = Field(description="None: the function failed, see `error`")
-    se: float | None = Field(None, description="its standard error, if the function gave one")
-    error: str | None = Field(None, description="why there is no value, in one line")
-    seconds: float | None = Field(None, description="run time of the function")
+    Attributes:
+        value: None: the function failed, see `error`.
+        se: its standard error, if the function gave one.
+        error: why there is no value, in one line.
+        seconds: run time of the function.
+    """
+
+    value: float | None
+    se: float | None = None
+    error: str | None = None
+    seconds: float | None = None
 
 
 StageName = Literal["search", "confirmation", "ladder", "comparison"]
@@ -308,52 +367,55 @@ class Trial(Message):
     """One trial of a stage as the storage has it; `(stage, number)` identifies it.
 
     Everything that shows or judges trials takes this value. Scores are in nats per token.
+
+    Attributes:
+        reason: why it was pruned or failed, as a key.
+        detail: the same as one line of text.
+        arm: name of the arm that it ran, or None.
+        repeats: in a confirmation: number of the search's trial that it trains again.
+        seed: of initialisation, data order and masks.
+        parameters: weights of the model.
+        params: what the sampler chose: dimension -> value.
+        seconds: wall-clock time of the trial.
+        asked: why the sampler proposed its point, see `mptune.study.records.ASKED`.
+        judged: decisions of the pruner, see `mptune.study.records.JUDGED`.
+        retries: times that it was run again after a fault of its machine.
+        refused: no gang has the memory for it, so it was not trained.
+        same_as: number of an earlier trial with the same spec, whose result this is.
+        rungs: (progress, LML nats per token) at each rung that it reached.
+        learning: the same with cost and standard error; the final score is not among them.
+        kpi: what score.kpi returned for it.
+        mask_rates: the policy over training, at equal steps of progress: 5 % quantile, mean and 95
+            % quantile of the mask rate.
+        spec: what its worker ran.
     """
 
     stage: StageName = "search"
     number: int
     state: TrialState
-    reason: str | None = Field(None, description="why it was pruned or failed, as a key")
-    detail: str | None = Field(None, description="the same as one line of text")
-    arm: str | None = Field(None, description="name of the arm that it ran, or None")
-    repeats: int | None = Field(
-        None, description="in a confirmation: number of the search's trial that it trains again"
-    )
-    seed: int | None = Field(None, description="of initialisation, data order and masks")
+    reason: str | None = None
+    detail: str | None = None
+    arm: str | None = None
+    repeats: int | None = None
+    seed: int | None = None
     policy: dict[str, Any] = Field(default_factory=dict)
     model: dict[str, Any] = Field(default_factory=dict)
     policy_label: str = ""
     size_label: str = ""
-    parameters: int | None = Field(None, description="weights of the model")
-    params: dict[str, Any] = Field(
-        default_factory=dict, description="what the sampler chose: dimension -> value"
-    )
-    seconds: float | None = Field(None, description="wall-clock time of the trial")
-    asked: dict[str, Any] | None = Field(
-        None, description="why the sampler proposed its point, see `mptune.study.records.ASKED`"
-    )
-    judged: tuple[dict[str, Any], ...] = Field(
-        (), description="decisions of the pruner, see `mptune.study.records.JUDGED`"
-    )
-    retries: int = Field(0, description="times that it was run again after a fault of its machine")
-    refused: bool = Field(False, description="no gang has the memory for it, so it was not trained")
-    same_as: int | None = Field(
-        None, description="number of an earlier trial with the same spec, whose result this is"
-    )
+    parameters: int | None = None
+    params: dict[str, Any] = Field(default_factory=dict)
+    seconds: float | None = None
+    asked: dict[str, Any] | None = None
+    judged: tuple[dict[str, Any], ...] = ()
+    retries: int = 0
+    refused: bool = False
+    same_as: int | None = None
     result: TrialResult | None = None
-    rungs: tuple[tuple[float, float], ...] = Field(
-        (), description="(progress, LML nats per token) at each rung that it reached"
-    )
-    learning: tuple[LearningPoint, ...] = Field(
-        (), description="the same with cost and standard error; the final score is not among them"
-    )
-    kpi: KpiValue | None = Field(None, description="what score.kpi returned for it")
-    mask_rates: tuple[tuple[float, float, float], ...] = Field(
-        (),
-        description="the policy over training, at equal steps of progress: 5 % quantile, mean and "
-        "95 % quantile of the mask rate",
-    )
-    spec: TrialSpec | None = Field(None, exclude=True, description="what its worker ran")
+    rungs: tuple[tuple[float, float], ...] = ()
+    learning: tuple[LearningPoint, ...] = ()
+    kpi: KpiValue | None = None
+    mask_rates: tuple[tuple[float, float, float], ...] = ()
+    spec: TrialSpec | None = Field(None, exclude=True)
 
     @property
     def label(self) -> str:
@@ -392,22 +454,34 @@ RETRIED: frozenset[FaultReason] = frozenset(
 
 
 class Started(Message):
-    """The trial's first step is about to run on its gang."""
+    """The trial's first step is about to run on its gang.
+
+    Attributes:
+        gang: name of the gang.
+        pids: one worker process per rank.
+        resumed_at: step of the checkpoint it goes on from, 0 is none.
+        turnaround_s: seconds from the end of the gang's last trial to here.
+    """
 
     type: Literal["started"] = "started"
     number: int
-    gang: str = Field(description="name of the gang")
-    pids: tuple[int, ...] = Field(description="one worker process per rank")
+    gang: str
+    pids: tuple[int, ...]
     total_steps: int
     parameters: int
-    resumed_at: int = Field(0, description="step of the checkpoint it goes on from, 0 is none")
-    turnaround_s: float | None = Field(
-        None, description="seconds from the end of the gang's last trial to here"
-    )
+    resumed_at: int = 0
+    turnaround_s: float | None = None
 
 
 class Progress(Message):
-    """Training has made progress."""
+    """Training has made progress.
+
+    Attributes:
+        utilisation: model FLOPs, those of padding included, over the GPUs' peak; None where the
+            peak is not known.
+        gradient_norm: global, before clipping.
+        loss_by_rate: (middle of a tenth of the mask rate, nats per masked position).
+    """
 
     type: Literal["progress"] = "progress"
     number: int
@@ -419,15 +493,9 @@ class Progress(Message):
     learning_rate: float
     tokens_per_s: float
     flops_per_s: float = 0.0
-    utilisation: float | None = Field(
-        None,
-        description="model FLOPs, those of padding included, over the GPUs' peak; None where the "
-        "peak is not known",
-    )
-    gradient_norm: float | None = Field(None, description="global, before clipping")
-    loss_by_rate: tuple[tuple[float, float], ...] = Field(
-        (), description="(middle of a tenth of the mask rate, nats per masked position)"
-    )
+    utilisation: float | None = None
+    gradient_norm: float | None = None
+    loss_by_rate: tuple[tuple[float, float], ...] = ()
 
 
 class Rung(LearningPoint):
@@ -446,6 +514,8 @@ class Scoring(Message):
 
 
 class Finished(Message):
+    """The trial has finished."""
+
     type: Literal["finished"] = "finished"
     number: int
     result: TrialResult
@@ -464,10 +534,16 @@ class Stopped(Message):
 
 
 class Failed(Message):
+    """The trial failed.
+
+    Attributes:
+        detail: one line.
+    """
+
     type: Literal["failed"] = "failed"
     number: int
     reason: FaultReason
-    detail: str = Field(description="one line")
+    detail: str
 
 
 class GangChanged(Message):

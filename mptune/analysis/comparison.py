@@ -41,37 +41,43 @@ class ArmRuns(Message):
     """The training runs of one arm: how many failed, and how the others are spread.
 
     A failed run has no score, so it is no part of the differences.
+
+    Attributes:
+        runs: that ended.
+        failed: of those: diverged, or failed in another way.
+        low: end of the 95 % interval of the share that fails (Jeffreys).
+        verdict: against the baseline, by Fisher's exact test, corrected for the number of arms;
+            None for the baseline.
+        seed_sd: of the scores, nats per sequence; None: one run.
+        skewness: of the scores, corrected for their number; None with fewer than three. Negative:
+            some runs are much worse than most, and few seeds may show none of them.
     """
 
     arm: str
-    runs: int = Field(description="that ended")
-    failed: int = Field(description="of those: diverged, or failed in another way")
-    low: float = Field(description="end of the 95 % interval of the share that fails (Jeffreys)")
+    runs: int
+    failed: int
+    low: float
     high: float
-    verdict: Literal["fails more often", "fails less often", "undecided"] | None = Field(
-        description="against the baseline, by Fisher's exact test, corrected for the number of "
-        "arms; None for the baseline"
-    )
-    seed_sd: float | None = Field(description="of the scores, nats per sequence; None: one run")
-    skewness: float | None = Field(
-        description="of the scores, corrected for their number; None with fewer than three. "
-        "Negative: some runs are much worse than most, and few seeds may show none of them"
-    )
+    verdict: Literal["fails more often", "fails less often", "undecided"] | None
+    seed_sd: float | None
+    skewness: float | None
 
 
 class ArmValues(Message):
-    """Values of searched training dimensions that an arm has, and where they come from."""
+    """Values of searched training dimensions that an arm has, and where they come from.
+
+    Attributes:
+        source: its policy's best trial of the search at its size; a ladder on seeds that are not
+            compared; the recommended trial; or given in the arm.
+        trial: number of the trial that they come from.
+        tried: of a ladder: (learning rate, nats per token; None: the run failed).
+    """
 
     arm: str
     values: dict[str, Any]
-    source: Literal["own trial", "ladder", "recommended", "arm"] = Field(
-        description="its policy's best trial of the search at its size; a ladder on seeds that are "
-        "not compared; the recommended trial; or given in the arm"
-    )
-    trial: int | None = Field(None, description="number of the trial that they come from")
-    tried: tuple[tuple[float, float | None], ...] = Field(
-        (), description="of a ladder: (learning rate, nats per token; None: the run failed)"
-    )
+    source: Literal["own trial", "ladder", "recommended", "arm"]
+    trial: int | None = None
+    tried: tuple[tuple[float, float | None], ...] = ()
 
     def sentence(self) -> str:
         """The values and their origin as one line."""
@@ -96,29 +102,27 @@ def assignments(values: Mapping[str, Any]) -> str:
 
 
 class ComparisonReport(Message):
-    """Named arms over paired seeds, and their differences to the baseline."""
+    """Named arms over paired seeds, and their differences to the baseline.
+
+    Attributes:
+        arms: name -> its trials, one for each seed; `arm` of each is this name.
+        learning: arm -> mean over seeds at each rung, the end included; its se carries both noises;
+            arms without rungs are left out.
+        runs: one for each arm, in their order.
+        values: one for each arm if the search has dimensions of training; else empty.
+        differences: each other arm against the baseline; empty while a pair is missing.
+        compute: baseline and challengers, both ways, in every unit; empty without rungs.
+    """
 
     baseline: str
     level: float = 0.95
-    arms: dict[str, tuple[Trial, ...]] = Field(
-        description="name -> its trials, one for each seed; `arm` of each is this name"
-    )
-    learning: dict[str, tuple[LearningPoint, ...]] = Field(
-        default_factory=dict,
-        description="arm -> mean over seeds at each rung, the end included; its se carries both "
-        "noises; arms without rungs are left out",
-    )
-    runs: tuple[ArmRuns, ...] = Field((), description="one for each arm, in their order")
-    values: tuple[ArmValues, ...] = Field(
-        (), description="one for each arm if the search has dimensions of training; else empty"
-    )
-    differences: tuple[Difference, ...] = Field(
-        (), description="each other arm against the baseline; empty while a pair is missing"
-    )
+    arms: dict[str, tuple[Trial, ...]]
+    learning: dict[str, tuple[LearningPoint, ...]] = Field(default_factory=dict)
+    runs: tuple[ArmRuns, ...] = ()
+    values: tuple[ArmValues, ...] = ()
+    differences: tuple[Difference, ...] = ()
     selection: tuple[Selection, ...] = ()
-    compute: tuple[EquivalentCompute, ...] = Field(
-        (), description="baseline and challengers, both ways, in every unit; empty without rungs"
-    )
+    compute: tuple[EquivalentCompute, ...] = ()
 
     def finished(self, arm: str) -> list[Trial]:
         """The trials of an arm that have a result."""

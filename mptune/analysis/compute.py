@@ -23,7 +23,6 @@ from itertools import product
 from typing import Literal, TypeAlias
 
 import numpy as np
-from pydantic import Field
 
 from mptune.analysis.crossed import Array, estimate, joint_noise
 from mptune.trial import LearningPoint, Message, Trial
@@ -40,25 +39,34 @@ class EquivalentCompute(Message):
 
     Every ordered pair of the baseline and a challenger has one for each unit, so that a report can
     say it of whichever arm is ahead.
+
+    Attributes:
+        arm: whose learning curve is read.
+        reaches: whose final LML is the level.
+        level: that LML, nats per token, on the plan of the rungs.
+        factor: cost of `arm` at the level over the whole cost of `reaches`; None unless both ends
+            of the interval are finite.
+        low: end of the interval; None: before the first rung.
+        high: end of the interval; None: not reached.
+        confidence: of the interval, which carries both noises.
+        reading: what can be stated: the factor, at most `high`, at least `low`, or nothing.
+        spent: whole cost of `arm` over that of `reaches`.
+        probability_reached: that `arm` reaches the level at all.
+        seeds: paired seeds that both curves are means of.
     """
 
-    arm: str = Field(description="whose learning curve is read")
-    reaches: str = Field(description="whose final LML is the level")
+    arm: str
+    reaches: str
     unit: Unit
-    level: float = Field(description="that LML, nats per token, on the plan of the rungs")
-    factor: float | None = Field(
-        description="cost of `arm` at the level over the whole cost of `reaches`; None unless both "
-        "ends of the interval are finite"
-    )
-    low: float | None = Field(description="end of the interval; None: before the first rung")
-    high: float | None = Field(description="end of the interval; None: not reached")
-    confidence: float = Field(0.95, description="of the interval, which carries both noises")
-    reading: Reading = Field(
-        description="what can be stated: the factor, at most `high`, at least `low`, or nothing"
-    )
-    spent: float = Field(description="whole cost of `arm` over that of `reaches`")
-    probability_reached: float = Field(description="that `arm` reaches the level at all")
-    seeds: int = Field(description="paired seeds that both curves are means of")
+    level: float
+    factor: float | None
+    low: float | None
+    high: float | None
+    confidence: float = 0.95
+    reading: Reading
+    spent: float
+    probability_reached: float
+    seeds: int
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,6 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 from scipy.special import ndtri, stdtrit
 
 from mptune.analysis.ranking import loss_at
@@ -37,31 +36,46 @@ LEVEL = 0.95
 
 
 class Correlation(Message):
-    """Rank correlation of a score with the KPI over trials; positive: it predicts the KPI."""
+    """Rank correlation of a score with the KPI over trials; positive: it predicts the KPI.
 
-    predictor: Predictor = Field(description="`lml`, or `loss`: minus the loss at 15 %")
+    Attributes:
+        predictor: `lml`, or `loss`: minus the loss at 15 %.
+        value: None where all values are equal.
+        low: ends of the 95 % interval; None with too few trials.
+    """
+
+    predictor: Predictor
     statistic: Statistic
-    value: float | None = Field(description="None where all values are equal")
-    low: float | None = Field(description="ends of the 95 % interval; None with too few trials")
+    value: float | None
+    low: float | None
     high: float | None
 
 
 class KpiReport(Message):
-    """The KPI over the finished trials."""
+    """The KPI over the finished trials.
 
-    name: str = Field(description="the function, e.g. `mypackage.kpi:downstream`")
+    Attributes:
+        name: the function, e.g. `mypackage.kpi:downstream`.
+        trials: trials with a value.
+        failed: trials on which the function failed.
+        difference: Kendall's tau of the LML minus that of the loss at 15 %.
+        difference_low: ends of its 95 % interval.
+        better: the one with the higher tau, if any.
+        certain: the interval of the difference leaves out zero.
+        best_trial: number of the trial with the best KPI.
+    """
+
+    name: str
     higher_is_better: bool = True
-    trials: int = Field(description="trials with a value")
-    failed: int = Field(0, description="trials on which the function failed")
+    trials: int
+    failed: int = 0
     correlations: tuple[Correlation, ...] = ()
-    difference: float | None = Field(
-        None, description="Kendall's tau of the LML minus that of the loss at 15 %"
-    )
-    difference_low: float | None = Field(None, description="ends of its 95 % interval")
+    difference: float | None = None
+    difference_low: float | None = None
     difference_high: float | None = None
-    better: Predictor | None = Field(None, description="the one with the higher tau, if any")
-    certain: bool = Field(False, description="the interval of the difference leaves out zero")
-    best_trial: int | None = Field(None, description="number of the trial with the best KPI")
+    better: Predictor | None = None
+    certain: bool = False
+    best_trial: int | None = None
 
 
 def kpi_report(

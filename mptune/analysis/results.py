@@ -35,21 +35,34 @@ PROFILE_STEPS, PROFILE_LENGTH = 16, 512
 
 
 class TotalSpend(Message):
-    """What the whole study took, its comparison included."""
+    """What the whole study took, its comparison included.
 
-    trials: int = Field(0, description="runs that were trained, in whatever state they ended")
-    tokens: int = Field(0, description="positions processed in training")
+    Attributes:
+        trials: runs that were trained, in whatever state they ended.
+        tokens: positions processed in training.
+        worker_s: seconds of work, times the workers of each trial.
+        wall_s: seconds from first start to last end.
+    """
+
+    trials: int = 0
+    tokens: int = 0
     flops: float = 0.0
-    worker_s: float = Field(0.0, description="seconds of work, times the workers of each trial")
-    wall_s: float | None = Field(None, description="seconds from first start to last end")
+    worker_s: float = 0.0
+    wall_s: float | None = None
 
 
 class Importance(Message):
-    """How much of the score one dimension of the search decides."""
+    """How much of the score one dimension of the search decides.
 
-    name: str = Field(description="the dimension, e.g. `policy.0.rate`")
-    share: float = Field(description="of all dimensions that were judged; they sum to 1")
-    trials: int = Field(description="finished trials that it rests on")
+    Attributes:
+        name: the dimension, e.g. `policy.0.rate`.
+        share: of all dimensions that were judged; they sum to 1.
+        trials: finished trials that it rests on.
+    """
+
+    name: str
+    share: float
+    trials: int
 
 
 @dataclass(frozen=True)
@@ -120,30 +133,36 @@ class Choice:
 
 
 class Report(Message):
-    """Everything that a report shows."""
+    """Everything that a report shows.
+
+    Attributes:
+        data: the data in one line of text.
+        selection: the choice of the whole search.
+        outlook: how sure the search was at its end; None where nothing was searched.
+        prediction: of the sampler's surrogate; None with another sampler.
+        by_size: None with fewer than two sizes.
+        kpi: None without score.kpi.
+        importance: by share, largest first; empty with too few trials.
+        commands: what replays the study.
+        created: time of the report, ISO 8601.
+    """
 
     study: str
-    data: str = Field(description="the data in one line of text")
+    data: str
     prepared: Prepared | None = None
     trials: tuple[Trial, ...] = ()
     comparison: ComparisonReport | None = None
-    selection: SearchSelection | None = Field(None, description="the choice of the whole search")
-    outlook: Outlook | None = Field(
-        None, description="how sure the search was at its end; None where nothing was searched"
-    )
-    prediction: Prediction | None = Field(
-        None, description="of the sampler's surrogate; None with another sampler"
-    )
-    by_size: BySize | None = Field(None, description="None with fewer than two sizes")
-    kpi: KpiReport | None = Field(None, description="None without score.kpi")
-    importance: tuple[Importance, ...] = Field(
-        (), description="by share, largest first; empty with too few trials"
-    )
+    selection: SearchSelection | None = None
+    outlook: Outlook | None = None
+    prediction: Prediction | None = None
+    by_size: BySize | None = None
+    kpi: KpiReport | None = None
+    importance: tuple[Importance, ...] = ()
     spend: TotalSpend = TotalSpend()
     plan_hash: str = ""
     versions: dict[str, str] = Field(default_factory=dict)
-    commands: tuple[str, ...] = Field((), description="what replays the study")
-    created: str = Field("", description="time of the report, ISO 8601")
+    commands: tuple[str, ...] = ()
+    created: str = ""
 
     @property
     def scored(self) -> LMLScore | None:

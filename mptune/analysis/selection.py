@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
 
 from mptune.analysis.comparison import Arms, Scores
 from mptune.analysis.crossed import Array
@@ -38,45 +37,46 @@ from mptune.trial import Message, Prepared, Trial
 
 
 class Confirmation(Message):
-    """The runs of a candidate with fresh seeds, scored on a fresh plan."""
+    """The runs of a candidate with fresh seeds, scored on a fresh plan.
 
-    nats_per_token: float = Field(description="mean over the fresh seeds")
-    half_width: float = Field(description="of its 95 % interval, both noises, nats per token")
+    Attributes:
+        nats_per_token: mean over the fresh seeds.
+        half_width: of its 95 % interval, both noises, nats per token.
+        optimism: score in the search minus this: the winner's curse and the change of plan.
+    """
+
+    nats_per_token: float
+    half_width: float
     seeds: int
-    optimism: float = Field(
-        description="score in the search minus this: the winner's curse and the change of plan"
-    )
+    optimism: float
 
 
 class Candidate(Message):
     """One finished trial of the search, as something to choose.
 
     What needs the noise of training seeds is None where that is not known.
+
+    Attributes:
+        trial: its number.
+        nats_per_token: its score in the search.
+        half_width_total: of the 95 % interval of that over new training seeds, sequences and masks,
+            nats per token.
+        runs: training runs of this point, in all stages.
+        expected: what to expect of it, nats per token: the posterior mean given all of its runs and
+            all other candidates, which undoes the winner's curse.
+        half_width: of the 95 % interval of that, nats per token.
+        probability: that it is truly the best of all candidates.
+        expected_regret: nats per token lost on average by choosing it instead of the truly best.
     """
 
-    trial: int = Field(description="its number")
-    nats_per_token: float = Field(description="its score in the search")
-    half_width_total: float | None = Field(
-        None,
-        description="of the 95 % interval of that over new training seeds, sequences and masks, "
-        "nats per token",
-    )
-    runs: int = Field(description="training runs of this point, in all stages")
-    expected: float | None = Field(
-        None,
-        description="what to expect of it, nats per token: the posterior mean given all of its "
-        "runs and all other candidates, which undoes the winner's curse",
-    )
-    half_width: float | None = Field(
-        None, description="of the 95 % interval of that, nats per token"
-    )
-    probability: float | None = Field(
-        None, description="that it is truly the best of all candidates"
-    )
-    expected_regret: float | None = Field(
-        None,
-        description="nats per token lost on average by choosing it instead of the truly best",
-    )
+    trial: int
+    nats_per_token: float
+    half_width_total: float | None = None
+    runs: int
+    expected: float | None = None
+    half_width: float | None = None
+    probability: float | None = None
+    expected_regret: float | None = None
     confirmation: Confirmation | None = None
 
 
@@ -89,40 +89,33 @@ class SeedGain(Message):
 
 
 class SearchSelection(Message):
-    """The choice that a search makes, and how sure it is."""
+    """The choice that a search makes, and how sure it is.
 
-    candidates: tuple[Candidate, ...] = Field(description="by score in the search, best first")
-    recommended: int = Field(
-        description="number of the trial with the least expected regret; with the highest score "
-        "where no noise of seeds is known"
-    )
+    Attributes:
+        candidates: by score in the search, best first.
+        recommended: number of the trial with the least expected regret; with the highest score
+            where no noise of seeds is known.
+        seed_sd: standard deviation of a candidate's score over training seeds, of the steadiest and
+            of the noisiest candidate, nats per token; None: not known.
+        seed_runs: training runs of all points that were trained more than once; `seed_sd` is
+            estimated from them.
+        overturned: the recommended one was not the search's best: more runs changed it.
+        delta: what does not matter, nats per token: one nat per sequence, or half a standard
+            deviation of the difference between two seeds of the recommended one.
+        within: probability that no candidate is better than the recommended one by more than
+            `delta`.
+        gains: for each number of seeds, the candidate that gains most by them.
+    """
+
+    candidates: tuple[Candidate, ...]
+    recommended: int
     chosen_by: Literal["search", "confirmation", "worst_domain"] = "search"
-    seed_sd: tuple[float, float] | None = Field(
-        None,
-        description="standard deviation of a candidate's score over training seeds, of the "
-        "steadiest and of the noisiest candidate, nats per token; None: not known",
-    )
-    seed_runs: int = Field(
-        0,
-        description="training runs of all points that were trained more than once; `seed_sd` is "
-        "estimated from them",
-    )
-    overturned: bool = Field(
-        False, description="the recommended one was not the search's best: more runs changed it"
-    )
-    delta: float | None = Field(
-        None,
-        description="what does not matter, nats per token: one nat per sequence, or half a "
-        "standard deviation of the difference between two seeds of the recommended one",
-    )
-    within: float | None = Field(
-        None,
-        description="probability that no candidate is better than the recommended one by more "
-        "than `delta`",
-    )
-    gains: tuple[SeedGain, ...] = Field(
-        (), description="for each number of seeds, the candidate that gains most by them"
-    )
+    seed_sd: tuple[float, float] | None = None
+    seed_runs: int = 0
+    overturned: bool = False
+    delta: float | None = None
+    within: float | None = None
+    gains: tuple[SeedGain, ...] = ()
 
     def candidate(self, trial: int) -> Candidate | None:
         """The candidate with this trial number; None if the trial was not scored."""

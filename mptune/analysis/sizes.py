@@ -38,7 +38,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 from scipy.special import expit, logit
 
 from mptune.analysis.intervals import half_width
@@ -72,13 +71,20 @@ REFUSED: frozenset[Verdict] = frozenset({"few sizes", "left out", "too far"})
 
 
 class SizePoint(Message):
-    """What was measured at one size."""
+    """What was measured at one size.
 
-    parameters: int = Field(description="of the model")
-    value: float = Field(description="best rate as a fraction, or gap in nats per token")
-    low: float | None = Field(None, description="ends of its 95 % interval, where there is one")
+    Attributes:
+        parameters: of the model.
+        value: best rate as a fraction, or gap in nats per token.
+        low: ends of its 95 % interval, where there is one.
+        runs: training runs behind it.
+    """
+
+    parameters: int
+    value: float
+    low: float | None = None
     high: float | None = None
-    runs: int = Field(1, description="training runs behind it")
+    runs: int = 1
 
 
 class LawValue(Message):
@@ -91,56 +97,71 @@ class LawValue(Message):
 
 
 class Extrapolation(Message):
-    """The law at a size that the user names."""
+    """The law at a size that the user names.
+
+    Attributes:
+        at: None: refused.
+        beyond: how far outside the sizes that were run, as a factor; 1 is inside.
+        verdict: inside the sizes that were run; agreed; `forms differ`: those with a weight of 10 %
+            or more lie further apart than a third of the interval; `far`: a factor above 3.
+            Refused: `few sizes` (fewer than 3); `left out`: the other sizes do not predict the
+            largest one; `too far`: a factor above 10.
+    """
 
     parameters: float
-    at: LawValue | None = Field(description="None: refused")
-    beyond: float = Field(
-        description="how far outside the sizes that were run, as a factor; 1 is inside"
-    )
-    verdict: Verdict = Field(
-        description="inside the sizes that were run; agreed; `forms differ`: those with a weight "
-        "of 10 % or more lie further apart than a third of the interval; `far`: a factor above 3. "
-        "Refused: `few sizes` (fewer than 3); `left out`: the other sizes do not predict the "
-        "largest one; `too far`: a factor above 10"
-    )
+    at: LawValue | None
+    beyond: float
+    verdict: Verdict
 
 
 class FormShare(Message):
-    """One form of the law."""
+    """One form of the law.
+
+    Attributes:
+        weight: its share of the averaged law.
+        values: its mean at each size to extrapolate to.
+    """
 
     form: Form
-    weight: float = Field(description="its share of the averaged law")
-    values: tuple[float, ...] = Field(description="its mean at each size to extrapolate to")
+    weight: float
+    values: tuple[float, ...]
 
 
 class SizeLaw(Message):
-    """A law averaged over forms, and what it was fitted to."""
+    """A law averaged over forms, and what it was fitted to.
+
+    Attributes:
+        of: what it is about, e.g. `fixed` or `accumulated - fixed 15 %`.
+        curve: over a grid of sizes.
+        left_out: what the other sizes predict to be measured at the largest one; None with fewer
+            than 3 sizes.
+        covered: the value at the largest size lies in that interval.
+        size_matters: the data are 20 times as probable under the other forms as under a constant.
+    """
 
     what: Literal["best rate", "gap"]
-    of: str = Field(description="what it is about, e.g. `fixed` or `accumulated - fixed 15 %`")
+    of: str
     forms: tuple[FormShare, ...]
     points: tuple[SizePoint, ...]
-    curve: tuple[LawValue, ...] = Field(description="over a grid of sizes")
-    left_out: LawValue | None = Field(
-        None,
-        description="what the other sizes predict to be measured at the largest one; None with "
-        "fewer than 3 sizes",
-    )
-    covered: bool = Field(description="the value at the largest size lies in that interval")
+    curve: tuple[LawValue, ...]
+    left_out: LawValue | None = None
+    covered: bool
     extrapolation: tuple[Extrapolation, ...] = ()
-    size_matters: bool = Field(
-        description="the data are 20 times as probable under the other forms as under a constant"
-    )
+    size_matters: bool
 
 
 class BySize(Message):
-    """The laws of a study over several sizes; one that cannot be fitted says why not."""
+    """The laws of a study over several sizes; one that cannot be fitted says why not.
+
+    Attributes:
+        best_rate_missing: why there is no law of the best rate.
+        gap_missing: why there is no law of the gap.
+    """
 
     best_rate: SizeLaw | None = None
     gap: SizeLaw | None = None
-    best_rate_missing: str = Field("", description="why there is no law of the best rate")
-    gap_missing: str = Field("", description="why there is no law of the gap")
+    best_rate_missing: str = ""
+    gap_missing: str = ""
 
 
 class NoLaw(Exception):

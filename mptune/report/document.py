@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
@@ -25,38 +26,55 @@ SCHEMA_VERSION = 2
 
 
 class Recommended(Message):
-    """What to pre-train with."""
+    """What to pre-train with.
 
-    policy: dict[str, Any] = Field(description="as in a spec")
+    Attributes:
+        policy: as in a spec.
+        best_trial: number of the trial that the search recommends; None without a search.
+    """
+
+    policy: dict[str, Any]
     policy_label: str
     size_label: str
-    best_trial: int | None = Field(
-        description="number of the trial that the search recommends; None without a search"
-    )
+    best_trial: int | None
 
 
 class Place(Message):
-    """A finished trial in its place."""
+    """A finished trial in its place.
 
-    place: int = Field(description="1 is the best")
-    trial: int = Field(description="its number")
-    label: str = Field(description="policy and size in words")
-    nats_per_token: float = Field(description="accumulated LML estimate; higher is better")
-    half_width: float = Field(
-        description="of its 95 % interval over new held-out sequences, nats per token"
-    )
-    bits_per_byte: float | None = Field(description="code length of text; lower is better")
+    Attributes:
+        place: 1 is the best.
+        trial: its number.
+        label: policy and size in words.
+        nats_per_token: accumulated LML estimate; higher is better.
+        half_width: of its 95 % interval over new held-out sequences, nats per token.
+        bits_per_byte: code length of text; lower is better.
+    """
+
+    place: int
+    trial: int
+    label: str
+    nats_per_token: float
+    half_width: float
+    bits_per_byte: float | None
 
 
 class Document(Message):
-    """The whole of report.json. A number that is not finite is null."""
+    """The whole of report.json. A number that is not finite is null.
+
+    Attributes:
+        recommended: null when nothing has finished.
+        ranking: finished trials, best first.
+        findings: in English, whatever language the page has.
+        input: everything that the report is made from.
+    """
 
     schema_version: int
     study: str
-    recommended: Recommended | None = Field(description="null when nothing has finished")
-    ranking: tuple[Place, ...] = Field(description="finished trials, best first")
-    findings: Conclusions = Field(description="in English, whatever language the page has")
-    input: Report = Field(description="everything that the report is made from")
+    recommended: Recommended | None
+    ranking: tuple[Place, ...]
+    findings: Conclusions
+    input: Report
 
 
 def document(report: Report) -> Document:
@@ -109,10 +127,27 @@ def finite(value: Any) -> Any:
 
 
 class _Schema(GenerateJsonSchema):
-    """A number may be null: those that are not finite are written as null."""
+    """Describes fields as the docstring of their class does under `Attributes:`.
+
+    A number may be null: those that are not finite are written as null.
+    """
 
     def float_schema(self, schema: core_schema.FloatSchema) -> JsonSchemaValue:
         return {"type": ["number", "null"]}
+
+    def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
+        return _described(super().model_schema(schema), schema["cls"])
+
+    def dataclass_schema(self, schema: core_schema.DataclassSchema) -> JsonSchemaValue:
+        return _described(super().dataclass_schema(schema), schema["cls"])
+
+
+def _described(made: JsonSchemaValue, cls: type) -> JsonSchemaValue:
+    made["description"], _, attributes = (inspect.getdoc(cls) or "").partition("\n\nAttributes:\n")
+    for names, text in re.findall(r"^ {4}(\S[^:]*): (.*(?:\n {8}.*)*)", attributes, re.MULTILINE):
+        for name in names.split(", "):
+            made["properties"].get(name, {})["description"] = " ".join(text.split())
+    return made
 
 
 def schema() -> str:

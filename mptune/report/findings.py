@@ -10,8 +10,6 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pydantic import Field
-
 from mptune.analysis.comparison import (
     ComparisonReport,
     difference_of,
@@ -30,34 +28,44 @@ from mptune.trial import Message, Trial
 
 
 class FlipRow(Message):
-    """Which of fixed 15 % and accumulated each criterion prefers, at one model size."""
+    """Which of fixed 15 % and accumulated each criterion prefers, at one model size.
+
+    Attributes:
+        by_loss: preferred by the loss at 15 % masking.
+        by_lml: preferred by the accumulated LML estimate.
+    """
 
     size_label: str
-    by_loss: str = Field(description="preferred by the loss at 15 % masking")
-    by_lml: str = Field(description="preferred by the accumulated LML estimate")
+    by_loss: str
+    by_lml: str
     words: str
     disagree: bool
 
 
 class Conclusions(Message):
-    """What the report says in words, in the language of the report."""
+    """What the report says in words, in the language of the report.
 
-    headline: str = Field(description="the recommended policy and size, short")
-    learned: bool = Field(
-        description="whether the best score is above that of counting symbols; if not, nothing is "
-        "recommended in words"
-    )
-    recommendation: tuple[str, ...] = Field(description="two sentences at most")
-    verdict_title: str = Field(description="the two arms that are compared")
-    verdict: str = Field(description="better, worse, undecided, equivalent or open (not compared)")
+    Attributes:
+        headline: the recommended policy and size, short.
+        learned: whether the best score is above that of counting symbols; if not, nothing is
+            recommended in words.
+        recommendation: two sentences at most.
+        verdict_title: the two arms that are compared.
+        verdict: better, worse, undecided, equivalent or open (not compared).
+        verdict_words: the sentences of the comparison, or what single runs can show.
+        certainty: how certain the choice is, and which noise that accounts for.
+        cost: what the study consumed.
+    """
+
+    headline: str
+    learned: bool
+    recommendation: tuple[str, ...]
+    verdict_title: str
+    verdict: str
     verdict_label: str
-    verdict_words: tuple[str, ...] = Field(
-        description="the sentences of the comparison, or what single runs can show"
-    )
-    certainty: tuple[str, ...] = Field(
-        description="how certain the choice is, and which noise that accounts for"
-    )
-    cost: str = Field(description="what the study consumed")
+    verdict_words: tuple[str, ...]
+    certainty: tuple[str, ...]
+    cost: str
     flips: tuple[FlipRow, ...]
     checks: tuple[Check, ...]
 
