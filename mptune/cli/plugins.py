@@ -47,7 +47,7 @@ def run_list(group: str, section: str | None, as_json: bool) -> None:
 
 def _describe(group: str, name: str) -> dict[str, Any]:
     plugin = plugins.load(group, name)
-    about = inspect.cleandoc(plugin.__doc__ or "")
+    about = inspect.cleandoc(plugin.__doc__ or "").partition("\n\nAttributes:")[0]
     return {"description": about, "parameters": _parameters(plugin)}
 
 

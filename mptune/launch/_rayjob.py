@@ -59,26 +59,36 @@ class Toleration(Section):
 
 
 class PodSize(Section):
-    """What one pod requests, and on which nodes it may run."""
+    """What one pod requests, and on which nodes it may run.
+
+    Attributes:
+        node_labels: labels of the nodes to run on.
+        env: e.g. NCCL_SOCKET_IFNAME.
+    """
 
     cpus: int = Field(2, gt=0, le=1024)
     memory: Quantity = "4Gi"
-    node_labels: dict[str, str] = Field(default={}, description="labels of the nodes to run on")
+    node_labels: dict[str, str] = Field(default={})
     tolerations: tuple[Toleration, ...] = ()
-    env: dict[str, str] = Field(default={}, description="e.g. NCCL_SOCKET_IFNAME")
+    env: dict[str, str] = Field(default={})
 
 
 class Pool(PodSize):
-    """Worker pods of one shape."""
+    """Worker pods of one shape.
+
+    Attributes:
+        gpus: per pod; requests equal limits.
+        shared_memory: /dev/shm, for Ray's store and NCCL.
+        hosts: pods of one gang, placed and lost together.
+        max_gangs: more than min_gangs: Ray's autoscaler may add them.
+    """
 
     name: DnsLabel = "workers"
-    gpus: int = Field(0, ge=0, le=64, description="per pod; requests equal limits")
-    shared_memory: Quantity = Field("2Gi", description="/dev/shm, for Ray's store and NCCL")
-    hosts: int = Field(1, gt=0, le=256, description="pods of one gang, placed and lost together")
+    gpus: int = Field(0, ge=0, le=64)
+    shared_memory: Quantity = "2Gi"
+    hosts: int = Field(1, gt=0, le=256)
     min_gangs: int = Field(1, ge=0, le=1000)
-    max_gangs: int | None = Field(
-        None, gt=0, le=1000, description="more than min_gangs: Ray's autoscaler may add them"
-    )
+    max_gangs: int | None = Field(None, gt=0, le=1000)
 
     @model_validator(mode="after")
     def _in_order(self) -> Pool:
@@ -108,36 +118,40 @@ class PostgresServer(Section):
 
 
 class KubernetesProfile(Section):
-    """The keys of a profile of kind `kubernetes`."""
+    """The keys of a profile of kind `kubernetes`.
+
+    Attributes:
+        context: a context of your kubeconfig; default: the current one.
+        image: built from k8s/Dockerfile, with a tag.
+        ray_version: as in the image.
+        queue: a Kueue LocalQueue of the namespace.
+        workload_priority: a Kueue WorkloadPriorityClass.
+        pools: 1 to 17, Kueue's limit.
+        artifacts: the PersistentVolumeClaim.
+        secrets: environment variable: Secret whose key has the variable's name.
+        retries: new clusters, one after another, for a driver that was lost.
+        deadline_s: longest time of the search.
+        grace_s: time for a checkpoint before a pod ends.
+    """
 
     namespace: DnsLabel = "mptune"
-    context: str | None = Field(
-        None, description="a context of your kubeconfig; default: the current one"
-    )
-    image: Image = Field("mptune:0.1.0", description="built from k8s/Dockerfile, with a tag")
+    context: str | None = None
+    image: Image = "mptune:0.1.0"
     image_pull_secrets: tuple[DnsLabel, ...] = ()
-    ray_version: str = Field("2.60.0", pattern=r"^\d+\.\d+\.\d+$", description="as in the image")
+    ray_version: str = Field("2.60.0", pattern=r"^\d+\.\d+\.\d+$")
     submission: Literal["K8sJobMode"] = "K8sJobMode"
     service_account: DnsLabel = "mptune-ray"
     priority_class: DnsLabel | None = "mptune-search"
-    queue: DnsLabel | None = Field(None, description="a Kueue LocalQueue of the namespace")
-    workload_priority: DnsLabel | None = Field(None, description="a Kueue WorkloadPriorityClass")
+    queue: DnsLabel | None = None
+    workload_priority: DnsLabel | None = None
     head: PodSize = PodSize()
-    pools: tuple[Pool, ...] = Field((Pool(),), description="1 to 17, Kueue's limit")
-    artifacts: DnsLabel = Field("mptune-artifacts", description="the PersistentVolumeClaim")
+    pools: tuple[Pool, ...] = (Pool(),)
+    artifacts: DnsLabel = "mptune-artifacts"
     database: PostgresServer = PostgresServer()
-    secrets: dict[str, DnsLabel] = Field(
-        default={}, description="environment variable: Secret whose key has the variable's name"
-    )
-    retries: int = Field(
-        3, ge=0, le=100, description="new clusters, one after another, for a driver that was lost"
-    )
-    deadline_s: int = Field(
-        7 * 24 * 3600, gt=0, le=2**31 - 1, description="longest time of the search"
-    )
-    grace_s: int = Field(
-        300, ge=30, le=86400, description="time for a checkpoint before a pod ends"
-    )
+    secrets: dict[str, DnsLabel] = Field(default={})
+    retries: int = Field(3, ge=0, le=100)
+    deadline_s: int = Field(7 * 24 * 3600, gt=0, le=2**31 - 1)
+    grace_s: int = Field(300, ge=30, le=86400)
 
     @model_validator(mode="after")
     def _names_once(self) -> KubernetesProfile:

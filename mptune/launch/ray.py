@@ -57,20 +57,17 @@ class ExistingRay(Launcher):
     """Attach to a running Ray cluster; its nodes need mptune and a shared run directory.
 
     Source: `ray start --head`, `ray start --address`; `mptune launch` uses the Ray Jobs API.
+
+    Attributes:
+        address: HOST:PORT of the head node, or auto.
+        dashboard: where the Jobs API listens, as seen from here.
+        runs: folder of the run directories, as the cluster's nodes see it.
     """
 
     kind: Literal["ray"] = "ray"
-    address: str = Field("auto", description="HOST:PORT of the head node, or auto")
-    dashboard: str = Field(
-        "http://127.0.0.1:8265",
-        pattern=r"^https?://[^/\s]+/?$",
-        description="where the Jobs API listens, as seen from here",
-    )
-    runs: str = Field(
-        "~/mptune-runs",
-        pattern=r"^(~?/)",
-        description="folder of the run directories, as the cluster's nodes see it",
-    )
+    address: str = "auto"
+    dashboard: str = Field("http://127.0.0.1:8265", pattern=r"^https?://[^/\s]+/?$")
+    runs: str = Field("~/mptune-runs", pattern=r"^(~?/)")
 
     def ray_address(self) -> str:
         return self.address

@@ -145,10 +145,13 @@ class Local(SharedFolderLauncher):
     """Start Ray on this machine for the time of the search; nothing listens beyond loopback.
 
     Source: `ray.init` with the dashboard off.
+
+    Attributes:
+        runs: folder of the run directories.
     """
 
     kind: Literal["local"] = "local"
-    runs: str = Field("runs", description="folder of the run directories")
+    runs: str = "runs"
 
     def ray_address(self) -> None:
         return None
@@ -210,23 +213,25 @@ class Slurm(SharedFolderLauncher):
     """Ray on a Slurm allocation. All nodes must see the file system of the run directory.
 
     Source: sbatch; one `ray start` per node through srun.
+
+    Attributes:
+        runs: folder of the run directories, seen by all nodes.
+        setup: shell lines to run first, e.g. module load.
+        grace_s: time for checkpoints before the job ends.
+        options: more options of sbatch, e.g. --constraint=a100.
     """
 
     kind: Literal["slurm"] = "slurm"
-    runs: str = Field("runs", description="folder of the run directories, seen by all nodes")
+    runs: str = "runs"
     nodes: int = Field(1, gt=0, le=4096)
     cpus_per_node: int = Field(..., gt=0, le=4096)
     gpus_per_node: int = Field(0, ge=0, le=64)
     time_limit: str = Field("24:00:00", pattern=r"^(\d+-)?\d{1,2}:\d{2}:\d{2}$")
     partition: str | None = Field(None, pattern=r"^[\w.,-]+$")
     account: str | None = Field(None, pattern=r"^[\w.-]+$")
-    setup: tuple[str, ...] = Field((), description="shell lines to run first, e.g. module load")
-    grace_s: int = Field(
-        300, ge=30, le=86400, description="time for checkpoints before the job ends"
-    )
-    options: tuple[str, ...] = Field(
-        (), description="more options of sbatch, e.g. --constraint=a100"
-    )
+    setup: tuple[str, ...] = ()
+    grace_s: int = Field(300, ge=30, le=86400)
+    options: tuple[str, ...] = ()
 
     def render(self, search: Submission) -> str:
         check_gangs(

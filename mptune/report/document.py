@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
-import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from pydantic_core import core_schema
 from mptune.analysis.intervals import lml_half_width
 from mptune.analysis.results import Report
 from mptune.report.findings import Conclusions, findings
+from mptune.spec.schema import describe_fields
 from mptune.trial import Message
 
 SCHEMA_VERSION = 2
@@ -136,18 +135,14 @@ class _Schema(GenerateJsonSchema):
         return {"type": ["number", "null"]}
 
     def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
-        return _described(super().model_schema(schema), schema["cls"])
+        made = super().model_schema(schema)
+        describe_fields(made, schema["cls"])
+        return made
 
     def dataclass_schema(self, schema: core_schema.DataclassSchema) -> JsonSchemaValue:
-        return _described(super().dataclass_schema(schema), schema["cls"])
-
-
-def _described(made: JsonSchemaValue, cls: type) -> JsonSchemaValue:
-    made["description"], _, attributes = (inspect.getdoc(cls) or "").partition("\n\nAttributes:\n")
-    for names, text in re.findall(r"^ {4}(\S[^:]*): (.*(?:\n {8}.*)*)", attributes, re.MULTILINE):
-        for name in names.split(", "):
-            made["properties"].get(name, {})["description"] = " ".join(text.split())
-    return made
+        made = super().dataclass_schema(schema)
+        describe_fields(made, schema["cls"])
+        return made
 
 
 def schema() -> str:

@@ -7,6 +7,7 @@ plugin sections: their keys are those of the modality, model family or mask poli
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -19,21 +20,43 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
 from pydantic.fields import FieldInfo
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from mptune import plugins
 from mptune.artifacts import check_url
 from mptune.errors import InputError
 
 
+def describe_fields(made: JsonSchemaValue, cls: type) -> None:
+    """Describe fields in a JSON schema as the docstring of their class does under `Attributes:`."""
+    about, _, attributes = (inspect.getdoc(cls) or "").partition("\n\nAttributes:\n")
+    made["description"] = about
+    for names, text in re.findall(r"^ {4}(\S[^:]*): (.*(?:\n {8}.*)*)", attributes, re.MULTILINE):
+        for name in names.split(", "):
+            made.get("properties", {}).get(name, {})["description"] = " ".join(text.split())
+
+
 class Section(BaseModel):
     """Base of all sections: frozen, unknown keys refused, numbers given as numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        made = handler(schema)
+        for base in reversed(cls.__mro__):
+            if base is not Section and issubclass(base, Section):
+                describe_fields(handler.resolve_ref_schema(made), base)
+        return made
 
 
 # Marks of a field. A section's mark holds for its fields unless they have their own.
@@ -131,66 +154,71 @@ def build(section: str, values: Mapping[str, Any]) -> Any:
 
 
 class Optimizer(Section):
-    """AdamW, through DeepSpeed; a `deepspeed.optimizer` section takes precedence."""
+    """AdamW, through DeepSpeed; a `deepspeed.optimizer` section takes precedence.
 
-    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
+    Attributes:
+        learning_rate: peak learning rate.
+        width_rule: scales the learning rate with the model's width: mup divides that of hidden
+            matrices by width / base_width (Yang et al. 2022, arXiv 2203.03466, table 8),
+            inverse_sqrt divides all by its root.
+        base_width: width at which learning_rate holds unscaled.
+    """
+
+    learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     betas: tuple[Fraction, Fraction] = (0.9, 0.98)
     eps: float = Field(1e-6, gt=0)
-    width_rule: Literal["none", "mup", "inverse_sqrt"] = Field(
-        "none",
-        description="scales the learning rate with the model's width: mup divides that of hidden "
-        "matrices by width / base_width (Yang et al. 2022, arXiv 2203.03466, table 8), "
-        "inverse_sqrt divides all by its root",
-    )
-    base_width: int = Field(64, gt=0, description="width at which learning_rate holds unscaled")
+    width_rule: Literal["none", "mup", "inverse_sqrt"] = "none"
+    base_width: int = Field(64, gt=0)
 
 
 class LearningRateSchedule(Section):
-    """Learning rate over training progress."""
+    """Learning rate over training progress.
+
+    Attributes:
+        warmup: fraction of the budget spent warming up.
+        final: final learning rate as a fraction of the peak.
+    """
 
     kind: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: Fraction = Field(0.05, description="fraction of the budget spent warming up")
-    final: Fraction = Field(0.0, description="final learning rate as a fraction of the peak")
+    warmup: Fraction = 0.05
+    final: Fraction = 0.0
 
 
 class Training(Section):
-    """How every trial trains. Exactly one budget, the same for all trials of a study."""
+    """How every trial trains. Exactly one budget, the same for all trials of a study.
 
-    budget_tokens: Unsearchable[float | None] = Field(
-        None, gt=0, description="positions processed (batch x D)"
-    )
-    budget_flops: Unsearchable[float | None] = Field(None, gt=0, description="FLOPs, head included")
-    budget_seconds: Unsearchable[float | None] = Field(
-        None, gt=0, description="seconds of training steps"
-    )
-    batch_size: int = Field(64, gt=0, description="sequences per optimizer step, over all workers")
-    micro_batch_size: int | None = Field(
-        None, gt=0, description="sequences per worker and forward; default batch_size / workers"
-    )
+    Attributes:
+        budget_tokens: positions processed (batch x D).
+        budget_flops: FLOPs, head included.
+        budget_seconds: seconds of training steps.
+        batch_size: sequences per optimizer step, over all workers.
+        micro_batch_size: sequences per worker and forward; default batch_size / workers.
+        precision: auto: bf16 if the workers have instructions for it.
+        compile: torch.compile the model: a slow start, then faster steps.
+        gradient_clipping: global norm; 0 is off.
+        zero_stage: DeepSpeed ZeRO stage.
+        pack: several short sequences in a row, each attending to itself only.
+        keep_weights: keep finished trials' weights, for transformers and `mptune impute`.
+        checkpoint_every_s: seconds between checkpoints of a running trial.
+        deepspeed: passed to DeepSpeed verbatim; overrides the other keys.
+    """
+
+    budget_tokens: Unsearchable[float | None] = Field(None, gt=0)
+    budget_flops: Unsearchable[float | None] = Field(None, gt=0)
+    budget_seconds: Unsearchable[float | None] = Field(None, gt=0)
+    batch_size: int = Field(64, gt=0)
+    micro_batch_size: int | None = Field(None, gt=0)
     optimizer: Optimizer = Optimizer()
     schedule: LearningRateSchedule = LearningRateSchedule()
-    precision: Literal["fp32", "bf16", "auto"] = Field(
-        "fp32", description="auto: bf16 if the workers have instructions for it"
-    )
-    compile: bool = Field(
-        False, description="torch.compile the model: a slow start, then faster steps"
-    )
-    gradient_clipping: float = Field(1.0, ge=0, description="global norm; 0 is off")
-    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
-    pack: bool = Field(
-        False, description="several short sequences in a row, each attending to itself only"
-    )
-    keep_weights: Annotated[bool, Field(json_schema_extra={"affects_results": False})] = Field(
-        False,
-        description="keep finished trials' weights, for transformers and `mptune impute`",
-    )
-    checkpoint_every_s: Operational[float] = Field(
-        60.0, gt=0, description="seconds between checkpoints of a running trial"
-    )
-    deepspeed: dict[str, Any] = Field(
-        default_factory=dict, description="passed to DeepSpeed verbatim; overrides the other keys"
-    )
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    compile: bool = False
+    gradient_clipping: float = Field(1.0, ge=0)
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    pack: bool = False
+    keep_weights: Annotated[bool, Field(json_schema_extra={"affects_results": False})] = False
+    checkpoint_every_s: Operational[float] = Field(60.0, gt=0)
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _compiles(self) -> Training:
@@ -213,85 +241,90 @@ class Training(Section):
 
 
 class Missing(Section):
-    """Values of the held-out sequences that are removed: neither an input nor scored."""
+    """Values of the held-out sequences that are removed: neither an input nor scored.
 
-    fraction: float = Field(gt=0, lt=1, description="of each sequence's observed values")
-    kind: Literal["random", "block"] = Field(
-        "random", description="random positions, or one stretch of consecutive ones"
-    )
+    Attributes:
+        fraction: of each sequence's observed values.
+        kind: random positions, or one stretch of consecutive ones.
+    """
+
+    fraction: float = Field(gt=0, lt=1)
+    kind: Literal["random", "block"] = "random"
 
 
 class Score(Section):
-    """The frozen scoring plan: the same held-out sequences, counts and masks for every trial."""
+    """The frozen scoring plan: the same held-out sequences, counts and masks for every trial.
 
-    sequences: int = Field(512, gt=1, description="held-out sequences scored (at most all)")
-    forwards: int = Field(2, gt=0, description="forwards per sequence of the LML estimate")
-    target_se: float | None = Field(
-        None, gt=0, description="standard error in nats per token to reach by more forwards"
-    )
-    max_forwards: int = Field(16, gt=0, description="cap on forwards per sequence with target_se")
-    rates: tuple[MaskRate, ...] = Field(
-        (0.15,),
-        min_length=1,
-        description="mask rates at which loss and accuracy are recorded besides the LML",
-    )
-    missing: tuple[Missing, ...] = Field(
-        (), description="score again with values missing: the same ones for every trial"
-    )
-    kpi: Operational[str | None] = Field(
-        None,
-        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
-        description="your own measure of every finished trial, `package.module:function` (model "
-        "folder -> number, or number and standard error); needs training.keep_weights",
-    )
+    Attributes:
+        sequences: held-out sequences scored (at most all).
+        forwards: forwards per sequence of the LML estimate.
+        target_se: standard error in nats per token to reach by more forwards.
+        max_forwards: cap on forwards per sequence with target_se.
+        rates: mask rates at which loss and accuracy are recorded besides the LML.
+        missing: score again with values missing: the same ones for every trial.
+        kpi: your own measure of every finished trial, `package.module:function` (model folder ->
+            number, or number and standard error); needs training.keep_weights.
+        kpi_timeout_s: limit for one call of kpi.
+        rung_sequences: held-out sequences scored at a rung.
+        batch_size: sequences per scoring forward and worker.
+    """
+
+    sequences: int = Field(512, gt=1)
+    forwards: int = Field(2, gt=0)
+    target_se: float | None = Field(None, gt=0)
+    max_forwards: int = Field(16, gt=0)
+    rates: tuple[MaskRate, ...] = Field((0.15,), min_length=1)
+    missing: tuple[Missing, ...] = ()
+    kpi: Operational[str | None] = Field(None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
     kpi_higher_is_better: Operational[bool] = True
-    kpi_timeout_s: Operational[float] = Field(3600.0, gt=0, description="limit for one call of kpi")
-    rung_sequences: int = Field(128, gt=1, description="held-out sequences scored at a rung")
-    batch_size: int = Field(128, gt=0, description="sequences per scoring forward and worker")
+    kpi_timeout_s: Operational[float] = Field(3600.0, gt=0)
+    rung_sequences: int = Field(128, gt=1)
+    batch_size: int = Field(128, gt=0)
     seed: int = Field(0, ge=0)
 
 
 class Sampler(Section):
-    """How Optuna proposes trials; every proposal is a pure function of seed and history."""
+    """How Optuna proposes trials; every proposal is a pure function of seed and history.
 
-    kind: Literal["tpe", "random", "cmaes", "gp", "exposure"] = Field(
-        "tpe",
-        description="exposure: predicts scores from what policies of all kinds expose the model "
-        "to, and runs the best again with other seeds; the others are Optuna's",
-    )
-    startup_trials: int = Field(
-        8,
-        ge=0,
-        description="random proposals before the model is used; with exposure the trials of its "
-        "start: four usual policies, as far as the space has them; a search does not end by itself "
-        "before this many trials",
-    )
+    Attributes:
+        kind: exposure: predicts scores from what policies of all kinds expose the model to, and
+            runs the best again with other seeds; the others are Optuna's.
+        startup_trials: random proposals before the model is used; with exposure the trials of its
+            start: four usual policies, as far as the space has them; a search does not end by
+            itself before this many trials.
+    """
+
+    kind: Literal["tpe", "random", "cmaes", "gp", "exposure"] = "tpe"
+    startup_trials: int = Field(8, ge=0)
 
 
 class Pruner(Section):
-    """When a trial is stopped early: trials of one model size are compared at equal progress."""
+    """When a trial is stopped early: trials of one model size are compared at equal progress.
 
-    kind: Literal["none", "predictive", "median", "halving", "hyperband"] = Field(
-        "predictive",
-        description="predictive: pauses a trial that is unlikely to end near the best, within "
-        "search.error, and may continue it later; the others are Optuna's, and stop for good",
-    )
-    rungs: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
-        (0.5,), description="training progress at which trials report, as fractions"
-    )
-    startup_trials: int = Field(
-        4, ge=0, description="of median: finished trials of a size before any is pruned"
-    )
+    Attributes:
+        kind: predictive: pauses a trial that is unlikely to end near the best, within search.error,
+            and may continue it later; the others are Optuna's, and stop for good.
+        rungs: training progress at which trials report, as fractions.
+        startup_trials: of median: finished trials of a size before any is pruned.
+    """
+
+    kind: Literal["none", "predictive", "median", "halving", "hyperband"] = "predictive"
+    rungs: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.5,)
+    startup_trials: int = Field(4, ge=0)
 
 
 class Confirm(Section):
     """The best trials are trained again with fresh seeds and scored on a fresh plan.
 
     The best of many scores is partly luck; with a confirmation, the best of these is recommended.
+
+    Attributes:
+        top: trials that are confirmed, at least 2; 0 is off.
+        seeds: fresh training seeds of each.
     """
 
-    top: int = Field(0, ge=0, description="trials that are confirmed, at least 2; 0 is off")
-    seeds: int = Field(2, gt=0, description="fresh training seeds of each")
+    top: int = Field(0, ge=0)
+    seeds: int = Field(2, gt=0)
 
     @model_validator(mode="after")
     def _at_least_two(self) -> Confirm:
@@ -301,85 +334,68 @@ class Confirm(Section):
 
 
 class Search(Section):
-    """What is searched, and for how long."""
+    """What is searched, and for how long.
+
+    Attributes:
+        concurrency: trials at once; default as many as the cluster has room for.
+        ordered: use results in the order of trials, so that a resume changes nothing.
+        error: probability of stopping the best trial of a size, over all trials and rungs, that the
+            predictive pruner may use.
+        budget_seconds: no trial starts after this; divided like the next two.
+        budget_worker_seconds: workers x seconds of all trials, with scoring and retries: no trial
+            starts or continues that would exceed it; divided among search, confirmation and
+            comparison by their numbers of runs.
+        budget_gpu_hours: GPUs x hours of all trials, in the same way.
+        certainty: the search ends once its recommendation is, with this probability, within 1 nat
+            per sequence of the best (or within half a standard deviation of the difference between
+            two seeds); needs the sampler exposure, which trains policies with several seeds; null:
+            off.
+        worth: the search ends once another worker-hour is expected to gain less than this, in nats
+            per sequence; needs the sampler exposure.
+        choose_by: recommend the trial with the best score, or with the best score on its worst
+            domain of data.domains.
+        extrapolate_to: sizes for which the report extrapolates the laws over size, e.g. [110M].
+        arms: named points of the space that always run, first.
+    """
 
     trials: Free[int] = Field(16, gt=0)
     seed: int = Field(0, ge=0)
-    concurrency: Free[int | None] = Field(
-        None, gt=0, description="trials at once; default as many as the cluster has room for"
-    )
-    ordered: bool = Field(
-        True, description="use results in the order of trials, so that a resume changes nothing"
-    )
+    concurrency: Free[int | None] = Field(None, gt=0)
+    ordered: bool = True
     sampler: Sampler = Sampler()
     pruner: Pruner = Pruner()
-    error: float = Field(
-        0.05,
-        gt=0,
-        lt=1,
-        description="probability of stopping the best trial of a size, over all trials and rungs, "
-        "that the predictive pruner may use",
-    )
-    budget_seconds: Free[float | None] = Field(
-        None, gt=0, description="no trial starts after this; divided like the next two"
-    )
-    budget_worker_seconds: Free[float | None] = Field(
-        None,
-        gt=0,
-        description="workers x seconds of all trials, with scoring and retries: no trial starts or "
-        "continues that would exceed it; divided among search, confirmation and comparison by "
-        "their numbers of runs",
-    )
-    budget_gpu_hours: Free[float | None] = Field(
-        None, gt=0, description="GPUs x hours of all trials, in the same way"
-    )
-    certainty: Free[float | None] = Field(
-        0.95,
-        gt=0.5,
-        lt=1,
-        description="the search ends once its recommendation is, with this probability, within 1 "
-        "nat per sequence of the best (or within half a standard deviation of the difference "
-        "between two seeds); needs the sampler exposure, which trains policies with several seeds; "
-        "null: off",
-    )
-    worth: Free[float | None] = Field(
-        None,
-        gt=0,
-        description="the search ends once another worker-hour is expected to gain less than this, "
-        "in nats per sequence; needs the sampler exposure",
-    )
+    error: float = Field(0.05, gt=0, lt=1)
+    budget_seconds: Free[float | None] = Field(None, gt=0)
+    budget_worker_seconds: Free[float | None] = Field(None, gt=0)
+    budget_gpu_hours: Free[float | None] = Field(None, gt=0)
+    certainty: Free[float | None] = Field(0.95, gt=0.5, lt=1)
+    worth: Free[float | None] = Field(None, gt=0)
     confirm: Free[Confirm] = Confirm()
-    choose_by: Free[Literal["heldout", "worst_domain"]] = Field(
-        "heldout",
-        description="recommend the trial with the best score, or with the best score on its worst "
-        "domain of data.domains",
-    )
-    extrapolate_to: Free[tuple[Annotated[Size, Field(ge=1e3)], ...]] = Field(
-        (), description="sizes for which the report extrapolates the laws over size, e.g. [110M]"
-    )
-    arms: Arms = Field(
-        default_factory=dict, description="named points of the space that always run, first"
-    )
+    choose_by: Free[Literal["heldout", "worst_domain"]] = "heldout"
+    extrapolate_to: Free[tuple[Annotated[Size, Field(ge=1e3)], ...]] = ()
+    arms: Arms = Field(default_factory=dict)
 
 
 class Comparison(Section):
-    """Named arms over paired seeds. An arm says what it changes; `{}` is the search's best."""
+    """Named arms over paired seeds. An arm says what it changes; `{}` is the search's best.
+
+    Attributes:
+        baseline: arm to compare the others with; default first.
+        seeds: paired training seeds per arm.
+        max_seeds: add seeds to undecided arms, up to this many; default: add none.
+        margin: nats per sequence below which a difference does not matter.
+        level: confidence level of the intervals.
+        rungs: training progress at which runs are scored for their learning curves, from which
+            equivalent compute is read; [] saves the forwards.
+    """
 
     arms: Arms = Field(min_length=2)
-    baseline: str | None = Field(None, description="arm to compare the others with; default first")
-    seeds: int = Field(3, gt=1, description="paired training seeds per arm")
-    max_seeds: int | None = Field(
-        None, gt=1, description="add seeds to undecided arms, up to this many; default: add none"
-    )
-    margin: float | None = Field(
-        None, gt=0, description="nats per sequence below which a difference does not matter"
-    )
-    level: float = Field(0.95, gt=0.5, lt=1, description="confidence level of the intervals")
-    rungs: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
-        (0.2, 0.4, 0.6, 0.8),
-        description="training progress at which runs are scored for their learning curves, from "
-        "which equivalent compute is read; [] saves the forwards",
-    )
+    baseline: str | None = None
+    seeds: int = Field(3, gt=1)
+    max_seeds: int | None = Field(None, gt=1)
+    margin: float | None = Field(None, gt=0)
+    level: float = Field(0.95, gt=0.5, lt=1)
+    rungs: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.2, 0.4, 0.6, 0.8)
 
     @model_validator(mode="after")
     def _baseline_is_an_arm(self) -> Comparison:
@@ -401,58 +417,42 @@ class GangOfSize(Section):
 
 
 class Resources(Section):
-    """What one trial runs on."""
+    """What one trial runs on.
 
-    workers: Free[int] = Field(
-        1, gt=0, description="worker processes (ranks) per trial, one per GPU"
-    )
+    Attributes:
+        workers: worker processes (ranks) per trial, one per GPU.
+        by_size: other gangs for models from some number of parameters on, e.g. {100M: {workers:
+            4}}.
+        memory_gb: memory of each worker in 1e9 bytes, its GPU's or its share of the node; default:
+            read from the nodes.
+        share_prefixes: arms of a comparison that agree up to a change of their policy, with the
+            same seed, train that part once and go on from its checkpoint; on CPU without
+            training.compile no number changes.
+        trials_per_gang: a gang is replaced after this many trials.
+        memory_growth_mb: a gang is replaced when a rank's memory between two trials has grown by
+            this.
+        gpu_memory_growth_mb: the same for the memory that a rank holds of its GPU.
+        ship_code: send the driver's mptune and plugin packages to the workers of a shared Ray
+            cluster; false: they have the same version installed.
+        scale_up_timeout_s: on a Ray cluster with an autoscaler: request machines for waiting
+            trials, and let a trial that fits nowhere wait this long for them; 0: request none.
+        stall_timeout_s: a gang without progress for this long is ended; stacks are logged.
+        retries: how often a trial is run again after its gang died, hung or was lost.
+    """
+
+    workers: Free[int] = Field(1, gt=0)
     cpus_per_worker: Free[float] = Field(1, gt=0)
     gpus_per_worker: Free[float] = Field(0, ge=0)
-    by_size: Free[dict[str, GangOfSize]] = Field(
-        default_factory=dict,
-        description="other gangs for models from some number of parameters on, e.g. "
-        "{100M: {workers: 4}}",
-    )
-    memory_gb: Operational[float | None] = Field(
-        None,
-        gt=0,
-        description="memory of each worker in 1e9 bytes, its GPU's or its share of the node; "
-        "default: read from the nodes",
-    )
-    share_prefixes: Operational[bool] = Field(
-        True,
-        description="arms of a comparison that agree up to a change of their policy, with the same "
-        "seed, train that part once and go on from its checkpoint; on CPU without "
-        "training.compile no number changes",
-    )
-    trials_per_gang: Operational[int] = Field(
-        100, gt=0, description="a gang is replaced after this many trials"
-    )
-    memory_growth_mb: Operational[float] = Field(
-        1000.0,
-        gt=0,
-        description="a gang is replaced when a rank's memory between two trials has grown by this",
-    )
-    gpu_memory_growth_mb: Operational[float] = Field(
-        500.0, gt=0, description="the same for the memory that a rank holds of its GPU"
-    )
-    ship_code: Operational[bool] = Field(
-        True,
-        description="send the driver's mptune and plugin packages to the workers of a shared Ray "
-        "cluster; false: they have the same version installed",
-    )
-    scale_up_timeout_s: Operational[float] = Field(
-        0.0,
-        ge=0,
-        description="on a Ray cluster with an autoscaler: request machines for waiting trials, and "
-        "let a trial that fits nowhere wait this long for them; 0: request none",
-    )
-    stall_timeout_s: Operational[float] = Field(
-        600.0, gt=0, description="a gang without progress for this long is ended; stacks are logged"
-    )
-    retries: Operational[int] = Field(
-        2, ge=0, description="how often a trial is run again after its gang died, hung or was lost"
-    )
+    by_size: Free[dict[str, GangOfSize]] = Field(default_factory=dict)
+    memory_gb: Operational[float | None] = Field(None, gt=0)
+    share_prefixes: Operational[bool] = True
+    trials_per_gang: Operational[int] = Field(100, gt=0)
+    memory_growth_mb: Operational[float] = Field(1000.0, gt=0)
+    gpu_memory_growth_mb: Operational[float] = Field(500.0, gt=0)
+    ship_code: Operational[bool] = True
+    scale_up_timeout_s: Operational[float] = Field(0.0, ge=0)
+    stall_timeout_s: Operational[float] = Field(600.0, gt=0)
+    retries: Operational[int] = Field(2, ge=0)
 
     @field_validator("by_size")
     @classmethod
@@ -501,29 +501,22 @@ VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 class Storage(Section):
-    """Where the study lives."""
+    """Where the study lives.
 
-    url: Annotated[str, AfterValidator(_without_password)] | None = Field(
-        None,
-        description="an SQLAlchemy URL for Optuna, or journal:///path/of/a/file for its journal; "
-        "${NAME} is an environment variable; default SQLite in the run directory",
-    )
-    artifacts: Annotated[str, AfterValidator(check_url)] | None = Field(
-        None,
-        description="any fsspec URL (s3://, gs://, abfs://, file://) for checkpoints and kept "
-        "weights; default the run directory, which all workers must then share",
-    )
-    lease_timeout_s: float = Field(
-        30.0,
-        gt=0,
-        description="PostgreSQL: time after which a lost driver loses the study",
-    )
-    connect_timeout_s: float = Field(
-        120.0,
-        ge=0,
-        description="how long a driver waits at its start for a database server that does not "
-        "answer",
-    )
+    Attributes:
+        url: an SQLAlchemy URL for Optuna, or journal:///path/of/a/file for its journal; ${NAME} is
+            an environment variable; default SQLite in the run directory.
+        artifacts: any fsspec URL (s3://, gs://, abfs://, file://) for checkpoints and kept weights;
+            default the run directory, which all workers must then share.
+        lease_timeout_s: PostgreSQL: time after which a lost driver loses the study.
+        connect_timeout_s: how long a driver waits at its start for a database server that does not
+            answer.
+    """
+
+    url: Annotated[str, AfterValidator(_without_password)] | None = None
+    artifacts: Annotated[str, AfterValidator(check_url)] | None = None
+    lease_timeout_s: float = Field(30.0, gt=0)
+    connect_timeout_s: float = Field(120.0, ge=0)
 
     def address(self) -> str | None:
         """The URL to connect with: it has the values of environment variables.
