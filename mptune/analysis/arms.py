@@ -205,14 +205,12 @@ class Errors:
     @property
     def seed(self) -> Array:
         """Variance of each from training seeds, the baseline's included, [K]."""
-        seed_K: Array = self.own_K + self.base * (self.used_KS**2).sum(1)
-        return seed_K
+        return self.own_K + self.base * (self.used_KS**2).sum(1)
 
     @property
     def se(self) -> Array:
         """Standard error of each, [K]."""
-        se_K: Array = np.sqrt(self.seed + np.diag(self.sequences_KK))
-        return se_K
+        return np.sqrt(self.seed + np.diag(self.sequences_KK))
 
     def draw(self) -> Array:
         """Errors of the K differences, [Z, K]; the same ones at every call."""
@@ -229,8 +227,7 @@ class Errors:
         base_ZK = self.base_Z[:MIXTURE, None] * (self.used_KS**2).sum(1)
         variance_KZ = (self.own_ZK[:MIXTURE] + base_ZK).T + np.diag(self.sequences_KK)[:, None]
         sd_KZ = np.sqrt(np.maximum(variance_KZ, TINY))
-        tails_KX: Array = 2 * ndtr(-distance_KX[..., None] / sd_KZ[:, None]).mean(2)
-        return tails_KX
+        return 2 * ndtr(-distance_KX[..., None] / sd_KZ[:, None]).mean(2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -322,8 +319,7 @@ def evaluation_noise(pairs: Sequence[_Pair]) -> Array:
     found_KK: Array = np.atleast_2d(np.cov(np.stack([pair.d_SN.mean(0) for pair in pairs]))) / n
     found_KK -= squares_KK / (free_KK * n * (n - 1))
     root_KK = root(found_KK)
-    nearest_KK: Array = root_KK @ root_KK
-    return nearest_KK
+    return root_KK @ root_KK
 
 
 def seed_variances(arms: Sequence[ArmScores], draws: int) -> tuple[Array, Array]:

@@ -96,8 +96,7 @@ class Curves:
 
     def mean_cost(self, unit: Unit) -> Array:
         """What it had cost at each rung, [R]: the mean over seeds."""
-        mean_R: Array = self.cost_SR[unit].mean(0)
-        return mean_R
+        return self.cost_SR[unit].mean(0)
 
 
 def curves_of(

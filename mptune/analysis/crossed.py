@@ -114,8 +114,7 @@ def root(covariance_AA: Array) -> Array:
     """Symmetric square root of the nearest positive semidefinite matrix."""
     values_A, vectors_AA = np.linalg.eigh(covariance_AA)
     scaled_AA: Array = vectors_AA * np.sqrt(np.maximum(values_A, 0))
-    root_AA: Array = scaled_AA @ vectors_AA.T
-    return root_AA
+    return scaled_AA @ vectors_AA.T
 
 
 @dataclass(frozen=True)

@@ -70,8 +70,7 @@ class Moderated:
         """Variances as they may truly be, [Z, A]; a, b and d0 of a draw are common to all arms."""
         drawn_Z = rng.choice(len(self.weight_G), draws, p=self.weight_G)
         chi2_ZA = 2 * rng.standard_gamma(self.df_GA[drawn_Z] / 2)
-        variance_ZA: Array = self.squares_GA[drawn_Z] / chi2_ZA
-        return variance_ZA
+        return self.squares_GA[drawn_Z] / chi2_ZA
 
 
 def moderate(variance_A: Array, degrees_A: Array, out_of_play_A: Array | None = None) -> Moderated:
@@ -112,8 +111,7 @@ def _log_likelihood(squares_A: Array, degrees_A: Array, s0_GA: Array, d0_G1: Arr
 
     total_GA = d0_G1 + degrees_A
     found_GA = gammaln(total_GA / 2) - gammaln(d0_G1 / 2) - degrees_A / 2 * np.log(d0_G1 * s0_GA)
-    log_w_G: Array = (found_GA - total_GA / 2 * np.log1p(squares_A / (d0_G1 * s0_GA))).sum(1)
-    return log_w_G
+    return (found_GA - total_GA / 2 * np.log1p(squares_A / (d0_G1 * s0_GA))).sum(1)
 
 
 def out_of_play(policy: Mapping[str, Any], length: int) -> float:

@@ -252,8 +252,7 @@ class _Chains:
         for spread_B1, scale in priors:
             ratio_B1 *= _half_cauchy(spread_B1, scale * new_B1)
             ratio_B1 /= _half_cauchy(spread_B1, scale * old_B1)
-        is_new_B1: NDArray[np.bool_] = self.rng.random(ratio_B1.shape) < ratio_B1
-        return is_new_B1
+        return self.rng.random(ratio_B1.shape) < ratio_B1
 
     def draw_common_effects_of_seeds(self) -> None:
         """What seeds do to all candidates alike: each, the level that they share with theta, and
@@ -278,33 +277,28 @@ class _Chains:
 
 def _scale(log_s0_B1: Array, e_B1: Array) -> Array:
     """s, the unit of the priors of tau, omega and phi."""
-    scale_B1: Array = np.sqrt(np.exp(log_s0_B1) + e_B1)
-    return scale_B1
+    return np.sqrt(np.exp(log_s0_B1) + e_B1)
 
 
 def _one_hot(cluster_BA: NDArray[np.int_]) -> Array:
     """1 at the cluster of each candidate, else 0, [B, A, K]."""
-    found: Array = (cluster_BA[:, :, None] == np.arange(CLUSTERS)).astype(float)
-    return found
+    return (cluster_BA[:, :, None] == np.arange(CLUSTERS)).astype(float)
 
 
 def _log_prior(scale: float) -> Array:
     """Log probability of each of `SPREADS` under a half-Cauchy distribution."""
-    log_prior_T: Array = np.log(_half_cauchy(SPREADS, scale) * SPREADS)
-    return log_prior_T
+    return np.log(_half_cauchy(SPREADS, scale) * SPREADS)
 
 
 def _half_cauchy(x: Array, scale: Array | float) -> Array:
     """Density of a half-Cauchy distribution, without its constant."""
-    density: Array = scale / (scale**2 + x**2)
-    return density
+    return scale / (scale**2 + x**2)
 
 
 def _choose(rng: np.random.Generator, log_w_BK: Array) -> NDArray[np.int_]:
     """An index of each row, with the probabilities of these logarithms."""
     w_BK = np.exp(log_w_BK - log_w_BK.max(1, keepdims=True)).cumsum(1)
-    chosen_B: NDArray[np.int_] = (w_BK < rng.random((len(w_BK), 1)) * w_BK[:, -1:]).sum(1)
-    return chosen_B
+    return (w_BK < rng.random((len(w_BK), 1)) * w_BK[:, -1:]).sum(1)
 
 
 def _log_variances(inverse_BS: Array, sigma2_BA: Array) -> Array:
@@ -318,5 +312,4 @@ def _log_variances(inverse_BS: Array, sigma2_BA: Array) -> Array:
     constant_F = A * (half_F * np.log(half_F) - gammaln(half_F)) + gammaln(A * half_F)
     log_inverse_B11 = -np.log(sigma2_BA).sum(1)[:, None, None]
     log_sum_BSF = np.log(half_F * inverse_BS[:, :, None])
-    log_w_BSF: Array = constant_F + half_F * (log_inverse_B11 - A * log_sum_BSF)
-    return log_w_BSF
+    return constant_F + half_F * (log_inverse_B11 - A * log_sum_BSF)

@@ -237,39 +237,36 @@ def build_report(
         created: time of the report, ISO 8601.
     """
     prepared, searched, compared = found.prepared, found.searched, found.compared
+    everything = (*searched, *found.confirmed, *found.tried, *compared)
     trained = [
         trial
-        for trial in (*searched, *found.confirmed, *found.tried, *compared)
+        for trial in everything
         if trial.state not in ("WAITING", "RUNNING") and trial.same_as is None
     ]
     results = [trial.result for trial in trained if trial.result is not None]
-    choice = choose(spec, found)
-    named = {}
+    choice, sizes = choose(spec, found), spec.search.extrapolate_to
+    shown, predicted = None, None
     if prepared is not None:
         # Strip directories from paths: a report is shared with other people.
-        named = {"table": Path(prepared.table).name, "plan": Path(prepared.plan).name}
+        names = {"table": Path(prepared.table).name, "plan": Path(prepared.plan).name}
+        shown = prepared.model_copy(update=names)
+        if spec.search.sampler.kind == "exposure" and choice.searched:
+            predicted = prediction(searched, choice.searched, prepared.length)
+    ran = [trial for trial in searched if trial.state != "WAITING"]
+    score = spec.score
     return Report(
         study=spec.name,
         data=prepared.description if prepared else build("data", spec.data).words(),
-        prepared=prepared.model_copy(update=named) if prepared else None,
-        trials=tuple(
-            trial.model_copy(update={"mask_rates": mask_rates(trial.spec)})
-            for trial in searched
-            if trial.state != "WAITING"
-        ),
+        prepared=shown,
+        trials=tuple(t.model_copy(update={"mask_rates": mask_rates(t.spec)}) for t in ran),
         comparison=choice.comparison,
         selection=choice.selection,
         outlook=outlook,
-        prediction=prediction(searched, choice.searched, prepared.length)
-        if spec.search.sampler.kind == "exposure" and choice.searched and prepared
-        else None,
+        prediction=predicted,
         by_size=by_size(
-            (*searched, *compared),
-            spec.search.extrapolate_to if extrapolate_to is None else extrapolate_to,
+            (*searched, *compared), sizes if extrapolate_to is None else extrapolate_to
         ),
-        kpi=kpi_report(spec.score.kpi, searched, spec.score.kpi_higher_is_better)
-        if spec.score.kpi
-        else None,
+        kpi=kpi_report(score.kpi, searched, score.kpi_higher_is_better) if score.kpi else None,
         spend=spend(results, trials=len(trained), wall_s=wall_s),
         importance=tuple(
             Importance(

@@ -144,16 +144,13 @@ class KubernetesApi:
         options |= {**where, "namespace": self.namespace, "_request_timeout": TIMEOUT_S}
         with self._errors("get" if verb == "read" else verb, kind, name):
             call = getattr(api, f"{verb}_namespaced_{what}{part}")
-            body: bytes = call(**options, _preload_content=False).data
-            return body
+            return call(**options, _preload_content=False).data
 
     def _json(self, verb: str, kind: str, **options: Any) -> Object:
-        found: Object = json.loads(self._request(verb, kind, **options))
-        return found
+        return json.loads(self._request(verb, kind, **options))
 
     def _list(self, kind: str, **selector: str) -> list[Object]:
-        items: list[Object] = self._json("list", kind, **selector)["items"]
-        return items
+        return self._json("list", kind, **selector)["items"]
 
     @contextmanager
     def _errors(self, verb: str, kind: str, name: str) -> Iterator[None]:

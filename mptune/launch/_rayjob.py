@@ -208,8 +208,7 @@ def _manifest(profile: KubernetesProfile, kind: str, name: str, **values: Any) -
     text = template.render(
         p=profile, kind=kind, name=name, run=RUN, cache=CACHE, left_s=DRAIN_LEFT_S, **values
     )
-    made: Manifest = yaml.safe_load(text)
-    return made
+    return yaml.safe_load(text)
 
 
 def config_map(

@@ -226,13 +226,12 @@ def _start_job(client: Any, search: str, entrypoint: str, environment: dict[str,
 
     Every id is new: Ray keeps the log of a deleted job, and would append to it.
     """
-    started: str = client.submit_job(
+    return client.submit_job(
         entrypoint=entrypoint,
         submission_id=f"{search}-{time.time_ns():x}",
         runtime_env=environment,
         metadata={METADATA_KEY: search},
     )
-    return started
 
 
 def _latest_jobs(client: Any) -> dict[str, Any]:

@@ -244,7 +244,7 @@ class Slurm(SharedFolderLauncher):
         command = search.arguments(str(search.source.absolute()), str(job.run.root.absolute()))
         script = SCRIPT.read_text("utf-8") + "\n"  # Jinja removes the last one
         template = Template(script, undefined=StrictUndefined, trim_blocks=True)
-        rendered: str = template.render(
+        return template.render(
             p=self,
             name=search.name,
             log=job.log.absolute(),
@@ -252,7 +252,6 @@ class Slurm(SharedFolderLauncher):
             exit_code=shlex.quote(str(job.exit_code.absolute())),
             command=shlex.join(command),
         )
-        return rendered
 
     def submit(self, search: Submission) -> None:
         script = self.render(search)

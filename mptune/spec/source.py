@@ -485,8 +485,7 @@ class SpecFile:
 
     def resolved(self, spec: SearchSpec) -> dict[str, Any]:
         """The file as plain values with every default written out, dimensions kept."""
-        filled: dict[str, Any] = _filled(plain(self.root), spec.model_dump(mode="json"))
-        return filled
+        return _filled(plain(self.root), spec.model_dump(mode="json"))
 
 
 def _probe(

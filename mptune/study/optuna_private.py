@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from functools import cache
 from typing import Any
 
@@ -140,43 +139,3 @@ class TPESampler(optuna.samplers.TPESampler):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, multivariate=True, group=True)
-
-
-class GPSampler(optuna.samplers.GPSampler):
-    """Optuna's Gaussian process, which also learns from trials that ran out of memory.
-
-    Optuna reads constraints of complete trials only; trials out of memory are stored as pruned.
-
-    Args:
-        constraint: name of the constraint that a trial out of memory violates.
-    """
-
-    def __init__(self, constraint: str, **options: Any) -> None:
-        super().__init__(**options)
-        self._constraint = constraint
-
-    def _sample_relative_impl(
-        self,
-        study: optuna.Study,
-        completed_trials: list[FrozenTrial],
-        running_trials: list[FrozenTrial],
-        search_space: dict[str, Any],
-    ) -> dict[str, Any]:
-        name = self._constraint
-        pruned = study.get_trials(deepcopy=True, states=(TrialState.PRUNED,))
-        unfit = [
-            t
-            for t in pruned
-            if t.constraints.get(name, 0.0) > 0 and search_space.keys() <= t.params.keys()
-        ]
-        if unfit:
-            completed_trials = [deepcopy(t) for t in completed_trials]
-            worst = min(float(t.value or 0.0) for t in completed_trials)
-            for trial in completed_trials:
-                trial.set_constraint(name, -1.0)
-            for trial in unfit:
-                trial.state, trial.value = TrialState.COMPLETE, worst
-        found: dict[str, Any] = super()._sample_relative_impl(
-            study, completed_trials + unfit, running_trials, search_space
-        )
-        return found

@@ -11,8 +11,7 @@ import optuna
 
 from mptune.spec.schema import Search
 from mptune.spec.space import Suggests
-from mptune.study.optuna_private import GPSampler, TPESampler
-from mptune.study.records import MEMORY
+from mptune.study.optuna_private import TPESampler
 
 
 def make_sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
@@ -31,7 +30,7 @@ def make_sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
             case "cmaes":
                 return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=startup)
             case "gp":
-                return GPSampler(MEMORY, seed=seed, n_startup_trials=startup)
+                return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
             case "tpe" | "exposure":
                 return TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)
 

@@ -20,7 +20,6 @@ from tests import studies
         (models.TrialUserAttributeModel, "value_json"),
         (models.TrialModel, "find_or_raise_by_id"),
         (optuna.storages.RDBStorage, "check_trial_is_updatable"),
-        (optuna.samplers.GPSampler, "_sample_relative_impl"),
     ],
 )
 def test_optuna_still_has_the_private_name(owner: Any, name: str) -> None:
