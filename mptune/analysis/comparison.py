@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -134,9 +134,8 @@ class ComparisonReport(Message):
         return math.fsum(scores) / len(scores) if scores else math.nan
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A comparison as it was asked for.
+class Asked(Message):
+    """A comparison as it was asked for; its JSON is stored with the study.
 
     Attributes:
         keys: arm -> `TrialSpec.run_key` of its trials. An arm without a key has the trials that
@@ -145,22 +144,8 @@ class Asked:
     """
 
     comparison: Comparison
-    keys: Mapping[str, str]
+    keys: dict[str, str]
     values: tuple[ArmValues, ...] = ()
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Asked:
-        """Inverse of `as_json`."""
-        values = tuple(ArmValues.model_validate(each) for each in stored["values"])
-        return cls(Comparison.model_validate(stored["comparison"]), stored["keys"], values)
-
-    def as_json(self) -> dict[str, Any]:
-        """As plain values for the study's storage."""
-        return {
-            "comparison": self.comparison.model_dump(mode="json"),
-            "keys": dict(self.keys),
-            "values": [each.model_dump(mode="json") for each in self.values],
-        }
 
     @property
     def baseline(self) -> str:

@@ -69,7 +69,7 @@ def _page(values: dict[str, Any]) -> str:
     style, script = (assets.joinpath(n).read_text("utf-8") for n in ("report.css", "report.js"))
     return template("report.html").render(
         **values,
-        style=Markup(svg.palette() + style),
+        style=Markup(style),
         script=Markup(script),
         lay_out=lay_out,
         ended=Outcomes.of(values["report"]),

@@ -132,7 +132,8 @@ class Drawing:
 @cache
 def palette() -> str:
     """CSS that gives the names of colours their values, for light and dark mode."""
-    return files("mptune.report").joinpath("assets", "palette.css").read_text("utf-8")
+    style = files("mptune.report").joinpath("assets", "report.css").read_text("utf-8")
+    return style.partition("/* --- the page --- */")[0]
 
 
 def document(drawing: Drawing, title: str) -> str:

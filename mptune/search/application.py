@@ -405,8 +405,8 @@ class Session:
             if same is not None:
                 raise InputError(f"compare.arms: {same!r} and {name!r} are the same; leave one out")
             keys[name] = key
-        asked = Asked(comparison, keys, values)
-        study.set_user_attr("comparison", asked.as_json())
+        asked = Asked(comparison=comparison, keys=keys, values=values)
+        study.set_user_attr("comparison", asked.model_dump(mode="json"))
         names, seeds = list(arms), 0
         for look in schedule(comparison.seeds, comparison.max_seeds):
             more = tuple(

@@ -228,8 +228,8 @@ class Run:
         """The last comparison that was run; without one, that of the spec."""
         study = self.storage.load("comparison")
         if study is not None and "comparison" in study.user_attrs:
-            return Asked.from_json(study.user_attrs["comparison"])
-        return Asked(self.spec.compare, {}) if self.spec.compare else None
+            return Asked.model_validate(study.user_attrs["comparison"])
+        return Asked(comparison=self.spec.compare, keys={}) if self.spec.compare else None
 
     def best(self) -> Trial:
         """The trial of the recommended policy (`Choice.trial`), as in the report.

@@ -50,7 +50,8 @@ def scores(trial: Trial) -> dict[str, Array]:
 @pytest.fixture
 def asked(tmp_path: Path) -> Asked:
     comparison = Comparison(arms={name: {} for name in ARMS}, seeds=3)
-    return Asked(comparison, {arm: spec(tmp_path, 0, arm, 0).run_key() for arm in ARMS})
+    keys = {arm: spec(tmp_path, 0, arm, 0).run_key() for arm in ARMS}
+    return Asked(comparison=comparison, keys=keys)
 
 
 def test_an_arm_has_the_trials_of_its_key_under_any_name(tmp_path: Path, asked: Asked) -> None:
@@ -60,7 +61,7 @@ def test_an_arm_has_the_trials_of_its_key_under_any_name(tmp_path: Path, asked: 
         "base": [0, 3, 6], "better": [1, 4, 7], "same": [2, 5, 8],
     }  # fmt: skip
     assert Asked.from_json(asked.as_json()) == asked
-    by_name = Asked(asked.comparison, {})
+    by_name = Asked(comparison=asked.comparison, keys={})
     renamed = [t.model_copy(update={"arm": "same"}) for t in trials[:2]]
     assert [t.number for t in by_name.arms([*renamed, *trials[2:]])["same"]] == [0, 1]
 
