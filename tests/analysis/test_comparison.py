@@ -60,7 +60,7 @@ def test_an_arm_has_the_trials_of_its_key_under_any_name(tmp_path: Path, asked: 
     assert {name: [t.number for t in arm] for name, arm in arms.items()} == {
         "base": [0, 3, 6], "better": [1, 4, 7], "same": [2, 5, 8],
     }  # fmt: skip
-    assert Asked.from_json(asked.as_json()) == asked
+    assert Asked.model_validate_json(asked.model_dump_json()) == asked
     by_name = Asked(comparison=asked.comparison, keys={})
     renamed = [t.model_copy(update={"arm": "same"}) for t in trials[:2]]
     assert [t.number for t in by_name.arms([*renamed, *trials[2:]])["same"]] == [0, 1]
