@@ -245,7 +245,8 @@ def build_report(
     ]
     results = [trial.result for trial in trained if trial.result is not None]
     choice, sizes = choose(spec, found), spec.search.extrapolate_to
-    shown, predicted = None, None
+    shown: Prepared | None = None
+    predicted: Prediction | None = None
     if prepared is not None:
         # Strip directories from paths: a report is shared with other people.
         names = {"table": Path(prepared.table).name, "plan": Path(prepared.plan).name}
