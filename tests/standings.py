@@ -42,7 +42,7 @@ def standing(gangs: int = 2, queued: int = 2, **changes: Any) -> Status:
         "time": 1e9, "study": "quickstart", "stage": "search", "driver": "process 1 on here",
         "stopping": False, "trials": Trials(total=16, complete=1), "best": None,
         "running": (running(1),),
-        "queue": (waiting(3), *(waiting(4 + n, "behind", None) for n in range(queued - 1))),
+        "queue": (waiting(3), *(waiting(4 + n, "behind") for n in range(queued - 1))),
         "gangs": (*(gang(n) for n in range(gangs - 1)), gang(99, "idle")),
         "spend": Spend(seconds=60, worker_seconds=1234, gpu_hours=0.5,
                        budget_worker_seconds=5000),
