@@ -193,10 +193,10 @@ def test_gangs_queue_spend_and_forecast_fit_the_terminal(width: int) -> None:
     assert max(map(len, lines)) <= width
     for known in (
         ["1", "2.345", "31.2 k", "2 min", "training"],
-        ["gang-0", "2 x 0.5 CPU, 1 GPU", "2", "0", "7", "1.23 GB", "busy"],
+        ["gang-0", "2 x 0.5 CPU, 1 GPU", "2", "0", "7", "busy"],
         ["gang-99", "idle"],
-        ["3", "4", "50 s", "3 min", "reserved: needs 4, 2 free"],
-        ["4", "4", "50 s", "–", "fits, but would delay trial 3"],
+        ["3", "4", "50 s", "reserved: needs 4, 2 free"],
+        ["4", "4", "50 s", "fits, but would delay trial 3"],
         ["spent 1.23 k of 5 k worker-s (forecast 4.90 k), 0.5"],
         ["0/16 trials", "about 10 min left"],
     ):
