@@ -52,13 +52,16 @@ import optuna
 from numpy.typing import NDArray
 
 import mptune
-from mptune.analysis import exposure
-from mptune.analysis.exposure import Evidence, Exposed, Points, Surrogate, distances
+from mptune.analysis import exposure, learning
+from mptune.analysis.exposure import Exposed, Points, Surrogate, distances
+from mptune.analysis.learning import ScoredRun, evidence_of_runs
 from mptune.analysis.moderation import out_of_play
 from mptune.analysis.posterior import MeasuredPoints, draw_scores
 from mptune.spec.schema import Search
 from mptune.spec.space import Suggests
 from mptune.study import exposure as sampling
+from mptune.study.pruners import FreezeThawPruner
+from mptune.study.records import JUDGED, PAUSED
 from mptune.study.samplers import make_sampler
 
 Array = NDArray[np.float64]
@@ -385,15 +388,43 @@ class Exposure(Method):
         super().tell(trial, score_T, curve_G, rungs)
 
 
-class ExposureHalving(Exposure):
-    pruner = RandomHalving.pruner
+class FreezeThaw(Exposure):
+    """The default: the sampler also decides which trials are paused and go on."""
+
+    startup_trials = 12
+
+    def __init__(self, table: Table, number: int) -> None:
+        super().__init__(table, number)
+        self.pruner = self.study.pruner = FreezeThawPruner(self.study.sampler)
+        self.paused: dict[int, tuple[optuna.Trial, Run]] = {}
+
+    def run(self, world: World, history: list[Run]) -> Run:
+        found = self.pruner.to_continue(self.study, self.paused) if self.paused else None
+        if found is None:
+            policy = self.ask(history)
+            seed = len({run.seed for run in history if run.policy == policy})
+            trial, run = self.trial, Run(policy, seed, *world.train(policy, seed), 0, 0.0)
+        else:
+            trial, run = self.paused.pop(found[0])
+            trial.set_user_attr(JUDGED, [*trial.user_attrs[JUDGED], found[1]])
+            trial.set_user_attr("reason", None)
+        rungs = len(run.score_T)
+        for t in range(run.rungs, rungs - 1):
+            trial.report(float(run.score_T[t]), round(100 * self.table.bed.rungs[t]))
+            if trial.should_prune():
+                rungs = t + 1
+                break
+        flops_T = np.append(0.0, self.table.costs[run.policy])
+        run = run._replace(rungs=rungs, flops=flops_T[rungs] - flops_T[run.rungs])
+        if rungs < len(run.score_T):
+            trial.set_user_attr("reason", PAUSED)
+            self.paused[trial.number] = trial, run
+        else:
+            self.tell(trial, run.score_T, run.curve_G, rungs)
+        return run
 
 
-class ExposureMedian(Exposure):
-    pruner = TpeMedian.pruner
-
-
-class WithoutStart(Exposure):
+class WithoutStart(FreezeThaw):
     startup_trials = 0
 
 
@@ -405,32 +436,33 @@ METHODS: dict[str, type[Method]] = {
     "tpe+hyperband": TpeHyperband,
     "gp": Gp,
     "regression": Regression,
-    "exposure": Exposure,
-    "exposure+median": ExposureMedian,
-    "exposure+halving": ExposureHalving,
+    "exposure": FreezeThaw,
+    "exposure-pausing": Exposure,
     "exposure-start": WithoutStart,
-    "exposure-law": Exposure,
-    "exposure-process": Exposure,
-    "exposure-seeds": Exposure,
+    "exposure-law": FreezeThaw,
+    "exposure-process": FreezeThaw,
+    "exposure-margin": FreezeThaw,
+    "exposure-scale": FreezeThaw,
 }
 
 OFF: dict[str, Callable[[], None]] = {
     "exposure-law": lambda: exposure.PRIOR_SD.update(b=1e-6, b_g=1e-6, c=1e-6, c_g=1e-6),
     "exposure-process": lambda: setattr(exposure, "_kernel", lambda a, b, s: np.zeros_like(a)),
-    "exposure-seeds": lambda: setattr(sampling, "MOST_REPEATED", 0),
+    "exposure-margin": lambda: setattr(sampling, "NEW_MARGIN", 0.0),
+    "exposure-scale": lambda: setattr(learning, "NEAR_QUANTILE", 1.0),
 }
 """How parts of the sampler are turned off."""
 
 
 @contextmanager
 def part_off(method: str) -> Iterator[None]:
-    kept = dict(exposure.PRIOR_SD), exposure._kernel, sampling.MOST_REPEATED
+    kept = dict(exposure.PRIOR_SD), exposure._kernel, sampling.NEW_MARGIN, learning.NEAR_QUANTILE
     OFF.get(method, lambda: None)()
     try:
         yield
     finally:
         exposure.PRIOR_SD.update(kept[0])
-        exposure._kernel, sampling.MOST_REPEATED = kept[1:]
+        exposure._kernel, sampling.NEW_MARGIN, learning.NEAR_QUANTILE = kept[1:]
 
 
 def kind_of(policy: Mapping[str, Any]) -> str:
@@ -484,19 +516,22 @@ def judge(worlds: Sequence[World], histories: Sequence[Sequence[Run]]) -> list[d
                 continue
             rows.append({"replay": world.number, "budget": budget, "runs": len(runs)})
             finished = [r for r in runs if r.rungs == len(r.score_T)]
+            if not finished:
+                rows[-1] |= {"regret": np.nan, "within": False, "policies": 0}
+                continue
             policies = sorted({r.policy for r in finished})
-            run_AC = np.full((len(policies), 16), np.nan)
+            run_AC = np.full((len(policies), len(history)), np.nan)
             for r in finished:
-                at = policies.index(r.policy)
-                run_AC[at, np.flatnonzero(np.isnan(run_AC[at]))[0] if r.seed > 15 else r.seed] = (
-                    r.score_T[-1]
-                )
+                run_AC[policies.index(r.policy), r.seed] = r.score_T[-1]
             by_count[len(policies)].append((len(rows) - 1, policies, run_AC))
     table, of_replay = worlds[0].table, {world.number: world for world in worlds}
     for count, cases in by_count.items():
-        run_BAC = np.stack([run_AC for *_, run_AC in cases])
-        width = int(np.isfinite(run_BAC).any((0, 1)).nonzero()[0].max()) + 1
-        run_BAC = run_BAC[..., :width]
+        width = 1 + max(int(np.isfinite(run_AC).any(0).nonzero()[0].max()) for *_, run_AC in cases)
+        padded = [
+            np.pad(r[:, :width], ((0, 0), (0, max(0, width - r.shape[1]))), constant_values=np.nan)
+            for *_, r in cases
+        ]
+        run_BAC = np.stack(padded)
         repeated_B = (np.isfinite(run_BAC).sum(2) > 1).any(1)
         mean_BA, stated_B = np.nanmean(run_BAC, 2), np.full(len(cases), np.nan)
         # While no policy has two runs, its score decides.
@@ -591,7 +626,7 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
             cells = []
             for budget in shown:
                 at = [row for row in own if row["budget"] == budget]
-                regret = 64 * np.mean([row["regret"] for row in at]) if at else np.nan
+                regret = 64 * np.nanmean([row["regret"] for row in at]) if at else np.nan
                 within = 100 * np.mean([row["within"] for row in at]) if at else np.nan
                 cells.append(f"{regret:.2f} / {within:.0f}" if at else "")
             replays = sorted({row["replay"] for row in own})
@@ -642,9 +677,8 @@ def predict(tables: Sequence[Table], replays: int) -> None:
             y_N, curve_NG = np.array([s[-1] for s, _ in made]), np.array([c for _, c in made])
             rest = table.points.take(unseen)
 
-            known = Evidence(
-                table.points.take(seen), y_N, curve_NG, np.zeros(12), np.zeros(12, int)
-            )
+            ended = [ScoredRun({}, float(y), c) for y, c in zip(y_N, curve_NG, strict=True)]
+            known = evidence_of_runs(table.points.take(seen), ended, 1 / 64)[0]
             mean_N, sd_N = Surrogate.of(known).predict(rest)
             blind = replace(known, curve_NG=np.full_like(curve_NG, np.nan))
             blind_N = Surrogate.of(blind).predict(rest)[0]

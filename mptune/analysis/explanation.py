@@ -124,10 +124,12 @@ def reason_asked(trial: Trial, trials: Sequence[Trial], settings: Search) -> str
 
 
 def judged_words(judged: Mapping[str, Any]) -> str:
-    """A decision of the predictive pruner; empty where it had too few trials to decide."""
+    """A decision of a pruner; empty where the predictive one had too few trials to decide."""
+    verb = {"pause": "Paused", "continue": "Continued"}.get(judged["decision"], "Went on")
+    if "why" in judged:
+        return f"{verb} at {judged['progress']:.0%}: {judged['why']}"
     if judged.get("probability") is None:
         return ""
-    verb = {"pause": "Paused", "continue": "Continued"}.get(judged["decision"], "Went on")
     return (
         f"{verb} at {judged['progress']:.0%}: its chance to end within {judged['delta']:.2g} nats "
         f"per token of the best ({judged['best']:.3f}) is {_percent(judged['probability'])}, the "

@@ -273,9 +273,18 @@ class Evidence:
         return self.take(np.lexsort(keys))
 
     @cached_property
+    def numbers(self) -> NDArray[np.int64]:
+        """A number for each policy and context, of each trial."""
+        rounded = np.round(self.points.cdfs.reshape(len(self.points), -1) + 1e-6, 2)
+        keys = np.hstack([rounded, self.points.context_NZ])
+        found: NDArray[np.int64] = np.unique(keys, axis=0, return_inverse=True)[1]
+        return found
+
+    @cached_property
     def scale(self) -> float:
-        """Standard deviation of the scores, 1 if they differ by rounding only."""
-        found = float(np.std(self.score_N))
+        """Standard deviation of the policies' mean scores, 1 if they differ by rounding only."""
+        sums_A, count_A = np.bincount(self.numbers, self.score_N), np.bincount(self.numbers)
+        found = float(np.std(sums_A / count_A))
         return found if found > 1e-9 * float(np.abs(self.score_N).max()) else 1.0
 
     @cached_property
@@ -286,8 +295,7 @@ class Evidence:
         repeated one it follows from the share of idle counts alone.
         """
         points, idle_K = self.points, np.linspace(0.0, 1.0, 11)
-        rounded = np.round(points.cdfs.reshape(len(points), -1) + 1e-6, 2)
-        keys_N = np.unique(np.hstack([rounded, points.context_NZ]), axis=0, return_inverse=True)[1]
+        keys_N = self.numbers
         count_A = np.bincount(keys_N)
         mean_A = np.bincount(keys_N, self.score_N) / count_A
         squares_A = np.bincount(keys_N, (self.score_N - mean_A[keys_N]) ** 2)

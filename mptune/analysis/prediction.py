@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from pydantic import Field
 
 from mptune.analysis.exposure import BANDS, Evidence, Exposed, Points, Surrogate
 from mptune.analysis.intervals import NORMAL_95
+from mptune.analysis.learning import CommonScale, ScoredRun, evidence_of_runs
 from mptune.errors import InputError
 from mptune.spec.schema import build
 from mptune.trial import Message, Trial
@@ -70,9 +72,12 @@ def prediction(trials: Sequence[Trial], of: Trial, length: int) -> Prediction | 
         others = [_exposed(of, {**law, **outer}, length) for *_, law in laws]
     except (InputError, ValueError):  # a plugin that is not installed here
         return None
-    evidence, points = evidence_of(seen, finished, others)
+    evidence, points, scale = evidence_of(seen, finished, others, margin=1 / length)
     mean_K, sd_K = Surrogate.of(evidence).predict(points)
-    half_K = NORMAL_95 * sd_K
+    low_K, high_K = (
+        scale.scores(mean_K + side * NORMAL_95 * sd_K, of.size_label) for side in (-1, 1)
+    )
+    mean_K, half_K = (low_K + high_K) / 2, (high_K - low_K) / 2
     lines = tuple(
         PredictedLine(
             concentration=wanted,
@@ -112,27 +117,30 @@ def _tried(trials: Sequence[Trial], kind: str) -> Iterator[tuple[float, int]]:
 
 
 def evidence_of(
-    seen: Sequence[Exposed], trials: Sequence[Trial], others: Sequence[Exposed] = ()
-) -> tuple[Evidence, Points]:
-    """Finished trials as a surrogate takes them, and other points in the same columns.
+    seen: Sequence[Exposed], trials: Sequence[Trial], others: Sequence[Exposed], margin: float
+) -> tuple[Evidence, Points, CommonScale]:
+    """Trials with a score as a surrogate takes them, other points in the same columns, the scale.
 
     Args:
         seen: the points of the trials.
         others: points to predict.
+        margin: difference of scores that does not matter, in nats per token.
     """
     points = Points.of([*seen, *others])
-    rate_G = (np.arange(BANDS) + 0.5) / BANDS
-    curve_NG = np.full((len(trials), BANDS), np.nan)
-    for curve_G, trial in zip(curve_NG, trials, strict=True):
-        curve = sorted((p.mask_rate, p.nats_per_token) for p in trial.require_result().lml.curve)
-        if len(curve) > 1:
-            rates, scores = zip(*curve, strict=True)
-            curve_G[:] = np.interp(rate_G, rates, scores)
-    evidence = Evidence(
-        points=points.take(slice(len(trials))),
-        score_N=np.array([trial.nats_per_token for trial in trials]),
-        curve_NG=curve_NG,
-        extra_N=np.zeros(len(trials)),
-        seed_N=np.array([trial.seed or 0 for trial in trials]),
+    evidence, scale = evidence_of_runs(
+        points.take(slice(len(trials))), [scored_run(trial) for trial in trials], margin
     )
-    return evidence, points.take(slice(len(trials), None))
+    return evidence, points.take(slice(len(trials), None)), scale
+
+
+def scored_run(trial: Trial) -> ScoredRun:
+    """The scores of a trial that has one, among trials of its size."""
+    run = ScoredRun(dict(trial.rungs), None, None, trial.seed or 0, trial.size_label)
+    if not trial.finished:
+        return run
+    curve = sorted((p.mask_rate, p.nats_per_token) for p in trial.require_result().lml.curve)
+    curve_G = None
+    if len(curve) > 1:
+        rates, scores = zip(*curve, strict=True)
+        curve_G = np.interp((np.arange(BANDS) + 0.5) / BANDS, rates, scores)
+    return replace(run, end=trial.nats_per_token, curve_G=curve_G)

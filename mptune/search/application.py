@@ -48,7 +48,7 @@ from mptune.study import queue
 from mptune.study.lease import PostgresLease, driver_lock, interrupts, lease
 from mptune.study.pruners import make_pruner
 from mptune.study.queue import PlannedRun
-from mptune.study.samplers import samplers_of
+from mptune.study.samplers import exposure_sampler, make_sampler
 from mptune.study.storage import SUFFIXES, await_server, claim_spec
 from mptune.tools.prepare import prepare_table
 from mptune.trial import Prepared, PrepareRequest, StageName, Trial
@@ -353,7 +353,6 @@ class Session:
         is_closed = found is None or (found.ended_by is not None and found.trials == ended)
         if not (is_closed and (over or ended >= total)):
             stage = self._stage("search", self.prepared(), self.spec.search.seed)
-            study.pruner = make_pruner(self.spec.search, stage.prepared.mean_length)
             rungs = pruner.rungs if pruner.kind != "none" else ()
             stage = replace(stage, total=total, rungs=rungs, space=Space(self.file))
             ending = Ending(self.run, stage, study)
@@ -465,6 +464,9 @@ class Session:
                 queue.explain_waiting(study, stopped_by)
         else:
             settings, dispatcher, prepared = self.spec.search, self.dispatcher(), stage.prepared
+            exposure = exposure_sampler(settings, stage.define, prepared.mean_length)
+            if stage.rungs:
+                study.pruner = make_pruner(settings, prepared.mean_length, exposure)
             with self.view(f"{self.spec.name}: {stage.name}", total, ended) as view:
                 look = [view.look] if hasattr(view, "look") else []
                 driver = StudyDriver(
@@ -474,7 +476,7 @@ class Session:
                     propose=stage.propose,
                     dispatcher=dispatcher,
                     observer=view,
-                    sampler=samplers_of(settings, stage.define, prepared.mean_length),
+                    sampler=lambda number: exposure or make_sampler(settings, number),
                     concurrency=settings.concurrency,
                     ordered=settings.ordered,
                     budget=budget,

@@ -29,7 +29,7 @@ from mptune.status import Outlook, Status
 from mptune.study.history import History
 from mptune.study.lease import PostgresLease, interrupts
 from mptune.study.optuna_private import requeue, user_attributes
-from mptune.study.pruners import PredictivePruner
+from mptune.study.pruners import PausingPruner
 from mptune.study.queue import explain_waiting, paused_trials, requeue_running
 from mptune.study.records import (
     ASKED,
@@ -331,14 +331,18 @@ class StudyDriver:
 
     def _judged_by(self, flight: InFlight) -> dict[str, Any]:
         """`JUDGED_BY` of a trial that is launched: as an earlier driver that launched it had it."""
-        if not self.ordered or not isinstance(self.study.pruner, PredictivePruner):
+        if not self.ordered or not isinstance(self.study.pruner, PausingPruner):
             return {}
         known: dict[str, Any] | None = flight.trial.user_attrs.get(JUDGED_BY)
         if known is not None and flight.held_because is None:
             return known
         beside = sorted({*self._in_flight, *self._held} - {flight.spec.number})
         place = 1 + max((other.place for other in self._in_flight.values()), default=0)
-        return {"below": self._history.asked, "beside": beside, "place": place}
+        paused = {
+            str(number): other.trial.user_attrs[JUDGED][-1]["progress"]
+            for number, other in self._paused.items()
+        }
+        return {"below": self._history.asked, "beside": beside, "paused": paused, "place": place}
 
     def _replay(self, flight: InFlight, result: TrialResult) -> None:
         """Tell a result that an earlier driver did not get to tell."""
@@ -426,8 +430,8 @@ class StudyDriver:
         """Continue a paused trial if the best is too likely to be among them; False if not."""
         if not self._paused or not self._may_start() or self._has_enough:
             return False
-        assert isinstance(self.study.pruner, PredictivePruner)
-        chosen = self.study.pruner.to_continue(self.study, self._paused)
+        assert isinstance(self.study.pruner, PausingPruner)
+        chosen = self.study.pruner.to_continue(self.study, self._paused, may_ask=self._may_ask())
         if chosen is None:
             return False
         number, decision = chosen
@@ -469,11 +473,12 @@ class StudyDriver:
         set_attributes(trial, learning=[*before, point.model_dump()])
         exempt = "arm" in trial.user_attrs or self.interrupted.is_set()
         stops = not exempt and trial.should_prune()
-        if not stops or not isinstance(self.study.pruner, PredictivePruner):
+        if not stops or not isinstance(self.study.pruner, PausingPruner):
             self.dispatcher.decide(rung.number, not stops)
             return
         flight.paused = True
-        flight.held_because = f"paused at {rung.progress:.0%}: unlikely to end near the best"
+        why = trial.user_attrs[JUDGED][-1].get("why", "unlikely to end near the best")
+        flight.held_because = f"paused at {rung.progress:.0%}: {why}"
         # The decision is stored, so a driver that dies here decides the same. That the trial is
         # paused is stored when it is told, in its turn: others must not know before.
         self._stop(flight, "paused")

@@ -90,10 +90,10 @@ class Ending:
         settings = self.run.spec.search
         if settings.sampler.kind != "exposure":  # no other asks for a second seed
             return Outlook(trials=queue.ended(self.study), unknown="seeds")
-        new = ended_trials(self.study, self.stage.name, besides=self._trials)
-        trials = [trial for _, trial in sorted({**self._trials, **new}.items())]
         # A paused trial may go on, so it is read again at the next look.
-        self._trials |= {n: trial for n, trial in new.items() if trial.reason != PAUSED}
+        known = {n for n, trial in self._trials.items() if trial.reason != PAUSED}
+        self._trials |= ended_trials(self.study, self.stage.name, besides=known)
+        trials = [trial for _, trial in sorted(self._trials.items())]
         return outlook(trials, self.stage.prepared, self._scores_of, settings, self._of_unseen)
 
     def store(self, found: Outlook) -> None:
@@ -105,7 +105,7 @@ class Ending:
 
         The points are random ones of the space, and neighbours of the best candidates.
         """
-        trials = [t for t in self._trials.values() if t.finished and t.same_as is None]
+        trials = [t for t in self._trials.values() if (t.finished or t.rungs) and t.same_as is None]
         seen = [self._point(None, t.params, {}) for t in trials]
         rng = np.random.default_rng([self.run.spec.search.seed, len(self._trials)])
         best = [self._trials[c.trial] for c in selection.candidates[:PARENTS]]
@@ -115,11 +115,17 @@ class Ending:
         ran = [(p, t) for p, t in zip(seen, trials, strict=True) if p is not None]
         if not ran or not drawn or not differ(drawn):
             return None
+        drawn += [p for p, t in ran if not t.finished]
         chosen = self._point(None, self._trials[selection.recommended].params, {})
         assert chosen is not None
         assert selection.delta is not None
-        evidence, points = evidence_of([p for p, _ in ran], [t for _, t in ran], [*drawn, chosen])
-        is_known_K: NDArray[np.bool_] = np.any(same(points, evidence.points), axis=1)
+        margin = 1 / self.stage.prepared.mean_length
+        evidence, points, _ = evidence_of(
+            [p for p, _ in ran], [t for _, t in ran], [*drawn, chosen], margin
+        )
+        # Points that have finished are known from their scores.
+        finished_N = np.array([t.finished for _, t in ran])
+        is_known_K: NDArray[np.bool_] = np.any(same(points, evidence.points)[:, finished_N], axis=1)
         is_known_K[-1] = False
         if is_known_K[:-1].all():
             return 1.0, 0.0

@@ -302,13 +302,17 @@ class Pruner(Section):
     """When a trial is stopped early: trials of one model size are compared at equal progress.
 
     Attributes:
-        kind: predictive: pauses a trial that is unlikely to end near the best, within search.error,
-            and may continue it later; the others are Optuna's, and stop for good.
+        kind: freeze_thaw: the sampler exposure decides at every rung what runs next; predictive:
+            pauses a trial that is unlikely to end near the best, within search.error; both may
+            continue it later; the others are Optuna's, and stop for good; null: freeze_thaw with
+            the sampler exposure, predictive with others.
         rungs: training progress at which trials report, as fractions.
         startup_trials: of median: finished trials of a size before any is pruned.
     """
 
-    kind: Literal["none", "predictive", "median", "halving", "hyperband"] = "predictive"
+    kind: Literal["none", "freeze_thaw", "predictive", "median", "halving", "hyperband"] | None = (
+        None
+    )
     rungs: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.5,)
     startup_trials: int = Field(4, ge=0)
 
@@ -374,6 +378,14 @@ class Search(Section):
     choose_by: Free[Literal["heldout", "worst_domain"]] = "heldout"
     extrapolate_to: Free[tuple[Annotated[Size, Field(ge=1e3)], ...]] = ()
     arms: Arms = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _pruner_of_its_sampler(self) -> Search:
+        if self.pruner.kind == "freeze_thaw" and self.sampler.kind != "exposure":
+            raise ValueError(
+                f"pruner.kind freeze_thaw needs sampler.kind exposure, not {self.sampler.kind}"
+            )
+        return self
 
 
 class Comparison(Section):

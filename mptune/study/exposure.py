@@ -1,23 +1,28 @@
 """An Optuna sampler that searches mask policies by their exposure.
 
 `mptune.analysis.exposure` predicts the score of every policy from what has been run, with what is
-not known of it. Each ask is one draw from that prediction (Thompson sampling): of all candidates
-the one that is best in the draw is run. Candidates are random points of the space, neighbours of
-the best trials, and the trials so far: to run one of these again with another seed is preferred
-unless a new policy is better in the draw by a margin, so that budget goes where the doubt is.
+not known of it. Each decision is one draw from that prediction (Thompson sampling): of all
+candidates the one that is best in the draw is run. Candidates are random points of the space,
+neighbours of the best trials, and the trials so far, which are preferred unless a new policy is
+better in the draw by a margin, so that budget goes where the doubt is: a trial that has finished is
+run again with another seed, and one that was paused goes on.
 
-Every proposal is a function of the seed, the trial's number and the history.
+A decision is also made whenever a trial reports a score before its end: it goes on if its policy is
+the best in the draw, and is paused otherwise (freeze-thaw: Swersky, Snoek and Adams 2014, arXiv
+1406.3896). `mptune.study.pruners.FreezeThawPruner` has these.
+
+Every decision is a function of the seed and of the trials so far.
 """
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from math import isfinite, log, nan
-from typing import Any
+from dataclasses import dataclass, replace
+from math import isfinite, log
+from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
@@ -30,11 +35,9 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
-from mptune.analysis.crossed import Array
 from mptune.analysis.exposure import (
     BANDS,
     COUNTS,
-    Evidence,
     Exposed,
     Points,
     Surrogate,
@@ -42,6 +45,7 @@ from mptune.analysis.exposure import (
     distances,
     same,
 )
+from mptune.analysis.learning import ScoredRun, evidence_of_runs
 from mptune.analysis.moderation import SEED_SHARE
 from mptune.errors import InputError
 from mptune.spec.space import Suggests
@@ -66,11 +70,14 @@ RANDOM, PARENTS, NEIGHBOURS = 128, 3, 32
 
 BEGUN = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED)
 
-MOST_REPEATED = 32
-"""Best policies so far that may be run again."""
+MOST_TRIED = 48
+"""Best policies so far that may be run again or go on."""
 
 MIN_TO_PREDICT = 3
-"""Fewest finished trials for a prediction."""
+"""Fewest trials with a score for a prediction."""
+
+NEW_MARGIN = 0.5
+"""A new policy is run if it is better in the draw by this share of what does not matter."""
 
 
 class Suggestions:
@@ -149,14 +156,29 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Ran(Place):
-    """A point of the space and a trial that ran it, or runs it."""
+    """A point of the space and a trial that ran it, or runs it.
+
+    Attributes:
+        run: its scores; None if it has none.
+        is_open: whether it may go on from where it was paused.
+    """
 
     trial: FrozenTrial
+    run: ScoredRun | None
+    is_open: bool
 
     @property
     def key(self) -> str:
         """What trials of one point have in common."""
         return json.dumps(self.params, sort_keys=True, default=str)
+
+
+class Choice(NamedTuple):
+    """What to run next: a point as a new trial, or a paused trial, and why."""
+
+    place: Place
+    why: str
+    goes_on: bool = False
 
 
 class ExposureSampler(optuna.samplers.BaseSampler):
@@ -199,7 +221,8 @@ class ExposureSampler(optuna.samplers.BaseSampler):
             margin: difference of scores that does not matter, in the unit of the objective; half a
                 standard deviation of the difference between two seeds does not matter either.
             seed: of the proposals.
-            startup_trials: most trials of the start design, `START`.
+            startup_trials: trials of the start: of all different policies, the first ones the
+                nearest to `START`, and each paused at its first score if trials can be.
 
         Asking for a trial raises what `define` raises, but for a pydantic.ValidationError and an
         InputError, which say that there is no such point; an InputError if there is no policy of
@@ -218,18 +241,16 @@ class ExposureSampler(optuna.samplers.BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         """Choose the point, and return its dimensions."""
-        found = self._choose(study, trial)
+        known = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        trials = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
+        found = self._choose(study, trials, known)
         if isinstance(found, str):
             self._warn(found)
             tpe = self._tpe(trial)
             self._chosen[trial.number] = tpe
             return tpe.infer_relative_search_space(study, trial)
-        place, why = found
-        repeats = [
-            t.user_attrs.get(ASKED, {}).get("repeat", 0)
-            for t in study.get_trials(deepcopy=False)
-            if t.number != trial.number and t.params == place.params
-        ]
+        place, why, _ = found
+        repeats = [_repeat(t) for t in trials if t.params == place.params]
         asked = {"repeat": max(repeats, default=-1) + 1, "why": why}
         set_stored_attribute(study, trial, ASKED, asked)
         trial.user_attrs[ASKED] = asked
@@ -271,19 +292,80 @@ class ExposureSampler(optuna.samplers.BaseSampler):
             self._warned.add(why)
             warnings.warn(f"exposure sampler: {why}; TPE proposes instead", stacklevel=2)
 
+    # --- pausing ---------------------------------------------------------------------------------
+
+    def goes_on(
+        self, study: optuna.Study, trial: FrozenTrial, others: Sequence[FrozenTrial]
+    ) -> tuple[bool, str]:
+        """Whether a trial that has reported a score goes on, and why; it is paused otherwise.
+
+        Another seed of a policy goes on to its end: of several seeds the luckier ones would.
+
+        Args:
+            others: the trials that the decision is made with.
+        """
+        if _repeat(trial) > 0:
+            return True, "another seed is trained to its end"
+        if len(others) < self._startup:
+            return False, "others of the start come first"
+        found = self._choose(study, others, {}, trial)
+        if isinstance(found, str):
+            return True, found
+        return isinstance(found.place, Ran) and found.place.trial is trial, found.why
+
+    def to_continue(
+        self, study: optuna.Study, among: Container[int], *, may_ask: bool
+    ) -> tuple[int, str] | None:
+        """The number of the paused trial that should go on, and why; None if no trial should.
+
+        Args:
+            among: numbers of the paused trials.
+            may_ask: whether a new trial may be asked for instead.
+        """
+        trials = study.get_trials(deepcopy=False)
+        if len(trials) < self._startup and may_ask:
+            return None
+        found = self._choose(study, trials, {}, None, among, may_ask=may_ask)
+        if isinstance(found, str) or not found.goes_on:
+            return None
+        assert isinstance(found.place, Ran)
+        return found.place.trial.number, found.why
+
     # --- choosing --------------------------------------------------------------------------------
 
-    def _choose(self, study: optuna.Study, trial: FrozenTrial) -> tuple[Place, str] | str:
-        """The point to run and why it, or why there is none."""
-        rng = np.random.default_rng([self._seed, trial.number])
-        known = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-        trials = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
-        ran = [ran for t in trials if t.params and (ran := self._ran(t)) is not None]
+    def _choose(
+        self,
+        study: optuna.Study,
+        trials: Sequence[FrozenTrial],
+        known: Tree,
+        reported: FrozenTrial | None = None,
+        among: Container[int] = (),
+        *,
+        may_ask: bool = True,
+    ) -> Choice | str:
+        """What to run, or why that is not known.
+
+        Args:
+            trials: all others.
+            known: values of dimensions that are given.
+            reported: the trial that may go on, beside those `among` the paused ones.
+        """
         sign = 1.0 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1.0
-        best = [r for r in ran if r.trial.state == TrialState.COMPLETE]
+        if reported is not None:
+            trials = [*trials, reported]
+        ran = []
+        for trial in trials:
+            is_open = trial is reported or trial.number in among
+            if trial.params and (one := self._ran(trial, sign, is_open)) is not None:
+                ran.append(one)
+        # A trial is paused, and what runs instead is chosen, by the same draw.
+        reports = sum(len(r.run.scores) for r in ran if r.run is not None)
+        rng = np.random.default_rng([self._seed, len(trials), reports])
+        best = [r for r in ran if r.run is not None and r.run.end is not None]
         best.sort(key=lambda r: (-sign * (r.trial.value or 0.0), r.trial.number))
+        scored = sum(r.run is not None for r in ran)
         # Runs of one point are one parent, else neighbours of few points would be all candidates.
-        parents = _distinct(best)[:PARENTS] if len(best) >= MIN_TO_PREDICT else []
+        parents = _distinct(best)[:PARENTS] if scored >= MIN_TO_PREDICT else []
         drawn = [self._new(rng, known, {}) for _ in range(RANDOM)]
         drawn += [self._new(rng, known, p.trial.params) for p in parents for _ in range(NEIGHBOURS)]
         new = [place for place in drawn if place is not None]
@@ -296,9 +378,16 @@ class ExposureSampler(optuna.samplers.BaseSampler):
             started = self._start(new, ran)
             if started is not None:
                 return started
-        if len(best) < MIN_TO_PREDICT:
-            return new[0], "drawn at random: too few trials have finished"
-        return self._draw(new, ran, best, known, sign, rng)
+        points = Points.of([p.seen for p in (*new, *ran)])
+        new_C, ran_R = points.take(slice(len(new))), points.take(slice(len(new), None))
+        is_known_C = np.any(same(new_C, ran_R), axis=1)
+        fresh = [place for place, is_known in zip(new, is_known_C, strict=True) if not is_known]
+        if scored < MIN_TO_PREDICT:
+            return Choice([*fresh, *new][0], "drawn at random: too few trials have a score")
+        is_start = len(trials) < self._startup and may_ask and not known
+        if not fresh and not any(known.items() <= r.params.items() for r in ran if r.run):
+            return Choice(new[0], "drawn at random: every point has run")
+        return self._draw(fresh if may_ask else [], ran, known, rng, only_new=is_start)
 
     def _new(self, rng: np.random.Generator, known: Tree, parent: Tree) -> Place | None:
         """A point of the space with these values; None if its policy is not valid."""
@@ -312,7 +401,7 @@ class ExposureSampler(optuna.samplers.BaseSampler):
             return Place(suggestions.params, suggestions.distributions, seen)
         return None
 
-    def _ran(self, trial: FrozenTrial) -> Ran | None:
+    def _ran(self, trial: FrozenTrial, sign: float, is_open: bool) -> Ran | None:
         """The point of a trial; None if `define` cannot make one of its values."""
         key = json.dumps(trial.params, sort_keys=True, default=str)
         if key not in self._seen:
@@ -321,9 +410,14 @@ class ExposureSampler(optuna.samplers.BaseSampler):
                 tree = self._define(Suggestions(None, trial.params, {}))
                 self._seen[key] = Exposed.of(tree, self._length)
         seen = self._seen[key]
-        return Ran(trial.params, trial.distributions, seen, trial) if seen else None
+        if seen is None:
+            return None
+        # What a running trial has reported depends on when it is looked at.
+        is_running = trial.state == TrialState.RUNNING and not is_open and not is_paused(trial)
+        run = None if is_running else _scored_run(trial, seen, sign)
+        return Ran(trial.params, trial.distributions, seen, trial, run, is_open)
 
-    def _start(self, new: Sequence[Place], ran: Sequence[Ran]) -> tuple[Place, str] | None:
+    def _start(self, new: Sequence[Place], ran: Sequence[Ran]) -> Choice | None:
         """The next point of the start design; None if it is complete."""
         begun = [r for r in ran if r.trial.state in BEGUN]
         wanted = [Exposed.of({"policy": p}, self._length) for p in START]
@@ -333,47 +427,50 @@ class ExposureSampler(optuna.samplers.BaseSampler):
             usual_N = np.array([exposed.context.items() <= p.seen.context.items() for p in new])
             nearest = int((apart_C[: len(new)] + NEAR * ~usual_N).argmin())
             if apart_C[nearest] <= NEAR < apart_C[len(new) :].min(initial=np.inf):
-                return new[nearest], f"start: the nearest to {policy}"
+                return Choice(new[nearest], f"start: the nearest to {policy}")
         return None
 
     def _draw(
         self,
-        new: Sequence[Place],
+        fresh: Sequence[Place],
         ran: Sequence[Ran],
-        best: Sequence[Ran],
         known: Tree,
-        sign: float,
         rng: np.random.Generator,
-    ) -> tuple[Place, str]:
-        """The best point in one draw of the scores; a trial again unless a new one is better."""
-        points, first = Points.of([p.seen for p in (*new, *ran)]), len(new)
-        outcomes = [_outcome(r.trial, best, sign) for r in ran]
-        scored = [first + i for i, found in enumerate(outcomes) if found is not None]
-        columns = zip(*(found for found in outcomes if found is not None), strict=True)
-        evidence = Evidence(points.take(scored), *(np.array(column) for column in columns))
-        again = _distinct([r for r in best if known.items() <= r.params.items()])[:MOST_REPEATED]
-        running = [r for r in ran if r.trial.state == TrialState.RUNNING and not is_paused(r.trial)]
-        known_NN = same(points.take(slice(first)), points.take(slice(first, None)))
-        fresh = [p for p, known_N in zip(new, known_NN, strict=True) if not known_N.any()]
-        if not fresh and not again:
-            return new[0], "drawn at random: every point has run"
-        asked = [*fresh, *again, *running]
-        where = {id(p): i for i, p in enumerate((*new, *ran))}
-        candidates = points.take([where[id(p)] for p in asked])
+        *,
+        only_new: bool,
+    ) -> Choice:
+        """The best point in one draw of the scores; a new one if it is better by a margin."""
+        points, first = Points.of([p.seen for p in (*fresh, *ran)]), len(fresh)
+        runs = [(first + i, r.run) for i, r in enumerate(ran) if r.run is not None]
+        scored = points.take([i for i, _ in runs])
+        evidence, _ = evidence_of_runs(scored, [run for _, run in runs], self._margin)
+        ends = dict(zip((i for i, _ in runs), evidence.score_N.tolist(), strict=True))
+        tried = [
+            (ends[i], r)
+            for i, r in enumerate(ran, first)
+            if i in ends and known.items() <= r.params.items()
+        ]
+        tried.sort(key=lambda found: (-found[0], found[1].trial.number))
+        running = [r for r in ran if r.run is None and r.trial.state == TrialState.RUNNING]
+        again = _distinct([r for _, r in tried])[:MOST_TRIED]
+        # Of seeds that run at the same time, each is of another policy.
+        again = [r for r in again if r.key not in {o.key for o in running}] or again
+        where = {id(p): i for i, p in enumerate((*fresh, *ran))}
+        candidates = points.take([where[id(p)] for p in (*fresh, *again, *running)])
         score_K, seed_sd = Surrogate.of(evidence).draw(candidates, len(running), rng)
-        margin = max(self._margin, SEED_SHARE * seed_sd)
+        margin = NEW_MARGIN * max(self._margin, SEED_SHARE * seed_sd)
         fresh_K, again_K = np.split(score_K, [len(fresh), len(fresh) + len(again)])[:2]
-        if again and again_K.max() + margin >= fresh_K.max(initial=-np.inf):
-            chosen = again[int(again_K.argmax())]
-            why = f"another seed of trial {chosen.trial.number}: "
-            if not fresh:
-                return chosen, why + "every policy has run"
-            gain = fresh_K.max() - again_K.max()
-            return chosen, why + (
-                f"no new policy is better by {margin:.3g} in this draw (best: {gain:+.3g})"
-            )
-        gain = fresh_K.max() - again_K.max(initial=-np.inf)
-        return fresh[int(fresh_K.argmax())], f"new: best in this draw, by {gain:.3g}"
+        gain = float(fresh_K.max(initial=-np.inf) - again_K.max(initial=-np.inf))
+        if fresh and (gain > margin or only_new):
+            return Choice(fresh[int(fresh_K.argmax())], f"new: best in this draw, by {gain:.3g}")
+        chosen = again[int(again_K.argmax())]
+        why = "every policy has run"
+        if fresh:
+            why = f"no new policy is better by {margin:.3g} in this draw (best: {gain:+.3g})"
+        for _, one in tried:
+            if one.is_open and one.key == chosen.key:
+                return Choice(one, why, goes_on=True)
+        return Choice(chosen, f"another seed of trial {chosen.trial.number}: {why}")
 
 
 def _distinct(ran: Sequence[Ran]) -> list[Ran]:
@@ -384,36 +481,32 @@ def _distinct(ran: Sequence[Ran]) -> list[Ran]:
     return list(first.values())
 
 
-def _outcome(
-    trial: FrozenTrial, best: Sequence[Ran], sign: float
-) -> tuple[float, Array, float, int] | None:
-    """What `Evidence` has of a trial: score, curve, added variance, seed; None without a score.
+def _repeat(trial: FrozenTrial) -> int:
+    """How many trials of its point came before."""
+    return int(trial.user_attrs.get(ASKED, {}).get("repeat", 0))
 
-    A pruned or paused trial is expected to gain as much after its last rung as finished ones did.
-    """
-    curve_G = np.full(BANDS, np.nan)
-    seed = trial.user_attrs.get(ASKED, {}).get("repeat", 0)
-    done = trial.state == TrialState.COMPLETE and isfinite(trial.value or 0.0)
-    if done and "same_as" not in trial.user_attrs:
-        curve = trial.user_attrs.get(CURVE)
-        if curve and len(curve) > 1:
-            rate_C, score_C = np.array(sorted(curve)).T
-            if not 0 < rate_C[0] <= rate_C[-1] <= 1:
-                raise ValueError(
-                    f"curve of trial {trial.number}: mask rates are above 0 and at most 1, not "
-                    f"{rate_C[0]:g} to {rate_C[-1]:g}"
-                )
-            curve_G = sign * np.interp((np.arange(BANDS) + 0.5) / BANDS, rate_C, score_C)
-        return sign * float(trial.value or 0.0), curve_G, 0.0, seed
-    stopped = trial.state == TrialState.PRUNED or is_paused(trial)
-    if stopped and trial.intermediate_values:
-        step, value = max(trial.intermediate_values.items())
-        pairs = [(r.trial.value, r.trial.intermediate_values.get(step)) for r in best]
-        gains = [float(end) - rung for end, rung in pairs if end is not None and rung is not None]
-        expected = value + float(np.mean(gains)) if len(gains) > 1 else nan
-        if isfinite(expected):
-            return sign * expected, curve_G, float(np.var(gains, ddof=1)), seed
-    return None
+
+def _scored_run(trial: FrozenTrial, seen: Exposed, sign: float) -> ScoredRun | None:
+    """The scores of a trial; None if it has none, or those of another trial."""
+    if "same_as" in trial.user_attrs:
+        return None
+    rungs = {s / 100: sign * v for s, v in trial.intermediate_values.items() if s < 100}
+    sizes = tuple(i for i in seen.context.items() if type(i[1]) is int)
+    run = ScoredRun(rungs, None, None, _repeat(trial), sizes)
+    if trial.state != TrialState.COMPLETE:
+        return run if rungs and trial.state in BEGUN else None
+    if not isfinite(trial.value or 0.0):
+        return None
+    curve, curve_G = trial.user_attrs.get(CURVE), None
+    if curve and len(curve) > 1:
+        rate_C, score_C = np.array(sorted(curve)).T
+        if not 0 < rate_C[0] <= rate_C[-1] <= 1:
+            raise ValueError(
+                f"curve of trial {trial.number}: mask rates are above 0 and at most 1, not "
+                f"{rate_C[0]:g} to {rate_C[-1]:g}"
+            )
+        curve_G = sign * np.interp((np.arange(BANDS) + 0.5) / BANDS, rate_C, score_C)
+    return replace(run, end=sign * float(trial.value or 0.0), curve_G=curve_G)
 
 
 def _that_fit(new: Sequence[Place], ran: Sequence[Ran]) -> list[Place]:

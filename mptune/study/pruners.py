@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Container, Hashable, Iterator
+from copy import copy
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import optuna
@@ -15,7 +17,10 @@ from optuna.trial import FrozenTrial, TrialState
 from mptune.analysis.pruning import DRAWS, Contest, Curve, FloatArray
 from mptune.spec.schema import Search
 from mptune.study.optuna_private import set_stored_attribute, with_trials
-from mptune.study.records import JUDGED, JUDGED_BY, percent
+from mptune.study.records import JUDGED, JUDGED_BY, PAUSED, percent
+
+if TYPE_CHECKING:
+    from mptune.study.exposure import ExposureSampler
 
 MIN_TO_PAUSE = 6
 """Fewest finished trials of a size with a score at the rung before the predictive pruner stops any:
@@ -33,7 +38,43 @@ class Paused(NamedTuple):
     score: float
 
 
-class PredictivePruner(optuna.pruners.BasePruner):
+class PausingPruner(optuna.pruners.BasePruner):
+    """Stops trials at a checkpoint, and says when they go on; `JUDGED` has its decisions."""
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether the trial stops at the last step that it reported; asking again changes nothing.
+
+        The progress of the decision is the step in percent.
+        """
+        judged, step = trial.user_attrs.get(JUDGED, []), trial.last_step
+        if step is None:
+            return False
+        if not judged or judged[-1]["progress"] < step / 100:
+            others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
+            judged = [*judged, self.judge(study, trial, step, others)]
+            set_stored_attribute(study, trial, JUDGED, judged)
+            trial.user_attrs[JUDGED] = judged
+        return bool(judged[-1]["decision"] == "pause")
+
+    @abstractmethod
+    def judge(
+        self, study: optuna.Study, trial: FrozenTrial, step: int, others: list[FrozenTrial]
+    ) -> dict[str, Any]:
+        """The decision about a trial at a rung, see `JUDGED`."""
+
+    @abstractmethod
+    def to_continue(
+        self, study: optuna.Study, among: Container[int] | None = None, *, may_ask: bool = True
+    ) -> tuple[int, dict[str, Any]] | None:
+        """The number of a stopped trial that should go on, and the decision; None if none should.
+
+        Args:
+            among: numbers of the trials that are stopped; default: all that were.
+            may_ask: whether a new trial could run instead.
+        """
+
+
+class PredictivePruner(PausingPruner):
     """Stops a trial that is unlikely to end near the best, and may let it go on later.
 
     Usable with any Optuna study of one objective whose trials report at the same steps:
@@ -70,22 +111,8 @@ class PredictivePruner(optuna.pruners.BasePruner):
         """
         self._error, self._margin, self._size = error, margin, size
 
-    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        """Whether the trial stops at the last step that it reported; asking again changes nothing.
-
-        The progress of the decision is the step in percent.
-        """
-        judged, step = trial.user_attrs.get(JUDGED, []), trial.last_step
-        if step is None:
-            return False
-        if not judged or judged[-1]["progress"] < step / 100:
-            judged = [*judged, self._judge(study, trial, step)]
-            set_stored_attribute(study, trial, JUDGED, judged)
-            trial.user_attrs[JUDGED] = judged
-        return bool(judged[-1]["decision"] == "pause")
-
     def to_continue(
-        self, study: optuna.Study, among: Container[int] | None = None
+        self, study: optuna.Study, among: Container[int] | None = None, *, may_ask: bool = True
     ) -> tuple[int, dict[str, Any]] | None:
         """The stopped trial that should go on; None while the best is hardly among those stopped.
 
@@ -118,15 +145,15 @@ class PredictivePruner(optuna.pruners.BasePruner):
                 }
         return None
 
-    def _judge(self, study: optuna.Study, trial: FrozenTrial, step: int) -> dict[str, Any]:
-        """The decision about a trial at a rung; see `JUDGED`."""
-        others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
+    def judge(
+        self, study: optuna.Study, trial: FrozenTrial, step: int, others: list[FrozenTrial]
+    ) -> dict[str, Any]:
         stopped = {paused.trial.number for paused in _paused(others, -1)}
         running = (t.number for t in others if t.state == TrialState.RUNNING)
         beside = [number for number in running if number not in stopped]
         if (known := trial.user_attrs.get(JUDGED_BY)) is not None:
             beside = known["beside"]
-            others = [t for t in others if t.number < known["below"] and t.number not in beside]
+        others = _known(trial, others)
         own = [t for t in others if self._size(t) == self._size(trial)]
         contest = self._contest(study, own)
         if contest is None or len(contest.pairs(step)) < MIN_TO_PAUSE:
@@ -180,6 +207,56 @@ class PredictivePruner(optuna.pruners.BasePruner):
         }
 
 
+class FreezeThawPruner(PausingPruner):
+    """Pauses trials, and lets them go on, as an `ExposureSampler` decides.
+
+    Whenever a trial reports before its end, the sampler draws again what to run: the trial goes on
+    if its policy is the best in the draw. A search so runs many policies for a while, and few to
+    their end. It needs a loop that continues paused trials, as the search has.
+    """
+
+    def __init__(self, sampler: ExposureSampler) -> None:
+        self._sampler = sampler
+
+    def judge(
+        self, study: optuna.Study, trial: FrozenTrial, step: int, others: list[FrozenTrial]
+    ) -> dict[str, Any]:
+        goes_on, why = self._sampler.goes_on(study, trial, _known(trial, others))
+        return {"decision": "go on" if goes_on else "pause", "progress": step / 100, "why": why}
+
+    def to_continue(
+        self, study: optuna.Study, among: Container[int] | None = None, *, may_ask: bool = True
+    ) -> tuple[int, dict[str, Any]] | None:
+        paused = {
+            p.trial.number: p.step for p in _paused(study.get_trials(deepcopy=False), -1, among)
+        }
+        found = self._sampler.to_continue(study, paused, may_ask=may_ask) if paused else None
+        if found is None:
+            return None
+        number, why = found
+        return number, {"decision": "continue", "progress": paused[number] / 100, "why": why}
+
+
+def _known(trial: FrozenTrial, others: list[FrozenTrial]) -> list[FrozenTrial]:
+    """The others that a trial is judged by, as they were when it was launched; see `JUDGED_BY`."""
+    known = trial.user_attrs.get(JUDGED_BY)
+    if known is None:
+        return others
+    found = []
+    for other in others:
+        if other.number in known["beside"] or other.number >= known["below"]:
+            continue
+        until = known["paused"].get(str(other.number))
+        if until is not None:
+            rungs = other.intermediate_values.items()
+            other = copy(other)
+            other.state = TrialState.RUNNING
+            other.intermediate_values = {s: v for s, v in rungs if s <= percent(until)}
+            other.user_attrs = {**other.user_attrs, "reason": PAUSED}
+        found.append(other)
+    return found
+
+
 def _paused(
     trials: list[FrozenTrial], which: int, among: Container[int] | None = None
 ) -> Iterator[Paused]:
@@ -222,19 +299,25 @@ class HyperbandWithinSize(_WithinSize, optuna.pruners.HyperbandPruner):
     """Optuna's Hyperband among trials of one model size."""
 
 
-def make_pruner(search: Search, length: float) -> optuna.pruners.BasePruner:
+def make_pruner(
+    search: Search, length: float, exposure: ExposureSampler | None = None
+) -> optuna.pruners.BasePruner:
     """The pruner that the spec names, among trials of one size.
 
     All trials of a study have the same training budget.
 
     Args:
         length: mean number of observed positions of a sequence.
+        exposure: the sampler, if it is of this kind.
     """
     pruner = search.pruner
     first = percent(pruner.rungs[0]) if pruner.rungs else 1
-    match pruner.kind:
+    match pruner.kind or ("predictive" if exposure is None else "freeze_thaw"):
         case "none":
             return optuna.pruners.NopPruner()
+        case "freeze_thaw":
+            assert exposure is not None
+            return FreezeThawPruner(exposure)
         case "predictive":
             # One nat per sequence does not matter.
             return PredictivePruner(error=search.error, margin=1 / length, size=_size)

@@ -34,10 +34,13 @@ CURVE = "curve"
 """User attribute of a finished trial: (mask rate, score) pairs."""
 
 JUDGED = "judged"
-"""User attribute of a trial: what the predictive pruner decided of it, oldest first, each as
+"""User attribute of a trial: what a pruner that pauses decided of it, oldest first, each as
 
     decision: "go on", "pause", or "continue" for a paused trial that goes on,
     progress: of the rung,
+
+and of freeze_thaw `why`, as text; of the predictive pruner
+
     probability: that its final score is within `delta` of the best one,
     threshold: below which it is paused, or above which a paused one goes on,
     best: the best final score so far, and delta, both in nats per token,
@@ -47,8 +50,9 @@ With fewer than the six finished trials that a decision needs, the other numbers
 
 JUDGED_BY = "judged_by"
 """User attribute of a trial that a search with ordered results has launched: it is judged by trials
-with a number below `below` that were not in flight `beside` it, and told after those in flight with
-a lower `place`, so that a resumed search decides the same."""
+with a number below `below` that were not in flight `beside` it, of those that were `paused` by
+their scores until then (progress by number), and told after those in flight with a lower `place`,
+so that a resumed search decides the same."""
 
 PAUSED = "paused"
 """`reason` of a trial that is paused and may go on. Optuna has it as running until the search ends;

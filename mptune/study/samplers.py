@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 
@@ -13,12 +12,15 @@ from mptune.spec.schema import Search
 from mptune.spec.space import Suggests
 from mptune.study.optuna_private import TPESampler
 
+if TYPE_CHECKING:
+    from mptune.study.exposure import ExposureSampler
+
 
 def make_sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
     """A sampler whose proposal depends only on the seed, the trial's number and the history.
 
     TPE is multivariate, groups conditional dimensions, and treats running trials as poor ones.
-    `exposure` needs the space, see `samplers_of`; without one it is TPE.
+    `exposure` needs the space, see `exposure_sampler`; without one it is TPE.
     """
     seed = (search.seed * 1_000_003 + number) % 2**31
     startup = search.sampler.startup_trials
@@ -35,24 +37,23 @@ def make_sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
                 return TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)
 
 
-def samplers_of(
+def exposure_sampler(
     search: Search, define: Callable[[Suggests], Mapping[str, Any]], length: float
-) -> Callable[[int], optuna.samplers.BaseSampler]:
-    """The sampler of each trial of a search, by the trial's number.
+) -> ExposureSampler | None:
+    """The exposure sampler of a search; None if its sampler is another.
 
     Args:
         define: suggests the dimensions of a trial, see `ExposureSampler`.
         length: mean number of observed positions of a sequence.
     """
     if search.sampler.kind != "exposure":
-        return partial(make_sampler, search)
+        return None
     from mptune.study.exposure import ExposureSampler
 
-    sampler = ExposureSampler(
+    return ExposureSampler(
         define,
         length=round(length),
         margin=1 / length,  # one nat per sequence
         seed=search.seed,
         startup_trials=search.sampler.startup_trials,
     )
-    return lambda number: sampler

@@ -294,8 +294,10 @@ class Point:
 
 
 def trial(number: int, nats: float, stage: str = "search", **fields: Any) -> Trial:
-    lml = LMLScore.model_construct(nats_per_token=nats, se_per_token=0.002, df_population=99)
-    shift = {"far": LMLScore.model_construct(nats_per_token=fields.pop("far", nats))}
+    errors = {"se_per_token": 0.002, "df_population": 99, "groups": 100, "se_population": 0.1}
+    lml = LMLScore.model_construct(nats_per_token=nats, **errors)
+    far = fields.pop("far", nats)
+    shift = {"far": LMLScore.model_construct(nats_per_token=far, **errors)}
     result = TrialResult.model_construct(fingerprint=f"{stage}{number}", lml=lml, lml_shift=shift)
     state: dict[str, Any] = {"stage": stage, "number": number, "state": "COMPLETE"}
     state |= {"result": result, "policy": {"kind": "uniform"}}

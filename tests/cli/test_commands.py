@@ -451,7 +451,7 @@ def test_a_dry_run_checks_what_the_run_would(
     ("section", "lines"),
     [
         ("search.pruner", [
-            "search.pruner.kind: none | predictive | median | halving | hyperband; default pred",
+            "search.pruner.kind: none | freeze_thaw | predictive | median | halving",
             "search.pruner.startup_trials: integer >= 0; default 4  of median: finished trials",
         ]),
         ("margin", ["compare.margin: number > 0; default None  nats per sequence below which"]),

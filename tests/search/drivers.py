@@ -13,7 +13,7 @@ from mptune.paths import RunDirectory
 from mptune.search.driver import StudyDriver
 from mptune.spec.schema import Pruner, Sampler, Search
 from mptune.study.pruners import make_pruner
-from mptune.study.samplers import make_sampler
+from mptune.study.samplers import exposure_sampler, make_sampler
 from mptune.trial import Event, Trial, TrialSpec
 from tests import fakes, studies
 
@@ -58,13 +58,22 @@ class Watcher:
         self.states[number] = state
 
 
+def define(trial: Any) -> dict[str, Any]:
+    """The space of the drivers made here, as the exposure sampler sees it."""
+    rate = trial.suggest_float("rate", 0.05, 0.95, step=None, log=False)
+    return {"policy": {"kind": "fixed", "rate": rate}}
+
+
 def driver(
     run: RunDirectory, *, trials: int = 8, behaviours: dict[int, dict[str, Any]] | None = None,
     rungs: tuple[float, ...] = (0.5,), pruner: Pruner | None = None, error: float = 0.05,
-    **changes: Any,
+    sampler: Any = "tpe", **changes: Any,
 ) -> StudyDriver:  # fmt: skip
-    search = Search(pruner=pruner or Pruner(kind="none"), error=error)
-    opened = studies.create(run, None, "demo", pruner=make_pruner(search, 32.0))
+    """A driver; `behaviours` are parameters of a trial's fake policy, by its number."""
+    settings = Sampler(kind=sampler, startup_trials=4)
+    search = Search(pruner=pruner or Pruner(kind="none"), error=error, sampler=settings)
+    exposure = exposure_sampler(search, define, 32.0)
+    opened = studies.create(run, None, "demo", pruner=make_pruner(search, 32.0, exposure))
     known = behaviours or {}
 
     def propose(trial: optuna.Trial) -> TrialSpec:
@@ -78,7 +87,7 @@ def driver(
     defaults: dict[str, Any] = {
         "dispatcher": LocalDispatcher(fakes.FAKE_WORKER),
         "observer": Watcher(),
-        "sampler": lambda number: make_sampler(SEARCH, number),
+        "sampler": lambda number: exposure or make_sampler(SEARCH, number),
         "concurrency": 1,
         "propose": propose,
         "clock": lambda: clock(),

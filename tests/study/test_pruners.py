@@ -147,7 +147,7 @@ def test_what_paused_trials_use_of_the_error_is_not_used_again() -> None:
 
 def test_only_what_had_ended_when_a_trial_was_asked_for_decides() -> None:
     study = _opened(np.random.default_rng(0))
-    known = {"below": 8, "beside": [6]}
+    known = {"below": 8, "beside": [6], "paused": {}}
     trial = _begin(study, -0.5)
     trial.set_user_attr(JUDGED_BY, known)
     trial.should_prune()
