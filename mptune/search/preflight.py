@@ -97,7 +97,7 @@ def dry_run(
     if searching:
         yield (
             f"  search: {search.trials} trials over {len(file.dimensions)} dimensions "
-            f"({search.sampler.kind}, pruner {search.pruner.kind}); "
+            f"({search.sampler.kind}, pruner {search.pruning}); "
             f"named arms: {', '.join(search.arms) or 'none'}"
         )
         if search.confirm.top:

@@ -379,6 +379,12 @@ class Search(Section):
     extrapolate_to: Free[tuple[Annotated[Size, Field(ge=1e3)], ...]] = ()
     arms: Arms = Field(default_factory=dict)
 
+    @property
+    def pruning(self) -> str:
+        """Kind of the pruner; that of its sampler where the spec names none."""
+        by_sampler = "freeze_thaw" if self.sampler.kind == "exposure" else "predictive"
+        return self.pruner.kind or by_sampler
+
     @model_validator(mode="after")
     def _pruner_of_its_sampler(self) -> Search:
         if self.pruner.kind == "freeze_thaw" and self.sampler.kind != "exposure":

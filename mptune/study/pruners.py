@@ -312,7 +312,7 @@ def make_pruner(
     """
     pruner = search.pruner
     first = percent(pruner.rungs[0]) if pruner.rungs else 1
-    match pruner.kind or ("predictive" if exposure is None else "freeze_thaw"):
+    match search.pruning:
         case "none":
             return optuna.pruners.NopPruner()
         case "freeze_thaw":
@@ -325,7 +325,7 @@ def make_pruner(
             return MedianWithinSize(n_startup_trials=pruner.startup_trials)
         case "halving":
             return HalvingWithinSize(min_resource=first)
-        case "hyperband":
+        case _:
             return HyperbandWithinSize(min_resource=first, max_resource=100)
 
 
