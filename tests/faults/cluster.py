@@ -26,6 +26,7 @@ OBJECT_STORE = "--object-store-memory=80000000"
 CONNECT = """
 import os, sys, ray
 answer, sys.stdout = sys.stdout, sys.stderr  # Ray prints the deaths of nodes on standard output
+answer.reconfigure(line_buffering=True)  # Python flushes only what `sys.stdout` is when it exits
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR')
 """
 LEFTOVERS = """
