@@ -76,6 +76,10 @@ MOST_TRIED = 48
 MIN_TO_PREDICT = 3
 """Fewest trials with a score for a prediction."""
 
+MIN_FINISHED = 6
+"""Fewest policies with a finished trial before any is run with another seed: from the curves of one
+or two, the law would extrapolate to all others."""
+
 NEW_MARGIN = 0.5
 """A new policy is run if it is better in the draw by this share of what does not matter."""
 
@@ -455,6 +459,11 @@ class ExposureSampler(optuna.samplers.BaseSampler):
         again = _distinct([r for _, r in tried])[:MOST_TRIED]
         # Of seeds that run at the same time, each is of another policy.
         again = [r for r in again if r.key not in {o.key for o in running}] or again
+        finished = {r.key for r in ran if r.run is not None and r.run.end is not None}
+        if len(finished) < MIN_FINISHED:
+            unfinished = {r.key for r in ran if r.is_open}
+            others = [r for r in again if r.key in unfinished]
+            again = others if others or fresh else again
         where = {id(p): i for i, p in enumerate((*fresh, *ran))}
         candidates = points.take([where[id(p)] for p in (*fresh, *again, *running)])
         score_K, seed_sd = Surrogate.of(evidence).draw(candidates, len(running), rng)
@@ -463,6 +472,8 @@ class ExposureSampler(optuna.samplers.BaseSampler):
         gain = float(fresh_K.max(initial=-np.inf) - again_K.max(initial=-np.inf))
         if fresh and (gain > margin or only_new):
             return Choice(fresh[int(fresh_K.argmax())], f"new: best in this draw, by {gain:.3g}")
+        if not again:
+            return Choice(fresh[int(fresh_K.argmax())], "new: too few policies have finished")
         chosen = again[int(again_K.argmax())]
         why = "every policy has run"
         if fresh:

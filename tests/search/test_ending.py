@@ -178,10 +178,10 @@ def test_where_no_budget_is_left_no_trial_of_a_dead_driver_stays_paused_or_runni
 
 
 def test_explain_tells_of_every_trial_and_of_the_end(capsys: pytest.CaptureFixture[str]) -> None:
-    run = search("runs/a", trials=6, certainty=None)
+    run = search("runs/a", trials=8, certainty=None)
     found = run.explain()
-    assert [story.trial.number for story in found.trials] == list(range(6))
-    assert sorted(story.rank or 0 for story in found.trials) == list(range(1, 7))
+    assert [story.trial.number for story in found.trials] == list(range(8))
+    assert sorted(story.rank or 0 for story in found.trials) == list(range(1, 9))
     assert all("Asked for: " in " ".join(story.sentences) for story in found.trials)
     assert "The search ended with its last trial" in str(found)
     assert main(["explain", "runs/a", "3"]) == 0
@@ -193,7 +193,7 @@ def test_explain_tells_of_every_trial_and_of_the_end(capsys: pytest.CaptureFixtu
     assert main(["status", "runs/a"]) == 0
     assert found.end[0] in capsys.readouterr().out
     page = markdown(run.report())
-    assert "The search ended at its 6 trials" in page
+    assert "The search ended at its 8 trials" in page
     assert "predicted-fixed" in page
 
 

@@ -16,6 +16,7 @@ import mptune
 from mptune.analysis.exposure import Exposed
 from mptune.errors import InputError
 from mptune.paths import RunDirectory
+from mptune.study.exposure import MIN_FINISHED
 from mptune.study.optuna_private import requeue
 from mptune.study.records import MEMORY
 from tests import studies
@@ -75,6 +76,15 @@ def test_it_starts_with_four_policies() -> None:
     assert [a["repeat"] for a in asked] == [0] * 4
     assert [a["why"][:6] for a in asked] == ["start:"] * 4
     assert "start" not in run(study(startup_trials=3), 4)[3]["why"]
+
+
+def test_no_policy_gets_another_seed_before_six_have_finished() -> None:
+    def one_size(trial: Any) -> dict[str, Any]:
+        return {**define(trial), "size": 1e6}
+
+    asked = [run(study(seed, one_size, startup_trials=3), 9) for seed in (0, 2, 5)]
+    assert all(a["repeat"] == 0 for of_study in asked for a in of_study[:MIN_FINISHED])
+    assert all(any(a["repeat"] for a in of_study[MIN_FINISHED:]) for of_study in asked)
 
 
 def test_arms_that_ran_are_part_of_the_start() -> None:
