@@ -480,7 +480,8 @@ class ExposureSampler(optuna.samplers.BaseSampler):
             why = f"no new policy is better by {margin:.3g} in this draw (best: {gain:+.3g})"
         for _, one in tried:
             if one.is_open and one.key == chosen.key:
-                return Choice(one, why, goes_on=True)
+                best = f"trial {one.trial.number} is the best in this draw"
+                return Choice(one, f"{best}: {why}", goes_on=True)
         return Choice(chosen, f"another seed of trial {chosen.trial.number}: {why}")
 
 

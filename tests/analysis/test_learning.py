@@ -67,6 +67,10 @@ def test_before_any_run_has_gone_on_the_prior_says_how_curves_cross() -> None:
     prior = scale.near**2 * PRIOR_SD**2 * np.log(0.125) ** 2
     assert [variance for _, variance in found] == pytest.approx([prior] * 3)
     assert [value for value, _ in found] == sorted((value for value, _ in found), reverse=True)
+    # The errors of two rungs add up to that of the first.
+    at_both = [*early, ScoredRun({0.125: -3.0, 0.25: -2.5}, None)]
+    first = CommonScale.of(at_both, margin=0.1).gains[0.125]
+    assert first.variance == pytest.approx(PRIOR_SD**2 * (np.log(0.125) ** 2 - np.log(0.25) ** 2))
     # One run that went on tells what runs gain, not how much this varies.
     one = [*early, ScoredRun({0.125: -3.0}, -2.0)]
     (gain,) = CommonScale.of(one, margin=0.1).gains.values()

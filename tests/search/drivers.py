@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +22,47 @@ from tests import fakes, studies
 
 clock: Callable[[], float] = time.monotonic
 """Of the drivers made here; tests of budgets put a `VirtualClock` in its place."""
+
+
+class LastFirst(LocalDispatcher):
+    """Runs the trial that was submitted last first."""
+
+    def submit(self, trial: TrialSpec) -> None:
+        super().submit(trial)
+        self._queue.rotate(1)
+
+
+KILLED = """
+import importlib, os, signal, sys
+from pathlib import Path
+from mptune.paths import RunDirectory
+from tests.search.drivers import Watcher
+
+class Dying(Watcher):
+    at = int(sys.argv[4])
+
+    def happen(self, what):
+        Dying.at -= what == sys.argv[3]
+        if Dying.at == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def finish_trial(self, number, state):
+        self.happen(state)
+
+    def on_event(self, event):
+        self.happen(event.type)
+        if event.type == "started" and event.resumed_at:
+            self.happen("resumed")
+
+module = importlib.import_module(sys.argv[1])
+module.search(RunDirectory(Path(sys.argv[2])), observer=Dying(), **module.KILLED_WITH).run()
+"""
+
+
+def kill(run: RunDirectory, module: str, at: str) -> None:
+    """Runs the module's `search` with its `KILLED_WITH`; kill -9 at an event or state, "NAME N"."""
+    command = [sys.executable, "-c", KILLED, module, str(run.root), *at.split()]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
 
 
 class VirtualClock:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mptune.dispatch.local import LocalDispatcher
 from mptune.paths import RunDirectory
 from mptune.search.driver import StudyDriver
 from mptune.spec.schema import Pruner
-from mptune.trial import Started, TrialSpec
+from mptune.trial import Started
 from tests import fakes
-from tests.search.drivers import Watcher, driver, found
+from tests.search.drivers import LastFirst, Watcher, driver, found, kill
 from tests.search.test_pausing import checkpoint, judged, outcomes
 
 RUNGS = (0.125, 0.25, 0.5, 0.75)
@@ -82,54 +78,23 @@ def test_a_trial_goes_on_from_where_it_was_paused(run: RunDirectory) -> None:
             assert starts == pytest.approx([0.0, *paused], abs=0.05)
 
 
-class _LastFirst(LocalDispatcher):
-    """Runs the trial that was submitted last first."""
-
-    def submit(self, trial: TrialSpec) -> None:
-        super().submit(trial)
-        self._queue.rotate(1)
-
-
 def test_decisions_do_not_depend_on_which_trial_is_faster(
     run: RunDirectory, tmp_path: Path
 ) -> None:
     other = RunDirectory(tmp_path / "other")
     search(run, concurrency=3).run()
-    search(other, concurrency=3, dispatcher=_LastFirst(fakes.FAKE_WORKER)).run()
+    search(other, concurrency=3, dispatcher=LastFirst(fakes.FAKE_WORKER)).run()
     assert outcomes(run) == outcomes(other)
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from mptune.paths import RunDirectory
-from tests.search.drivers import Watcher
-from tests.search.test_freeze_thaw import search
-
-class Dying(Watcher):
-    at = int(sys.argv[3])
-
-    def happen(self, what):
-        Dying.at -= what == sys.argv[2]
-        if Dying.at == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def finish_trial(self, number, state):
-        self.happen(state)
-
-    def on_event(self, event):
-        self.happen(event.type)
-
-search(RunDirectory(Path(sys.argv[1])), observer=Dying(), concurrency=int(sys.argv[4])).run()
-"""
+KILLED_WITH: dict[str, Any] = {}
 
 
 @pytest.mark.parametrize("at", ["paused 2", "rung 7", "started 9"])
 def test_a_killed_search_decides_the_same(
     run: RunDirectory, undisturbed: RunDirectory, at: str
 ) -> None:
-    command = [sys.executable, "-c", KILLED, str(run.root), *at.split(), "1"]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    kill(run, __name__, at)
     search(run).run()
     assert outcomes(run) == outcomes(undisturbed)
 

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mptune.dispatch.local import LocalDispatcher
 from mptune.errors import InterruptedSearch
 from mptune.paths import RunDirectory, TrialDirectory
 from mptune.search.driver import StudyDriver
 from mptune.spec.schema import Pruner
 from mptune.study.optuna_private import Database
 from mptune.study.records import JUDGED, PAUSED
-from mptune.trial import Started, Stopped, Trial, TrialSpec
+from mptune.trial import Started, Stopped, Trial
 from tests import fakes, studies
-from tests.search.drivers import Watcher, driver, found
+from tests.search.drivers import LastFirst, Watcher, driver, found, kill
 
 LATE = {n: {"late": -0.5} for n in (9, 10, 12)}
 """They end far worse than their rungs say: then nothing is sure of the paused ones either."""
@@ -119,58 +115,25 @@ def _of(watching: Watching, number: int, kind: type) -> list[Any]:
     return [e for e in watching.events if isinstance(e, kind) and e.number == number]
 
 
-class _LastFirst(LocalDispatcher):
-    """Runs the trial that was submitted last first."""
-
-    def submit(self, trial: TrialSpec) -> None:
-        super().submit(trial)
-        self._queue.rotate(1)
-
-
 def test_ordered_decisions_do_not_depend_on_which_trial_is_faster(
     run: RunDirectory, tmp_path: Path
 ) -> None:
     other = RunDirectory(tmp_path / "other")
     options: dict[str, Any] = {"concurrency": 3, "behaviours": LATE, "trials": 20, "error": 0.5}
     search(run, **options).run()
-    search(other, dispatcher=_LastFirst(fakes.FAKE_WORKER), **options).run()
+    search(other, dispatcher=LastFirst(fakes.FAKE_WORKER), **options).run()
     assert sum(t.state == "PRUNED" for t in found(run)) >= 2
     assert outcomes(run) == outcomes(other)
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from mptune.paths import RunDirectory
-from tests.search.drivers import Watcher
-from tests.search.test_pausing import LATE, search
-
-class Dying(Watcher):
-    at = int(sys.argv[3])
-
-    def happen(self, what):
-        Dying.at -= what == sys.argv[2]
-        if Dying.at == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def finish_trial(self, number, state):
-        self.happen(state)
-
-    def on_event(self, event):
-        self.happen(event.type)
-        if event.type == "started" and event.resumed_at:
-            self.happen("resumed")
-
-search(RunDirectory(Path(sys.argv[1])), behaviours=LATE, observer=Dying()).run()
-"""
+KILLED_WITH: dict[str, Any] = {"behaviours": LATE}
 
 
 @pytest.mark.parametrize("at", ["paused 1", "resumed 1"])
 def test_a_killed_search_decides_the_same(
     run: RunDirectory, undisturbed: list[Any], at: str
 ) -> None:
-    command = [sys.executable, "-c", KILLED, str(run.root), *at.split()]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    kill(run, __name__, at)
     assert sum(t.reason == PAUSED for t in found(run)) >= 1
     search(run, behaviours=LATE).run()
     assert outcomes(run) == undisturbed
