@@ -582,7 +582,8 @@ def replay(
             histories.append(history)
     seconds = (time.process_time() - began) / count
     rows = judge(worlds, histories)
-    return [{"method": method, "data": table.name, "seconds": seconds, **row} for row in rows]
+    same = {"method": method, "data": table.name, "seconds": seconds}
+    return [{**same, "length": table.bed.about["length"], **row} for row in rows]
 
 
 # --- tables ------------------------------------------------------------------------------------
@@ -626,7 +627,9 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
             cells = []
             for budget in shown:
                 at = [row for row in own if row["budget"] == budget]
-                regret = 64 * np.nanmean([row["regret"] for row in at]) if at else np.nan
+                regret = (
+                    own[0]["length"] * np.nanmean([row["regret"] for row in at]) if at else np.nan
+                )
                 within = 100 * np.mean([row["within"] for row in at]) if at else np.nan
                 cells.append(f"{regret:.2f} / {within:.0f}" if at else "")
             replays = sorted({row["replay"] for row in own})
@@ -678,7 +681,9 @@ def predict(tables: Sequence[Table], replays: int) -> None:
             rest = table.points.take(unseen)
 
             ended = [ScoredRun({}, float(y), c) for y, c in zip(y_N, curve_NG, strict=True)]
-            known = evidence_of_runs(table.points.take(seen), ended, 1 / 64)[0]
+            known = evidence_of_runs(table.points.take(seen), ended, 1 / table.bed.about["length"])[
+                0
+            ]
             mean_N, sd_N = Surrogate.of(known).predict(rest)
             blind = replace(known, curve_NG=np.full_like(curve_NG, np.nan))
             blind_N = Surrogate.of(blind).predict(rest)[0]
