@@ -165,18 +165,6 @@ def queued(folder: Path) -> Path:
     return path
 
 
-def test_kueue_admits_one_at_a_time(
-    server: ApiServer, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    profile = queued(tmp_path)
-    for name in ("kueue-first", "kueue-second"):
-        report_of(server, name)
-    assert launch("kueue-second", profile=profile) == 0
-    out = capsys.readouterr().out
-    assert "kueue-second: waiting: queued by Kueue in searches" in out
-    assert out.index("queued by Kueue") < out.index("kueue-second: finished")
-
-
 def test_ctrl_c_detaches_and_logs_follows_again(
     server: ApiServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -521,6 +509,16 @@ def followed(api: ApiServer, capsys: pytest.CaptureFixture[str], name: str, code
     report_of(api, name)
     assert launch(name) == code
     return capsys.readouterr().out
+
+
+def test_kueue_admits_one_at_a_time(
+    stepwise: ApiServer, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    report_of(stepwise, "kueue-second")
+    assert launch("kueue-second", profile=queued(tmp_path)) == 0
+    out = capsys.readouterr().out
+    assert "kueue-second: waiting: queued by Kueue in searches" in out
+    assert out.index("queued by Kueue") < out.index("kueue-second: finished")
 
 
 def test_a_replaced_submitter_neither_ends_following_nor_repeats_lines(
