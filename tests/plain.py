@@ -32,6 +32,8 @@ class Plain(ModelFamily):
         import torch
         from torch import nn
 
+        optimize_without_compiler()
+
         class Module(nn.Module):
             def __init__(self, width: int, depth: int) -> None:
                 super().__init__()
@@ -55,6 +57,20 @@ class Plain(ModelFamily):
     def parameters(self, vocabulary: int, length: int) -> int:
         layers = self.depth * self.width * (self.width + 1)
         return vocabulary * self.width + layers + (self.width + 1) * (vocabulary - 2)
+
+
+def optimize_without_compiler() -> None:
+    """Let AdamW work without torch's compiler, which a rank takes two seconds to import.
+
+    Decorators import it that matter in compiled code only.
+    """
+    import torch
+    from torch.optim import Adam, Optimizer
+
+    for name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):
+        plain = getattr(Optimizer, name).__wrapped__
+        plain.__dynamo_disable = plain  # what the decorator calls
+    Adam.step = torch.no_grad()(Adam.step.__wrapped__)
 
 
 def write_plugin(site: Path, module: str, group: str, name: str, code: str) -> Path:
