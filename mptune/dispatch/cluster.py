@@ -142,11 +142,11 @@ class ClusterConnection:
         """Start Ray, and beside it a process that ends what is left of it after this process."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         before, give_up = _descendants(), time.monotonic() + START_TIMEOUT_S
-        own = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-        with ray_private.bound_to_loopback(), ray_private.own_sessions():
+        loopback, sessions = ray_private.bound_to_loopback(), ray_private.own_sessions()
+        with loopback, sessions, ray_private.few_services():
             while True:
                 try:
-                    _init(address="local", **own)
+                    _init(address="local", object_store_memory=OBJECT_STORE_BYTES)
                     break
                 except Exception as error:
                     if TOO_BUSY not in str(error) or time.monotonic() > give_up:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 from ray._private import ray_constants, services, state, worker
+from ray._private.node import Node
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import ActorUnavailableError, RayError
 from ray.experimental import internal_kv
@@ -58,13 +59,26 @@ def own_sessions() -> Iterator[None]:
 
 
 @contextmanager
-def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(module, name)
-    setattr(module, name, value)
+def few_services() -> Iterator[None]:
+    """Start Ray without three Python processes that a driver on its own machine has no use for.
+
+    They serve a web page, drive an autoscaler and send the output of workers to the driver. Each
+    takes one to two CPU seconds to start, and `ray.init` waits for the first.
+    """
+    with ExitStack() as stack:
+        for name in ("start_api_server", "start_monitor", "start_log_monitor"):
+            stack.enter_context(_replaced(Node, name, lambda *_, **__: None))
+        yield
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        setattr(module, name, before)
+        setattr(owner, name, before)
 
 
 def unused_resources() -> Mapping[str, Mapping[str, float]]:

@@ -66,10 +66,10 @@ def is_as_asked(now: Scraped) -> bool:
     return (
         wanted.items() <= now.items()
         and running + queued == 3
-        and now["mptune_queue_length", ""] == queued
-        and now["mptune_gangs", "busy"] == running
-        and now["mptune_spent_worker_seconds", ""] > 0
-        and now["mptune_trial_turnaround_seconds_count", ""] >= 1
+        and now.get(("mptune_queue_length", "")) == queued
+        and now.get(("mptune_gangs", "busy")) == running
+        and now.get(("mptune_spent_worker_seconds", ""), 0) > 0
+        and now.get(("mptune_trial_turnaround_seconds_count", ""), 0) >= 1
     )
 
 

@@ -12,6 +12,7 @@ import ray
 from packaging.requirements import Requirement
 from packaging.version import Version
 from ray._private import ray_constants, services, state, worker
+from ray._private.node import Node
 from ray.exceptions import ActorUnavailableError, RayActorError
 
 from mptune.dispatch import ray_private
@@ -60,6 +61,19 @@ def test_ray_starts_its_services_by_a_class_that_can_be_replaced() -> None:
     with ray_private.own_sessions():
         assert services.ConsolePopen.keywords == {"start_new_session": True}
     assert services.ConsolePopen is before
+
+
+def test_services_without_use_are_started_by_methods_that_can_be_replaced() -> None:
+    what = f"Ray {ray.__version__} starts its services otherwise: see few_services"
+    starts = inspect.getsource(Node.start_head_processes) + inspect.getsource(
+        Node.start_ray_processes
+    )
+    before = dict(vars(Node))
+    with ray_private.few_services():
+        names = [name for name, method in vars(Node).items() if method is not before[name]]
+    assert len(names) == 3, what
+    assert [name for name in names if f"self.{name}(" not in starts] == [], what
+    assert dict(vars(Node)) == before
 
 
 @pytest.mark.parametrize("text", [ray_private.NODE_DEATH, ray_private.OTHER_CLUSTER])
