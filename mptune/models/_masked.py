@@ -81,7 +81,10 @@ def attend(
     """Attention [B, D, H, W] as transformers calls it; nothing is attended to where the mask is
     False.
     """
-    if not is_plain(query_BHDW.device, query_BHDW.dtype, key_BHDW.shape[2]):
+    kind, dtype = query_BHDW.device, query_BHDW.dtype
+    if torch.is_autocast_enabled(kind.type):
+        dtype = torch.get_autocast_dtype(kind.type)
+    if not is_plain(kind, dtype, key_BHDW.shape[2]):
         inputs = (query_BHDW, key_BHDW, value_BHDW)
         found: Tensor = sdpa_attention_forward(
             module, *inputs, attention_mask, dropout=dropout, scaling=scaling, **more

@@ -142,7 +142,8 @@ def demand(sizes: Sizes, training: Training, world_size: int) -> Demand:
         InputError: the batch cannot be divided among the ranks.
     """
     config = configuration(training, world_size)
-    half = bool(config["bf16"]["enabled"]) or bool(config.get("fp16", {}).get("enabled"))
+    kinds = ("bf16", "fp16", "torch_autocast")
+    half = any(bool(config.get(kind, {}).get("enabled")) for kind in kinds)
     family, length, value = sizes.family, sizes.length, 2 if half else 4
     parameters = family.parameters(sizes.vocabulary, length)
     zero = config["zero_optimization"]

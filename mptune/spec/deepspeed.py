@@ -30,10 +30,17 @@ def configuration(
         "gradient_accumulation_steps": training.batch_size // (micro * world_size),
         "gradient_clipping": training.gradient_clipping,
         "zero_optimization": {"stage": training.zero_stage},
-        "bf16": {"enabled": training.precision == "bf16"},
         # The loop reports progress; DeepSpeed's own report would go to the user's terminal.
         "steps_per_print": sys.maxsize,
     }
+    if training.precision == "bf16":
+        given = training.deepspeed.get("zero_optimization", {})
+        if given.get("stage", training.zero_stage):
+            ours["bf16"] = {"enabled": True}
+        else:
+            # Weights and gradients stay in fp32: DeepSpeed's bf16 optimizer without ZeRO handles
+            # each parameter by itself, and on a GPU a step takes up to twice as long.
+            ours["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     if universal:
         ours["checkpoint"] = {"load_universal": True}
     merged = _merged(ours, training.deepspeed)

@@ -47,6 +47,21 @@ def average_after_backward(engine: Any) -> None:
     engine.enable_backward_allreduce = False
 
 
+def clip_without_waiting(engine: Any) -> None:
+    """Clip gradients of single precision by kernels for all parameters at once.
+
+    DeepSpeed launches several kernels for each parameter and reads the norm back. Its own method is
+    called only where gradients are whole on every rank.
+    """
+
+    def clip() -> None:
+        parameters = engine.module.parameters()
+        limit = engine.gradient_clipping()
+        engine._global_grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+
+    engine.clip_fp32_gradients = clip
+
+
 def averages_in_backward(engine: Any) -> bool:
     """Whether gradients are averaged in the backward pass, where each rank waits for all others."""
     return bool(engine.enable_backward_allreduce)

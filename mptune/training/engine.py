@@ -127,6 +127,7 @@ def engine(
         )[0]
     if not made.zero_optimization_stage():
         private.average_after_backward(made)
+        private.clip_without_waiting(made)
     try:
         yield made
     finally:
@@ -183,13 +184,14 @@ def update(made: Any, ranks: Ranks, *, want_norm: bool) -> torch.Tensor | None:
     """
     private.average_gradients(made, ranks)
     norm = None
-    # In fp32 without ZeRO the gradients are whole on every rank, and gone after the step.
-    whole = want_norm and not (made.zero_optimization_stage() or made.bfloat16_enabled())
-    if whole:
+    # Without ZeRO and clipping DeepSpeed knows no norm, and the gradients are gone after the step.
+    whole = not (made.zero_optimization_stage() or made.bfloat16_enabled())
+    unknown = want_norm and whole and not made.gradient_clipping()
+    if unknown:
         gradients = [p.grad for p in made.module.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients) if gradients else None
     made.step()
-    if want_norm and not whole:
+    if want_norm and not unknown:
         known = made.get_global_grad_norm()
         norm = None if known is None else torch.as_tensor(known)
     return norm

@@ -43,6 +43,16 @@ def test_the_users_section_wins_key_by_key():
     assert config["x"] == [1]
 
 
+def test_half_precision_without_zero_keeps_weights_in_single_precision():
+    config = configuration(training(precision="bf16"), world_size=1)
+    assert config["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
+    assert "bf16" not in config
+    section = {"zero_optimization": {"stage": 1}}
+    config = configuration(training(precision="bf16", deepspeed=section), world_size=1)
+    assert config["bf16"] == {"enabled": True}
+    assert "torch_autocast" not in config
+
+
 def test_a_batch_that_cannot_be_dealt_out():
     with pytest.raises(InputError, match="use a multiple of 3"):
         configuration(Training(budget_tokens=1, batch_size=32), world_size=3)

@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from mptune.training import deepspeed_private as private
 from mptune.training import engine
+from tests.training.syncs import Syncs
 
 engine.import_deepspeed()
 
@@ -37,6 +39,22 @@ def test_gradients_can_be_averaged_after_the_backward_pass():
         "def allreduce_gradients(self, bucket_size=",
     ):
         assert use in source, f"{CHANGED}the engine has no {use!r}"
+
+
+def test_gradients_are_clipped_without_reading_the_norm():
+    source = inspect.getsource(DeepSpeedEngine._take_model_step)
+    assert "self.clip_fp32_gradients()" in source, f"{CHANGED}steps do not clip by a method"
+    module = torch.nn.Linear(3, 2)
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    made = SimpleNamespace(module=module, gradient_clipping=lambda: 0.5)
+    private.clip_without_waiting(made)
+    with Syncs() as syncs:
+        made.clip_fp32_gradients()
+    assert not syncs.places
+    assert made._global_grad_norm.item() == pytest.approx(8**0.5)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters()])
+    assert norm.item() == pytest.approx(0.5)
 
 
 def test_the_caches_of_zero_3_are_found():
