@@ -540,7 +540,6 @@ data:
   tokenizer: bpe
   vocabulary: {300 if TINY else 8192}
   length: {64 if TINY else 256}
-  packing: true
   heldout: 0.1
   max_heldout_sequences: 1000
 model:

@@ -1,53 +1,39 @@
-"""Small images: pixels, or patches of a codebook, as tokens on a grid.
-
-Shape suffixes: _NHW images x rows x columns of pixels, _NP images x patches, _KF codes x features.
-"""
+"""Small images: pixels as tokens on a grid. Shape suffixes: _N images, _NP images x pixels."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from mptune.data import _frames, _sources
 from mptune.data._bins import Bins
 from mptune.data._frames import Frame
 from mptune.data._records import BrokenRecords
 from mptune.data._sources import File
-from mptune.data.rows import TRAIN, Fitted, RowModality
+from mptune.data.rows import Fitted, RowModality
 
-ROUNDS = 20
-"""Iterations of k-means; small codebooks have converged by then."""
+Side = Annotated[int, Field(ge=1)]
 
 
 class Image(RowModality):
-    """Images of one size, D = rows x columns of pixels or patches, with their 2-D positions.
+    """Images of one size, D = rows x columns of pixels, with their 2-D positions.
 
     NumPy [N, rows, columns] or [N, rows × columns], or rows of numbers (CSV) without a header.
-    Pixels take the values that the training images have, at most `bins` of them. With `patch` a
-    token is a square of pixels, the nearest of a codebook of `bins` patches that k-means (Lloyd
-    1982) finds in the training images; the score is then that of the codes.
+    Pixels take the values that the training images have, at most `bins` of them.
     """
 
     kind: Literal["image"] = "image"
-    shape: tuple[int, int] = Field(description="rows and columns of pixels")
-    patch: int = Field(1, ge=1, description="pixels along the side of a token; 1 is pixels")
+    shape: tuple[Side, Side] = Field(description="rows and columns of pixels")
     label: int | None = Field(
         None, description="column of a CSV that is not a pixel, -1: the last; domains call it label"
     )
 
-    @model_validator(mode="after")
-    def _patches_fit(self) -> Self:
-        if any(side < 1 or side % self.patch for side in self.shape):
-            raise ValueError(f"patch {self.patch} does not divide the shape {list(self.shape)}")
-        return self
-
     def words(self) -> str:
-        rows, columns = self._axes.values()
+        rows, columns = self.shape
         return f"{_sources.short(self.source)}, {rows} × {columns} tokens"
 
     @property
@@ -56,23 +42,20 @@ class Image(RowModality):
 
     @property
     def _axes(self) -> dict[str, int]:
-        return {"row": self.shape[0] // self.patch, "column": self.shape[1] // self.patch}
+        return {"row": self.shape[0], "column": self.shape[1]}
 
     def frame(self, files: Sequence[File]) -> Frame:
-        """One column per token and one row per image."""
+        """One column per pixel, and one row per image."""
         parts = [self._pixels(f) for f in files]
-        pixels_NF = np.concatenate([p for p, _ in parts])
+        pixels_NP = np.concatenate([p for p, _ in parts])
         columns: dict[str, NDArray[Any]] = {"label": np.concatenate([label for _, label in parts])}
-        frame = Frame(
-            columns=columns,
+        return Frame(
+            columns=columns | {str(i): pixels_NP[:, i] for i in range(self.length)},
             files=[f.place for f in files],
             file_N=np.repeat(np.arange(len(files), dtype=np.int32), [len(p) for p, _ in parts]),
             row_N=np.concatenate([np.arange(1, len(p) + 1) for p, _ in parts]),
             broken=BrokenRecords(self.errors),
         )
-        tokens_NP = pixels_NF if self.patch == 1 else self._codes(frame, pixels_NF)
-        columns |= {str(i): tokens_NP[:, i] for i in range(self.length)}
-        return frame
 
     def _pixels(self, file: File) -> tuple[NDArray[np.float64], NDArray[Any]]:
         """(pixels [N, rows × columns], labels [N])."""
@@ -89,26 +72,6 @@ class Image(RowModality):
                 + ("" if self.label is not None else "; name a label column with label: -1")
             )
         return values, label
-
-    def _codes(self, frame: Frame, pixels_NF: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The nearest code of every patch [N, P]; the codebook is that of the training images.
-
-        k-means begins with distinct patches drawn at random. A code that loses its patches stays.
-        """
-        from scipy.cluster.vq import kmeans2, vq
-
-        p, (rows, columns) = self.patch, self.shape
-        grid = pixels_NF.reshape(-1, rows // p, p, columns // p, p).swapaxes(2, 3)
-        patches = grid.reshape(len(pixels_NF), self.length, p * p)
-        train = patches[self.splits(frame) == TRAIN].reshape(-1, p * p)
-        distinct, rng = np.unique(train, axis=0), np.random.default_rng(self.seed)
-        first = rng.choice(len(distinct), min(self.bins, len(distinct)), replace=False)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a code has no patches
-            options = {"iter": ROUNDS, "minit": "matrix", "check_finite": False}
-            book_KF = kmeans2(train, distinct[first], **options)[0]
-        nearest, _ = vq(patches.reshape(-1, p * p), book_KF, check_finite=False)
-        return np.asarray(nearest, np.float64).reshape(-1, self.length)
 
     def _fit(self, frame: Frame, train_N: NDArray[np.bool_]) -> list[Fitted]:
         """All pixels share their symbols."""

@@ -126,10 +126,10 @@ class Text(Modality):
     """Documents of text or of sequences (DNA, proteins, SMILES), cut into rows of `length` tokens.
 
     Whole documents (or groups of them) are held out, so no document is in both splits. Of documents
-    with the same content, only the first counts. A row holds one document and is padded, unless
-    training rows are packed; held-out rows are never packed, so that mask counts are those of one
-    document. Padding, separators and tokens unknown to the tokenizer are not observed, and bytes of
-    unknown tokens do not count in bits per byte.
+    with the same content, only the first counts. A row holds one document and is padded, so that
+    mask counts are those of one document (`training.pack` trains on several short rows at once).
+    Padding and tokens unknown to the tokenizer are not observed, and bytes of unknown tokens do not
+    count in bits per byte.
 
     Sources: text files, JSONL, Parquet, CSV, FASTA, `datasets`; local paths and globs, fsspec
     URLs, `hf:NAME:SPLIT`, `package:NAME/path`, and `python-stdlib`, the `*.py` files of the running
@@ -140,9 +140,8 @@ class Text(Modality):
     EXAMPLES = (
         {"source": STDLIB, "length": 64, **_SMALL, "domains": {"noisy": _SMALL_NOISY}},
         {"source": STDLIB, "tokenizer": "characters", **_SMALL},
-        {"source": "package:mptune/*.py", "tokenizer": "bpe", "vocabulary": 300, "packing": True,
-         **_SMALL},
-    )  # fmt: skip
+        {"source": "package:mptune/*.py", "tokenizer": "bpe", "vocabulary": 300, **_SMALL},
+    )
     source: Source = Field(
         description="file, folder, glob, URL, hf:, package: or python-stdlib, or a list of them"
     )
@@ -178,9 +177,6 @@ class Text(Modality):
     )
     domains: dict[str, TextDomain] = Field(
         default_factory=dict, description="held-out distributions that every trial is scored on"
-    )
-    packing: bool = Field(
-        False, description="training rows hold several documents, one unobserved position between"
     )
     errors: OnError = Field(
         "stop", description="whether a broken record stops the preparation or is skipped, counted"
@@ -392,7 +388,6 @@ class _Part:
     corpus: Corpus
     chosen_U: BoolArray
     most: int | None = None
-    packing: bool = False
     noise: float = 0.0
     rows: int = 0
     tokens: int = 0
@@ -486,7 +481,7 @@ class _Preparation:
             train_U &= ~np.isin(source.keys_U["rank"], home.keys_U["rank"][held_U])
         if not train_U.any():
             raise ValueError("source: all documents are held out; none is left to train on")
-        return [_Part("train", source, train_U, data.max_train_sequences, data.packing), *parts]
+        return [_Part("train", source, train_U, data.max_train_sequences), *parts]
 
     def _codec(self, train: _Part) -> Codec:
         kind = self._data.tokenizer
@@ -505,16 +500,20 @@ class _Preparation:
         records = part.corpus.read(part.chosen_U, f"tokenizing {part.name}")
         if part.noise:
             records = _noisy(records, part.noise, seed)
-        rows = _Rows(length, part.packing, grouped=part.corpus.by_key == "group")
+        grouped, numbers, documents = part.corpus.by_key == "group", dict[str, int](), 0
         with SplitWriter(self._folder, part.name, length, codec.vocabulary_size) as writer:
             for batch in _batches(records):
                 encoded = codec.encode(batch)
                 part.tokens += sum(int(e.known.sum()) for e in encoded)
                 part.unknown += sum(int((~e.known).sum()) for e in encoded)
                 part.bytes += sum(e.size for e in encoded)
-                writer.append(rows.cut(batch, encoded))
-            writer.append(rows.rest())
-            part.rows, part.ungrouped = writer.rows, rows.ungrouped
+                groups = range(documents, documents + len(batch))
+                documents += len(batch)
+                if grouped:
+                    groups = [numbers.setdefault(r.group, len(numbers)) for r in batch]
+                    part.ungrouped += sum(is_missing(r.keys[0]) for r in batch)
+                writer.append(_cut(encoded, groups, length))
+            part.rows = writer.rows
         if part.most is not None and part.most < part.rows:
             drawn = np.random.default_rng(seed).permutation(part.rows)
             if part.name != "train":  # what is trained on keeps its proportions
@@ -583,48 +582,14 @@ def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
         yield batch
 
 
-class _Rows:
-    """Cuts documents into rows; packed ones share a row, with one unobserved position between."""
-
-    def __init__(self, length: int, packing: bool, grouped: bool) -> None:
-        self._length, self._packing, self._grouped = length, packing, grouped
-        self._numbers: dict[str, int] = {}
-        self._left = np.zeros(0, np.uint32), np.zeros(0, bool), np.zeros(0, np.int64)
-        self._documents = self.ungrouped = 0
-
-    def cut(self, records: list[Record], documents: list[Encoded]) -> Split:
-        """The rows that these documents fill; with packing, the rest is kept for the next call.
-
-        A packed row has the group of the document in its middle.
-        """
-        parts = [self._left]
-        for record, document in zip(records, documents, strict=True):
-            group = self._documents
-            if self._grouped:
-                group = self._numbers.setdefault(record.group, len(self._numbers))
-                self.ungrouped += is_missing(record.keys[0])
-            self._documents += 1
-            size = len(document.ids)
-            gap = 1 if self._packing else -size % self._length
-            ids, known = (np.pad(v, (0, gap)) for v in (document.ids, document.known))
-            parts.append((ids, known, np.full(size + gap, group)))
-        ids, known, groups = map(np.concatenate, zip(*parts, strict=True))
-        full = len(ids) // self._length * self._length
-        self._left = ids[full:], known[full:], groups[full:]
-        return self._observed(ids[:full], known[:full], groups[:full])
-
-    def rest(self) -> Split:
-        """The last row, of the tokens kept by `cut`."""
-        ids, known, groups = self._left
-        short = -len(ids) % self._length
-        if short:
-            groups = np.pad(groups, (0, short), mode="edge")
-        return self._observed(np.pad(ids, (0, short)), np.pad(known, (0, short)), groups)
-
-    def _observed(self, ids: NDArray[Any], known: BoolArray, groups: NDArray[Any]) -> Split:
-        """The rows with an observed position."""
-        tokens_ND, observed_ND, groups_ND = (
-            v.reshape(-1, self._length) for v in (ids, known, groups)
-        )
-        kept_N, groups_N = observed_ND.any(1), groups_ND[:, self._length // 2].astype(np.int32)
-        return Split(tokens_ND[kept_N], observed_ND[kept_N], groups_N[kept_N])
+def _cut(documents: Sequence[Encoded], groups: Sequence[int], length: int) -> Split:
+    """The rows of these documents, the last one of each padded; without those of unknowns only."""
+    parts = [
+        (np.pad(d.ids, gap := (0, -len(d.ids) % length)), np.pad(d.known, gap)) for d in documents
+    ]
+    tokens_ND, observed_ND = (
+        np.concatenate(each).reshape(-1, length) for each in zip(*parts, strict=True)
+    )
+    kept_N = observed_ND.any(1)
+    groups_N = np.repeat(groups, [len(ids) // length for ids, _ in parts])
+    return Split(tokens_ND[kept_N], observed_ND[kept_N], groups_N[kept_N].astype(np.int32))

@@ -197,19 +197,17 @@ def test_a_category_that_only_the_held_out_rows_have_is_counted(tmp_path):
     assert sum(table.unknown.values()) == len(table.heldout)
 
 
-@pytest.mark.parametrize("patch", [1, 2])
-def test_images_lie_on_a_grid(tmp_path, patch):
+def test_images_lie_on_a_grid(tmp_path):
     images = RNG(0).integers(0, 5, (60, 4, 6))
     np.savez(tmp_path / "i.npz", values=images, label=np.arange(60) % 3)
     section = {
-        "kind": "image", "source": "i.npz", "shape": [4, 6], "patch": patch, "bins": 16,
+        "kind": "image", "source": "i.npz", "shape": [4, 6], "bins": 16,
         "domains": {"twos": {"where": {"label": 2}}},
     }  # fmt: skip
     table = build("data", section).resolved(tmp_path).prepare(tmp_path / "cache")
-    assert dict(table.axes) == {"row": 4 // patch, "column": 6 // patch}
+    assert dict(table.axes) == {"row": 4, "column": 6}
     assert (len(table.train), len(table.heldout), len(table.domain("twos"))) == (36, 4, 20)
-    assert table.vocabulary_size == (5 if patch == 1 else 16)
-    if patch == 1:
-        rows = np.setdiff1d(np.arange(60), np.arange(2, 60, 3))
-        both = np.concatenate([table.train.tokens, table.heldout.tokens])
-        assert np.sort(both.sum(1)).tolist() == np.sort(images[rows].sum((1, 2))).tolist()
+    assert table.vocabulary_size == 5
+    rows = np.setdiff1d(np.arange(60), np.arange(2, 60, 3))
+    both = np.concatenate([table.train.tokens, table.heldout.tokens])
+    assert np.sort(both.sum(1)).tolist() == np.sort(images[rows].sum((1, 2))).tolist()

@@ -199,14 +199,6 @@ def test_a_document_without_a_group_is_one_of_its_own(tmp_path):
     ]
 
 
-def test_a_packed_row_has_the_group_of_the_document_in_its_middle(tmp_path):
-    write(tmp_path, **{f"d{i}": f"{i}" * 11 for i in range(9)}, held="held out")
-    data = text(tmp_path, source="d*.txt", heldout_source="held.txt", length=12, packing=True)
-    train = data.model_copy(update={"length": 4}).prepare(tmp_path / "cache").train
-    assert [bytes(row[2:3].tolist()).decode() for row in train.tokens[::3]] == list("012345678")
-    assert train.groups.tolist() == np.repeat(np.arange(9), 3).tolist()
-
-
 def test_keys_of_a_source_are_refused_without_one(tmp_path):
     with pytest.raises(ValidationError, match="group is of a source; without one, the held-out"):
         text(tmp_path, domains={"noisy": {"noise": 0.5, "group": "site"}})
@@ -456,16 +448,6 @@ def test_unknown_subwords_are_not_observed_and_their_bytes_do_not_count(tmp_path
     assert table.heldout.observed.tolist() == [[True, False], [True, True]]
     assert table.bytes_per_token == (len("red green blue red") - len("green")) / 3
     assert table.unknown == {"heldout": 1}
-
-
-def test_packed_training_rows_hold_several_documents_and_held_out_rows_one(tmp_path):
-    write(tmp_path, **{f"d{i}": f"{i}" * 5 for i in range(10)})
-    plain = text(tmp_path, length=12, heldout=0.2).prepare(tmp_path / "cache")
-    packed = text(tmp_path, length=12, heldout=0.2, packing=True).prepare(tmp_path / "cache")
-    assert (len(plain.train), len(packed.train)) == (8, 4)
-    assert packed.train.observed.sum() == plain.train.observed.sum() == 40
-    assert np.asarray(packed.train.observed[0]).tolist() == ([True] * 5 + [False]) * 2
-    assert (np.asarray(packed.heldout.tokens) == plain.heldout.tokens).all()
 
 
 def test_a_changed_source_is_noticed(tmp_path):
