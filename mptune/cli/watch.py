@@ -44,7 +44,7 @@ def run_status(run_dir: Path, as_json: bool) -> None:
             age = about(now.age_s(time.time()))
             console.print(f"stale: last written {age} ago by {now.driver}:")
         for table in (
-            now.running and status.running_table(now.running),
+            now.running and status.running_table(now.running, len(now.running) + 1),
             now.gangs and status.gangs_table(now.gangs, MAX_ROWS),
             now.queue and status.queue_table(now.queue, MAX_ROWS),
         ):

@@ -66,9 +66,9 @@ def event_words(event: Event) -> str:
             return f"failed, {event.reason}: {event.detail}"
 
 
-def running_table(running: Sequence[RunningTrial]) -> Table:
-    """The running trials."""
-    table = _table(running, len(running) + 1, {
+def running_table(running: Sequence[RunningTrial], lines: int) -> Table:
+    """The running trials, on at most `lines` lines, the header included."""
+    table = _table(running, lines, {
         ">running": lambda t: t.number,
         "policy and size": lambda t: f"{t.policy_label} · {t.size_label}",
         ">progress": lambda t: f"{t.progress:.0%}",

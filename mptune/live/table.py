@@ -1,6 +1,6 @@
-"""The live view of a running search: a table and a bar, or plain lines for a log.
+"""The live view of a running search: tables and a bar below its lines, or lines alone for a log.
 
-rich draws the table in a terminal and in Jupyter, from any thread.
+rich draws the tables in a terminal and in Jupyter, from any thread.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
-from mptune.analysis.intervals import half_width, lml_half_width
+from mptune.analysis.intervals import lml_half_width
 from mptune.live.status import (
     end_words,
     event_words,
@@ -26,15 +26,13 @@ from mptune.live.status import (
     limit_words,
     outlook_words,
     queue_table,
+    running_table,
     spend_words,
     summary,
 )
-from mptune.report.formatting import about, count, duration, per_token
+from mptune.report.formatting import duration, per_token
 from mptune.status import Status
-from mptune.trial import Event, Finished, GangChanged, Progress, Rung
-
-FINISHED_SHOWN = 12
-"""Ended trials that stay in the table; fewer in a low terminal."""
+from mptune.trial import Event, Finished, GangChanged, Progress
 
 PLAIN_PROGRESS_S = 10.0
 """Without a terminal, seconds between two progress lines of one trial."""
@@ -42,25 +40,13 @@ PLAIN_PROGRESS_S = 10.0
 PLAIN_STATUS_S = 60.0
 """Without a terminal, seconds between two lines on the status of the search."""
 
-LINES_AROUND = 8
-"""Terminal lines outside the tables: title, header, spend, bar, prompt."""
+LINES_AROUND = 4
+"""Terminal lines outside the tables: spend, bar, prompt, and one of the log."""
 
-LEAST_ROWS = 3
-"""Fewest rows of trials, whatever the height of the terminal."""
-
-_STYLES = {
-    "held back": "dim",
-    "starting": "dim",
-    "complete": "green",
-    "paused": "yellow",
-    "pruned": "yellow",
-    "failed": "red",
-    "interrupted": "yellow",
-}
+LEAST_LINES = 8
+"""Fewest lines of the tables together, whatever the height of the terminal."""
 
 Clock: TypeAlias = Callable[[], float]
-Row: TypeAlias = tuple[float | None, str, str, str, str]
-"""Progress, loss, tokens per second, time to the end, and state of a trial."""
 
 
 class LiveView:
@@ -89,12 +75,10 @@ class LiveView:
         self._done_before = self._done = done
         self._clock = clock
         self._started_at = clock()
-        self._labels: dict[int, tuple[str, str]] = {}
-        """Policy and size of the trials."""
+        self._labels: dict[int, str] = {}
+        """Policies of the trials."""
         self._scores: dict[int, str] = {}
-        self._held: set[int] = set()
-        self._ended: dict[int, str] = {}
-        """The state of each ended trial, the last one last."""
+        self._ended: set[int] = set()
         self._last_line_at: dict[int, float] = {}
         self._status: Status | None = None
         self._status_printed_at = self._started_at
@@ -102,16 +86,15 @@ class LiveView:
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
+        self.note(f"{self._title}: {self._total} trials, {self._done_before} of them done")
         if self._is_live:
-            self._live = Live(self, console=self._console, refresh_per_second=4, transient=False)
+            self._live = Live(self, console=self._console, refresh_per_second=4, transient=True)
             self._live.start()
-        else:
-            self.note(f"{self._title}: {self._total} trials, {self._done_before} of them done")
         return self
 
     @property
     def _is_live(self) -> bool:
-        """Whether the table can be redrawn: in a terminal or in Jupyter."""
+        """Whether tables can be redrawn: in a terminal or in Jupyter."""
         return self._console.is_terminal or self._console.is_jupyter
 
     def __exit__(
@@ -123,17 +106,15 @@ class LiveView:
         if self._live is not None:
             self._live.stop()
             self._live = None
-        else:
-            self.note(f"{self._title}: {self._done} of {self._total} trials done")
+        self.note(f"{self._title}: {self._done} of {self._total} trials done")
 
     # --- events ----------------------------------------------------------------------------------
 
     def trial(self, number: int, label: str, size: str) -> None:
-        """Add a submitted trial; `label` is that of its policy."""
+        """Name a submitted trial by the label of its policy."""
         with self._lock:
-            self._labels[number] = label, size
-            self._held.discard(number)
-            self._ended.pop(number, None)
+            self._labels[number] = label
+            self._ended.discard(number)
 
     def on_event(self, event: Event) -> None:
         """Keep the score of a trial, and without a terminal print the event."""
@@ -142,11 +123,10 @@ class LiveView:
             return
         number = event.number
         match event:
-            case Rung():
-                self._scores[number] = per_token(event.nats_per_token, half_width(event.se))
             case Finished():
                 lml = event.result.lml
-                self._scores[number] = per_token(lml.nats_per_token, lml_half_width(lml))
+                score = per_token(lml.nats_per_token, lml_half_width(lml))
+                self._scores[number] = f", LML {score} nats per token"
             case Progress():
                 if self._clock() - self._last_line_at.get(number, -math.inf) < PLAIN_PROGRESS_S:
                     return
@@ -154,17 +134,16 @@ class LiveView:
         self._plain(f"{self._name(number)}: {event_words(event)}")
 
     def hold_trial(self, number: int, why: str) -> None:
-        """Show that a trial is on hold until running trials release enough budget."""
-        with self._lock:
-            self._held.add(number)
-        self._plain(f"{self._name(number)}: held back: {why}")
+        """Print that a trial is on hold until running trials release enough budget."""
+        self.note(f"{self._name(number)}: held back: {why}")
 
     def finish_trial(self, number: int, state: str) -> None:
-        """Show that a trial has ended, with its `state`, e.g. `failed: out_of_memory`."""
+        """Print that a trial has ended, with its `state`, e.g. `failed: out_of_memory`."""
         with self._lock:
             self._done += state != "interrupted" and number not in self._ended
-            self._ended[number] = state
-        self._plain(f"{self._name(number)}: {state} ({self._done} of {self._total} done)")
+            self._ended.add(number)
+        score = self._scores.get(number, "") if self._is_live else ""  # a log has it already
+        self.note(f"{self._name(number)}: {state}{score} ({self._done} of {self._total} done)")
 
     def look(self, status: Status) -> None:
         """Show a new status of the study."""
@@ -178,7 +157,7 @@ class LiveView:
             self._plain(f"{self._title}: {summary(status)}")
 
     def note(self, line: str) -> None:
-        """Print one line above the table, or among the plain lines."""
+        """Print one line above the tables, or among the plain lines."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     @property
@@ -189,96 +168,31 @@ class LiveView:
 
     def _name(self, number: int) -> str:
         label = self._labels.get(number)
-        return f"trial {number} ({label[0]})" if label else f"trial {number}"
-
-    # --- plain lines ---------------------------------------------------------------------------
+        return f"trial {number} ({label})" if label else f"trial {number}"
 
     def _plain(self, line: str) -> None:
         if not self._is_live:
             self.note(line)
 
-    # --- the table -----------------------------------------------------------------------------
+    # --- the tables ----------------------------------------------------------------------------
 
     def __rich__(self) -> RenderableType:
         with self._lock:
-            return Group(self._table(), *self._study_tables(), self._progress())
+            return Group(*self._tables(), self._progress())
 
-    def _table(self) -> Table:
-        narrow = self._console.width < 100
-        table = Table(
-            Column("#", justify="right", no_wrap=True),
-            Column("policy", ratio=3, no_wrap=True, overflow="ellipsis"),
-            *([] if narrow else [Column("size", ratio=2, no_wrap=True, overflow="ellipsis")]),
-            Column("progress", width=8 if narrow else 10),
-            Column("loss", justify="right", no_wrap=True),
-            Column("tokens/s", justify="right", no_wrap=True),
-            Column("left", justify="right", no_wrap=True),
-            Column("nats/token ±95%", justify="right", no_wrap=True, min_width=15),
-            Column("state", no_wrap=True, overflow="ellipsis", max_width=10 if narrow else 24),
-            title=Text(self._title, style="bold"),
-            title_justify="left",
-            box=None,
-            expand=True,
-            padding=(0, 1),
-            header_style="dim",
-        )
-        for number, (progress, loss, speed, left, state) in self._rows().items():
-            label, size = map(Text, self._labels.get(number, (f"trial {number}", "")))
-            bar = "" if progress is None else _bar(progress)
-            score = self._scores.get(number, "")
-            shown = Text(state, style=_STYLES.get(state.split(":")[0], ""))
-            sizes = [] if narrow else [size]
-            style = "dim" if number in self._ended and state != "complete" else ""
-            table.add_row(
-                str(number), label, *sizes, bar, loss, speed, left, score, shown, style=style
-            )
-        return table
-
-    @property
-    def _room(self) -> int:
-        """Terminal lines for trials, gangs and queue together."""
-        return max(LEAST_ROWS, self._console.height - LINES_AROUND)
-
-    def _study_tables(self) -> list[RenderableType]:
-        """Gangs and queue, each on at most a fourth of the lines, and a line on the budgets."""
-        if self._status is None:
+    def _tables(self) -> list[RenderableType]:
+        """The running trials on half of the lines, gangs and queue on a fourth each, budgets."""
+        now = self._status
+        if now is None:
             return []
-        lines = self._room // 4
-        found: list[RenderableType] = []
-        if lines >= 2 and self._status.gangs:
-            found.append(gangs_table(self._status.gangs, lines))
-        if lines >= 2 and self._status.queue:
-            found.append(queue_table(self._status.queue, lines))
-        words = (
-            spend_words(self._status.spend, self._status.forecast),
-            limit_words(self._status),
-            outlook_words(self._status.outlook),
-        )
-        line = f" {' · '.join(filter(None, words))}"
-        return [*found, Text(line)]
-
-    def _rows(self) -> dict[int, Row]:
-        """The running trials and as many of the last ended ones as fit, by number."""
-        rows: dict[int, Row] = {}
-        used = 0
-        if self._status is not None:
-            lists = (self._status.gangs, self._status.queue)
-            used = sum(min(len(rest) + 1, self._room // 4) for rest in lists if rest)
-            for trial in self._status.running:
-                rows[trial.number] = (
-                    trial.progress,
-                    "" if trial.loss is None else f"{trial.loss:.3f}",
-                    count(trial.tokens_per_s) if trial.tokens_per_s else "",
-                    "" if trial.left_s is None else about(trial.left_s),
-                    trial.state,
-                )
-        rows |= dict.fromkeys(self._held, (None, "", "", "", "held back"))
-        room = max(LEAST_ROWS, self._room - used)
-        active = [number for number in rows if number not in self._ended][:room]
-        left = min(FINISHED_SHOWN, room - len(active))
-        ended = list(self._ended)[-left:] if left > 0 else []
-        ending: dict[int, Row] = {n: (None, "", "", "", self._ended[n]) for n in ended}
-        return dict(sorted(({n: rows[n] for n in active} | ending).items()))
+        lines = max(LEAST_LINES, self._console.height - LINES_AROUND)
+        words = spend_words(now.spend, now.forecast), limit_words(now), outlook_words(now.outlook)
+        return [
+            *([running_table(now.running, lines // 2)] if now.running else ()),
+            *([gangs_table(now.gangs, lines // 4)] if now.gangs else ()),
+            *([queue_table(now.queue, lines // 4)] if now.queue else ()),
+            Text(f" {' · '.join(filter(None, words))}"),
+        ]
 
     def _progress(self) -> Table:
         # A running trial counts by its progress.
@@ -293,9 +207,6 @@ class LiveView:
         grid = Table.grid(Column(no_wrap=True), Column(ratio=1), Column(no_wrap=True), expand=True)
         grid.padding = (0, 1)
         ends = f"{duration(elapsed)}{' · ' * bool(end)}{end} "
-        grid.add_row(f" {self._done}/{self._total} trials", _bar(share), ends)
+        bar = ProgressBar(total=1.0, completed=share, complete_style="cyan")
+        grid.add_row(f" {self._done}/{self._total} trials", bar, ends)
         return grid
-
-
-def _bar(share: float) -> ProgressBar:
-    return ProgressBar(total=1.0, completed=share, complete_style="cyan")
