@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import socket
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 from mptune.dispatch.admission import refusal
@@ -93,21 +94,11 @@ def refuse_local(resources: Resources) -> None:
         )
 
 
-def find_orphans(address: str, mark: str) -> list[Orphan]:
+@contextmanager
+def orphans(address: str, mark: str) -> Iterator[list[Orphan]]:
     """Gangs and requests for machines that a dead driver of this mark has left at `address`.
 
-    Raises:
-        DispatchError: the cluster cannot be reached.
-    """
-    from mptune.dispatch import claims
-    from mptune.dispatch.cluster import ClusterConnection
-
-    with closing(ClusterConnection(address)):
-        return claims.find_orphans(mark)
-
-
-def remove_orphan(address: str, mark: str, id_: str) -> None:
-    """Remove the one with this id: end the gang with its processes, or withdraw the request.
+    The connection to the cluster, which removing one needs, is open inside the `with` block.
 
     Raises:
         DispatchError: the cluster cannot be reached.
@@ -116,9 +107,7 @@ def remove_orphan(address: str, mark: str, id_: str) -> None:
     from mptune.dispatch.cluster import ClusterConnection
 
     with closing(ClusterConnection(address)):
-        for orphan in claims.find_orphans(mark):
-            if orphan.id == id_:
-                orphan.remove()
+        yield claims.find_orphans(mark)
 
 
 def is_reachable(address: str) -> bool:

@@ -71,8 +71,6 @@ class Autoscaler:
 class Orphan:
     """A claim whose driver has ended; `action` says what `remove` does."""
 
-    id: str
-    """Unique on its cluster."""
     problem: str
     action: str
     remove: Callable[[], None]
@@ -82,7 +80,6 @@ def find_orphans(mark: str) -> list[Orphan]:
     """All claims of the run of this mark on the connected cluster; its driver must have ended."""
     found = [
         Orphan(
-            id_,
             f"gang {group['name']} ({group['state'].lower()}, {len(group['bundles'])} workers) "
             "has no driver",
             "end its processes",
@@ -93,7 +90,7 @@ def find_orphans(mark: str) -> list[Orphan]:
     ]
     if requester().startswith(f"{mark}/"):
         problem = "its autoscaler is asked for machines by a driver that has ended"
-        found.append(Orphan("request", problem, "withdraw the request", withdraw_request))
+        found.append(Orphan(problem, "withdraw the request", withdraw_request))
     return found
 
 

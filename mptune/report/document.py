@@ -1,14 +1,9 @@
-"""report.json: its contents and its JSON schema.
-
-`python -m mptune.report.document` writes the schema after a change of the model.
-"""
+"""report.json: its contents, and its JSON schema (`python -m mptune.report.document` prints it)."""
 
 from __future__ import annotations
 
 import json
 import math
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
@@ -155,10 +150,5 @@ def schema() -> str:
     return json.dumps({**made, **head}, indent=1, ensure_ascii=False) + "\n"
 
 
-def schema_path() -> Path:
-    """Where the schema is stored in the package."""
-    return Path(str(files("mptune.report").joinpath("assets", f"report-{SCHEMA_VERSION}.json")))
-
-
 if __name__ == "__main__":
-    schema_path().write_text(schema(), encoding="utf-8")
+    print(schema(), end="")

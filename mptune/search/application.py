@@ -34,7 +34,7 @@ from mptune.search.arms import (
     value_at,
     with_arms,
 )
-from mptune.search.budget import stage_budget
+from mptune.search.budget import Budget, stage_budget
 from mptune.search.driver import Observer, StudyDriver, prune_paused
 from mptune.search.ending import Ending, kept_end
 from mptune.search.forecast import Predictor
@@ -448,14 +448,12 @@ class Session:
         Raises:
             InterruptedSearch, NoResultError, LeaseLost: see `StudyDriver.run`.
         """
-        if study is None:
-            study = self.run.storage.create(stage.name)
+        study = study or self.run.storage.create(stage.name)
         total = queue.enqueue_runs(study, stage.runs) if stage.runs else stage.total
         ended = queue.ended(study)
-        used = {s: self.run.used(s) for s in SUFFIXES}
-        budget = stage_budget(self.spec, stage.name, used, self._ladder_runs)
-        if not self.searching:
-            budget = type(budget)()
+        used, budget = {s: self.run.used(s) for s in SUFFIXES}, Budget()
+        if self.searching:
+            budget = stage_budget(self.spec, stage.name, used, self._ladder_runs)
         stopped_by = None if ended >= total else budget.reached(used[stage.name])
         if ended >= total or stopped_by is not None:  # the last driver may have died before this
             queue.requeue_running(study)
@@ -524,34 +522,28 @@ class Session:
         base, nodes = Space(self.file).at(params), self.file.arms("compare")
         changes = {name: plain(nodes[name]) for name in comparison.arms}
         arms = {n: merge_arm(base, change, nodes[n].origin) for n, change in changes.items()}
-        searched = [
-            n for n in self.file.dimensions if n.split(".")[0] == "training" and n in params
-        ]
+        searched = [n for n in self.file.dimensions if n.startswith("training") and n in params]
         if not searched:
             return arms, ()
         trials = self.run.storage.trials("search")
         recommended = next((t.number for t in trials if t.params == params), None)
         taken: dict[str, Any] = dict(study.user_attrs.get("values", {}))
-        left_open = {
-            name: [n for n in searched if leaves_open(change, n)]
-            for name, change in changes.items()
-        }
-        # An arm that gives the recommended values itself is not the one that leaves them open.
-        keys = {
-            name: " ".join([stage.make(arm, 0, 0).run_key(), *left_open[name]])
-            for name, arm in arms.items()
-        }
-        ladder = []
-        for name in changes:
-            open_here = left_open[name]
-            own = own_trial(trials, stage.make(arms[name], 0, 0)) if open_here else None
-            known = taken.get(keys[name])
-            if known is None and open_here and own is None and RATE in open_here:
+        keys, ladder = dict[str, str](), []
+        for name, change in changes.items():
+            run = stage.make(arms[name], 0, 0)
+            left_open = [n for n in searched if leaves_open(change, n)]
+            # An arm that gives the recommended values itself is not the one that leaves them open.
+            key = keys[name] = " ".join([run.run_key(), *left_open])
+            if key in taken:
+                continue
+            if not left_open:
+                taken[key] = {"source": "arm", "trial": None}
+            elif own := own_trial(trials, run):
+                taken[key] = {"source": "own trial", "trial": own.number}
+            elif RATE in left_open:
                 ladder.append(name)
-            elif known is None:
-                source = "own trial" if own else "recommended" if open_here else "arm"
-                number = own.number if own else recommended if open_here else None
-                known = taken[keys[name]] = {"source": source, "trial": number}
+            else:
+                taken[key] = {"source": "recommended", "trial": recommended}
         if ladder:
             tried = self._climb({n: arms[n] for n in ladder}, float(params[RATE]))
             if tried is None:

@@ -178,9 +178,7 @@ class StudyDriver:
             stage=self.stage,
             total=self.trials,
             dispatcher=self.dispatcher,
-            predictor=self.predictor,
-            ledger=self._allowance.ledger,
-            budget=self.budget,
+            allowance=self._allowance,
             watchers=self.watchers,
             clock=self.clock,
         )

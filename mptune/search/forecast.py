@@ -223,35 +223,34 @@ class TrialInFlight:
         return Work.of(self.left_s, self.resources)
 
 
-@dataclass(frozen=True)
-class StudyProgress:
-    """Counts and usage of a study so far."""
-
-    total: int
-    """Trials that the spec requests."""
-    ended: int
-    unrun: int
-    """Ended trials that used nothing: refused, or copies of another trial's result."""
-    used: Work
-    """Used by ended trials."""
-    speed: float | None
-    """Worker-seconds per second of wall clock; None if not known yet."""
-
-
 def forecast_study(
-    study: StudyProgress, in_flight: Sequence[TrialInFlight], spend: Spend
+    in_flight: Sequence[TrialInFlight],
+    spend: Spend,
+    *,
+    total: int,
+    ended: int,
+    unrun: int,
+    used: Work,
+    speed: float | None,
 ) -> Forecast:
     """Predict total usage and remaining time of a study, which its budgets may end early.
 
     A trial to come is predicted to use the mean of those that ran, including pruned ones; none is
     assumed to be refused or to copy another trial's result.
+
+    Args:
+        total: trials that the spec requests.
+        ended: trials that have ended.
+        unrun: of these, trials that used nothing: refused, or copies of another trial's result.
+        used: by trials that have ended.
+        speed: worker-seconds per second of wall clock; None if not known yet.
     """
     # The mean of trials that ran; before the first, of the predictions for those in flight.
-    ran = [study.used] if (count := study.ended - study.unrun) > 0 else []
+    ran = [used] if (count := ended - unrun) > 0 else []
     if not ran:
         ran = [trial.used + trial.left(Work()) for trial in in_flight if trial.left_s is not None]
         count = len(ran)
-    flying, more = study.ended + len(in_flight), study.total - study.ended - len(in_flight)
+    flying, more = ended + len(in_flight), total - ended - len(in_flight)
     if not ran:
         return Forecast(
             trials=flying + max(0, more),
@@ -261,18 +260,18 @@ def forecast_study(
     left = sum((trial.left(mean) for trial in in_flight), Work())
     # Number of further trials that each budget has room for.
     new, limited_by = max(0, more), None
-    for key, budget, used, each in (
+    for key, budget, spent, each in (
         ("budget_worker_seconds", spend.budget_worker_seconds,
          spend.worker_seconds + left.worker_s, mean.worker_s),
         ("budget_gpu_hours", spend.budget_gpu_hours,
          spend.gpu_hours + left.gpu_hours, mean.gpu_hours),
         ("budget_seconds", spend.budget_seconds,
-         spend.seconds, mean.worker_s / study.speed if study.speed else 0.0),
+         spend.seconds, mean.worker_s / speed if speed else 0.0),
     ):  # fmt: skip
         if (
             budget is not None
             and each > 0
-            and (room := max(0, floor((budget - used) / each))) < new
+            and (room := max(0, floor((budget - spent) / each))) < new
         ):
             new, limited_by = room, key
     left += mean.times(new)
@@ -281,6 +280,6 @@ def forecast_study(
         trials=flying + new,
         worker_seconds=spend.worker_seconds + left.worker_s,
         gpu_hours=spend.gpu_hours + left.gpu_hours,
-        left_s=max(left.worker_s / study.speed, longest_s) if study.speed else None,
+        left_s=max(left.worker_s / speed, longest_s) if speed else None,
         limited_by=limited_by,
     )

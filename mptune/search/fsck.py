@@ -47,18 +47,19 @@ def check(run: Run, repair: bool, address: str | None = None) -> list[Finding]:
         if repair:
             held.enter_context(driver_lock(run.directory))
             held.enter_context(lease(storage.address(), run.spec.name, storage.lease_timeout_s))
-        found = findings(run, not repair and run.is_running, address)
+        found = findings(run, not repair and run.is_running, held, address)
         for one in found:
             if repair and one.repair is not None:
                 one.repair()
     return found
 
 
-def findings(run: Run, driven: bool, address: str | None = None) -> list[Finding]:
+def findings(run: Run, driven: bool, held: ExitStack, address: str | None = None) -> list[Finding]:
     """All problems of a run, in the order of repair.
 
     Args:
         driven: whether a driver runs; its files and gangs are then not checked.
+        held: gets the connection to the cluster, which some repairs need.
         address: the Ray cluster to check; default the last one.
 
     Raises:
@@ -66,7 +67,7 @@ def findings(run: Run, driven: bool, address: str | None = None) -> list[Finding
     """
     found = list(_top(run.directory))
     if not driven:
-        found += _leftovers(run.directory, address)
+        found += _leftovers(run.directory, address, held)
     is_over = True
     for stage in SUFFIXES:
         trials = run.storage.trials(stage)
@@ -107,16 +108,15 @@ def _top(run: RunDirectory) -> Iterator[Finding]:
         yield Finding(str(run.events), "its last line is cut off", "drop that line", repair)
 
 
-def _leftovers(run: RunDirectory, address: str | None) -> Iterator[Finding]:
+def _leftovers(run: RunDirectory, address: str | None, held: ExitStack) -> Iterator[Finding]:
     """Gangs and machine requests on the cluster whose driver has ended."""
     at, mark = address or dispatch.last_cluster(run), dispatch.gang_prefix(run)
     if at is None:
         return
     where = f"the Ray cluster at {at}"
     try:
-        for left in dispatch.find_orphans(at, mark):
-            repair = partial(dispatch.remove_orphan, at, mark, left.id)
-            yield Finding(where, left.problem, left.action, repair)
+        for left in held.enter_context(dispatch.orphans(at, mark)):
+            yield Finding(where, left.problem, left.action, left.remove)
     except DispatchError as error:
         if address is not None:
             raise

@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from mptune.dispatch.base import Dispatcher
-from mptune.search.budget import Budget
-from mptune.search.forecast import Predictor, StudyProgress, TrialInFlight, forecast_study
+from mptune.search.budget import Allowance
+from mptune.search.forecast import TrialInFlight, forecast_study
 from mptune.search.in_flight import InFlight
-from mptune.search.ledger import Ledger, Work
-from mptune.status import Outlook, RunningTrial, Spend, Status
+from mptune.search.ledger import Work
+from mptune.status import Forecast, Outlook, RunningTrial, Spend, Status
 from mptune.study.history import History
 from mptune.study.lease import this_process
 from mptune.trial import StageName
@@ -34,9 +34,7 @@ class Monitor:
     stage: StageName
     total: int
     dispatcher: Dispatcher
-    predictor: Predictor
-    ledger: Ledger
-    budget: Budget
+    allowance: Allowance
     watchers: Sequence[Callable[[Status], None]] = ()
     clock: Callable[[], float] = time.monotonic
     first_start: float | None = None
@@ -44,7 +42,7 @@ class Monitor:
     _next: float = 0.0
 
     def __post_init__(self) -> None:
-        self._used_before = self.ledger.ended
+        self._used_before = self.allowance.ledger.ended
 
     def is_due(self) -> bool:
         """Whether a second has passed, or more where making a status takes long."""
@@ -72,31 +70,14 @@ class Monitor:
         state = self.dispatcher.state()
         running = [flight for flight in flights if flight.ending is None]
         queued = {trial.number for trial in state.queue}
-        used = self.ledger.so_far(now)
-        limits = {limit.key: limit.most for limit in self.budget.limits(used)}
+        used = self.allowance.ledger.so_far(now)
+        limits = {limit.key: limit.most for limit in self.allowance.budget.limits(used)}
         spend = Spend(
             seconds=spent_s, worker_seconds=used.worker_s, gpu_hours=used.gpu_hours, **limits
         )
-        speed = None
-        if self.first_start is not None and now > self.first_start:
-            speed = (used.worker_s - self._used_before.worker_s) / (now - self.first_start)
         ended = history.ended + len(flights) - len(running)
         has_enough = outlook is not None and outlook.ended_by is not None
-        progress = StudyProgress(
-            total=ended + len(running) if has_enough else self.total,
-            ended=ended,
-            unrun=history.unrun,
-            used=self.ledger.ended,
-            speed=speed,
-        )
-        in_flight = [
-            TrialInFlight(
-                self.ledger.used(flight.spec.number, now),
-                flight.spec.resources,
-                self.predictor.left_s(flight.spec, now),
-            )
-            for flight in running
-        ]
+        total = ended + len(running) if has_enough else self.total
         status = Status(
             time=time.time(),
             study=self.study,
@@ -110,12 +91,38 @@ class Monitor:
             gangs=state.gangs,
             metrics=state.metrics,
             spend=spend,
-            forecast=forecast_study(progress, in_flight, spend),
+            forecast=self._forecast(running, total, ended, history.unrun, spend, now),
             outlook=outlook,
         )
         for watcher in self.watchers:
             watcher(status)
         self._next = now + max(EVERY_S, (self.clock() - now) / MAX_SHARE)
+
+    def _forecast(
+        self,
+        running: Sequence[InFlight],
+        total: int,
+        ended: int,
+        unrun: int,
+        spend: Spend,
+        now: float,
+    ) -> Forecast:
+        """See `forecast_study`."""
+        ledger, predictor, speed = self.allowance.ledger, self.allowance.predictor, None
+        if self.first_start is not None and now > self.first_start:
+            used_s = spend.worker_seconds - self._used_before.worker_s
+            speed = used_s / (now - self.first_start)
+        in_flight = [
+            TrialInFlight(
+                ledger.used(flight.spec.number, now),
+                flight.spec.resources,
+                predictor.left_s(flight.spec, now),
+            )
+            for flight in running
+        ]
+        return forecast_study(
+            in_flight, spend, total=total, ended=ended, unrun=unrun, used=ledger.ended, speed=speed
+        )
 
     def _row(self, flight: InFlight, now: float) -> RunningTrial:
         return RunningTrial(
@@ -124,7 +131,7 @@ class Monitor:
             size_label=flight.spec.size_label,
             workers=flight.spec.resources.workers,
             retries=flight.retries,
-            left_s=self.predictor.left_s(flight.spec, now),
+            left_s=self.allowance.predictor.left_s(flight.spec, now),
             state=flight.state.value,
             progress=flight.progress,
             loss=flight.loss,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -286,38 +285,15 @@ class Run:
 
         One is of the search, if there is one, and one of the comparison, if it is not the spec's.
         """
-        root, spec, found = str(self.directory.root), str(self.directory.resolved), []
-        stages, asked, planned = self.stages, self.asked(), self.spec.compare
-        if "search" in stages or "comparison" not in stages:
-            found.append(["mptune", "search", spec, "--run-dir", root])
-            if "comparison" in stages and asked is not None and asked.comparison != planned:
-                arms = sorted(asked.comparison.arms, key=lambda name: name != asked.baseline)
-                changed = asked.comparison.model_dump(
-                    mode="json", exclude={"arms", "baseline"}, exclude_defaults=True
-                )
-                options = [f"--set=compare.{k}={json.dumps(v)}" for k, v in changed.items()]
-                names = [self._lasting_name(name, asked) for name in arms]
-                if None in names:
-                    whole = asked.comparison.model_dump_json(exclude_defaults=True)
-                    compared = [spec, "--run-dir", root, f"--set=compare={whole}"]
-                else:
-                    compared = [root, *options, "--arms", *filter(None, names)]
-                found.append(["mptune", "compare", *compared])
-        else:
-            found.append(["mptune", "compare", spec, "--run-dir", root])
+        again = [str(self.directory.resolved), "--run-dir", str(self.directory.root)]
+        stages, asked = self.stages, self.asked()
+        if "search" not in stages and "comparison" in stages:
+            return (shlex.join(["mptune", "compare", *again]),)
+        found = [["mptune", "search", *again]]
+        if "comparison" in stages and asked is not None and asked.comparison != self.spec.compare:
+            compared = asked.comparison.model_dump_json(exclude_defaults=True)
+            found.append(["mptune", "compare", *again, f"--set=compare={compared}"])
         return tuple(map(shlex.join, found))
-
-    def _lasting_name(self, arm: str, asked: Asked) -> str | None:
-        """A name of an arm that is the same after another comparison, which may change the best.
-
-        None if the arm was the best, and no trial of the search is a run of it.
-        """
-        policy, _, size = arm.partition(" on ")
-        if "best" not in (policy.strip(), size.strip()):
-            return arm
-        trials, key = self.storage.trials("search"), asked.keys.get(arm)
-        same = (t.number for t in trials if t.finished and t.spec and t.spec.run_key() == key)
-        return next((f"trial {number}" for number in same), None)
 
     def report(self, command: str = "", extrapolate_to: Sequence[float] | None = None) -> Report:
         """The content of the report as one value; `mptune.report.write` writes it to files.

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mptune.search.forecast import Predictor, StudyProgress, TrialInFlight, Work, forecast_study
+from mptune.search.forecast import Predictor, TrialInFlight, Work, forecast_study
 from mptune.spec.schema import Resources, Training
-from mptune.status import Spend
+from mptune.status import Forecast, Spend
 from mptune.trial import Failed, Finished, Progress, Scoring, Started, TrialSpec
 from tests import fakes
 
@@ -158,9 +158,9 @@ PAIR = Resources(workers=2)
 FLYING = TrialInFlight(Work(20, 0), PAIR, left_s=15)
 
 
-def course(**changes: object) -> StudyProgress:
+def forecast(in_flight: list[TrialInFlight], spend: Spend, **changes: object) -> Forecast:
     known = {"total": 10, "ended": 4, "unrun": 0, "used": Work(200, 0), "speed": 4.0, **changes}
-    return StudyProgress(**known)  # type: ignore[arg-type]
+    return forecast_study(in_flight, spend, **known)  # type: ignore[arg-type]
 
 
 def spent(worker_s: float = 220, **budgets: float) -> Spend:
@@ -168,7 +168,7 @@ def spent(worker_s: float = 220, **budgets: float) -> Spend:
 
 
 def test_the_rest_of_a_study_is_as_what_has_ended():
-    found = forecast_study(course(), [FLYING], spent())
+    found = forecast([FLYING], spent())
     # 30 for the one that runs, and five more of 50.
     assert found.worker_seconds == pytest.approx(220 + 30 + 5 * 50)
     assert found.left_s == pytest.approx(280 / 4)
@@ -176,28 +176,26 @@ def test_the_rest_of_a_study_is_as_what_has_ended():
 
 
 def test_before_anything_has_ended_those_that_run_tell():
-    found = forecast_study(course(ended=0, used=Work()), [FLYING], spent(20))
+    found = forecast([FLYING], spent(20), ended=0, used=Work())
     assert found.worker_seconds == pytest.approx(20 + 30 + 9 * 50)
-    unknown = forecast_study(
-        course(ended=0, used=Work()), [TrialInFlight(Work(), PAIR, None)], spent(0)
-    )
+    unknown = forecast([TrialInFlight(Work(), PAIR, None)], spent(0), ended=0, used=Work())
     assert (unknown.worker_seconds, unknown.left_s, unknown.trials) == (None, None, 10)
 
 
 def test_what_did_not_run_says_nothing_of_what_will():
-    found = forecast_study(course(total=13, ended=7, unrun=3), [FLYING], spent())
+    found = forecast([FLYING], spent(), total=13, ended=7, unrun=3)
     assert found.worker_seconds == pytest.approx(220 + 30 + 5 * 50)
-    refused = forecast_study(course(ended=2, unrun=2, used=Work()), [FLYING], spent(20))
+    refused = forecast([FLYING], spent(20), ended=2, unrun=2, used=Work())
     assert refused.worker_seconds == pytest.approx(20 + 30 + 7 * 50)
 
 
 def test_a_trial_without_a_prediction_takes_what_a_mean_one_does():
-    found = forecast_study(course(), [TrialInFlight(Work(20, 0), PAIR, None)], spent())
+    found = forecast([TrialInFlight(Work(20, 0), PAIR, None)], spent())
     assert found.worker_seconds == pytest.approx(220 + 30 + 5 * 50)
 
 
 def test_a_trial_that_took_more_than_a_mean_one_has_nothing_left():
-    found = forecast_study(course(), [TrialInFlight(Work(80, 0), PAIR, None)], spent())
+    found = forecast([TrialInFlight(Work(80, 0), PAIR, None)], spent())
     assert found.worker_seconds == pytest.approx(220 + 0 + 5 * 50)
 
 
@@ -212,7 +210,7 @@ def test_a_trial_that_took_more_than_a_mean_one_has_nothing_left():
     ],
 )
 def test_a_budget_ends_a_study_early(budget, limit, more):
-    found = forecast_study(course(), [FLYING], spent(**budget))
+    found = forecast([FLYING], spent(**budget))
     assert (found.limited_by, found.trials) == (limit, 5 + more)
     assert found.worker_seconds == pytest.approx(220 + 30 + more * 50)
 
@@ -220,13 +218,11 @@ def test_a_budget_ends_a_study_early(budget, limit, more):
 def test_gpu_hours_are_forecast_and_limited():
     gpus = Resources(workers=2, gpus_per_worker=1)
     seen = Spend(seconds=100, worker_seconds=220, gpu_hours=220 / 3600, budget_gpu_hours=0.1)
-    found = forecast_study(
-        course(used=Work(200, 200)), [TrialInFlight(Work(20, 20), gpus, 15)], seen
-    )
+    found = forecast([TrialInFlight(Work(20, 20), gpus, 15)], seen, used=Work(200, 200))
     assert (found.limited_by, found.trials) == ("budget_gpu_hours", 7)
     assert found.gpu_hours == pytest.approx((220 + 30 + 2 * 50) / 3600)
 
 
 def test_a_study_does_not_end_before_its_longest_trial():
-    assert forecast_study(course(total=5), [TrialInFlight(Work(), PAIR, 60)], spent()).left_s == 60
-    assert forecast_study(course(speed=None), [FLYING], spent()).left_s is None
+    assert forecast([TrialInFlight(Work(), PAIR, 60)], spent(), total=5).left_s == 60
+    assert forecast([FLYING], spent(), speed=None).left_s is None
