@@ -58,7 +58,9 @@ def test_they_need_no_private_module():
 def test_a_search_uses_all_of_its_plugins(run):
     assert "\nsteep\n" in run("mptune", "list", "policies")
     assert "\nnice\n" in run("mptune", "list", "launchers")
-    out = run("mptune", "search", "kit.yaml", "--local", "--on", "nice.yaml")
+    shown = run("mptune", "launch", "kit.yaml", "--on", "nice.yaml", "--dry-run")
+    assert shown.startswith("entrypoint: nice -n 10 mptune search spec.yaml")
+    out = run("mptune", "search", "kit.yaml", "--local")
     assert "steep 2 " in out
     assert "distilbert 32×1" in out
     assert "failed" not in out

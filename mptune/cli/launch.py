@@ -48,7 +48,7 @@ def run_launch(
     now: bool,
     into: Path | None,
 ) -> int:
-    """Run a search on a Ray cluster, on Kubernetes, under Slurm, or in the background.
+    """Run a search on a Ray cluster, on Kubernetes, or under Slurm.
 
     `mptune launch SPEC --on PROFILE` submits the search, follows it, and copies its report to
     runs/NAME at the end. Ctrl-C detaches, and the search continues. After that, refer to the search

@@ -107,17 +107,16 @@ class File:
 
 def absolute(source: Sequence[str], base: Path) -> tuple[str, ...]:
     """The entries with every local path absolute."""
-    return tuple(_absolute(entry, base) for entry in source)
-
-
-def _absolute(entry: str, base: Path) -> str:
-    if entry == STDLIB or entry.startswith(PACKAGE) or "://" in entry:
-        return entry
-    if entry.startswith(DATASET):
-        name, colon, split = entry.removeprefix(DATASET).partition(":")
-        folder = base / Path(name).expanduser()
-        return f"{DATASET}{folder if folder.is_dir() else name}{colon}{split}"
-    return str(base / Path(entry).expanduser())
+    found = []
+    for entry in source:
+        if entry.startswith(DATASET):
+            name, colon, split = entry.removeprefix(DATASET).partition(":")
+            folder = base / Path(name).expanduser()
+            entry = f"{DATASET}{folder if folder.is_dir() else name}{colon}{split}"
+        elif entry != STDLIB and not entry.startswith(PACKAGE) and "://" not in entry:
+            entry = str(base / Path(entry).expanduser())
+        found.append(entry)
+    return tuple(found)
 
 
 def check(name: str, source: Sequence[str]) -> None:
@@ -173,7 +172,9 @@ def _local_files(entry: str) -> Iterator[File]:
     if path.is_file() or is_dataset(entry):
         yield File(path.name, str(path))
     elif path.is_dir():
-        yield from _named(path, (f for f in path.rglob("*") if f.is_file() and _seen(f, path)))
+        inside = (f for f in path.rglob("*") if f.is_file())
+        visible = (f for f in inside if "/." not in f"/{f.relative_to(path).as_posix()}")
+        yield from _named(path, visible)
     else:
         matches = (f for f in map(Path, glob.iglob(entry, recursive=True)) if f.is_file())
         yield from _named(_root(entry), matches)
@@ -196,10 +197,6 @@ def _root(entry: str) -> Path:
     while glob.has_magic(str(path)):
         path = path.parent
     return path if path.is_dir() else path.parent
-
-
-def _seen(file: Path, root: Path) -> bool:
-    return not any(part.startswith(".") for part in file.relative_to(root).parts)
 
 
 def _stdlib_files() -> Iterator[Path]:

@@ -163,14 +163,14 @@ class Subwords:
         for each, text, record in zip(found, texts, records, strict=True):
             ids = np.array(each.ids, np.uint32)
             known = np.ones(len(ids), bool) if self._unknown is None else ids != self._unknown
-            lost = 0 if known.all() else self._unknown_bytes(text)
-            encoded.append(Encoded(ids, known, len(record.content) - lost))
+            size = len(record.content)
+            if not known.all():  # the batch has no offsets
+                whole = self._tokenizer.encode(text, add_special_tokens=False)
+                pairs = zip(whole.ids, whole.offsets, strict=True)
+                unknown = [text[a:b] for i, (a, b) in pairs if i == self._unknown]
+                size -= sum(len(part.encode()) for part in unknown)
+            encoded.append(Encoded(ids, known, size))
         return encoded
-
-    def _unknown_bytes(self, text: str) -> int:
-        found = self._tokenizer.encode(text, add_special_tokens=False)
-        spans = [o for i, o in zip(found.ids, found.offsets, strict=True) if i == self._unknown]
-        return sum(len(text[a:b].encode()) for a, b in spans)
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer into the table's folder."""

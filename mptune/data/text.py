@@ -351,7 +351,11 @@ class Corpus:
 
     def _rank(self, record: Record) -> int:
         if self.by_key == "time":
-            return _time_rank(record)
+            at, given = seconds(record.keys[0]), record.keys[0]
+            if not math.isfinite(at):
+                raise ValueError(f"{record.place}: {given!r} is neither a number nor an ISO date")
+            # Milliseconds, so that the latest document has the smallest rank.
+            return 2**63 - math.floor(at * 1000)
         name = record.group if self.by_key else record.name
         digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
         return int.from_bytes(digest[:8], "big")
@@ -367,14 +371,6 @@ class Corpus:
                 self.reader.broken(record.place, not_utf8(error))
                 return 0
         return int.from_bytes(hashlib.sha256(record.content).digest()[:8], "big") or 1
-
-
-def _time_rank(record: Record) -> int:
-    """Milliseconds, so that the latest document has the smallest rank."""
-    at = seconds(record.keys[0])
-    if not math.isfinite(at):
-        raise ValueError(f"{record.place}: {record.keys[0]!r} is neither a number nor an ISO date")
-    return 2**63 - math.floor(at * 1000)
 
 
 # --- preparing ---------------------------------------------------------------------------------

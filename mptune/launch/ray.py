@@ -73,10 +73,10 @@ class ExistingRay(Launcher):
         return self.address
 
     def render(self, search: Submission) -> str:
-        return f"entrypoint: {self._entrypoint(search)}\nspec.yaml: |\n{indent(search.spec, '  ')}"
+        return f"entrypoint: {self.entrypoint(search)}\nspec.yaml: |\n{indent(search.spec, '  ')}"
 
     def submit(self, search: Submission) -> None:
-        entrypoint = self._entrypoint(search)
+        entrypoint = self.entrypoint(search)
         client = self._client()
         earlier = _latest_jobs(client).get(search.name)
         if earlier and earlier.status in NOT_ENDED:
@@ -143,7 +143,8 @@ class ExistingRay(Launcher):
             raise LaunchError(f"there is no search {name} on the Ray cluster at {url}{near}")
         return jobs[name]
 
-    def _entrypoint(self, search: Submission) -> str:
+    def entrypoint(self, search: Submission) -> str:
+        """The shell command that runs the driver on the cluster's head."""
         run = f"{self.runs.rstrip('/')}/{search.name}"
         words = search.arguments("spec.yaml", run, "--address", "auto")
         # The cluster's shell replaces `~`.

@@ -177,10 +177,11 @@ class Imputer:
         for row, c in keys:
             p_V, symbols_S = found[row, c]
             stats.append(_moments(columns[c], p_V, level))
-            drawn.append(_drawn(columns[c], symbols_S, rng))
+            kind = columns[c]
+            drawn.append(kind.draw(symbols_S, rng) if isinstance(kind, Bins) else symbols_S)
         row_K, column_K = np.array(keys, np.int64).reshape(-1, 2).T
         mean_K, low_K, high_K = np.array(stats, np.float64).reshape(-1, 3).T
-        return Cells(row_K, column_K, mean_K, low_K, high_K, np.array(drawn).T)
+        return Cells(row_K, column_K, mean_K, low_K, high_K, np.array(drawn, np.float64).T)
 
     def _forward(
         self, symbols_WD: IntArray, known_WD: BoolArray, asked_WD: BoolArray
@@ -233,13 +234,6 @@ def _moments(column: Column, p_V: FloatArray, level: float) -> tuple[float, floa
         return float(p_V.argmax()), float(p_V.max()), float(p_V.max())
     low, high = (column.quantile(p_V, q) for q in ((1 - level) / 2, (1 + level) / 2))
     return float(p_V @ column.centres() / p_V.sum()), low, high
-
-
-def _drawn(column: Column, symbols_S: IntArray, rng: np.random.Generator) -> FloatArray:
-    """Numbers drawn within their bins; category numbers of categories."""
-    if isinstance(column, Bins):
-        return column.draw(symbols_S, rng)
-    return symbols_S.astype(np.float64)
 
 
 def impute(

@@ -70,7 +70,7 @@ def test_a_dry_run_writes_nothing(
             "kind: slurm\ncpus_per_node: 4\ntime_limit: long\n",
             "p.yaml:3: time_limit: 'long' string should",
         ),
-        ("image: x\n", "p.yaml:1: needs 'kind', one of kubernetes, local, ray, slurm"),
+        ("image: x\n", "p.yaml:1: needs 'kind', one of kubernetes, ray, slurm"),
         ("kind: [\n", "not valid YAML"),
         ("kind: ray\nkind: ray\n", "p.yaml:2: kind is given twice"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -44,8 +43,7 @@ class Site:
         done = self.launch("spec.yaml", *more)
         assert done.returncode == 0, done.stderr
         self.wait_for("started on gang")
-        ticket = self.log.parent / "job.json"
-        number = json.loads(ticket.read_text())["job"]
+        number = (self.log.parent / "job-number").read_text()
         return int((self.folder / "slurm" / number).read_text())
 
     def wait_for(self, words: str) -> None:
