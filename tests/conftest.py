@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import pytest
 import pytest_timeout
+from sqlalchemy import Engine, event
 
 from tests import groups
 
@@ -23,6 +25,13 @@ os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 # Time depends on what else the machine does.
 hypothesis.settings.register_profile("mptune", deadline=None)
 hypothesis.settings.load_profile("mptune")
+
+
+@event.listens_for(Engine, "connect")
+def do_not_sync(connection: Any, _: object) -> None:
+    """SQLite writes without waiting for the disk: no test takes the power away."""
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA synchronous = OFF")
 
 
 @pytest.hookimpl(optionalhook=True)
