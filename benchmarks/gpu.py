@@ -345,13 +345,15 @@ def steps(ranks: Any) -> None:
         ("modernbert, D 2048, window 128", inputs(MODERN, FIFTEEN, **long, **BF16)),
         ("modernbert, D 2048, global", inputs(everywhere, FIFTEEN, **long, **BF16)),
         ("base, 15 %, compiled", inputs(BASE, FIFTEEN, compile=True, **BF16)),
-        (
-            "base, documents of 128, packed, compiled",
-            inputs(BASE, UNIFORM, documents=128, pack=True, compile=True, **BF16),
-        ),
     ]
     for what, given in cases[:5] if QUICK else cases:
         rate(what, given, ranks)
+
+
+def clear_ranks() -> None:
+    """Keep a process from joining the group of the one that started it."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
 
 
 def peer(ranks: Any) -> None:
@@ -360,11 +362,10 @@ def peer(ranks: Any) -> None:
 
     from training import Case, Effort, Shape, theirs
 
-    shape = Shape("bert 768×12", 768, 12, VOCABULARY, ROWS, STEPS, LENGTH)
+    width, depth = (32, 2) if TINY else (768, 12)
+    shape = Shape(f"bert {width}×{depth}", width, depth, VOCABULARY, ROWS, STEPS, LENGTH)
     case = Case(shape, 0.15, "bf16", Effort(1, WARM, 1.0), "wall", 1)
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        os.environ.pop(name, None)  # or the trainer joins this process's group
-    with multiprocessing.get_context("spawn").Pool(1) as other:
+    with multiprocessing.get_context("spawn").Pool(1, clear_ranks) as other:
         took_s = other.apply(theirs, (case,))
     tell(
         "step",
@@ -452,14 +453,13 @@ def memory(ranks: Any) -> None:
 
 def small(ranks: Any) -> None:
     """Models of a quick search, whose steps wait for launches."""
-    for width, depth in ((64, 2), (256, 4), (512, 8)):
+    for width, depth, compiled in ((64, 2, False), (256, 4, False), (512, 8, False), (64, 2, True)):
         model = {"family": "modernbert", "width": width, "depth": depth}
-        for compiled in (False, True):
-            given = inputs(model, UNIFORM, 64, 128, 256, compile=compiled, **BF16)
-            how = ", compiled" if compiled else ""
-            rate(f"modernbert {width}×{depth}, D 128{how}", given, ranks, steps=30)
-            if TINY:
-                return
+        given = inputs(model, UNIFORM, 64, 128, 256, compile=compiled, **BF16)
+        how = ", compiled" if compiled else ""
+        rate(f"modernbert {width}×{depth}, D 128{how}", given, ranks, steps=30)
+        if TINY:
+            return
 
 
 def scoring(ranks: Any) -> None:
@@ -516,7 +516,7 @@ def in_one_process(*parts: Callable[[Any], None]) -> None:
 
 
 def training() -> None:
-    in_one_process(steps, peer)
+    in_one_process(peer, steps)
 
 
 def usage() -> None:

@@ -32,6 +32,10 @@ ON_CPU = {False: 1.5, True: 2.6}
 """Memory of a block's activations on a CPU over their size, without and with recomputation
 (measured): the allocator keeps what a step has freed."""
 
+AUTOCAST = 1.1
+"""Memory of a block's activations under autocast over their size in half precision: norms and the
+residual stream stay in single precision (BERT and ModernBERT on an H200, see RESULTS.md)."""
+
 VALUES_WITHOUT_GRADIENTS = 12
 """Values per channel of the one block that a forward without gradients is in; its MLP is four times
 as wide."""
@@ -158,6 +162,8 @@ def demand(sizes: Sizes, training: Training, world_size: int) -> Demand:
     blocks = family.depth * family.width * value + 2 * block if recomputed else family.depth * block
     if sizes.device == "cpu":
         blocks *= ON_CPU[recomputed]
+    elif config.get("torch_autocast", {}).get("enabled"):
+        blocks *= AUTOCAST
     logits = sizes.masked_share * sizes.vocabulary * LOGIT_BYTES[sizes.device, half]
     scored_logits = sizes.scored_share * sizes.vocabulary * SCORED_LOGIT_BYTES[sizes.device]
     scored_block = VALUES_WITHOUT_GRADIENTS * family.width * value + scores
