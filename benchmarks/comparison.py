@@ -27,10 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtr
 
 from mptune.analysis import ArmScores, Difference, compare, selection_probabilities
 from mptune.analysis.arms import carrier
-from mptune.analysis.crossed import Array, Estimate, estimate, tail
+from mptune.analysis.crossed import Array
 from mptune.analysis.sequential import schedule
 
 SEQUENCES, DRAWS = 32, 2048
@@ -57,9 +58,32 @@ def normal(rng: np.random.Generator, arms: int, seeds: int, shared: float = 0.0)
     return Bed(errors_AS, np.ones(arms), np.zeros(arms))
 
 
-def lognormal(rng: np.random.Generator, arms: int, seeds: int) -> Bed:
-    errors_AS = math.exp(0.5) - np.exp(rng.normal(size=(arms, seeds)))
-    return Bed(errors_AS, np.full(arms, math.sqrt((math.e - 1) * math.e)), np.zeros(arms))
+def drawn(
+    rng: np.random.Generator, arms: int, seeds: int, kind: str = "normal", **sds: float
+) -> Bed:
+    """Runs of one kind with mean 0 and variance 1, times an SD of each arm (`variances`)."""
+    shape = arms, seeds
+    if kind == "lognormal":
+        errors_AS = (math.exp(0.5) - rng.lognormal(size=shape)) / math.sqrt((math.e - 1) * math.e)
+    elif kind == "exponential":
+        errors_AS = 1 - rng.exponential(size=shape)
+    elif kind == "t with 3 degrees":
+        errors_AS = rng.standard_t(3, shape) / math.sqrt(3)
+    elif kind == "two modes":  # three in ten runs end 4 SDs lower
+        errors_AS = 4 * (0.3 - (rng.random(shape) < 0.3)) + rng.normal(size=shape)
+        errors_AS /= math.sqrt(1 + 16 * 0.3 * 0.7)
+    else:
+        errors_AS = rng.normal(size=shape)
+    sd_A = np.sqrt(variances(arms, **sds))
+    return Bed(sd_A[:, None] * errors_AS, sd_A, np.zeros(arms))
+
+
+def variances(arms: int, baseline: float = 1.0, one: float = 1.0, half: float = 1.0) -> Array:
+    """Variances of the baseline, the first challenger and every other challenger; the rest 1."""
+    variance_A = np.where(np.arange(arms) % 2, half, 1.0)
+    variance_A[1] *= one
+    variance_A[0] = baseline
+    return variance_A
 
 
 def diverging(rng: np.random.Generator, arms: int, seeds: int, share: float, by: float) -> Bed:
@@ -69,19 +93,13 @@ def diverging(rng: np.random.Generator, arms: int, seeds: int, share: float, by:
     return Bed(errors_AS, np.ones(arms), np.zeros(arms))
 
 
-def late_support(rng: np.random.Generator, arms: int, seeds: int, quiet: int = 1) -> Bed:
+def late_support(rng: np.random.Generator, arms: int, seeds: int) -> Bed:
     """SDs of a measured search, nats at D = 64: 0.005 to 0.02 per token for laws that keep every
     mask count in play, 0.03 to 0.16 for the others; the baseline is one of the others."""
-    out_of_play_A = (np.arange(arms) % 2 != quiet).astype(float)
+    out_of_play_A = (np.arange(arms) % 2 == 0).astype(float)
     low_A, high_A = np.where(out_of_play_A, 0.03, 0.005), np.where(out_of_play_A, 0.16, 0.02)
     sd_A = 64 * rng.uniform(low_A, high_A)
     return Bed(sd_A[:, None] * rng.normal(size=(arms, seeds)), sd_A, out_of_play_A)
-
-
-def noisy_baseline(rng: np.random.Generator, arms: int, seeds: int, ratio: float) -> Bed:
-    """The baseline's variance is `ratio` times that of the others, and nothing says so."""
-    sd_A = np.where(np.arange(arms), 1.0, math.sqrt(ratio))
-    return Bed(sd_A[:, None] * rng.normal(size=(arms, seeds)), sd_A, np.zeros(arms))
 
 
 @cache
@@ -113,21 +131,28 @@ def pools(
     return Bed(errors_AS, runs_AR.std(1, ddof=1), 1.0 - pool_A % 2)
 
 
+LACKING = "normal, every other challenger lacks a seed"
 BEDS = {
-    "normal": normal,
-    "normal, seeds shared": partial(normal, shared=3.0),
-    "lognormal": lognormal,
-    "5 % diverge by 30 SD": partial(diverging, share=0.05, by=30.0),
-    "1 % diverge by 6 SD": partial(diverging, share=0.01, by=6.0),
-    "late support": late_support,
-    "late support, quiet baseline": partial(late_support, quiet=0),
-    "baseline of 5-fold variance": partial(noisy_baseline, ratio=5.0),
-    "baseline of 20-fold variance": partial(noisy_baseline, ratio=20.0),
     "text": partial(pools, studies=("text",)),
     "text, quiet baseline": partial(pools, studies=("text",), baseline=1),
     "watch": partial(pools, studies=("watch",), baseline=1),
     "watch, quiet baseline": partial(pools, studies=("watch",)),
-    "text and watch": partial(pools, studies=("text", "watch")),
+    "late support": late_support,
+    "normal": normal,
+    "normal, seeds shared": partial(normal, shared=3.0),
+    LACKING: normal,
+    "baseline of 5-fold variance": partial(drawn, baseline=5.0),
+    "baseline of 20-fold variance": partial(drawn, baseline=20.0),
+    "baseline of 60-fold variance": partial(drawn, baseline=60.0),
+    "baseline of a 60th of the variance": partial(drawn, baseline=1 / 60),
+    "one challenger of 60-fold variance": partial(drawn, one=60.0),
+    "half of the challengers of 60-fold variance": partial(drawn, half=60.0),
+    "lognormal": partial(drawn, kind="lognormal"),
+    "exponential": partial(drawn, kind="exponential"),
+    "exponential, baseline of 20-fold variance": partial(drawn, kind="exponential", baseline=20.0),
+    "t with 3 degrees": partial(drawn, kind="t with 3 degrees"),
+    "two modes": partial(drawn, kind="two modes"),
+    "5 % diverge by 30 SD": partial(diverging, share=0.05, by=30.0),
 }
 
 
@@ -143,31 +168,36 @@ def family(
         ArmScores(str(a), z_SN, tuple(range(seeds)), 64.0, out_of_play=float(x))
         for a, (z_SN, x) in enumerate(zip(z_ASN, made.out_of_play_A, strict=True))
     ]
+    if bed == LACKING:
+        scores = [arm.first(seeds - a % 2) for a, arm in enumerate(scores)]
     return scores, np.sqrt((made.sd_A**2 + made.sd_A[0] ** 2) / 2)
 
 
-def old_verdicts(found: Sequence[Estimate], by_K: Array) -> Array:
+def old_verdicts(d_K: Sequence[Array], by_K: Array) -> Array:
     """Sign of each difference that a t test of the pair finds, corrected by Holm, [K]."""
-    mean_K = np.array([each.mean for each in found]) + by_K
-    p_K = np.array([tail(abs(mean), each.parts) for mean, each in zip(mean_K, found, strict=True)])
+    d_KS = [d_SN.mean(1) + by for d_SN, by in zip(d_K, by_K, strict=True)]
+    t_K = np.array([d_S.mean() / d_S.std(ddof=1) * math.sqrt(len(d_S)) for d_S in d_KS])
+    p_K = 2 * stdtr([len(d_S) - 1 for d_S in d_KS], -np.abs(t_K))
     order_K = np.argsort(p_K)
     holm_K = np.empty(len(p_K))
     holm_K[order_K] = np.maximum.accumulate(p_K[order_K] * (len(p_K) - np.arange(len(p_K))))
-    signs_K: Array = np.sign(mean_K) * (holm_K <= 0.05)
+    signs_K: Array = np.sign(t_K) * (holm_K <= 0.05)
     return signs_K
 
 
-def new_verdicts(found: Sequence[Difference], d_KSN: Array, by_K: Array) -> tuple[Array, Array]:
+def new_verdicts(
+    found: Sequence[Difference], d_K: Sequence[Array], by_K: Array
+) -> tuple[Array, Array]:
     """Sign of each difference that `compare` finds, and if one seed may carry it, [K].
 
     `found` is of the arms as they are. Moving them by `by_K` changes no half-width, so `compare`,
     which takes most of the time, is called once.
     """
-    mean_K = d_KSN.mean((1, 2)) + by_K
+    mean_K = np.array([d_SN.mean() for d_SN in d_K]) + by_K
     free_K = np.sign(mean_K) * (np.abs(mean_K) > [d.half_width for d in found])
     held_K = [
-        carrier(d_S, math.hypot(d.se_seed or 0.0, d.se_sequences)) is None
-        for d, d_S in zip(found, d_KSN.mean(2) + by_K[:, None], strict=True)
+        carrier(d_SN.mean(1) + by, math.hypot(d.se_seed or 0.0, d.se_sequences)) is None
+        for d, d_SN, by in zip(found, d_K, by_K, strict=True)
     ]
     return free_K * held_K, free_K
 
@@ -212,12 +242,11 @@ def family_cell(
     for _ in range(replications):
         arms, sd_A = family(rng, bed, challengers + 1, seeds)
         found = compare(arms, "0", forecasts=False, draws=DRAWS)
-        base_SN = arms[0].nats_per_sequence_SN
-        d_KSN = np.stack([arm.nats_per_sequence_SN - base_SN for arm in arms[1:]])
-        pairs, row = [estimate(d_SN) for d_SN in d_KSN], []
+        d_K = [arm.nats_per_sequence_SN - arms[0].at(arm.seeds) for arm in arms[1:]]
+        row = []
         for times in (0.0, 3.0, 3.0 * math.sqrt(2)):
-            old_K = old_verdicts(pairs, times * sd_A[1:])
-            new_K, free_K = new_verdicts(found, d_KSN, times * sd_A[1:])
+            old_K = old_verdicts(d_K, times * sd_A[1:])
+            new_K, free_K = new_verdicts(found, d_K, times * sd_A[1:])
             row += [
                 (each_K > 0).mean() if times else each_K.any() for each_K in (old_K, new_K, free_K)
             ]
@@ -232,7 +261,7 @@ def family_cells(beds: Sequence[str]) -> Iterator[tuple[str, int, int]]:
     """Bed, challengers and seeds of every cell."""
     for bed in beds:
         yield from ((bed, challengers, 3) for challengers in (1, 2, 4, 31))
-        if bed in ("normal", "text"):
+        if bed in ("normal", "text", "baseline of 20-fold variance"):
             yield from ((bed, challengers, 5) for challengers in (1, 31))
 
 

@@ -168,8 +168,6 @@ def cell(
             "stated_regret": float(said.regret_R.sum()),
             "true_regret": float((made.truth_RA.max(1) - truth_R).sum()),
             "covered": int((np.abs(truth_R - said.expected_R) <= said.half_width_R).sum()),
-            "stated_best": float(said.probability_RA[at_R, said.chosen_R].sum()),
-            "true_best": float(best_RA[at_R, said.chosen_R].sum()),
         }  # fmt: skip
 
 
@@ -207,62 +205,39 @@ def pruner_table(studies: int) -> Iterator[str]:
         yield f"| {name} | {' | '.join(f'{100 * share:.1f} %' for share in shares)} |"
 
 
-def tables(rows: list[dict[str, Any]]) -> Iterator[str]:
-    def select(**wanted: Any) -> list[dict[str, Any]]:
-        return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+def tables(rows: list[dict[str, Any]], least: int = 100) -> Iterator[str]:
+    """A line for each bed, variance and number of candidates, with the figures of both methods.
 
-    def total(chosen: list[dict[str, Any]], key: str) -> Any:
-        return np.sum([row[key] for row in chosen], axis=0)
-
-    def regret(chosen: list[dict[str, Any]]) -> str:
-        stated, true = total(chosen, "stated_regret"), total(chosen, "true_regret")
-        return f"{stated / true:.2f}" if true else "–"
-
-    def line(*cells: object) -> str:
-        return "| " + " | ".join(str(c) for c in cells) + " |"
-
-    for bed in BEDS:
-        if not select(bed=bed):
-            continue
-        yield f"\n{bed}: P(best), % stated / % true, by decile of stated\n"
-        yield line("decile", *METHODS)
-        yield line(*["---"] * (1 + len(METHODS)))
-        for k in range(10):
-            cells = []
-            for method in METHODS:
-                chosen = select(bed=bed, method=method)
-                count, stated, true = (total(chosen, f)[k] for f in ("count", "stated", "true"))
-                cells.append(
-                    f"{100 * stated / count:.0f} / {100 * true / count:.0f}" if count else "–"
-                )
-            yield line(f"{10 * k}–{10 * k + 10} %", *cells)
-        yield f"\n{bed}: P(best) of the chosen one, regret stated / true, coverage of its score\n"
-        yield line(
-            "cells",
-            *(f"{m}: {w}" for m in METHODS for w in ("P, % stated / true", "regret", "coverage")),
-        )
-        yield line(*["---"] * (1 + 3 * len(METHODS)))
-        groups: list[tuple[str, dict[str, Any]]] = [("all", {})]
-        groups += [(f"spread {s:g}", {"spread": s}) for s in SPREADS]
-        groups += [(f"{a} candidates", {"candidates": a}) for a in CANDIDATES]
-        groups += [(v, {"variance": v}) for v in VARIANCES]
-        groups += [
-            (f"{s.each} each" + (f", {s.top} again × {s.fresh}" if s.top else ""),
-             {"seeds": list(s)})
-            for s in PATTERNS
-        ]  # fmt: skip
-        for label, wanted in groups:
-            cells = []
-            for method in METHODS:
-                chosen = select(bed=bed, method=method, **wanted)
-                if not chosen:
-                    continue
-                n = total(chosen, "replications")
-                stated, true = total(chosen, "stated_best") / n, total(chosen, "true_best") / n
-                cells += [f"{100 * stated:.0f} / {100 * true:.0f}", regret(chosen)]
-                cells.append(f"{100 * total(chosen, 'covered') / n:.1f} %")
-            if cells:
-                yield line(label, *cells)
+    The gap is over deciles with at least `least` values.
+    """
+    titles = ("gap", "regret", "coverage", "regret by spread")
+    columns = [f"{method}: {title}" for method in METHODS for title in titles]
+    yield "| bed; seed variances; candidates | " + " | ".join(columns) + " |"
+    yield "|---" * (1 + len(columns)) + "|"
+    keys = dict.fromkeys((row["bed"], row["variance"], row["candidates"]) for row in rows)
+    for bed, variance, A in keys:
+        cells = [f"{bed}; {variance}; {A}"]
+        for method in METHODS:
+            at = {"bed": bed, "variance": variance, "candidates": A, "method": method}
+            chosen = [row for row in rows if all(row[key] == at[key] for key in at)]
+            total = {
+                key: np.sum([row[key] for row in chosen], axis=0)
+                for key in ("count", "stated", "true", "stated_regret", "true_regret", "covered")
+            }
+            enough = total["count"] >= least
+            gap_10 = np.abs(total["stated"] - total["true"]) / np.maximum(total["count"], 1)
+            by_spread = [
+                sum(row["stated_regret"] for row in of) / sum(row["true_regret"] for row in of)
+                for spread in SPREADS[1:]
+                if (of := [row for row in chosen if row["spread"] == spread])
+            ]
+            cells += [
+                f"{100 * gap_10[enough].max():.1f}",
+                f"{total['stated_regret'] / total['true_regret']:.2f}",
+                f"{100 * total['covered'] / sum(row['replications'] for row in chosen):.1f} %",
+                ", ".join(f"{ratio:.2f}" for ratio in by_spread),
+            ]
+        yield "| " + " | ".join(cells) + " |"
 
 
 def main() -> None:
@@ -298,7 +273,7 @@ def main() -> None:
             )
             for A, spread, seeds, variance in grid:
                 rows += cell(A, spread, seeds, variance, bed, replications)
-    print(*tables(rows), sep="\n")
+    print(*tables(rows, 5 if arguments.quick else 100), sep="\n")
     if arguments.json:
         arguments.json.write_text(json.dumps(rows) + "\n", encoding="utf-8")
 

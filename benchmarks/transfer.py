@@ -23,8 +23,8 @@ import numpy as np
 from scipy.special import ndtri
 from scipy.stats import kendalltau, spearmanr
 
+from mptune.analysis.intervals import Condition, scores_by_condition
 from mptune.analysis.kpi import kpi_report
-from mptune.analysis.robustness import Condition, scores_by_condition
 from mptune.trial import KpiValue, LMLScore, RateScore, Trial, TrialResult
 
 Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray, np.ndarray]]

@@ -6,8 +6,8 @@
     v_seed = MS_seed / (S n)                                    S - 1 degrees of freedom
     v_seq  = max(0, MS_seq - MS_res) / (S n)                    n - 1 degrees of freedom
 
-`tail` is that of Behrens and Fisher: the mean probability of a larger deviation when the seed
-variance is v_seed (S - 1) / chi². By quadrature at 2, 3, 5 and 8 seeds it errs no more often than
+`tail` is that of Behrens and Fisher: the probability of a larger deviation when both variances are
+what was found times df / chi². By quadrature at 2, 3, 5 and 8 seeds it errs no more often than
 it says, also at small levels; Satterthwaite's single t falls to a coverage of 88 %. `critical` is
 its inverse: half of the interval of a pair of arms, from which its verdict is read.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -27,8 +28,8 @@ Array: TypeAlias = NDArray[np.float64]
 Parts: TypeAlias = tuple[tuple[float, float], ...]
 """Independent variance parts of a mean, with the degrees of freedom of each; seeds first."""
 
-NODES = 400
-"""Of the integral over the unknown seed variance, in its logarithm; exact to 1e-6 and better."""
+NODES = 64
+"""Of the integral over each unknown variance, in its logarithm; exact to 1e-4 and better."""
 
 
 @dataclass(frozen=True)
@@ -44,19 +45,25 @@ class Estimate:
 
 
 def tail(distance: float, parts: Parts) -> float:
-    """P(|error| >= distance), the seed variance being uncertain; 1 at a distance of 0."""
-    from scipy.special import stdtr
+    """P(|error| >= distance), both variances being uncertain; 1 at a distance of 0."""
+    from scipy.special import ndtr, stdtr
 
     (v_seed, df), (v_other, df_other) = parts[0], parts[-1]
     if v_seed + v_other == 0 or distance == 0:
         return float(distance == 0)
     if len(parts) == 1 or v_other == 0:
         return 2 * float(stdtr(df, -distance / math.sqrt(v_seed)))
-    # log of w = chi² / df, with density w^(df/2) exp(-df w / 2) in log w.
-    log_w = np.linspace(-80.0 / max(1.0, df / 2), math.log(1 + 60 / df), NODES)
+    (w_W, weight_W), (w_V, weight_V) = _chi_squared(df), _chi_squared(df_other)
+    sd_WV = np.sqrt(v_seed / w_W[:, None] + v_other / w_V)
+    return min(1.0, float(2 * weight_W @ ndtr(-distance / sd_WV) @ weight_V))
+
+
+@lru_cache(maxsize=64)
+def _chi_squared(df: float) -> tuple[Array, Array]:
+    """Nodes and weights of an integral over chi² / df, in its logarithm."""
+    log_w = np.linspace(-80.0 / max(2.0, df), math.log(1 + 60 / df), NODES)
     weight = np.exp(df / 2 * (log_w + 1 - np.exp(log_w)))
-    inside = stdtr(df_other, -distance / np.sqrt(v_seed * np.exp(-log_w) + v_other))
-    return min(1.0, float(2 * (weight @ inside) / weight.sum()))
+    return np.exp(log_w), weight / weight.sum()
 
 
 def critical(p: float, parts: Parts) -> float:

@@ -1,14 +1,20 @@
-"""Half-widths of 95 % intervals, the one place that knows the quantiles; and scores by group."""
+"""Half-widths of 95 % intervals; scores by group, and under other conditions than training.
+
+The only module that knows the quantiles.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mptune.lml import MIN_GROUPS, group_scores, intraclass_correlation
-from mptune.trial import LMLScore
+from mptune.trial import LMLScore, TrialResult
 
 NORMAL_95 = 1.96
 """Normal quantile at 97.5 %, as it is quoted in captions."""
@@ -66,3 +72,54 @@ def group_correlations(scores: Sequence[Mapping[str, NDArray[np.float64]]]) -> d
     z = [s["nats_per_sequence"] for s in scores]
     of = {"score": z[0], "difference": z[0] - z[1]} if len(z) > 1 else {"score": z[0]}
     return {name: intraclass_correlation(v, scores[0]["groups"]) for name, v in of.items()}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One way to score a model.
+
+    Attributes:
+        kind: `home` is the distribution that it was trained on.
+        domain: name of a held-out domain.
+        fraction, pattern: of the observed values, how many were removed and how.
+        few_groups: number of groups, if intervals hold for these only; see `LMLScore`.
+    """
+
+    kind: Literal["home", "domain", "missing"]
+    domain: str = ""
+    fraction: float = 0.0
+    pattern: Literal["random", "block"] = "random"
+    few_groups: int | None = None
+
+
+def scores_by_condition(runs: Sequence[TrialResult]) -> dict[Condition, tuple[float, float]]:
+    """Mean score of the runs of a trial or an arm, and half of its 95 % interval, nats per token.
+
+    Runs of several seeds share their sequences: their spread adds to the noise of those. The root
+    of the sum of the two squared half-widths covers 95 to 99 % (docs/method.md).
+    """
+    scores: dict[Condition, list[LMLScore]] = {}
+    for run in runs:
+        few = run.lml.few_groups
+        scores.setdefault(Condition("home", few_groups=few), []).append(run.lml)
+        for name, lml in run.lml_shift.items():
+            condition = Condition("domain", name, few_groups=lml.few_groups)
+            scores.setdefault(condition, []).append(lml)
+        for gone in run.lml_missing:
+            condition = Condition("missing", "", gone.fraction, gone.kind, few)
+            scores.setdefault(condition, []).append(gone.lml)
+    found = {}
+    for condition, of_runs in scores.items():
+        values = [lml.nats_per_token for lml in of_runs]
+        half = math.fsum(map(lml_half_width, of_runs)) / len(of_runs)
+        if len(values) > 1:
+            sd = float(np.std(values, ddof=1))
+            half = math.hypot(half, half_width(sd, len(values) - 1) / math.sqrt(len(values)))
+        found[condition] = math.fsum(values) / len(values), half
+    return found
+
+
+def worst_domain(runs: Sequence[TrialResult]) -> tuple[str, float] | None:
+    """The domain with the lowest mean score, and that score; None without domains."""
+    scores = {c.domain: score for c, (score, _) in scores_by_condition(runs).items() if c.domain}
+    return min(scores.items(), key=lambda pair: pair[1], default=None)

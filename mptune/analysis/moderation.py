@@ -11,6 +11,10 @@ variances that they are to improve, so here a, b and d0 are integrated over on a
 that leaves mask counts out at the end of training varies more from seed to seed: in a search of
 32 policies by a factor of 60 in variance, which the prior of b allows for.
 
+Where an arm may be unlike the others (Phipson et al. 2016, doi 10.1214/16-AOAS920, with a flat
+prior instead of an estimate), its variance has the density above with some odds, and one that is
+flat in log sigma² otherwise: then it is known from its own runs alone, as in Student's t.
+
 Shape suffixes: A arms; G grid points of (b, d0, a).
 """
 
@@ -58,28 +62,40 @@ class Moderated:
     Attributes:
         variance_A: of each arm: the inverse of its mean 1 / sigma² given all arms.
         weight_G: of each point of the grid.
-        df_GA, squares_GA: there, 1 / sigma² is distributed as chi²(df) / squares.
+        alike_GA: there, probability that the arm's variance is like those of the others.
+        df_2GA, squares_2GA: there, 1 / sigma² is distributed as chi²(df) / squares: of an arm
+            unlike the others, and of one like them.
     """
 
     variance_A: Array
     weight_G: Array
-    df_GA: Array
-    squares_GA: Array
+    alike_GA: Array
+    df_2GA: Array
+    squares_2GA: Array
 
     def draw(self, draws: int, rng: np.random.Generator) -> Array:
         """Variances as they may truly be, [Z, A]; a, b and d0 of a draw are common to all arms."""
         drawn_Z = rng.choice(len(self.weight_G), draws, p=self.weight_G)
-        chi2_ZA = 2 * rng.standard_gamma(self.df_GA[drawn_Z] / 2)
-        return self.squares_GA[drawn_Z] / chi2_ZA
+        alike_ZA = self.alike_GA[drawn_Z]
+        at = (rng.random(alike_ZA.shape) < alike_ZA).astype(int), drawn_Z[:, None]
+        at_ZA = *at, np.arange(alike_ZA.shape[1])
+        return self.squares_2GA[at_ZA] / (2 * rng.standard_gamma(self.df_2GA[at_ZA] / 2))
 
 
-def moderate(variance_A: Array, degrees_A: Array, out_of_play_A: Array | None = None) -> Moderated:
+def moderate(
+    variance_A: Array,
+    degrees_A: Array,
+    out_of_play_A: Array | None = None,
+    alike_A: Array | None = None,
+) -> Moderated:
     """Moderated variances of arms.
 
     Args:
         variance_A: sample variance over the seeds of each arm; ignored where there are 0 degrees.
         degrees_A: degrees of freedom of each, 0 for an arm that was trained once.
         out_of_play_A: of each arm's policy (`out_of_play`), 0..1; None leaves the trend out.
+        alike_A: prior probability of being like the others; 1 less it is that of a log variance in
+            any one interval of unit length otherwise. None: all are alike.
 
     Raises:
         ValueError: no arm has a degree of freedom, or all sample variances are zero.
@@ -97,21 +113,33 @@ def moderate(variance_A: Array, degrees_A: Array, out_of_play_A: Array | None = 
         for grid in np.meshgrid(slopes, PRIOR_DEGREES, log_scales, indexing="ij")
     )
     s0_GA = np.exp(a_G1 + b_G1 * (x_A - x_A.mean()))
-    log_w_G = _log_likelihood(squares_A, degrees_A, s0_GA, d0_G1)
-    log_w_G += np.log(prior).repeat(len(log_w_G) // len(prior))
+    alike_A = np.where(squares_A > 0, 1.0 if alike_A is None else alike_A, 1.0)
+    with np.errstate(divide="ignore"):
+        log_alike_A, log_own_A = np.log(alike_A), np.log(1 - alike_A)
+    log_f_GA = log_alike_A + _log_likelihood(squares_A, degrees_A, s0_GA, d0_G1)
+    log_mean_GA = np.logaddexp(log_f_GA, log_own_A)
+    log_w_G = log_mean_GA.sum(1) + np.log(prior).repeat(len(log_f_GA) // len(prior))
     w_G = np.exp(log_w_G - log_w_G.max())
     w_G /= w_G.sum()
-    df_GA, squares_GA = d0_G1 + degrees_A, d0_G1 * s0_GA + squares_A
-    return Moderated(1 / (w_G @ (df_GA / squares_GA)), w_G, df_GA, squares_GA)
+    alike_GA = np.exp(log_f_GA - log_mean_GA)
+    own_2A = np.stack([np.maximum(degrees_A, 1e-9), np.maximum(squares_A, 1e-300)])
+    shape = 2, *s0_GA.shape
+    df_2GA, squares_2GA = (np.broadcast_to(v, shape).copy() for v in own_2A)
+    df_2GA[1], squares_2GA[1] = d0_G1 + degrees_A, d0_G1 * s0_GA + squares_A
+    inverse_2GA = df_2GA / squares_2GA
+    inverse_A = w_G @ (alike_GA * inverse_2GA[1] + (1 - alike_GA) * inverse_2GA[0])
+    return Moderated(1 / inverse_A, w_G, alike_GA, df_2GA, squares_2GA)
 
 
 def _log_likelihood(squares_A: Array, degrees_A: Array, s0_GA: Array, d0_G1: Array) -> Array:
-    """Log density of the sample variances, s²_i / s0²_i ~ F(d_i, d0), without what G shares."""
-    from scipy.special import gammaln
+    """Log density of each log s²_i, s²_i / s0²_i ~ F(d_i, d0); 0 without a degree of freedom."""
+    from scipy.special import betaln
 
-    total_GA = d0_G1 + degrees_A
-    found_GA = gammaln(total_GA / 2) - gammaln(d0_G1 / 2) - degrees_A / 2 * np.log(d0_G1 * s0_GA)
-    return (found_GA - total_GA / 2 * np.log1p(squares_A / (d0_G1 * s0_GA))).sum(1)
+    known_A = squares_A > 0
+    half_A, half_G1 = np.where(known_A, degrees_A, 1.0) / 2, d0_G1 / 2
+    log_x_GA = np.log(np.where(known_A, squares_A, 1.0) / (d0_G1 * s0_GA))
+    log_f_GA = half_A * log_x_GA - (half_A + half_G1) * np.log1p(np.exp(log_x_GA))
+    return np.where(known_A, log_f_GA - betaln(half_A, half_G1), 0.0)
 
 
 def out_of_play(policy: Mapping[str, Any], length: int) -> float:

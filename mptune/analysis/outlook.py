@@ -18,8 +18,7 @@ import numpy as np
 from mptune.analysis.comparison import Scores
 from mptune.analysis.crossed import root
 from mptune.analysis.exposure import Points, Surrogate
-from mptune.analysis.selection import SearchSelection, select_trial
-from mptune.analysis.worth import expected_gains
+from mptune.analysis.selection import SearchSelection, expected_gains, select_trial
 from mptune.spec.schema import Search
 from mptune.status import EndedBy, MoreRuns, Outlook
 from mptune.trial import Prepared, Trial
@@ -60,10 +59,8 @@ def outlook(
     assert candidate.expected_regret is not None
     length = prepared.heldout_tokens / prepared.heldout_sequences
     costs = {t.number: t.result.cost for t in ended if t.result is not None}
-    hours = {  # of all attempts
-        n: (cost.training_s + cost.scoring_s + cost.setting_up_s) * cost.workers / 3600
-        for n, cost in costs.items()
-    }
+    seconds = {n: c.training_s + c.scoring_s + c.setting_up_s for n, c in costs.items()}
+    hours = {n: seconds[n] * c.workers / 3600 for n, c in costs.items()}  # of all attempts
     more_runs = [
         MoreRuns(
             runs=gain.seeds,

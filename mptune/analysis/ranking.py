@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from mptune.analysis.intervals import NORMAL_95, half_width, lml_half_width
-from mptune.analysis.robustness import worst_domain
+from mptune.analysis.intervals import NORMAL_95, half_width, lml_half_width, worst_domain
 from mptune.trial import Trial, TrialResult
 
 Side: TypeAlias = Literal["fixed 15 %", "accumulated"]

@@ -238,13 +238,11 @@ def build_report(
     """
     prepared, searched, compared = found.prepared, found.searched, found.compared
     everything = (*searched, *found.confirmed, *found.tried, *compared)
-    trained = [
-        trial
-        for trial in everything
-        if trial.state not in ("WAITING", "RUNNING") and trial.same_as is None
-    ]
+    ended = [trial for trial in everything if trial.state not in ("WAITING", "RUNNING")]
+    trained = [trial for trial in ended if trial.same_as is None]
     results = [trial.result for trial in trained if trial.result is not None]
-    choice, sizes = choose(spec, found), spec.search.extrapolate_to
+    choice = choose(spec, found)
+    sizes = spec.search.extrapolate_to if extrapolate_to is None else extrapolate_to
     shown: Prepared | None = None
     predicted: Prediction | None = None
     if prepared is not None:
@@ -254,6 +252,7 @@ def build_report(
         if spec.search.sampler.kind == "exposure" and choice.searched:
             predicted = prediction(searched, choice.searched, prepared.length)
     ran = [trial for trial in searched if trial.state != "WAITING"]
+    complete = [trial for trial in ran if trial.state == "COMPLETE"]
     score = spec.score
     return Report(
         study=spec.name,
@@ -264,17 +263,11 @@ def build_report(
         selection=choice.selection,
         outlook=outlook,
         prediction=predicted,
-        by_size=by_size(
-            (*searched, *compared), sizes if extrapolate_to is None else extrapolate_to
-        ),
+        by_size=by_size((*searched, *compared), sizes),
         kpi=kpi_report(score.kpi, searched, score.kpi_higher_is_better) if score.kpi else None,
         spend=spend(results, trials=len(trained), wall_s=wall_s),
         importance=tuple(
-            Importance(
-                name=name,
-                share=share,
-                trials=sum(t.state == "COMPLETE" and name in t.params for t in searched),
-            )
+            Importance(name=name, share=share, trials=sum(name in t.params for t in complete))
             for name, share in (importances or {}).items()
         ),
         plan_hash=prepared.plan_hash if prepared else "",

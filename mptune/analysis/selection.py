@@ -12,6 +12,16 @@ posterior means take out as much of it as there is on average, whatever the numb
 Without any point that was trained twice the noise of training seeds is unknown, and with it every
 probability: then none is given.
 
+What more runs are worth is the knowledge gradient of a joint normal belief:
+
+    theta ~ N(m, S)                            true scores of A candidates
+    gain_a(n) = E max_b (m_b + s_b Z) - max_b m_b        s_b = S_ab / sqrt(S_aa + noise_a / n)
+
+by how much n runs of candidate a improve the score of the one that is then chosen (Frazier, Powell
+and Dayanik 2008, doi 10.1137/070693424). One run alone may change no choice, although several do,
+so gains are to be compared per run at several n (Frazier and Powell 2010, doi
+10.1287/deca.1100.0188).
+
 Shape suffixes: A candidates, K candidates with runs on a plan, N sequences, S runs, Z draws.
 """
 
@@ -26,14 +36,18 @@ import numpy as np
 
 from mptune.analysis.comparison import Arms, Scores
 from mptune.analysis.crossed import Array
-from mptune.analysis.intervals import lml_half_width
+from mptune.analysis.intervals import lml_half_width, worst_domain
 from mptune.analysis.moderation import SEED_SHARE, out_of_play
 from mptune.analysis.posterior import MeasuredPoints, draw_scores
 from mptune.analysis.ranking import point_of, ranking
-from mptune.analysis.robustness import worst_domain
-from mptune.analysis.worth import RUNS, expected_gains
 from mptune.errors import NoResultError
 from mptune.trial import Message, Prepared, Trial
+
+RUNS = (1, 2, 4, 8, 16)
+"""Numbers of runs whose gain is computed."""
+
+NODES = 64
+"""Of the integral over Z, in the middles of equal shares of probability."""
 
 
 class Confirmation(Message):
@@ -81,7 +95,7 @@ class Candidate(Message):
 
 
 class SeedGain(Message):
-    """What more seeds of a candidate would gain on average (`mptune.analysis.worth`)."""
+    """What more seeds of a candidate would gain on average (`expected_gains`)."""
 
     trial: int
     seeds: int
@@ -353,6 +367,24 @@ def _doubt(
         "within": float(np.mean(loss_Z <= delta)),
         "gains": gains,
     }
+
+
+def expected_gains(mean_A: Array, covariance_AA: Array, noise_A: Array) -> Array:
+    """Expected gain of each number of `RUNS` of each candidate, [len(RUNS), A].
+
+    Args:
+        noise_A: variance of one run of each candidate around its true score.
+    """
+    from scipy.special import ndtri
+
+    Z = ndtri((np.arange(NODES) + 0.5) / NODES)
+    gains = []
+    for runs in RUNS:
+        se_A = np.sqrt(covariance_AA.diagonal() + noise_A / runs)
+        step_AA = covariance_AA / np.maximum(se_A, 1e-300)
+        best_AZ = (mean_A[:, None, None] + step_AA[:, :, None] * Z).max(0)
+        gains.append(best_AZ.mean(1) - mean_A.max())
+    return np.maximum(gains, 0.0)
 
 
 def _confirmations(points: Mapping[int, Runs]) -> int:

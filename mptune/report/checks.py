@@ -13,9 +13,9 @@ from typing import Any, ClassVar, TypeAlias
 from pydantic import ConfigDict
 
 from mptune.analysis.comparison import ComparisonReport
+from mptune.analysis.intervals import scores_by_condition, worst_domain
 from mptune.analysis.pruning import MIN_FOR_REGRESSION, probability_of_stopping_the_best
 from mptune.analysis.results import Choice, Outcomes, Report
-from mptune.analysis.robustness import scores_by_condition, worst_domain
 from mptune.report.formatting import minus
 from mptune.report.language import Language
 from mptune.report.verdicts import what_would_decide

@@ -18,7 +18,7 @@ from mptune.analysis import (
     compare,
     selection_probabilities,
 )
-from mptune.analysis.arms import _Pair, evaluation_noise
+from mptune.analysis.arms import _Pair, evaluation_noise, joint_errors
 from mptune.analysis.crossed import critical, tail
 from mptune.analysis.intervals import half_width
 from mptune.analysis.sequential import _simpson, nominal_levels, overall_level, schedule
@@ -50,10 +50,10 @@ def test_anova_by_hand() -> None:
     assert difference.nats_per_token == pytest.approx(0.5)
     half_width = difference.half_width
     assert (difference.low, difference.high) == pytest.approx((5 - half_width, 5 + half_width))
-    # The interval leaves out 5 % of the errors, the variance of seeds being v_seed / chi².
+    # Two arms are tested at two thirds of the level; both variances are known from few values.
     rng = np.random.default_rng(0)
-    error = np.sqrt(v_seed / rng.chisquare(1, 400_000) + v_seq) * rng.standard_t(2, 400_000)
-    assert np.mean(np.abs(error) > half_width) == pytest.approx(0.05, abs=0.0015)
+    error = v_seed**0.5 * rng.standard_t(1, 400_000) + v_seq**0.5 * rng.standard_t(2, 400_000)
+    assert np.mean(np.abs(error) > half_width) == pytest.approx(0.05 * 2 / 3, abs=0.0015)
 
 
 def test_sequence_part_has_a_floor_at_zero() -> None:
@@ -72,16 +72,17 @@ def test_p_value_without_evaluation_noise_is_students() -> None:
     d_SN = [[1.0, 1.0], [3.0, 3.0], [0.5, 0.5]]
     found = pair(d_SN)
     t = 1.5 / (math.sqrt(1.75) / math.sqrt(3))
-    assert found.p_value == pytest.approx(2 * stdtr(2, -t), rel=1e-6)
+    assert found.p_value == pytest.approx(1.5 * 2 * stdtr(2, -t), rel=1e-6)
     assert pair(d_SN, level=1 - found.p_value).low == pytest.approx(0, abs=1e-9)
 
 
-def test_p_value_is_the_mean_over_the_unknown_seed_variance() -> None:
-    parts = (0.5, 2), (0.7, 10_000)
+@pytest.mark.parametrize("parts", [((0.5, 2), (0.7, 9)), ((2.0, 7), (0.1, 40)), ((1, 1), (3, 900))])
+def test_p_value_is_that_of_two_errors_of_uncertain_variance(
+    parts: tuple[tuple[float, int], tuple[float, int]],
+) -> None:
     rng = np.random.default_rng(0)
-    variance = 0.5 * 2 / rng.chisquare(2, 400_000) + 0.7
-    by_simulation = np.mean(2 * stdtr(10_000, -2.0 / np.sqrt(variance)))
-    assert tail(2.0, parts) == pytest.approx(by_simulation, rel=0.005)
+    error = sum(variance**0.5 * rng.standard_t(df, 400_000) for variance, df in parts)
+    assert tail(2.0, parts) == pytest.approx(np.mean(np.abs(error) > 2.0), rel=0.02)
     assert critical(tail(2.0, parts), parts) == pytest.approx(2.0, rel=1e-6)
 
 
@@ -119,7 +120,7 @@ def test_coverage_with_both_noises(seeds: int, seed_ratio: float) -> None:
     rng, times = np.random.default_rng(7), repetitions(200, 800)
     runs = [pair(simulate(rng, seed_ratio, seeds)) for _ in range(times)]
     coverage = np.mean([run.low <= 0 <= run.high for run in runs])
-    assert 0.93 - slack(times) <= coverage <= (0.97 + slack(times) if seeds > 2 else 1)
+    assert 0.93 - slack(times) <= coverage <= (0.985 + slack(times) if seeds > 2 else 1)
 
 
 def test_coverage_of_evaluation_noise_with_one_seed() -> None:
@@ -266,13 +267,37 @@ def test_a_challenger_that_wins_by_14_nats_in_every_seed_is_decided_among_31(see
 def test_a_difference_that_one_seed_carries_is_undecided() -> None:
     arms = equal_noise(np.random.default_rng(7), 60, 3)
     quiet = 0.3 * arms[0].nats_per_sequence_SN
-    odd = replace(arms[59], nats_per_sequence_SN=quiet + np.array([[2.0], [2.1], [7.2]]))
+    odd = replace(arms[59], nats_per_sequence_SN=quiet + np.array([[1.0], [1.1], [6.5]]))
     family = [replace(arms[0], nats_per_sequence_SN=quiet), *arms[1:59], odd]
-    found = compare(family, "00", level=0.93)[-1]
+    found = compare(family, "00", level=0.8)[-1]
     assert found.low > 0
     assert (found.verdict, found.carried_by, found.more_seeds) == ("undecided", 2, 1)
     without = pair(np.repeat(np.array([[5.0], [5.1], [5.2]]), 2, axis=1))
     assert (without.verdict, without.carried_by) == ("better", None)
+
+
+def test_a_baseline_that_varies_more_than_all_others_is_known_from_its_own_runs() -> None:
+    """Its error is in every difference, so intervals are as wide as Student's of its three runs."""
+    arms = equal_noise(np.random.default_rng(3), 13, 3)
+    runs_S1 = np.array([[-8.0], [1.0], [7.0]])
+    arms[0] = replace(arms[0], nats_per_sequence_SN=np.repeat(runs_S1, 2, axis=1))
+    of_t = T_2 * float(runs_S1.std(ddof=1)) / math.sqrt(3)
+    for d in compare(arms, "00", draws=4000):
+        assert 0.85 * of_t < d.half_width < 1.25 * of_t
+
+
+def test_errors_of_differences_add_up() -> None:
+    """Their variances and correlations are those of the runs, where these are known."""
+    rng, sds = np.random.default_rng(3), np.array([3.0, 1.0, 1.0, 2.0])
+    arms = equal_noise(rng, 4, 400, sds)
+    pairs = [
+        _Pair(each, each.seeds, each.nats_per_sequence_SN - arms[0].nats_per_sequence_SN)
+        for each in arms[1:]
+    ]
+    errors = joint_errors(arms, pairs, 20_000)
+    expected_KK = (np.diag(sds[1:] ** 2) + sds[0] ** 2) / 400
+    assert np.cov(errors.draw().T) == pytest.approx(expected_KK, rel=0.15)
+    assert errors.seed == pytest.approx(np.diag(expected_KK), rel=0.15)
 
 
 def test_one_seed_decides_nothing() -> None:
@@ -386,11 +411,12 @@ def test_selection_by_simulation(seeds: int) -> None:
 
 
 def test_selection_probability_matches_the_t_distribution() -> None:
-    # Two arms, no sequence noise: P(best) is a Student tail of the seed differences.
+    # Two arms, no sequence noise: P(best) is a Student tail of the seed differences, without the
+    # allowance that the test makes for skewed runs.
     d = np.array([[1.0, 1.0], [3.0, 3.0], [0.5, 0.5]])
     _, new = selection_probabilities([arm("base", 0 * d), arm("new", d)], draws=100_000)
     p = pair(d).p_value
-    assert new.probability == pytest.approx(1 - p / 2, abs=0.005)
+    assert new.probability == pytest.approx(1 - p / 1.5 / 2, abs=0.005)
 
 
 @pytest.mark.simulation
@@ -502,7 +528,7 @@ def test_sequences_needed_by_hand() -> None:
 
     def decides(N: int) -> bool:
         se = math.sqrt(row_N.var(ddof=1) / N)
-        return bool((-stdtrit(99, 0.025) + 0.8416) * se <= 0.1)
+        return bool((-stdtrit(99, 0.025 * 2 / 3) + 0.8416) * se <= 0.1)
 
     assert found.more_seeds is None
     assert found.sequences_needed is not None

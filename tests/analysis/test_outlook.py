@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from mptune.analysis.outlook import ended_by
-from mptune.analysis.selection import search_selection
-from mptune.analysis.worth import RUNS, expected_gains
+from mptune.analysis.selection import RUNS, expected_gains, search_selection
 from mptune.spec.schema import Search
 from mptune.status import MoreRuns, Outlook
 from tests.analysis.test_selection import searched

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from mptune.analysis.intervals import half_width
+from mptune.analysis.intervals import Condition, half_width, scores_by_condition, worst_domain
 from mptune.analysis.kpi import KpiReport
 from mptune.analysis.ranking import loss_at
-from mptune.analysis.robustness import Condition, scores_by_condition, worst_domain
 from mptune.analysis.sizes import BySize, Extrapolation, LawValue, SizeLaw, SizePoint
 from mptune.report.blocks import (
     Axis,
