@@ -261,8 +261,8 @@ def family_cells(beds: Sequence[str]) -> Iterator[tuple[str, int, int]]:
     """Bed, challengers and seeds of every cell."""
     for bed in beds:
         yield from ((bed, challengers, 3) for challengers in (1, 2, 4, 31))
-        if bed in ("normal", "text", "baseline of 20-fold variance"):
-            yield from ((bed, challengers, 5) for challengers in (1, 31))
+        if bed in ("text", "normal", "late support", "baseline of 20-fold variance"):
+            yield from ((bed, challengers, seeds) for challengers in (1, 31) for seeds in (4, 5))
 
 
 # --- both noises, crossed ------------------------------------------------------------------------

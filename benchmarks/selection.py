@@ -46,7 +46,7 @@ class Seeds(NamedTuple):
     fresh: int = 0
 
 
-PATTERNS = (Seeds(1, 2, 2), Seeds(1, 3, 3), Seeds(2), Seeds(3))
+PATTERNS = (Seeds(1, 3, 3), Seeds(2))
 VARIANCES = ("equal", "60-fold", "60-fold, unexplained")
 """Half of the candidates are noisier; out of play says which, unless unexplained."""
 
@@ -264,13 +264,8 @@ def main() -> None:
     if not arguments.merge:
         replications = 20 if arguments.quick else 500
         for bed in arguments.beds:
-            normal = bed == "normal"
-            grid = itertools.product(
-                arguments.candidates,
-                SPREADS,
-                PATTERNS if normal else PATTERNS[1:3],
-                VARIANCES if normal else VARIANCES[1:2],
-            )
+            variances = VARIANCES if bed == "normal" else VARIANCES[1:2]
+            grid = itertools.product(arguments.candidates, SPREADS, PATTERNS, variances)
             for A, spread, seeds, variance in grid:
                 rows += cell(A, spread, seeds, variance, bed, replications)
     print(*tables(rows, 5 if arguments.quick else 100), sep="\n")
