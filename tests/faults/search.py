@@ -23,7 +23,7 @@ data: {kind: text, source: "package:email/*.py", length: 64, max_train_sequences
        max_heldout_sequences: 32}
 model: {family: plain, width: 32, depth: 1}
 policy: {kind: fixed, rate: {float: [0.1, 0.6]}}
-training: {budget_tokens: 100000, batch_size: 8, checkpoint_every_s: 0.1, precision: fp32,
+training: {budget_tokens: 20000, batch_size: 8, checkpoint_every_s: 0.02, precision: fp32,
            optimizer: {learning_rate: 3e-3}}
 score: {sequences: 16, rung_sequences: 8}
 search: {trials: 2, seed: 1, pruner: {kind: none}}

@@ -27,8 +27,8 @@ class Mine(Uniform):
     kind: Literal["mine"] = "mine"
 """
 QUICK = (
-    "--set", "search.trials=1", "--set", "training.budget_tokens=20000", "--set",
-    "policy={kind: mine}", "--set", "resources.ship_code=true",
+    "--set", "search.trials=1", "--set", "policy={kind: mine}",
+    "--set", "resources.ship_code=true",
 )  # fmt: skip
 
 
