@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from mptune.analysis.intervals import half_width
 from mptune.errors import InputError, did_you_mean
 from mptune.launch.base import Launcher
 from mptune.spec.source import read_plugin
@@ -145,6 +144,9 @@ def show(found: Any, as_json: bool, block: str) -> None:
 def as_text(block: str, values: Mapping[str, Any]) -> str:
     """The text of a block, in which `x|f(".2f")` formats numbers as an f-string does."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    # Imports scipy, which takes as long as all else that a command needs.
+    from mptune.analysis.intervals import half_width
 
     environment = Environment(
         loader=PackageLoader("mptune.cli", ""),
