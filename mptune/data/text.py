@@ -503,7 +503,7 @@ class _Preparation:
                 part.tokens += sum(int(e.known.sum()) for e in encoded)
                 part.unknown += sum(int((~e.known).sum()) for e in encoded)
                 part.bytes += sum(e.size for e in encoded)
-                groups = range(documents, documents + len(batch))
+                groups: Sequence[int] = range(documents, documents + len(batch))
                 documents += len(batch)
                 if grouped:
                     groups = [numbers.setdefault(r.group, len(numbers)) for r in batch]

@@ -140,12 +140,18 @@ def memory_refusals(file: SpecFile, spec: SearchSpec, address: str | None) -> li
         table = prepare_table(spec.data, cache_directory() / "tables", base)
     except InputError as error:
         raise InputError(f"{file.origin_of('data')}: {error}") from None
-    # What the memory of a model depends on; nothing is scored, so there is no plan.
-    prepared = Prepared.model_construct(
+    prepared = Prepared(
         table=str(table.path),
+        table_hash=table.hash,
+        plan="",
+        plan_hash="",
         vocabulary_size=table.vocabulary_size,
         length=table.length,
+        train_sequences=len(table.train.tokens),
         heldout_sequences=min(spec.score.sequences, len(table.heldout.tokens)),
+        heldout_tokens=0,
+        bytes_per_token=table.bytes_per_token,
+        description=table.description,
     )
     stage = Stage("search", RunDirectory(Path()), "", prepared, {}, 0)
     trials = [stage.make(probe, 0, 0) for probe in file.probes()]
