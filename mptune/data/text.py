@@ -579,7 +579,7 @@ def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
 
 
 def _cut(documents: Sequence[Encoded], groups: Sequence[int], length: int) -> Split:
-    """The rows of these documents, the last one of each padded; without those of unknowns only."""
+    """Rows of `length` tokens, the last of a document padded; none of unknown tokens only."""
     parts = [
         (np.pad(d.ids, gap := (0, -len(d.ids) % length)), np.pad(d.known, gap)) for d in documents
     ]

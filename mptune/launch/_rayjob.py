@@ -139,7 +139,6 @@ class KubernetesProfile(Section):
     image: Image = "mptune:0.1.0"
     image_pull_secrets: tuple[DnsLabel, ...] = ()
     ray_version: str = Field("2.60.0", pattern=r"^\d+\.\d+\.\d+$")
-    submission: Literal["K8sJobMode"] = "K8sJobMode"
     service_account: DnsLabel = "mptune-ray"
     priority_class: DnsLabel | None = "mptune-search"
     queue: DnsLabel | None = None

@@ -40,8 +40,8 @@ def test_a_dry_run_writes_nothing(
         ),
         ("kind: kubernetes\nimage: mptune\n", "p.yaml:2: image: 'mptune' string should match"),
         (
-            "kind: kubernetes\nsubmission: Bogus\n",
-            "p.yaml:2: submission: 'Bogus' must be 'K8sJobMode'",
+            "kind: kubernetes\nretries: many\n",
+            "p.yaml:2: retries: 'many' must be a valid integer",
         ),
         (
             "kind: kubernetes\npools:\n  - {min_gangs: 3, max_gangs: 2}\n",
