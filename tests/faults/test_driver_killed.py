@@ -26,10 +26,10 @@ from tests.faults.search import Outcome, Searches
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 KILLS = int(os.environ.get("MPTUNE_KILLS", 0))
-TRIALS = max(KILLS, 5) + 4
+TRIALS = max(KILLS, 3) + 4
 SMALL = (
-    "--set", "training.budget_tokens=60000", "--set", f"search.trials={TRIALS}",
-    "--set", "search.pruner={kind: median, rungs: [0.5], startup_trials: 2}",
+    "--set", f"search.trials={TRIALS}",
+    "--set", "search.pruner={kind: median, rungs: [0.5], startup_trials: 4}",
     "--set", "search.concurrency=1",
 )  # fmt: skip
 DOOMED = ("-P", str(Path(__file__).with_name("doomed.py")))
