@@ -61,12 +61,12 @@ from mptune.spec.schema import Search
 from mptune.spec.space import Suggests
 from mptune.study import exposure as sampling
 from mptune.study.pruners import FreezeThawPruner
-from mptune.study.records import JUDGED, PAUSED
+from mptune.study.records import JUDGED, JUDGED_BY, PAUSED
 from mptune.study.samplers import make_sampler
 
 Array = NDArray[np.float64]
 
-BUDGETS = (6, 8, 10, 12, 16, 20, 24, 32, 48)
+BUDGETS = (4, 6, 8, 10, 12, 16, 20, 24, 32, 48)
 """At which recommendations are judged, in trainings of mean cost."""
 
 START = (2, 13, 24, 50)
@@ -171,6 +171,8 @@ class Method:
 
     pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
     begins_with: Sequence[int] = START
+    trials = float("inf")
+    """Trainings that the search may use."""
 
     def __init__(self, table: Table, number: int) -> None:
         self.table, self.rng = table, np.random.default_rng([number, 1])
@@ -198,7 +200,7 @@ class Method:
         self.define(trial)
         return trial
 
-    def run(self, world: World, history: list[Run]) -> Run:
+    def run(self, world: World, history: list[Run]) -> Run | None:
         n = len(history)
         policy = self.begins_with[n] if n < len(self.begins_with) else self.ask(history)
         seed = sum(run.policy == policy for run in history)
@@ -398,8 +400,16 @@ class FreezeThaw(Exposure):
         self.pruner = self.study.pruner = FreezeThawPruner(self.study.sampler)
         self.paused: dict[int, tuple[optuna.Trial, Run]] = {}
 
-    def run(self, world: World, history: list[Run]) -> Run:
-        found = self.pruner.to_continue(self.study, self.paused) if self.paused else None
+    def run(self, world: World, history: list[Run]) -> Run | None:
+        """As the search does it: the next run, None if the trainings are used."""
+        ended = sum(run.rungs == len(run.score_T) for run in history)
+        share_of = {n: t.user_attrs[JUDGED][-1]["progress"] for n, (t, _) in self.paused.items()}
+        left = self.trials - ended - sum(share_of.values())
+        able = [number for number, share in share_of.items() if left + share > 1 - 1e-6]
+        may_ask = left > 1 - 1e-6
+        found = self.pruner.to_continue(self.study, able, may_ask=may_ask) if able else None
+        if found is None and not may_ask:
+            return None
         if found is None:
             policy = self.ask(history)
             seed = len({run.seed for run in history if run.policy == policy})
@@ -408,6 +418,9 @@ class FreezeThaw(Exposure):
             trial, run = self.paused.pop(found[0])
             trial.set_user_attr(JUDGED, [*trial.user_attrs[JUDGED], found[1]])
             trial.set_user_attr("reason", None)
+            left += share_of[trial.number]
+        judged_by = {"below": 10**6, "beside": [], "paused": {}, "left": left}
+        trial.set_user_attr(JUDGED_BY, judged_by)
         rungs = len(run.score_T)
         for t in range(run.rungs, rungs - 1):
             trial.report(float(run.score_T[t]), round(100 * self.table.bed.rungs[t]))
@@ -575,10 +588,11 @@ def replay(
     with part_off(method), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for world in worlds:
-            made, history, spent = METHODS[method](table, world.number), [], 0.0
-            while spent < budget:
-                history.append(made.run(world, history))
-                spent += history[-1].flops
+            made, history, spent = METHODS[method](table, world.number), list[Run](), 0.0
+            made.trials = budget
+            while spent < budget and (run := made.run(world, history)) is not None:
+                history.append(run)
+                spent += run.flops
             histories.append(history)
     seconds = (time.process_time() - began) / count
     rows = judge(worlds, histories)
@@ -612,7 +626,7 @@ def needed(rows: Sequence[Mapping[str, Any]], replays: Sequence[int]) -> float:
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
     """The table of each kind of data, and calibration of what is stated."""
-    shown = [b for b in BUDGETS if b in (6, 10, 16, 24, 32, 48)]
+    shown = [b for b in BUDGETS if b in (4, 6, 10, 16, 24, 32, 48)]
     for data in dict.fromkeys(row["data"] for row in rows):
         print(
             f"\n{data}: regret in nats per sequence / % within delta, after trainings of mean cost"

@@ -141,10 +141,13 @@ class Trials(Message):
     """Trials of a study by state.
 
     Attributes:
-        total: number of trials requested.
+        total: number of trainings requested.
+        used: how many of these the trials used: one that the search paused counts for the part that
+            it has trained, any other that has ended as one.
     """
 
     total: int
+    used: float = 0.0
     complete: int = 0
     pruned: int = 0
     fail: int = 0

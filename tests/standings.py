@@ -40,7 +40,7 @@ def gang(number: int, state: str = "busy") -> GangStatus:
 def standing(gangs: int = 2, queued: int = 2, **changes: Any) -> Status:
     fields: dict[str, Any] = {
         "time": 1e9, "study": "quickstart", "stage": "search", "driver": "process 1 on here",
-        "stopping": False, "trials": Trials(total=16, complete=1), "best": None,
+        "stopping": False, "trials": Trials(total=16, used=1, complete=1), "best": None,
         "running": (running(1),),
         "queue": (waiting(3), *(waiting(4 + n, "behind") for n in range(queued - 1))),
         "gangs": (*(gang(n) for n in range(gangs - 1)), gang(99, "idle")),

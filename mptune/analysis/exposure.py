@@ -281,10 +281,22 @@ class Evidence:
         return found
 
     @cached_property
+    def shapes(self) -> Array:
+        """What the known curves differ by besides their means, [N or fewer, G]."""
+        curve_NG = self.curve_NG[np.isfinite(self.curve_NG).all(1)]
+        found_NG = curve_NG - curve_NG.mean(1, keepdims=True)
+        return found_NG - found_NG.mean(0) if len(found_NG) else found_NG
+
+    @cached_property
     def scale(self) -> float:
-        """Standard deviation of the policies' mean scores, 1 if they differ by rounding only."""
+        """Standard deviation of the policies' mean scores, 1 if they differ by rounding only.
+
+        A hundredth of what curves differ by at least, else the matrices were singular.
+        """
         sums_A, count_A = np.bincount(self.numbers, self.score_N), np.bincount(self.numbers)
         found = float(np.std(sums_A / count_A))
+        if len(self.shapes):
+            found = max(found, 0.01 * float(self.shapes.std()))
         return found if found > 1e-9 * float(np.abs(self.score_N).max()) else 1.0
 
     @cached_property
@@ -394,14 +406,12 @@ class Laws:
     def of(cls, evidence: Evidence, settings: Sequence[Settings]) -> Laws:
         """The coefficients given the differences between bands; the prior where there are none."""
         known_N = np.isfinite(evidence.curve_NG).all(1)
-        curve_NG, count = evidence.curve_NG[known_N], len(settings)
+        left_NG, count = evidence.shapes, len(settings)
         design_LNGP, prior_P = design(evidence.points.take(known_N), settings)
         if not known_N.any():
             root_PP = np.diag(evidence.scale * prior_P)
             root_LPP = np.repeat(root_PP[None], count, axis=0)
             return cls(settings, np.zeros((count, len(prior_P))), root_LPP, np.zeros(count))
-        left_NG = curve_NG - curve_NG.mean(1, keepdims=True)
-        left_NG = left_NG - left_NG.mean(0)
         # Equal curves would leave no error at all.
         spread = max(float(left_NG.std()), 0.01 * evidence.scale)
         prior_P = prior_P * max(spread, evidence.scale)

@@ -12,9 +12,9 @@ best, g dz is the difference of the scores. So a run that stopped at a rung is e
 
     z_end = z_rung + sum of mean gains + error,    error ~ N(0, sum of the gains' variances)
 
-with mean and variance of each gain from the runs that went on, and a prior for the variance: that
-of a random walk in log progress. A stopped run is evidence of its policy, with the error's variance
-(freeze-thaw: Swersky, Snoek and Adams 2014, arXiv 1406.3896).
+with mean and variance of each gain from the runs that went on, and a prior for the variance, by
+which the error's standard deviation is in proportion to log progress. A stopped run is evidence of
+its policy, with the error's variance (freeze-thaw: Swersky, Snoek and Adams 2014, arXiv 1406.3896).
 
 Shape suffixes: N runs, G rate bands.
 """
@@ -82,11 +82,13 @@ class CommonScale:
     Attributes:
         near: g, in the unit of the score.
         best: highest score by group and progress.
+        levels: where the highest final score of each group is expected.
         gains: by the rung that they begin at, in order.
     """
 
     near: float
     best: Mapping[tuple[Hashable, float], float]
+    levels: Mapping[Hashable, float]
     gains: Mapping[float, Gain]
 
     @classmethod
@@ -104,7 +106,8 @@ class CommonScale:
         most = max(rungs, key=lambda p: (sum(p in run.scores for run in runs), p))
         gaps = [best[run.group, most] - run.scores[most] for run in runs if most in run.scores]
         near = max(float(np.quantile(gaps, NEAR_QUANTILE)) if gaps else 0.0, margin / 2, 1e-9)
-        scale = cls(near, best, {})
+        levels = _levels(best, rungs)
+        scale = cls(near, best, levels, {})
         gains: dict[float, Gain] = {}
         for one, other in pairwise(rungs):
             both = [run for run in runs if {one, other} <= run.scores.keys()]
@@ -114,7 +117,7 @@ class CommonScale:
             squares = PRIOR_RUNS * prior + float(((found - mean) ** 2).sum())
             variance = squares / (PRIOR_RUNS + max(len(both) - 1, 0))
             gains[one] = Gain(mean, variance, variance / len(both) if both else 0.0)
-        return cls(near, best, gains)
+        return cls(near, best, levels, gains)
 
     def z(self, run: ScoredRun, progress: float) -> float:
         """A run's z at a rung that it has reached."""
@@ -127,11 +130,7 @@ class CommonScale:
         later = [gain for rung, gain in self.gains.items() if rung >= last]
         z = self.z(run, last) + sum(gain.mean for gain in later)
         variance = sum(gain.variance + gain.variance_of_mean for gain in later)
-        return self._best_end(run.group) + self.near * z, self.near**2 * variance
-
-    def _best_end(self, group: Hashable) -> float:
-        """The highest final score of a group; of its last rung if none has finished."""
-        return self.best[group, max(p for g, p in self.best if g == group)]
+        return self.levels[run.group] + self.near * z, self.near**2 * variance
 
     def curve(self, run: ScoredRun) -> Array:
         """A finished run's curve on the scale: its mean is `end`, its differences shrink alike."""
@@ -143,9 +142,30 @@ class CommonScale:
 
     def scores(self, ends_N: Array, group: Hashable) -> Array:
         """Final scores of what is given on the scale, the inverse of `end`."""
-        best = self._best_end(group)
+        best = self.levels[group]
         found: Array = best - self.near * np.expm1((best - ends_N) / self.near)
         return found
+
+
+def _levels(
+    best: Mapping[tuple[Hashable, float], float], rungs: Sequence[float]
+) -> dict[Hashable, float]:
+    """The highest final score of each group.
+
+    A group without one is expected to improve from its last rung as much as other groups did on
+    average, so that sizes that were stopped at different rungs are comparable.
+    """
+    levels: dict[Hashable, float] = {}
+    for group in {g for g, _ in best}:
+        last = max(p for g, p in best if g == group)
+        levels[group] = best[group, last]
+        for one, other in pairwise(rungs):
+            both = [
+                best[g, other] - best[g, one] for g, p in best if p == one and (g, other) in best
+            ]
+            if one >= last and both:
+                levels[group] += sum(both) / len(both)
+    return levels
 
 
 def evidence_of_runs(

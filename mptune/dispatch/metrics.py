@@ -48,7 +48,7 @@ def _gauge(name: str, meaning: str, read: Any, label: str | None = None) -> Metr
 
 
 def _trials(status: Status) -> dict[str, float]:
-    ended = status.trials.model_dump(exclude={"total"})
+    ended = status.trials.model_dump(exclude={"total", "used"})
     return {**ended, "running": len(status.running), "queued": len(status.queue)}
 
 
@@ -126,7 +126,7 @@ class SearchMetrics:
                 if number is not None:
                     labels = {metric.label: label} if metric.label else {}
                     self._made[metric.name].set(number, tags={**study, **labels})
-        ended = Counts(status.trials.model_dump(exclude={"total"}))
+        ended = Counts(status.trials.model_dump(exclude={"total", "used"}))
         for state, new in (ended - self._ended.get(status.study, ended)).items():
             self._made[ENDED.name].inc(new, tags={**study, "state": state})
         self._ended[status.study] = ended

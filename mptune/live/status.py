@@ -187,7 +187,7 @@ def summary(status: Status) -> str:
         first = status.queue[0]
         queued = f"{len(status.queue)} queued (trial {first.number} {first.wait.words()})"
     parts = [
-        f"{status.trials.ended} of {status.trials.total} trials ended, "
+        f"{status.trials.used:g} of {status.trials.total} trials done, "
         f"{len(status.running)} running on {busy} of {len(status.gangs)} gangs",
         queued,
         spend_words(status.spend, status.forecast),

@@ -32,7 +32,7 @@ from mptune.live.status import (
 )
 from mptune.report.formatting import duration, per_token
 from mptune.status import Status
-from mptune.trial import Event, Finished, GangChanged, Progress
+from mptune.trial import Event, Finished, GangChanged, Progress, Rung
 
 PLAIN_PROGRESS_S = 10.0
 """Without a terminal, seconds between two progress lines of one trial."""
@@ -56,7 +56,7 @@ class LiveView:
         console: where to print; without a terminal and Jupyter, each event is one plain line.
         title: name of the search.
         total_trials: number of trials of the whole search.
-        done: trials that ended before this driver started.
+        done: trials that were used before this driver started, see `Trials.used`.
         clock: seconds since any origin.
     """
 
@@ -65,19 +65,23 @@ class LiveView:
         console: Console,
         title: str,
         total_trials: int,
-        done: int = 0,
+        done: float = 0,
         *,
         clock: Clock = time.monotonic,
     ) -> None:
         self._console = console
         self._title = title
         self._total = total_trials
-        self._done_before = self._done = done
+        self._done_before = done
+        self._shares: dict[int, float] = {}
+        """Which part of a training each trial has used that ended or was paused since."""
         self._clock = clock
         self._started_at = clock()
         self._labels: dict[int, str] = {}
         """Policies of the trials."""
         self._scores: dict[int, str] = {}
+        self._reported_at: dict[int, float] = {}
+        """Progress at the last rung of each trial."""
         self._ended: set[int] = set()
         self._last_line_at: dict[int, float] = {}
         self._status: Status | None = None
@@ -86,7 +90,7 @@ class LiveView:
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
-        self.note(f"{self._title}: {self._total} trials, {self._done_before} of them done")
+        self.note(f"{self._title}: {self._total} trials, {self._done_before:g} of them done")
         if self._is_live:
             self._live = Live(self, console=self._console, refresh_per_second=4, transient=True)
             self._live.start()
@@ -106,7 +110,12 @@ class LiveView:
         if self._live is not None:
             self._live.stop()
             self._live = None
-        self.note(f"{self._title}: {self._done} of {self._total} trials done")
+        self.note(f"{self._title}: {self._done:g} of {self._total} trials done")
+
+    @property
+    def _done(self) -> float:
+        """Trials that are used."""
+        return round(min(self._total, self._done_before + sum(self._shares.values())), 2)
 
     # --- events ----------------------------------------------------------------------------------
 
@@ -115,6 +124,7 @@ class LiveView:
         with self._lock:
             self._labels[number] = label
             self._ended.discard(number)
+            self._shares.pop(number, None)
 
     def on_event(self, event: Event) -> None:
         """Keep the score of a trial, and without a terminal print the event."""
@@ -123,6 +133,8 @@ class LiveView:
             return
         number = event.number
         match event:
+            case Rung():
+                self._reported_at[number] = event.progress
             case Finished():
                 lml = event.result.lml
                 score = per_token(lml.nats_per_token, lml_half_width(lml))
@@ -140,10 +152,12 @@ class LiveView:
     def finish_trial(self, number: int, state: str) -> None:
         """Print that a trial has ended, with its `state`, e.g. `failed: out_of_memory`."""
         with self._lock:
-            self._done += state != "interrupted" and number not in self._ended
+            if state != "interrupted" and number not in self._ended:
+                share = self._reported_at.get(number, 0.0) if state == "paused" else 1.0
+                self._shares[number] = share
             self._ended.add(number)
         score = self._scores.get(number, "") if self._is_live else ""  # a log has it already
-        self.note(f"{self._name(number)}: {state}{score} ({self._done} of {self._total} done)")
+        self.note(f"{self._name(number)}: {state}{score} ({self._done:g} of {self._total} done)")
 
     def look(self, status: Status) -> None:
         """Show a new status of the study."""
@@ -208,5 +222,5 @@ class LiveView:
         grid.padding = (0, 1)
         ends = f"{duration(elapsed)}{' · ' * bool(end)}{end} "
         bar = ProgressBar(total=1.0, completed=share, complete_style="cyan")
-        grid.add_row(f" {self._done}/{self._total} trials", bar, ends)
+        grid.add_row(f" {self._done:g}/{self._total} trials", bar, ends)
         return grid

@@ -53,8 +53,8 @@ from mptune.study.storage import SUFFIXES, await_server, claim_spec
 from mptune.tools.prepare import prepare_table
 from mptune.trial import Prepared, PrepareRequest, StageName, Trial
 
-OpenView: TypeAlias = Callable[[str, int, int], AbstractContextManager[Observer]]
-"""Opens the view of a stage: (title, total number of trials, number of ended trials)."""
+OpenView: TypeAlias = Callable[[str, int, float], AbstractContextManager[Observer]]
+"""Opens the view of a stage: (title, total number of trials, how many of these are used)."""
 
 
 class Silence(Observer):
@@ -190,10 +190,10 @@ class Session:
         self._stages: dict[StageName, StageEnd] = {}
         self._ladder_runs = most_ladder_runs(file, spec.compare)
 
-    def view(self, title: str, trials: int, ended: int) -> AbstractContextManager[Observer]:
+    def view(self, title: str, trials: int, used: float) -> AbstractContextManager[Observer]:
         """The observer of a stage."""
         if callable(self.observer):
-            return self.observer(title, trials, ended)
+            return self.observer(title, trials, used)
         return nullcontext(self.observer or Silence())
 
     @property
@@ -337,12 +337,11 @@ class Session:
             InterruptedSearch, NoResultError, LeaseLost: see `StudyDriver.run`.
             InputError: the run was started with another spec.
         """
-        pruner = self.spec.search.pruner
         study = self.run.storage.create("search")
         claim_spec(study, self.file.resolved(self.spec))
         self._write_spec(accepted=True)
         queue.enqueue_arms(study, Space(self.file).arms())
-        total, ended, found = self.spec.search.trials, queue.ended(study), self.run.outlook()
+        total, found = self.spec.search.trials, self.run.outlook()
         over = kept_end(self.run) is not None and queue.is_drained(study)
         if over:
             self.say(
@@ -350,10 +349,12 @@ class Session:
                 "search.certainty, or null, the same command continues"
             )
         # The last driver may have died before it stored how sure the search is after all trials.
-        is_closed = found is None or (found.ended_by is not None and found.trials == ended)
-        if not (is_closed and (over or ended >= total)):
+        is_closed = found is None or (
+            found.ended_by is not None and found.trials == queue.ended(study)
+        )
+        if not (is_closed and (over or queue.is_full(study, total))):
             stage = self._stage("search", self.prepared(), self.spec.search.seed)
-            rungs = pruner.rungs if pruner.kind != "none" else ()
+            rungs = self.spec.search.rungs
             stage = replace(stage, total=total, rungs=rungs, space=Space(self.file))
             ending = Ending(self.run, stage, study)
             is_complete = over or self.drive(stage, study, ending)
@@ -450,12 +451,12 @@ class Session:
         """
         study = study or self.run.storage.create(stage.name)
         total = queue.enqueue_runs(study, stage.runs) if stage.runs else stage.total
-        ended = queue.ended(study)
-        used, budget = {s: self.run.used(s) for s in SUFFIXES}, Budget()
+        used, is_full = queue.trainings_used(study), queue.is_full(study, total)
+        spent, budget = {s: self.run.used(s) for s in SUFFIXES}, Budget()
         if self.searching:
-            budget = stage_budget(self.spec, stage.name, used, self._ladder_runs)
-        stopped_by = None if ended >= total else budget.reached(used[stage.name])
-        if ended >= total or stopped_by is not None:  # the last driver may have died before this
+            budget = stage_budget(self.spec, stage.name, spent, self._ladder_runs)
+        stopped_by = None if is_full else budget.reached(spent[stage.name])
+        if is_full or stopped_by is not None:  # the last driver may have died before this
             queue.requeue_running(study)
             prune_paused(study)
             if stopped_by is not None:
@@ -465,7 +466,7 @@ class Session:
             exposure = exposure_sampler(settings, stage.define, prepared.mean_length)
             if stage.rungs:
                 study.pruner = make_pruner(settings, prepared.mean_length, exposure)
-            with self.view(f"{self.spec.name}: {stage.name}", total, ended) as view:
+            with self.view(f"{self.spec.name}: {stage.name}", total, used) as view:
                 look = [view.look] if hasattr(view, "look") else []
                 driver = StudyDriver(
                     study=study,
@@ -490,7 +491,7 @@ class Session:
             stopped_by = driver.stopped_by
         if stopped_by is not None:
             self.say(
-                f"note: {stage.name}: {queue.ended(study)} of {total} trials have ended, "
+                f"note: {stage.name}: {queue.trainings_used(study):g} of {total} trials are done, "
                 f"{stopped_by}; search, confirmation and comparison share the budget; with a "
                 "larger one, the same command continues"
             )

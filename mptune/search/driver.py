@@ -80,6 +80,9 @@ SPEND_EVERY_S = 10.0
 
 EVENT_TIMEOUT_S = 0.5
 
+ONE = 1 - 1e-6
+"""A training; shares of trainings are summed with rounding errors."""
+
 
 class Observer(Protocol):
     """A live table or a log that watches a study. A method that a subclass lacks does nothing."""
@@ -101,6 +104,11 @@ class Observer(Protocol):
         return
 
 
+def _paused_at(flight: InFlight) -> float:
+    """Progress at which a trial was paused."""
+    return float(flight.trial.user_attrs[JUDGED][-1]["progress"])
+
+
 def prune_paused(study: optuna.Study) -> list[int]:
     """At the end of a study no paused trial goes on: remove its checkpoint; returns the numbers."""
     paused = paused_trials(study)
@@ -116,6 +124,9 @@ def prune_paused(study: optuna.Study) -> list[int]:
 @dataclass
 class StudyDriver:
     """Drives one Optuna study to its number of trials.
+
+    A trial that a pruner has paused uses up the part of a training that it was trained for. Another
+    begins, or a paused one goes on, only if there is enough left for all in flight to finish.
 
     Attributes:
         propose: turns an asked trial into its TrialSpec.
@@ -268,7 +279,17 @@ class StudyDriver:
             )
         if self._has_enough and not history.waiting:
             return False
-        return history.ended + len(self._in_flight) + len(self._held) < self.trials
+        return self._left >= ONE
+
+    @property
+    def _left(self) -> float:
+        """Trainings that are not used, if all trials in flight are trained to their end."""
+        return self.trials - self._history.used - len(self._in_flight) - len(self._held)
+
+    @property
+    def _able_to_continue(self) -> dict[int, InFlight]:
+        """The paused trials that there is enough left for."""
+        return {n: f for n, f in self._paused.items() if self._left + _paused_at(f) >= ONE}
 
     @property
     def _has_enough(self) -> bool:
@@ -336,11 +357,14 @@ class StudyDriver:
             return known
         beside = sorted({*self._in_flight, *self._held} - {flight.spec.number})
         place = 1 + max((other.place for other in self._in_flight.values()), default=0)
-        paused = {
-            str(number): other.trial.user_attrs[JUDGED][-1]["progress"]
-            for number, other in self._paused.items()
+        paused = {str(number): _paused_at(other) for number, other in self._paused.items()}
+        return {
+            "below": self._history.asked,
+            "beside": beside,
+            "paused": paused,
+            "place": place,
+            "left": self._left,
         }
-        return {"below": self._history.asked, "beside": beside, "paused": paused, "place": place}
 
     def _replay(self, flight: InFlight, result: TrialResult) -> None:
         """Tell a result that an earlier driver did not get to tell."""
@@ -397,8 +421,8 @@ class StudyDriver:
         """Put held trials back into the queue, and store with them which budget they wait for."""
         for flight in self._held.values():
             self._requeue(flight)
-        complete = self._has_enough or self._history.ended >= self.trials
-        if not complete and not self.interrupted.is_set():
+        more = self._held or self._left >= ONE or self._able_to_continue
+        if more and not self._has_enough and not self.interrupted.is_set():
             self.stopped_by = self._limited()
             if self._held and not self.stopped_by:
                 self.stopped_by = self.budget.nearest(self._allowance.ledger.so_far(self.clock()))
@@ -420,21 +444,22 @@ class StudyDriver:
         flight.hold(flight.held_because or "")
         set_attributes(flight.trial, reason=PAUSED, detail=flight.held_because)
         self._paused[flight.spec.number] = flight
-        self._history.prune()
+        self._history.prune(_paused_at(flight))
         self.observer.finish_trial(flight.spec.number, PAUSED)
         self._save_spend()
 
     def _continue_paused(self) -> bool:
         """Continue a paused trial if the best is too likely to be among them; False if not."""
-        if not self._paused or not self._may_start() or self._has_enough:
+        able = self._able_to_continue
+        if not able or not self._may_start() or self._has_enough:
             return False
         assert isinstance(self.study.pruner, PausingPruner)
-        chosen = self.study.pruner.to_continue(self.study, self._paused, may_ask=self._may_ask())
+        chosen = self.study.pruner.to_continue(self.study, able, may_ask=self._may_ask())
         if chosen is None:
             return False
         number, decision = chosen
         flight = self._paused.pop(number)
-        self._history.go_on()
+        self._history.go_on(_paused_at(flight))
         self._launch(flight, **{JUDGED: [*flight.trial.user_attrs[JUDGED], decision]})
         return True
 

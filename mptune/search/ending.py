@@ -8,36 +8,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mptune.analysis.crossed import Array
-from mptune.analysis.exposure import Exposed, Surrogate, differ, same
+from mptune.analysis.exposure import Surrogate, differ, same
 from mptune.analysis.outlook import ended_by, of_unseen, outlook
 from mptune.analysis.prediction import evidence_of
 from mptune.analysis.selection import SearchSelection
-from mptune.errors import InputError
 from mptune.search.run import OUTLOOK, Run
 from mptune.search.stage import Stage
 from mptune.status import EndedBy, Outlook
 from mptune.study import queue
-from mptune.study.exposure import Suggestions
 from mptune.study.records import PAUSED, ended_trials
+from mptune.study.samplers import exposure_sampler
 from mptune.trial import Trial
 
 if TYPE_CHECKING:
     import optuna
 
+    from mptune.study.exposure import ExposureSampler
+
 LOOKS = 50
 """From this number of trials on, a look takes so many more trials that there are few of them: each
 costs more, and every look is a chance to end too early."""
 
-RANDOM, PARENTS, NEIGHBOURS = 96, 3, 16
-"""Points that have not run and might be better: so many random ones, and changes of the best."""
+PARENTS = 3
+"""Best candidates, of which changes might be better."""
 
 
 def kept_end(run: Run) -> Outlook | None:
@@ -88,13 +89,18 @@ class Ending:
 
     def _look(self) -> Outlook:
         settings = self.run.spec.search
-        if settings.sampler.kind != "exposure":  # no other asks for a second seed
+        if self._exposure is None:  # no other asks for a second seed
             return Outlook(trials=queue.ended(self.study), unknown="seeds")
-        # A paused trial may go on, so it is read again at the next look.
+        # A paused trial may go on, so it is read again.
         known = {n for n, trial in self._trials.items() if trial.reason != PAUSED}
         self._trials |= ended_trials(self.study, self.stage.name, besides=known)
         trials = [trial for _, trial in sorted(self._trials.items())]
         return outlook(trials, self.stage.prepared, self._scores_of, settings, self._of_unseen)
+
+    @cached_property
+    def _exposure(self) -> ExposureSampler | None:
+        prepared = self.stage.prepared
+        return exposure_sampler(self.run.spec.search, self.stage.define, prepared.mean_length)
 
     def store(self, found: Outlook) -> None:
         """Store the answer with the study."""
@@ -105,19 +111,18 @@ class Ending:
 
         The points are random ones of the space, and neighbours of the best candidates.
         """
-        trials = [t for t in self._trials.values() if (t.finished or t.rungs) and t.same_as is None]
-        seen = [self._point(None, t.params, {}) for t in trials]
+        exposure = self._exposure
+        assert exposure is not None
+        scored = (t for _, t in sorted(self._trials.items()) if t.finished or t.rungs)
+        trials = [t for t in scored if t.same_as is None]
+        ran = [(p, t) for t in trials if (p := exposure.point_of(t.params)) is not None]
         rng = np.random.default_rng([self.run.spec.search.seed, len(self._trials)])
-        best = [self._trials[c.trial] for c in selection.candidates[:PARENTS]]
-        parents: list[Mapping[str, Any]] = [{}] * RANDOM
-        parents += [t.params for t in best for _ in range(NEIGHBOURS)]
-        drawn = [p for params in parents if (p := self._point(rng, {}, params)) is not None]
-        ran = [(p, t) for p, t in zip(seen, trials, strict=True) if p is not None]
-        if not ran or not drawn or not differ(drawn):
+        best = [self._trials[c.trial].params for c in selection.candidates[:PARENTS]]
+        drawn = [place.seen for place in exposure.draw_points(rng, best)]
+        chosen = exposure.point_of(self._trials[selection.recommended].params)
+        if chosen is None or not drawn or not differ(drawn):
             return None
         drawn += [p for p, t in ran if not t.finished]
-        chosen = self._point(None, self._trials[selection.recommended].params, {})
-        assert chosen is not None
         assert selection.delta is not None
         margin = 1 / self.stage.prepared.mean_length
         evidence, points, _ = evidence_of(
@@ -131,15 +136,6 @@ class Ending:
             return 1.0, 0.0
         surrogate = Surrogate.of(evidence)
         return of_unseen(surrogate, points.take(~is_known_K), selection.delta, rng)
-
-    def _point(
-        self, rng: np.random.Generator | None, known: Mapping[str, Any], parent: Mapping[str, Any]
-    ) -> Exposed | None:
-        """A point of the space, see `Suggestions`; None if it has no valid policy."""
-        with suppress(KeyError, ValueError, InputError):
-            tree = self.stage.define(Suggestions(rng, known, parent))
-            return Exposed.of(tree, round(self.stage.prepared.length))
-        return None
 
     def _scores_of(self, trial: Trial) -> Mapping[str, Array]:
         if trial.number not in self._scores:

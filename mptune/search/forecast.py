@@ -227,8 +227,8 @@ def forecast_study(
     in_flight: Sequence[TrialInFlight],
     spend: Spend,
     *,
-    total: int,
-    ended: int,
+    total: float,
+    ended: float,
     unrun: int,
     used: Work,
     speed: float | None,
@@ -240,8 +240,8 @@ def forecast_study(
 
     Args:
         total: trials that the spec requests.
-        ended: trials that have ended.
-        unrun: of these, trials that used nothing: refused, or copies of another trial's result.
+        ended: how many of these are used, see `Trials.used`.
+        unrun: ended trials that used nothing: refused, or copies of another trial's result.
         used: by trials that have ended.
         speed: worker-seconds per second of wall clock; None if not known yet.
     """
@@ -253,7 +253,7 @@ def forecast_study(
     flying, more = ended + len(in_flight), total - ended - len(in_flight)
     if not ran:
         return Forecast(
-            trials=flying + max(0, more),
+            trials=round(flying + max(0, more)),
             worker_seconds=None, gpu_hours=None, left_s=None, limited_by=None,
         )  # fmt: skip
     mean = sum(ran, Work()).times(1 / count)
@@ -277,7 +277,7 @@ def forecast_study(
     left += mean.times(new)
     longest_s = max((trial.left_s or 0.0 for trial in in_flight), default=0.0)
     return Forecast(
-        trials=flying + new,
+        trials=round(flying + new),
         worker_seconds=spend.worker_seconds + left.worker_s,
         gpu_hours=spend.gpu_hours + left.gpu_hours,
         left_s=max(left.worker_s / speed, longest_s) if speed else None,

@@ -75,7 +75,7 @@ class Monitor:
         spend = Spend(
             seconds=spent_s, worker_seconds=used.worker_s, gpu_hours=used.gpu_hours, **limits
         )
-        ended = history.ended + len(flights) - len(running)
+        ended = history.used + len(flights) - len(running)
         has_enough = outlook is not None and outlook.ended_by is not None
         total = ended + len(running) if has_enough else self.total
         status = Status(

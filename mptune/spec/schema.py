@@ -294,7 +294,7 @@ class Sampler(Section):
             itself before this many trials.
     """
 
-    kind: Literal["tpe", "random", "cmaes", "gp", "exposure"] = "tpe"
+    kind: Literal["exposure", "tpe", "random", "cmaes", "gp"] = "exposure"
     startup_trials: int = Field(8, ge=0)
 
 
@@ -306,14 +306,15 @@ class Pruner(Section):
             pauses a trial that is unlikely to end near the best, within search.error; both may
             continue it later; the others are Optuna's, and stop for good; null: freeze_thaw with
             the sampler exposure, predictive with others.
-        rungs: training progress at which trials report, as fractions.
+        rungs: training progress at which trials report, as fractions; null: 0.125, 0.25, 0.5 and
+            0.75 with freeze_thaw, 0.5 with others.
         startup_trials: of median: finished trials of a size before any is pruned.
     """
 
     kind: Literal["none", "freeze_thaw", "predictive", "median", "halving", "hyperband"] | None = (
         None
     )
-    rungs: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.5,)
+    rungs: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = None
     startup_trials: int = Field(4, ge=0)
 
 
@@ -341,6 +342,8 @@ class Search(Section):
     """What is searched, and for how long.
 
     Attributes:
+        trials: how much is trained, in whole trainings: a trial that is paused uses only the part
+            that it was trained for, any other that ends uses one.
         concurrency: trials at once; default as many as the cluster has room for.
         ordered: use results in the order of trials, so that a resume changes nothing.
         error: probability of stopping the best trial of a size, over all trials and rungs, that the
@@ -384,6 +387,14 @@ class Search(Section):
         """Kind of the pruner; that of its sampler where the spec names none."""
         by_sampler = "freeze_thaw" if self.sampler.kind == "exposure" else "predictive"
         return self.pruner.kind or by_sampler
+
+    @property
+    def rungs(self) -> tuple[float, ...]:
+        """Training progress at which trials report, by the pruner where the spec does not say."""
+        if self.pruning == "none":
+            return ()
+        usual = (0.125, 0.25, 0.5, 0.75) if self.pruning == "freeze_thaw" else (0.5,)
+        return usual if self.pruner.rungs is None else self.pruner.rungs
 
     @model_validator(mode="after")
     def _pruner_of_its_sampler(self) -> Search:

@@ -50,7 +50,7 @@ from mptune.analysis.moderation import SEED_SHARE
 from mptune.errors import InputError
 from mptune.spec.space import Suggests
 from mptune.study.optuna_private import TPESampler, set_stored_attribute
-from mptune.study.records import ASKED, CURVE, is_paused
+from mptune.study.records import ASKED, CURVE, JUDGED, is_paused
 
 Tree = Mapping[str, Any]
 
@@ -201,8 +201,9 @@ class ExposureSampler(optuna.samplers.BaseSampler):
     again to learn how much seeds matter. The score by mask rate, of which the result is the mean,
     makes predictions much better: `trial.set_user_attr("curve", [(rate, score), ...])`.
 
-    Everything else that `define` returns beside the policy is context, such as the number of
-    parameters of the model and the learning rate; numbers that span a factor of 4 count by their
+    Scores that trials report before their end are evidence, too, if their steps are percents of the
+    training. Everything else that `define` returns beside the policy is context, such as the number
+    of parameters of the model and the learning rate; numbers that span a factor of 4 count by their
     logarithm. Dimensions that `define` does not suggest, and spaces without a policy, are left to
     Optuna's TPE, with a warning.
     """
@@ -299,7 +300,12 @@ class ExposureSampler(optuna.samplers.BaseSampler):
     # --- pausing ---------------------------------------------------------------------------------
 
     def goes_on(
-        self, study: optuna.Study, trial: FrozenTrial, others: Sequence[FrozenTrial]
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        others: Sequence[FrozenTrial],
+        *,
+        may_ask: bool = True,
     ) -> tuple[bool, str]:
         """Whether a trial that has reported a score goes on, and why; it is paused otherwise.
 
@@ -307,14 +313,16 @@ class ExposureSampler(optuna.samplers.BaseSampler):
 
         Args:
             others: the trials that the decision is made with.
+            may_ask: whether a new trial may be asked for instead.
         """
         if _repeat(trial) > 0:
             return True, "another seed is trained to its end"
-        if len(others) < self._startup:
-            return False, "others of the start come first"
-        found = self._choose(study, others, {}, trial)
+        among = () if may_ask else [t.number for t in others if is_paused(t)]
+        found = self._choose(study, others, {}, trial, among, may_ask=may_ask)
         if isinstance(found, str):
             return True, found
+        if trial.number < self._startup and may_ask and JUDGED not in trial.user_attrs:
+            return False, "others of the start come first"
         return isinstance(found.place, Ran) and found.place.trial is trial, found.why
 
     def to_continue(
@@ -353,6 +361,7 @@ class ExposureSampler(optuna.samplers.BaseSampler):
             trials: all others.
             known: values of dimensions that are given.
             reported: the trial that may go on, beside those `among` the paused ones.
+            may_ask: otherwise one of the trials that may go on is chosen.
         """
         sign = 1.0 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1.0
         if reported is not None:
@@ -365,14 +374,15 @@ class ExposureSampler(optuna.samplers.BaseSampler):
         # A trial is paused, and what runs instead is chosen, by the same draw.
         reports = sum(len(r.run.scores) for r in ran if r.run is not None)
         rng = np.random.default_rng([self._seed, len(trials), reports])
+        scored = sum(r.run is not None for r in ran)
+        if not may_ask:
+            is_any = any(r.is_open and r.run is not None for r in ran)
+            return self._draw([], ran, {}, rng, only_open=True) if is_any else "none has a score"
         best = [r for r in ran if r.run is not None and r.run.end is not None]
         best.sort(key=lambda r: (-sign * (r.trial.value or 0.0), r.trial.number))
-        scored = sum(r.run is not None for r in ran)
         # Runs of one point are one parent, else neighbours of few points would be all candidates.
         parents = _distinct(best)[:PARENTS] if scored >= MIN_TO_PREDICT else []
-        drawn = [self._new(rng, known, {}) for _ in range(RANDOM)]
-        drawn += [self._new(rng, known, p.trial.params) for p in parents for _ in range(NEIGHBOURS)]
-        new = [place for place in drawn if place is not None]
+        new = self.draw_points(rng, [r.trial.params for r in parents], known)
         if not new:
             return "no point of the space has a valid policy"
         if not known and not differ([p.seen for p in new]):
@@ -388,10 +398,28 @@ class ExposureSampler(optuna.samplers.BaseSampler):
         fresh = [place for place, is_known in zip(new, is_known_C, strict=True) if not is_known]
         if scored < MIN_TO_PREDICT:
             return Choice([*fresh, *new][0], "drawn at random: too few trials have a score")
-        is_start = len(trials) < self._startup and may_ask and not known
+        is_start = len(trials) < self._startup and not known
         if not fresh and not any(known.items() <= r.params.items() for r in ran if r.run):
             return Choice(new[0], "drawn at random: every point has run")
-        return self._draw(fresh if may_ask else [], ran, known, rng, only_new=is_start)
+        return self._draw(fresh, ran, known, rng, only_new=is_start)
+
+    def draw_points(
+        self, rng: np.random.Generator, parents: Sequence[Tree], known: Tree | None = None
+    ) -> list[Place]:
+        """Random points of the space, and changes of the parents; `known` values are in all."""
+        near = [parent for parent in parents for _ in range(NEIGHBOURS)]
+        drawn = [self._new(rng, known or {}, parent) for parent in [*[{}] * RANDOM, *near]]
+        return [place for place in drawn if place is not None]
+
+    def point_of(self, params: Tree) -> Exposed | None:
+        """The point with these parameters; None if `define` cannot make one of them."""
+        key = json.dumps(params, sort_keys=True, default=str)
+        if key not in self._seen:
+            self._seen[key] = None
+            with suppress(KeyError, ValidationError, InputError):
+                tree = self._define(Suggestions(None, params, {}))
+                self._seen[key] = Exposed.of(tree, self._length)
+        return self._seen[key]
 
     def _new(self, rng: np.random.Generator, known: Tree, parent: Tree) -> Place | None:
         """A point of the space with these values; None if its policy is not valid."""
@@ -406,14 +434,8 @@ class ExposureSampler(optuna.samplers.BaseSampler):
         return None
 
     def _ran(self, trial: FrozenTrial, sign: float, is_open: bool) -> Ran | None:
-        """The point of a trial; None if `define` cannot make one of its values."""
-        key = json.dumps(trial.params, sort_keys=True, default=str)
-        if key not in self._seen:
-            self._seen[key] = None
-            with suppress(KeyError, ValidationError, InputError):
-                tree = self._define(Suggestions(None, trial.params, {}))
-                self._seen[key] = Exposed.of(tree, self._length)
-        seen = self._seen[key]
+        """A trial and its point; None if `define` cannot make one of its values."""
+        seen = self.point_of(trial.params)
         if seen is None:
             return None
         # What a running trial has reported depends on when it is looked at.
@@ -441,7 +463,8 @@ class ExposureSampler(optuna.samplers.BaseSampler):
         known: Tree,
         rng: np.random.Generator,
         *,
-        only_new: bool,
+        only_new: bool = False,
+        only_open: bool = False,
     ) -> Choice:
         """The best point in one draw of the scores; a new one if it is better by a margin."""
         points, first = Points.of([p.seen for p in (*fresh, *ran)]), len(fresh)
@@ -452,7 +475,7 @@ class ExposureSampler(optuna.samplers.BaseSampler):
         tried = [
             (ends[i], r)
             for i, r in enumerate(ran, first)
-            if i in ends and known.items() <= r.params.items()
+            if i in ends and known.items() <= r.params.items() and (r.is_open or not only_open)
         ]
         tried.sort(key=lambda found: (-found[0], found[1].trial.number))
         running = [r for r in ran if r.run is None and r.trial.state == TrialState.RUNNING]
@@ -475,7 +498,7 @@ class ExposureSampler(optuna.samplers.BaseSampler):
         if not again:
             return Choice(fresh[int(fresh_K.argmax())], "new: too few policies have finished")
         chosen = again[int(again_K.argmax())]
-        why = "every policy has run"
+        why = "no other trial may begin" if only_open else "every policy has run"
         if fresh:
             why = f"no new policy is better by {margin:.3g} in this draw (best: {gain:+.3g})"
         for _, one in tried:
@@ -502,11 +525,12 @@ def _scored_run(trial: FrozenTrial, seen: Exposed, sign: float) -> ScoredRun | N
     """The scores of a trial; None if it has none, or those of another trial."""
     if "same_as" in trial.user_attrs:
         return None
-    rungs = {s / 100: sign * v for s, v in trial.intermediate_values.items() if s < 100}
+    reported = trial.intermediate_values.items()
+    rungs = {s / 100: sign * v for s, v in reported if 0 < s < 100 and isfinite(v)}
     sizes = tuple(i for i in seen.context.items() if type(i[1]) is int)
     run = ScoredRun(rungs, None, None, _repeat(trial), sizes)
     if trial.state != TrialState.COMPLETE:
-        return run if rungs and trial.state in BEGUN else None
+        return run if rungs and trial.state in BEGUN and not _is_beyond(trial) else None
     if not isfinite(trial.value or 0.0):
         return None
     curve, curve_G = trial.user_attrs.get(CURVE), None
@@ -521,12 +545,17 @@ def _scored_run(trial: FrozenTrial, seen: Exposed, sign: float) -> ScoredRun | N
     return replace(run, end=sign * float(trial.value or 0.0), curve_G=curve_G)
 
 
+def _is_beyond(trial: FrozenTrial) -> bool:
+    """Whether a trial has violated a constraint, such as that of memory."""
+    return any(value > 0 for value in trial.constraints.values())
+
+
 def _that_fit(new: Sequence[Place], ran: Sequence[Ran]) -> list[Place]:
     """The points whose context is no nearer to one that ran out of memory than to one that ran."""
-    beyond = [r for r in ran if any(value > 0 for value in r.trial.constraints.values())]
+    beyond = [r for r in ran if _is_beyond(r.trial)]
     if not beyond:
         return list(new)
-    fitted = [r for r in ran if r.trial.state == TrialState.COMPLETE]
+    fitted = [r for r in ran if r.run is not None]
     context_NZ = Points.of([p.seen for p in (*new, *beyond, *fitted)]).context_NZ
     new_CZ, beyond_NZ, fitted_NZ = np.split(context_NZ, [len(new), len(new) + len(beyond)])
     to_beyond_C, to_fitted_C = (

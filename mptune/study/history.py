@@ -14,7 +14,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from mptune.status import Trials
-from mptune.study.records import ENDED, has_failed, is_paused
+from mptune.study.records import ENDED, has_failed, is_paused, used_share
 
 
 @dataclass
@@ -24,6 +24,8 @@ class History:
     asked: int = 0
     """Number of trials in any state; the next new one gets this number."""
     ended: int = 0
+    used: float = 0.0
+    """Trainings that the ended trials used; a paused one used the part that it was trained for."""
     pruned: int = 0
     failed: int = 0
     refused: int = 0
@@ -66,7 +68,7 @@ class History:
 
     def complete(self, number: int, attrs: Mapping[str, Any], value: float) -> None:
         """Count a finished trial, with its score in nats per token."""
-        self.ended += 1
+        self._end(1.0)
         self.repeated += "same_as" in attrs
         if self.best is None or value > self.best["nats_per_token"]:
             label = attrs.get("label", "")
@@ -74,26 +76,34 @@ class History:
         if "fingerprint" in attrs and "same_as" not in attrs:
             self.twins.setdefault(attrs["fingerprint"], number)
 
-    def prune(self) -> None:
-        """Count a trial that was stopped early, or paused."""
-        self.ended += 1
+    def prune(self, share: float = 1.0) -> None:
+        """Count a trial that was stopped early, or paused with this share of its training done."""
+        self._end(share)
         self.pruned += 1
 
-    def go_on(self) -> None:
-        """Count a paused trial as one in flight again."""
+    def go_on(self, share: float) -> None:
+        """Count a paused trial, with this share of its training done, as one in flight again."""
         self.ended -= 1
+        self.used -= share
         self.pruned -= 1
 
     def fail(self, reason: str | None, detail: str | None) -> None:
         """Count a failed trial."""
-        self.ended += 1
+        self._end(1.0)
         self.failed += 1
         self.last_failure = f"{reason}: {detail}"
 
     def trials(self, total: int) -> Trials:
         """Counts by state, of `total` trials that are to run."""
         complete = self.ended - self.pruned - self.failed
-        return Trials(total=total, complete=complete, pruned=self.pruned, fail=self.failed)
+        used = round(self.used, 4)
+        return Trials(
+            total=total, used=used, complete=complete, pruned=self.pruned, fail=self.failed
+        )
+
+    def _end(self, share: float) -> None:
+        self.ended += 1
+        self.used += share
 
     def _add(self, trial: FrozenTrial) -> None:
         self.asked += 1
@@ -106,4 +116,4 @@ class History:
             self.refused += bool(attrs.get("refused"))
             self.fail(attrs.get("reason"), attrs.get("detail"))
         elif trial.state in ENDED or is_paused(trial):
-            self.prune()
+            self.prune(used_share(trial))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Container, Hashable, Iterator
-from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from mptune.analysis.pruning import DRAWS, Contest, Curve, FloatArray
 from mptune.spec.schema import Search
 from mptune.study.optuna_private import set_stored_attribute, with_trials
-from mptune.study.records import JUDGED, JUDGED_BY, PAUSED, percent
+from mptune.study.records import JUDGED, JUDGED_BY, as_paused, percent
 
 if TYPE_CHECKING:
     from mptune.study.exposure import ExposureSampler
@@ -221,7 +221,10 @@ class FreezeThawPruner(PausingPruner):
     def judge(
         self, study: optuna.Study, trial: FrozenTrial, step: int, others: list[FrozenTrial]
     ) -> dict[str, Any]:
-        goes_on, why = self._sampler.goes_on(study, trial, _known(trial, others))
+        left = trial.user_attrs.get(JUDGED_BY, {}).get("left", math.inf)
+        may_ask = left - step / 100 >= 1
+        known = _known(trial, others)
+        goes_on, why = self._sampler.goes_on(study, trial, known, may_ask=may_ask)
         return {"decision": "go on" if goes_on else "pause", "progress": step / 100, "why": why}
 
     def to_continue(
@@ -248,11 +251,7 @@ def _known(trial: FrozenTrial, others: list[FrozenTrial]) -> list[FrozenTrial]:
             continue
         until = known["paused"].get(str(other.number))
         if until is not None:
-            rungs = other.intermediate_values.items()
-            other = copy(other)
-            other.state = TrialState.RUNNING
-            other.intermediate_values = {s: v for s, v in rungs if s <= percent(until)}
-            other.user_attrs = {**other.user_attrs, "reason": PAUSED}
+            other = as_paused(other, until)
         found.append(other)
     return found
 
@@ -311,7 +310,7 @@ def make_pruner(
         exposure: the sampler, if it is of this kind.
     """
     pruner = search.pruner
-    first = percent(pruner.rungs[0]) if pruner.rungs else 1
+    first = percent(search.rungs[0]) if search.rungs else 1
     match search.pruning:
         case "none":
             return optuna.pruners.NopPruner()

@@ -10,7 +10,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from mptune.study.optuna_private import reopen, requeue, set_stored_attribute, user_attributes
-from mptune.study.records import ENDED, is_paused
+from mptune.study.records import ENDED, is_paused, used_share
 from mptune.trial import TrialSpec
 
 
@@ -39,6 +39,19 @@ class PlannedRun:
 def ended(study: optuna.Study) -> int:
     """Number of ended trials: complete, pruned or failed."""
     return len(study.get_trials(deepcopy=False, states=ENDED))
+
+
+def trainings_used(study: optuna.Study) -> float:
+    """How many of `search.trials` the ended and paused trials used."""
+    trials = study.get_trials(deepcopy=False)
+    return round(sum(used_share(t) for t in trials if t.state in ENDED or is_paused(t)), 4)
+
+
+def is_full(study: optuna.Study, total: int) -> bool:
+    """Whether no trial may begin or go on within `total` trainings."""
+    paused = (used_share(t) for t in study.get_trials(deepcopy=False) if is_paused(t))
+    needed = 1 - max(paused, default=0.0)
+    return trainings_used(study) + needed > total + 1e-6
 
 
 def is_drained(study: optuna.Study) -> bool:

@@ -51,8 +51,8 @@ With fewer than the six finished trials that a decision needs, the other numbers
 JUDGED_BY = "judged_by"
 """User attribute of a trial that a search with ordered results has launched: it is judged by trials
 with a number below `below` that were not in flight `beside` it, of those that were `paused` by
-their scores until then (progress by number), and told after those in flight with a lower `place`,
-so that a resumed search decides the same."""
+their scores until then (progress by number), with `left` trainings for itself and others, and told
+after those in flight with a lower `place`, so that a resumed search decides the same."""
 
 PAUSED = "paused"
 """`reason` of a trial that is paused and may go on. Optuna has it as running until the search ends;
@@ -140,6 +140,25 @@ def is_paused(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.RUNNING and trial.user_attrs.get("reason") == PAUSED
 
 
+def as_paused(trial: FrozenTrial, progress: float) -> FrozenTrial:
+    """A trial as it was while it was paused."""
+    found = copy(trial)
+    found.state = TrialState.RUNNING
+    rungs = trial.intermediate_values.items()
+    found.intermediate_values = {s: v for s, v in rungs if s <= percent(progress)}
+    found.user_attrs = {**trial.user_attrs, "reason": PAUSED}
+    return found
+
+
+def used_share(trial: FrozenTrial) -> float:
+    """Which part of one of `search.trials` an ended or paused trial uses: what a pruner that pauses
+    let it train, else all."""
+    judged = trial.user_attrs.get(JUDGED)
+    if not judged or judged[-1]["decision"] != "pause" or has_failed(trial):
+        return 1.0
+    return 1.0 if trial.state == TrialState.COMPLETE else float(judged[-1]["progress"])
+
+
 def has_failed(trial: FrozenTrial) -> bool:
     """Whether the trial failed, even if Optuna stores it as pruned; see `tell_failure`."""
     return trial.state == TrialState.FAIL or trial.constraints.get(MEMORY, 0.0) > 0
@@ -184,12 +203,18 @@ def as_trial(stored: FrozenTrial, stage: StageName) -> Trial:
 def ended_trials(
     study: optuna.Study, stage: StageName, besides: Container[int]
 ) -> dict[int, Trial]:
-    """The trials that have ended or are paused, by number, but for those `besides`."""
+    """The trials that have ended or are paused, by number, but for those `besides`.
+
+    One that went on and has not ended is as it was when it was paused.
+    """
     found = {}
     for stored in study.get_trials(deepcopy=False):
-        if stored.number not in besides and (stored.state in ENDED or is_paused(stored)):
+        stops = [d for d in stored.user_attrs.get(JUDGED, ()) if d["decision"] == "continue"]
+        is_told = stored.state in ENDED or is_paused(stored)
+        if stored.number not in besides and (is_told or stops):
             trial = copy(stored)
             trial.user_attrs = dict(user_attributes(study, stored))
+            trial = trial if is_told else as_paused(trial, stops[-1]["progress"])
             found[stored.number] = as_trial(trial, stage)
     return found
 

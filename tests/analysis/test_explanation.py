@@ -40,7 +40,7 @@ def test_what_became_of_a_trial(values: dict[str, Any], words: str) -> None:
 
 
 def test_of_other_samplers() -> None:
-    tpe = story(Search(), asked={"finished": 8})
+    tpe = story(Search(sampler=Sampler(kind="tpe")), asked={"finished": 8})
     assert "Asked for: proposed by Optuna's TPE from 8 finished trials." in tpe
     assert "drawn at random" in story(Search(sampler=Sampler(kind="random")))
 

@@ -41,6 +41,18 @@ def test_what_does_not_matter_is_no_distance() -> None:
     assert CommonScale.of(equal, margin=0.1).near == 0.05
 
 
+def test_a_size_that_has_not_finished_is_expected_to_improve_as_others_did() -> None:
+    small = [
+        ScoredRun({0.25: -4.0, 0.5: -3.5}, -3.0, group="S"),
+        ScoredRun({0.25: -4.5}, None, group="S"),
+    ]
+    scale = CommonScale.of([*small, ScoredRun({0.25: -3.8}, None, group="L")], margin=0.1)
+    assert scale.levels == {"S": -3.0, "L": pytest.approx(-2.8)}
+    assert scale.end(ScoredRun({0.25: -3.8}, None, group="L"))[0] > -3.0
+    alone = CommonScale.of([ScoredRun({0.25: -3.8}, None, group="L")], margin=0.1)
+    assert alone.levels == {"L": -3.8}
+
+
 def test_a_stopped_run_ends_as_others_did_from_its_rung() -> None:
     rng = np.random.default_rng(0)
     finished = runs(rng, 400, 0.2)

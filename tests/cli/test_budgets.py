@@ -107,7 +107,7 @@ def test_each_stage_that_ends_early_says_so_and_goes_on_with_more(
     command = ["search", "spec.yaml", "--set", "search.budget_worker_seconds=1e-6"]
     assert main(command) == 3
     told = capsys.readouterr()
-    assert "note: search: 0 of 4 trials have ended, " in told.out
+    assert "note: search: 0 of 4 trials are done, " in told.out
     assert "share the budget; with a larger one" in told.out
     assert "no trial has finished" in told.err
     assert main(["search", "spec.yaml", "--set", "search.budget_worker_seconds=1e6"]) == 0
@@ -115,4 +115,4 @@ def test_each_stage_that_ends_early_says_so_and_goes_on_with_more(
     # More seeds, and nothing left for them: what there is is compared.
     assert main([*command, "--set", "compare.seeds=4"]) == 0
     told = capsys.readouterr()
-    assert "note: comparison: 4 of 8 trials have ended, " in told.out
+    assert "note: comparison: 4 of 8 trials are done, " in told.out

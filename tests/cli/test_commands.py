@@ -15,6 +15,7 @@ from mptune.cli import COMMANDS, main
 from mptune.dispatch.local import LocalDispatcher
 from mptune.paths import RunDirectory
 from mptune.policies.base import MaskPolicy
+from mptune.search.run import Run
 from mptune.spec.schema import build
 from tests import studies
 from tests.fakes import FAKE_WORKER
@@ -77,11 +78,10 @@ def test_search_compares_reports_and_does_nothing_twice(
 def test_larger_models_have_larger_gangs(spec: Path) -> None:
     sizes = "resources.by_size={30K: {workers: 2}, 1B: {gpus_per_worker: 1}}"
     assert main(["search", "spec.yaml", "--set", sizes]) == 0
-    trials = [json.loads(p.read_text()) for p in Path("runs/demo").glob("trials/*/trial.json")]
-    workers = {t["model"]["width"]: t["resources"]["workers"] for t in trials}
-    assert workers.items() <= {32: 1, 64: 2}.items()
-    assert 2 in workers.values()
-    assert all(t["resources"]["by_size"] == {} for t in trials)
+    specs = [t.spec for t in Run.open("runs/demo").trials() if t.spec is not None]
+    workers = {s.model["width"]: s.resources.workers for s in specs}
+    assert workers == {32: 1, 64: 2}
+    assert all(s.resources.by_size == {} for s in specs)
 
 
 @pytest.mark.parametrize(
@@ -104,8 +104,8 @@ def test_status_best_and_report_speak_json(
 ) -> None:
     assert main(["status", "runs/demo", "--json"]) == 0
     told = json_of(capsys)
-    assert told["search"] == {"total": 4, "complete": 4}
-    assert told["comparison"] == {"total": 4, "complete": 4}
+    assert told["search"] == {"total": 4, "used": 4, "complete": 4}
+    assert told["comparison"] == {"total": 4, "used": 4, "complete": 4}
     assert not told["running"]
     assert main(["best", "runs/demo", "--json"]) == 0
     best = json_of(capsys)

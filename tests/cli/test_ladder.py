@@ -110,7 +110,7 @@ def test_a_ladder_without_budget_ends_the_search_without_a_comparison_and_goes_o
             else of_stage(spec, stage, *more),
         )  # fmt: skip
         assert fake.main(again) == 0
-    assert "note: ladder: 0 of 3 trials have ended" in " ".join(capsys.readouterr().out.split())
+    assert "note: ladder: 0 of 3 trials are done" in " ".join(capsys.readouterr().out.split())
     found = json.loads(RunDirectory(tmp_path / "run").report_json.read_text())
     assert found["input"]["comparison"] is None
     assert fake.main(again) == 0

@@ -158,7 +158,7 @@ def test_status_counts_every_stage_and_adds_up_their_spend(
     assert (alone["search"], alone["best"]) == (None, None)
     runs = len(mptune.Run.open("runs/alone").trials("comparison"))
     assert runs > 4, "seeds were added until the arms were decided"
-    assert alone["comparison"] == {"total": runs, "complete": runs}
+    assert alone["comparison"] == {"total": runs, "used": runs, "complete": runs}
 
 
 def test_logs_of_every_stage(folder: Path, use: None, printed: Callable[..., str]) -> None:

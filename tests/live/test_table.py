@@ -205,7 +205,7 @@ def test_a_log_has_a_line_about_the_whole_now_and_then() -> None:
     lines = [line for line in out.getvalue().splitlines() if "worker-s" in line]
     assert len(lines) == 2
     assert lines[0].startswith(
-        "quickstart: 1 of 16 trials ended, 1 running on 1 of 2 gangs; 2 queued (trial 3 "
+        "quickstart: 1 of 16 trials done, 1 running on 1 of 2 gangs; 2 queued (trial 3 "
         "reserved: needs 4, 2 free); spent 1.23 k of 5 k worker-s (forecast 4.90 k), "
         "0.50 GPU-hours (forecast 2); about 10 min left; its worker-seconds end it at "
     )

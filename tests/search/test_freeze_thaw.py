@@ -10,13 +10,14 @@ import pytest
 from mptune.paths import RunDirectory
 from mptune.search.driver import StudyDriver
 from mptune.spec.schema import Pruner
+from mptune.study.records import ended_trials, is_paused
 from mptune.trial import Started
-from tests import fakes
+from tests import fakes, studies
 from tests.search.drivers import LastFirst, Watcher, driver, found, kill
 from tests.search.test_pausing import checkpoint, judged, outcomes
 
 RUNGS = (0.125, 0.25, 0.5, 0.75)
-TRIALS = 12
+TRIALS = 9
 
 
 def search(run: RunDirectory, **changes: Any) -> StudyDriver:
@@ -45,7 +46,8 @@ def test_the_start_is_paused_at_its_first_rung(undisturbed: RunDirectory) -> Non
 def test_few_policies_are_trained_to_their_end_and_these_again(undisturbed: RunDirectory) -> None:
     trials, decided = found(undisturbed), judged(undisturbed)
     finished = [t for t in trials if t.finished]
-    assert len(trials) == TRIALS
+    assert len(trials) > TRIALS
+    assert used(undisturbed) <= TRIALS
     assert {t.state for t in trials} == {"COMPLETE", "PRUNED"}
     repeats = [t for t in trials if t.asked and t.asked["repeat"]]
     assert repeats
@@ -87,6 +89,20 @@ def test_decisions_do_not_depend_on_which_trial_is_faster(
     assert outcomes(run) == outcomes(other)
 
 
+def test_a_trial_that_went_on_and_runs_is_known_as_it_was_paused(
+    run: RunDirectory, undisturbed: RunDirectory
+) -> None:
+    """Whether a search ends must not depend on what its driver remembers."""
+    kill(run, __name__, "resumed 1")
+    study = studies.storage(run).load("search")
+    assert study is not None
+    (runs,) = [t for t in study.trials if t.state.name == "RUNNING" and not is_paused(t)]
+    trial = ended_trials(study, "search", ())[runs.number]
+    assert (trial.state, trial.reason) == ("PRUNED", "paused")
+    stopped = [d for d in judged(run)[runs.number] if d["decision"] == "continue"][-1]
+    assert trial.rungs[-1][0] == stopped["progress"]
+
+
 KILLED_WITH: dict[str, Any] = {}
 
 
@@ -99,8 +115,29 @@ def test_a_killed_search_decides_the_same(
     assert outcomes(run) == outcomes(undisturbed)
 
 
-def test_when_no_trial_may_be_asked_the_best_paused_ones_still_end(run: RunDirectory) -> None:
+@pytest.mark.parametrize(("trials", "concurrency"), [(1, 1), (2, 1), (3, 3), (5, 2)])
+def test_trials_are_a_budget_of_whole_trainings(
+    run: RunDirectory, trials: int, concurrency: int
+) -> None:
+    watching = Watcher()
+    search(run, trials=trials, concurrency=concurrency, observer=watching).run()
+    assert trials - 0.875 <= used(run) <= trials
+    assert any(t.finished for t in found(run)), "what is left goes to paused trials"
+    assert (trials == 1) == (len(found(run)) == 1)
+    if concurrency == 1:
+        starts = [e for e in watching.events if isinstance(e, Started)]
+        pauses = sum(d["decision"] == "pause" for of in judged(run) for d in of)
+        assert len(starts) == pauses + sum(t.finished for t in found(run))
+
+
+def used(run: RunDirectory) -> float:
+    """Trainings that were used, by what the workers trained."""
+    return sum(1.0 if t.finished else t.rungs[-1][0] for t in found(run))
+
+
+def test_a_larger_number_of_trials_goes_on(run: RunDirectory) -> None:
+    search(run, trials=3).run()
+    before = [t.number for t in found(run) if t.finished]
     search(run, trials=5).run()
-    trials = found(run)
-    assert len(trials) == 5
-    assert any(t.finished for t in trials)
+    assert {t.number for t in found(run) if t.finished} > set(before)
+    assert 5 - 0.875 <= used(run) <= 5

@@ -44,7 +44,9 @@ def test_the_last_picture_is_of_the_end(run: RunDirectory, monkeypatch: pytest.M
     bad = {1: {"behaviour": "nan"}}
     last = pictures(run, monkeypatch, trials=3, behaviours=bad)[-1]
     assert (last.running, last.queue) == ((), ())
-    assert last.trials.model_dump() == {"total": 3, "complete": 2, "pruned": 0, "fail": 1}
+    assert last.trials.model_dump() == {
+        "total": 3, "used": 3, "complete": 2, "pruned": 0, "fail": 1
+    }  # fmt: skip
     assert last.best is not None
     assert last.forecast.left_s == 0
 

@@ -201,6 +201,9 @@ def test_without_a_policy_to_search_tpe_proposes_and_says_so() -> None:
     assert len([w for w in said if w.category is UserWarning]) == 1
     assert abs(opened.best_params["rate"] - 0.3) < 0.1
     assert "asked" not in opened.trials[-1].user_attrs
+    assert isinstance(opened.sampler, mptune.ExposureSampler)
+    first = opened.get_trials(deepcopy=False)[0]
+    assert opened.sampler.goes_on(opened, first, [])[0], "none is paused for others of the start"
 
 
 def test_a_foreign_dimension_is_left_to_tpe_and_said_so() -> None:
@@ -279,6 +282,50 @@ def test_pruned_and_failed_trials_are_not_asked_for_again() -> None:
         assert trial.params not in ended
         if not trial.user_attrs["asked"]["repeat"]:
             ended.append(trial.params)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_score_at_a_rung_that_is_not_finite_is_left_out(bad: float) -> None:
+    opened, kept = study(startup_trials=3), study(startup_trials=3)
+    for number in range(7):
+        for each, value in ((opened, bad), (kept, None)):
+            trial = each.ask()
+            define(trial)
+            if value is not None:
+                trial.report(value, 25)
+            if number % 3 == 1:
+                each.tell(trial, state=TrialState.PRUNED)
+            else:
+                each.tell(trial, score(trial))
+    assert [t.params for t in opened.trials] == [t.params for t in kept.trials]
+
+
+def test_a_model_that_did_not_fit_after_its_first_rung_is_not_run_again() -> None:
+    opened = study(startup_trials=3)
+    for number in range(10):
+        trial = opened.ask()
+        define(trial)
+        if number == 3:
+            trial.report(9.0, 50)
+            trial.set_constraint(MEMORY, 1.0)
+            opened.tell(trial, state=TrialState.PRUNED)
+        else:
+            opened.tell(trial, score(trial))
+    assert all(t.params != opened.trials[3].params for t in opened.trials[4:])
+
+
+def test_scores_that_are_equal_are_no_error() -> None:
+    """The curves differ by far more than the scores."""
+    opened = study(make=two_policies, startup_trials=2)
+    rng = np.random.default_rng(0)
+    for _ in range(9):
+        trial = opened.ask()
+        two_policies(trial)
+        value = -float(rng.integers(2))
+        curve = [(g / 10 + 0.05, value - g * rng.random()) for g in range(10)]
+        trial.set_user_attr("curve", curve)
+        opened.tell(trial, value)
+    assert len({t.params["r"] for t in opened.trials}) == 2
 
 
 def test_the_next_trial_is_asked_for_within_a_second() -> None:
