@@ -101,7 +101,7 @@ def run_best(run_dir: Path, export: Path | None, as_json: bool) -> None:
     """
     import yaml
 
-    from mptune.report.findings import certainty, nothing_learned
+    from mptune.report.findings import certainty, end_words, nothing_learned
     from mptune.report.language import language
     from mptune.search.run import Run
 
@@ -128,6 +128,6 @@ def run_best(run_dir: Path, export: Path | None, as_json: bool) -> None:
         print(f"{what}: {best.label}, {score}{scope}")
         if choice.learned_nothing:
             print(nothing_learned(choice, language()))
-        for words in certainty(choice, language()):
+        for words in (*certainty(choice, language()), *end_words(run.outlook(), language())):
             print(words)
         print(yaml.safe_dump(recommended, sort_keys=False), end="")
