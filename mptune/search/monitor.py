@@ -101,8 +101,8 @@ class Monitor:
     def _forecast(
         self,
         running: Sequence[InFlight],
-        total: int,
-        ended: int,
+        total: float,
+        ended: float,
         unrun: int,
         spend: Spend,
         now: float,
