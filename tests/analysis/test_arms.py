@@ -298,6 +298,9 @@ def test_errors_of_differences_add_up() -> None:
     expected_KK = (np.diag(sds[1:] ** 2) + sds[0] ** 2) / 400
     assert np.cov(errors.draw().T) == pytest.approx(expected_KK, rel=0.15)
     assert errors.seed == pytest.approx(np.diag(expected_KK), rel=0.15)
+    # The challengers' mean is weighted by their precision, 1, 1 and 1/4, as far as two rounds tell.
+    assert errors.mix_KJ.sum(1) == pytest.approx(0, abs=1e-9)
+    assert 1 / 9 < -errors.mix_KJ[0, 2] < 0.2 < 0.35 < -errors.mix_KJ[0, 1]
 
 
 def test_one_seed_decides_nothing() -> None:
@@ -408,6 +411,20 @@ def test_selection_by_simulation(seeds: int) -> None:
     assert low.probability + a.probability + b.probability == pytest.approx(1)
     assert low.expected_regret == pytest.approx(3, abs=0.3)
     assert min(a.expected_regret, b.expected_regret) < 0.1
+
+
+def test_selection_of_three_arms_knows_how_many_seeds_there_are() -> None:
+    arms = [
+        replace(each, nats_per_sequence_SN=y_SN - y_SN.mean() + mean)
+        for each, mean in zip(
+            equal_noise(np.random.default_rng(1), 3, 100),
+            (-50.0, 0.0, math.sqrt(2 / 100)),
+            strict=True,
+        )
+        for y_SN in [each.nats_per_sequence_SN]
+    ]
+    *_, best = selection_probabilities(arms)
+    assert best.probability == pytest.approx(0.8413, abs=0.03)  # one standard error ahead
 
 
 def test_selection_probability_matches_the_t_distribution() -> None:
