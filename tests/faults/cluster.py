@@ -21,7 +21,15 @@ from mptune.dispatch import process
 from mptune.paths import free_port
 from tests import plain
 
-RAY = str(Path(sys.executable).parent / "ray")
+RAY = """
+from ray._private.node import Node
+from ray.scripts.scripts import main
+for name in ("start_api_server", "start_ray_client_server"):
+    setattr(Node, name, lambda *_, **__: None)
+main()
+"""
+"""The program `ray` whose head starts no server that is not used here: 3 CPU seconds."""
+
 OBJECT_STORE = "--object-store-memory=80000000"
 CONNECT = """
 import os, sys, ray
@@ -85,6 +93,8 @@ class RayCluster:
     def start_head(self, cpus: float, *options: str) -> None:
         where = (f"--port={self.port}", f"--temp-dir={self.folder}", "--include-dashboard=false",
                  f"--ray-client-server-port={self.client_port}")  # fmt: skip
+        if not any(option.startswith("--autoscaling") for option in options):
+            where = (*where, "--no-monitor")
         self.nodes.insert(0, _started(self._start(cpus, "--head", *where, *options)))
 
     def add_nodes(self, count: int, cpus: float) -> None:
@@ -128,8 +138,8 @@ class RayCluster:
                  f"--dashboard-agent-listen-port={free_port()}")  # fmt: skip
         lean = "--include-log-monitor=false"  # no driver here shows the output of workers
         return subprocess.Popen(
-            [RAY, "start", "--node-ip-address=127.0.0.1", f"--num-cpus={cpus:g}", "--num-gpus=0",
-             OBJECT_STORE, lean, *ports, *options],
+            [sys.executable, "-P", "-c", RAY, "start", "--node-ip-address=127.0.0.1",
+             f"--num-cpus={cpus:g}", "--num-gpus=0", OBJECT_STORE, lean, *ports, *options],
             env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             start_new_session=True,
         )  # fmt: skip
