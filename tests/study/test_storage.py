@@ -24,6 +24,16 @@ def test_an_unreachable_storage_is_the_users_error(run: RunDirectory) -> None:
         studies.storage(run, "nonsense://here").open()
 
 
+def test_a_file_is_opened_once_and_anew_where_another_one_replaced_it(run: RunDirectory) -> None:
+    storage = studies.storage(run, None)
+    storage.create("search")
+    assert storage.open() is storage.open()
+    before = storage.open()
+    storage.database.unlink()
+    assert storage.open() is not before
+    assert storage.load("search") is None
+
+
 def test_the_dashboard_opens_the_study(run: RunDirectory) -> None:
     dashboard = pytest.importorskip("optuna_dashboard")
     driver(run, trials=2).run()
