@@ -271,6 +271,33 @@ def test_candidates_that_are_far_below_do_not_make_the_good_ones_differ() -> Non
     assert theta_ZA.mean(0)[A // 2 :] == pytest.approx(run_AC.mean(1)[A // 2 :], abs=1.5)
 
 
+def test_a_candidate_of_which_little_is_known_is_probably_in_the_larger_cluster() -> None:
+    """Halfway between ten and three candidates: the odds are 11 to 4 (Dirichlet, counts plus 1)."""
+    run_AC = np.repeat([0.0, -30.0, -15.0], (10, 3, 1))[:, None]
+    run_AC = run_AC + np.random.default_rng(3).normal(size=(14, 2))
+    seen = MeasuredPoints(
+        run_AC=run_AC,
+        plan_C=np.zeros(2, int),
+        evaluation_AP=np.r_[np.zeros((13, 2)), np.full((1, 2), 300.0)],
+        is_candidate_A=np.full(14, True),
+        out_of_play_A=np.zeros(14),
+        shift=0.0,
+    )
+    theta_Z = draw_scores(seen, 16, 100)[0][:, -1]
+    odds = np.mean(np.abs(theta_Z) < 7) / np.mean(np.abs(theta_Z + 30) < 7)
+    assert 2.0 < odds < 4.0
+
+
+def test_a_difference_that_does_not_matter_is_a_nat_or_half_of_what_seeds_do() -> None:
+    points = searched(np.random.default_rng(3), np.linspace(-1, 1, 4), 0.5, fresh=(2, 3))
+    of_seeds, of_nat = (search_selection(points, draws=640, nat=nat) for nat in (0.0, 10.0))
+    assert of_seeds.seed_sd is not None
+    low, high = (math.sqrt(0.5) * sd for sd in of_seeds.seed_sd)
+    assert of_seeds.delta is not None
+    assert low <= of_seeds.delta <= high
+    assert (of_nat.delta, of_nat.within) == (10.0, 1.0)
+
+
 def test_equal_runs_leave_no_noise_but_give_numbers() -> None:
     same = Scored((0, 1), np.zeros((2, SEQUENCES)), 0.0)
     found = search_selection({0: Runs(same), 1: Runs(Scored((0, 1), same.nats_SN - 1, 0.0))})
