@@ -17,6 +17,7 @@ from mptune.analysis.selection import (
     Runs,
     Scored,
     SearchSelection,
+    _doubt,
     _evaluation,
     recommended,
     search_selection,
@@ -286,6 +287,15 @@ def test_a_candidate_of_which_little_is_known_is_probably_in_the_larger_cluster(
     theta_Z = draw_scores(seen, 16, 100)[0][:, -1]
     odds = np.mean(np.abs(theta_Z) < 7) / np.mean(np.abs(theta_Z + 30) < 7)
     assert 2.0 < odds < 4.0
+
+
+def test_more_runs_gain_no_more_than_what_the_choice_loses() -> None:
+    """A candidate that is better by 30 in 3 of 1000 draws: normal tails would promise more."""
+    theta_ZA = np.zeros((1000, 2))
+    theta_ZA[:, 1] = np.where(np.arange(1000) < 3, 30.0, -1.0)
+    gains = _doubt([7, 8], 0, theta_ZA, np.full(2, 1e-3), 0.0)["gains"]
+    assert [gain.trial for gain in gains] == [8] * 5
+    assert [gain.nats_per_token for gain in gains] == pytest.approx([0.09] * 5)
 
 
 def test_a_difference_that_does_not_matter_is_a_nat_or_half_of_what_seeds_do() -> None:
