@@ -393,6 +393,8 @@ class Exposure(Method):
 class FreezeThaw(Exposure):
     """The default: the sampler also decides which trials are paused and go on."""
 
+    startup_trials = 12
+
     def __init__(self, table: Table, number: int) -> None:
         super().__init__(table, number)
         self.pruner = self.study.pruner = FreezeThawPruner(self.study.sampler)

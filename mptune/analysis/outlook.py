@@ -46,7 +46,7 @@ def outlook(
             a surrogate.
     """
     ended = [trial for trial in trials if trial.state not in ("WAITING", "RUNNING")]
-    first = max(min(settings.sampler.startup_trials, settings.trials), len(settings.arms))
+    first = max(min(settings.startup_trials, settings.trials), len(settings.arms))
     if {*range(first)} - {trial.number for trial in ended}:
         return Outlook(trials=len(ended), unknown="start")
     if settings.choose_by == "worst_domain":

@@ -291,11 +291,11 @@ class Sampler(Section):
             runs the best again with other seeds; the others are Optuna's.
         startup_trials: random proposals before the model is used; with exposure the trials of its
             start: four usual policies, as far as the space has them; a search does not end by
-            itself before this many trials.
+            itself before this many trials; null: 12 with the pruner freeze_thaw, 8 with others.
     """
 
     kind: Literal["exposure", "tpe", "random", "cmaes", "gp"] = "exposure"
-    startup_trials: int = Field(8, ge=0)
+    startup_trials: int | None = Field(None, ge=0)
 
 
 class Pruner(Section):
@@ -387,6 +387,12 @@ class Search(Section):
         """Kind of the pruner; that of its sampler where the spec names none."""
         by_sampler = "freeze_thaw" if self.sampler.kind == "exposure" else "predictive"
         return self.pruner.kind or by_sampler
+
+    @property
+    def startup_trials(self) -> int:
+        """Trials of the start, by the pruner where the spec does not say."""
+        usual = 12 if self.pruning == "freeze_thaw" else 8
+        return usual if self.sampler.startup_trials is None else self.sampler.startup_trials
 
     @property
     def rungs(self) -> tuple[float, ...]:

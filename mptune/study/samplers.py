@@ -23,7 +23,7 @@ def make_sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
     `exposure` needs the space, see `exposure_sampler`; without one it is TPE.
     """
     seed = (search.seed * 1_000_003 + number) % 2**31
-    startup = search.sampler.startup_trials
+    startup = search.startup_trials
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         match search.sampler.kind:
@@ -55,5 +55,5 @@ def exposure_sampler(
         length=round(length),
         margin=1 / length,  # one nat per sequence
         seed=search.seed,
-        startup_trials=search.sampler.startup_trials,
+        startup_trials=search.startup_trials,
     )
