@@ -20,6 +20,7 @@ COMMANDS = {
     "init": ("specs", "write a commented spec for your own data"),
     "validate": ("specs", "check a spec fully, in under a second"),
     "data": ("specs", "show the data of a spec and warn about problems, before any training"),
+    "plan": ("specs", "predict time, memory and disk from a few seconds of training"),
     "search": ("runs", "search policies and sizes; the same command again resumes"),
     "compare": ("runs", "compare named arms over several seeds"),
     "launch": ("launch", "run a search on Ray, Kubernetes or Slurm, and follow it"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from mptune.cli._command import (
     argument,
     command,
     flag,
+    option,
     path,
     show,
 )
@@ -103,6 +106,45 @@ def run_validate(
         print(f"note: {note}")
     if not data:
         print("not checked: columns, tokenizer and size of the data; --data checks them, too")
+
+
+@command(
+    SPEC,
+    OVERRIDES,
+    *WHERE,
+    flag("--local", "train in this process, without Ray"),
+    option("--seconds", "S", "seconds of training for each model", 5.0),
+    JSON,
+)
+def run_plan(
+    spec: Path,
+    overrides: list[str],
+    on: Path | None,
+    address: str | None,
+    local: bool,
+    seconds: float,
+    as_json: bool,
+) -> None:
+    """Predict time, memory and disk of a search from a few seconds of training of each model.
+
+    Every model is trained for real, where the search would run, at both ends of every range.
+    Nothing is written to a run directory.
+
+    examples:
+      mptune plan search_spaces/quickstart.yaml
+      mptune plan spec.yaml --address 10.0.0.5:6379 --seconds 20
+    """
+    from mptune.search.planning import plan
+
+    found = plan(
+        spec,
+        overrides=overrides,
+        address=address_of(on, address),
+        local=local,
+        seconds=seconds,
+        say=partial(print, file=sys.stderr),
+    )
+    show(found, as_json, "plan")
 
 
 @command(

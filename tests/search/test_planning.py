@@ -1,0 +1,65 @@
+"""What a run will take, predicted from short real trainings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mptune.search.planning import plan
+
+SPEC = {
+    "name": "planned",
+    "data": {"kind": "text", "source": "package:email/*.py", "length": 64},
+    "model": {"family": "bert", "width": {"int": [32, 64], "step": 32}, "depth": 1},
+    "policy": {"kind": "fixed", "rate": {"float": [0.1, 0.6]}},
+    "training": {"budget_tokens": 1e6, "batch_size": 8, "keep_weights": True},
+    "score": {"sequences": 64, "rung_sequences": 16},
+    "search": {"trials": 3, "confirm": {"top": 2, "seeds": 2}, "budget_seconds": 60},
+}
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("plan")
+        patch.chdir(folder)
+        said: list[str] = []
+        found = plan(SPEC, local=True, seconds=0.3, say=said.append)
+        assert not list(folder.iterdir())
+    return {**found, "said": said}
+
+
+def test_every_size_is_measured_once(planned: dict) -> None:
+    assert [model["model"] for model in planned["models"]] == ["bert 32×1", "bert 64×1"]
+    assert len(planned["said"]) == 2
+
+
+def test_a_run_takes_its_training_and_more(planned: dict) -> None:
+    for model in planned["models"]:
+        assert model["training_s"] * model["tokens_per_s"] == pytest.approx(1e6)
+        assert model["steps"] == pytest.approx(1e6 / (8 * 64))
+        assert model["trial_s"] > model["training_s"]
+        assert model["why_not"] is None
+
+
+def test_all_runs_together(planned: dict) -> None:
+    assert planned["runs"] == {"search": 3, "confirmation": 4}
+    each = [model["trial_s"] for model in planned["models"]]
+    assert planned["worker_s"] == pytest.approx([7 * min(each), 7 * max(each)])
+    assert planned["at_once"] == 1
+    assert planned["wall_s"] == pytest.approx(7 * sum(each) / 2)
+    assert planned["limits"] == {"search.budget_seconds": 60}
+    # A checkpoint and the one before it, and three trials' weights.
+    parameters = planned["models"][1]["parameters"]
+    assert planned["disk_bytes"] == pytest.approx(parameters * (2 * 12 + 3 * 4))
+
+
+def test_a_model_that_does_not_fit_is_told_and_not_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = plan(SPEC, overrides=["resources.memory_gb=0.0001"], local=True, seconds=0.1)
+    assert {model["trial_s"] for model in found["models"]} == {None}
+    assert "needs" in found["models"][0]["why_not"]
+    assert found["worker_s"] is None
