@@ -147,7 +147,6 @@ def as_text(block: str, values: Mapping[str, Any]) -> str:
 
     # Imports scipy, which takes as long as all else that a command needs.
     from mptune.analysis.intervals import half_width
-    from mptune.models._memory import gigabytes
     from mptune.report.formatting import about, count
 
     environment = Environment(
@@ -158,9 +157,8 @@ def as_text(block: str, values: Mapping[str, Any]) -> str:
         # Names that users give cannot break a table.
         finalize=lambda value: str(value).replace("¦", "|").replace("\n", " "),
     )
-    filters = {"f": number, "columns": columns, "half_width": half_width}
-    filters |= {"about": about, "count": count, "bytes": gigabytes}
-    environment.filters |= filters
+    environment.filters |= {"f": number, "columns": columns, "half_width": half_width}
+    environment.filters |= {"about": about, "count": count}
     template = environment.get_template("output.txt")
     return "".join(template.blocks[block](template.new_context(dict(values)))).rstrip()
 

@@ -131,9 +131,7 @@ def _model(
     per_token, flops_per_s = cost.flops / cost.tokens, cost.flops / cost.training_s
     flops = training.budget_flops or per_token * (training.budget_tokens or 0)
     flops = flops or (training.budget_seconds or 0) * flops_per_s
-    pruner = spec.search.pruner
-    rungs = 0 if pruner.kind == "none" else len(pruner.rungs)
-    scored = spec.score.sequences + spec.score.rung_sequences * rungs
+    scored = spec.score.sequences + spec.score.rung_sequences * len(spec.search.rungs)
     forwards = scored * spec.score.forwards * sizes.length * per_token * FORWARD_SHARE
     return row | {
         "tokens_per_s": flops_per_s / per_token,
