@@ -244,7 +244,9 @@ def test_retries_have_an_end(dispatcher, tmp_path):
 
     StudyDriver(
         study=studies.create(run, None, "retries"), trials=1, dispatcher=dispatcher,
-        propose=lambda t: trial(t.number, tmp_path, behaviour="exit", resources=once_more),
+        propose=lambda t: trial(
+            t.number, tmp_path, behaviour="exit", step_s=0.02, resources=once_more
+        ),
         sampler=lambda number: make_sampler(Search(), number), concurrency=1,
         observer=Observer(),
     ).run()  # fmt: skip
