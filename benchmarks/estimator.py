@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,8 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from mptune.lml import (
     Covariates,
@@ -47,7 +44,7 @@ from mptune.lml import (
     sequential_half_width,
 )
 from mptune.lml.adaptive import LEAST, decide
-from tests.oracles import HMM, PPCA, Joint
+from mptune.models.oracles import HMM, PPCA, Joint
 
 FORWARDS = {1: 512, 4: 2048}
 """Forwards of one estimate by k: the same 512 sequences."""

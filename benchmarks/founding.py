@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from itertools import combinations
 from math import sqrt
 from pathlib import Path
@@ -26,11 +25,9 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from benchmarks.verify import mask_scores
 from mptune.lml import GaussianCovariates, estimate_lml
-from tests.oracles import PPCA
+from mptune.models.oracles import PPCA
+from mptune.tools.verify import mask_scores
 
 EXACT = -60.3436
 FIGURES = {1: (-60.445, 0.474), 10: (-60.223, 0.130), 100: (-60.341, 0.030)}

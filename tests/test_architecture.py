@@ -224,7 +224,7 @@ def test_a_cycle_is_seen() -> None:
         ["-m", "mptune", "list", "policies"],
         ["-m", "mptune", "list", "families"],
         ["-m", "mptune", "schema"],
-        ["-m", "mptune", "score", "--help"],
+        ["-m", "mptune", "verify", "--help"],
         ["-m", "mptune", "launch", "--help"],
     ],
 )

@@ -11,7 +11,7 @@ from benchmarks.founding import (
     expected_rate_bias,
     founding_data,
 )
-from tests.oracles import PPCA
+from mptune.models.oracles import PPCA
 
 
 def test_bias_of_one_rate_in_two_dimensions() -> None:

@@ -34,6 +34,7 @@ COMMANDS = {
     "bundle": ("evidence", "pack the evidence behind a report into one file"),
     "replay": ("evidence", "recompute every number of a bundled report"),
     "best": ("report", "print the recommended policy, or export it"),
+    "verify": ("score", "check the estimator where the answer is known"),
     "impute": ("impute", "fill a table's missing values with a trained model"),
     "list": ("plugins", "list policies, model families, ..., or the keys of a spec"),
     "schema": ("specs", "print the JSON schema of a spec, for completion in editors"),

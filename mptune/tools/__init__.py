@@ -1,1 +1,1 @@
-"""A trained model in use: score it, fill in missing values."""
+"""A trained model in use: score it, verify the estimator, fill in missing values."""

@@ -21,7 +21,7 @@ from mptune.lml import (
     sequential_half_width,
     tails,
 )
-from tests.oracles import HMM, MarkovChain
+from mptune.models.oracles import HMM, MarkovChain
 from tests.simulations import repetitions
 
 HMM_16 = HMM.random(states=4, vocabulary_size=6, length=16, seed=1)
@@ -168,7 +168,7 @@ def test_models_that_cut_text_differently_race_on_the_same_sequences():
     outcomes = np.indices((9,) * 4).reshape(4, -1).T
     table = np.exp(chain.log_marginal(np.stack([outcomes // 3, outcomes % 3], -1).reshape(-1, 8)))
 
-    from tests.oracles import Joint
+    from mptune.models.oracles import Joint
 
     joint = Joint(table.reshape((9,) * 4))
     sides = Side.of(chain.log_prob, tokens), Side.of(joint.log_prob, paired)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mptune.lml import GaussianCovariates, LMLPlan, TokenCovariates, estimate_lml, masked_sums
-from tests.oracles import HMM, PPCA
+from mptune.models.oracles import HMM, PPCA
 from tests.simulations import FULL, repetitions
 
 REPLICATIONS = repetitions(100, 400)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mptune.lml import LMLPlan, Side, estimate_lml, order_gap, score_at_rate
-from tests.oracles import HMM, PPCA, Joint
+from mptune.models.oracles import HMM, PPCA, Joint
 
 HMM_12 = HMM.random(states=3, vocabulary_size=4, length=12, seed=1)
 

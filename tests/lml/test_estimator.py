@@ -21,8 +21,8 @@ from mptune.lml import (
 )
 from mptune.lml.groups import group_standard_error
 from mptune.lml.regression import fit_residual_variance
+from mptune.models.oracles import HMM, PPCA, Joint, MarkovChain
 from tests.lml.test_identity import masks_of_size
-from tests.oracles import HMM, PPCA, Joint, MarkovChain
 
 SMALL_HMM = HMM.random(states=4, vocabulary_size=5, length=12, seed=1)
 

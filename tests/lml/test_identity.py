@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from tests.oracles import HMM, PPCA, Joint, MarkovChain
+from mptune.models.oracles import HMM, PPCA, Joint, MarkovChain
 
 
 def masks_of_size(positions, size, length):

@@ -1,11 +1,5 @@
 """Verifies the estimator against known answers: exact models, and the identity by enumeration.
 
-    python benchmarks/verify.py                # 1 minute
-    python benchmarks/verify.py --quick        # 15 seconds
-    python benchmarks/verify.py --json FILE
-
-Exit code 3 if a check fails; standard error names it.
-
 Every model here knows its log p(x), so a wrong estimate, a wrong standard error or a wrong identity
 is seen. Two parts, each with its :class:`Claim` list:
 
@@ -18,13 +12,9 @@ nats per sequence. `benchmarks/founding.py` reproduces the figures of the foundi
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import comb, sqrt
-from pathlib import Path
 from time import monotonic
 from typing import Any, TypeAlias
 
@@ -32,10 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtr  # type: ignore[import-untyped, unused-ignore]
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from mptune.lml import Covariates, GaussianCovariates, LMLEstimate, TokenCovariates, estimate_lml
-from tests.oracles import HMM, PPCA, Joint, MarkovChain
+from mptune.models.oracles import HMM, PPCA, Joint, MarkovChain
 
 FloatArray: TypeAlias = NDArray[np.float64]
 IntArray: TypeAlias = NDArray[np.int64]
@@ -44,6 +32,9 @@ Oracle: TypeAlias = HMM | PPCA | Joint
 
 Estimator: TypeAlias = Callable[..., LMLEstimate]
 """Called as :func:`mptune.lml.estimate_lml`."""
+
+OnProgress: TypeAlias = Callable[[str, float], None]
+"""Called with what runs now, and the share of the whole that is done."""
 
 Z_LIMIT = 4.5
 """A check on a mean fails beyond this many standard errors; by chance 7 in a million do."""
@@ -133,6 +124,7 @@ def verify(
     quick: bool = False,
     seed: int = 0,
     estimate: Estimator = estimate_lml,
+    on_progress: OnProgress = lambda words, share: None,
 ) -> Verification:
     """Claim ``estimate`` against every known answer.
 
@@ -143,7 +135,9 @@ def verify(
     beds = []
     for index, (kind, missing) in enumerate(kinds):
         bed = make_bed(kind, missing, _seed(seed, index))
+        on_progress(bed.name, 0.95 * index / len(kinds))
         beds.append(run_bed(bed, replications, _seed(seed, index, 1), estimate))
+    on_progress("identity by enumeration", 0.95)
     return Verification(
         seed=seed,
         quick=quick,
@@ -335,44 +329,3 @@ def identity_checks(seed: int) -> Iterator[Claim]:
         words = f"largest error {error:.1e} of {len(tokens_ND)} sequences"
         words += f", allowed {IDENTITY_TOLERANCE:.0e}"
         yield Claim(f"{name}: Σ S(M) = log p(x)", error < IDENTITY_TOLERANCE, words)
-
-
-# --- the command -------------------------------------------------------------------------------
-
-
-def table(found: Verification) -> Iterator[str]:
-    """The figures of the beds, then the identity and how many checks passed."""
-    heads = ("truth", "estimate", "SE", "z", "bias z", "population", "fixed set", "SE/sd")
-    yield f"{'model, nats per sequence':26}" + "".join(f"{head:>11}" for head in heads)
-    for b in found.beds:
-        cells = (f"{b.truth:.3f}", f"{b.estimate:.3f}", f"{b.se:.3f}", f"{b.z:+.2f}",
-                 f"{b.bias_z:+.2f}", f"{b.coverage_population:.1%}", f"{b.coverage_fixed:.1%}",
-                 f"{b.se_over_spread:.2f}")  # fmt: skip
-        yield f"{b.name:26}" + "".join(f"{cell:>11}" for cell in cells)
-    yield f"SE and z: of {found.beds[0].sequences} fixed sequences. The rest, over"
-    yield f"{found.replications} replications: bias, coverage of 95 % intervals, SE over spread."
-    allowed = {**found.coverage_allowed, "SE/sd": found.spread_allowed}
-    yield "allowed: " + ", ".join(
-        f"{k} {low:.3f} to {high:.3f}" for k, (low, high) in allowed.items()
-    )
-    yield from (f"{check.name}: {check.words}" for check in found.checks if "Σ" in check.name)
-    yield f"{len(found.checks) - len(found.failed)} of {len(found.checks)} checks passed"
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args(arguments)
-    found = verify(quick=given.quick, seed=given.seed)
-    print("\n".join(table(found)))
-    for check in found.failed:
-        print(f"failed: {check.name}: {check.words}", file=sys.stderr)
-    if given.json:
-        given.json.write_text(json.dumps(asdict(found), indent=2) + "\n", encoding="utf-8")
-    return 3 if found.failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,26 +1,27 @@
-"""A wrong estimator fails verification, the right one passes, and the script says which it was."""
+"""A wrong estimator fails verification, the right one passes, and the command says which it was."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from benchmarks import verify as verification
-from benchmarks.verify import (
+from mptune.cli import main
+from mptune.lml import LMLEstimate, estimate_lml, masked_sums
+from mptune.tools import verify as verification
+from mptune.tools.verify import (
     Claim,
     Verification,
     bed_checks,
     coverage_band,
-    main,
     make_bed,
     mask_scores,
     run_bed,
     verify,
 )
-from mptune.lml import LMLEstimate, estimate_lml, masked_sums
 
 REPLICATIONS = 120
 
@@ -133,26 +134,55 @@ def test_small_verification_passes(small: Verification) -> None:
     assert len(small.checks) == 8 * 5 + 2
 
 
-def test_the_script_prints_the_figures(
+def test_table(
+    small: Verification, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(verification, "verify", lambda **options: small)
+    assert main(["verify", "--quick"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    lines = out.splitlines()
+    assert max(map(len, lines)) <= 100
+    head, *rows = lines[1:10]
+    assert head.split("  ")[-1].strip() == "SE/sd"
+    assert {len(row) for row in rows} == {len(head)}
+    assert lines[-1].startswith("42 of 42 checks passed: all passed")
+
+
+def test_json(
+    small: Verification, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    endless = replace(small, beds=(replace(small.beds[0], z=float("inf")), *small.beds[1:]))
+    monkeypatch.setattr(verification, "verify", lambda **options: endless)
+    assert main(["verify", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found["passed"] is True
+    assert found["beds"][0]["z"] is None
+    assert found["beds"][1]["coverage_fixed"] == small.beds[1].coverage_fixed
+    assert {"name", "passed", "words"} == set(found["checks"][0])
+
+
+@pytest.mark.parametrize("json_option", [[], ["--json"]])
+def test_a_failure_is_named_and_is_exit_code_3(
+    small: Verification,
+    json_option: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bad = replace(small, checks=(*small.checks, Claim("HMM: estimate", False, "z = 9.00")))
+    monkeypatch.setattr(verification, "verify", lambda **options: bad)
+    assert main(["verify", *json_option]) == 3
+    out, err = capsys.readouterr()
+    assert err == "mptune: failed: HMM: estimate: z = 9.00\n"
+    assert ('"passed": false' if json_option else "1 FAILED") in out
+
+
+def test_options_reach_the_computation(
     small: Verification, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen = {}
     monkeypatch.setattr(verification, "verify", lambda **options: seen.update(options) or small)
-    assert main(["--quick", "--seed", "7"]) == 0
-    assert seen == {"quick": True, "seed": 7}
-    out, err = capsys.readouterr()
-    assert err == ""
-    head, *rows = out.splitlines()[:9]
-    assert {len(row) for row in rows} == {len(head)}
-    assert out.endswith("\n42 of 42 checks passed\n")
-
-
-def test_a_failure_is_named_and_is_exit_code_3(
-    small: Verification, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    bad = replace(small, checks=(*small.checks, Claim("HMM: estimate", False, "z = 9.00")))
-    monkeypatch.setattr(verification, "verify", lambda **options: bad)
-    assert main([]) == 3
-    out, err = capsys.readouterr()
-    assert err == "failed: HMM: estimate: z = 9.00\n"
-    assert out.endswith("\n42 of 43 checks passed\n")
+    main(["verify", "--quick", "--seed", "7"])
+    assert (seen["quick"], seen["seed"]) == (True, 7)
+    assert main(["verify", "--seed", "-1"]) == 2
+    assert "-1 is negative" in capsys.readouterr().err
