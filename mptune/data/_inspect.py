@@ -252,7 +252,7 @@ def _warnings(report: Report) -> Iterator[str]:
     if train["observed_share"] < LEAST_FILLED:
         yield (
             f"only {train['observed_share']:.0%} of the training positions are observed: shorter "
-            "sequences, or packing, waste less"
+            "sequences, or training.pack, waste less"
         )
     for name, count in report["unknown"].items():
         yield f"{count} symbols of {name} have no symbol in training and are not scored"

@@ -72,9 +72,10 @@ class LiveView:
         self._console = console
         self._title = title
         self._total = total_trials
-        self._done_before = done
+        self._done_before = self._done_then = done
+        """Trials that were used at the start, and at the last status."""
         self._shares: dict[int, float] = {}
-        """Which part of a training each trial has used that ended or was paused since."""
+        """Which part of a training each trial has used that ended or was paused since then."""
         self._clock = clock
         self._started_at = clock()
         self._labels: dict[int, str] = {}
@@ -115,7 +116,7 @@ class LiveView:
     @property
     def _done(self) -> float:
         """Trials that are used."""
-        return round(min(self._total, self._done_before + sum(self._shares.values())), 2)
+        return round(min(self._total, self._done_then + sum(self._shares.values())), 2)
 
     # --- events ----------------------------------------------------------------------------------
 
@@ -152,7 +153,9 @@ class LiveView:
     def finish_trial(self, number: int, state: str) -> None:
         """Print that a trial has ended, with its `state`, e.g. `failed: out_of_memory`."""
         with self._lock:
-            if state != "interrupted" and number not in self._ended:
+            # One that this driver did not start was paused before, and counts already.
+            begun = number in self._labels and number not in self._ended
+            if state != "interrupted" and begun:
                 share = self._reported_at.get(number, 0.0) if state == "paused" else 1.0
                 self._shares[number] = share
             self._ended.add(number)
@@ -163,7 +166,8 @@ class LiveView:
         """Show a new status of the study."""
         had_enough = self._has_enough
         with self._lock:
-            self._status = status
+            self._status, self._done_then = status, status.trials.used
+            self._shares.clear()
         if self._has_enough and not had_enough:
             self.note(f"{self._title}: {outlook_words(status.outlook)}")
         if self._clock() - self._status_printed_at >= PLAIN_STATUS_S:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from mptune.dispatch.base import Dispatcher
+from mptune.errors import InputError
 from mptune.models import _memory as memory
 from mptune.search.application import Session, read_spec
 from mptune.search.arms import most_ladder_runs
@@ -16,13 +19,16 @@ from mptune.search.budget import planned_runs
 from mptune.search.stage import Stage
 from mptune.spec.schema import SearchSpec
 from mptune.spec.source import SpecSource
-from mptune.trial import Failed, Finished, TrialResult, TrialSpec
+from mptune.trial import Failed, Finished, Stopped, TrialResult, TrialSpec
 
 FORWARD_SHARE = 1 / 3
 """FLOPs of a forward pass over those of a training step."""
 
 STATE_BYTES = 12
 """Bytes per parameter of a checkpoint: the weight and Adam's two moments in single precision."""
+
+PAUSING = ("freeze_thaw", "predictive")
+"""Pruners that pause trials, which use up `search.trials` by parts."""
 
 
 def plan(
@@ -51,10 +57,14 @@ def plan(
     Raises:
         InputError, DispatchError: see `mptune.search`.
     """
+    if not 0 < seconds < math.inf:
+        raise InputError(f"seconds: {seconds:g} is not a length of time; give a positive number")
     _, whole = read_spec(spec, overrides)
     short = ("score.sequences=2", "score.target_se=null", "score.kpi=null")
     file, measured = read_spec(spec, (*overrides, *short))
-    with tempfile.TemporaryDirectory() as folder:
+    # The nodes of a cluster see the folder that run directories are in by default.
+    at = None if address is None else Path.cwd()
+    with tempfile.TemporaryDirectory(prefix="mptune-plan-", dir=at) as folder:
         session = Session(file, measured, folder, address, local)
         with closing(session.dispatcher()) as dispatcher:
             run, prepared = session.run.directory, session.prepared()
@@ -72,7 +82,7 @@ def plan(
     total = sum(runs.values())
     works = sorted(total * model["trial_s"] * model["workers"] for model in known)
     mean_s = total * sum(model["trial_s"] for model in known) / len(known) if known else None
-    kept = 4 * whole.training.keep_weights * runs["search"]
+    kept = 4 * whole.training.keep_weights * total
     largest = max(model["parameters"] for model in models)
     return {
         "name": whole.name,
@@ -81,8 +91,9 @@ def plan(
         "at_once": at_once,
         "worker_s": [works[0], works[-1]] if works else None,
         "wall_s": None if mean_s is None else mean_s / max(1, at_once),
-        "disk_bytes": largest * (2 * STATE_BYTES * max(1, at_once) + kept),
+        "disk_bytes": largest * (2 * STATE_BYTES * (max(1, at_once) + _most_paused(whole)) + kept),
         "pruner": whole.search.pruning,
+        "pauses": whole.search.pruning in PAUSING,
         "limits": dict(_limits(whole)),
     }
 
@@ -91,6 +102,13 @@ def _kind(trial: TrialSpec) -> str:
     """Key of the trials that take equally long."""
     training = trial.training.model_dump(mode="json", exclude={"optimizer", "schedule"})
     return json.dumps([trial.model, training], sort_keys=True)
+
+
+def _most_paused(spec: SearchSpec) -> float:
+    """Most trials that can be paused at a time; each keeps a checkpoint, and the one before it."""
+    if spec.search.pruning not in PAUSING:
+        return 0.0
+    return spec.search.trials / min(spec.search.rungs, default=1.0)
 
 
 def _limits(spec: SearchSpec) -> Iterator[tuple[str, float]]:
@@ -156,10 +174,13 @@ def _measure(
     if batch_size < trial.training.batch_size:
         fields |= {"batch_size": batch_size, "micro_batch_size": None}
     training = trial.training.model_copy(update=fields)
-    dispatcher.submit(trial.model_copy(update={"training": training}))
+    trial = trial.model_copy(update={"training": training})
+    dispatcher.submit(trial)
     while True:
         for event in dispatcher.events(1.0):
             if isinstance(event, Finished):
                 return event.result
             if isinstance(event, Failed):
                 return event
+            if isinstance(event, Stopped):  # its machine was taken away
+                dispatcher.submit(trial)

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from mptune.live.table import LiveView
-from mptune.status import Forecast
+from mptune.status import Forecast, Trials
 from mptune.trial import Failed, Finished, GangChanged, Progress, Rung, Scoring, Started, Stopped
 from tests.report.conftest import SIZES, result
 from tests.standings import running, standing
@@ -150,6 +150,18 @@ def test_what_was_interrupted_is_not_done() -> None:
     assert "0/4 trials" in rendered(view)
 
 
+def test_trials_that_an_earlier_driver_paused_count_once() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=130, height=30)
+    with LiveView(console, "quickstart", 4, done=0.75, clock=Clock()) as view:
+        view.trial(0, "uniform", SMALL)  # paused at 25 % until now
+        view.look(standing(trials=Trials(total=4, used=0.5), running=()))
+        view.finish_trial(0, "complete")
+        assert "1.5/4 trials" in rendered(view)
+        view.finish_trial(1, "pruned")  # paused at 50 %, and the search is over
+        assert "1.5/4 trials" in rendered(view)
+
+
 def test_time_left_from_the_share_that_this_driver_did() -> None:
     clock = Clock()
     console = Console(file=io.StringIO(), force_terminal=True, width=130, height=30)
@@ -158,7 +170,8 @@ def test_time_left_from_the_share_that_this_driver_did() -> None:
     clock.now += 60
     # An eighth of the search in a minute, three eighths left.
     unknown = Forecast(trials=4, worker_seconds=None, gpu_hours=None, left_s=None, limited_by=None)
-    view.look(standing(running=(running(2),), forecast=unknown))
+    used = Trials(total=4, used=2)
+    view.look(standing(running=(running(2),), forecast=unknown, trials=used))
     assert "2/4 trials" in rendered(view)
     assert "1 min 00 s · 3 min 00 s left" in rendered(view)
 
@@ -178,7 +191,7 @@ def test_gangs_queue_spend_and_forecast_fit_the_terminal(width: int) -> None:
         ["3", "4", "50 s", "reserved: needs 4, 2 free"],
         ["4", "4", "50 s", "fits, but would delay trial 3"],
         ["spent 1.23 k of 5 k worker-s (forecast 4.90 k), 0.5"],
-        ["0/16 trials", "about 10 min left"],
+        ["1/16 trials", "about 10 min left"],
     ):
         assert any(all(word in line for word in known) for line in lines), (known, lines)
     assert sum(line.strip().startswith("3 ") for line in lines) == 1, "it waits: not among trials"

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from mptune.search.planning import plan
+from mptune.errors import InputError
+from mptune.search.planning import _measure, plan
+from mptune.trial import Failed, Stopped, TrialSpec
+from tests import fakes
 
 SPEC = {
     "name": "planned",
@@ -50,9 +53,10 @@ def test_all_runs_together(planned: dict) -> None:
     assert planned["at_once"] == 1
     assert planned["wall_s"] == pytest.approx(7 * sum(each) / 2)
     assert planned["limits"] == {"search.budget_seconds": 60}
-    # A checkpoint and the one before it, and three trials' weights.
+    # A checkpoint and the one before it, of a trial that runs and of 3 / 0.125 paused ones, and the
+    # weights of seven runs.
     parameters = planned["models"][1]["parameters"]
-    assert planned["disk_bytes"] == pytest.approx(parameters * (2 * 12 + 3 * 4))
+    assert planned["disk_bytes"] == pytest.approx(parameters * (25 * 2 * 12 + 7 * 4))
 
 
 def test_a_model_that_does_not_fit_is_told_and_not_trained(
@@ -63,3 +67,27 @@ def test_a_model_that_does_not_fit_is_told_and_not_trained(
     assert {model["trial_s"] for model in found["models"]} == {None}
     assert "needs" in found["models"][0]["why_not"]
     assert found["worker_s"] is None
+
+
+def test_a_trial_whose_machine_was_taken_away_is_measured_again(tmp_path: Path) -> None:
+    submitted: list[TrialSpec] = []
+
+    class Preempted:
+        def submit(self, trial: TrialSpec) -> None:
+            submitted.append(trial)
+
+        def events(self, timeout_s: float) -> list[Stopped | Failed]:
+            if len(submitted) == 1:
+                return [Stopped(number=0, reason="preempted", step=1)]
+            assert len(submitted) == 2, "it is not submitted again"
+            return [Failed(number=0, reason="out_of_memory", detail="2 GiB asked")]
+
+    found = _measure(fakes.trial(0, tmp_path), Preempted(), 0.1, 8)  # type: ignore[arg-type]
+    assert isinstance(found, Failed)
+    assert submitted[0] == submitted[1]
+
+
+@pytest.mark.parametrize("seconds", [0.0, float("inf"), float("nan")])
+def test_a_length_of_time_is_positive(seconds: float) -> None:
+    with pytest.raises(InputError, match="give a positive number"):
+        plan(SPEC, local=True, seconds=seconds)
