@@ -30,11 +30,13 @@ TRIALS = max(KILLS, 3) + 4
 SMALL = (
     "--set", f"search.trials={TRIALS}",
     "--set", "search.pruner={kind: median, rungs: [0.5], startup_trials: 4}",
+    # With this seed two trials are pruned, and the last one is complete.
+    "--set", "search.sampler={kind: tpe}", "--set", "search.seed=2",
     "--set", "search.concurrency=1",
 )  # fmt: skip
 DOOMED = ("-P", str(Path(__file__).with_name("doomed.py")))
 """By its path: other packages are called `tests`, too."""
-LONG_S = {"gang": 3.0, "started": 0.3, "scoring": 0.05}
+LONG_S = {"gang": 1.0, "started": 0.3, "scoring": 0.05}
 """Moments that last; the others are over in milliseconds."""
 
 
