@@ -200,7 +200,8 @@ END = {
 UNKNOWN = {
     "start": "how sure it is, is not known yet: the trials that it begins with have not all ended",
     "seeds": "how sure it was is not known: the search itself trained no policy with two seeds "
-    "(search.sampler: {kind: exposure} does); the report says what later stages add",
+    "(search.sampler: {kind: exposure} does, once six have finished); the report says what later "
+    "stages add",
     "worst_domain": "how sure it is, is not known: it chooses by the worst domain, and certainty "
     "is computed for the score on held-out data",
 }

@@ -12,6 +12,7 @@ import yaml
 
 from mptune import dispatch, status
 from mptune.cli import COMMANDS, main
+from mptune.cli._command import as_text
 from mptune.dispatch.local import LocalDispatcher
 from mptune.paths import RunDirectory
 from mptune.policies.base import MaskPolicy
@@ -97,6 +98,15 @@ def test_what_is_wrong_with_sizes_is_said(
 ) -> None:
     assert main(["validate", "spec.yaml", "--set", f"resources.by_size={sizes}"]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_status_counts_trainings_of_those_requested() -> None:
+    states = status.Trials(total=3, used=2.43, complete=1, pruned=11).counts()
+    others = dict.fromkeys(("confirmation", "ladder", "comparison"))
+    spent = {"worker_seconds": 6, "gpu_hours": 0}
+    values = {"name": "a", "running": True, "search": states, "best": None, "end": [], **others}
+    text = as_text("status", {**values, "spent": spent})
+    assert "search: 2.43 of 3 trials (1 complete, 11 pruned)" in text
 
 
 def test_status_best_and_report_speak_json(
