@@ -494,9 +494,9 @@ class ExposureSampler(optuna.samplers.BaseSampler):
         fresh_K, again_K = np.split(score_K, [len(fresh), len(fresh) + len(again)])[:2]
         gain = float(fresh_K.max(initial=-np.inf) - again_K.max(initial=-np.inf))
         if fresh and (gain > margin or only_new):
-            return Choice(fresh[int(fresh_K.argmax())], f"new: best in this draw, by {gain:.3g}")
-        if not again:
-            return Choice(fresh[int(fresh_K.argmax())], "new: too few policies have finished")
+            why = "best of the new ones" if only_new else f"best in this draw, by {gain:.3g}"
+            why = why if again else "too few policies have finished"
+            return Choice(fresh[int(fresh_K.argmax())], f"new: {why}")
         chosen = again[int(again_K.argmax())]
         why = "no other trial may begin" if only_open else "every policy has run"
         if fresh:

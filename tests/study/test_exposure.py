@@ -85,6 +85,7 @@ def test_no_policy_gets_another_seed_before_six_have_finished() -> None:
     asked = [run(study(seed, one_size, startup_trials=3), 9) for seed in (0, 2, 5)]
     assert all(a["repeat"] == 0 for of_study in asked for a in of_study[:MIN_FINISHED])
     assert all(any(a["repeat"] for a in of_study[MIN_FINISHED:]) for of_study in asked)
+    assert not any("inf" in a["why"] for of_study in asked for a in of_study)
 
 
 def test_arms_that_ran_are_part_of_the_start() -> None:
