@@ -66,7 +66,7 @@ class Importance(Message):
 
 
 @dataclass(frozen=True)
-class Choice:
+class Recommendation:
     """What a run recommends: every command, view and method takes it from here.
 
     Attributes:
@@ -91,7 +91,7 @@ class Choice:
         selection: SearchSelection | None,
         comparison: ComparisonReport | None,
         prepared: Prepared | None,
-    ) -> Choice:
+    ) -> Recommendation:
         """The choice among the trials of a search and the arms of a comparison."""
         searched = recommended(selection, trials) if any(t.finished for t in trials) else None
         counting = prepared.counting if prepared else None
@@ -171,9 +171,9 @@ class Report(Message):
         results = (trial.result for trials in (self.trials, *arms) for trial in trials)
         return next((result.lml for result in results if result is not None), None)
 
-    def choice(self) -> Choice:
+    def choice(self) -> Recommendation:
         """What the study recommends."""
-        return Choice.of(self.trials, self.selection, self.comparison, self.prepared)
+        return Recommendation.of(self.trials, self.selection, self.comparison, self.prepared)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +202,7 @@ class StudyTrials:
         return self.asked.arms(self.compared) if self.asked else {}
 
 
-def choose(spec: SearchSpec, found: StudyTrials) -> Choice:
+def choose(spec: SearchSpec, found: StudyTrials) -> Recommendation:
     """What a study recommends."""
     prepared, scores = found.prepared, found.scores
     by_worst = spec.search.choose_by == "worst_domain"
@@ -210,7 +210,7 @@ def choose(spec: SearchSpec, found: StudyTrials) -> Choice:
         found.searched, found.confirmed, found.arms(), prepared, scores, by_worst
     )
     comparison = comparison_report(found.asked, found.compared, prepared, scores)
-    return Choice.of(found.searched, selection, comparison, prepared)
+    return Recommendation.of(found.searched, selection, comparison, prepared)
 
 
 def build_report(
@@ -238,26 +238,20 @@ def build_report(
     """
     prepared, searched, compared = found.prepared, found.searched, found.compared
     everything = (*searched, *found.confirmed, *found.tried, *compared)
-    ended = [trial for trial in everything if trial.state not in ("WAITING", "RUNNING")]
-    trained = [trial for trial in ended if trial.same_as is None]
+    trained = [t for t in everything if t.state not in ("WAITING", "RUNNING") and t.same_as is None]
     results = [trial.result for trial in trained if trial.result is not None]
     choice = choose(spec, found)
     sizes = spec.search.extrapolate_to if extrapolate_to is None else extrapolate_to
-    shown: Prepared | None = None
     predicted: Prediction | None = None
-    if prepared is not None:
-        # Strip directories from paths: a report is shared with other people.
-        names = {"table": Path(prepared.table).name, "plan": Path(prepared.plan).name}
-        shown = prepared.model_copy(update=names)
-        if spec.search.sampler.kind == "exposure" and choice.searched:
-            predicted = prediction(searched, choice.searched, prepared.length)
+    if prepared and spec.search.sampler.kind == "exposure" and choice.searched:
+        predicted = prediction(searched, choice.searched, prepared.length)
     ran = [trial for trial in searched if trial.state != "WAITING"]
     complete = [trial for trial in ran if trial.state == "COMPLETE"]
     score = spec.score
     return Report(
         study=spec.name,
         data=prepared.description if prepared else build("data", spec.data).words(),
-        prepared=shown,
+        prepared=_without_folders(prepared) if prepared else None,
         trials=tuple(t.model_copy(update={"mask_rates": mask_rates(t.spec)}) for t in ran),
         comparison=choice.comparison,
         selection=choice.selection,
@@ -267,7 +261,11 @@ def build_report(
         kpi=kpi_report(score.kpi, searched, score.kpi_higher_is_better) if score.kpi else None,
         spend=spend(results, trials=len(trained), wall_s=wall_s),
         importance=tuple(
-            Importance(name=name, share=share, trials=sum(name in t.params for t in complete))
+            Importance(
+                name=name,
+                share=share,
+                trials=sum(name in t.params for t in complete),
+            )
             for name, share in (importances or {}).items()
         ),
         plan_hash=prepared.plan_hash if prepared else "",
@@ -275,6 +273,12 @@ def build_report(
         commands=tuple(commands),
         created=created,
     )
+
+
+def _without_folders(prepared: Prepared) -> Prepared:
+    """A report is shared with people who are not to know where its data are."""
+    names = {"table": Path(prepared.table).name, "plan": Path(prepared.plan).name}
+    return prepared.model_copy(update=names)
 
 
 def spend(

@@ -134,9 +134,7 @@ def run_plan(
       mptune plan search_spaces/quickstart.yaml
       mptune plan spec.yaml --address 10.0.0.5:6379 --seconds 20
     """
-    from mptune.search.planning import plan
-
-    found = plan(
+    found = preflight.plan(
         spec,
         overrides=overrides,
         address=address_of(on, address),

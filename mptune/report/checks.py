@@ -15,7 +15,7 @@ from pydantic import ConfigDict
 from mptune.analysis.comparison import ComparisonReport
 from mptune.analysis.intervals import scores_by_condition, worst_domain
 from mptune.analysis.pruning import MIN_FOR_REGRESSION, probability_of_stopping_the_best
-from mptune.analysis.results import Choice, Outcomes, Report
+from mptune.analysis.results import Outcomes, Recommendation, Report
 from mptune.report.formatting import minus
 from mptune.report.language import Language
 from mptune.report.verdicts import what_would_decide
@@ -54,7 +54,7 @@ class Case:
 
     report: Report
     results: Sequence[TrialResult]
-    choice: Choice
+    choice: Recommendation
     say: Language
 
     def line(self, ok: bool, good: str, bad: str, /, **values: Any) -> Check:
@@ -66,7 +66,7 @@ Checker: TypeAlias = Callable[[Case], Iterator[Check]]
 
 
 def checklist(
-    report: Report, choice: Choice, ranked: Sequence[Trial], say: Language
+    report: Report, choice: Recommendation, ranked: Sequence[Trial], say: Language
 ) -> Iterator[Check]:
     """Every check that applies, in order."""
     ended = Outcomes.of(report)

@@ -33,7 +33,7 @@ class Recommended(Message):
     best_trial: int | None
 
 
-class Place(Message):
+class RankedTrial(Message):
     """A finished trial in its place.
 
     Attributes:
@@ -66,7 +66,7 @@ class Document(Message):
     schema_version: int
     study: str
     recommended: Recommended | None
-    ranking: tuple[Place, ...]
+    ranking: tuple[RankedTrial, ...]
     findings: Conclusions
     input: Report
 
@@ -85,7 +85,7 @@ def document(report: Report) -> Document:
         study=report.study,
         recommended=recommended,
         ranking=tuple(
-            Place(
+            RankedTrial(
                 place=place,
                 trial=trial.number,
                 label=trial.label,

@@ -17,7 +17,7 @@ from mptune.analysis.comparison import (
     main_difference,
 )
 from mptune.analysis.ranking import Flip, flips, ranking, runner_up
-from mptune.analysis.results import Choice, Report
+from mptune.analysis.results import Recommendation, Report
 from mptune.analysis.selection import SearchSelection, score_of
 from mptune.report.checks import Check, checklist
 from mptune.report.formatting import interval, minus, per_token, power
@@ -76,8 +76,9 @@ class Findings(Conclusions):
     Attributes:
         ranked: finished trials, best first.
         recommended: the finished trial that the search recommends, or None.
-        choice: a trial of the recommended policy (`Choice.trial`); None if nothing has finished.
-        score: see `Choice.score`.
+        choice: a trial of the recommended policy (`Recommendation.trial`); None if nothing has
+            finished.
+        score: see `Recommendation.score`.
         chances: name and probability to be the best, highest first, at most five.
         failures: reason and failed trials, the most frequent reason first.
     """
@@ -126,7 +127,7 @@ def findings(report: Report, say: Language | None = None) -> Findings:
 # --- recommendation ----------------------------------------------------------------------------
 
 
-def _headline(found: Choice, say: Language) -> str:
+def _headline(found: Recommendation, say: Language) -> str:
     if found.trial is None:
         return say("recommendation.none_yet")
     if found.learned_nothing:
@@ -135,14 +136,14 @@ def _headline(found: Choice, say: Language) -> str:
     return say("recommendation.headline", policy=policy, size=size)
 
 
-def nothing_learned(found: Choice, say: Language) -> str:
+def nothing_learned(found: Recommendation, say: Language) -> str:
     """Why nothing is recommended: the best score is not above that of counting."""
     counting = math.nan if found.counting is None else found.counting
     score = per_token(*found.score)
     return say("recommendation.learned_nothing", score=score, counting=minus(counting, 3))
 
 
-def _recommendation(found: Choice, ranked: Sequence[Trial], say: Language) -> Iterator[str]:
+def _recommendation(found: Recommendation, ranked: Sequence[Trial], say: Language) -> Iterator[str]:
     """Which policy and why, then how it compares with the next one."""
     comparison, best, choice = found.comparison, found.searched, found.trial
     if found.learned_nothing:
@@ -261,7 +262,7 @@ def _flip_row(flip: Flip, say: Language) -> FlipRow:
 # --- certainty ---------------------------------------------------------------------------------
 
 
-def certainty(found: Choice, say: Language) -> Iterator[str]:
+def certainty(found: Recommendation, say: Language) -> Iterator[str]:
     """How sure the choice is, in sentences: first of the arms, then of the search."""
     comparison, selection, searched = found.comparison, found.selection, found.searched
     if comparison is not None and comparison.selection:

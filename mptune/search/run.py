@@ -28,7 +28,7 @@ from mptune.analysis.comparison import Asked
 from mptune.analysis.explanation import Explanation, ending_words, explain
 from mptune.analysis.intervals import by_group, group_correlations
 from mptune.analysis.ranking import ranking
-from mptune.analysis.results import Choice, Report, StudyTrials, build_report, choose
+from mptune.analysis.results import Recommendation, Report, StudyTrials, build_report, choose
 from mptune.errors import InputError, NoResultError, did_you_mean
 from mptune.paths import RunDirectory, TrialDirectory, read_model, write_text
 from mptune.search import kpi
@@ -231,7 +231,7 @@ class Run:
         return Asked(comparison=self.spec.compare, keys={}) if self.spec.compare else None
 
     def best(self) -> Trial:
-        """The trial of the recommended policy (`Choice.trial`), as in the report.
+        """The trial of the recommended policy (`Recommendation.trial`), as in the report.
 
         It is a run of an arm (`trial.stage == "comparison"`) if that arm beat the search's best
         policy, or if nothing was searched.
@@ -265,7 +265,7 @@ class Run:
             raise NoResultError(f"{self.directory.root}: the search has no trial {trial}")
         return found.model_copy(update={"trials": only})
 
-    def choice(self) -> Choice:
+    def choice(self) -> Recommendation:
         """What the run recommends, and the search's selection and the comparison behind it."""
         return choose(self.spec, self._study(self.storage.trials("search")))
 

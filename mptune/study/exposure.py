@@ -177,7 +177,7 @@ class Ran(Place):
         return json.dumps(self.params, sort_keys=True, default=str)
 
 
-class Choice(NamedTuple):
+class Proposal(NamedTuple):
     """What to run next: a point as a new trial, or a paused trial, and why."""
 
     place: Place
@@ -354,7 +354,7 @@ class ExposureSampler(optuna.samplers.BaseSampler):
         among: Container[int] = (),
         *,
         may_ask: bool = True,
-    ) -> Choice | str:
+    ) -> Proposal | str:
         """What to run, or why that is not known.
 
         Args:
@@ -397,10 +397,10 @@ class ExposureSampler(optuna.samplers.BaseSampler):
         is_known_C = np.any(same(new_C, ran_R), axis=1)
         fresh = [place for place, is_known in zip(new, is_known_C, strict=True) if not is_known]
         if scored < MIN_TO_PREDICT:
-            return Choice([*fresh, *new][0], "drawn at random: too few trials have a score")
+            return Proposal([*fresh, *new][0], "drawn at random: too few trials have a score")
         is_start = len(trials) < self._startup and not known
         if not fresh and not any(known.items() <= r.params.items() for r in ran if r.run):
-            return Choice(new[0], "drawn at random: every point has run")
+            return Proposal(new[0], "drawn at random: every point has run")
         return self._draw(fresh, ran, known, rng, only_new=is_start)
 
     def draw_points(
@@ -443,7 +443,7 @@ class ExposureSampler(optuna.samplers.BaseSampler):
         run = None if is_running else _scored_run(trial, seen, sign)
         return Ran(trial.params, trial.distributions, seen, trial, run, is_open)
 
-    def _start(self, new: Sequence[Place], ran: Sequence[Ran]) -> Choice | None:
+    def _start(self, new: Sequence[Place], ran: Sequence[Ran]) -> Proposal | None:
         """The next point of the start design; None if it is complete."""
         begun = [r for r in ran if r.trial.state in BEGUN]
         wanted = [Exposed.of({"policy": p}, self._length) for p in START]
@@ -453,7 +453,7 @@ class ExposureSampler(optuna.samplers.BaseSampler):
             usual_N = np.array([exposed.context.items() <= p.seen.context.items() for p in new])
             nearest = int((apart_C[: len(new)] + NEAR * ~usual_N).argmin())
             if apart_C[nearest] <= NEAR < apart_C[len(new) :].min(initial=np.inf):
-                return Choice(new[nearest], f"start: the nearest to {policy}")
+                return Proposal(new[nearest], f"start: the nearest to {policy}")
         return None
 
     def _draw(
@@ -465,7 +465,7 @@ class ExposureSampler(optuna.samplers.BaseSampler):
         *,
         only_new: bool = False,
         only_open: bool = False,
-    ) -> Choice:
+    ) -> Proposal:
         """The best point in one draw of the scores; a new one if it is better by a margin."""
         points, first = Points.of([p.seen for p in (*fresh, *ran)]), len(fresh)
         runs = [(first + i, r.run) for i, r in enumerate(ran) if r.run is not None]
@@ -496,7 +496,7 @@ class ExposureSampler(optuna.samplers.BaseSampler):
         if fresh and (gain > margin or only_new):
             why = "best of the new ones" if only_new else f"best in this draw, by {gain:.3g}"
             why = why if again else "too few policies have finished"
-            return Choice(fresh[int(fresh_K.argmax())], f"new: {why}")
+            return Proposal(fresh[int(fresh_K.argmax())], f"new: {why}")
         chosen = again[int(again_K.argmax())]
         why = "no other trial may begin" if only_open else "every policy has run"
         if fresh:
@@ -504,8 +504,8 @@ class ExposureSampler(optuna.samplers.BaseSampler):
         for _, one in tried:
             if one.is_open and one.key == chosen.key:
                 best = f"trial {one.trial.number} is the best in this draw"
-                return Choice(one, f"{best}: {why}", goes_on=True)
-        return Choice(chosen, f"another seed of trial {chosen.trial.number}: {why}")
+                return Proposal(one, f"{best}: {why}", goes_on=True)
+        return Proposal(chosen, f"another seed of trial {chosen.trial.number}: {why}")
 
 
 def _distinct(ran: Sequence[Ran]) -> list[Ran]:

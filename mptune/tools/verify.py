@@ -171,7 +171,7 @@ def _z(error: float, se: float) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class Bed:
+class KnownModel:
     """A model, and a finite population of sequences whose log p is known exactly."""
 
     name: str
@@ -191,7 +191,7 @@ _ORACLES: dict[str, Callable[[], Oracle]] = {
 }
 
 
-def make_bed(kind: str, missing: float, seed: int) -> Bed:
+def make_bed(kind: str, missing: float, seed: int) -> KnownModel:
     """A bed whose values are ``missing`` completely at random; every sequence keeps at least one.
 
     The population's truth is the mean of this very pool, from which sequences are drawn with
@@ -210,10 +210,10 @@ def make_bed(kind: str, missing: float, seed: int) -> Bed:
         covariates, hole = TokenCovariates.fit(train, None, int(train.max()) + 1), -1
     tokens = np.where(observed, tokens, hole)
     name = f"{kind}, missing" if missing else kind
-    return Bed(name, oracle, covariates, tokens, observed, oracle.log_marginal(tokens))
+    return KnownModel(name, oracle, covariates, tokens, observed, oracle.log_marginal(tokens))
 
 
-def run_bed(bed: Bed, replications: int, seed: int, estimate: Estimator) -> BedResult:
+def run_bed(bed: KnownModel, replications: int, seed: int, estimate: Estimator) -> BedResult:
     """One estimate of many sequences, and ``replications`` of few."""
     shown, truth = _score(bed, min(_SHOWN, len(bed.truth_N)), _seed(seed, 0), estimate)
     population = bed.truth_N.mean()
@@ -241,7 +241,7 @@ def run_bed(bed: Bed, replications: int, seed: int, estimate: Estimator) -> BedR
     )
 
 
-def _score(bed: Bed, n: int, seed: int, estimate: Estimator) -> tuple[LMLEstimate, float]:
+def _score(bed: KnownModel, n: int, seed: int, estimate: Estimator) -> tuple[LMLEstimate, float]:
     """The estimate for ``n`` sequences of the pool, and their exact mean log p."""
     rows = np.random.default_rng(seed).integers(len(bed.truth_N), size=n)
     found = estimate(

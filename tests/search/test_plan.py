@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mptune.errors import InputError
-from mptune.search.planning import _measure, plan
+from mptune.search.preflight import _measure, plan
 from mptune.trial import Failed, Stopped, TrialSpec
 from tests import fakes
 
