@@ -54,6 +54,12 @@ def notes(file: SpecFile, spec: SearchSpec) -> list[str]:
             "learning rate are confounded; make it a dimension, or set "
             "training.optimizer.width_rule: mup"
         )
+    of_policy = any(name.split(".")[0] == "policy" for name in dimensions)
+    if spec.search.sampler.kind == "exposure" and dimensions and not of_policy:
+        found.append(
+            "no dimension of the policy is searched, so Optuna's TPE proposes; with "
+            "search.sampler: {kind: tpe}, trials report at one rung instead of four"
+        )
     silent = "precision" not in training.model_fields_set
     if spec.resources.gpus_per_worker and training.precision == "fp32" and silent:
         found.append(

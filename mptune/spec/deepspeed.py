@@ -34,8 +34,9 @@ def configuration(
         "steps_per_print": sys.maxsize,
     }
     if training.precision == "bf16":
-        given = training.deepspeed.get("zero_optimization", {})
-        if given.get("stage", training.zero_stage):
+        given = training.deepspeed
+        stage = given.get("zero_optimization", {}).get("stage", training.zero_stage)
+        if stage or given.get("bf16", {}).get("enabled"):
             ours["bf16"] = {"enabled": True}
         else:
             # Weights and gradients stay in fp32: DeepSpeed's bf16 optimizer without ZeRO handles

@@ -220,6 +220,14 @@ class Training(Section):
     checkpoint_every_s: Operational[float] = Field(60.0, gt=0)
     deepspeed: dict[str, Any] = Field(default_factory=dict)
 
+    @field_validator("deepspeed")
+    @classmethod
+    def _sections_are_mappings(cls, given: dict[str, Any]) -> dict[str, Any]:
+        for name in ("zero_optimization", "bf16", "fp16", "torch_autocast"):
+            if not isinstance(given.get(name, {}), dict):
+                raise ValueError(f"{name} is {given[name]!r}; give its keys, e.g. {{{name}: {{}}}}")
+        return given
+
     @model_validator(mode="after")
     def _compiles(self) -> Training:
         if self.compile and self.zero_stage == 3:
@@ -291,7 +299,8 @@ class Sampler(Section):
             runs the best again with other seeds; the others are Optuna's.
         startup_trials: random proposals before the model is used; with exposure the trials of its
             start: four usual policies, as far as the space has them; a search does not end by
-            itself before this many trials; null: 12 with the pruner freeze_thaw, 8 with others.
+            itself before this many trials; null: 12 with the pruner freeze_thaw, but at most two
+            for each of search.trials; 8 with others.
     """
 
     kind: Literal["exposure", "tpe", "random", "cmaes", "gp"] = "exposure"
@@ -391,7 +400,8 @@ class Search(Section):
     @property
     def startup_trials(self) -> int:
         """Trials of the start, by the pruner where the spec does not say."""
-        usual = 12 if self.pruning == "freeze_thaw" else 8
+        # At an eighth of a training each they take a quarter of all trials at most.
+        usual = min(12, 2 * self.trials) if self.pruning == "freeze_thaw" else 8
         return usual if self.sampler.startup_trials is None else self.sampler.startup_trials
 
     @property

@@ -50,6 +50,8 @@ def exposure_sampler(
         return None
     from mptune.study.exposure import ExposureSampler
 
+    # A note before the run says so.
+    warnings.filterwarnings("ignore", "exposure sampler: no dimension of the policy")
     return ExposureSampler(
         define,
         length=round(length),

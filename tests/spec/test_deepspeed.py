@@ -74,3 +74,13 @@ def test_micro_batch_size():
 def test_a_batch_that_cannot_be_shared(fields, message):
     with pytest.raises(InputError, match=message):
         micro_batch_size(training(**fields), 2)
+
+
+def test_a_section_that_is_no_mapping():
+    with pytest.raises(ValueError, match="zero_optimization is 1; give its keys"):
+        training(deepspeed={"zero_optimization": 1})
+
+
+def test_the_users_bf16_replaces_autocast():
+    config = configuration(training(precision="bf16", deepspeed={"bf16": {"enabled": True}}), 1)
+    assert "torch_autocast" not in config
