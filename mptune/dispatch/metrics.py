@@ -58,7 +58,7 @@ def _gangs(status: Status) -> dict[str, float]:
 
 
 ENDED = Metric("mptune_trials_total", "counter",
-               "trials that ended under this driver: complete, pruned, fail", "state")  # fmt: skip
+               "trials this driver ended or paused: complete, pruned, fail", "state")  # fmt: skip
 FAULTS = Metric("mptune_trial_faults_total", "counter",
                 "failed attempts, including those that are run again", "reason")  # fmt: skip
 TURNAROUND = Metric("mptune_trial_turnaround_seconds", "histogram",
@@ -66,7 +66,8 @@ TURNAROUND = Metric("mptune_trial_turnaround_seconds", "histogram",
 
 METRICS = (
     _gauge("study_trials", "trials now: complete, pruned, fail, running, queued", _trials, "state"),
-    _gauge("study_trials_requested", "trials that were requested", attrgetter("trials.total")),
+    _gauge("study_trials_requested", "whole trainings requested", attrgetter("trials.total")),
+    _gauge("study_trials_used", "of these, used: a paused one by part", attrgetter("trials.used")),
     ENDED,
     FAULTS,
     _gauge("gangs", "gangs: starting, idle, busy", _gangs, "state"),

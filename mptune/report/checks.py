@@ -145,9 +145,11 @@ def _scores(case: Case) -> Iterator[Check]:
 
 
 def _pruning(case: Case) -> Iterator[Check]:
-    if not Outcomes.of(case.report).pruned:
+    # What the exposure sampler has paused, with a draw as the reason, counts in its certainty.
+    trials = [t for t in case.report.trials if not (t.judged and "why" in t.judged[-1])]
+    if not any(trial.state == "PRUNED" for trial in trials):
         return
-    error = probability_of_stopping_the_best(case.report.trials)
+    error = probability_of_stopping_the_best(trials)
     if math.isnan(error):
         yield Check(False, case.say("check.pruner_unknown", n=MIN_FOR_REGRESSION))
     else:

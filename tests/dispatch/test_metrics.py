@@ -60,6 +60,7 @@ def is_as_asked(now: Scraped) -> bool:
         ("mptune_study_trials", "complete"): 2,
         ("mptune_study_trials", "fail"): 0,
         ("mptune_study_trials_requested", ""): 5,
+        ("mptune_study_trials_used", ""): 2,
         ("mptune_budget_worker_seconds", ""): 1e6,
     }
     running, queued = (now.get(("mptune_study_trials", s), -1) for s in ("running", "queued"))

@@ -352,3 +352,16 @@ def test_report_json_is_strict() -> None:
 def test_spend_counts_worker_time() -> None:
     total = spend([result(SMALL, "fixed 15 %")] * 2, trials=3, wall_s=60.0)
     assert (total.trials, total.tokens, total.worker_s) == (3, 3_000_000, 2 * 57.0 * 2)
+
+
+def test_what_the_exposure_sampler_has_paused_is_no_error_of_a_pruner(searched: Report) -> None:
+    judged = ({"decision": "pause", "progress": 0.5, "why": "trial 1 is the best in this draw"},)
+    paused = [
+        t.model_copy(update={"judged": judged}) if t.state == "PRUNED" else t
+        for t in searched.trials
+    ]
+    asked = "pruner stopped the best"
+    assert asked in "\n".join(c.words for c in findings(searched).checks)
+    changed = searched.model_copy(update={"trials": tuple(paused)})
+    words = [c.words for c in findings(changed).checks]
+    assert asked not in "\n".join(words)
