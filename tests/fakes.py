@@ -185,6 +185,8 @@ class _Run:
         first = self._resume_step()
         yield self._started(first)
         waiting = list(enumerate(self.trial.rungs))
+        while waiting and first / steps >= waiting[0][1]:
+            self._rung(*waiting.pop(0))  # the checkpoint is of after it: it is not told again
         for step in range(first, steps):
             if reason := self.control.stop_requested():
                 self._checkpoint(step)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
@@ -107,6 +107,11 @@ class Observer(Protocol):
 def _paused_at(flight: InFlight) -> float:
     """Progress at which a trial was paused."""
     return float(flight.trial.user_attrs[JUDGED][-1]["progress"])
+
+
+def _pause_words(decision: Mapping[str, Any]) -> str:
+    why = decision.get("why", "unlikely to end near the best")
+    return f"paused at {decision['progress']:.0%}: {why}"
 
 
 def prune_paused(study: optuna.Study) -> list[int]:
@@ -340,8 +345,13 @@ class StudyDriver:
             ran = user_attributes(self.study, self.study.get_trials(deepcopy=False)[twin])
             if copy_result(TrialSpec.model_validate_json(ran["trial_spec"]), spec):
                 set_attributes(trial, same_as=twin)
+        judged = attrs.get(JUDGED, trial.user_attrs.get(JUDGED))
         if (result := finished_before(spec)) is not None:
             self._replay(flight, result)
+        elif judged and judged[-1]["decision"] == "pause":
+            # An earlier driver died before it told. The checkpoint may be of after that rung.
+            flight.paused, flight.held_because = True, _pause_words(judged[-1])
+            self._handle(Stopped(number=spec.number, reason="paused", step=0))
         elif (lacking := self._lacking(spec)) is not None:
             del self._in_flight[spec.number]
             self._hold(flight, lacking)
@@ -499,9 +509,7 @@ class StudyDriver:
         if not stops or not isinstance(self.study.pruner, PausingPruner):
             self.dispatcher.decide(rung.number, not stops)
             return
-        flight.paused = True
-        why = trial.user_attrs[JUDGED][-1].get("why", "unlikely to end near the best")
-        flight.held_because = f"paused at {rung.progress:.0%}: {why}"
+        flight.paused, flight.held_because = True, _pause_words(trial.user_attrs[JUDGED][-1])
         # The decision is stored, so a driver that dies here decides the same. That the trial is
         # paused is stored when it is told, in its turn: others must not know before.
         self._stop(flight, "paused")
