@@ -61,7 +61,7 @@ from mptune.spec.schema import Search
 from mptune.spec.space import Suggests
 from mptune.study import exposure as sampling
 from mptune.study.pruners import FreezeThawPruner
-from mptune.study.records import JUDGED, JUDGED_BY, PAUSED
+from mptune.study.records import JUDGED, JUDGED_BY, PAUSED, step_of
 from mptune.study.samplers import make_sampler
 
 Array = NDArray[np.float64]
@@ -208,7 +208,7 @@ class Method:
         score_T, curve_G = world.train(policy, seed)
         rungs = len(score_T)
         for t, score in enumerate(score_T[:-1]):
-            trial.report(float(score), round(100 * self.table.bed.rungs[t]))
+            trial.report(float(score), step_of(self.table.bed.rungs[t]))
             if trial.should_prune():
                 rungs = t + 1
                 break
@@ -423,7 +423,7 @@ class FreezeThaw(Exposure):
         trial.set_user_attr(JUDGED_BY, judged_by)
         rungs = len(run.score_T)
         for t in range(run.rungs, rungs - 1):
-            trial.report(float(run.score_T[t]), round(100 * self.table.bed.rungs[t]))
+            trial.report(float(run.score_T[t]), step_of(self.table.bed.rungs[t]))
             if trial.should_prune():
                 rungs = t + 1
                 break

@@ -198,7 +198,8 @@ class _Run:
             if (step + 1) % max(1, steps // PROGRESS_EVENTS) == 0:
                 yield self._progress(step + 1)
             while waiting and progress >= waiting[0][1]:
-                rung = self._rung(*waiting.pop(0))
+                index, _ = waiting.pop(0)
+                rung = self._rung(index, progress)
                 yield rung
                 if not self.control.go_on(rung):
                     yield Stopped(number=number, reason="pruned", step=step + 1)

@@ -127,14 +127,14 @@ def judged_words(judged: Mapping[str, Any]) -> str:
     """A decision of a pruner; empty where the predictive one had too few trials to decide."""
     verb = {"pause": "Paused", "continue": "Continued"}.get(judged["decision"], "Went on")
     if "why" in judged:
-        return f"{verb} at {judged['progress']:.0%}: {judged['why']}"
+        return f"{verb} at {100 * judged['progress']:g}%: {judged['why']}"
     if judged.get("probability") is None:
         return ""
     return (
-        f"{verb} at {judged['progress']:.0%}: its chance to end within {judged['delta']:.2g} nats "
-        f"per token of the best ({judged['best']:.3f}) is {_percent(judged['probability'])}, the "
-        f"limit {_percent(judged['threshold'])}, from {judged['finished']} finished trials of its "
-        "size"
+        f"{verb} at {100 * judged['progress']:g}%: its chance to end within {judged['delta']:.2g} "
+        f"nats per token of the best ({judged['best']:.3f}) is {_percent(judged['probability'])}, "
+        f"the limit {_percent(judged['threshold'])}, from {judged['finished']} finished trials of "
+        "its size"
     )
 
 

@@ -50,7 +50,7 @@ def event_words(event: Event) -> str:
             )
         case Rung():
             score = per_token(event.nats_per_token, half_width(event.se))
-            at = f"rung {event.index} at {event.progress:.0%}"
+            at = f"rung {event.index} at {100 * event.progress:.3g}%"
             return f"{at}: LML {score} nats per token (95 %)"
         case Scoring():
             return "trained, scoring"

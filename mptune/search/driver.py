@@ -111,7 +111,7 @@ def _paused_at(flight: InFlight) -> float:
 
 def _pause_words(decision: Mapping[str, Any]) -> str:
     why = decision.get("why", "unlikely to end near the best")
-    return f"paused at {decision['progress']:.0%}: {why}"
+    return f"paused at {100 * decision['progress']:g}%: {why}"
 
 
 def prune_paused(study: optuna.Study) -> list[int]:
@@ -378,8 +378,8 @@ class StudyDriver:
 
     def _replay(self, flight: InFlight, result: TrialResult) -> None:
         """Tell a result that an earlier driver did not get to tell."""
-        for point in result.learning:
-            report_rung(flight.trial, point.nats_per_token, point.progress)
+        for rung, point in zip(flight.spec.rungs, result.learning, strict=False):
+            report_rung(flight.trial, point.nats_per_token, rung)
         self._handle(Finished(number=flight.spec.number, result=result))
 
     def _submit(self, flight: InFlight) -> None:
@@ -499,9 +499,8 @@ class StudyDriver:
     def _decide(self, flight: InFlight, rung: Rung) -> None:
         """Store a rung's score, and let the pruner decide; named arms are never pruned."""
         trial = flight.trial
-        report_rung(trial, rung.nats_per_token, rung.progress)
-        earlier = trial.user_attrs.get("learning", ())
-        before = [point for point in earlier if float(point["progress"]) < rung.progress]
+        report_rung(trial, rung.nats_per_token, flight.spec.rungs[rung.index])
+        before = trial.user_attrs.get("learning", ())[: rung.index]
         point = LearningPoint(**rung.model_dump(include=set(LearningPoint.model_fields)))
         set_attributes(trial, learning=[*before, point.model_dump()])
         exempt = "arm" in trial.user_attrs or self.interrupted.is_set()

@@ -50,7 +50,7 @@ from mptune.analysis.moderation import SEED_SHARE
 from mptune.errors import InputError
 from mptune.spec.space import Suggests
 from mptune.study.optuna_private import TPESampler, set_stored_attribute
-from mptune.study.records import ASKED, CURVE, JUDGED, is_paused
+from mptune.study.records import ASKED, CURVE, JUDGED, STEPS, is_paused
 
 Tree = Mapping[str, Any]
 
@@ -201,11 +201,11 @@ class ExposureSampler(optuna.samplers.BaseSampler):
     again to learn how much seeds matter. The score by mask rate, of which the result is the mean,
     makes predictions much better: `trial.set_user_attr("curve", [(rate, score), ...])`.
 
-    Scores that trials report before their end are evidence, too, if their steps are percents of the
-    training. Everything else that `define` returns beside the policy is context, such as the number
-    of parameters of the model and the learning rate; numbers that span a factor of 4 count by their
-    logarithm. Dimensions that `define` does not suggest, and spaces without a policy, are left to
-    Optuna's TPE, with a warning.
+    Scores that trials report before their end are evidence, too, if their steps are thousandths of
+    the training. Everything else that `define` returns beside the policy is context, such as the
+    number of parameters of the model and the learning rate; numbers that span a factor of 4 count
+    by their logarithm. Dimensions that `define` does not suggest, and spaces without a policy, are
+    left to Optuna's TPE, with a warning.
     """
 
     def __init__(
@@ -526,7 +526,7 @@ def _scored_run(trial: FrozenTrial, seen: Exposed, sign: float) -> ScoredRun | N
     if "same_as" in trial.user_attrs:
         return None
     reported = trial.intermediate_values.items()
-    rungs = {s / 100: sign * v for s, v in reported if 0 < s < 100 and isfinite(v)}
+    rungs = {s / STEPS: sign * v for s, v in reported if 0 < s < STEPS and isfinite(v)}
     sizes = tuple(i for i in seen.context.items() if type(i[1]) is int)
     run = ScoredRun(rungs, None, None, _repeat(trial), sizes)
     if trial.state != TrialState.COMPLETE:

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from mptune.analysis.pruning import DRAWS, Contest, Curve, FloatArray
 from mptune.spec.schema import Search
 from mptune.study.optuna_private import set_stored_attribute, with_trials
-from mptune.study.records import JUDGED, JUDGED_BY, as_paused, percent
+from mptune.study.records import JUDGED, JUDGED_BY, STEPS, as_paused, step_of
 
 if TYPE_CHECKING:
     from mptune.study.exposure import ExposureSampler
@@ -44,12 +44,12 @@ class PausingPruner(optuna.pruners.BasePruner):
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Whether the trial stops at the last step that it reported; asking again changes nothing.
 
-        The progress of the decision is the step in percent.
+        The progress of the decision is the step in thousandths.
         """
         judged, step = trial.user_attrs.get(JUDGED, []), trial.last_step
         if step is None:
             return False
-        if not judged or judged[-1]["progress"] < step / 100:
+        if not judged or judged[-1]["progress"] < step / STEPS:
             others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
             judged = [*judged, self.judge(study, trial, step, others)]
             set_stored_attribute(study, trial, JUDGED, judged)
@@ -159,7 +159,7 @@ class PredictivePruner(PausingPruner):
         if contest is None or len(contest.pairs(step)) < MIN_TO_PAUSE:
             finished = 0 if contest is None else len(contest.pairs(step))
             nothing = dict.fromkeys(("probability", "threshold", "best", "delta"))
-            return {"decision": "go on", "progress": step / 100, **nothing, "finished": finished}
+            return {"decision": "go on", "progress": step / STEPS, **nothing, "finished": finished}
         paused = [*_paused(own, 0), Paused(trial, step, trial.intermediate_values[step])]
         chance_ZR = self._chances(study, contest, paused)
         probability = float(chance_ZR[:, -1].mean())
@@ -199,7 +199,7 @@ class PredictivePruner(PausingPruner):
         self, study: optuna.Study, contest: Contest, step: int, probability: float
     ) -> dict[str, Any]:
         return {
-            "progress": step / 100,
+            "progress": step / STEPS,
             "probability": probability,
             "best": _sign(study) * max(curve.final for curve in contest.finished),
             "delta": contest.delta,
@@ -222,10 +222,10 @@ class FreezeThawPruner(PausingPruner):
         self, study: optuna.Study, trial: FrozenTrial, step: int, others: list[FrozenTrial]
     ) -> dict[str, Any]:
         left = trial.user_attrs.get(JUDGED_BY, {}).get("left", math.inf)
-        may_ask = left - step / 100 >= 1
+        may_ask = left - step / STEPS >= 1
         known = _known(trial, others)
         goes_on, why = self._sampler.goes_on(study, trial, known, may_ask=may_ask)
-        return {"decision": "go on" if goes_on else "pause", "progress": step / 100, "why": why}
+        return {"decision": "go on" if goes_on else "pause", "progress": step / STEPS, "why": why}
 
     def to_continue(
         self, study: optuna.Study, among: Container[int] | None = None, *, may_ask: bool = True
@@ -237,7 +237,7 @@ class FreezeThawPruner(PausingPruner):
         if found is None:
             return None
         number, why = found
-        return number, {"decision": "continue", "progress": paused[number] / 100, "why": why}
+        return number, {"decision": "continue", "progress": paused[number] / STEPS, "why": why}
 
 
 def _known(trial: FrozenTrial, others: list[FrozenTrial]) -> list[FrozenTrial]:
@@ -265,7 +265,7 @@ def _paused(
         stops = [found["progress"] for found in judged if found["decision"] == "pause"]
         ended = trial.state in (TrialState.COMPLETE, TrialState.FAIL)
         if stops and not ended and (among is None or trial.number in among):
-            step = round(100 * stops[which])
+            step = step_of(stops[which])
             yield Paused(trial, step, trial.intermediate_values[step])
 
 
@@ -310,7 +310,7 @@ def make_pruner(
         exposure: the sampler, if it is of this kind.
     """
     pruner = search.pruner
-    first = percent(search.rungs[0]) if search.rungs else 1
+    first = step_of(search.rungs[0]) if search.rungs else 1
     match search.pruning:
         case "none":
             return optuna.pruners.NopPruner()
@@ -325,7 +325,7 @@ def make_pruner(
         case "halving":
             return HalvingWithinSize(min_resource=first)
         case _:
-            return HyperbandWithinSize(min_resource=first, max_resource=100)
+            return HyperbandWithinSize(min_resource=first, max_resource=STEPS)
 
 
 def _same_size(one: FrozenTrial, other: FrozenTrial) -> bool:

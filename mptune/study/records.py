@@ -103,16 +103,23 @@ def _scores(lml: LMLScore) -> dict[str, float | None]:
     }
 
 
-def percent(progress: float) -> int:
-    """Optuna's step of a rung: training progress in percent."""
-    return max(1, round(100 * progress))
+STEPS = 1000
+"""Optuna's steps of a whole training: a rung is a whole number of them."""
 
 
-def report_rung(trial: optuna.Trial, value: float, progress: float) -> None:
-    """Report a score at a rung to Optuna; reporting a rung again changes nothing."""
+def step_of(rung: float) -> int:
+    """Optuna's step of a rung."""
+    return round(STEPS * rung)
+
+
+def report_rung(trial: optuna.Trial, value: float, rung: float) -> None:
+    """Report a score at a rung to Optuna; reporting a rung again changes nothing.
+
+    Not at the progress of the optimizer's step that reached the rung: that differs between trials.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        trial.report(value, percent(progress))
+        trial.report(value, step_of(rung))
 
 
 def tell_failure(study: optuna.Study, trial: optuna.Trial, failure: Failed) -> None:
@@ -145,7 +152,7 @@ def as_paused(trial: FrozenTrial, progress: float) -> FrozenTrial:
     found = copy(trial)
     found.state = TrialState.RUNNING
     rungs = trial.intermediate_values.items()
-    found.intermediate_values = {s: v for s, v in rungs if s <= percent(progress)}
+    found.intermediate_values = {s: v for s, v in rungs if s <= step_of(progress)}
     found.user_attrs = {**trial.user_attrs, "reason": PAUSED}
     return found
 
@@ -170,7 +177,8 @@ def as_trial(stored: FrozenTrial, stage: StageName) -> Trial:
     spec = TrialSpec.model_validate_json(attrs["trial_spec"]) if attrs.get("trial_spec") else None
     result = TrialResult.model_validate_json(attrs["result"]) if attrs.get("result") else None
     learning = tuple(LearningPoint(**point) for point in attrs.get("learning", ()))
-    rungs = tuple((step / 100, value) for step, value in sorted(stored.intermediate_values.items()))
+    reported = sorted(stored.intermediate_values.items())
+    rungs = tuple((step / STEPS, value) for step, value in reported)
     state = "FAIL" if has_failed(stored) else "PRUNED" if is_paused(stored) else stored.state.name
     return Trial(
         stage=stage,

@@ -67,8 +67,8 @@ def _trial(prefix: str, trial: optuna.trial.FrozenTrial) -> Iterator[Row]:
     yield f"{prefix}.fingerprint", trial.user_attrs["fingerprint"]
     yield f"{prefix}.reason", trial.user_attrs.get("reason")
     yield f"{prefix}.nats_per_token", trial.value
-    for percent, value in sorted(trial.intermediate_values.items()):
-        yield f"{prefix}.rung.{percent}", value
+    for step, value in sorted(trial.intermediate_values.items()):
+        yield f"{prefix}.rung.{step}", value
 
 
 def flat(prefix: str, value: Any) -> Iterator[Row]:

@@ -278,7 +278,7 @@ def test_pruned_and_failed_trials_are_not_asked_for_again() -> None:
     for number in range(8):
         trial = opened.ask()
         define(trial)
-        trial.report(-9.0, 50)
+        trial.report(-9.0, 500)
         opened.tell(trial, state=TrialState.PRUNED if number % 2 else TrialState.FAIL)
         assert trial.params not in ended
         if not trial.user_attrs["asked"]["repeat"]:
@@ -293,7 +293,7 @@ def test_a_score_at_a_rung_that_is_not_finite_is_left_out(bad: float) -> None:
             trial = each.ask()
             define(trial)
             if value is not None:
-                trial.report(value, 25)
+                trial.report(value, 250)
             if number % 3 == 1:
                 each.tell(trial, state=TrialState.PRUNED)
             else:
@@ -307,7 +307,7 @@ def test_a_model_that_did_not_fit_after_its_first_rung_is_not_run_again() -> Non
         trial = opened.ask()
         define(trial)
         if number == 3:
-            trial.report(9.0, 50)
+            trial.report(9.0, 500)
             trial.set_constraint(MEMORY, 1.0)
             opened.tell(trial, state=TrialState.PRUNED)
         else:

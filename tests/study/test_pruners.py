@@ -20,7 +20,7 @@ def _prunes(study: optuna.Study, size: str, score: float) -> bool:
     trial = study.ask()
     trial.suggest_categorical("model.size", ["1M", "10M"])
     trial.suggest_float("model.dropout", 0, 1)
-    trial.report(score, 50)
+    trial.report(score, 500)
     stopped = trial.should_prune()
     study.tell(trial, score)
     return stopped
@@ -82,7 +82,7 @@ def _begin(study: optuna.Study, score: float, point: str = "new", size: str = "1
     trial = study.ask()
     trial.suggest_categorical("point", ["new", *"0123456789"])
     trial.suggest_categorical("size", ["1M", "10M"])
-    trial.report(score, 50)
+    trial.report(score, 500)
     return trial
 
 

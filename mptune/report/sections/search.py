@@ -299,7 +299,7 @@ def trials(context: Context) -> ReportSection | None:
         asked = str((trial.asked or {}).get("why") or "")
         state = say.optional(f"state.{trial.state}", trial.state.lower())
         rungs = [
-            say("trials.rung", value=minus(value, 3), progress=f"{100 * progress:.0f}")
+            say("trials.rung", value=minus(value, 3), progress=f"{100 * progress:g}")
             for progress, value in trial.rungs
         ]
         rows.append({
