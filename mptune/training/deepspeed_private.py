@@ -73,10 +73,16 @@ def average_gradients(engine: Any, ranks: Ranks) -> None:
         engine.allreduce_gradients()
 
 
-def clear_zero_3_caches() -> None:
-    """Empty the module-level caches in which ZeRO 3 keeps the weights of destroyed engines."""
+def forget_engines() -> None:
+    """Clear what modules of DeepSpeed keep of destroyed engines.
+
+    ZeRO 3 keeps their weights in caches. An engine with `torch_autocast` sets a flag by which
+    ZeRO chooses data types and a scaler of gradients in all later engines of the process.
+    """
+    from deepspeed.runtime import torch_autocast
     from deepspeed.runtime.zero import parameter_offload, partitioned_param_coordinator
 
+    torch_autocast.TORCH_AUTOCAST_INITIALIZED = False
     for cache in lru_caches(partitioned_param_coordinator.PartitionedParameterCoordinator):
         cache.cache_clear()
     parameter_offload.FWD_MODULE_STACK.clear()

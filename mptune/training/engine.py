@@ -223,7 +223,7 @@ def whole_weights(made: Any) -> Iterator[None]:
 
 def reclaim() -> None:
     """Free the memory of the last trial, once nothing refers to its engine any more."""
-    private.clear_zero_3_caches()
+    private.forget_engines()
     # DeepSpeed's engines are in reference cycles, which only the collector frees.
     gc.collect()
     if not gc.get_freeze_count():

@@ -164,6 +164,13 @@ def test_nothing_of_a_trial_is_left_in_its_worker(study, alone, tmp_path, stage)
     assert Worker(0, 1).device_bytes() == 0
 
 
+def test_autocast_of_a_trial_is_not_seen_by_later_engines(study, alone, tmp_path):
+    from deepspeed.runtime.torch_autocast import is_autocast_initialized
+
+    assert isinstance(alone(study(tmp_path, training={"precision": "bf16"}))[-1], Finished)
+    assert not is_autocast_initialized()
+
+
 def test_a_worker_runs_nothing_before_it_has_joined(study, tmp_path):
     (failed,) = Worker(0, 1).run(study(tmp_path), trials.Script())
     assert "has not joined" in failed.detail
