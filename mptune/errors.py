@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from textwrap import shorten
 from typing import Literal
 
 FaultReason = Literal[
@@ -130,9 +129,15 @@ def message_of(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def cut_line(text: str, most: int = 300) -> str:
+    """The text on one line of at most this many characters, and dots."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[:most]}..."
+
+
 def one_line(error: BaseException) -> str:
     """The message of one of mptune's errors; type and shortened message of another."""
     text = " ".join(str(error).split()) or "no message"
     if isinstance(error, MptuneError):
         return text
-    return shorten(f"{type(error).__name__}: {text}", width=300, placeholder=" ...")
+    return cut_line(f"{type(error).__name__}: {text}")

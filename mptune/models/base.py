@@ -48,8 +48,8 @@ class ModelFamily(Plugin):
         le=1e12,
         description="parameters, e.g. 110M, embeddings included, instead of width, depth and heads",
     )
-    width: int = Field(64, gt=0, description="channels of the residual stream")
-    depth: int = Field(2, gt=0, description="transformer blocks")
+    width: int = Field(64, gt=0, le=2**20, description="channels of the residual stream")
+    depth: int = Field(2, gt=0, le=10_000, description="transformer blocks")
     heads: int | None = Field(
         None,
         gt=0,

@@ -88,6 +88,18 @@ MaskRate = Annotated[
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
+def _rungs(given: tuple[float, ...]) -> tuple[float, ...]:
+    if list(given) != sorted(set(given)):
+        raise ValueError(f"rungs must increase: {list(given)}")
+    if finer := [rung for rung in given if round(rung, 3) != rung]:
+        raise ValueError(f"a rung is a whole number of thousandths, not {finer[0]:g}")
+    return given
+
+
+Rungs = Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], AfterValidator(_rungs)]
+"""Training progress at which a trial reports; Optuna's steps are thousandths of it."""
+
+
 class Plugin(Section):
     """A section whose keys a plugin defines."""
 
@@ -323,7 +335,7 @@ class Pruner(Section):
     kind: Literal["none", "freeze_thaw", "predictive", "median", "halving", "hyperband"] | None = (
         None
     )
-    rungs: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = None
+    rungs: Rungs | None = None
     startup_trials: int = Field(4, ge=0)
 
 
@@ -440,7 +452,7 @@ class Comparison(Section):
     max_seeds: int | None = Field(None, gt=1)
     margin: float | None = Field(None, gt=0)
     level: float = Field(0.95, gt=0.5, lt=1)
-    rungs: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.2, 0.4, 0.6, 0.8)
+    rungs: Rungs = (0.2, 0.4, 0.6, 0.8)
 
     @model_validator(mode="after")
     def _baseline_is_an_arm(self) -> Comparison:
@@ -448,8 +460,6 @@ class Comparison(Section):
             raise ValueError(f"baseline {self.baseline!r} is not one of the arms {list(self.arms)}")
         if self.max_seeds is not None and self.max_seeds < self.seeds:
             raise ValueError(f"max_seeds {self.max_seeds} is less than seeds {self.seeds}")
-        if list(self.rungs) != sorted(set(self.rungs)):
-            raise ValueError(f"rungs must increase: {list(self.rungs)}")
         return self
 
 

@@ -22,7 +22,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from mptune import plugins
-from mptune.errors import InputError, did_you_mean
+from mptune.errors import InputError, cut_line, did_you_mean
 from mptune.spec.schema import PLUGIN_SECTIONS, SearchSpec, build, is_searchable, nested
 
 Scalar = str | int | float | bool | None
@@ -70,8 +70,16 @@ Pick = Callable[[str, Choice | Range], Any]
 # --- YAML to nodes -----------------------------------------------------------------------------
 
 
+MOST_BYTES = 10_000_000
+MOST_NODES = 20_000
+"""Of one file; an alias counts as all that it stands for."""
+MOST_OPTIONS = 1000
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader that reads 1e-3 as a number, as YAML 1.2 does."""
+
+    nodes = 0
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -91,12 +99,18 @@ def _origin(node: yaml.Node, source: str) -> str:
 
 def _to_node(loader: _Loader, node: yaml.Node, source: str) -> Node:
     origin = _origin(node, source)
+    loader.nodes += 1
+    if loader.nodes > MOST_NODES:
+        raise InputError(f"{source}: more than {MOST_NODES} values, with those of aliases")
     if isinstance(node, yaml.MappingNode):
         loader.flatten_mapping(node)
         return Node(_mapping(loader, node, source), origin)
     if isinstance(node, yaml.SequenceNode):
         return Node([_to_node(loader, child, source) for child in node.value], origin)
-    return Node(loader.construct_object(node), origin)
+    try:
+        return Node(loader.construct_object(node), origin)
+    except ValueError as error:
+        raise InputError(f"{origin}: {cut_line(node.value, 40)!r}: {error}") from None
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode, source: str) -> dict[str, Node]:
@@ -120,8 +134,9 @@ def parse_yaml(text: str, source: str) -> Node:
     Raises:
         InputError: not YAML, a duplicate key, or a key that is not text.
     """
-    loader = _Loader(text)
+    loader = None
     try:
+        loader = _Loader(text)
         root = loader.get_single_node()
         return Node({}, f"{source}:1") if root is None else _to_node(loader, root, source)
     except yaml.MarkedYAMLError as error:
@@ -130,8 +145,11 @@ def parse_yaml(text: str, source: str) -> Node:
         raise InputError(f"{source}:{line}: not valid YAML: {error.problem}") from None
     except yaml.YAMLError as error:
         raise InputError(f"{source}:1: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise InputError(f"{source}: nested too deeply") from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def plain(node: Node) -> Any:
@@ -185,10 +203,17 @@ def _choice(node: Node, value: Mapping[str, Node], path: str) -> Choice:
     options = value["choice"].value
     if not isinstance(options, list) or not options:
         raise InputError(f"{node.origin}: {path}: choice must be a list with at least one option")
+    if len(options) > MOST_OPTIONS:
+        raise InputError(
+            f"{node.origin}: {path}: {len(options)} options; at most {MOST_OPTIONS}, or a range"
+        )
     labels = _labels(options)
     found = tuple(
         _find_dimensions(o, f"{path}.{label}") for o, label in zip(options, labels, strict=True)
     )
+    for option in found:
+        if isinstance(option.value, Choice | Range):
+            raise InputError(f"{option.origin}: {path}: an option cannot be another dimension")
     return Choice(found, labels)
 
 
@@ -346,7 +371,7 @@ def _rule(problem: dict[str, Any], model: type[BaseModel], prefix: Location, at:
     message = str(problem["msg"]).removeprefix("Value error, ").replace("Input should", "must")
     message = message[0].lower() + message[1:] if message[:1].isupper() else message
     shown = isinstance(value, str | int | float | bool) or value is None
-    return f"{value!r} {message}" if shown else message
+    return f"{cut_line(repr(value))} {message}" if shown else message
 
 
 # --- the file ----------------------------------------------------------------------------------
@@ -602,6 +627,10 @@ def _check_plugin(section: str, concrete: Concrete, folder: Path | None) -> Iter
 
 def _read_text(path: Path) -> str:
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: is not a file")
+        if path.exists() and path.stat().st_size > MOST_BYTES:
+            raise InputError(f"{path}: larger than {MOST_BYTES // 10**6} MB")
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         folder = path.parent if path.parent.is_dir() else Path()

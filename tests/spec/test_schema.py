@@ -5,10 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from mptune.cli import main
 from mptune.errors import InputError
-from mptune.spec.schema import Storage, affecting_results, fixed_on_resume, is_searchable
+from mptune.spec.schema import (
+    Comparison,
+    Pruner,
+    Storage,
+    affecting_results,
+    fixed_on_resume,
+    is_searchable,
+)
+from mptune.study.records import STEPS, step_of
 from mptune.trial import TrialSpec
 from tests.cli import test_commands as commands
 
@@ -91,3 +100,25 @@ def test_a_variable_takes_the_place_of_a_password(monkeypatch: pytest.MonkeyPatc
     assert Storage(url="journal:///${OUR_WORD}.log").address() == "journal:///a@b/c.log"
     assert Storage().address() is None
     assert Storage(url="sqlite:////a/b.db").address() == "sqlite:////a/b.db"
+
+
+def test_every_rung_that_a_spec_may_have_is_a_step_of_its_own() -> None:
+    rungs = tuple(step / STEPS for step in range(1, STEPS))
+    assert Pruner(rungs=rungs).rungs == rungs
+    assert [step_of(rung) for rung in rungs] == list(range(1, STEPS))
+
+
+@pytest.mark.parametrize(
+    ("rungs", "words"),
+    [
+        ((0.0004,), "a rung is a whole number of thousandths, not 0.0004"),
+        ((0.25, 1 / 3), "a rung is a whole number of thousandths, not 0.333333"),
+        ((0.5, 0.25), "rungs must increase"),
+        ((0.5, 0.5), "rungs must increase"),
+    ],
+)
+def test_rungs_that_are_no_steps_are_refused(rungs: tuple[float, ...], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        Pruner(rungs=rungs)
+    with pytest.raises(ValidationError, match=words):
+        Comparison(arms={"a": {}, "b": {}}, rungs=rungs)
