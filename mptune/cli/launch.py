@@ -16,14 +16,15 @@ if TYPE_CHECKING:
     from mptune.launch.base import Launcher
 
 ACTIONS = ("status", "logs", "fetch", "stop")
+"""What may be done to a launched search."""
 
 
 @command(
     argument(
         "target",
         nargs="+",
-        metavar="SPEC | ACTION NAME",
-        help=f"a spec, or one of {', '.join(ACTIONS)} and the name of a search",
+        metavar="SPEC | ACTION NAME | doctor",
+        help=f"a spec; one of {', '.join(ACTIONS)} and the name of a search; or doctor",
     ),
     argument("--on", type=Path, required=True, metavar="PROFILE", help="e.g. launchers/ray.yaml"),
     OVERRIDES,
@@ -56,7 +57,11 @@ def run_launch(
     the profile. `stop` deletes the jobs and pods, and waits until they are gone, but keeps the
     study and the artifacts: launch the same spec again to resume.
 
+    `doctor` checks what a search needs there, one line each, and creates nothing. Exit code 2:
+    something is wrong.
+
     examples:
+      mptune launch doctor --on launchers/kubernetes.yaml
       mptune launch spec.yaml --on launchers/kubernetes.yaml --dry-run          # the manifests
       mptune launch spec.yaml --on launchers/kubernetes.yaml --dry-run=server   # checked there
       mptune launch spec.yaml --on launchers/kubernetes.yaml                    # submit and follow
@@ -73,6 +78,12 @@ def run_launch(
             f"{did_you_mean(first, ACTIONS)}"
         )
     launcher: Launcher = read_plugin(on, "launchers", "kind")
+    if target == ["doctor"]:
+        found = []
+        for diagnosis in launcher.doctor():
+            _say(diagnosis.text)
+            found.append(diagnosis.verdict)
+        return 2 if "wrong" in found else 0
     if first not in ACTIONS:
         name = _submit(launcher, Path(first), overrides, dry_run)
         if dry_run:

@@ -15,6 +15,7 @@ from mptune.launch.base import Denied, LaunchError, Unreachable
 Object = dict[str, Any]
 
 RAY_JOBS = {"group": "ray.io", "version": "v1", "plural": "rayjobs"}
+LOCAL_QUEUES = {"group": "kueue.x-k8s.io", "version": "v1beta2", "plural": "localqueues"}
 WORKLOADS = {"group": "kueue.x-k8s.io", "version": "v1beta2", "plural": "workloads"}
 IN_A_POD = "KUBERNETES_SERVICE_HOST"
 TIMEOUT_S = (5, 30)
@@ -38,13 +39,19 @@ class KubernetesApi:
         self.server = str(client.configuration.host)
         from kubernetes import client as k8s
 
+        self._client, self._k8s = client, k8s
         core, custom = k8s.CoreV1Api(client), k8s.CustomObjectsApi(client)
         self._kinds: dict[str, tuple[Any, str, dict[str, str]]] = {
             "RayJob": (custom, "custom_object", RAY_JOBS),
             "Workload": (custom, "custom_object", WORKLOADS),
+            "LocalQueue": (custom, "custom_object", LOCAL_QUEUES),
             "ConfigMap": (core, "config_map", {}),
             "Pod": (core, "pod", {}),
             "Event": (core, "event", {}),
+            "PersistentVolumeClaim": (core, "persistent_volume_claim", {}),
+            "ResourceQuota": (core, "resource_quota", {}),
+            "Secret": (core, "secret", {}),
+            "Service": (core, "service", {}),
         }
         """Kind -> the client's API, the end of the names of its methods, and their arguments."""
 
@@ -130,6 +137,35 @@ class KubernetesApi:
         """The whole log of a pod's only container; bytes that are not UTF-8 are replaced."""
         return self._request("read", "Pod", part="_log", name=pod).decode(errors="replace")
 
+    # --- what a doctor looks at ----------------------------------------------------------------
+
+    def server_version(self) -> str:
+        return str(self._ask("VersionApi", "get_code")["gitVersion"])
+
+    def may(self, group: str, resource: str, verb: str) -> bool:
+        """Whether the user may do that in the namespace."""
+        name, _, part = resource.partition("/")
+        asked = {"group": group, "resource": name, "subresource": part, "verb": verb}
+        review = {"spec": {"resourceAttributes": asked | {"namespace": self.namespace}}}
+        answer = self._ask("AuthorizationV1Api", "create_self_subject_access_review", body=review)
+        return bool(answer["status"]["allowed"])
+
+    def read(self, kind: str, name: str) -> Object:
+        custom = self._kinds[kind][1] == "custom_object"
+        return self._json("get" if custom else "read", kind, name=name)
+
+    def quotas(self) -> list[Object]:
+        return self._list("ResourceQuota")
+
+    def nodes(self, selector: str) -> list[Object]:
+        return self._ask("CoreV1Api", "list_node", label_selector=selector)["items"]
+
+    def operators(self) -> list[Object]:
+        """The deployments of KubeRay's operator, in any namespace."""
+        method, label = "list_deployment_for_all_namespaces", "kuberay-operator"
+        selector = f"app.kubernetes.io/component={label}"
+        return self._ask("AppsV1Api", method, label_selector=selector)["items"]
+
     # --- requests and their errors -------------------------------------------------------------
 
     def _request(self, verb: str, kind: str, *, part: str = "", **options: Any) -> bytes:
@@ -145,6 +181,13 @@ class KubernetesApi:
         with self._errors("get" if verb == "read" else verb, kind, name):
             call = getattr(api, f"{verb}_namespaced_{what}{part}")
             return call(**options, _preload_content=False).data
+
+    def _ask(self, group: str, method: str, **options: Any) -> Object:
+        """The answer to a request that is of no namespace."""
+        call = getattr(getattr(self._k8s, group)(self._client), method)
+        with self._errors("get", method, ""):
+            answer = call(**options, _preload_content=False, _request_timeout=TIMEOUT_S)
+            return json.loads(answer.data)
 
     def _json(self, verb: str, kind: str, **options: Any) -> Object:
         return json.loads(self._request(verb, kind, **options))
@@ -179,6 +222,8 @@ class KubernetesApi:
                 )
             case 403 if "exceeded quota" in reason:
                 return LaunchError(f"namespace {self.namespace} is full: {reason}")
+            case 403 if " cannot " not in reason:
+                return LaunchError(f"{kind} {name} is not admitted: {reason}")
             case 403:
                 return Denied(
                     f"you may not {verb} {kind}s in namespace {self.namespace} (403); have the "

@@ -11,7 +11,7 @@ import shutil
 import tarfile
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import ceil, inf
 from pathlib import Path
@@ -37,6 +37,35 @@ class Unreachable(LaunchError):
 
 class Denied(LaunchError):
     """The place refuses a request; a place that has just started does so for some seconds."""
+
+
+class Unchecked(LaunchError):
+    """Something cannot be found out from here."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found of one thing that a search needs."""
+
+    verdict: Literal["ok", "wrong", "not checked"]
+    what: str
+    detail: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.verdict}: {self.what}: {self.detail.strip()}"
+
+
+def diagnose(what: str, ask: Callable[[], str]) -> Diagnosis:
+    """What `ask` returns is well; what it raises is wrong, or cannot be found out."""
+    try:
+        return Diagnosis("ok", what, ask())
+    except Denied:
+        return Diagnosis("not checked", what, "your account may not ask for it")
+    except Unchecked as error:
+        return Diagnosis("not checked", what, str(error))
+    except LaunchError as error:
+        return Diagnosis("wrong", what, str(error))
 
 
 @dataclass(frozen=True)
@@ -141,6 +170,10 @@ class Launcher(Section):
             LaunchError: it would not accept it, or it cannot be asked.
         """
         raise LaunchError(f"--dry-run=server needs a Kubernetes profile; this one is {self.kind!r}")
+
+    def doctor(self) -> Iterator[Diagnosis]:
+        """Look at what a search needs there; this creates nothing."""
+        yield Diagnosis("not checked", self.kind, "only that its profile is valid")
 
     @abstractmethod
     def submit(self, search: Submission) -> None:

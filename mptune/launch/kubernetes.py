@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mptune.errors import InputError
+from mptune.errors import InputError, cut_line
+from mptune.launch._doctor import diagnose_cluster
 from mptune.launch._kubernetes_api import KubernetesApi, NotFound, Object
 from mptune.launch._rayjob import (
     WRONG_INPUT_LINE,
@@ -25,6 +26,7 @@ from mptune.launch._rayjob import (
     to_yaml,
 )
 from mptune.launch.base import (
+    Diagnosis,
     Launcher,
     LaunchError,
     Say,
@@ -73,6 +75,9 @@ class Kubernetes(KubernetesProfile, Launcher):
             name = f"{manifest['kind']} {manifest['metadata']['name']}"
             accepted.append(f"{name}: the API server accepts it")
         return accepted
+
+    def doctor(self) -> Iterator[Diagnosis]:
+        return diagnose_cluster(self)
 
     def submit(self, search: Submission) -> None:
         self._check_fit(search)
@@ -313,7 +318,7 @@ def _queue_state(api: KubernetesApi, job: Object) -> SearchState:
         for condition in workload.get("status", {}).get("conditions") or ():
             if condition["type"] != "QuotaReserved" or condition["status"] != "False":
                 continue
-            message = _one_line(condition.get("message", ""))
+            message = cut_line(condition.get("message", ""))
             if condition["reason"] in ("Misconfigured", "Inadmissible"):
                 return _stuck(
                     f"Kueue cannot queue it: {message}; fix it (see k8s/overlays/kueue), or "
@@ -327,7 +332,7 @@ def _cause(status: Object) -> str:
     """Why an attempt failed: Ray's reason, and the last line that the driver printed."""
     first, _, log = str(status.get("message") or "").partition("\n")
     _, lines = driver_log(log)
-    return ": ".join([first.split(", last available logs")[0], *map(_one_line, lines[-1:])])
+    return ": ".join([first.split(", last available logs")[0], *map(cut_line, lines[-1:])])
 
 
 def _failure(status: Object) -> str:
@@ -372,7 +377,7 @@ def _pod_problem(api: KubernetesApi, pods: list[Object]) -> SearchState | None:
     for state in _container_states(pods):
         waiting = state.get("waiting", {})
         reason = waiting.get("reason")
-        message = _one_line(waiting.get("message", "").split("ErrImagePull: ")[-1])
+        message = cut_line(waiting.get("message", "").split("ErrImagePull: ")[-1])
         if reason in IMAGE:
             return _stuck(
                 f"the image cannot be pulled: {message or reason}; "
@@ -388,7 +393,7 @@ def _pod_problem(api: KubernetesApi, pods: list[Object]) -> SearchState | None:
 
 
 def _unschedulable(api: KubernetesApi, pod: Object, message: str) -> SearchState:
-    why = _one_line(message.split(", preemption:")[0].split(" no new claims")[0]).rstrip(".")
+    why = cut_line(message.split(", preemption:")[0].split(" no new claims")[0]).rstrip(".")
     if missing := re.search(r'persistentvolumeclaim "([^"]+)" not found', message):
         return _stuck(
             f"its volume is missing: there is no PersistentVolumeClaim {missing[1]} in namespace "
@@ -398,7 +403,7 @@ def _unschedulable(api: KubernetesApi, pod: Object, message: str) -> SearchState
         volumes = pod.get("spec", {}).get("volumes", ())
         claims = [v.get("persistentVolumeClaim", {}).get("claimName") for v in volumes]
         reasons = [
-            _one_line(event.get("message", ""))
+            cut_line(event.get("message", ""))
             for event in api.warnings()
             if event["involvedObject"]["kind"] == "PersistentVolumeClaim"
             and event["involvedObject"]["name"] in claims
@@ -414,7 +419,7 @@ def _unschedulable(api: KubernetesApi, pod: Object, message: str) -> SearchState
 
 def _event_problem(events: list[Object], names: set[str | None]) -> SearchState | None:
     for event in reversed(events):
-        about, message = event["involvedObject"], _one_line(event.get("message", ""))
+        about, message = event["involvedObject"], cut_line(event.get("message", ""))
         if about["name"] not in names or about["kind"] not in ("RayJob", "RayCluster", "Job"):
             continue
         if "exceeded quota" in message:
@@ -429,11 +434,6 @@ def _event_problem(events: list[Object], names: set[str | None]) -> SearchState 
 
 def _stuck(detail: str) -> SearchState:
     return SearchState("waiting", detail, stuck=True)
-
-
-def _one_line(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 300 else f"{line[:300]}..."
 
 
 # --- the log -----------------------------------------------------------------------------------

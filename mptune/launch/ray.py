@@ -11,6 +11,7 @@ import os
 import shlex
 import tempfile
 import time
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import indent
@@ -20,12 +21,14 @@ from pydantic import Field
 
 from mptune.errors import did_you_mean
 from mptune.launch.base import (
+    Diagnosis,
     Launcher,
     LaunchError,
     Say,
     SearchState,
     Submission,
     Unreachable,
+    diagnose,
     driver_log,
     follow,
     pack_command,
@@ -74,6 +77,9 @@ class ExistingRay(Launcher):
 
     def render(self, search: Submission) -> str:
         return f"entrypoint: {self.entrypoint(search)}\nspec.yaml: |\n{indent(search.spec, '  ')}"
+
+    def doctor(self) -> Iterator[Diagnosis]:
+        yield diagnose("Ray Jobs API", lambda: f"{len(_latest_jobs(self._client()))} searches")
 
     def submit(self, search: Submission) -> None:
         entrypoint = self.entrypoint(search)

@@ -6,7 +6,9 @@ import shlex
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +17,7 @@ from pydantic import Field
 
 from mptune.errors import did_you_mean
 from mptune.launch.base import (
+    Diagnosis,
     Launcher,
     LaunchError,
     Say,
@@ -22,6 +25,7 @@ from mptune.launch.base import (
     Submission,
     Unreachable,
     check_gangs,
+    diagnose,
     follow,
     machines_for,
     progress,
@@ -54,13 +58,20 @@ class JobFiles:
     services = Inside("ray.txt")
     """What Ray's own processes print."""
     exit_code = Inside("exit-code")
-    """The job writes it when it ends."""
+    """The job writes its number and its exit code when it ends."""
 
     def lines(self) -> list[str]:
         """The log so far."""
         if not self.log.exists():
             return []
         return self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+
+    def exit_code_of(self, number: str) -> int | None:
+        """The exit code of this job; None if it has not ended, or if an earlier job has."""
+        if not self.exit_code.exists():
+            return None
+        job, code = self.exit_code.read_text(encoding="utf-8").split()
+        return int(code) if job == number else None
 
 
 class Slurm(Launcher):
@@ -108,12 +119,15 @@ class Slurm(Launcher):
             command=shlex.join(command),
         )
 
+    def doctor(self) -> Iterator[Diagnosis]:
+        for command in ("sbatch", "squeue", "scancel"):
+            yield diagnose(command, partial(_slurm, command, "--version"))
+
     def submit(self, search: Submission) -> None:
         script = self.render(search)
         job = self._job(search.name)
         if job.number.exists() and not self.status(search.name).ended:
             raise LaunchError(f"{search.name} is with Slurm already; see `mptune launch status`")
-        job.exit_code.unlink(missing_ok=True)
         write_text(job.script, script)
         job.script.chmod(0o755)
         answer = _slurm("sbatch", "--parsable", str(job.script.absolute()))
@@ -123,12 +137,12 @@ class Slurm(Launcher):
         job = self._submitted(name)
         # A job can end between these two lines: its exit code is read last, so as not to miss it.
         activity = self._activity(job)
-        exit_code = job.exit_code.read_text(encoding="utf-8") if job.exit_code.exists() else None
+        exit_code = job.exit_code_of(job.number.read_text(encoding="utf-8"))
         advice = f"{job.log} says why; launch it again to resume"
-        if exit_code is not None and int(exit_code) == 0:
+        if exit_code == 0:
             return SearchState("succeeded")
         if exit_code is not None:
-            return SearchState("failed", f"failed with exit code {int(exit_code)}; {advice}")
+            return SearchState("failed", f"failed with exit code {exit_code}; {advice}")
         if activity is None:
             return SearchState("failed", f"ended without an exit code; {advice}")
         if activity != "running":

@@ -81,5 +81,5 @@ while kill -0 $driver 2> /dev/null; do wait $driver; code=$?; done
 for service in $ray_others $ray_head; do kill -TERM $service; wait $service; done 2> /dev/null
 rm -rf "$folder"
 if [ -n "$again" ]; then scontrol requeue "$SLURM_JOB_ID" && exit 0; fi
-echo $code > "$exit_code"
+echo "$SLURM_JOB_ID $code" > "$exit_code"
 exit $code

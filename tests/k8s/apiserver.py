@@ -35,9 +35,18 @@ KINDS = {
     "pods": "Pod",
     "events": "Event",
     "workloads": "Workload",
+    "localqueues": "LocalQueue",
+    "persistentvolumeclaims": "PersistentVolumeClaim",
+    "resourcequotas": "ResourceQuota",
+    "secrets": "Secret",
+    "services": "Service",
+    "nodes": "Node",
+    "deployments": "Deployment",
+    "selfsubjectaccessreviews": "SelfSubjectAccessReview",
 }
 PATH = re.compile(
-    r"^(?:/api/v1|/apis/(?P<group>ray\.io|kueue\.x-k8s\.io)/v1(?:beta2)?)/namespaces/(?P<namespace>[^/]+)/(?P<resource>[^/]+)"
+    r"^(?:/api/v1|/apis/(?P<group>ray\.io|kueue\.x-k8s\.io|apps|authorization\.k8s\.io)/v1(?:beta2)?)"
+    r"(?:/namespaces/(?P<namespace>[^/]+))?/(?P<resource>[^/]+)"
     r"(?:/(?P<name>[^/]+))?(?:/(?P<sub>[^/]+))?$"
 )
 
@@ -82,6 +91,13 @@ class Refusal(Exception):
     body: Object
 
 
+def _as_recorded(case: str | Refusal) -> Refusal:
+    """A recorded answer, by its case."""
+    if isinstance(case, Refusal):
+        return case
+    return Refusal(answers()[case]["status"], answers()[case]["response"])
+
+
 def _refusal(status: int, message: str, reason: str, **details: str) -> Refusal:
     body = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure"}
     body |= {"message": message, "reason": reason, "details": details, "code": status}
@@ -100,7 +116,7 @@ class ApiServer:
     history: list[tuple[int, str, Object]] = field(default_factory=list)
     calls: set[tuple[str, str, str]] = field(default_factory=set)
     writes: list[tuple[str, dict[str, str]]] = field(default_factory=list)
-    refuse: dict[tuple[str, str], str] = field(default_factory=dict)
+    refuse: dict[tuple[str, str], str | Refusal] = field(default_factory=dict)
     refuse_next: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
     logs: dict[str, list[str]] = field(default_factory=dict)
@@ -110,6 +126,8 @@ class ApiServer:
     steps: Iterator[tuple[str, Object]] = field(default_factory=lambda: iter(()))
     delete_s: float = 0.0
     """How long a deleted RayJob stays."""
+    denied: set[str] = field(default_factory=set)
+    """Resources that the user may not ask for."""
     lost_watches: int = 0
     pause_at: int | None = None
     go_on: threading.Event = field(default_factory=threading.Event)
@@ -201,12 +219,12 @@ class ApiServer:
         self.writes.append((resource, query))
         name, kind = body["metadata"]["name"], KINDS[resource]
         if not NAME.match(name):
-            raise Refusal(422, answers()["bad name"]["response"])
+            raise _as_recorded("bad name")
         problems = list(self.schemas.problems(body))
         if problems and query.get("fieldValidation") == "Strict":
             raise _refusal(400, f"{kind}: strict decoding error: {problems[0]}", "BadRequest")
         if "deletionTimestamp" in self.objects[resource].get(name, {"metadata": ()})["metadata"]:
-            raise Refusal(409, answers()["create while it is being deleted"]["response"])
+            raise _as_recorded("create while it is being deleted")
         if name in self.objects[resource]:
             message = f'{resource} "{name}" already exists'
             raise _refusal(409, message, "AlreadyExists", name=name, kind=resource)
@@ -344,6 +362,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def _answer(self, method: str, path: str, query: dict[str, str], body: Object) -> None:
+        if always := self.api.refuse.get(("*", "*")):
+            raise _as_recorded(always)
+        if path == "/version/":
+            self._json(200, {"gitVersion": "v1.36.2"})
+            return
         found = PATH.match(path)
         if found is None:
             raise Refusal(404, {"message": "404 page not found"})
@@ -351,14 +374,19 @@ class _Handler(BaseHTTPRequestHandler):
         verb = _verb(method, name, query)
         resource_and_verb = f"{resource}/{sub}" if sub else resource, verb
         self.api.calls.add((found["group"] or "", *resource_and_verb))
-        case = self.api.refuse.get(resource_and_verb) or self.api.refuse.get(("*", "*"))
+        case = self.api.refuse.get(resource_and_verb)
         if once := self.api.refuse_next.get(resource_and_verb):
             case = once.pop(0)
         if case:
-            answer = answers()[case]
-            raise Refusal(answer["status"], answer["response"])
-        if namespace != self.api.namespace:
-            raise Refusal(404, answers()["namespace missing"]["response"])
+            raise _as_recorded(case)
+        if resource in self.api.denied:
+            raise _as_recorded("role without list")
+        if resource == "selfsubjectaccessreviews":
+            asked = body["spec"]["resourceAttributes"]["resource"]
+            self._json(201, body | {"status": {"allowed": asked not in self.api.denied}})
+            return
+        if namespace not in (self.api.namespace, None):
+            raise _as_recorded("namespace missing")
         if sub == "log":
             self._stream(line.encode() + b"\n" for line in self._log(name))
         elif verb == "watch":
@@ -371,8 +399,7 @@ class _Handler(BaseHTTPRequestHandler):
         if pod.get("status", {}).get("phase") == "Pending":
             created = bool(pod["status"].get("containerStatuses"))
             which = "container that is being created" if created else "pod without a container"
-            answer = answers()[f"log of a {which}"]
-            raise Refusal(answer["status"], answer["response"])
+            raise _as_recorded(f"log of a {which}")
         return iter(list(self.api.logs.get(name, self.api.log)))
 
     def _object(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import subprocess
@@ -16,13 +17,13 @@ import pytest
 import yaml
 
 from mptune.cli import main
-from mptune.launch import _rayjob, base, kubernetes
+from mptune.launch import _doctor, _rayjob, base, kubernetes
 from mptune.launch._kubernetes_api import KubernetesApi
 from mptune.launch.base import Submission
 from mptune.paths import RunDirectory
 from mptune.spec.schema import Resources
 from mptune.spec.source import read_plugin
-from tests.k8s.apiserver import ApiServer, recorded
+from tests.k8s.apiserver import ApiServer, Refusal, recorded
 from tests.k8s.render import overlay
 from tests.k8s.schemas import ROOT, Schemas
 
@@ -222,7 +223,182 @@ def test_the_role_has_exactly_the_verbs_that_the_launcher_uses(
         for resource in rule["resources"]
         for verb in rule["verbs"]
     }
-    assert granted == server.calls
+    assert granted == server.calls == set(_doctor.RIGHTS)
+
+
+# --- before anything is made -------------------------------------------------------------------
+
+OF_A_NAMESPACE = {
+    "persistentvolumeclaims": {
+        "mptune-artifacts": {
+            "spec": {"accessModes": ["ReadWriteMany"]}, "status": {"phase": "Bound"},
+        },
+    },
+    "secrets": {"mptune-postgres": {"data": {"password": "eA=="}}, "login": {"data": {}}},
+    "services": {"mptune-postgres": {"spec": {"ports": [{"port": 5432}]}}},
+    "localqueues": {"searches": {"spec": {"clusterQueue": "mptune"}}},
+    "resourcequotas": {
+        "gpus": {"status": {"hard": {"requests.nvidia.com/gpu": "16"},
+                            "used": {"requests.nvidia.com/gpu": "10"}}},
+    },
+    "nodes": {"a": {"status": {"allocatable": {"cpu": "64", "nvidia.com/gpu": "4"}}}},
+    "deployments": {
+        "kuberay-operator": {
+            "metadata": {"labels": {"app.kubernetes.io/component": "kuberay-operator"}},
+            "spec": {"template": {"spec": {"containers": [{"image": "kuberay/operator:v1.7.0"}]}}},
+            "status": {"availableReplicas": 1},
+        },
+    },
+    "pods": {
+        "mptune-postgres-0": {
+            "metadata": {"labels": {"app.kubernetes.io/name": "mptune-postgres"}},
+            "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+        },
+    },
+}  # fmt: skip
+"""What an administrator has made, as far as a doctor looks at it."""
+
+NOT_IN_THE_ROLE = set(OF_A_NAMESPACE) - {"pods"}
+
+
+@pytest.fixture
+def prepared(server: ApiServer) -> ApiServer:
+    for resource, objects in copy.deepcopy(OF_A_NAMESPACE).items():
+        for name, item in objects.items():
+            item.setdefault("metadata", {})["name"] = name
+            server.put(resource, "ADDED", item)
+    return server
+
+
+def examined(
+    capsys: pytest.CaptureFixture[str], code: int = 0, profile: Path | None = None
+) -> list[str]:
+    """The lines of `mptune launch doctor`."""
+    kueue = ROOT / "launchers" / "kubernetes-kueue.yaml"
+    assert main(["launch", "doctor", "--on", str(profile or kueue)]) == code
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_doctor_looks_at_everything_and_makes_nothing(
+    prepared: ApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {resource: set(found) for resource, found in prepared.objects.items()}
+    lines = examined(capsys)
+    assert [line for line in lines if not line.startswith("ok: ")] == []
+    text = "\n".join(lines)
+    for words in (
+        f"http://127.0.0.1:{prepared.port} is Kubernetes v1.36.2",
+        "your rights: all of the Role mptune-launcher",
+        "KubeRay operator: kuberay/operator:v1.7.0",
+        "RayJob: the API server accepts it",
+        "pod of the head: the API server accepts it",
+        "pod of pool gpu: the API server accepts it",
+        "queue searches: of the ClusterQueue mptune",
+        "volume mptune-artifacts: Bound, ReadWriteMany",
+        "secret mptune-postgres: has password",
+        "GPUs of the quota: 4 of 6 that gpus has left",
+        "nodes of pool gpu: 1 of the right labels with 4 GPUs or more",
+        "DNS name mptune-postgres: is a Service with port 5432",
+        "PostgreSQL: its pod is ready",
+    ):
+        assert words in text
+    assert {resource: set(found) for resource, found in prepared.objects.items()} == before
+    assert all(query["dryRun"] == "All" for resource, query in prepared.writes)
+
+
+def test_what_the_role_may_not_read_is_not_checked(
+    prepared: ApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared.denied |= NOT_IN_THE_ROLE
+    lines = examined(capsys)
+    unchecked = [line.split(": ")[1] for line in lines if line.startswith("not checked: ")]
+    assert unchecked == [
+        "KubeRay operator", "queue searches", "volume mptune-artifacts", "secret mptune-postgres",
+        "GPUs of the quota", "nodes of pool gpu", "DNS name mptune-postgres",
+    ]  # fmt: skip
+    assert {line.partition(":")[0] for line in lines} == {"ok", "not checked"}
+
+
+@pytest.mark.parametrize(
+    ("resource", "name", "change", "line"),
+    [
+        ("persistentvolumeclaims", "mptune-artifacts", None,
+         "volume mptune-artifacts: there is no PersistentVolumeClaim mptune-artifacts in"),
+        ("persistentvolumeclaims", "mptune-artifacts", {"status": {"phase": "Lost"}},
+         "volume mptune-artifacts: its volume is lost"),
+        ("localqueues", "searches", None, "queue searches: there is no LocalQueue searches in"),
+        ("localqueues", "searches",
+         {"status": {"conditions": [{"type": "Active", "status": "False", "message": "No."}]}},
+         "queue searches: No."),
+        ("secrets", "mptune-postgres", None,
+         "secret mptune-postgres: there is no Secret mptune-postgres in"),
+        ("secrets", "mptune-postgres", {"data": {"other": ""}},
+         "secret mptune-postgres: it has no key password"),
+        ("services", "mptune-postgres", {"spec": {"ports": [{"port": 5433}]}},
+         "DNS name mptune-postgres: its Service has no port 5432"),
+        ("deployments", "kuberay-operator", None, "KubeRay operator: no deployment has its label"),
+        ("deployments", "kuberay-operator", {"status": {}},
+         "KubeRay operator: kuberay-operator is not available"),
+        ("resourcequotas", "gpus", {"status": {"hard": {"requests.nvidia.com/gpu": "3"}}},
+         "GPUs of the quota: gpus has 3 left; the smallest search takes 4"),
+        ("pods", "mptune-postgres-0",
+         {"status": {"phase": "Pending", "containerStatuses": [{"state": {"waiting": {
+             "reason": "CreateContainerConfigError", "message": "no secret"}}}]}},
+         "PostgreSQL: pod mptune-postgres-0 is not ready: CreateContainerConfigError no secret"),
+    ],
+)  # fmt: skip
+def test_each_thing_that_is_wrong_is_a_line(
+    prepared: ApiServer, capsys: pytest.CaptureFixture[str], resource: str, name: str, change: Any,
+    line: str,
+) -> None:  # fmt: skip
+    item = prepared.objects[resource][name]
+    prepared.put(resource, "MODIFIED" if change else "DELETED", item | (change or {}))
+    (wrong,) = [each for each in examined(capsys, 2) if not each.startswith("ok: ")]
+    assert wrong.startswith(f"wrong: {line}")
+
+
+def test_nodes_that_an_autoscaler_may_add_are_not_wrong(
+    prepared: ApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared.objects["nodes"]["a"]["status"]["allocatable"]["nvidia.com/gpu"] = "3"
+    (line,) = [each for each in examined(capsys) if not each.startswith("ok: ")]
+    assert line.startswith("not checked: nodes of pool gpu: none has its labels and 4 GPUs now")
+
+
+def test_a_right_that_is_missing_is_named(
+    prepared: ApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared.denied.add("events")
+    (line,) = [each for each in examined(capsys, 2) if not each.startswith("ok: ")]
+    assert line.startswith("wrong: your rights: you may not list events; have the Role")
+
+
+def test_a_pod_that_is_not_admitted_is_said_as_the_server_says_it(
+    prepared: ApiServer, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    reason = "no PriorityClass with name mptune-search was found"
+    message = f'pods "mptune-doctor" is forbidden: {reason}'
+    prepared.refuse[("pods", "create")] = Refusal(403, {"message": message})
+    wrong = [each for each in examined(capsys, 2) if each.startswith("wrong: ")]
+    assert [line.partition(":")[2].split(":")[0] for line in wrong] == [
+        " pod of the head", " pod of pool gpu",
+    ]  # fmt: skip
+    assert all("is not admitted" in line and reason in line for line in wrong)
+
+
+@pytest.mark.parametrize("case", ["gone", "expired or wrong token"])
+def test_a_cluster_that_cannot_be_asked_is_one_line(
+    prepared: ApiServer, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    if case == "gone":
+        with prepared.gone():
+            (line,) = examined(capsys, 2)
+        assert "does not answer" in line
+    else:
+        prepared.refuse[("*", "*")] = case
+        (line,) = examined(capsys, 2)
+        assert "does not accept your credentials" in line
+    assert line.startswith("wrong: API server: ")
 
 
 # --- what goes wrong ---------------------------------------------------------------------------

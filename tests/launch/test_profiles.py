@@ -8,7 +8,7 @@ import pytest
 
 from mptune.cli import main
 from mptune.spec.source import read_plugin
-from tests.launch.helpers import ROOT, SPEC
+from tests.launch.helpers import ROOT, SPEC, free_ports
 
 PROFILES = sorted((ROOT / "launchers").glob("*.yaml"))
 
@@ -168,3 +168,10 @@ def test_launch_accepts_data_that_this_machine_does_not_have(
     spec.write_text(SPEC.replace("package:email/*.py", "/mptune/run/data.txt"))
     assert main(["validate", str(spec)]) == 2
     assert main(["launch", str(spec), "--on", KUBERNETES, "--dry-run"]) == 0
+
+
+def test_a_doctor_without_a_ray_cluster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (port,) = free_ports(1)
+    (tmp_path / "p.yaml").write_text(f"kind: ray\ndashboard: http://127.0.0.1:{port}\n")
+    assert main(["launch", "doctor", "--on", str(tmp_path / "p.yaml")]) == 2
+    assert capsys.readouterr().out.startswith("wrong: Ray Jobs API: no Ray Jobs API answers at ")

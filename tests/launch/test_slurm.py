@@ -121,6 +121,32 @@ def test_a_refusal_of_sbatch_is_one_line(tmp_path: Path) -> None:
     )
 
 
+def test_a_refused_job_leaves_what_is_known_of_the_one_before(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    (tmp_path / "slurm" / "closed").touch()
+    files = tmp_path / "runs" / "tiny" / "logs" / "launch"
+    files.mkdir(parents=True)
+    (files / "job-number").write_text("7")
+    (files / "exit-code").write_text("7 0\n")
+    assert site.launch("spec.yaml").returncode == 3
+    assert site.launch("status", "tiny").stdout == "tiny: finished\n"
+    (files / "job-number").write_text("8")
+    assert "ended without an exit code" in site.launch("status", "tiny").stdout
+
+
+def test_a_doctor_asks_slurm_for_its_commands(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    assert site.launch("doctor").stdout.splitlines() == [
+        "ok: sbatch: slurm 25.05",
+        "ok: squeue: slurm 25.05",
+        "ok: scancel: slurm 25.05",
+    ]
+    site.env["PATH"] = environment(tmp_path)["PATH"]
+    found = site.launch("doctor")
+    assert found.returncode == 2
+    assert found.stdout.startswith("wrong: sbatch: there is no sbatch here; launch from a machine")
+
+
 def test_the_script_is_valid_and_requests_what_the_profile_says(tmp_path: Path) -> None:
     site = Site(tmp_path, nodes=3, gpus_per_node=8, partition="gpu", options=["--constraint=a100"])
     script = site.launch("spec.yaml", "--dry-run").stdout
