@@ -12,17 +12,20 @@ transformers) inside functions only: `mptune validate` must be fast.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import pkgutil
+import sys
 from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 from mptune.errors import InputError, did_you_mean
 
 GROUPS = {
     "policies": ("mptune.policies", "MaskPolicy", "kind"),
-    "families": ("mptune.models", "ModelFamily", "family"),
+    "families": ("mptune.models", "MaskedModel", "family"),
     "modalities": ("mptune.data", "Modality", "kind"),
     "launchers": ("mptune.launch", "Launcher", "kind"),
 }
@@ -81,6 +84,25 @@ def _defined(group: str, module: str) -> dict[str, type[Any]]:
     # Base classes of plugins have no name.
     names = [(c.model_fields[key].default, c) for c in found]
     return {name: c for name, c in names if isinstance(name, str)}
+
+
+def require_package(reference: str) -> None:
+    """Check that the package of `"package.module:attribute"` is there, without importing it.
+
+    From then on, this process also imports from the current folder.
+
+    Raises:
+        ValueError: it is neither in the current folder nor on Python's path.
+    """
+    here, package = str(Path.cwd()), reference.partition(":")[0].partition(".")[0]
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        exists = importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):
+        exists = False
+    if not exists:
+        raise ValueError(f"no package {package!r} in the current folder or on Python's path")
 
 
 def load_object(reference: str) -> Any:

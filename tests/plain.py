@@ -41,11 +41,12 @@ class Plain(ModelFamily):
                 self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
                 self.decoder = nn.Linear(width, predictable)
 
-            def forward(self, tokens_BD: Any, mask: Any, *more: Any) -> Any:
+            def forward(self, tokens_BD: Any, mask: Any, attend_BD: Any = None, *more: Any) -> Any:
                 if os.path.exists(os.environ.get(PAUSE, "")):
                     time.sleep(0.1)
                 hidden_BDW = self.tokens(tokens_BD)
-                hidden_BDW = hidden_BDW + hidden_BDW.mean(1, keepdim=True)
+                seen_BDW = hidden_BDW if attend_BD is None else hidden_BDW * attend_BD[..., None]
+                hidden_BDW = hidden_BDW + seen_BDW.mean(1, keepdim=True)
                 flat_K = mask.flatten().nonzero()[:, 0] if mask.dtype == torch.bool else mask
                 hidden_KW = hidden_BDW.flatten(0, 1)[flat_K]
                 for layer in self.layers:

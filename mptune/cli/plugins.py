@@ -15,7 +15,7 @@ from mptune.cli._command import JSON, argument, as_text, command, option, path
 from mptune.errors import InputError, did_you_mean
 from mptune.paths import write_aside
 from mptune.spec.schema import PLUGIN_SECTIONS, SearchSpec, build, nested
-from mptune.spec.source import read_plugin
+from mptune.spec.source import SpecFile, plain, read_plugin
 
 
 @command(
@@ -82,7 +82,8 @@ def _keys(section: str | None) -> dict[str, dict[str, Any]]:
 
 def _keys_inside(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for key, about in _parameters(model).items():
-        annotation = model.model_fields[key].annotation
+        fields = {field.alias or name: field for name, field in model.model_fields.items()}
+        annotation = fields[key].annotation
         inside = nested(annotation)
         if inside is None and get_origin(annotation) is dict:
             inside, key = nested(get_args(annotation)[1]), f"{key}.NAME"
@@ -104,6 +105,46 @@ def _type(field: dict[str, Any]) -> str:
     signs = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
     bounds = ", ".join(f"{sign} {field[key]}" for key, sign in signs.items() if key in field)
     return f"{field.get('see') or field.get('type', 'value')} {bounds}".rstrip()
+
+
+@command(
+    path("file", "FILE", "a spec, or a YAML file with a section `model` only"),
+    option("--vocabulary", "V", "symbols that can be predicted", 100),
+    option("--length", "D", "positions per sequence", 32),
+)
+def run_check(file: Path, vocabulary: int, length: int) -> int:
+    """Check each model of a file against the contract of `model.class`, on the CPU.
+
+    One line per check; exit code 2 if one fails:
+
+      constructor  the class can be made, twice with the same weights from torch's generator
+      shape        logits of all positions, or of the masked ones, over all symbols
+      numbers      logits are finite numbers
+      repeats      the same call gives the same logits, in train mode after the same seed
+      context      logits of a masked position depend on the other tokens
+      leak         they do not depend on earlier calls or other sequences, which may show its token
+      padding      they do not depend on tokens where the attention mask is 0
+      gradient     a loss changes all parameters
+      state        state_dict holds all that a resumed training needs
+
+    examples:
+      mptune check model.yaml      # model: {class: my_package.models:MyMaskedLM, hidden: 64}
+      mptune check spec.yaml --vocabulary 8192 --length 128
+    """
+    from mptune.tools.check import check_model
+
+    spec = SpecFile.read(file)
+    if "model" not in plain(spec.root):
+        raise InputError(f"{file}: has no section `model`")
+    models = [probe.tree["model"] for probe in spec.probes()]
+    failed = False
+    for model in (m for n, m in enumerate(models) if m not in models[:n]):
+        label, parameters, checks = check_model(model, vocabulary, length)
+        print(f"{label}: {parameters:,} parameters with {vocabulary} symbols and length {length}")
+        for name, problem in checks:
+            print(f"  {name:12} {problem or 'ok'}")
+            failed |= problem is not None
+    return 2 if failed else 0
 
 
 @command(

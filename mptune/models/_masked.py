@@ -31,16 +31,13 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from mptune.models._grid import GridConfig, GridForMaskedLM
-from mptune.models.base import LONGEST_PLAIN, ModelFamily
+from mptune.models.base import IMPOSSIBLE, LONGEST_PLAIN, ModelFamily
 
 Config = TypeVar("Config", bound=PreTrainedConfig)
 
 TILE_ON_GPU = 64
 """Tensor cores multiply matrices of such sizes twice as fast (H100, 30,522 symbols: 4.5 against
 8.7 ms for 16,384 rows of 768 channels, forward and backward)."""
-
-IMPOSSIBLE = -1e4
-"""Bias of a symbol that cannot be predicted: its probability is 0 in every precision."""
 
 ATTENTION = "mptune"
 """Name under which transformers knows `attend`."""
@@ -116,9 +113,15 @@ AutoConfig.register(GridConfig.model_type, GridConfig)
 AutoModelForMaskedLM.register(GridConfig, GridForMaskedLM)
 
 
-def logits_of_folder(folder: Path, tokens_BD: Tensor, attend_BD: Tensor) -> Tensor:
-    """Logits [B, D, V] of the model that transformers opens from a folder, in double precision."""
-    model: Any = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float64)
+def logits_of_folder(folder: Path, tokens_BD: Tensor, attend_BD: Tensor, own: bool) -> Tensor:
+    """Logits [B, D, V] of the model that transformers opens from a folder, in double precision.
+
+    Args:
+        own: whether to run the folder's code: of the class that the user has named.
+    """
+    model: Any = AutoModelForMaskedLM.from_pretrained(
+        folder, dtype=torch.float64, trust_remote_code=own
+    )
     found: Tensor = model.eval()(tokens_BD, attention_mask=attend_BD.long()).logits
     return found
 

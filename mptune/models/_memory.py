@@ -26,7 +26,7 @@ from mptune.spec.schema import Resources, Training, build
 from mptune.trial import Device, DeviceKind, TrialSpec
 
 if TYPE_CHECKING:
-    from mptune.models.base import ModelFamily
+    from mptune.models.base import MaskedModel
 
 ON_CPU = {False: 1.5, True: 2.6}
 """Memory of a block's activations on a CPU over their size, without and with recomputation
@@ -35,10 +35,6 @@ ON_CPU = {False: 1.5, True: 2.6}
 AUTOCAST = 1.1
 """Memory of a block's activations under autocast over their size in half precision: norms and the
 residual stream stay in single precision (BERT and ModernBERT on an H200, see RESULTS.md)."""
-
-VALUES_WITHOUT_GRADIENTS = 12
-"""Values per channel of the one block that a forward without gradients is in; its MLP is four times
-as wide."""
 
 RESERVE = 1.1
 """Factor for the allocator, the collectives' buffers and the framework itself."""
@@ -113,7 +109,7 @@ class Sizes:
         device: what the workers compute on.
     """
 
-    family: ModelFamily
+    family: MaskedModel
     vocabulary: int
     length: int
     masked_share: float = 1.0
@@ -148,25 +144,19 @@ def demand(sizes: Sizes, training: Training, world_size: int) -> Demand:
     config = configuration(training, world_size)
     kinds = ("bf16", "fp16", "torch_autocast")
     half = any(bool(config.get(kind, {}).get("enabled")) for kind in kinds)
-    family, length, value = sizes.family, sizes.length, 2 if half else 4
+    family, length = sizes.family, sizes.length
     parameters = family.parameters(sizes.vocabulary, length)
     zero = config["zero_optimization"]
     states, buffers = _zero_bytes(zero, parameters, half, world_size, sizes.device)
-    # Bytes per position: of each block, then of the logits.
-    scores = 0
-    if family.keeps_scores(sizes.device, half, length):
-        scores = 2 * family.attention_heads * length * value
-    block = family.kept_per_channel * family.width * value + scores
+    # Bytes per position: of the blocks, then of the logits.
     recomputed = "activation_checkpointing" in config
-    # Then blocks keep their input; only the last one and the one being computed keep the rest.
-    blocks = family.depth * family.width * value + 2 * block if recomputed else family.depth * block
+    blocks, scored_block = family.block_bytes(sizes.device, half, length, recomputed)
     if sizes.device == "cpu":
         blocks *= ON_CPU[recomputed]
     elif config.get("torch_autocast", {}).get("enabled"):
         blocks *= AUTOCAST
     logits = sizes.masked_share * sizes.vocabulary * LOGIT_BYTES[sizes.device, half]
     scored_logits = sizes.scored_share * sizes.vocabulary * SCORED_LOGIT_BYTES[sizes.device]
-    scored_block = VALUES_WITHOUT_GRADIENTS * family.width * value + scores
     micro = int(config["train_micro_batch_size_per_gpu"])
     return Demand(
         states=states,

@@ -1,4 +1,4 @@
-"""The base of model families: the sizes that are searched, the module they give, and its cost.
+"""The base of models: what is asked of all, and the sizes of families that mptune builds.
 
 Shape suffixes: B sequences of a batch, D positions, K masked positions of the whole batch in
 row-major order, V predictable symbols.
@@ -33,14 +33,84 @@ MOST_BLOCKS = 96
 LONGEST_PLAIN = 512
 """Positions up to which attention on a CPU keeps its scores in half precision, see `_masked`."""
 
+IMPOSSIBLE = -1e4
+"""Bias of a symbol that cannot be predicted: its probability is 0 in every precision."""
+
 BACKWARD = 2
 """A backward pass multiplies every matrix twice: for the inputs' gradients and for the weights'."""
 
+VALUES_WITHOUT_GRADIENTS = 12
+"""Values per channel of the one block that a forward without gradients is in; its MLP is four times
+as wide."""
 
-class ModelFamily(Plugin):
-    """Base of all families: an encoder with a masked-language-model head, trained from scratch."""
+
+class MaskedModel(Plugin):
+    """Base of all models: a masked language model that is trained from scratch."""
 
     family: str
+
+    if TYPE_CHECKING:
+
+        @property
+        def width(self) -> int | None:
+            """Channels of the residual stream; None if they are not known."""
+
+    @abstractmethod
+    def words(self) -> str:
+        """Family and size in words, e.g. `bert 64×2` or `bert 110M`."""
+
+    def sized(self, vocabulary: int, length: int) -> Self:
+        """The model with its size decided; see `ModelFamily.sized`."""
+        return self
+
+    @abstractmethod
+    def build(self, vocabulary: int, predictable: int, length: int) -> nn.Module:
+        """The module, randomly initialised from torch's global generator.
+
+        Its `forward(tokens_BD, mask, attend_BD=None, *others)` gives `logits_KV` at the masked
+        positions only, over symbols 0..`predictable`-1: [MASK] and [PAD] cannot be predicted.
+        `mask` is bool [B, D], or the flat indices [K] of the masked positions, of which some may be
+        repeated. `vocabulary` counts the ids that can be an input, `length` the positions of a
+        sequence. Where `attend_BD` is False (padding) nothing is attended to. The others are those
+        of `MaskedPredictor.forward`; without `training.pack` they may be ignored.
+        `save_pretrained(folder)` is called with `training.keep_weights`.
+        `mptune.models._conformance` checks a module.
+        """
+
+    def lay_out(self, module: nn.Module, axes: Sequence[int], sizes: Sequence[int]) -> None:
+        """Give a built module the grid its positions lie on, and the symbols each can have.
+
+        A module without `lay_out` takes positions as a line and may predict every symbol.
+        """
+        method: Any = getattr(module, "lay_out", None)
+        if method is not None and (axes or sizes):
+            method(axes, sizes)
+
+    @abstractmethod
+    def parameters(self, vocabulary: int, length: int) -> int:
+        """How many parameters the module has."""
+
+    @abstractmethod
+    def flops(self, vocabulary: int, length: int, batch: int, masked: int) -> float:
+        """FLOPs of one training step on `batch` sequences of which `masked` positions are masked.
+
+        Matrix products of forward and backward pass only: normalisation, activations, biases,
+        look-ups and the optimizer are left out, as is usual.
+        """
+
+    def block_bytes(
+        self, device: str, half: bool, length: int, recomputed: bool
+    ) -> tuple[float, float]:
+        """Bytes per position that blocks keep for the backward pass, and that scoring needs.
+
+        Here 0: not known.
+        """
+        return 0.0, 0.0
+
+
+class ModelFamily(MaskedModel):
+    """Base of families with a width and blocks: an encoder with a head on masked positions."""
+
     EXAMPLES = ({"width": 32, "depth": 1}, {"width": 32, "depth": 2})
     size: Size | None = Field(
         None,
@@ -103,8 +173,18 @@ class ModelFamily(Plugin):
         """Whether attention keeps its scores for the backward pass; they grow as the square."""
         return device == "cpu" and half and length <= LONGEST_PLAIN
 
+    def block_bytes(
+        self, device: str, half: bool, length: int, recomputed: bool
+    ) -> tuple[float, float]:
+        value = 2 if half else 4
+        plain = self.keeps_scores(device, half, length)
+        scores = 2 * self.attention_heads * length * value if plain else 0
+        block = self.kept_per_channel * self.width * value + scores
+        # Recomputed, blocks keep their input; only the last and the one being computed keep all.
+        kept = self.depth * self.width * value + 2 * block if recomputed else self.depth * block
+        return kept, VALUES_WITHOUT_GRADIENTS * self.width * value + scores
+
     def words(self) -> str:
-        """Family and size in words, e.g. `bert 64×2` or `bert 110M`."""
         if self.size is not None:
             return f"{self.family} {_size_words(self.size)}"
         return f"{self.family} {self.width}×{self.depth}"
@@ -154,28 +234,6 @@ class ModelFamily(Plugin):
         width = units * WIDTH_PER_HEAD
         return self.model_copy(update={"size": None, "width": width, "depth": depth})
 
-    @abstractmethod
-    def build(self, vocabulary: int, predictable: int, length: int) -> nn.Module:
-        """The module, randomly initialised from torch's global generator.
-
-        Its `forward(tokens_BD, mask, attend_BD=None, *others)` gives `logits_KV` at the masked
-        positions only, over symbols 0..`predictable`-1: [MASK] and [PAD] cannot be predicted.
-        `mask` is bool [B, D], or the flat indices [K] of the masked positions. `vocabulary` counts
-        the ids that can be an input, `length` the positions of a sequence. Where `attend_BD` is
-        False (padding) nothing is attended to. The others are those of `MaskedPredictor.forward`;
-        without `training.pack` they may be ignored. `save_pretrained(folder)` is called with
-        `training.keep_weights`.
-        """
-
-    def lay_out(self, module: nn.Module, axes: Sequence[int], sizes: Sequence[int]) -> None:
-        """Give a built module the grid its positions lie on, and the symbols each can have.
-
-        A module without `lay_out` takes positions as a line and may predict every symbol.
-        """
-        method: Any = getattr(module, "lay_out", None)
-        if method is not None and (axes or sizes):
-            method(axes, sizes)
-
     def parameters(self, vocabulary: int, length: int) -> int:
         """How many parameters the module has, in closed form.
 
@@ -211,13 +269,12 @@ class ModelFamily(Plugin):
         return self.width**2 + self.width * (vocabulary - 2)
 
     def flops(self, vocabulary: int, length: int, batch: int, masked: int) -> float:
-        """FLOPs of one training step on `batch` sequences of which `masked` positions are masked.
+        """See `MaskedModel.flops`:
 
             3 · 2 · (batch · length · (depth · block - after) + masked · (after + head))
 
         `after` is what the last block does after attention, of masked positions only; 3 is forward
-        and backward, 2 is multiply and add. Matrix products only: normalisation, activations,
-        biases, look-ups and the optimizer are left out, as is usual.
+        and backward, 2 is multiply and add.
         """
         after = self.after_attention_multiplications()
         blocks = batch * length * (self.depth * self.block_multiplications(length) - after)

@@ -16,7 +16,7 @@ from mptune.report.layout import Scale, axis_places
 from mptune.report.svg import Area, Drawing, Label, Shape, Stroke, png
 
 if TYPE_CHECKING:
-    from mptune.models.base import ModelFamily
+    from mptune.models.base import MaskedModel
     from mptune.policies.base import MaskPolicy
 
 FloatArray = NDArray[np.float64]
@@ -58,7 +58,7 @@ class Profile:
     learned: bool
 
     @classmethod
-    def of(cls, policy: MaskPolicy, family: ModelFamily, length: int, vocabulary: int) -> Profile:
+    def of(cls, policy: MaskPolicy, family: MaskedModel, length: int, vocabulary: int) -> Profile:
         """The profile of a policy with a model family, for sequences of D = `length`."""
         family = family.sized(vocabulary, length)
         progress = (np.arange(STEPS) + 0.5) / STEPS

@@ -29,7 +29,7 @@ from mptune import plugins
 from mptune.errors import InputError, did_you_mean
 from mptune.paths import RunDirectory
 from mptune.search.run import Run
-from mptune.spec.schema import Comparison, build
+from mptune.spec.schema import Comparison, build, plugin_name
 from mptune.spec.source import Concrete, SpecFile, SpecSource, merge_arm, parse_yaml, plain
 from mptune.spec.space import Space
 from mptune.trial import Trial, TrialSpec
@@ -186,9 +186,12 @@ class Arms:
                 f"--arms {name!r}: no trial has the size {size!r}; give width=128, trial N, or "
                 f"one of {', '.join(sorted(sizes))}{did_you_mean(size, sizes)}"
             )
-        family = plugins.load("families", str(model["family"]))
-        changes = dict(_parameters(size.split(), list(family.model_fields), name))
-        dropped = ("width", "depth", "heads") if "size" in changes else ("size",)
+        family = plugins.load("families", str(plugin_name("family", model)))
+        keys = list(dict.fromkeys([*family.model_fields, *model]))
+        changes = dict(_parameters(size.split(), keys, name))
+        # A family has a size, or a width and a depth; arguments of a class are not related.
+        sizes_too = ("width", "depth", "heads") if "size" in changes else ("size",)
+        dropped = sizes_too if "class" not in model else ()
         return {**{k: v for k, v in model.items() if k not in dropped}, **changes}
 
 

@@ -7,7 +7,7 @@ output, crashes and endless loops do not affect the search.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import math
 import subprocess
@@ -22,6 +22,7 @@ from threading import Event
 from mptune.artifacts import store_at
 from mptune.errors import InputError, InterruptedSearch
 from mptune.paths import RunDirectory, read_model, write_json, write_text
+from mptune.plugins import require_package
 from mptune.spec.schema import Score
 from mptune.trial import KpiValue, Trial
 
@@ -37,21 +38,11 @@ def check_importable(score: Score) -> None:
     Raises:
         InputError: it is neither on Python's path nor in the current folder.
     """
-    if score.kpi is None:
-        return
-    package = score.kpi.partition(":")[0].partition(".")[0]
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        exists = importlib.util.find_spec(package) is not None
-    except (ImportError, ValueError):
-        exists = False
-    finally:
-        sys.path.pop(0)
-    if not exists:
-        raise InputError(
-            f"score.kpi: {score.kpi}: no package {package!r} in the current folder or on "
-            "Python's path"
-        )
+    if score.kpi is not None:
+        try:
+            require_package(score.kpi)
+        except ValueError as error:
+            raise InputError(f"score.kpi: {score.kpi}: {error}") from None
 
 
 def measure_all(

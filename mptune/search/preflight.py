@@ -51,8 +51,8 @@ def notes(file: SpecFile, spec: SearchSpec) -> list[str]:
     if sizes and open_rate:
         found.append(
             f"{RATE} {training.optimizer.learning_rate:g} is the same for every size, so size and "
-            "learning rate are confounded; make it a dimension, or set "
-            "training.optimizer.width_rule: mup"
+            "learning rate are confounded; make it a dimension"
+            + ("" if "class" in spec.model else ", or set training.optimizer.width_rule: mup")
         )
     of_policy = any(name.split(".")[0] == "policy" for name in dimensions)
     if spec.search.sampler.kind == "exposure" and dimensions and not of_policy:

@@ -40,7 +40,8 @@ def json_schema() -> Schema:
         options = [references[model, "validation"] for model in classes[section]]
         for option in options:
             plugin = defs[_target(option)]
-            plugin["required"] = sorted({key, *plugin.get("required", ())})
+            names = {"class"} if "class" in plugin["properties"] else {key}
+            plugin["required"] = sorted({*names, *plugin.get("required", ())})
         defs[section] = {"anyOf": options}
 
     spec: Schema = defs.pop(_target(references[SearchSpec, "validation"]))

@@ -150,6 +150,15 @@ PLUGIN_SECTIONS = {
 """Section -> (plugin group, the key that names the plugin)."""
 
 
+def plugin_name(key: str, values: Mapping[str, Any]) -> Any:
+    """The plugin that values name by `key`, or None; a model with a `class` has no other name."""
+    return "class" if key == "family" and "class" in values else values.get(key)
+
+
+REFERENCE = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+"""`package.module:attribute`."""
+
+
 def build(section: str, values: Mapping[str, Any]) -> Any:
     """The plugin object that a section describes, e.g. `build("policy", {"kind": "uniform"})`.
 
@@ -160,9 +169,10 @@ def build(section: str, values: Mapping[str, Any]) -> Any:
     group, key = PLUGIN_SECTIONS[section]
     if not isinstance(values, Mapping):
         raise ValueError(f"must be a mapping with the key {key!r}")
-    if key not in values:
+    name = plugin_name(key, values)
+    if name is None:
         raise ValueError(f"needs {key!r}, one of {', '.join(plugins.modules(group))}")
-    return plugins.load(group, str(values[key])).model_validate(dict(values))
+    return plugins.load(group, str(name)).model_validate(dict(values))
 
 
 class Optimizer(Section):
@@ -295,7 +305,7 @@ class Score(Section):
     max_forwards: int = Field(16, gt=0)
     rates: tuple[MaskRate, ...] = Field((0.15,), min_length=1)
     missing: tuple[Missing, ...] = ()
-    kpi: Operational[str | None] = Field(None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    kpi: Operational[str | None] = Field(None, pattern=REFERENCE)
     kpi_higher_is_better: Operational[bool] = True
     kpi_timeout_s: Operational[float] = Field(3600.0, gt=0)
     rung_sequences: int = Field(128, gt=1)

@@ -23,7 +23,14 @@ from pydantic import BaseModel, ValidationError
 
 from mptune import plugins
 from mptune.errors import InputError, cut_line, did_you_mean
-from mptune.spec.schema import PLUGIN_SECTIONS, SearchSpec, build, is_searchable, nested
+from mptune.spec.schema import (
+    PLUGIN_SECTIONS,
+    SearchSpec,
+    build,
+    is_searchable,
+    nested,
+    plugin_name,
+)
 
 Scalar = str | int | float | bool | None
 Location = tuple[str | int, ...]
@@ -241,8 +248,8 @@ def _apart(option: Node, twins: Sequence[Node]) -> Iterator[str]:
 def _label(option: Node) -> Scalar:
     value = option.value
     if isinstance(value, dict):
-        named = [value[k].value for k in ("kind", "family") if k in value]
-        return str(named[0]) if named and isinstance(named[0], str) else "option"
+        named = [value[k].value for k in ("kind", "class", "family") if k in value]
+        return named[0].split(":")[-1] if named and isinstance(named[0], str) else "option"
     if isinstance(value, list):
         return str([plain(v) for v in value])
     assert not isinstance(value, Choice | Range)
@@ -536,7 +543,7 @@ def _filled(written: Any, full: Any) -> Any:
 def _filled_option(option: Any) -> Any:
     """An option of a choice, with the defaults of the plugin that it names, if any."""
     for group, key in PLUGIN_SECTIONS.values():
-        name = option.get(key) if isinstance(option, dict) else None
+        name = plugin_name(key, option) if isinstance(option, dict) else None
         if isinstance(name, str) and name in plugins.modules(group):
             fields = plugins.load(group, name).model_fields
             defaults = {
@@ -557,7 +564,7 @@ def merge_arm(base: Concrete, arm: Mapping[str, Any], origin: str) -> Concrete:
 
 def _merged(base: Any, change: Any, at: Location, origins: dict[Location, str], origin: str) -> Any:
     origins[at] = origin if at else origins[at]
-    names_plugin = isinstance(change, Mapping) and ("kind" in change or "family" in change)
+    names_plugin = isinstance(change, Mapping) and bool({"kind", "family", "class"} & set(change))
     if not isinstance(change, Mapping) or not isinstance(base, Mapping) or names_plugin:
         return change
     return {
@@ -594,12 +601,13 @@ def read_plugin(path: Path, group: str, key: str) -> Any:
     origins: dict[Location, str] = {}
     values = _concretise(root, "", (), lambda name, dimension: None, origins)
     concrete = Concrete({"": values}, origins)
-    if not isinstance(values, dict) or key not in values:
+    name = plugin_name(key, values) if isinstance(values, dict) else None
+    if name is None:
         raise InputError(
             f"{root.origin}: needs {key!r}, one of {', '.join(plugins.modules(group))}"
         )
     try:
-        plugin = plugins.load(group, str(values[key]))
+        plugin = plugins.load(group, str(name))
     except InputError as error:
         raise InputError(f"{concrete.origin((key,))}: {error}") from None
     try:
@@ -616,7 +624,7 @@ def _check_plugin(section: str, concrete: Concrete, folder: Path | None) -> Iter
             plugin.resolved(folder).check()
     except ValidationError as error:
         group, key = PLUGIN_SECTIONS[section]
-        model = plugins.load(group, values[key])
+        model = plugins.load(group, plugin_name(key, values))
         yield from _problems(error, model, (section,), concrete)
     except InputError as error:
         key = PLUGIN_SECTIONS[section][1]

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from mptune.data._tokenizers import save_for_transformers
 from mptune.errors import InputError, one_line
 from mptune.lml import LMLPlan
 from mptune.models import _memory as memory
-from mptune.models.base import ModelFamily
+from mptune.models._conformance import BEFORE_TRAINING, conformance
+from mptune.models.base import MaskedModel
 from mptune.paths import TrialDirectory, write_aside, write_text
 from mptune.spec.deepspeed import configuration
 from mptune.spec.schema import Score, build
@@ -60,6 +61,9 @@ ROWS = 8
 
 SAME_NATS = 1e-5
 """Most that log-probabilities of a model opened by transformers may differ from those of mptune."""
+
+KNOWN = "mptune.models.families"
+"""Module of the models whose contract the tests check."""
 
 VERSIONS_OF = ("mptune", "torch", "deepspeed", "transformers", "numpy")
 
@@ -230,35 +234,34 @@ def built(trial: TrialSpec, ranks: Ranks, heldout: HeldOut) -> tuple[Inputs, nn.
     kind: DeviceKind = "cuda" if ranks.device.type == "cuda" else "cpu"
     device = Device(kind=kind, bytes=size, words="the device")
     memory.check(memory.Sizes.of(trial, kind), trial.training, ranks.world_size, device)
+    if inputs.family.width is None and trial.training.optimizer.width_rule != "none":
+        raise InputError("training.optimizer.width_rule: the width of a model.class is not known")
+    make = partial(inputs.family.build, table.total_vocabulary, table.vocabulary_size, table.length)
+    if ranks.first and type(family).__module__ != KNOWN:
+        check_module(make, inputs.family, table)
     torch.manual_seed(trial.seed)
-    module = inputs.family.build(table.total_vocabulary, table.vocabulary_size, table.length)
+    module = make()
     inputs.family.lay_out(module, inputs.axes, table.sizes)
-    if not type(family).__module__.startswith("mptune."):
-        check_plugin(module, family.family, table, trial.training.keep_weights)
+    saves = hasattr(getattr(module, "model", module), "save_pretrained")
+    if trial.training.keep_weights and not saves:
+        raise InputError(
+            "training.keep_weights needs a method save_pretrained(folder) of the model, as a "
+            "transformers.PreTrainedModel has"
+        )
     return inputs, module
 
 
-def check_plugin(module: Any, name: str, table: TokenTable, keep_weights: bool) -> None:
-    """Check that a plugin's module does what `ModelFamily.build` says.
+def check_module(build: Callable[[], nn.Module], family: MaskedModel, table: TokenTable) -> None:
+    """Check that the module of a model that mptune does not know does what its contract says.
 
     Raises:
         InputError: it does not; one line names the difference.
     """
-    expected = f"[2, {table.vocabulary_size}], for 2 masked positions,"
-    try:
-        tokens_BD = torch.arange(table.length)[None] % table.vocabulary_size
-        with torch.no_grad():
-            logits_KV = module.eval()(tokens_BD, torch.tensor([0, table.length - 1]), None)
-        module.train()
-        if tuple(logits_KV.shape) != (2, table.vocabulary_size):
-            raise TypeError(f"its logits are {list(logits_KV.shape)}")
-        if keep_weights and not hasattr(module, "save_pretrained"):
-            raise TypeError("training.keep_weights needs its method save_pretrained(folder)")
-    except Exception as error:  # of the plugin's own code and libraries
-        raise InputError(
-            f"model.family {name}: its module must give logits {expected} when called with tokens "
-            f"[B, D], flat indices [K] and attend [B, D] or None: {one_line(error)}"
-        ) from error
+    for name, problem in conformance(build, table.vocabulary_size, table.length, BEFORE_TRAINING):
+        if problem is not None:
+            raise InputError(
+                f"model {family.words()}: {name}: {problem}; `mptune check` tries the model alone"
+            )
 
 
 def score(
@@ -329,7 +332,7 @@ def keep_weights(
     files: TrialDirectory,
     store: Store,
     table: TokenTable,
-    family: ModelFamily,
+    family: MaskedModel,
 ) -> str | None:
     """Store the final weights, and of text the tokenizer, as a folder that transformers opens.
 
@@ -353,7 +356,7 @@ def keep_weights(
     return None
 
 
-def check_opens(folder: Path, weights: str, table: TokenTable, family: ModelFamily) -> None:
+def check_opens(folder: Path, weights: str, table: TokenTable, family: MaskedModel) -> None:
     """Check that transformers gives the log-probabilities of the module with these weights.
 
     In double precision, where rounding is far below the tolerance for models of any size.
@@ -372,7 +375,8 @@ def check_opens(folder: Path, weights: str, table: TokenTable, family: ModelFami
         family.lay_out(module, tuple(table.axes.values()), table.sizes)
         module.load_state_dict(torch.load(folder / weights, map_location="cpu"))
         p_KV = module.double().eval()(tokens_BD, mask_BD, attend_BD).softmax(1)
-        logits_BDV = logits_of_folder(folder, tokens_BD, attend_BD)
+        own = family.family == "class"
+        logits_BDV = logits_of_folder(folder, tokens_BD, attend_BD, own)
         found_KV = logits_BDV[mask_BD].softmax(1)[:, : table.vocabulary_size]
     difference = float(torch.where(p_KV == found_KV, 0, (p_KV.log() - found_KV.log()).abs()).max())
     if not difference <= SAME_NATS:

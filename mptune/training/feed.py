@@ -23,7 +23,7 @@ from torch import Tensor
 from mptune.data._table import Split
 from mptune.errors import InputError
 from mptune.lml.groups import BoolArray, FloatArray, IntArray
-from mptune.models.base import ModelFamily
+from mptune.models.base import MaskedModel
 from mptune.policies._structures import words_of
 from mptune.policies.base import RATE_BUCKETS, MaskedBatch, MaskPolicy, draw_batch, rate_bucket
 from mptune.spec.deepspeed import micro_batch_size
@@ -226,7 +226,7 @@ class Inputs:
     training: Training
     rungs: tuple[float, ...]
     policy: MaskPolicy
-    family: ModelFamily
+    family: MaskedModel
     train: Split
     vocabulary_size: int
     axes: tuple[int, ...] = ()
@@ -241,7 +241,7 @@ class Inputs:
     @property
     def parameters(self) -> int:
         """Parameters of the model, those of the grid included."""
-        grid = sum(self.axes) * self.family.width
+        grid = sum(self.axes) * (self.family.width or 0)
         return self.family.parameters(self.vocabulary_size + 2, self.length) + grid
 
     def step_flops(self, masked: int, rows: int) -> float:

@@ -162,10 +162,9 @@ class Loop:
         middle = self.progress + (0.5 / steps if steps else 0.0)
         factor = learning_rate_factor(self.inputs.training.schedule, middle)
         rate = ds.set_learning_rate(self.engine, factor)
-        if self.inputs.family.dropout:
-            # A resumed training draws the same dropout; ranks and steps draw different ones.
-            key = np.random.SeedSequence([self.inputs.seed, spent.steps, ranks.rank])
-            torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
+        # A resumed training draws the same dropout; ranks and steps draw different ones.
+        key = np.random.SeedSequence([self.inputs.seed, spent.steps, ranks.rank])
+        torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
 
         sums = torch.zeros(3 + 3 * RATE_BUCKETS, dtype=torch.float64, device=ranks.device)
         for part in parts[:-1]:

@@ -1,0 +1,73 @@
+"""A model class that mptune does not know: the user's own, or any of transformers.
+
+torch and transformers are imported inside functions only, see `base`.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import ConfigDict, Field, field_validator
+
+from mptune.models.base import MaskedModel
+from mptune.plugins import require_package
+from mptune.spec.schema import REFERENCE
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class OwnModel(MaskedModel):
+    """A class of your own: `class: package.module:Class`; all other keys are its arguments.
+
+    They are keyword arguments of the class, or of its `config_class` if it has one, as models of
+    transformers do. docs/plugins.md says what the class must do, and `mptune check` checks it.
+    """
+
+    model_config = ConfigDict(extra="allow", serialize_by_alias=True)
+    family: Literal["class"] = "class"
+    reference: str = Field(
+        alias="class", pattern=REFERENCE, description="of a masked language model"
+    )
+
+    @field_validator("reference")
+    @classmethod
+    def _is_there(cls, reference: str) -> str:
+        require_package(reference)
+        return reference
+
+    @property
+    def width(self) -> None:
+        """Not known."""
+
+    def words(self) -> str:
+        given = [f"{key}={value}" for key, value in (self.model_extra or {}).items()]
+        return " ".join([self.reference.partition(":")[2], *given])
+
+    def build(self, vocabulary: int, predictable: int, length: int) -> nn.Module:
+        from mptune.models._own import OwnMaskedLM, constructed
+
+        given = self.model_extra or {}
+        return OwnMaskedLM(constructed(self.reference, given, vocabulary, length), predictable)
+
+    def parameters(self, vocabulary: int, length: int) -> int:
+        return _counted(self.model_dump_json(), vocabulary, length)[0]
+
+    def flops(self, vocabulary: int, length: int, batch: int, masked: int) -> float:
+        _, of_sequence, of_masked = _counted(self.model_dump_json(), vocabulary, length)
+        return batch * of_sequence + masked * of_masked
+
+
+@cache
+def _counted(section: str, vocabulary: int, length: int) -> tuple[int, float, float]:
+    """Parameters; FLOPs of a step per sequence, and per masked position."""
+    from mptune.models._own import OwnMaskedLM, counted
+
+    model = OwnModel.model_validate_json(section)
+
+    def build() -> OwnMaskedLM:
+        module: Any = model.build(vocabulary, vocabulary - 2, length)
+        return module
+
+    return counted(build, length)
