@@ -55,7 +55,8 @@ def run_impute(
     MODEL is a run directory (its best trial is used) or a trial's directory, trained with
     `training.keep_weights: true` on series or tabular data. TABLE has the columns of its source.
     With --check, known values of held-out rows are hidden and filled in. The errors are compared
-    with those of three baselines: the mean, the last value, and scikit-learn's IterativeImputer.
+    with those of other methods: the mean, the last value, linear interpolation, and scikit-learn's
+    HistGradientBoosting, KNNImputer and IterativeImputer, with the steps around a value.
 
     examples:
       mptune impute runs/weather stations.csv --out filled.csv

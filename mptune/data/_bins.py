@@ -150,6 +150,17 @@ class Bins:
         low, width, share = self._pieces(probability_V[: self.size])
         return _mixture_quantile(low, width, share, level)
 
+    def level_of(self, probability_V: FloatArray, value: float) -> float:
+        """The smallest level of a central interval, from `quantile` to `quantile`, with the value.
+
+        0 if it is the median: an interval holds an atom as a whole.
+        """
+        low, width, share = self._pieces(probability_V[: self.size])
+        inside = np.clip((value - low) / np.where(width > 0, width, 1.0), 0, 1) * (width > 0)
+        below = ((inside + ((width == 0) & (low < value))) @ share) / share.sum()
+        up_to = ((inside + ((width == 0) & (low <= value))) @ share) / share.sum()
+        return float(2 * max(below - 0.5, 0.5 - up_to, 0.0))
+
     def draw(self, symbols: IntArray, rng: np.random.Generator) -> FloatArray:
         """A value for each symbol: uniform below or above its bin's median, or the atom."""
         below = rng.random(symbols.shape) < 0.5

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from mptune.data.rows import DOMAIN, HELDOUT, TRAIN, RowModality
 from mptune.errors import InputError, did_you_mean
 from mptune.paths import TrialDirectory, write_aside
 from mptune.spec.schema import build
+from mptune.tools.baselines import BASELINES, Task
 from mptune.trial import TrialSpec
 
 Column = Bins | Categories
@@ -44,6 +45,9 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 BATCH = 256
+CALIBRATION, TURNS = 500, 5
+"""Known values of each column that are hidden to calibrate intervals, and in how many turns."""
+
 DRAW_STEPS = 8
 """Steps in which a draw fills a sequence; with more it follows the joint distribution better."""
 
@@ -155,7 +159,62 @@ class Imputer:
             draws: joint draws of all of them.
         """
         columns = list(self.columns.values())
-        pairs = zip(columns, values, strict=True)
+        found = self._distributions(frame, values, wanted_NC, draws, seed)
+        level_C = self._levels(frame, values, level, seed)
+        rng, keys, stats, drawn = np.random.default_rng([seed, 4]), sorted(found), [], []
+        for row, c in keys:
+            p_V, symbols_S = found[row, c]
+            stats.append(_moments(columns[c], p_V, level_C[c]))
+            kind = columns[c]
+            drawn.append(kind.draw(symbols_S, rng) if isinstance(kind, Bins) else symbols_S)
+        row_K, column_K = np.array(keys, np.int64).reshape(-1, 2).T
+        mean_K, low_K, high_K = np.array(stats, np.float64).reshape(-1, 3).T
+        return Cells(row_K, column_K, mean_K, low_K, high_K, np.array(drawn, np.float64).T)
+
+    def _levels(
+        self, frame: Frame, values: Sequence[NDArray[Any]], level: float, seed: int
+    ) -> list[float]:
+        """For each column, the level at which the model's intervals hold the share `level`.
+
+        The model's own level would be off: it is sure or unsure by whole bins. So some of the known
+        values are hidden in turn, and the interval that just holds each is found: split conformal
+        prediction (Lei et al. 2018, doi 10.1080/01621459.2017.1307116, section 2.2), for each
+        column. Not of training rows, if the table has enough others.
+        """
+        kinds = list(self.columns.values())
+        known_NC = np.stack([k.symbols(v) >= 0 for k, v in zip(kinds, values, strict=True)], axis=1)
+        known_NC &= np.array([isinstance(kind, Bins) for kind in kinds])
+        with suppress(ValueError, InputError):  # a new table need not have all groups
+            others_NC = known_NC & (self.modality.splits(frame) != TRAIN)[:, None]
+            if others_NC.sum() >= CALIBRATION * others_NC.any(0).sum() > 0:
+                known_NC = others_NC
+        # A column's values are hidden by about a hundred, so that their surroundings stay known.
+        turns = max(TURNS, int(known_NC.sum(0).max()) // (CALIBRATION // TURNS))
+        turn_NC = np.random.default_rng([seed, 6]).integers(turns, size=known_NC.shape)
+        levels: list[list[float]] = [[] for _ in kinds]
+        for turn in range(TURNS):
+            hidden_NC = known_NC & (turn_NC == turn)
+            found = self._distributions(frame, _hidden(values, hidden_NC), hidden_NC, 0, seed)
+            for (row, c), (p_V, _) in found.items():
+                kind = kinds[c]
+                assert isinstance(kind, Bins)
+                levels[c].append(kind.level_of(p_V, values[c][row]))
+        ranks = [math.ceil((len(each) + 1) * level) for each in levels]
+        return [
+            sorted(each)[rank - 1] if rank <= len(each) else level
+            for each, rank in zip(levels, ranks, strict=True)
+        ]
+
+    def _distributions(
+        self,
+        frame: Frame,
+        values: Sequence[NDArray[Any]],
+        wanted_NC: BoolArray,
+        draws: int,
+        seed: int,
+    ) -> dict[tuple[int, int], tuple[FloatArray, IntArray]]:
+        """(row, column) -> the probability of each symbol [V], and drawn symbols [S]."""
+        pairs = zip(self.columns.values(), values, strict=True)
         symbols_NC = np.stack([c.symbols(v) for c, v in pairs], axis=1)
         rows_WT = self.modality.cover(frame)
         rows_WT = rows_WT[(wanted_NC[rows_WT].any(2) & (rows_WT >= 0)).any(1)]
@@ -173,15 +232,7 @@ class Imputer:
             drawn_SA = self._sample(symbols_wD, known_wD, asked_wD, draws, seed + first)
             places = [(int(rows_wT[w, t]), int(c)) for w, t, c in np.argwhere(asked_wTC)]
             found |= dict(zip(places, zip(p_AV, drawn_SA.T, strict=True), strict=True))
-        rng, keys, stats, drawn = np.random.default_rng([seed, 4]), sorted(found), [], []
-        for row, c in keys:
-            p_V, symbols_S = found[row, c]
-            stats.append(_moments(columns[c], p_V, level))
-            kind = columns[c]
-            drawn.append(kind.draw(symbols_S, rng) if isinstance(kind, Bins) else symbols_S)
-        row_K, column_K = np.array(keys, np.int64).reshape(-1, 2).T
-        mean_K, low_K, high_K = np.array(stats, np.float64).reshape(-1, 3).T
-        return Cells(row_K, column_K, mean_K, low_K, high_K, np.array(drawn, np.float64).T)
+        return found
 
     def _forward(
         self, symbols_WD: IntArray, known_WD: BoolArray, asked_WD: BoolArray
@@ -193,8 +244,12 @@ class Imputer:
         tokens_WD = np.where(asked_WD, self.table.mask_id, tokens_WD)
         given = (torch.from_numpy(a) for a in (tokens_WD, asked_WD, known_WD | asked_WD))
         with torch.inference_mode():
-            found: FloatArray = self._module(*given).double().softmax(1).numpy()
-        return found
+            p_AV = self._module(*given).double().softmax(1).numpy()
+        # A model of the user's own does not know that some columns have fewer symbols.
+        sizes_D = np.resize([kind.size for kind in self.columns.values()], tokens_WD.shape[1])
+        size_A = np.broadcast_to(sizes_D, asked_WD.shape)[asked_WD]
+        found: FloatArray = np.where(np.arange(p_AV.shape[1]) < size_A[:, None], p_AV, 0)
+        return found / found.sum(1, keepdims=True)
 
     def _sample(
         self, symbols_WD: IntArray, known_WD: BoolArray, asked_WD: BoolArray, draws: int, seed: int
@@ -347,53 +402,81 @@ def check(
     """Hide known values of held-out rows, fill them in, and compare with the truth.
 
     Args:
-        share: of the known values of numbers in those rows, hidden at random.
+        share: of the known values in those rows, hidden at random.
         on: `heldout`, a domain's name, or `all`.
 
     Returns:
-        Per column: hidden values, interval coverage, and the root mean square error of the model
-        and of each baseline in training standard deviations.
+        Per column, and of all numbers: hidden values, how many the model did not fill, and, of
+        those that it did, `coverage` of its intervals and the error of the model and of each
+        baseline. The `measure` of numbers is the root mean square error in training standard
+        deviations, that of categories the share of wrong ones.
 
     Raises:
         InputError: the model or the table cannot be used, or there is no such split.
     """
     imputer = Imputer(model)
     frame, _, values = imputer.read(source)
-    for name, kind in imputer.columns.items():
-        if not isinstance(kind, Bins):
-            raise InputError(f"column {name!r} is of categories; check compares numbers only")
-    truth_NC = np.stack(values, axis=1)
-    scale_C = np.array([kind.scale for kind in imputer.columns.values() if isinstance(kind, Bins)])
+    kinds = list(imputer.columns.values())
+    numbers_C = np.array([isinstance(kind, Bins) for kind in kinds])
+    truth_NC = np.stack([_as_numbers(k, v) for k, v in zip(kinds, values, strict=True)], axis=1)
+    scale_C = np.array([kind.scale if isinstance(kind, Bins) else 1.0 for kind in kinds])
     chosen_N, train_N = _chosen(imputer.modality, frame, on)
     hidden_NC = np.random.default_rng([seed, 5]).random(truth_NC.shape) < share
     hidden_NC &= chosen_N[:, None] & ~np.isnan(truth_NC)
     if not hidden_NC.any():
         raise InputError(f"{source}: no known value in the rows of {on!r} to hide")
-    given_NC = np.where(hidden_NC, np.nan, truth_NC)
-    cells = imputer.fill(frame, list(given_NC.T), hidden_NC, level=level, seed=seed)
+    cells = imputer.fill(frame, _hidden(values, hidden_NC), hidden_NC, level=level, seed=seed)
     # All methods are compared on the cells that the model filled.
-    truth_K, guesses = truth_NC[cells.row_K, cells.column_K], {"mptune": cells.mean_K}
-    for method, baseline in BASELINES.items():
-        guess_NC = baseline(imputer.modality, frame, given_NC, train_N)
-        guesses[method] = guess_NC[cells.row_K, cells.column_K]
+    place = cells.row_K, cells.column_K
+    truth_K, guesses = truth_NC[place], {"mptune": cells.mean_K}
+    series = getattr(imputer.modality, "_series", lambda frame: ())
+    given_NC = np.where(hidden_NC, np.nan, truth_NC)
+    task = Task(given_NC, hidden_NC, train_N, list(series(frame)), ~numbers_C)
+    guesses |= {method: baseline(task)[place] for method, baseline in BASELINES.items()}
     inside_K = (cells.low_K <= truth_K) & (truth_K <= cells.high_K)
-    square_MK = ((np.stack(list(guesses.values())) - truth_K) / scale_C[cells.column_K]) ** 2
+    distance_MK = (np.stack(list(guesses.values())) - truth_K) / scale_C[cells.column_K]
 
-    def figures(here_K: BoolArray) -> dict[str, Any]:
-        rmse_M = np.sqrt(square_MK[:, here_K].mean(axis=1)).tolist()
-        rmse = dict(zip(guesses, rmse_M, strict=True))
-        return {"coverage": float(inside_K[here_K].mean()), "rmse": rmse}
+    def figures(columns: Sequence[int]) -> dict[str, Any]:
+        here_K, hidden = np.isin(cells.column_K, columns), int(hidden_NC[:, columns].sum())
+        is_number = bool(numbers_C[columns].all())
+        # NaN: of a method that has nothing to say of such a column.
+        error = {
+            method: None
+            if np.isnan(d_K).all()
+            else float(np.sqrt((d_K**2).mean()) if is_number else (d_K != 0).mean())
+            for method, d_K in zip(guesses, distance_MK[:, here_K], strict=True)
+        }
+        return {
+            "hidden": hidden,
+            "unfilled": hidden - int(here_K.sum()),
+            "coverage": float(inside_K[here_K].mean()) if is_number and here_K.any() else None,
+            "measure": "RMSE" if is_number else "wrong",
+            "error": error,
+        }
 
     return {
         "on": on,
         "share": share,
         "level": level,
-        **figures(np.ones(len(truth_K), bool)),
-        "columns": [
-            {"column": name, "hidden": int(hidden_NC[:, c].sum()), **figures(cells.column_K == c)}
-            for c, name in enumerate(imputer.columns)
-        ],
+        "all_numbers": figures(np.flatnonzero(numbers_C).tolist()) if numbers_C.any() else None,
+        "columns": [{"column": n, **figures([c])} for c, n in enumerate(imputer.columns)],
     }
+
+
+def _hidden(values: Sequence[NDArray[Any]], hidden_NC: BoolArray) -> list[NDArray[Any]]:
+    """The columns' values with some of them missing."""
+    found = [v.copy() for v in values]
+    for v, hidden_N in zip(found, hidden_NC.T, strict=True):
+        v[hidden_N] = None if v.dtype == object else np.nan
+    return found
+
+
+def _as_numbers(kind: Column, values: NDArray[Any]) -> FloatArray:
+    """Values [N] as numbers, categories by their number; NaN where missing or without a symbol."""
+    if isinstance(kind, Bins):
+        return values.astype(np.float64)
+    symbols = kind.symbols(values)
+    return np.where(symbols < 0, np.nan, symbols)
 
 
 def _chosen(modality: RowModality, frame: Frame, on: str) -> tuple[BoolArray, BoolArray]:
@@ -409,57 +492,3 @@ def _chosen(modality: RowModality, frame: Frame, on: str) -> tuple[BoolArray, Bo
         raise InputError(str(error)) from None
     chosen_N = np.ones(len(frame), bool) if on == "all" else split_N == known[on]
     return chosen_N, split_N == TRAIN
-
-
-def _mean(
-    modality: RowModality, frame: Frame, given_NC: FloatArray, train_N: BoolArray
-) -> FloatArray:
-    return np.broadcast_to(np.nanmean(given_NC[train_N], axis=0), given_NC.shape)
-
-
-def _last_value(
-    modality: RowModality, frame: Frame, given_NC: FloatArray, train_N: BoolArray
-) -> FloatArray:
-    """The last known value of the same series; the mean where there is none."""
-    found = np.array(_mean(modality, frame, given_NC, train_N))
-    mean_C = found[0].copy()
-    for series_T in _series_of(modality, frame):
-        last_C = mean_C.copy()
-        for row in series_T[series_T >= 0]:
-            found[row] = last_C
-            last_C = np.where(np.isnan(given_NC[row]), last_C, given_NC[row])
-    return found
-
-
-def _iterative(
-    modality: RowModality, frame: Frame, given_NC: FloatArray, train_N: BoolArray
-) -> FloatArray:
-    """scikit-learn's IterativeImputer on each row with the steps before and after it."""
-    from sklearn.experimental import enable_iterative_imputer  # noqa: F401
-    from sklearn.impute import IterativeImputer
-
-    before_NC, after_NC = np.full_like(given_NC, np.nan), np.full_like(given_NC, np.nan)
-    for series_T in _series_of(modality, frame):
-        earlier, later = series_T[:-1], series_T[1:]
-        both = (earlier >= 0) & (later >= 0)
-        before_NC[later[both]] = given_NC[earlier[both]]
-        after_NC[earlier[both]] = given_NC[later[both]]
-    wide = np.concatenate([given_NC, before_NC, after_NC], axis=1)
-    fitted = IterativeImputer(max_iter=10, random_state=0, keep_empty_features=True)
-    with warnings.catch_warnings(action="ignore"):  # it warns that it has not converged
-        filled: FloatArray = fitted.fit(wide[train_N]).transform(wide)
-    return filled[:, : given_NC.shape[1]]
-
-
-def _series_of(modality: RowModality, frame: Frame) -> Iterator[IntArray]:
-    series: Callable[[Frame], Iterator[IntArray]] | None = getattr(modality, "_series", None)
-    return iter([np.arange(len(frame))]) if series is None else series(frame)
-
-
-BASELINES: dict[str, Callable[..., FloatArray]] = {
-    "mean": _mean,
-    "last value": _last_value,
-    **({"IterativeImputer": _iterative} if find_spec("sklearn") else {}),
-}
-"""Each takes the modality, the table, the values with the hidden ones missing [N, C], and which
-rows to train on [N]; and returns all values [N, C]."""

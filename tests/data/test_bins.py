@@ -105,3 +105,21 @@ def test_columns_survive_json():
     assert again.log_widths(values) == pytest.approx(bins.log_widths(values))
     names = Categories(("x", OTHER), True)
     assert column(names.as_json()) == names
+
+
+def test_the_level_of_a_value_is_that_of_the_smallest_interval_with_it():
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.normal(size=200).round(3), np.full(40, 0.5), np.full(40, 7.0)])
+    bins = Bins.fit(values, 8)
+    p_V = rng.random(bins.size)
+    p_V /= p_V.sum()
+
+    def holds(value, level):
+        low, high = (bins.quantile(p_V, q) for q in ((1 - level) / 2, (1 + level) / 2))
+        return low <= value <= high
+
+    for value in (*np.quantile(values, [0.02, 0.2, 0.4, 0.6, 0.9]), 0.5, 7.0):
+        level = bins.level_of(p_V, float(value))
+        assert holds(value, min(level + 1e-6, 1.0))
+        assert level == 0 or not holds(value, level - 1e-6)
+    assert bins.level_of(p_V, 99.0) == 1
