@@ -77,11 +77,11 @@ def trained(name: str, data: dict[str, Any], tokens: float, folder: Path) -> Pat
     spec = {
         "name": name,
         "data": data,
-        "model": {"family": "bert", "width": 64, "depth": 3},
-        "policy": {"kind": "uniform"},
+        "model": {"family": "bert", "width": 64, "depth": 2},
+        "policy": {"kind": "fixed", "rate": 0.3},
         "training": {
             "budget_tokens": tokens,
-            "batch_size": 64,
+            "batch_size": 32,
             "optimizer": {"learning_rate": 3e-3},
             "schedule": {"kind": "cosine", "warmup": 0.1},
             "keep_weights": True,
@@ -153,7 +153,7 @@ def main() -> None:
         folder = Path(name)
         for case, data in cases(folder).items():
             if given.only in (None, case):
-                tokens = {"planes": 4e5}.get(case, 2e6) / (10 if given.quick else 1)
+                tokens = {"planes": 4e5}.get(case, 3e6) / (10 if given.quick else 1)
                 results[case] = measured(case, data, tokens, folder)
                 print(table(case, results[case]), flush=True)
     if given.json:

@@ -95,6 +95,8 @@ def answer(console: Console, run: Run, found: Report, as_json: bool, lang: str) 
 def run_best(run_dir: Path, export: Path | None, as_json: bool) -> None:
     """Print the recommended policy of a search or a comparison, or export it as YAML.
 
+    With `training.keep_weights`, also the folder of its weights, which transformers opens.
+
     examples:
       mptune best runs/quickstart
       mptune best runs/quickstart --export policy.yaml
@@ -109,6 +111,7 @@ def run_best(run_dir: Path, export: Path | None, as_json: bool) -> None:
     choice = run.choice()
     best = choice.best()
     recommended = {"policy": run.export_policy(export, best), "model": best.model}
+    weights = run.weights(best)
     if as_json:
         lml = best.result.lml.model_dump(mode="json") if best.result else None
         candidate = choice.selection.candidate(best.number) if choice.selection else None
@@ -117,7 +120,7 @@ def run_best(run_dir: Path, export: Path | None, as_json: bool) -> None:
             chances = (s for s in choice.comparison.selection if s.arm == best.arm)
             sure = next(map(asdict, chances), None)
         found = {"stage": best.stage, "trial": best.number, "arm": best.arm, "lml": lml}
-        found["learned"] = not choice.learned_nothing
+        found |= {"learned": not choice.learned_nothing, "weights": weights}
         print(json.dumps({**recommended, **found, "selection": sure}))
     else:
         scope = f", {best.result.lml.scope}" if best.result and best.result.lml.scope else ""
@@ -131,3 +134,5 @@ def run_best(run_dir: Path, export: Path | None, as_json: bool) -> None:
         for words in (*certainty(choice, language()), *end_words(run.outlook(), language())):
             print(words)
         print(yaml.safe_dump(recommended, sort_keys=False), end="")
+        if weights is not None:
+            print(f"weights: {weights}")

@@ -8,6 +8,7 @@ for scores in bits per byte.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,8 +192,8 @@ def tokenizer_file(name: str) -> Path | None:
 def save_for_transformers(table: TokenTable, folder: Path) -> None:
     """Write the tokenizer of a table of text for transformers: with its ids, [MASK] and [PAD].
 
-    Characters that training does not have become [PAD], as in the table. Nothing is written for a
-    table that is not of text.
+    Characters that training does not have become [PAD], as in the table. Of numbers and categories
+    the bins and names are written, as `columns.json`.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
@@ -218,6 +219,8 @@ def save_for_transformers(table: TokenTable, folder: Path) -> None:
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokenizer.decoder = decoders.ByteLevel()
     else:
+        if (table.path / "codec.json").exists():
+            shutil.copy(table.path / "codec.json", folder / "columns.json")
         return
     wanted, mask, pad = {None, table.mask_id, table.pad_id}, MASK, PAD
     while not {tokenizer.token_to_id(mask), tokenizer.token_to_id(pad)} <= wanted:

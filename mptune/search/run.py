@@ -218,6 +218,14 @@ class Run:
         """The present directory of a trial; its spec has the one at the time of the run."""
         return self.directory.trial(trial.number, trial.stage)
 
+    def weights(self, trial: Trial) -> str | None:
+        """Folder or URL of the weights that transformers opens; None if they are not kept."""
+        spec, result = trial.spec, trial.result
+        if spec is None or result is None or not spec.training.keep_weights or result.unkept:
+            return None
+        files = self.trial_directory(trial)
+        return str(files.weights) if spec.artifacts is None else f"{spec.artifacts}/model"
+
     @property
     def prepared(self) -> Prepared | None:
         """The description of the prepared data; None if they are not prepared yet."""
