@@ -1,7 +1,9 @@
-"""The file names of run and trial directories, and atomic writing of files."""
+"""The file names of run and trial directories, atomic writing of files, and this machine."""
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
 import os
 import re
@@ -175,10 +177,34 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_model(path: Path, kind: type[Model]) -> Model | None:
+def check_is_file(path: Path) -> None:
+    """Refuse what is there but no file: to open a pipe would wait for ever.
+
+    Raises:
+        OSError: it is a pipe, a device or a circle of links.
+    """
+    if os.path.lexists(path) and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "is not a file", str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a file; bytes that are not UTF-8 are a ValueError, all else an OSError."""
+    check_is_file(path)
+    return path.read_text(encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
     """The value that a file has as JSON; None if the file is missing or damaged."""
     try:
-        return kind.model_validate_json(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def read_model(path: Path, kind: type[Model]) -> Model | None:
+    """The same, as this model."""
+    try:
+        return kind.model_validate_json(read_text(path))
     except (OSError, ValueError):
         return None
 
@@ -189,6 +215,13 @@ def free_port() -> int:
         listener.bind(("", 0))
         port: int = listener.getsockname()[1]
     return port
+
+
+def release_freed_memory() -> None:
+    """Return freed memory of this process to the machine."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)
 
 
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")

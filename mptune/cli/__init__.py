@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
 from mptune import __version__
 from mptune.cli._command import Command, Parser
-from mptune.errors import InputError, MptuneError
+from mptune.errors import InputError, MptuneError, one_line
 
 COMMANDS = {
     "init": ("specs", "write a commented spec for your own data"),
@@ -54,7 +56,8 @@ examples:
   mptune init mydata && mptune validate mydata/spec.yaml
   mptune list policies
 
-exit codes: 0 done, 2 your input is wrong, 3 no usable result, 130 interrupted (can be resumed)
+exit codes: 0 done, 2 your input is wrong, 3 no usable result, 70 a mistake of mptune,
+130 interrupted (can be resumed)
 """
 
 
@@ -86,9 +89,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MptuneError as error:
         print(f"mptune: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("mptune: interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        about = error.filename2 or error.filename
+        print(f"mptune: {f'{about}: ' if about else ''}{error.strerror or error}", file=sys.stderr)
+        return 3
+    except Exception as error:
+        handle, file = tempfile.mkstemp(prefix="mptune-", suffix=".txt")
+        with open(handle, "w", encoding="utf-8") as out:
+            traceback.print_exc(file=out)
+        print(f"mptune: a mistake of mptune: {one_line(error)}; see {file}", file=sys.stderr)
+        return 70
+    except KeyboardInterrupt:
+        print("mptune: interrupted", file=sys.stderr)
+        return 130

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -13,7 +12,7 @@ from mptune.dispatch.admission import refusal
 from mptune.dispatch.base import WORKER, Dispatcher, DurationForecast
 from mptune.dispatch.placement import FreeResources, Shape
 from mptune.errors import InputError
-from mptune.paths import RunDirectory, write_json
+from mptune.paths import RunDirectory, read_json, write_json
 from mptune.spec.schema import Resources
 
 if TYPE_CHECKING:
@@ -71,10 +70,10 @@ def last_cluster(run: RunDirectory) -> str | None:
     the original.
     """
     try:
-        stored = json.loads(run.cluster.read_text(encoding="utf-8"))
+        stored = read_json(run.cluster)
         address: str = stored["address"]
         is_original = stored["mark"] == gang_prefix(run)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return None
     return address if is_original and is_reachable(address) else None
 

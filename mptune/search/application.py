@@ -244,9 +244,11 @@ class Session:
         self.run.storage.delete()
         if self._artifacts is not None:
             store_at(self._artifacts).remove()
-        for entry in directory.written():
+        # Where no search has been, files of these names are somebody else's.
+        for entry in directory.written() if directory.resolved.exists() else ():
             if entry not in (directory.lock, directory.driver):
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+                is_folder = entry.is_dir() and not entry.is_symlink()
+                shutil.rmtree(entry) if is_folder else entry.unlink()
 
     def _write_spec(self, *, accepted: bool = False) -> None:
         """Write the spec into the run directory; on a resume only once it was accepted."""

@@ -22,12 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from mptune.analysis.results import Report
-from mptune.errors import InputError
-from mptune.paths import FOLDERS, RunDirectory, write_aside
+from mptune.errors import InputError, one_line
+from mptune.paths import FOLDERS, RunDirectory, check_is_file, write_aside
 from mptune.search.run import Run
 
 FORMAT = 2
 """Raised when standard errors, probabilities or verdicts are computed by another method."""
+
+MOST_BYTES = 10**9
+"""Of one file of a bundle: a few kilobytes of a zip file can unpack to any size."""
 
 MANIFEST = "MANIFEST.json"
 OF_TRIALS = ("trial.json", "result.json", "scores.npz", "kpi.json")
@@ -46,6 +49,8 @@ def pack(found: Run, target: Path) -> int:
         database = RunDirectory(Path(folder)).database
         found.storage.copy_to(database)
         files = {**dict(_files(run)), database.name: database}
+        for path in files.values():
+            check_is_file(path)
         sums = {inside: _sum(path.read_bytes()) for inside, path in sorted(files.items())}
         with zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED) as archive:
             manifest = {"format": FORMAT, "sha256": sums}
@@ -73,7 +78,13 @@ def unpack(bundle: Path, folder: Path) -> Run:
         InputError: the bundle is missing or truncated, or a file in it was changed.
     """
     try:
+        check_is_file(bundle)
         with zipfile.ZipFile(bundle) as archive:
+            large = [
+                member.filename for member in archive.filelist if member.file_size > MOST_BYTES
+            ]
+            if large:
+                raise InputError(f"{bundle}: {large[0]} is larger than {MOST_BYTES / 1e9:g} GB")
             sums = _manifest(bundle, archive)
             for inside, expected in sums.items():
                 content = archive.read(inside)
@@ -84,8 +95,10 @@ def unpack(bundle: Path, folder: Path) -> Run:
                 path.write_bytes(content)
     except FileNotFoundError:
         raise InputError(f"{bundle}: no such file") from None
-    except (zipfile.BadZipFile, KeyError, OSError, ValueError) as error:
-        raise InputError(f"{bundle} is not a complete bundle: {error}") from None
+    except InputError:
+        raise
+    except Exception as error:  # zipfile and the manifest raise many kinds
+        raise InputError(f"{bundle} is not a complete bundle: {one_line(error)}") from None
     return Run.open(folder, local=True)
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mptune.artifacts import store_at
 from mptune.dispatch.base import Dispatcher
 from mptune.errors import InterruptedSearch, LeaseLost, NoResultError
-from mptune.paths import TrialDirectory
+from mptune.paths import TrialDirectory, release_freed_memory
 from mptune.search.budget import Allowance, Budget
 from mptune.search.forecast import Predictor
 from mptune.search.in_flight import InFlight, InFlightState, copy_result, finished_before
@@ -446,6 +446,8 @@ class StudyDriver:
     def _save_spend(self) -> None:
         self._spend_saved = self.clock()
         save_spend(self.study, self._spent(), self._allowance.ledger, self.clock())
+        # The sampler's large arrays leave gaps: after 100 trials they were a fifth of all memory.
+        release_freed_memory()
 
     # --- pausing -------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,7 +13,15 @@ import numpy as np
 
 from mptune import dispatch
 from mptune.errors import DispatchError
-from mptune.paths import TEMPORARY, RunDirectory, TrialDirectory, read_model, write_text
+from mptune.paths import (
+    TEMPORARY,
+    RunDirectory,
+    TrialDirectory,
+    check_is_file,
+    read_json,
+    read_model,
+    write_text,
+)
 from mptune.search.run import Run
 from mptune.study.lease import driver_lock, lease
 from mptune.study.queue import requeue_running
@@ -101,6 +108,7 @@ def _top(run: RunDirectory) -> Iterator[Finding]:
             yield Finding(
                 str(file), "left by an interrupted write", "delete it", partial(file.unlink, True)
             )
+    check_is_file(run.events)
     if run.events.exists() and not run.events.read_bytes().endswith(b"\n"):
         whole = run.events.read_bytes().rpartition(b"\n")
         text = (whole[0] + whole[1]).decode(errors="replace")
@@ -132,6 +140,7 @@ def _trial(files: TrialDirectory, record: Trial, driven: bool) -> Iterator[Findi
     elif record.state == "COMPLETE" and result is not None:
         yield from _unreadable(files.result, result)
         try:
+            check_is_file(files.scores)
             with np.load(files.scores) as stored:
                 stored["nats_per_sequence"]
         except Exception:  # a broken zip file raises many kinds of errors
@@ -166,7 +175,6 @@ def _move_away(run: RunDirectory, path: Path, problem: str) -> Finding:
 
 def _has_checkpoint(files: TrialDirectory) -> bool:
     try:
-        marker = json.loads((files.checkpoint / "latest.json").read_text(encoding="utf-8"))
-        return (files.checkpoint / str(marker["tag"])).is_dir()
-    except (OSError, ValueError, KeyError, TypeError):
+        return (files.checkpoint / str(read_json(files.checkpoint_marker)["tag"])).is_dir()
+    except (KeyError, TypeError):
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from mptune.paths import TrialDirectory, read_model, write_aside, write_text
+from mptune.paths import TrialDirectory, read_json, read_model, read_text, write_aside, write_text
 from mptune.trial import (
     Event,
     Failed,
@@ -160,8 +159,8 @@ def trained_share(trial: TrialSpec) -> float:
         return 0.0
     files = TrialDirectory.of(trial.directory)
     done = 0
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        newest = json.loads(files.checkpoint_marker.read_text(encoding="utf-8"))
+    with suppress(ValueError, KeyError, TypeError, AttributeError):
+        newest = read_json(files.checkpoint_marker)
         if newest["fingerprint"] == trial.course():
             done = int(newest["tag"].removeprefix("step"))
     total = _total_steps(files) if done else 0
@@ -180,8 +179,8 @@ def resumed_at(files: TrialDirectory) -> list[int]:
 
 def _starts(files: TrialDirectory) -> list[Started]:
     found = []
-    with suppress(OSError):
-        for line in files.events.read_text(encoding="utf-8").splitlines():
+    with suppress(OSError, UnicodeDecodeError):
+        for line in read_text(files.events).splitlines():
             # A dying worker may leave half a line.
             with suppress(ValueError):
                 if '"started"' in line:

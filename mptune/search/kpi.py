@@ -8,7 +8,6 @@ output, crashes and endless loops do not affect the search.
 from __future__ import annotations
 
 import importlib
-import json
 import math
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from threading import Event
 
 from mptune.artifacts import store_at
 from mptune.errors import InputError, InterruptedSearch
-from mptune.paths import RunDirectory, read_model, write_json, write_text
+from mptune.paths import RunDirectory, read_json, read_model, write_json, write_text
 from mptune.plugins import require_package
 from mptune.spec.schema import Score
 from mptune.trial import KpiValue, Trial
@@ -86,9 +85,9 @@ def measure_all(
 def stored(run: RunDirectory, function: str, trial: Trial) -> KpiValue | None:
     """The stored value of the function for a trial; None before the first call."""
     try:
-        found = json.loads(run.trial(trial.number).kpi.read_text(encoding="utf-8"))
+        found = read_json(run.trial(trial.number).kpi)
         return KpiValue.model_validate(found) if found.pop("kpi") == function else None
-    except (OSError, ValueError, KeyError):
+    except (ValueError, KeyError, AttributeError, TypeError):
         return None
 
 

@@ -18,6 +18,7 @@ from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 import yaml
@@ -30,7 +31,7 @@ from mptune.analysis.intervals import by_group, group_correlations
 from mptune.analysis.ranking import ranking
 from mptune.analysis.results import Recommendation, Report, StudyTrials, build_report, choose
 from mptune.errors import InputError, NoResultError, did_you_mean
-from mptune.paths import RunDirectory, TrialDirectory, read_model, write_text
+from mptune.paths import RunDirectory, TrialDirectory, check_is_file, read_model, write_text
 from mptune.search import kpi
 from mptune.search.budget import planned_runs
 from mptune.search.in_flight import resumed_at
@@ -196,8 +197,12 @@ class Run:
         path = self.trial_directory(trial).scores
         if not path.exists():
             return {}
-        with np.load(path) as stored:
-            return dict(stored)
+        check_is_file(path)
+        try:
+            with np.load(path) as stored:
+                return dict(stored)
+        except (ValueError, BadZipFile, EOFError):
+            raise NoResultError(f"{path}: damaged; see `mptune fsck`") from None
 
     def group_scores(self, trial: Trial) -> dict[str, NDArray[np.float64]]:
         """`scores` as analysis takes them, see `mptune.analysis.intervals.by_group`."""

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mptune.paths import release_freed_memory
 from mptune.spec.deepspeed import configuration
 from mptune.spec.schema import Training
 from mptune.training import deepspeed_private as private
@@ -246,13 +247,6 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, -1)
-
-
-def release_freed_memory() -> None:
-    """Return freed memory to the machine."""
-    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if malloc_trim is not None:
-        malloc_trim(0)
 
 
 def device_bytes() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,25 @@ def test_fresh_asks_for_yes(finished: Path, capsys: pytest.CaptureFixture[str]) 
     assert main(["search", "spec.yaml", "--fresh", "--yes", "--set", "search.seed=5"]) == 0
     assert Path("runs/demo/notes.txt").exists(), "mptune did not make it"
     assert not (Path("runs/demo") / "trials" / "0099").exists()
+
+
+def test_fresh_deletes_nothing_where_no_search_has_been(spec: Path) -> None:
+    mine = [Path("thesis/report/a.tex"), Path("thesis/trials/b.csv"), Path("thesis/logs/c.txt")]
+    for path in mine:
+        path.parent.mkdir(parents=True)
+        path.write_text("mine")
+    assert main(["search", "spec.yaml", "--run-dir", "thesis", "--fresh", "--yes"]) == 0
+    assert [path.read_text() for path in mine] == ["mine"] * 3
+
+
+def test_fresh_follows_no_link(finished: Path) -> None:
+    Path("data").mkdir()
+    Path("data/mine.txt").write_text("mine")
+    shutil.rmtree("runs/demo/report")
+    Path("runs/demo/report").symlink_to(Path("data").absolute())
+    assert main(["search", "spec.yaml", "--fresh", "--yes"]) == 0
+    assert Path("data/mine.txt").read_text() == "mine"
+    assert not Path("runs/demo/report").is_symlink()
 
 
 def test_fresh_deletes_the_artifacts_of_this_search_alone(

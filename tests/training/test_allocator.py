@@ -10,6 +10,7 @@ import pytest
 FAULTS = """
 import resource, sys
 import numpy as np, psutil
+from mptune.paths import release_freed_memory
 from mptune.training import engine
 
 def step():
@@ -21,7 +22,7 @@ if sys.argv[1] == "kept":
     engine.keep_freed_memory()
 step()
 faults = step()
-engine.release_freed_memory()
+release_freed_memory()
 print(faults, psutil.Process().memory_info().rss)
 """
 
