@@ -32,6 +32,7 @@ from mptune.launch.base import (
     Say,
     SearchState,
     Submission,
+    Unreachable,
     check_gangs,
     driver_log,
     follow,
@@ -96,7 +97,7 @@ class Kubernetes(KubernetesProfile, Launcher):
         return state_of(api, job, log.latest)
 
     def follow(self, name: str, say: Say) -> SearchState:
-        api, log = self._api(name), DriverLog()
+        api, log = self._api(name), DriverLog(say)
         previous: Object | None = None
         step: Step | None = None
 
@@ -446,8 +447,11 @@ class DriverLog:
     the same job.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, say: Say = lambda line: None) -> None:
         self.lines: list[str] = []
+        self._say = say
+        self._silent: set[str] = set()
+        """Pods whose nodes do not answer."""
         self._shown: dict[str, int] = {}
         self.latest: list[str] = []
         """The lines of the latest driver."""
@@ -458,8 +462,18 @@ class DriverLog:
         A log that cannot be read now is left for the next call: the state comes from the RayJob.
         """
         for pod in (p["metadata"]["name"] for p in _submitters(api, name)):
-            with suppress(LaunchError):
+            try:
                 started, lines = driver_log(api.log(pod))
+            except Unreachable:
+                if pod not in self._silent:
+                    self._say(
+                        f"the node of pod {pod} does not answer; its log is shown once it does"
+                    )
+                self._silent.add(pod)
+            except LaunchError:
+                continue
+            else:
+                self._silent.discard(pod)
                 key = started or pod
                 shown = self._shown.get(key, 0)
                 self.lines += lines[shown:]

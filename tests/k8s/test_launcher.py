@@ -744,6 +744,7 @@ def test_a_log_that_cannot_be_read_ends_nothing(
     assert stepwise.refuse_next == {("pods/log", "get"): []}
     assert [out.count(line) for line in LOG] == [1, 1, 1]
     assert "again" not in out
+    assert out.count("does not answer; its log is shown") == ("stopped" in case)
     assert "finished-ttl-0: finished" in out
 
 
