@@ -9,8 +9,10 @@
 
 Methods choose among the 62 policies of the bed (`benchmarks/bed/`), which are real trainings; a
 policy that is chosen again is trained with another seed. A replay draws its trainings anew: score
-and curve are the policy's mean over the seeds of the bed plus a normal error with the covariance of
-these seeds, over policies as well; so the truth, that mean, is known exactly and is in no run.
+and curve are the policy's mean over the seeds of the bed plus a normal error with the covariance
+that they have over these seeds; so the truth, that mean, is known exactly and is in no run. The
+first principal component of the errors is one number for all trainings of a seed, as in the bed;
+the other ones are each training's own: six seeds say nothing of how these depend on each other.
 `--held-out` replays the trainings themselves instead: one seed of the six, another one in every
 replay, is the truth, and only the other five can be run. One seed is a noisy truth: regret is then
 right on average, and the share within delta is not.
@@ -55,7 +57,8 @@ import mptune
 from mptune.analysis import exposure, learning
 from mptune.analysis.exposure import Exposed, Points, Surrogate, distances
 from mptune.analysis.learning import ScoredRun, evidence_of_runs
-from mptune.analysis.moderation import out_of_play
+from mptune.analysis.moderation import SEED_SHARE, out_of_play
+from mptune.analysis.outlook import of_unseen
 from mptune.analysis.posterior import MeasuredPoints, draw_scores
 from mptune.spec.schema import Search
 from mptune.spec.space import Suggests
@@ -71,6 +74,9 @@ BUDGETS = (4, 6, 8, 10, 12, 16, 20, 24, 32, 48)
 
 START = (2, 13, 24, 50)
 """Fixed 15 %, uniform, beta(2, 5) and a falling rate, by their numbers in the bed."""
+
+CERTAINTY = 0.95
+"""At which a search ends by itself."""
 
 CHOICES = ("reduction", "corruption", "structure")
 
@@ -123,6 +129,15 @@ class Table:
         return max(1 / self.bed.about["length"], sd * 0.5**0.5)
 
     @cached_property
+    def common(self) -> Array:
+        """What a seed does to all policies: the errors' first principal component, [R]."""
+        most = max(len(lml_RT) for lml_RT in self.scores)
+        end_PR = np.stack([lml_RT[:, -1] for lml_RT in self.scores if len(lml_RT) == most])
+        error_PR = end_PR - end_PR.mean(1, keepdims=True)
+        found: Array = np.linalg.svd(error_PR / error_PR.std(1, keepdims=True))[2][0]
+        return found
+
+    @cached_property
     def points(self) -> Points:
         length = self.bed.about["length"]
         return Points.of([Exposed.of({"policy": p}, length) for p in self.bed.policies])
@@ -160,8 +175,13 @@ class World:
             order_R = (self.number + 1 + np.arange(seeds - 1)) % seeds
             chosen = np.random.default_rng(self.number).permutation(order_R)[seed % (seeds - 1)]
             return lml_RT[chosen], curve_RG[chosen]
-        rng = np.random.default_rng([self.number, seed])  # the same seed for all policies
-        weight_R = rng.standard_normal(seeds) / np.sqrt(seeds - 1)
+        common_R = self.table.common[:seeds] / np.linalg.norm(self.table.common[:seeds])
+        own_R, all_R = (
+            np.random.default_rng([self.number, seed, *which]).standard_normal(seeds)
+            for which in ([policy], [])
+        )
+        weight_R = own_R + common_R * (common_R @ (all_R - own_R))
+        weight_R /= np.sqrt(seeds - 1)
         mean_T, mean_G = lml_RT.mean(0), curve_RG.mean(0)
         return mean_T + weight_R @ (lml_RT - mean_T), mean_G + weight_R @ (curve_RG - mean_G)
 
@@ -560,7 +580,7 @@ def judge(worlds: Sequence[World], histories: Sequence[Sequence[Run]]) -> list[d
                 out_of_play_A=np.stack([table.out_of_play[p] for _, p, _ in cases])[repeated_B],
                 shift=0.0,
             )
-            theta_ZBA, _ = draw_scores(seen, chains=1, draws=160)
+            theta_ZBA, _ = draw_scores(seen, chains=16, draws=50)
             mean_BA[repeated_B] = theta_ZBA.mean(0)
             chosen_B = mean_BA[repeated_B].argmax(1)
             of_chosen_ZB = theta_ZBA[:, np.arange(len(chosen_B)), chosen_B]
@@ -596,8 +616,67 @@ def replay(
             histories.append(history)
     seconds = (time.process_time() - began) / count
     rows = judge(worlds, histories)
+    if method == "exposure":
+        endings = [ending(*each) for each in zip(worlds, histories, strict=True)]
+        rows += [
+            {"replay": world.number, "ended": found}
+            for world, found in zip(worlds, endings, strict=True)
+        ]
     same = {"method": method, "data": table.name, "seconds": seconds}
     return [{**same, "length": table.bed.about["length"], **row} for row in rows]
+
+
+def look(table: Table, history: Sequence[Run], number: int) -> dict[str, float] | None:
+    """What a search states after these runs, as `mptune.analysis.outlook`; None: not yet known."""
+    last = {(r.policy, r.seed): r for r in history}  # a run that went on replaces its beginning
+    finished = [r for r in last.values() if r.rungs == len(r.score_T)]
+    policies = sorted({r.policy for r in finished})
+    run_AC = np.full((len(policies), 1 + max((r.seed for r in finished), default=0)), np.nan)
+    for r in finished:
+        run_AC[policies.index(r.policy), r.seed] = r.score_T[-1]
+    if len(last) < FreezeThaw.startup_trials or not (np.isfinite(run_AC).sum(1) > 1).any():
+        return None
+    seen = MeasuredPoints(
+        run_AC=run_AC,
+        plan_C=np.zeros(run_AC.shape[1], int),
+        evaluation_AP=np.zeros((len(policies), 2)),
+        is_candidate_A=np.full(len(policies), True),
+        out_of_play_A=table.out_of_play[policies],
+        shift=0.0,
+    )
+    theta_ZA, variance_ZA = draw_scores(seen, chains=32, draws=50)
+    chosen, nat = int(theta_ZA.mean(0).argmax()), 1 / table.bed.about["length"]
+    seed_sd = float((1 / variance_ZA[:, chosen]).mean() ** -0.5)
+    delta = max(nat, SEED_SHARE * seed_sd)
+    within = float((theta_ZA.max(1) - theta_ZA[:, chosen] <= delta).mean())
+    found = {"policy": policies[chosen], "delta": delta, "within": within, "stated": within}
+    if within >= CERTAINTY:
+        runs = []
+        for r in last.values():
+            score_T, is_finished = r.score_T.tolist(), r.rungs == len(r.score_T)
+            rungs = dict(zip(table.bed.rungs, score_T[: r.rungs], strict=False))
+            end = rungs.pop(1.0) if is_finished else None
+            runs.append(ScoredRun(rungs, end, r.curve_G if is_finished else None, r.seed))
+        evidence, _ = evidence_of_runs(table.points.take([p for p, _ in last]), runs, nat)
+        unseen = [p for p in range(len(table.points)) if p not in policies]
+        points = table.points.take([*unseen, policies[chosen]])
+        rng = np.random.default_rng([number, len(history)])
+        found["stated"] *= of_unseen(Surrogate.of(evidence), points, delta, rng)[0]
+    return found
+
+
+def ending(world: World, history: Sequence[Run]) -> dict[str, float]:
+    """The look at which a search would have ended by itself, else the last one, and the truth."""
+    found: dict[str, float] = {"stated": 0.0, "spent": 0.0}
+    for n, run in enumerate(history, 1):
+        seen = (
+            look(world.table, history[:n], world.number) if run.rungs == len(run.score_T) else None
+        )
+        if seen is not None and found["stated"] < CERTAINTY:
+            loss = float(world.truth.max() - world.truth[seen["policy"]])
+            spent = sum(r.flops for r in history[:n])
+            found = {**seen, "spent": spent, "is_right": loss <= seen["delta"]}
+    return found
 
 
 # --- tables ------------------------------------------------------------------------------------
@@ -626,6 +705,8 @@ def needed(rows: Sequence[Mapping[str, Any]], replays: Sequence[int]) -> float:
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
     """The table of each kind of data, and calibration of what is stated."""
+    endings = [row for row in rows if "ended" in row]
+    rows = [row for row in rows if "ended" not in row]
     shown = [b for b in BUDGETS if b in (4, 6, 10, 16, 24, 32, 48)]
     for data in dict.fromkeys(row["data"] for row in rows):
         print(
@@ -671,6 +752,16 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
             if at:
                 share = f"{100 * np.mean(at):.0f} of {len(at)}"
                 print(f"| {low:.2f}–{min(high, 1):.2f} | {group} | {share} |")
+    print(f"\nexposure searches that would have ended by themselves, at {CERTAINTY}:")
+    for data in dict.fromkeys(row["data"] for row in endings):
+        every = [row["ended"] for row in endings if row["data"] == data]
+        own = [found for found in every if found["stated"] >= CERTAINTY]
+        if own:
+            spent, stated, true = (
+                np.mean([found[key] for found in own]) for key in ("spent", "stated", "is_right")
+            )
+            shares = f"stated {100 * stated:.0f} %, true {100 * true:.0f} %"
+            print(f"| {data} | {len(own)} of {len(every)} | {spent:.1f} trainings | {shares} |")
 
 
 def predict(tables: Sequence[Table], replays: int) -> None:

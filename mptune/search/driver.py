@@ -35,6 +35,7 @@ from mptune.study.records import (
     ASKED,
     JUDGED,
     JUDGED_BY,
+    ONE,
     PAUSED,
     describe,
     last_results,
@@ -79,9 +80,6 @@ SPEND_EVERY_S = 10.0
 """Seconds between two writes of what was used: a driver that dies loses at most these."""
 
 EVENT_TIMEOUT_S = 0.5
-
-ONE = 1 - 1e-6
-"""A training; shares of trainings are summed with rounding errors."""
 
 
 class Observer(Protocol):

@@ -304,6 +304,7 @@ class ExposureSampler(optuna.samplers.BaseSampler):
         study: optuna.Study,
         trial: FrozenTrial,
         others: Sequence[FrozenTrial],
+        among: Container[int] = (),
         *,
         may_ask: bool = True,
     ) -> tuple[bool, str]:
@@ -313,11 +314,12 @@ class ExposureSampler(optuna.samplers.BaseSampler):
 
         Args:
             others: the trials that the decision is made with.
+            among: numbers of the paused trials that may go on instead if none may be asked for.
             may_ask: whether a new trial may be asked for instead.
         """
         if _repeat(trial) > 0:
             return True, "another seed is trained to its end"
-        among = () if may_ask else [t.number for t in others if is_paused(t)]
+        among = () if may_ask else among
         found = self._choose(study, others, {}, trial, among, may_ask=may_ask)
         if isinstance(found, str):
             return True, found

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from mptune.analysis.pruning import DRAWS, Contest, Curve, FloatArray
 from mptune.spec.schema import Search
 from mptune.study.optuna_private import set_stored_attribute, with_trials
-from mptune.study.records import JUDGED, JUDGED_BY, STEPS, as_paused, step_of
+from mptune.study.records import JUDGED, JUDGED_BY, ONE, STEPS, as_paused, is_paused, step_of
 
 if TYPE_CHECKING:
     from mptune.study.exposure import ExposureSampler
@@ -221,10 +221,13 @@ class FreezeThawPruner(PausingPruner):
     def judge(
         self, study: optuna.Study, trial: FrozenTrial, step: int, others: list[FrozenTrial]
     ) -> dict[str, Any]:
-        left = trial.user_attrs.get(JUDGED_BY, {}).get("left", math.inf)
-        may_ask = left - step / STEPS >= 1
+        left = trial.user_attrs.get(JUDGED_BY, {}).get("left", math.inf) - step / STEPS
         known = _known(trial, others)
-        goes_on, why = self._sampler.goes_on(study, trial, known, may_ask=may_ask)
+        # Of the paused trials, those that could be trained to their end instead.
+        paused = {t.number: t.user_attrs[JUDGED] for t in known if is_paused(t)}
+        able = [n for n, judged in paused.items() if left + judged[-1]["progress"] >= ONE]
+        may_ask = left >= ONE
+        goes_on, why = self._sampler.goes_on(study, trial, known, able, may_ask=may_ask)
         return {"decision": "go on" if goes_on else "pause", "progress": step / STEPS, "why": why}
 
     def to_continue(

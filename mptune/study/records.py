@@ -153,8 +153,13 @@ def as_paused(trial: FrozenTrial, progress: float) -> FrozenTrial:
     found.state = TrialState.RUNNING
     rungs = trial.intermediate_values.items()
     found.intermediate_values = {s: v for s, v in rungs if s <= step_of(progress)}
-    found.user_attrs = {**trial.user_attrs, "reason": PAUSED}
+    judged = [j for j in trial.user_attrs.get(JUDGED, ()) if j["progress"] <= progress]
+    found.user_attrs = {**trial.user_attrs, "reason": PAUSED, JUDGED: judged}
     return found
+
+
+ONE = 1 - 1e-6
+"""A training; shares of trainings are summed with rounding errors."""
 
 
 def used_share(trial: FrozenTrial) -> float:

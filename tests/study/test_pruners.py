@@ -11,8 +11,8 @@ from optuna.trial import TrialState
 
 import mptune
 from mptune.spec.schema import Pruner, Search
-from mptune.study.pruners import make_pruner
-from mptune.study.records import JUDGED, JUDGED_BY
+from mptune.study.pruners import FreezeThawPruner, make_pruner
+from mptune.study.records import JUDGED, JUDGED_BY, PAUSED
 
 
 def _prunes(study: optuna.Study, size: str, score: float) -> bool:
@@ -197,3 +197,39 @@ def test_a_rung_that_says_nothing_stops_hardly_any() -> None:
             if trial.user_attrs.get(JUDGED, [{}])[-1].get("decision") != "pause":
                 study.tell(trial, rng.standard_normal())
     assert stopped <= 3  # a median pruner stops 60
+
+
+@pytest.mark.parametrize(("left", "decision"), [(1.0, "go on"), (1.3, "pause")])
+def test_no_trial_is_paused_for_one_that_could_not_be_trained_to_its_end(
+    left: float, decision: str
+) -> None:
+    """Half of the trial is to come, and three quarters of the better one that is paused."""
+
+    def define(trial: Any) -> dict[str, Any]:
+        return {"policy": {"kind": "fixed", "rate": trial.suggest_float("rate", 0.05, 0.95)}}
+
+    sampler = mptune.ExposureSampler(define, startup_trials=0)
+    study = optuna.create_study(
+        direction="maximize", sampler=sampler, pruner=FreezeThawPruner(sampler)
+    )
+
+    def begin(rate: float, **rungs: float) -> optuna.Trial:
+        study.enqueue_trial({"rate": rate})
+        trial = study.ask()
+        define(trial)
+        for step, score in rungs.items():
+            trial.report(score, int(step[1:]))
+        return trial
+
+    for n in range(7):
+        rate = 0.1 + 0.12 * n
+        score = -2 - abs(rate - 0.5)
+        study.tell(begin(rate, _250=score - 0.2, _500=score - 0.1), score)
+    paused = begin(0.5, _250=-2.1)
+    paused.set_user_attr(JUDGED, [{"decision": "pause", "progress": 0.25, "why": ""}])
+    paused.set_user_attr("reason", PAUSED)
+    trial = begin(0.95, _250=-2.9, _500=-2.8)
+    known = {"below": 100, "beside": [], "paused": {str(paused.number): 0.25}, "left": left}
+    trial.set_user_attr(JUDGED_BY, known)
+    assert trial.should_prune() == (decision == "pause")
+    assert study.trials[trial.number].user_attrs[JUDGED][-1]["decision"] == decision
