@@ -21,6 +21,8 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from mptune.errors import InputError
+
 FORMAT = 5
 """Version of the files below; part of every table's hash."""
 
@@ -182,6 +184,8 @@ def build_table(path: Path, write: Callable[[Path], None]) -> TokenTable:
     name = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:24]
     locks = Path(tempfile.gettempdir()) / f"mptune-locks-{os.getuid()}"
     locks.mkdir(mode=0o700, exist_ok=True)
+    if locks.lstat().st_uid != os.getuid():
+        raise InputError(f"{locks}: belongs to another user, who made it for you; remove it")
     # The lock is held by one process of this user on this machine, so it alone writes there.
     aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getuid()}")
     with FileLock(locks / name):

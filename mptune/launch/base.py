@@ -368,7 +368,7 @@ def unpack(lines: Iterable[str], into: Path) -> None:
 
     Raises:
         LaunchError: there is no report, it is incomplete, or it has anything but files and
-            folders below `into` in it.
+            folders below `into`/report in it.
     """
     text = [line.strip() for line in lines]
     starts = [i for i, line in enumerate(text) if line.startswith(f"{MARK} ")]
@@ -381,7 +381,8 @@ def unpack(lines: Iterable[str], into: Path) -> None:
         for member in archive:
             # The filter="data" of tarfile exists from Python 3.11.4 on only.
             target = (into / member.name).resolve()
-            inside = target.is_relative_to(into.resolve())
+            # A planted module below `into` could be imported as the function of `score.kpi`.
+            inside = target.is_relative_to(RunDirectory(into.resolve()).report)
             if not inside or not (member.isfile() or member.isdir()):
                 raise LaunchError(f"the report contains {member.name!r}, which is not allowed")
             if member.isdir():

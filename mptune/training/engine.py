@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
@@ -60,17 +61,43 @@ def join(rank: int, world_size: int, local_rank: int, master_addr: str, master_p
         torch.set_float32_matmul_precision("high")
     else:
         keep_freed_memory()
+    device = torch.device("cuda", local_rank) if gpus else torch.device("cpu")
+    backend = "nccl" if gpus else "gloo"
+    torch.distributed.init_process_group(
+        backend,
+        store=_store(rank, world_size, master_addr, master_port),
+        rank=rank,
+        world_size=world_size,
+        timeout=COLLECTIVE_TIMEOUT,
+        device_id=device if gpus and world_size > 1 else None,
+    )
     with private.quiet():
         import deepspeed
 
         deepspeed.init_distributed(
-            dist_backend="nccl" if gpus else "gloo",
+            dist_backend=backend,
             auto_mpi_discovery=False,
             timeout=COLLECTIVE_TIMEOUT,
             verbose=False,
         )
-    device = torch.device("cuda", local_rank) if gpus else torch.device("cpu")
     return Ranks(rank, world_size, device)
+
+
+def _store(rank: int, world_size: int, address: str, port: int) -> Any:
+    """Where the ranks meet. Torch's own would listen on every interface of rank 0's machine."""
+    distributed: Any = torch.distributed
+    listens = None
+    if rank == 0:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        listens = socket.create_server((address, port), family=family).detach()
+    return distributed.TCPStore(
+        address,
+        port,
+        world_size,
+        is_master=rank == 0,
+        timeout=COLLECTIVE_TIMEOUT,
+        master_listen_fd=listens,
+    )
 
 
 def leave() -> None:

@@ -193,7 +193,7 @@ def refused(capsys: pytest.CaptureFixture[str], *command: str) -> str:
     return message
 
 
-@pytest.mark.parametrize("command", ["validate", "data", "search", "launch"])
+@pytest.mark.parametrize("command", ["validate", "data inspect", "search", "launch"])
 @pytest.mark.parametrize("kind", TEXTS)
 def test_a_text_that_is_no_spec(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
@@ -204,7 +204,7 @@ def test_a_text_that_is_no_spec(
     (tmp_path / "spec.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
     # The text is a profile, too.
     more = ("--on", "spec.yaml", "--dry-run") if command == "launch" else ()
-    assert "spec.yaml" in refused(capsys, command, "spec.yaml", *more)
+    assert "spec.yaml" in refused(capsys, *command.split(), "spec.yaml", *more)
 
 
 @pytest.mark.parametrize("kind", CHANGES)

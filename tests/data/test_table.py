@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import tempfile
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from mptune.data._table import (
     row_dtype,
     write_table,
 )
+from mptune.errors import InputError
 
 META = Meta(
     vocabulary_size=255,
@@ -148,3 +150,13 @@ def test_rows_are_appended_and_dropped_without_being_in_memory_at_once(tmp_path)
 def test_no_table(tmp_path):
     with pytest.raises(FileNotFoundError):
         TokenTable.open(tmp_path)
+
+
+def test_a_lock_folder_of_another_user_is_refused(tmp_path, monkeypatch):
+    """Who can write there could put a link in the place of a lock."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    mine = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: mine + 1)
+    (tmp_path / f"mptune-locks-{mine + 1}").mkdir()
+    with pytest.raises(InputError, match="belongs to another user"):
+        store(tmp_path / "table", contents)

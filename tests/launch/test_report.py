@@ -56,11 +56,14 @@ def test_only_a_leading_tilde_is_the_home_of_the_cluster_s_user(
     assert RunDirectory(tmp_path / "here").report_html.read_text() == "best"
 
 
-@pytest.mark.parametrize("name", ["../outside", "report/../../outside", "/tmp/outside-of-it"])
+@pytest.mark.parametrize(
+    "name", ["../outside", "report/../../outside", "/tmp/outside-of-it", "kpi.py", "report.py"]
+)
 def test_nothing_is_written_outside_the_target(name: str, tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match="which is not allowed"):
         unpack(text_of((tarfile.TarInfo(name), b"evil")), tmp_path / "here")
     assert not (tmp_path / "outside").exists()
+    assert not (tmp_path / "here").exists()
 
 
 def test_a_link_is_refused(tmp_path: Path) -> None:

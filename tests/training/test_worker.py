@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -94,6 +95,13 @@ def test_a_process_may_have_one_worker_after_the_other(study, tmp_path):
     asked = [sys.executable, "-c", TWO_WORKERS, *map(str, paths)]
     done = subprocess.run(asked, capture_output=True, text=True, cwd=root, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_ranks_of_one_machine_listen_on_loopback_only(study, alone, tmp_path):
+    assert isinstance(alone(study(tmp_path))[-1], Finished)
+    listening = [c for c in psutil.Process().net_connections() if c.status == "LISTEN"]
+    assert listening
+    assert {c.laddr.ip for c in listening} == {"127.0.0.1"}
 
 
 def test_a_trial_leaves_its_files(study, alone, tmp_path):
