@@ -248,7 +248,7 @@ def load_arrays(file: File) -> dict[str, NDArray[Any]]:
         try:
             held = np.load(stream, allow_pickle=False)
             return dict(held) if file.suffix == ".npz" else {"values": held}
-        except (ValueError, OSError, EOFError):
+        except Exception:  # a header may name any size, a zip file raises many kinds of errors
             # numpy takes anything else for a pickle, and names the option that would run its code.
             raise ValueError(
                 f"{file.place}: not a NumPy file of numbers; write it with numpy.save or "

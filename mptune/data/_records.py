@@ -262,7 +262,7 @@ def json_rows(file: File, broken: BrokenRecords, wanted: Sequence[str]) -> Rows:
                 continue
             try:
                 values = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 broken(f"{file.place}:{row}", f"not JSON: {message_of(error)}")
                 continue
             if isinstance(values, dict):

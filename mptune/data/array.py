@@ -107,7 +107,7 @@ def _open(file: tuple[str, str]) -> NDArray[Any]:
         raise ValueError(f"{file[0]}: no such file: {path}{did_you_mean(name, siblings)}")
     try:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
+    except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"{file[0]}: {path} is not a .npy array: {error}") from error
     if file[0] == "source" and values.dtype.kind not in "iu":
         what = "integers, or read it as series or tabular"

@@ -337,7 +337,7 @@ class Pruner(Section):
             pauses a trial that is unlikely to end near the best, within search.error; both may
             continue it later; the others are Optuna's, and stop for good; null: freeze_thaw with
             the sampler exposure, predictive with others.
-        rungs: training progress at which trials report, as fractions; null: 0.125, 0.25, 0.5 and
+        rungs: training progress at which trials report, in thousandths; null: 0.125, 0.25, 0.5 and
             0.75 with freeze_thaw, 0.5 with others.
         startup_trials: of median: finished trials of a size before any is pruned.
     """

@@ -29,6 +29,13 @@ def prepared(folder, section):
     return build("data", section).resolved(folder).prepare(folder / "cache")
 
 
+def npy(shape):
+    """A file that claims to hold whole numbers of this shape."""
+    header = f"{{'descr': '<i8', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+
+
+ARRAY = {"kind": "array", "length": 3}
 TEXT = {"kind": "text", "length": 8}
 TABLE = {"kind": "tabular", "columns": ["a", "b"], "source": "t.csv"}
 SERIES = {"kind": "series", "channels": ["a", "b"], "window": 2, "source": "t.csv"}
@@ -75,6 +82,17 @@ CASES = {
         "t.npy: values is <U1 of shape"),
     "not NumPy": ({"t.npy": b"hello"}, {**SERIES, "source": "t.npy"},
         "t.npy: not a NumPy file of numbers; "),
+    "not a zip file": ({"t.npz": b"PK\x03\x04" + b"hello" * 99}, {**SERIES, "source": "t.npz"},
+        "t.npz: not a NumPy file of numbers; "),
+    "a header of 24 TB": ({"t.npy": npy("(1000000000000, 3)")}, {**SERIES, "source": "t.npy"},
+        "t.npy: not a NumPy file of numbers; "),
+    "an array of 24 TB": ({"t.npy": npy("(1000000000000, 3)")}, {**ARRAY, "source": "t.npy"},
+        "t.npy is not a .npy array: "),
+    "an empty array": ({"t.npy": b""}, {**ARRAY, "source": "t.npy"}, "t.npy is not a .npy array: "),
+    "code in a header": ({"t.npy": npy("__import__('os').system('ls')")},
+        {**ARRAY, "source": "t.npy"}, "t.npy is not a .npy array: "),
+    "deep JSON": ({"a.jsonl": b'{"text": ' + b"[" * 100_000 + b"\n"}, {**TEXT, "source": "a.jsonl"},
+        "a.jsonl:1: not JSON: "),
     "cut-off gzip": ({"a.txt.gz": gzip.compress(b"hello " * 999)[:-20]},
         {**TEXT, "source": "a.txt.gz"}, "a.txt.gz: cannot be read: "),
     "unknown package": ({}, {**TEXT, "source": "package:nosuchpackage/a.txt"},
