@@ -577,12 +577,13 @@ def check(
     concrete: Concrete, path: Path, data_is_here: bool = True
 ) -> tuple[SearchSpec | None, list[str]]:
     """Validate one concrete spec: (the spec, or None; one line per problem)."""
+    folder = path.absolute().parent if data_is_here else None
+    given = [s for s in PLUGIN_SECTIONS if isinstance(concrete.tree.get(s), dict)]
+    problems = [p for section in given for p in _check_plugin(section, concrete, folder)]
     try:
         spec = SearchSpec.model_validate(concrete.tree)
     except ValidationError as error:
-        return None, list(_problems(error, SearchSpec, (), concrete))
-    folder = path.absolute().parent if data_is_here else None
-    problems = [p for section in PLUGIN_SECTIONS for p in _check_plugin(section, concrete, folder)]
+        return None, [*_problems(error, SearchSpec, (), concrete), *problems]
     workers = {gang.workers for gang in spec.resources.gangs()}
     for uneven in sorted(n for n in workers if spec.training.batch_size % n):
         rule = f"{spec.training.batch_size} sequences cannot be shared by {uneven} workers"

@@ -119,6 +119,19 @@ def test_a_broken_spec_gets_one_clear_line(tmp_path: Path, old: str, new: str, l
     assert line in caught.value.problems[0]
 
 
+def test_problems_of_all_sections_are_reported_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(
+        "name: x\ndata: {kind: text, source: /no/such}\n"
+        "model: {family: bert, width: 33, heads: 2}\n"
+        "policy: {kind: fixed, rate: 1.5}\ntraining: {batch_size: 0}\nserch: 1\n"
+    )
+    with pytest.raises(InputError) as caught:
+        SpecFile.read(path).validate()
+    starts = [problem.partition(" ")[0] for problem in caught.value.problems]
+    assert starts == [f"spec.yaml:{line}:" for line in (5, 6, 2, 3, 4)]
+
+
 def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "quickstart.yaml").write_text("name: x")
     with pytest.raises(InputError, match=r"no such file; did you mean 'quickstart.yaml'"):
