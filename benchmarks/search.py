@@ -580,7 +580,7 @@ def judge(worlds: Sequence[World], histories: Sequence[Sequence[Run]]) -> list[d
                 out_of_play_A=np.stack([table.out_of_play[p] for _, p, _ in cases])[repeated_B],
                 shift=0.0,
             )
-            theta_ZBA, _ = draw_scores(seen, chains=16, draws=50)
+            theta_ZBA, _ = draw_scores(seen, chains=8, draws=50)
             mean_BA[repeated_B] = theta_ZBA.mean(0)
             chosen_B = mean_BA[repeated_B].argmax(1)
             of_chosen_ZB = theta_ZBA[:, np.arange(len(chosen_B)), chosen_B]
@@ -644,7 +644,7 @@ def look(table: Table, history: Sequence[Run], number: int) -> dict[str, float] 
         out_of_play_A=table.out_of_play[policies],
         shift=0.0,
     )
-    theta_ZA, variance_ZA = draw_scores(seen, chains=32, draws=50)
+    theta_ZA, variance_ZA = draw_scores(seen, chains=16, draws=50)
     chosen, nat = int(theta_ZA.mean(0).argmax()), 1 / table.bed.about["length"]
     seed_sd = float((1 / variance_ZA[:, chosen]).mean() ** -0.5)
     delta = max(nat, SEED_SHARE * seed_sd)
@@ -676,6 +676,8 @@ def ending(world: World, history: Sequence[Run]) -> dict[str, float]:
             loss = float(world.truth.max() - world.truth[seen["policy"]])
             spent = sum(r.flops for r in history[:n])
             found = {**seen, "spent": spent, "is_right": loss <= seen["delta"]}
+        if found["stated"] >= CERTAINTY:
+            break
     return found
 
 
