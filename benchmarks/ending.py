@@ -2,17 +2,16 @@
 
     python benchmarks/ending.py                          # 500 replications a cell; 40 minutes
     python benchmarks/ending.py --quick                  # 20
-    python benchmarks/ending.py --bed FILE.npz           # with the policies of `mptune.bed`
     python benchmarks/ending.py --json FILE
 
 A search begins with 4 candidates of 2 seeds each. Then a new candidate and another seed of a
 candidate, drawn as likely as it is the best (Thompson sampling), take turns; after every run the
 posterior of `mptune.analysis.posterior` says P(recommended within delta of the best). The search
-ends when this reaches 95 %, or after 40 runs. Truth is known. "Fixed" looks once, after 40 runs;
-"plug-in" is the search's end by normal theory with pooled variances.
+ends when this reaches 95 %, or after 40 runs. Truth is known. "Fixed" looks once, after 40 runs.
 
 Unit: a seed standard deviation of the typical candidate. delta is half a standard deviation of the
-difference between two seeds, as the search estimates it.
+difference between two seeds, as the search estimates it. Searches of real trainings that end by
+themselves are in `benchmarks/search.py`.
 """
 
 from __future__ import annotations
@@ -25,9 +24,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mptune import bed
 from mptune.analysis.crossed import Array
-from mptune.analysis.moderation import SEED_SHARE, out_of_play
+from mptune.analysis.moderation import SEED_SHARE
 from mptune.analysis.posterior import MeasuredPoints, draw_scores
 
 A, START, MOST, CERTAINTY = 14, 4, 40, 0.95
@@ -58,27 +56,6 @@ def synthetic(rng: np.random.Generator, R: int, kind: str, spread: float) -> Tru
         noise_RAC = (np.exp(0.5) - np.exp(noise_RAC)) / np.sqrt(np.exp(2) - np.exp(1))
     shared_RA = np.sqrt(EVALUATION) * rng.standard_normal((R, A, 1))
     return Truth(theta_RA, theta_RA[..., None] + sd_RA[..., None] * noise_RAC + shared_RA, idle_RA)
-
-
-def of_bed(rng: np.random.Generator, R: int, data: bed.Bed) -> Truth:
-    """Policies of the bed at its first size: true scores are means over its seeds.
-
-    Seeds of a run are drawn with the policy's own standard deviation, shrunk on the log scale: two
-    seeds say little of it, and the bed has no more of most policies.
-    """
-    score_PR = data.lml_PZRT[:, 0, :, -1] * data.about["length"]
-    known_P = np.flatnonzero(np.isfinite(score_PR).sum(1) > 1)
-    score_PR = score_PR[known_P]
-    log_var_P = np.log(np.nanvar(score_PR, axis=1, ddof=1) + 1e-6)
-    kept_P = np.minimum(0.8, np.isfinite(score_PR).sum(1) / 8)
-    log_var_P = log_var_P.mean() + 1.27 * (1 - kept_P) + kept_P * (log_var_P - log_var_P.mean())
-    idle_P = np.array([out_of_play(data.policies[p], data.about["length"]) for p in known_P])
-    chosen_RA = np.stack([rng.permutation(len(known_P))[:A] for _ in range(R)])
-    unit = float(np.exp(np.median(log_var_P) / 2))
-    theta_RA = np.nanmean(score_PR, axis=1)[chosen_RA] / unit
-    sd_RA = np.exp(log_var_P / 2)[chosen_RA] / unit
-    noise_RAC = sd_RA[..., None] * rng.standard_normal((R, A, MOST))
-    return Truth(theta_RA, theta_RA[..., None] + noise_RAC, idle_P[chosen_RA])
 
 
 class Ended(NamedTuple):
@@ -151,7 +128,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--replications", type=int, default=500)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--bed", type=Path)
     parser.add_argument("--kind", choices=KINDS, action="append")
     parser.add_argument("--spread", type=float, action="append")
     parser.add_argument("--seed", type=int, default=0)
@@ -160,10 +136,6 @@ def main() -> None:
     rng, R = np.random.default_rng(given.seed), 20 if given.quick else given.replications
 
     def made() -> Iterator[tuple[str, Truth]]:
-        if given.bed:
-            for name, data in bed.load(given.bed).items():
-                yield name, of_bed(rng, R, data)
-            return
         for kind in given.kind or KINDS:
             for spread in given.spread or SPREADS:
                 yield f"{kind}, spread {spread:g}", synthetic(rng, R, kind, spread)
