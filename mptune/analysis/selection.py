@@ -46,6 +46,9 @@ from mptune.trial import Message, Prepared, Trial
 RUNS = (1, 2, 4, 8, 16)
 """Numbers of runs whose gain is computed."""
 
+SAME_COST = 1.05
+"""Candidates whose training FLOPs differ by less than this factor cost the same."""
+
 NODES = 64
 """Of the integral over Z, in the middles of equal shares of probability."""
 
@@ -81,6 +84,8 @@ class Candidate(Message):
         half_width: of the 95 % interval of that, nats per token.
         probability: that it is truly the best of all candidates.
         expected_regret: nats per token lost on average by choosing it instead of the truly best.
+        on_front: probability that no candidate that costs no more training FLOPs is truly better;
+            None where all cost the same.
     """
 
     trial: int
@@ -91,6 +96,7 @@ class Candidate(Message):
     half_width: float | None = None
     probability: float | None = None
     expected_regret: float | None = None
+    on_front: float | None = None
     confirmation: Confirmation | None = None
 
 
@@ -160,11 +166,13 @@ class Runs:
         searched: on the search's plan; of a candidate, its run in the search first.
         fresh: on the plan of the confirmation, or None.
         out_of_play: see `mptune.analysis.moderation.out_of_play`.
+        flops: of one training run.
     """
 
     searched: Scored
     fresh: Scored | None = None
     out_of_play: float = 0.0
+    flops: float = 0.0
 
     @property
     def plans(self) -> dict[int, Scored]:
@@ -218,7 +226,7 @@ def select_trial(
             confirming = [run for one in (trial, *seeds) for run in fresh.get(one.number, ())]
             again = _scored(confirming, prepared, scores)
             law = out_of_play(trial.policy, prepared.length)
-            points[trial.number] = Runs(found, again, law)
+            points[trial.number] = Runs(found, again, law, trial.require_result().cost.flops)
     others = [
         Runs(found, None, out_of_play(trials[0].policy, prepared.length))
         for trials in left.values()
@@ -406,6 +414,12 @@ def _with_probabilities(
     seen, shared = _observations([*of_candidates, *others], len(candidates))
     theta_ZA, variance_ZA = draw_scores(seen, CHAINS, draws // CHAINS, seed)
     theta_ZA, variance_ZA = theta_ZA[:, : len(candidates)], variance_ZA[:, : len(candidates)]
+    flops_A = np.array([runs.flops for runs in of_candidates])
+    is_rival_AA = flops_A <= SAME_COST * flops_A[:, None]
+    on_front_A = [
+        float((theta_ZA[:, is_rival_A].max(1) <= theta_ZA[:, a]).mean())
+        for a, is_rival_A in enumerate(is_rival_AA)
+    ]
     best_Z, regret_A = theta_ZA.argmax(1), (theta_ZA.max(1, keepdims=True) - theta_ZA).mean(0)
     sd_A = 1 / np.sqrt((1 / variance_ZA).mean(0))
     rng = np.random.default_rng(seed + 1)
@@ -434,6 +448,7 @@ def _with_probabilities(
             "half_width": float(np.quantile(error_Z, 0.95)),
             "probability": float(np.mean(best_Z == a)),
             "expected_regret": float(regret_A[a]),
+            "on_front": None if is_rival_AA.all() else on_front_A[a],
             "confirmation": confirmation,
         }
         found.append(candidate.model_copy(update=update))

@@ -24,7 +24,7 @@ from mptune.analysis.selection import (
     select_trial,
 )
 from mptune.errors import NoResultError
-from mptune.trial import LMLScore, Prepared, Trial, TrialResult
+from mptune.trial import Cost, LMLScore, Prepared, Trial, TrialResult
 
 SEQUENCES = 48
 
@@ -289,6 +289,21 @@ def test_a_candidate_of_which_little_is_known_is_probably_in_the_larger_cluster(
     assert 2.0 < odds < 4.0
 
 
+def test_a_candidate_is_on_the_front_if_none_that_costs_no_more_is_better() -> None:
+    """Costs 1, 1.02, 3 and 3: the second and the fourth are worse than one that is no dearer."""
+    rng = np.random.default_rng(2)
+    costs = dict(enumerate((1.0, 1.02, 3.0, 3.0)))
+    truths = dict(enumerate((0.0, -3.0, 3.0, -1.0)))
+    runs = {a: scored(rng, mean, 0.2, 3, 0) for a, mean in truths.items()}
+    points = {a: Runs(found, flops=costs[a]) for a, found in runs.items()}
+    found = {c.trial: c for c in search_selection(points).candidates}
+    on_front = [found[a].on_front for a in costs]
+    assert on_front == pytest.approx([1.0, 0.0, 1.0, 0.0], abs=0.02)
+    assert found[0].probability == pytest.approx(0.0, abs=0.02)
+    same = {a: Runs(found, flops=1.0) for a, found in runs.items()}
+    assert {c.on_front for c in search_selection(same).candidates} == {None}
+
+
 def test_more_runs_gain_no_more_than_what_the_choice_loses() -> None:
     """A candidate that is better by 30 in 3 of 1000 draws: normal tails would promise more."""
     theta_ZA = np.zeros((1000, 2))
@@ -335,7 +350,10 @@ def trial(number: int, nats: float, stage: str = "search", **fields: Any) -> Tri
     lml = LMLScore.model_construct(nats_per_token=nats, **errors)
     far = fields.pop("far", nats)
     shift = {"far": LMLScore.model_construct(nats_per_token=far, **errors)}
-    result = TrialResult.model_construct(fingerprint=f"{stage}{number}", lml=lml, lml_shift=shift)
+    cost = Cost.model_construct(flops=1e9)
+    result = TrialResult.model_construct(
+        fingerprint=f"{stage}{number}", lml=lml, lml_shift=shift, cost=cost
+    )
     state: dict[str, Any] = {"stage": stage, "number": number, "state": "COMPLETE"}
     state |= {"result": result, "policy": {"kind": "uniform"}}
     return Trial.model_construct(**state, **fields)

@@ -113,6 +113,7 @@ def ranking_table(context: Context) -> Table:
             _lml_column(context): Cell(per_token(value, half), value),
             "evaluation": number(evaluation, "± {:.3f}".format),
             "best_probability": number(probability, say.probability),
+            "on_front": number(candidate.on_front if candidate else None, say.probability),
             "expected": expected,
             "confirmed": confirmed,
             "bits": number(result.lml.bits_per_byte, "{:.3f}".format),
