@@ -76,6 +76,7 @@ def test_no_request_leaves_the_page(whole: tuple[str, Reader]) -> None:
     markup = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
     assert not re.search(r"https?:|//[a-z]+\.|@import|url\((?!#)", markup)
     assert all(link.startswith(("#", "data:,")) for link in reader.links)
+    assert """content="default-src 'none'; style""" in whole[0]
 
 
 def test_identifiers_are_unique_and_references_resolve(whole: tuple[str, Reader]) -> None:
