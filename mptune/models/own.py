@@ -28,7 +28,9 @@ class OwnModel(MaskedModel):
     model_config = ConfigDict(extra="allow", serialize_by_alias=True)
     family: Literal["class"] = "class"
     reference: str = Field(
-        alias="class", pattern=REFERENCE, description="of a masked language model"
+        alias="class",
+        pattern=REFERENCE,
+        description="package.module:Class of a masked language model; other keys are its arguments",
     )
 
     @field_validator("reference")

@@ -22,7 +22,7 @@ IntArray = NDArray[np.int64]
 LAGS = (-2, -1, 1, 2)
 """Steps whose values a regression sees besides those of the same step."""
 
-MOST_NEIGHBOURS_ROWS = 5000
+MOST_ROWS = 2000
 """Training rows that the nearest neighbours are sought among: distances to all would take hours."""
 
 
@@ -32,7 +32,7 @@ class Task:
 
     Attributes:
         given_NC: numbers, and categories' numbers; NaN where missing or hidden.
-        hidden_NC: those that are compared.
+        hidden_NC: those of the hidden ones that are compared.
         train_N: rows to learn from.
         series: rows of each series in order of time, -1 at missing steps; of a plain table, none.
         categories_C: which columns are categories.
@@ -127,8 +127,8 @@ def neighbours(task: Task) -> FloatArray:
     centre_C, scale_C = np.nanmean(train_NC, axis=0), np.nanstd(train_NC, axis=0) + 1e-12
     wide = task.around((task.given_NC[:, numbers] - centre_C) / scale_C)
     rows = np.flatnonzero(task.train_N)
-    if len(rows) > MOST_NEIGHBOURS_ROWS:
-        rows = np.random.default_rng(0).choice(rows, MOST_NEIGHBOURS_ROWS, replace=False)
+    if len(rows) > MOST_ROWS:
+        rows = np.random.default_rng(0).choice(rows, MOST_ROWS, replace=False)
     asked = task.hidden_NC[:, numbers].any(1)
     fitted = KNNImputer(weights="distance", keep_empty_features=True).fit(wide[rows])
     filled = fitted.transform(wide[asked])[:, : int(numbers.sum())] * scale_C + centre_C

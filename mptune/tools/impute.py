@@ -159,8 +159,8 @@ class Imputer:
             draws: joint draws of all of them.
         """
         columns = list(self.columns.values())
-        found = self._distributions(frame, values, wanted_NC, draws, seed)
-        level_C = self._levels(frame, values, level, seed)
+        found = self._distributions(frame, values, wanted_NC, wanted_NC, draws, seed)
+        level_C = self._levels(frame, values, wanted_NC, level, seed)
         rng, keys, stats, drawn = np.random.default_rng([seed, 4]), sorted(found), [], []
         for row, c in keys:
             p_V, symbols_S = found[row, c]
@@ -172,7 +172,12 @@ class Imputer:
         return Cells(row_K, column_K, mean_K, low_K, high_K, np.array(drawn, np.float64).T)
 
     def _levels(
-        self, frame: Frame, values: Sequence[NDArray[Any]], level: float, seed: int
+        self,
+        frame: Frame,
+        values: Sequence[NDArray[Any]],
+        wanted_NC: BoolArray,
+        level: float,
+        seed: int,
     ) -> list[float]:
         """For each column, the level at which the model's intervals hold the share `level`.
 
@@ -194,7 +199,8 @@ class Imputer:
         levels: list[list[float]] = [[] for _ in kinds]
         for turn in range(TURNS):
             hidden_NC = known_NC & (turn_NC == turn)
-            found = self._distributions(frame, _hidden(values, hidden_NC), hidden_NC, 0, seed)
+            given, masked_NC = _hidden(values, hidden_NC), hidden_NC | wanted_NC
+            found = self._distributions(frame, given, hidden_NC, masked_NC, 0, seed)
             for (row, c), (p_V, _) in found.items():
                 kind = kinds[c]
                 assert isinstance(kind, Bins)
@@ -210,28 +216,34 @@ class Imputer:
         frame: Frame,
         values: Sequence[NDArray[Any]],
         wanted_NC: BoolArray,
+        masked_NC: BoolArray,
         draws: int,
         seed: int,
     ) -> dict[tuple[int, int], tuple[FloatArray, IntArray]]:
-        """(row, column) -> the probability of each symbol [V], and drawn symbols [S]."""
+        """(row, column) of wanted values -> probability of each symbol [V], drawn symbols [S].
+
+        All of `masked_NC` are masked around them; other missing values are padding.
+        """
         pairs = zip(self.columns.values(), values, strict=True)
         symbols_NC = np.stack([c.symbols(v) for c, v in pairs], axis=1)
         rows_WT = self.modality.cover(frame)
-        rows_WT = rows_WT[(wanted_NC[rows_WT].any(2) & (rows_WT >= 0)).any(1)]
+        rows_WT = rows_WT[(masked_NC[rows_WT].any(2) & (rows_WT >= 0)).any(1)]
         best_W, best_T = _best_places(rows_WT, len(wanted_NC))
+        needed_w = np.unique(best_W[wanted_NC.any(1) & (best_W >= 0)])
         found: dict[tuple[int, int], tuple[FloatArray, IntArray]] = {}
-        for first in range(0, len(rows_WT), BATCH):
-            rows_wT = rows_WT[first : first + BATCH]
-            w, t = np.arange(first, first + len(rows_wT))[:, None], np.arange(rows_WT.shape[1])
+        for first in range(0, len(needed_w), BATCH):
+            w, t = needed_w[first : first + BATCH, None], np.arange(rows_WT.shape[1])
+            rows_wT = rows_WT[w[:, 0]]
             here_wT = (rows_wT >= 0) & (best_W[rows_wT] == w) & (best_T[rows_wT] == t)
-            asked_wTC = here_wT[..., None] & wanted_NC[rows_wT]
+            asked_wTC = here_wT[..., None] & masked_NC[rows_wT]
             symbols_wTC = np.where(rows_wT[..., None] >= 0, symbols_NC[rows_wT], -1)
             symbols_wD, asked_wD = (a.reshape(len(rows_wT), -1) for a in (symbols_wTC, asked_wTC))
             known_wD, symbols_wD = symbols_wD >= 0, np.maximum(symbols_wD, 0)
             p_AV = self._forward(symbols_wD, known_wD, asked_wD)
             drawn_SA = self._sample(symbols_wD, known_wD, asked_wD, draws, seed + first)
             places = [(int(rows_wT[w, t]), int(c)) for w, t, c in np.argwhere(asked_wTC)]
-            found |= dict(zip(places, zip(p_AV, drawn_SA.T, strict=True), strict=True))
+            each = zip(places, p_AV, drawn_SA.T, strict=True)
+            found |= {place: (p_V, drawn_S) for place, p_V, drawn_S in each if wanted_NC[place]}
         return found
 
     def _forward(
@@ -429,9 +441,13 @@ def check(
     # All methods are compared on the cells that the model filled.
     place = cells.row_K, cells.column_K
     truth_K, guesses = truth_NC[place], {"mptune": cells.mean_K}
-    series = getattr(imputer.modality, "_series", lambda frame: ())
-    given_NC = np.where(hidden_NC, np.nan, truth_NC)
-    task = Task(given_NC, hidden_NC, train_N, list(series(frame)), ~numbers_C)
+    series = list(getattr(imputer.modality, "_series", lambda frame: ())(frame))
+    if series:  # of every n-th row only, say
+        rows = np.concatenate(series)
+        train_N &= np.isin(np.arange(len(frame)), rows[rows >= 0])
+    given_NC, filled_NC = np.where(hidden_NC, np.nan, truth_NC), np.zeros_like(hidden_NC)
+    filled_NC[place] = True
+    task = Task(given_NC, filled_NC, train_N, series, ~numbers_C)
     guesses |= {method: baseline(task)[place] for method, baseline in BASELINES.items()}
     inside_K = (cells.low_K <= truth_K) & (truth_K <= cells.high_K)
     distance_MK = (np.stack(list(guesses.values())) - truth_K) / scale_C[cells.column_K]
