@@ -45,7 +45,7 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 BATCH = 256
-CALIBRATION, TURNS = 500, 5
+CALIBRATION, TURNS = 1000, 5
 """Known values of each column that are hidden to calibrate intervals, and in how many turns."""
 
 DRAW_STEPS = 8
@@ -189,11 +189,13 @@ class Imputer:
         kinds = list(self.columns.values())
         known_NC = np.stack([k.symbols(v) >= 0 for k, v in zip(kinds, values, strict=True)], axis=1)
         known_NC &= np.array([isinstance(kind, Bins) for kind in kinds])
+        # Of every n-th row only, say: the others are in no sequence.
+        known_NC &= np.isin(np.arange(len(frame)), self.modality.cover(frame))[:, None]
         with suppress(ValueError, InputError):  # a new table need not have all groups
             others_NC = known_NC & (self.modality.splits(frame) != TRAIN)[:, None]
             if others_NC.sum() >= CALIBRATION * others_NC.any(0).sum() > 0:
                 known_NC = others_NC
-        # A column's values are hidden by about a hundred, so that their surroundings stay known.
+        # A column's values are hidden by about two hundred, so that their surroundings stay known.
         turns = max(TURNS, int(known_NC.sum(0).max()) // (CALIBRATION // TURNS))
         turn_NC = np.random.default_rng([seed, 6]).integers(turns, size=known_NC.shape)
         levels: list[list[float]] = [[] for _ in kinds]
