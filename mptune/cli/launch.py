@@ -79,11 +79,7 @@ def run_launch(
         )
     launcher: Launcher = read_plugin(on, "launchers", "kind")
     if target == ["doctor"]:
-        found = []
-        for diagnosis in launcher.doctor():
-            _say(diagnosis.text)
-            found.append(diagnosis.verdict)
-        return 2 if "wrong" in found else 0
+        return _doctor(launcher)
     if first not in ACTIONS:
         name = _submit(launcher, Path(first), overrides, dry_run)
         if dry_run:
@@ -94,10 +90,22 @@ def run_launch(
         return _follow(launcher, name, on, into)
     if len(rest) != 1:
         raise InputError(f"mptune launch {first}: needs the NAME of one search")
-    name = rest[0]
+    return _act(launcher, first, rest[0], on, into, now)
+
+
+def _doctor(launcher: Launcher) -> int:
+    verdicts = []
+    for diagnosis in launcher.doctor():
+        _say(diagnosis.text)
+        verdicts.append(diagnosis.verdict)
+    return 2 if "wrong" in verdicts else 0
+
+
+def _act(launcher: Launcher, action: str, name: str, on: Path, into: Path | None, now: bool) -> int:
+    """Do one of `ACTIONS` with a search that was launched; returns the exit code."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
         raise InputError(f"{name!r} is not the name of a search; use the `name` of its spec")
-    match first:
+    match action:
         case "status":
             state = launcher.status(name)
             print(f"{name}: {state.text}")

@@ -434,7 +434,7 @@ def check(
     numbers_C = np.array([isinstance(kind, Bins) for kind in kinds])
     truth_NC = np.stack([_as_numbers(k, v) for k, v in zip(kinds, values, strict=True)], axis=1)
     scale_C = np.array([kind.scale if isinstance(kind, Bins) else 1.0 for kind in kinds])
-    chosen_N, train_N = _chosen(imputer.modality, frame, on)
+    chosen_N, train_N, series = _chosen(imputer.modality, frame, on)
     hidden_NC = np.random.default_rng([seed, 5]).random(truth_NC.shape) < share
     hidden_NC &= chosen_N[:, None] & ~np.isnan(truth_NC)
     if not hidden_NC.any():
@@ -442,35 +442,21 @@ def check(
     cells = imputer.fill(frame, _hidden(values, hidden_NC), hidden_NC, level=level, seed=seed)
     # All methods are compared on the cells that the model filled.
     place = cells.row_K, cells.column_K
-    truth_K, guesses = truth_NC[place], {"mptune": cells.mean_K}
-    series = list(getattr(imputer.modality, "_series", lambda frame: ())(frame))
-    if series:  # of every n-th row only, say
-        rows = np.concatenate(series)
-        train_N &= np.isin(np.arange(len(frame)), rows[rows >= 0])
     given_NC, filled_NC = np.where(hidden_NC, np.nan, truth_NC), np.zeros_like(hidden_NC)
     filled_NC[place] = True
     task = Task(given_NC, filled_NC, train_N, series, ~numbers_C)
+    truth_K, guesses = truth_NC[place], {"mptune": cells.mean_K}
     guesses |= {method: baseline(task)[place] for method, baseline in BASELINES.items()}
     inside_K = (cells.low_K <= truth_K) & (truth_K <= cells.high_K)
     distance_MK = (np.stack(list(guesses.values())) - truth_K) / scale_C[cells.column_K]
 
+    hidden_C = hidden_NC.sum(0)
+
     def figures(columns: Sequence[int]) -> dict[str, Any]:
-        here_K, hidden = np.isin(cells.column_K, columns), int(hidden_NC[:, columns].sum())
+        here_K = np.isin(cells.column_K, columns)
+        distances = dict(zip(guesses, distance_MK[:, here_K], strict=True))
         is_number = bool(numbers_C[columns].all())
-        # NaN: of a method that has nothing to say of such a column.
-        error = {
-            method: None
-            if np.isnan(d_K).all()
-            else float(np.sqrt((d_K**2).mean()) if is_number else (d_K != 0).mean())
-            for method, d_K in zip(guesses, distance_MK[:, here_K], strict=True)
-        }
-        return {
-            "hidden": hidden,
-            "unfilled": hidden - int(here_K.sum()),
-            "coverage": float(inside_K[here_K].mean()) if is_number and here_K.any() else None,
-            "measure": "RMSE" if is_number else "wrong",
-            "error": error,
-        }
+        return _figures(distances, inside_K[here_K], int(hidden_C[columns].sum()), is_number)
 
     return {
         "on": on,
@@ -497,8 +483,30 @@ def _as_numbers(kind: Column, values: NDArray[Any]) -> FloatArray:
     return np.where(symbols < 0, np.nan, symbols)
 
 
-def _chosen(modality: RowModality, frame: Frame, on: str) -> tuple[BoolArray, BoolArray]:
-    """The rows [N] of a split, a domain or all; and those to train on."""
+def _figures(
+    distances: Mapping[str, FloatArray], inside_K: BoolArray, hidden: int, is_number: bool
+) -> dict[str, Any]:
+    """What `check` says of some columns, from each method's distances to the truth [K]."""
+    # NaN: of a method that has nothing to say of such a column.
+    error = {
+        method: None
+        if np.isnan(d_K).all()
+        else float(np.sqrt((d_K**2).mean()) if is_number else (d_K != 0).mean())
+        for method, d_K in distances.items()
+    }
+    return {
+        "hidden": hidden,
+        "unfilled": hidden - len(inside_K),
+        "coverage": float(inside_K.mean()) if is_number and len(inside_K) else None,
+        "measure": "RMSE" if is_number else "wrong",
+        "error": error,
+    }
+
+
+def _chosen(
+    modality: RowModality, frame: Frame, on: str
+) -> tuple[BoolArray, BoolArray, list[IntArray]]:
+    """The rows [N] of a split, a domain or all; those to train on; and the rows of each series."""
     known = {"heldout": HELDOUT} | {n: DOMAIN + i for i, n in enumerate(modality.domains)}
     if on not in ("all", *known):
         raise InputError(
@@ -509,4 +517,9 @@ def _chosen(modality: RowModality, frame: Frame, on: str) -> tuple[BoolArray, Bo
     except ValueError as error:
         raise InputError(str(error)) from None
     chosen_N = np.ones(len(frame), bool) if on == "all" else split_N == known[on]
-    return chosen_N, split_N == TRAIN
+    train_N = split_N == TRAIN
+    series = list(getattr(modality, "_series", lambda frame: ())(frame))
+    if series:  # of every n-th row only, say
+        rows = np.concatenate(series)
+        train_N &= np.isin(np.arange(len(frame)), rows[rows >= 0])
+    return chosen_N, train_N, series
