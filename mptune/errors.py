@@ -130,9 +130,9 @@ def message_of(error: BaseException) -> str:
 
 
 def cut_line(text: str, most: int = 300) -> str:
-    """The text on one line of at most this many characters, and dots."""
+    """The text on one line of at most this many characters, the dots of a cut included."""
     line = " ".join(text.split())
-    return line if len(line) <= most else f"{line[:most]}..."
+    return line if len(line) <= most else f"{line[: most - 3]}..."
 
 
 def one_line(error: BaseException) -> str:

@@ -63,14 +63,15 @@ def join(rank: int, world_size: int, local_rank: int, master_addr: str, master_p
         keep_freed_memory()
     device = torch.device("cuda", local_rank) if gpus else torch.device("cpu")
     backend = "nccl" if gpus else "gloo"
-    torch.distributed.init_process_group(
-        backend,
-        store=_store(rank, world_size, master_addr, master_port),
-        rank=rank,
-        world_size=world_size,
-        timeout=COLLECTIVE_TIMEOUT,
-        device_id=device if gpus and world_size > 1 else None,
-    )
+    if not torch.distributed.is_initialized():  # by whoever else uses torch in this process
+        torch.distributed.init_process_group(
+            backend,
+            store=_store(rank, world_size, master_addr, master_port),
+            rank=rank,
+            world_size=world_size,
+            timeout=COLLECTIVE_TIMEOUT,
+            device_id=device if gpus and world_size > 1 else None,
+        )
     with private.quiet():
         import deepspeed
 
