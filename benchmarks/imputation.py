@@ -6,8 +6,8 @@
 
 Weather has gaps at the source, the watch is dense, and the table of planes has categories. A
 fifth of the known values of held-out days, people or planes is hidden. Methods are those of
-`mptune impute --check`, and `seasonal`: of weather the mean of the month and hour.
-`uncalibrated` is the coverage of the model's own 90 % intervals; the rest is of calibrated ones.
+`mptune impute --check`. `uncalibrated` is the coverage of the model's own 90 % intervals; the rest
+is of calibrated ones.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from unittest.mock import patch
 import numpy as np
 
 import mptune
-from mptune.data._frames import Frame
 from mptune.tools import baselines
 from mptune.tools.impute import Imputer, check
 
@@ -94,33 +93,16 @@ def trained(name: str, data: dict[str, Any], tokens: float, folder: Path) -> Pat
     return Path(run.trial_directory(run.best()).root)
 
 
-def seasonal(frame: Frame, task: baselines.Task) -> np.ndarray:
-    """The training mean of the same month and hour; NaN where the table has none."""
-    if not {"month", "hour"} <= set(frame.columns):
-        return np.full_like(task.given_NC, np.nan)
-    key_N = frame.numbers("month") * 24 + frame.numbers("hour")
-    found_NC = np.array(baselines.mean(task))
-    for key in np.unique(key_N[~np.isnan(key_N)]):
-        rows = key_N == key
-        known_NC = task.given_NC[rows & task.train_N]
-        some_C = (~np.isnan(known_NC)).any(0)
-        found_NC[np.ix_(rows, some_C)] = np.nanmean(known_NC[:, some_C], axis=0)
-    return found_NC
-
-
 def measured(name: str, data: dict[str, Any], tokens: float, folder: Path) -> list[dict[str, Any]]:
     """The rows of `impute.check`, with `uncalibrated` of each; means over several choices of cells.
 
     Of the planes there are few cells, so that five choices are taken.
     """
     trial, source = trained(name, data, tokens, folder), data["source"]
-    frame = Imputer(trial).read(source)[0]
-    methods = {"seasonal": lambda task: seasonal(frame, task)}
     own = patch.object(Imputer, "_levels", lambda self, *given: [LEVEL] * len(self.columns))
     choices = []
     for seed in range(5 if name == "planes" else 1):
-        with patch.dict(baselines.BASELINES, methods):
-            rows = flat(check(trial, source, SHARE, level=LEVEL, seed=seed))
+        rows = flat(check(trial, source, SHARE, level=LEVEL, seed=seed))
         with own, patch.dict(baselines.BASELINES, clear=True):
             plain = flat(check(trial, source, SHARE, level=LEVEL, seed=seed))
         for row, other in zip(rows, plain, strict=True):
@@ -141,25 +123,32 @@ def averaged(same: Sequence[dict[str, Any]]) -> dict[str, Any]:
     def mean(values: Sequence[float | None]) -> float | None:
         return None if None in values else float(np.mean(values))
 
-    errors = {m: mean([row["error"][m] for row in same]) for m in same[0]["error"]}
+    found = {
+        kind: {m: mean([row[kind][m] for row in same]) for m in same[0][kind]}
+        for kind in ("error", "loss")
+    }
     shares = {k: mean([row[k] for row in same]) for k in ("coverage", "uncalibrated")}
-    return {**same[0], **shares, "error": errors, "hidden": sum(row["hidden"] for row in same)}
+    return {**same[0], **shares, **found, "hidden": sum(row["hidden"] for row in same)}
 
 
 def table(name: str, rows: Sequence[dict[str, Any]]) -> str:
     """The result as Markdown."""
-    methods = list(rows[0]["error"])
-    head = ["column", "measure", "hidden", "holds", "uncalibrated", *methods]
-    lines = [f"| {' | '.join([name, *head[1:]])} |", f"|{' --- |' * len(head)}"]
+    head = [name, "measure", "hidden", "holds", "uncalibrated", *rows[0]["error"]]
+    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for row in rows:
         shares = [f"{row[k]:.1%}" if row[k] else "–" for k in ("coverage", "uncalibrated")]
-        best = min(e for e in row["error"].values() if e is not None)
-        errors = [
-            "–" if e is None else f"**{e:.3f}**" if e == best else f"{e:.3f}"
-            for e in row["error"].values()
-        ]
-        cells = [row["column"], row["measure"], f"{row['hidden']:,}", *shares, *errors]
-        lines.append(f"| {' | '.join(cells)} |")
+        losses = {"RMSE": "CRPS", "wrong": "log loss"}
+        for measure, found in (
+            (row["measure"], row["error"]),
+            (losses[row["measure"]], row["loss"]),
+        ):
+            best = min(e for e in found.values() if e is not None)
+            errors = [
+                "–" if e is None else f"**{e:.3f}**" if e == best else f"{e:.3f}"
+                for e in found.values()
+            ]
+            cells = [row["column"], measure, f"{row['hidden']:,}", *shares, *errors]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -155,11 +155,21 @@ class Bins:
 
         0 if it is the median: an interval holds an atom as a whole.
         """
-        low, width, share = self._pieces(probability_V[: self.size])
-        inside = np.clip((value - low) / np.where(width > 0, width, 1.0), 0, 1) * (width > 0)
-        below = ((inside + ((width == 0) & (low < value))) @ share) / share.sum()
-        up_to = ((inside + ((width == 0) & (low <= value))) @ share) / share.sum()
+        (below,), (up_to,) = _cdf(*self._pieces(probability_V[: self.size]), np.array([value]))
         return float(2 * max(below - 0.5, 0.5 - up_to, 0.0))
+
+    def crps(self, probability_V: FloatArray, value: float) -> float:
+        """Continuous ranked probability score of the distribution, in the unit of the values.
+
+        The integral of (F(x) - [x >= value])² (Gneiting and Raftery 2007, doi
+        10.1198/016214506000001437): of a single value, its distance.
+        """
+        low, width, share = self._pieces(probability_V[: self.size])
+        points = np.unique(np.concatenate([low, low + width, [value]]))
+        below, up_to = _cdf(low, width, share, points)
+        is_above = points[:-1] >= value
+        start, end = up_to[:-1] - is_above, below[1:] - is_above  # linear in between
+        return float(np.diff(points) @ (start**2 + start * end + end**2) / 3)
 
     def draw(self, symbols: IntArray, rng: np.random.Generator) -> FloatArray:
         """A value for each symbol: uniform below or above its bin's median, or the atom."""
@@ -196,17 +206,23 @@ def _mixture_quantile(
     low: FloatArray, width: FloatArray, probability: FloatArray, level: float
 ) -> float:
     """Quantile of a mixture of uniforms on [low, low + width], and of points where width is 0."""
-    p = probability / probability.sum()
     points = np.unique(np.concatenate([low, low + width]))
-    safe = np.where(width > 0, width, 1.0)
-    inside = np.clip((points[:, None] - low) / safe, 0, 1) * (width > 0)
-    before = (inside + ((width == 0) & (low < points[:, None]))) @ p
-    after = (inside + ((width == 0) & (low <= points[:, None]))) @ p
+    before, after = _cdf(low, width, probability, points)
     i = int(np.argmax(after >= level - 1e-12))
     if i == 0 or before[i] < level:
         return float(points[i])
     share = (level - after[i - 1]) / (before[i] - after[i - 1])
     return float(points[i - 1] + share * (points[i] - points[i - 1]))
+
+
+def _cdf(
+    low: FloatArray, width: FloatArray, probability: FloatArray, points: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Probability below each point, and up to it, of such a mixture."""
+    p, at = probability / probability.sum(), points[:, None]
+    inside = np.clip((at - low) / np.where(width > 0, width, 1.0), 0, 1) * (width > 0)
+    is_point = width == 0
+    return (inside + (is_point & (low < at))) @ p, (inside + (is_point & (low <= at))) @ p
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,9 @@ IntArray = NDArray[np.int64]
 LAGS = (-2, -1, 1, 2)
 """Steps whose values a regression sees besides those of the same step."""
 
+MOST_SEASON = 400
+"""Most steps of a season."""
+
 MOST_ROWS = 2000
 """Training rows that the nearest neighbours are sought among: distances to all would take hours."""
 
@@ -93,6 +96,36 @@ def interpolation(task: Task) -> FloatArray:
     return found_NC
 
 
+def seasonal(task: Task) -> FloatArray:
+    """The value one season before, else after, in the series; of categories the last value.
+
+    A column's season is the number of steps after which its training values differ least, compared
+    with fewer steps: a slow series differs little after any few.
+    """
+    found_NC = last_value(task)
+    learned_NC = np.where(task.train_N[:, None], task.given_NC, np.nan)
+    lags = range(1, min(MOST_SEASON, max(map(len, task.series), default=0) // 2) + 1)
+    apart_LC = np.zeros((len(lags), task.given_NC.shape[1]))
+    for row_C, lag in zip(apart_LC, lags, strict=True):
+        pairs = [(s[:-lag], s[lag:]) for s in task.series if len(s) > lag]
+        first, second = (np.concatenate(ends) for ends in zip(*pairs, strict=True))
+        both = (first >= 0) & (second >= 0)
+        change_NC = learned_NC[second[both]] - learned_NC[first[both]]
+        known_C = np.maximum((~np.isnan(change_NC)).sum(0), 1)
+        row_C[:] = np.nansum(change_NC**2, axis=0) / known_C
+    drop_LC = np.maximum.accumulate(apart_LC, axis=0) - apart_LC
+    for series_T in task.series if len(lags) else ():
+        for c in np.flatnonzero(~task.categories_C):
+            lag = lags[int(drop_LC[:, c].argmax())]
+            values_T = np.where(series_T >= 0, task.given_NC[series_T, c], np.nan)
+            gone = np.full(min(lag, len(values_T)), np.nan)
+            before_T = np.concatenate([gone, values_T[:-lag]])
+            season_T = np.where(np.isnan(before_T), np.append(values_T[lag:], gone), before_T)
+            here_T = (series_T >= 0) & ~np.isnan(season_T)
+            found_NC[series_T[here_T], c] = season_T[here_T]
+    return found_NC
+
+
 def boosting(task: Task) -> FloatArray:
     """scikit-learn's HistGradientBoosting for each column, on the others and the steps around."""
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
@@ -155,6 +188,7 @@ BASELINES: dict[str, Callable[[Task], FloatArray]] = {
     "mean": mean,
     "last value": last_value,
     "interpolation": interpolation,
+    "seasonal": seasonal,
     **(
         {"HistGradientBoosting": boosting, "KNN": neighbours, "IterativeImputer": iterative}
         if find_spec("sklearn")

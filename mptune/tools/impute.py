@@ -61,6 +61,8 @@ class Cells:
         mean_K: expected value, of numbers; the most probable category's number, of categories.
         low_K, high_K: ends of the interval, of numbers; the category's probability twice.
         draws_SK: S joint draws; category numbers for categories.
+        loss_K: where the truth is given, the distribution's CRPS, of numbers, in their unit; its
+            log loss, of categories, nats.
     """
 
     row_K: IntArray
@@ -69,6 +71,7 @@ class Cells:
     low_K: FloatArray
     high_K: FloatArray
     draws_SK: FloatArray
+    loss_K: FloatArray
 
 
 class Imputer:
@@ -149,6 +152,7 @@ class Imputer:
         level: float = 0.9,
         draws: int = 0,
         seed: int = 0,
+        truth_NC: FloatArray | None = None,
     ) -> Cells:
         """The model's distribution of the wanted values, which are missing in `values`.
 
@@ -157,19 +161,26 @@ class Imputer:
         Args:
             level: probability that the interval holds the value.
             draws: joint draws of all of them.
+            truth_NC: the values; of categories, their numbers.
         """
         columns = list(self.columns.values())
         found = self._distributions(frame, values, wanted_NC, wanted_NC, draws, seed)
         level_C = self._levels(frame, values, wanted_NC, level, seed)
         rng, keys, stats, drawn = np.random.default_rng([seed, 4]), sorted(found), [], []
+        losses: list[float] = []
         for row, c in keys:
             p_V, symbols_S = found[row, c]
             stats.append(_moments(columns[c], p_V, level_C[c]))
             kind = columns[c]
             drawn.append(kind.draw(symbols_S, rng) if isinstance(kind, Bins) else symbols_S)
+            if truth_NC is not None:
+                value = float(truth_NC[row, c])
+                is_number = isinstance(kind, Bins)
+                losses.append(kind.crps(p_V, value) if is_number else -math.log(p_V[int(value)]))
         row_K, column_K = np.array(keys, np.int64).reshape(-1, 2).T
         mean_K, low_K, high_K = np.array(stats, np.float64).reshape(-1, 3).T
-        return Cells(row_K, column_K, mean_K, low_K, high_K, np.array(drawn, np.float64).T)
+        draws_SK = np.array(drawn, np.float64).T
+        return Cells(row_K, column_K, mean_K, low_K, high_K, draws_SK, np.array(losses))
 
     def _levels(
         self,
@@ -421,9 +432,10 @@ def check(
 
     Returns:
         Per column, and of all numbers: hidden values, how many the model did not fill, and, of
-        those that it did, `coverage` of its intervals and the error of the model and of each
-        baseline. The `measure` of numbers is the root mean square error in training standard
-        deviations, that of categories the share of wrong ones.
+        those that it did, `coverage` of its intervals, and `error` and `loss` of the model and of
+        each baseline. Of numbers, in training standard deviations, these are the root mean square
+        error and the CRPS, which is the mean distance of a method that gives single values; of
+        categories, the share of wrong ones and the log loss in nats.
 
     Raises:
         InputError: the model or the table cannot be used, or there is no such split.
@@ -439,7 +451,9 @@ def check(
     hidden_NC &= chosen_N[:, None] & ~np.isnan(truth_NC)
     if not hidden_NC.any():
         raise InputError(f"{source}: no known value in the rows of {on!r} to hide")
-    cells = imputer.fill(frame, _hidden(values, hidden_NC), hidden_NC, level=level, seed=seed)
+    cells = imputer.fill(
+        frame, _hidden(values, hidden_NC), hidden_NC, level=level, seed=seed, truth_NC=truth_NC
+    )
     # All methods are compared on the cells that the model filled.
     place = cells.row_K, cells.column_K
     given_NC, filled_NC = np.where(hidden_NC, np.nan, truth_NC), np.zeros_like(hidden_NC)
@@ -449,14 +463,17 @@ def check(
     guesses |= {method: baseline(task)[place] for method, baseline in BASELINES.items()}
     inside_K = (cells.low_K <= truth_K) & (truth_K <= cells.high_K)
     distance_MK = (np.stack(list(guesses.values())) - truth_K) / scale_C[cells.column_K]
-
+    # Of categories, single values have no log loss.
+    loss_MK = np.where(numbers_C[cells.column_K], np.abs(distance_MK), np.nan)
+    loss_MK[0] = cells.loss_K / scale_C[cells.column_K]
     hidden_C = hidden_NC.sum(0)
 
     def figures(columns: Sequence[int]) -> dict[str, Any]:
         here_K = np.isin(cells.column_K, columns)
-        distances = dict(zip(guesses, distance_MK[:, here_K], strict=True))
-        is_number = bool(numbers_C[columns].all())
-        return _figures(distances, inside_K[here_K], int(hidden_C[columns].sum()), is_number)
+        here_MK = distance_MK[:, here_K], loss_MK[:, here_K]
+        distances, losses = (dict(zip(guesses, found_MK, strict=True)) for found_MK in here_MK)
+        hidden, is_number = int(hidden_C[columns].sum()), bool(numbers_C[columns].all())
+        return _figures(distances, losses, inside_K[here_K], hidden, is_number)
 
     return {
         "on": on,
@@ -484,7 +501,11 @@ def _as_numbers(kind: Column, values: NDArray[Any]) -> FloatArray:
 
 
 def _figures(
-    distances: Mapping[str, FloatArray], inside_K: BoolArray, hidden: int, is_number: bool
+    distances: Mapping[str, FloatArray],
+    losses: Mapping[str, FloatArray],
+    inside_K: BoolArray,
+    hidden: int,
+    is_number: bool,
 ) -> dict[str, Any]:
     """What `check` says of some columns, from each method's distances to the truth [K]."""
     # NaN: of a method that has nothing to say of such a column.
@@ -500,6 +521,9 @@ def _figures(
         "coverage": float(inside_K.mean()) if is_number and len(inside_K) else None,
         "measure": "RMSE" if is_number else "wrong",
         "error": error,
+        "loss": {
+            m: None if np.isnan(l_K).all() else float(l_K.mean()) for m, l_K in losses.items()
+        },
     }
 
 

@@ -80,6 +80,18 @@ def test_quantiles_are_those_of_many_draws(level):
     assert bins.quantile(probability, level) == pytest.approx(np.quantile(drawn, level), abs=0.05)
 
 
+@pytest.mark.parametrize("value", [-1.0, 0.0, 0.7, 30.0])
+def test_the_crps_is_that_of_many_draws(value):
+    """Mean distance of draws to the value, minus half of that between draws."""
+    rain = np.where(RNG(0).random(1000) < 0.4, 0.0, RNG(1).exponential(2, 1000))
+    bins = Bins.fit(rain, 8)
+    probability = RNG(2).dirichlet(np.ones(bins.size))
+    drawn = bins.draw(RNG(3).choice(bins.size, 400_000, p=probability), RNG(4))
+    one, other = drawn[:200_000], drawn[200_000:]
+    expected = np.abs(drawn - value).mean() - np.abs(one - other).mean() / 2
+    assert bins.crps(probability, value) == pytest.approx(expected, abs=0.01)
+
+
 def test_an_interval_of_an_atom_holds_it():
     bins = Bins.fit(np.where(RNG(0).random(500) < 0.9, 0.0, RNG(1).random(500)), 8)
     probability = np.full(bins.size, 0.001)

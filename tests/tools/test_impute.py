@@ -18,6 +18,7 @@ from mptune.data._inspect import codec_columns
 from mptune.errors import InputError
 from mptune.spec.schema import build
 from mptune.tools import impute
+from mptune.tools.baselines import Task, last_value, seasonal
 from mptune.tools.impute import replace_cells
 from mptune.training.worker import Worker
 from mptune.trial import Finished, PrepareRequest
@@ -216,6 +217,9 @@ def test_a_check_against_the_truth_and_baselines(model, capsys):
     # Boosting finds the same; values in time say nothing of each other.
     assert error["HistGradientBoosting"] < 0.8 * error["mean"] < error["interpolation"]
     assert 0.8 < found["all_numbers"]["coverage"] < 0.97
+    # A distribution is never farther away than its median; a single value's CRPS is its distance.
+    loss = by_name["b"]["loss"]
+    assert loss["mptune"] < 0.8 * loss["mean"] < 0.8 * error["mean"]
     assert all(c["unfilled"] == 0 and c["hidden"] > 20 for c in found["columns"])
     assert main(["impute", str(model[0]), source, "--check", "0.3", "--on", "seven"]) == 0
     assert "interval holds" in capsys.readouterr().out
@@ -238,6 +242,22 @@ def test_a_check_of_categories_counts_wrong_ones(untrained, tmp_path, monkeypatc
     assert towns["error"]["mptune"] == pytest.approx(0.5, abs=0.1)
     assert towns["error"]["HistGradientBoosting"] == pytest.approx(0.5, abs=0.15)
     assert towns["error"]["KNN"] is None
+    wrong = -np.log(1e-3 / (1 + 1e-3 * untrained.columns["town"].size))
+    assert towns["loss"]["mptune"] == pytest.approx(towns["error"]["mptune"] * wrong, rel=0.02)
+    assert towns["loss"]["mean"] is None
+
+
+def test_the_season_of_a_series_is_found_in_its_training_values():
+    """Two cycles of 24 steps with noise, whose steps change slowly."""
+    step, rng = np.arange(960), np.random.default_rng(0)
+    truth_N1 = np.sin(2 * np.pi * step / 24)[:, None] + 0.05 * rng.standard_normal((960, 1))
+    hidden_N1 = (step >= 720)[:, None] & (rng.random((960, 1)) < 0.3)
+    given_N1 = np.where(hidden_N1, np.nan, truth_N1)
+    task = Task(given_N1, hidden_N1, step < 720, [step], np.array([False]))
+    wrong_N1 = np.abs(seasonal(task) - truth_N1)
+    # Where neither the day before nor the day after is known, the last value stands.
+    assert np.median(wrong_N1[hidden_N1]) < 0.1
+    assert np.median(np.abs(last_value(task) - truth_N1)[hidden_N1]) > 0.15
 
 
 def test_weights_in_an_object_store_are_found(model, tmp_path, capsys):
