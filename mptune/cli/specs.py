@@ -106,6 +106,7 @@ def run_validate(
         print(f"note: {note}")
     if not data:
         print("not checked: columns, tokenizer and size of the data; --data checks them, too")
+    print(f"not predicted: time, FLOPs, memory and disk; mptune plan {spec} predicts them")
 
 
 @command(

@@ -68,9 +68,10 @@ def notes(file: SpecFile, spec: SearchSpec) -> list[str]:
     data = build("data", spec.data)
     steps = (training.budget_tokens or math.inf) / (training.batch_size * data.length)
     if steps < FEW_STEPS:
+        number = max(1, math.ceil(steps))
         found.append(
-            f"training.budget_tokens {training.budget_tokens:g} is {max(1, math.ceil(steps))} "
-            f"optimizer steps of {training.batch_size} x {data.length} positions"
+            f"training.budget_tokens {training.budget_tokens:g} is {number} optimizer "
+            f"step{'s' * (number > 1)} of {training.batch_size} x {data.length} positions"
         )
     return found
 
@@ -142,6 +143,7 @@ def dry_run(
     )
     for line in memory_refusals(file, spec, address):
         yield f"  will be refused: {line}"
+    yield f"  time, FLOPs, memory and disk: mptune plan {file.path} predicts them"
 
 
 def memory_refusals(file: SpecFile, spec: SearchSpec, address: str | None) -> list[str]:

@@ -175,8 +175,10 @@ class Imputer:
             drawn.append(kind.draw(symbols_S, rng) if isinstance(kind, Bins) else symbols_S)
             if truth_NC is not None:
                 value = float(truth_NC[row, c])
-                is_number = isinstance(kind, Bins)
-                losses.append(kind.crps(p_V, value) if is_number else -math.log(p_V[int(value)]))
+                if isinstance(kind, Bins):
+                    losses.append(kind.crps(p_V, value))
+                else:
+                    losses.append(-math.log(p_V[int(value)]))
         row_K, column_K = np.array(keys, np.int64).reshape(-1, 2).T
         mean_K, low_K, high_K = np.array(stats, np.float64).reshape(-1, 3).T
         draws_SK = np.array(drawn, np.float64).T

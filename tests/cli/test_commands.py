@@ -383,10 +383,12 @@ def test_validate_notes_single_precision_on_gpus_that_nobody_asked_for(
 
 
 def test_validate_notes_a_budget_of_a_step(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    few = "note: training.budget_tokens 100 is 1 optimizer steps of 8 x 32 positions\n"
+    few = "note: training.budget_tokens 100 is 1 optimizer step of 8 x 32 positions\n"
     for budget, noted in (("100", True), ("1e5", False)):
         assert main(["validate", str(spec), "--set", f"training.budget_tokens={budget}"]) == 0
-        assert (few in capsys.readouterr().out) is noted
+        printed = capsys.readouterr().out
+        assert (few in printed) is noted
+        assert f"mptune plan {spec} predicts them" in printed
 
 
 @pytest.mark.parametrize(
