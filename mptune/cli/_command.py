@@ -164,8 +164,8 @@ def as_text(block: str, values: Mapping[str, Any]) -> str:
 
 
 def number(value: float | None, form: str) -> str:
-    """A number as in an f-string; a dash if it is not known."""
-    return "–" if value is None else format(value, form)
+    """A number as in an f-string; a dash if it is not known, or NaN."""
+    return "–" if value is None or value != value else format(value, form)
 
 
 def columns(text: str) -> str:

@@ -449,32 +449,26 @@ def check(
     truth_NC = np.stack([_as_numbers(k, v) for k, v in zip(kinds, values, strict=True)], axis=1)
     scale_C = np.array([kind.scale if isinstance(kind, Bins) else 1.0 for kind in kinds])
     chosen_N, train_N, series = _chosen(imputer.modality, frame, on)
-    hidden_NC = np.random.default_rng([seed, 5]).random(truth_NC.shape) < share
-    hidden_NC &= chosen_N[:, None] & ~np.isnan(truth_NC)
+    hidden_NC = chosen_N[:, None] & ~np.isnan(truth_NC)
+    hidden_NC &= np.random.default_rng([seed, 5]).random(truth_NC.shape) < share
     if not hidden_NC.any():
         raise InputError(f"{source}: no known value in the rows of {on!r} to hide")
     cells = imputer.fill(
         frame, _hidden(values, hidden_NC), hidden_NC, level=level, seed=seed, truth_NC=truth_NC
     )
-    # All methods are compared on the cells that the model filled.
-    place = cells.row_K, cells.column_K
-    given_NC, filled_NC = np.where(hidden_NC, np.nan, truth_NC), np.zeros_like(hidden_NC)
-    filled_NC[place] = True
-    task = Task(given_NC, filled_NC, train_N, series, ~numbers_C)
-    truth_K, guesses = truth_NC[place], {"mptune": cells.mean_K}
-    guesses |= {method: baseline(task)[place] for method, baseline in BASELINES.items()}
+    others = _others(cells, truth_NC, hidden_NC, train_N, series, ~numbers_C)
+    guesses, truth_K = {"mptune": cells.mean_K, **others}, truth_NC[cells.row_K, cells.column_K]
     inside_K = (cells.low_K <= truth_K) & (truth_K <= cells.high_K)
     distance_MK = (np.stack(list(guesses.values())) - truth_K) / scale_C[cells.column_K]
     # Of categories, single values have no log loss.
     loss_MK = np.where(numbers_C[cells.column_K], np.abs(distance_MK), np.nan)
     loss_MK[0] = cells.loss_K / scale_C[cells.column_K]
-    hidden_C = hidden_NC.sum(0)
 
     def figures(columns: Sequence[int]) -> dict[str, Any]:
-        here_K = np.isin(cells.column_K, columns)
-        here_MK = distance_MK[:, here_K], loss_MK[:, here_K]
-        distances, losses = (dict(zip(guesses, found_MK, strict=True)) for found_MK in here_MK)
-        hidden, is_number = int(hidden_C[columns].sum()), bool(numbers_C[columns].all())
+        here_K, is_number = np.isin(cells.column_K, columns), bool(numbers_C[columns].all())
+        here_2MK = np.stack([distance_MK, loss_MK])[:, :, here_K]
+        distances, losses = (dict(zip(guesses, found_MK, strict=True)) for found_MK in here_2MK)
+        hidden = int(hidden_NC[:, columns].sum())
         return _figures(distances, losses, inside_K[here_K], hidden, is_number)
 
     return {
@@ -484,6 +478,22 @@ def check(
         "all_numbers": figures(np.flatnonzero(numbers_C).tolist()) if numbers_C.any() else None,
         "columns": [{"column": n, **figures([c])} for c, n in enumerate(imputer.columns)],
     }
+
+
+def _others(
+    cells: Cells,
+    truth_NC: FloatArray,
+    hidden_NC: BoolArray,
+    train_N: BoolArray,
+    series: Sequence[IntArray],
+    categories_C: BoolArray,
+) -> dict[str, FloatArray]:
+    """What other methods say of the cells that the model filled, by their names [K]."""
+    place, filled_NC = (cells.row_K, cells.column_K), np.zeros_like(hidden_NC)
+    filled_NC[place] = True
+    given_NC = np.where(hidden_NC, np.nan, truth_NC)
+    task = Task(given_NC, filled_NC, train_N, series, categories_C)
+    return {name: method(task)[place] for name, method in BASELINES.items()}
 
 
 def _hidden(values: Sequence[NDArray[Any]], hidden_NC: BoolArray) -> list[NDArray[Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 from mptune import dispatch, status
-from mptune.cli import COMMANDS, main
+from mptune.cli import COMMANDS, _command, main
 from mptune.cli._command import as_text
 from mptune.dispatch.local import LocalDispatcher
 from mptune.paths import RunDirectory
@@ -380,6 +381,11 @@ def test_validate_notes_single_precision_on_gpus_that_nobody_asked_for(
 ) -> None:
     assert main(["validate", str(spec), *(f"--set={override}" for override in overrides)]) == 0
     assert ("faster on GPUs" in capsys.readouterr().out) == noted
+
+
+def test_a_number_that_is_not_known_is_a_dash() -> None:
+    """Such as the standard error of one document."""
+    assert [_command.number(value, ".2f") for value in (None, math.nan, 1.0)] == ["–", "–", "1.00"]
 
 
 def test_validate_notes_a_budget_of_a_step(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:
