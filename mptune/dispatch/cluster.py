@@ -35,6 +35,9 @@ OBJECT_STORE_BYTES = 80 * 2**20
 START_TIMEOUT_S, TOO_BUSY = 120.0, "timed out during startup"
 """How long starting Ray is tried again after its error on a busy machine: it waits only 30 s."""
 
+CONNECT_TIMEOUT_S = 20.0
+"""For a head to take connections."""
+
 SURVEY_TIMEOUT_S = 30.0
 """For the first nodes to report: a worker process starts on each and imports this module."""
 
@@ -72,6 +75,7 @@ class ClusterConnection:
         self._survey = MachineSurvey()
         try:
             if address:
+                _await_head(address)
                 _init(address=address, runtime_env=driver_code() if ship else None)
             else:
                 self._start()
@@ -164,6 +168,24 @@ class ClusterConnection:
             stdin=subprocess.PIPE,
             start_new_session=True,
         )
+
+
+def _await_head(address: str) -> None:
+    """Return once the port of the head takes connections: Ray would try for many minutes.
+
+    Raises:
+        DispatchError: it does not within `CONNECT_TIMEOUT_S`.
+        ConnectionError: `auto`, and there is no cluster here.
+    """
+    head, give_up = ray_private.head_of(address), time.monotonic() + CONNECT_TIMEOUT_S
+    while head is not None:
+        try:
+            socket.create_connection(head, timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > give_up:
+                raise DispatchError(f"nothing answers at {head[0]}:{head[1]} ({error})") from None
+            time.sleep(1)
 
 
 def _init(**options: Any) -> None:

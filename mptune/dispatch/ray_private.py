@@ -92,6 +92,17 @@ def leaving_nodes() -> set[str]:
     return set(state.state.get_draining_nodes())
 
 
+def head_of(address: str) -> tuple[str, int] | None:
+    """Host and port of the head at an address that Ray takes, such as `auto`; None: not known.
+
+    Raises:
+        ConnectionError: `auto`, and there is no cluster here.
+    """
+    found = services.canonicalize_bootstrap_address(address)
+    host, _, port = (found or "").rpartition(":")
+    return (host.strip("[]"), int(port)) if port.isdigit() else None
+
+
 def cluster_id(address: str) -> str:
     """Identity of the head at `address`: a head restarted without its memory has another one."""
     return str(GcsClient(address=address).cluster_id)

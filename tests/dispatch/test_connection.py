@@ -8,6 +8,7 @@ import pytest
 
 from mptune.dispatch import cluster
 from mptune.errors import DispatchError
+from mptune.paths import free_port
 
 
 def test_a_ray_client_server_is_refused_with_what_to_give():
@@ -33,3 +34,15 @@ def test_a_machine_too_busy_for_ray_is_named_with_the_way_without_it(monkeypatch
     monkeypatch.setattr(cluster, "_init", Mock(side_effect=TIMED_OUT))
     with pytest.raises(DispatchError, match=r"^cannot start Ray here: .*; `--local` runs the"):
         cluster.ClusterConnection(None)
+
+
+def test_a_head_that_does_not_answer_is_one_line(monkeypatch):
+    """Ray alone tries for many minutes."""
+    monkeypatch.setattr(cluster, "CONNECT_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(cluster, "_init", Mock())
+    port = free_port()
+    with pytest.raises(DispatchError) as error:
+        cluster.ClusterConnection(f"127.0.0.1:{port}")
+    assert f"cannot reach the Ray cluster at 127.0.0.1:{port}: nothing answers" in str(error.value)
+    assert "Connection refused" in str(error.value)
+    cluster._init.assert_not_called()

@@ -43,6 +43,14 @@ def test_ray_prints_dead_workers_through_a_function_that_can_be_replaced(
     worker.print_to_stdstream("silent", ignore_prefix=True)
 
 
+def test_ray_says_where_the_head_of_an_address_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    what = f"Ray {ray.__version__} reads addresses otherwise: see head_of"
+    assert callable(getattr(services, "canonicalize_bootstrap_address", None)), what
+    assert ray_private.head_of("10.1.2.3:6379") == ("10.1.2.3", 6379), what
+    monkeypatch.setenv("RAY_ADDRESS", "10.1.2.3:6380")
+    assert ray_private.head_of("auto") == ("10.1.2.3", 6380), what
+
+
 def test_ray_binds_to_loopback_by_a_constant() -> None:
     what = f"Ray {ray.__version__} chooses its interfaces otherwise: see bound_to_loopback"
     assert hasattr(ray_constants, "ENABLE_RAY_CLUSTER"), what
