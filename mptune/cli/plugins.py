@@ -15,7 +15,7 @@ from mptune.cli._command import JSON, argument, as_text, command, option, path
 from mptune.errors import InputError, did_you_mean
 from mptune.paths import write_aside
 from mptune.spec.schema import PLUGIN_SECTIONS, SearchSpec, build, nested
-from mptune.spec.source import SpecFile, plain, read_plugin
+from mptune.spec.source import SpecFile, plain, plugin_problems, read_plugin
 
 
 @command(
@@ -136,7 +136,11 @@ def run_check(file: Path, vocabulary: int, length: int) -> int:
     spec = SpecFile.read(file)
     if "model" not in plain(spec.root):
         raise InputError(f"{file}: has no section `model`")
-    models = [probe.tree["model"] for probe in spec.probes()]
+    probes = list(spec.probes())
+    problems = [line for probe in probes for line in plugin_problems("model", probe)]
+    if problems:
+        raise InputError(list(dict.fromkeys(problems)))
+    models = [probe.tree["model"] for probe in probes]
     failed = False
     for model in (m for n, m in enumerate(models) if m not in models[:n]):
         label, parameters, checks = check_model(model, vocabulary, length)

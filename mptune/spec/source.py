@@ -579,7 +579,7 @@ def check(
     """Validate one concrete spec: (the spec, or None; one line per problem)."""
     folder = path.absolute().parent if data_is_here else None
     given = [s for s in PLUGIN_SECTIONS if isinstance(concrete.tree.get(s), dict)]
-    problems = [p for section in given for p in _check_plugin(section, concrete, folder)]
+    problems = [p for section in given for p in plugin_problems(section, concrete, folder)]
     try:
         spec = SearchSpec.model_validate(concrete.tree)
     except ValidationError as error:
@@ -617,7 +617,8 @@ def read_plugin(path: Path, group: str, key: str) -> Any:
         raise InputError(_problems(error, plugin, (), concrete)) from None
 
 
-def _check_plugin(section: str, concrete: Concrete, folder: Path | None) -> Iterator[str]:
+def plugin_problems(section: str, concrete: Concrete, folder: Path | None = None) -> Iterator[str]:
+    """One line per problem of a section that a plugin reads; with a folder, of its files, too."""
     values = concrete.tree[section]
     try:
         plugin = build(section, values)

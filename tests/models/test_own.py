@@ -161,6 +161,22 @@ def test_a_right_model_passes_every_check(kind, capsys, tmp_path):
     assert found == dict.fromkeys(CHECKS, "ok")
 
 
+def test_a_section_that_is_wrong_is_one_line_with_its_place(tmp_path, capsys):
+    file = tmp_path / "model.yaml"
+    for text, line in (
+        (
+            "model:\n  class: nopkg.x:Y\n",
+            "model.yaml:2: model.class: 'nopkg.x:Y' no package 'nopkg'",
+        ),
+        ("model: {family: bert, width: 63, dpth: 2}\n", "model.yaml:1: model.dpth: unknown key"),
+    ):
+        file.write_text(text)
+        assert main(["check", str(file)]) == 2
+        printed = capsys.readouterr().err
+        assert line in printed
+        assert "validation error" not in printed
+
+
 @pytest.mark.parametrize("kind", WRONG, ids=lambda kind: kind.__name__)
 def test_a_wrong_model_fails_its_check(kind, capsys, tmp_path):
     name, why = WRONG[kind]
