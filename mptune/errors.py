@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Literal
@@ -62,6 +63,10 @@ class DispatchError(MptuneError):
     """Ray or a gang cannot be started, or was lost and cannot be replaced."""
 
 
+class DiskFull(MptuneError):
+    """A disk of the search is full: it can go on once there is room again."""
+
+
 class NonFiniteLoss(MptuneError):
     """A training loss was NaN or infinite; raised before the optimizer step on every rank."""
 
@@ -78,11 +83,15 @@ class DamagedCheckpoint(MptuneError):
     """A checkpoint cannot be read; it is removed, so that the trial starts again."""
 
 
+FULL = re.compile("No space left|database or disk is full")
+"""The words of the system, and of SQLite."""
+
+
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether an error, or one of its causes, means that the disk is full."""
     while error is not None:
         number = getattr(error, "errno", None)
-        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+        if number in (errno.ENOSPC, errno.EDQUOT) or FULL.search(str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -177,6 +177,12 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def drop_half_line(path: Path) -> None:
+    """Remove what a killed process, or a full disk, has left of a file's last line."""
+    if path.exists():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+
+
 def check_is_file(path: Path) -> None:
     """Refuse what is there but no file: to open a pipe would wait for ever.
 

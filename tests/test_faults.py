@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sqlite3
 
 import pytest
 
@@ -36,6 +37,7 @@ def from_a_full_disk() -> Exception:
         (OutOfMemoryError("CUDA"), "out_of_memory"),
         (MemoryError(), "out_of_memory"),
         (from_a_full_disk(), "disk_full"),
+        (sqlite3.OperationalError("database or disk is full"), "disk_full"),
         (SystemExit(1), "error"),
         (ValueError("x"), "error"),
     ],

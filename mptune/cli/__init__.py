@@ -16,7 +16,7 @@ from importlib import import_module
 
 from mptune import __version__
 from mptune.cli._command import Command, Parser
-from mptune.errors import InputError, MptuneError, one_line
+from mptune.errors import InputError, MptuneError, is_disk_full, one_line
 
 COMMANDS = {
     "init": ("specs", "write a commented spec for your own data"),
@@ -97,6 +97,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mptune: {f'{about}: ' if about else ''}{error.strerror or error}", file=sys.stderr)
         return 3
     except Exception as error:
+        if is_disk_full(error):  # as the database says it
+            print(
+                "mptune: the disk is full: make room, then the same command continues",
+                file=sys.stderr,
+            )
+            return 3
         handle, file = tempfile.mkstemp(prefix="mptune-", suffix=".txt")
         with open(handle, "w", encoding="utf-8") as out:
             traceback.print_exc(file=out)

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mptune.artifacts import store_at
 from mptune.dispatch.base import Dispatcher
-from mptune.errors import InterruptedSearch, LeaseLost, NoResultError
-from mptune.paths import TrialDirectory, release_freed_memory
+from mptune.errors import DiskFull, InterruptedSearch, LeaseLost, NoResultError
+from mptune.paths import TrialDirectory, drop_half_line, release_freed_memory
 from mptune.search.budget import Allowance, Budget
 from mptune.search.forecast import Predictor
 from mptune.search.in_flight import InFlight, InFlightState, copy_result, finished_before
@@ -182,8 +182,11 @@ class StudyDriver:
         Raises:
             InterruptedSearch: Ctrl-C or SIGTERM; running trials are queued again.
             NoResultError: the first trials all failed.
+            DiskFull: a trial had no room for its files.
             LeaseLost: another driver has taken the study over.
         """
+        if self.log is not None:
+            drop_half_line(self.log)
         self._started = self._spend_saved = self.clock()
         self._spent_before, ledger = load_spend(self.study)
         self._allowance = Allowance(self.budget, self.predictor, ledger)
@@ -514,7 +517,16 @@ class StudyDriver:
         self._stop(flight, "paused")
 
     def _end(self, flight: InFlight, ending: Finished | Stopped | Failed) -> None:
-        """Run a trial again that its machine failed, from its checkpoint if it has one."""
+        """Run a trial again that its machine failed, from its checkpoint if it has one.
+
+        Raises:
+            DiskFull: others would fail, too; the next driver queues this trial again.
+        """
+        if isinstance(ending, Failed) and ending.reason == "disk_full":
+            raise DiskFull(
+                f"trial {ending.number}: {ending.detail}; finished trials are kept: make room, "
+                "then the same command continues the search"
+            )
         preempted = isinstance(ending, Stopped) and ending.reason == "preempted"
         broken = isinstance(ending, Failed) and ending.reason in RETRIED
         if not preempted and not (broken and flight.retries < flight.spec.resources.retries):

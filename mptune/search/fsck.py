@@ -18,6 +18,7 @@ from mptune.paths import (
     RunDirectory,
     TrialDirectory,
     check_is_file,
+    drop_half_line,
     read_json,
     read_model,
     write_text,
@@ -110,9 +111,7 @@ def _top(run: RunDirectory) -> Iterator[Finding]:
             )
     check_is_file(run.events)
     if run.events.exists() and not run.events.read_bytes().endswith(b"\n"):
-        whole = run.events.read_bytes().rpartition(b"\n")
-        text = (whole[0] + whole[1]).decode(errors="replace")
-        repair = partial(write_text, run.events, text)
+        repair = partial(drop_half_line, run.events)
         yield Finding(str(run.events), "its last line is cut off", "drop that line", repair)
 
 
