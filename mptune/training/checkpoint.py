@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mptune.artifacts import Store, sha256, store_at
-from mptune.errors import DamagedCheckpoint, is_disk_full
+from mptune.errors import DamagedCheckpoint, cut_line, is_disk_full
 from mptune.policies.base import MaskPolicy
 from mptune.training import engine as ds
 from mptune.training.deepspeed_private import to_universal
@@ -123,8 +123,9 @@ class Checkpoints:
             DamagedCheckpoint: there were some, and all are damaged. They are removed, so that
                 another run of the trial begins from the start.
         """
-        ranks, named = self.ranks, self.ranks.from_first(self._named() if self.ranks.first else [])
-        for good in named:
+        ranks = self.ranks
+        named = ranks.from_first([asdict(good) for good in self._named()] if ranks.first else [])
+        for good in (WrittenCheckpoint(**each) for each in named):
             converts = good.sharded and good.world_size != ranks.world_size
             # A conversion needs all files; else a rank needs rank 0's and its own.
             needed = [name for name in good.files if converts or owner(name) in (0, ranks.rank)]
@@ -149,7 +150,7 @@ class Checkpoints:
             self._found = folder, UNIVERSAL if converts else good.tag
             return self._found[1]
         if named:
-            self._give_up(named[0], "is not as it was written")
+            self._give_up(WrittenCheckpoint(**named[0]), "is not as it was written")
         return None
 
     def load(self, engine: Any) -> Spent:
@@ -193,7 +194,7 @@ class Checkpoints:
         """Remove all checkpoints: the weights may be half loaded, so another run starts afresh."""
         self._close()
         self.remove()
-        detail = "" if error is None else f": {' '.join(str(error).split())}"
+        detail = "" if error is None else f": {cut_line(str(error))}"
         self.ranks.raise_together(
             DamagedCheckpoint(f"{self.store}/{good.tag} {why} and was removed{detail}")
         )

@@ -9,6 +9,7 @@ import contextlib
 import inspect
 import io
 import logging
+import os
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -96,6 +97,29 @@ def lru_caches(kind: type) -> Iterator[Any]:
         yield from (function for function in wrapped if hasattr(function, "cache_clear"))
 
 
+@contextlib.contextmanager
+def weights_only() -> Iterator[None]:
+    """Inside it torch reads tensors and plain values from files, which then cannot run code.
+
+    DeepSpeed asks for everything that was pickled. A user whose `deepspeed` section makes other
+    objects can have that with torch's own variable.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    if "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" in os.environ:
+        yield
+        return
+    kept: list[Any] = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
+        with torch.serialization.safe_globals(kept):
+            yield
+    finally:
+        del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+
+
 def universal_arguments(folder: Path, target: Path) -> Namespace:
     """Arguments of DeepSpeed's converter, which is made as a script."""
     return Namespace(
@@ -113,7 +137,7 @@ def to_universal(folder: Path, target: Path) -> None:
     """Convert a checkpoint of ZeRO shards so that any number of ranks can load it."""
     from deepspeed.checkpoint import ds_to_universal
 
-    with quiet(), contextlib.redirect_stderr(io.StringIO()):
+    with quiet(), weights_only(), contextlib.redirect_stderr(io.StringIO()):
         ds_to_universal.main(universal_arguments(folder, target))
 
 

@@ -230,7 +230,7 @@ def load(made: Any, folder: Path, tag: str) -> dict[str, Any]:
     """Load a checkpoint; returns the state that was saved with it."""
     groups = made.optimizer.param_groups
     hyperparameters = [{k: v for k, v in g.items() if k != "params"} for g in groups]
-    with private.quiet():
+    with private.quiet(), private.weights_only():
         _, client = made.load_checkpoint(str(folder), tag=tag)
     if made.load_universal_checkpoint():
         private.separate_groups(made, hyperparameters)

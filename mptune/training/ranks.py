@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -98,19 +99,27 @@ class Ranks:
         return lambda: float(read())
 
     def from_first(self, value: T) -> T:
-        """Rank 0's value, on every rank."""
-        box: list[Any] = [value]
-        if self.world_size > 1:
-            dist.broadcast_object_list(box, src=0, device=self.device)
-        received: T = box[0]
-        return received
+        """Rank 0's value, on every rank; see `gathered`."""
+        return self.gathered(value if self.first else None)[0]
 
-    def gathered(self, value: T) -> tuple[T, ...]:
-        """Every rank's value, on every rank."""
-        values: list[Any] = [value] * self.world_size
-        if self.world_size > 1:
-            dist.all_gather_object(values, value)
-        return tuple(values)
+    def gathered(self, value: Any) -> tuple[Any, ...]:
+        """Every rank's value, on every rank, as JSON has it: lists for tuples.
+
+        torch's own `all_gather_object` unpickles, and so runs, what another process sends.
+        """
+        text = json.dumps(value).encode()
+        if self.world_size == 1:
+            return (json.loads(text),)
+        sizes = torch.zeros(self.world_size, dtype=torch.int64, device=self.device)
+        sizes[self.rank] = len(text)
+        dist.all_reduce(sizes)
+        texts = torch.zeros(
+            self.world_size, int(sizes.max()), dtype=torch.uint8, device=self.device
+        )
+        texts[self.rank, : len(text)] = torch.tensor(list(text), dtype=torch.uint8)
+        dist.all_reduce(texts)
+        rows = zip(texts.cpu().numpy(), sizes.tolist(), strict=True)
+        return tuple(json.loads(row[:size].tobytes()) for row, size in rows)
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
@@ -128,7 +137,7 @@ class Ranks:
         of_ranks = self.gathered(mine)
         for rank, fault in enumerate(of_ranks):
             if fault is not None:
-                where = "" if set(of_ranks) == {fault} else f"rank {rank}: "
+                where = "" if all(other == fault for other in of_ranks) else f"rank {rank}: "
                 raise AgreedFailure(fault[0], where + fault[1]) from error
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+import os
 
-from mptune.artifacts import Remote
+import pytest
+import torch
+
+from mptune.artifacts import Remote, sha256
 from mptune.paths import TrialDirectory
 from mptune.trial import Finished, Stopped
 from tests.objects import bucket
@@ -62,6 +66,33 @@ def test_a_training_goes_on_with_another_number_of_workers(
     assert events[0].resumed_at == 10, events
     near = {"fp32": 1e-4, "bf16": 0.02}[precision]
     assert curve(events) == pytest.approx(undisturbed(precision), rel=near)
+
+
+class Harm:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("after", [2, 1])
+def test_code_in_a_checkpoint_is_not_run(study, alone, pair, tmp_path, after):
+    """Whoever can write to `storage.artifacts` can write the checksums, too."""
+    pair(study(tmp_path / "run", 2, **changes(1, "fp32")), Script(stop_at=10))
+    files = TrialDirectory(tmp_path / "run")
+    marker = json.loads(files.checkpoint_marker.read_text())
+    for name in marker["files"]:
+        path = files.checkpoint / name
+        torch.save({"optimizer_state_dict": Harm(tmp_path / "harm")}, path)
+        marker["files"][name] = path.stat().st_size, sha256(path)
+    files.checkpoint_marker.write_text(json.dumps(marker))
+    (failed,) = {1: alone, 2: pair}[after](study(tmp_path / "run", after, **changes(1, "fp32")))
+    assert failed.reason == "damaged_checkpoint"
+    assert "Weights only load failed" in failed.detail
+    assert not (tmp_path / "harm").exists()
 
 
 @pytest.mark.parametrize("after", [2, 1])
