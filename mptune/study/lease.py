@@ -25,8 +25,9 @@ from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from mptune.errors import InputError, RunInUse
+from mptune.errors import InputError, MptuneError, RunInUse
 from mptune.paths import RunDirectory, write_text
+from mptune.study.storage import is_away
 
 CHECK_EVERY_S = 2.0
 
@@ -148,6 +149,7 @@ class PostgresLease:
         self._key = int.from_bytes(digest[:8], signed=True)
         self._name, self._timeout_s = name, timeout_s
         self._connection: Connection | None = None
+        self._backend: int | None = None
         self._known = threading.Condition()
         self._sure_until, self._lost = 0.0, False
         self._engine: Engine = create_engine(
@@ -169,7 +171,8 @@ class PostgresLease:
 
         Raises:
             RunInUse: another driver holds the study.
-            InputError: the server does not answer.
+            InputError: the server refuses.
+            MptuneError: it does not answer, or has only now ended this driver's lost session.
         """
         asked_at = _now()
         try:
@@ -178,13 +181,19 @@ class PostgresLease:
             got = connection.execute(text("SELECT pg_try_advisory_lock(:k)"), {"k": self._key})
             if got.scalar():
                 self._connection = connection
+                self._backend = connection.execute(text("SELECT pg_backend_pid()")).scalar()
                 self._set(asked_at + self._timeout_s)
                 return
-            holder = self._holder(connection)
+            backend, holder = self._holder(connection)
+            if own := backend == self._backend and holder == this_process():
+                connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": backend})
             connection.close()
         except SQLAlchemyError as error:
             reason = str(error).splitlines()[0]
-            raise InputError(f"storage.url: cannot open Optuna's storage: {reason}") from None
+            kind = MptuneError if is_away(error) else InputError
+            raise kind(f"storage.url: cannot open Optuna's storage: {reason}") from None
+        if own:
+            raise MptuneError("the server had not noticed that this driver's connection was lost")
         raise RunInUse(
             f"study {self._name!r} in storage.url is being searched by {holder}; wait for it, "
             "stop it, or give the spec another name"
@@ -205,7 +214,7 @@ class PostgresLease:
             except RunInUse:
                 self._set(0.0, lost=True)
                 return
-            except InputError:
+            except MptuneError:
                 pass  # The server does not answer.
 
     def _set(self, sure_until: float, lost: bool = False) -> None:
@@ -234,16 +243,18 @@ class PostgresLease:
             {"ms": str(round(1000 * self._timeout_s))},
         )
 
-    def _holder(self, connection: Connection) -> str:
+    def _holder(self, connection: Connection) -> tuple[int | None, str]:
+        """Process of the server, and name, of the session that has the lock."""
         found = connection.execute(
             text(
-                "SELECT application_name FROM pg_stat_activity JOIN pg_locks USING (pid) "
+                "SELECT pid, application_name FROM pg_stat_activity JOIN pg_locks USING (pid) "
                 "WHERE locktype = 'advisory' AND granted AND objsubid = 1 "
                 "AND (classid::bigint << 32 | objid::bigint) = :k"
             ),
             {"k": self._key},
         )
-        return str(found.scalar() or "another driver")
+        pid, name = found.first() or (None, None)
+        return pid, name or "another driver"
 
 
 def _now() -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 import time
 import warnings
@@ -18,10 +19,10 @@ import optuna
 from optuna.storages.journal import JournalFileBackend
 from sqlalchemy import create_engine
 from sqlalchemy import event as sqlalchemy_event
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.pool import NullPool
 
-from mptune.errors import InputError, MptuneError
+from mptune.errors import InputError, MptuneError, one_line
 from mptune.spec.schema import fixed_on_resume
 from mptune.study import records
 from mptune.study.optuna_private import Database
@@ -91,7 +92,8 @@ class StudyStorage:
         """Optuna's storage. With `only`, trials come with these user attributes alone.
 
         Raises:
-            InputError: the URL names no reachable database.
+            InputError: the URL names no database that can be opened.
+            MptuneError: its server does not answer now.
         """
         if self.url is None and not self.database.exists():
             self.database.parent.mkdir(parents=True, exist_ok=True)
@@ -106,9 +108,8 @@ class StudyStorage:
                 reason = str(error).splitlines()[0]
                 # Two processes that meet an empty database both create its tables; one fails.
                 if "already exists" not in reason or attempt == STORAGE_ATTEMPTS:
-                    raise InputError(
-                        f"storage.url: cannot open Optuna's storage: {reason}"
-                    ) from None
+                    kind = MptuneError if is_away(error) else InputError
+                    raise kind(f"storage.url: cannot open Optuna's storage: {reason}") from None
                 time.sleep(0.1 * attempt)
         raise AssertionError
 
@@ -231,9 +232,9 @@ def await_server(
             engine.connect().close()
             return
         except OperationalError as error:
-            reason = str(error.orig).splitlines()[0]
-            if "FATAL" in reason and not any(words in reason for words in NOT_YET):
+            if not is_away(error):
                 return
+            reason = str(error.orig).splitlines()[0]
         if time.monotonic() > give_up:
             raise MptuneError(f"storage.url: no database server answers: {reason}")
         if not said:
@@ -241,6 +242,14 @@ def await_server(
             say(f"note: no database server answers yet ({reason}); waiting up to {timeout_s:g} s")
         if interrupted.wait(0.5):
             return
+
+
+def is_away(error: Exception) -> bool:
+    """Whether a database server cannot be reached now, and has not refused."""
+    if not isinstance(error, DBAPIError) or isinstance(error.orig, sqlite3.Error):
+        return False
+    reason = str(error.orig)
+    return "FATAL" not in reason or any(words in reason for words in NOT_YET)
 
 
 def survive_restarts(storage: optuna.storages.RDBStorage) -> None:
@@ -288,7 +297,10 @@ def _retry(
     while True:
         try:
             return attempt()
-        except errors:
+        except errors as error:
             if time.monotonic() > give_up:
-                raise
+                raise MptuneError(
+                    f"storage.url: the database server has not answered for {RECONNECT_S:g} s: "
+                    f"{one_line(error)}"
+                ) from error
             time.sleep(0.5)

@@ -28,7 +28,7 @@ from mptune.study.samplers import make_sampler
 from mptune.study.storage import await_server
 from mptune.trial import Event, Started, Trial, TrialSpec
 from tests import fakes, studies
-from tests.faults.postgres import Postgres
+from tests.faults.postgres import Postgres, Relay
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -207,43 +207,6 @@ def test_a_driver_behind_a_silent_network_loses_its_study_in_time(server, tmp_pa
             assert out == "lost\n"
 
 
-class Relay:
-    """A TCP port that leads to the server's socket, until it is silent."""
-
-    def __init__(self, server: Postgres) -> None:
-        self._target, self._database = server.socket, server.database
-        self.silent = threading.Event()
-        self._server = socket.create_server(("127.0.0.1", 0))
-
-    @property
-    def url(self) -> str:
-        port = self._server.getsockname()[1]
-        return f"postgresql+psycopg2://postgres@127.0.0.1:{port}/{self._database}"
-
-    def __enter__(self) -> Relay:
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._server.close()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                here, there = self._server.accept()[0], socket.socket(socket.AF_UNIX)
-                there.connect(self._target)
-                for pair in ((here, there), (there, here)):
-                    threading.Thread(target=self._pump, args=pair, daemon=True).start()
-
-    def _pump(self, source: socket.socket, target: socket.socket) -> None:
-        with suppress(OSError):
-            while data := source.recv(65536):
-                while self.silent.is_set():
-                    time.sleep(0.05)
-                target.sendall(data)
-            target.close()
-
-
 def test_a_lease_that_was_cut_off_is_taken_again_or_lost(server, monkeypatch):
     monkeypatch.setattr(lease, "CHECK_EVERY_S", 0.2)
     with lease.lease(server.url, "mine", 30) as mine:
@@ -262,6 +225,18 @@ def test_a_lease_that_was_cut_off_is_taken_again_or_lost(server, monkeypatch):
             assert time.monotonic() < give_up
             time.sleep(0.05)
         thief.close()
+
+
+def test_a_lease_whose_end_the_server_has_not_noticed_is_taken_again(server, monkeypatch):
+    """A firewall between them has forgotten the connection, or a proxy was restarted."""
+    monkeypatch.setattr(lease, "CHECK_EVERY_S", 0.2)
+    with Relay(server) as relay, lease.lease(relay.url, "mine", 30) as mine:
+        lost, give_up = mine._backend, time.monotonic() + 20
+        relay.drop()
+        while mine._backend == lost:
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
+        assert mine.is_held()
 
 
 def test_a_driver_without_its_lease_writes_nothing_any_more(tmp_path):
@@ -301,6 +276,15 @@ def test_a_server_that_never_answers_is_no_wrong_input() -> None:
         port = holder.getsockname()[1]
     with pytest.raises(MptuneError, match="no database server answers") as raised:
         await_server(f"postgresql+psycopg2://a@127.0.0.1:{port}/b", 0, print, threading.Event())
+    assert raised.value.exit_code == 3
+
+
+def test_a_server_that_is_away_when_a_study_is_opened_is_no_wrong_input(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+    url = f"postgresql+psycopg2://a@127.0.0.1:{port}/b"
+    with pytest.raises(MptuneError, match="Connection refused") as raised:
+        studies.storage(RunDirectory(tmp_path), url).open()
     assert raised.value.exit_code == 3
 
 
