@@ -7,6 +7,7 @@ files is valid once its last file exists, which names the others.
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -18,14 +19,33 @@ from typing import Any, TypeAlias
 
 from mptune.paths import write_text
 
+SECRET_QUERY = r"[?&][^=&\s]*(?:passw|sig\b|signature|token|secret|credential)[^=&\s]*="
+"""Of a signed URL, or one with a password."""
+
+
+def without_secret(url: str) -> str:
+    """The URL, if it has no secret.
+
+    Raises:
+        ValueError: it has one.
+    """
+    if "://" in url and re.search(f"(?i)://[^/@]*:[^/@]+@|{SECRET_QUERY}", url):
+        raise ValueError(
+            "has a password or a signature, which the run directory would keep: give credentials "
+            "in the environment, as the file system of the URL reads them, or download the file"
+        )
+    return url
+
 
 def check_url(url: str) -> str:
     """The URL, if its kind of store can be opened here.
 
     Raises:
-        ValueError: fsspec has no such store, or its package is missing; the message names it.
+        ValueError: fsspec has no such store, its package is missing, or the URL has a secret.
     """
     import fsspec
+
+    without_secret(url)
 
     kind = fsspec.utils.get_protocol(url)
     try:

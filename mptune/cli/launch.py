@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,14 +27,7 @@ ACTIONS = ("status", "logs", "fetch", "stop")
     ),
     argument("--on", type=Path, required=True, metavar="PROFILE", help="e.g. launchers/ray.yaml"),
     OVERRIDES,
-    argument(
-        "--dry-run",
-        nargs="?",
-        const="client",
-        choices=("client", "server"),
-        metavar="server",
-        help="print the manifests or scripts and stop; =server: the API server checks them",
-    ),
+    flag("--dry-run", "print the manifests or scripts and stop"),
     flag("--detach", "submit and return at once"),
     flag("--now", "with stop, but on Ray: give trials no time for a checkpoint"),
     path("--into", "DIR", "folder for the report; default runs/NAME"),
@@ -44,7 +36,7 @@ def run_launch(
     target: list[str],
     on: Path,
     overrides: list[str],
-    dry_run: str | None,
+    dry_run: bool,
     detach: bool,
     now: bool,
     into: Path | None,
@@ -62,11 +54,10 @@ def run_launch(
 
     examples:
       mptune launch doctor --on launchers/kubernetes.yaml
-      mptune launch spec.yaml --on launchers/kubernetes.yaml --dry-run          # the manifests
-      mptune launch spec.yaml --on launchers/kubernetes.yaml --dry-run=server   # checked there
-      mptune launch spec.yaml --on launchers/kubernetes.yaml                    # submit and follow
+      mptune launch spec.yaml --on launchers/kubernetes.yaml --dry-run   # the manifests
+      mptune launch spec.yaml --on launchers/kubernetes.yaml             # submit and follow
       mptune launch status NAME --on launchers/kubernetes.yaml
-      mptune launch logs NAME --on launchers/kubernetes.yaml                    # follow again
+      mptune launch logs NAME --on launchers/kubernetes.yaml             # follow again
       mptune launch fetch NAME --on launchers/kubernetes.yaml --into runs/NAME
       mptune launch stop NAME --on launchers/kubernetes.yaml
       mptune launch spec.yaml --on launchers/slurm.yaml --detach
@@ -120,7 +111,7 @@ def _act(launcher: Launcher, action: str, name: str, on: Path, into: Path | None
     return 0
 
 
-def _submit(launcher: Launcher, path: Path, overrides: list[str], dry_run: str | None) -> str:
+def _submit(launcher: Launcher, path: Path, overrides: list[str], dry_run: bool) -> str:
     """Submit the spec, or print what would be submitted; returns the name of the search."""
     from mptune.launch.base import Submission
 
@@ -137,8 +128,6 @@ def _submit(launcher: Launcher, path: Path, overrides: list[str], dry_run: str |
     )
     if dry_run:
         print(launcher.render(search), end="")
-        if dry_run == "server":
-            print("\n".join(launcher.check(search)), file=sys.stderr)
     else:
         launcher.submit(search)
         _say(f"{search.name}: submitted")

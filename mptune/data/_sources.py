@@ -23,7 +23,7 @@ from typing import IO, Annotated, Any
 
 from pydantic import BeforeValidator
 
-from mptune.artifacts import sha256
+from mptune.artifacts import sha256, without_secret
 from mptune.errors import did_you_mean, message_of
 from mptune.paths import cache_directory, write_text
 
@@ -38,10 +38,9 @@ _DATASET_MARKS = ("dataset_dict.json", "state.json")
 
 
 def _as_tuple(value: object) -> object:
-    if isinstance(value, str) and value:
-        return (value,)
+    value = (value,) if isinstance(value, str) else value
     if isinstance(value, list | tuple) and value and all(isinstance(v, str) and v for v in value):
-        return value
+        return tuple(map(without_secret, value))
     raise ValueError("is not a path, a glob or a list of them")
 
 

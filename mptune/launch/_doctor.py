@@ -40,6 +40,8 @@ def diagnose_cluster(profile: KubernetesProfile) -> Iterator[Diagnosis]:
     yield Diagnosis("ok", "API server", f"{api.server} is Kubernetes {version}")
     yield diagnose("your rights", partial(_rights, api))
     yield diagnose("KubeRay operator", partial(_operator, api))
+    tag = f"{profile.image} is a tag, which may become another image; NAME@sha256:DIGEST pins it"
+    yield Diagnosis("ok", "image", "pinned" if "@sha256:" in profile.image else tag)
     for what, manifest in _manifests(profile):
         yield diagnose(what, partial(_admission, api, manifest))
     if profile.queue:

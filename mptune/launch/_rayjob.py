@@ -110,11 +110,13 @@ class PostgresServer(Section):
     database: str = Field("mptune", pattern=r"^[\w-]+$")
     secret: DnsLabel = "mptune-postgres"
     key: str = Field("password", pattern=r"^[-._a-zA-Z0-9]+$")
+    sslmode: Literal["disable", "prefer", "require", "verify-ca", "verify-full"] = "prefer"
 
     @property
     def url(self) -> str:
         """The SQLAlchemy URL, without a password: libpq reads that from PGPASSWORD."""
-        return f"postgresql+psycopg2://{self.user}@{self.host}:{self.port}/{self.database}"
+        server = f"{self.user}@{self.host}:{self.port}/{self.database}"
+        return f"postgresql+psycopg2://{server}?sslmode={self.sslmode}"
 
 
 class KubernetesProfile(Section):

@@ -163,14 +163,6 @@ class Launcher(Section):
             InputError: the search does not fit this place.
         """
 
-    def check(self, search: Submission) -> list[str]:
-        """Ask the place whether it would accept the search; one line per object to be created.
-
-        Raises:
-            LaunchError: it would not accept it, or it cannot be asked.
-        """
-        raise LaunchError(f"--dry-run=server needs a Kubernetes profile; this one is {self.kind!r}")
-
     def doctor(self) -> Iterator[Diagnosis]:
         """Look at what a search needs there; this creates nothing."""
         yield Diagnosis("not checked", self.kind, "only that its profile is valid")

@@ -68,15 +68,6 @@ class Kubernetes(KubernetesProfile, Launcher):
         self._check_fit(search)
         return to_yaml([config_map(self, search), ray_job(self, search)])
 
-    def check(self, search: Submission) -> list[str]:
-        self._check_fit(search)
-        api, accepted = self._api(search.name), []
-        for manifest in (config_map(self, search), ray_job(self, search)):
-            api.create(manifest, dry_run=True)
-            name = f"{manifest['kind']} {manifest['metadata']['name']}"
-            accepted.append(f"{name}: the API server accepts it")
-        return accepted
-
     def doctor(self) -> Iterator[Diagnosis]:
         return diagnose_cluster(self)
 

@@ -70,7 +70,7 @@ class ExistingRay(Launcher):
     kind: Literal["ray"] = "ray"
     address: str = "auto"
     dashboard: str = Field("http://127.0.0.1:8265", pattern=r"^https?://[^/\s]+/?$")
-    runs: str = Field("~/mptune-runs", pattern=r"^(~?/)")
+    runs: str = Field("~/mptune-runs", pattern=r"^~?/[^\r\n]*$")
 
     def ray_address(self) -> str:
         return self.address

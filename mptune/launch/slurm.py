@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from jinja2 import StrictUndefined, Template
 from pydantic import Field
@@ -87,7 +87,7 @@ class Slurm(Launcher):
     """
 
     kind: Literal["slurm"] = "slurm"
-    runs: str = "runs"
+    runs: str = Field("runs", pattern=r"^[^\r\n]+$")
     nodes: int = Field(1, gt=0, le=4096)
     cpus_per_node: int = Field(..., gt=0, le=4096)
     gpus_per_node: int = Field(0, ge=0, le=64)
@@ -96,7 +96,7 @@ class Slurm(Launcher):
     account: str | None = Field(None, pattern=r"^[\w.-]+$")
     setup: tuple[str, ...] = ()
     grace_s: int = Field(300, ge=30, le=86400)
-    options: tuple[str, ...] = ()
+    options: tuple[Annotated[str, Field(pattern=r"^--?\w[^\r\n]*$")], ...] = ()
 
     def render(self, search: Submission) -> str:
         check_gangs(

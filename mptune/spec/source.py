@@ -22,6 +22,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from mptune import plugins
+from mptune.artifacts import SECRET_QUERY
 from mptune.errors import InputError, cut_line, did_you_mean
 from mptune.spec.schema import (
     PLUGIN_SECTIONS,
@@ -360,9 +361,8 @@ def _problems(
 
 def _line(concrete: Concrete, at: Location, rule: str) -> str:
     line = f"{concrete.origin(at)}: {'.'.join(map(str, at))}: {rule}"
-    return re.sub(
-        r"(://[^:/@\s]*:).*(?=@)|(password=|passwd=)[^&\s']+", r"\1\2...", line
-    )  # shows no password
+    # It shows no password.
+    return re.sub(rf"(?i)(://[^:/@\s]*:).*(?=@)|({SECRET_QUERY})[^&\s']+", r"\1\2...", line)
 
 
 def _rule(problem: dict[str, Any], model: type[BaseModel], prefix: Location, at: Location) -> str:

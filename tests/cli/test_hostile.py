@@ -182,6 +182,12 @@ CHANGES = {
     "an arm of nothing": ("accumulated: {policy: {kind: uniform}}", "accumulated: {x: 1}"),
     "a command as KPI": ("compare:", "score: {kpi: '../x'}\ncompare:"),
     "a password": ("compare:", "storage: {url: 'postgresql://u:secret@h/d'}\ncompare:"),
+    "a signed source": (
+        f"source: {ROOT / 'LICENSE'}",
+        "source: 'https://h/x.txt?X-Amz-Signature=secret'",
+    ),
+    "a password of a source": (f"source: {ROOT / 'LICENSE'}", "source: ['ftp://u:secret@h/x']"),
+    "a password of a store": ("compare:", "storage: {artifacts: 'https://u:secret@h/x'}\ncompare:"),
     "no store": ("compare:", "storage: {artifacts: 'nosuch://x'}\ncompare:"),
     "many workers": ("compare:", "resources: {workers: 100000000}\ncompare:"),
 }

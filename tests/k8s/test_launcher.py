@@ -192,15 +192,6 @@ def test_stop_leaves_nothing_but_study_and_artifacts(server: ApiServer) -> None:
     assert (server.artifacts / "runs" / "succeeds").is_dir()
 
 
-def test_a_dry_run_on_the_server_creates_nothing(
-    server: ApiServer, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert launch("succeeds", "--dry-run=server") == 0
-    assert "RayJob succeeds: the API server accepts it" in capsys.readouterr().err
-    assert not any(server.objects.values())
-    assert all(q["dryRun"] == "All" for _, q in server.writes)
-
-
 def test_the_role_has_exactly_the_verbs_that_the_launcher_uses(
     server: ApiServer, tmp_path: Path
 ) -> None:
@@ -290,6 +281,7 @@ def test_a_doctor_looks_at_everything_and_makes_nothing(
         f"http://127.0.0.1:{prepared.port} is Kubernetes v1.36.2",
         "your rights: all of the Role mptune-launcher",
         "KubeRay operator: kuberay/operator:v1.7.0",
+        "image: mptune:0.1.0 is a tag, which may become another image",
         "RayJob: the API server accepts it",
         "pod of the head: the API server accepts it",
         "pod of pool gpu: the API server accepts it",
@@ -951,7 +943,7 @@ def test_a_real_cluster_accepts_shows_and_removes_a_search(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", os.environ["MPTUNE_TEST_KUBECONFIG"])
-    assert launch("mptune-test", "--dry-run=server") == 0
+    assert main(["launch", "doctor", "--on", str(PROFILE)]) == 0
     assert launch("mptune-test", "--detach") == 0
     try:
         assert launch("mptune-test", "--detach") == 3

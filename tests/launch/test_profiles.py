@@ -70,6 +70,11 @@ def test_a_dry_run_writes_nothing(
             "kind: slurm\ncpus_per_node: 4\ntime_limit: long\n",
             "p.yaml:3: time_limit: 'long' string should",
         ),
+        (
+            'kind: slurm\ncpus_per_node: 4\noptions: ["--x=1\\nrm -r /"]\n',
+            "p.yaml:3: options.0: '--x=1\\nrm -r /' string should match",
+        ),
+        ('kind: ray\nruns: "~/a\\nb"\n', "p.yaml:2: runs: '~/a\\nb' string should match"),
         ("image: x\n", "p.yaml:1: needs 'kind', one of kubernetes, ray, slurm"),
         ("kind: [\n", "not valid YAML"),
         ("kind: ray\nkind: ray\n", "p.yaml:2: kind is given twice"),
@@ -103,10 +108,7 @@ SLURM = str(ROOT / "launchers" / "slurm.yaml")
         (["spec.yml", "--on", KUBERNETES], "spec.yml: no such file; did you mean 'spec.yaml'?"),
         (["spec.yaml", "--on", "kubernetes.yaml"], "kubernetes.yaml: no such file"),
         (["spec.yaml"], "the following arguments are required: --on"),
-        (
-            ["spec.yaml", "--on", KUBERNETES, "--dry-run=sever"],
-            "--dry-run: invalid choice",
-        ),
+        (["spec.yaml", "--on", KUBERNETES, "--dry-rum"], "unrecognized arguments: --dry-rum"),
         (["spec.yaml", "--on", KUBERNETES, "--set", "name=My_Search"], "--set name=my-search"),
         (["spec.yaml", "--on", KUBERNETES, "--set", f"name={'a' * 48}"], "at most 47"),
         (
@@ -135,7 +137,6 @@ SLURM = str(ROOT / "launchers" / "slurm.yaml")
             "spec.yaml: resources.by_size: a trial takes 4 workers of 1 CPUs and 0 GPUs; no pool",
         ),
         (["spec.yaml", "--on", SLURM], "there is no sbatch here"),
-        (["spec.yaml", "--on", SLURM, "--dry-run=server"], "--dry-run=server needs a Kubernetes"),
         (["status", "x", "--on", SLURM], "there is no launched search x in runs"),
     ],
 )

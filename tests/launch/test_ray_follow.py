@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
@@ -111,6 +112,24 @@ def test_a_token_is_sent_without_ray_auth_mode(
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
     assert profile_of(server).status("tiny").phase == "succeeded"
     assert server.tokens == {"Bearer secret"}
+
+
+def test_another_host_that_the_cluster_refers_to_gets_no_token(
+    server: JobsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refers(_Handler):
+        def do_GET(self) -> None:
+            self.send_response(302)
+            self.send_header("Location", f"http://localhost:{server.server_port}{self.path}")
+            self.end_headers()
+
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    with JobsServer(("127.0.0.1", 0), Refers) as refers:
+        threading.Thread(target=refers.serve_forever, args=(0.05,), daemon=True).start()
+        with suppress(LaunchError):
+            profile_of(refers).status("tiny")
+        refers.shutdown()
+    assert server.tokens == {None}
 
 
 def test_an_error_of_the_cluster_is_one_line(server: JobsServer) -> None:
