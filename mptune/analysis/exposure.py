@@ -113,7 +113,7 @@ class Exposed:
         return cls(omega_SF, idle, dict(_leaves({**others, "policy": outer}, "")))
 
 
-@lru_cache(maxsize=1 << 12)
+@lru_cache(maxsize=256)  # of one decision's candidates; those that were run are kept elsewhere
 def _exposure(policy: str, length: int) -> tuple[Array, float, dict[str, Any]]:
     values = json.loads(policy)
     law = build("policy", values)
