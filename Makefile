@@ -7,8 +7,9 @@
 #                sampler, a gang that is used again without ZeRO, the other moments of a killed
 #                driver, stopping on Slurm and at once on Ray; most of an hour
 #   make soak    kill the driver of a search (-9) again and again (KILLS=20): at each moment with
-#                its study in SQLite; `make test` does half of them, two in PostgreSQL; then look
-#                what grows in a search of 500 trainings
+#                its study in SQLite; `make test` does half of them, two in PostgreSQL; then every
+#                kind of fault as often at random moments; then look what grows in a search of 500
+#                trainings
 #   make mutants   do the tests notice a mistake? N=30 of them, 10 minutes
 #   make calibrate  simulations in full: coverage of intervals, rates of error
 #   make gpu-check  tests, speed and memory on one GPU, with the Python that is active: 8 minutes
@@ -59,6 +60,7 @@ test-all: test
 
 soak: $(READY)
 	MPTUNE_KILLS=$(KILLS) $(PYTEST) -m "not nightly" tests/faults/test_driver_killed.py
+	$(BIN)/python benchmarks/faults.py --repeats $(KILLS)
 	$(BIN)/python benchmarks/soak.py
 
 mutants: $(READY)
