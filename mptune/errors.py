@@ -102,6 +102,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
 
 
+def plural(count: float, noun: str) -> str:
+    """A count with its noun.
+
+    >>> plural(1, "trial"), plural(2000, "trial"), plural(3, "category")
+    ('1 trial', '2,000 trials', '3 categories')
+    """
+    ending = "" if count == 1 else "s"
+    if ending and noun.endswith("y") and noun[-2] not in "aeiou":
+        noun, ending = noun[:-1], "ies"
+    return f"{count:,} {noun}{ending}"
+
+
 def did_you_mean(name: object, known: Iterable[object]) -> str:
     """`"; did you mean 'x'?"` for the nearest known name, or an empty string.
 

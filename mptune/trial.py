@@ -36,7 +36,9 @@ class Prepared(Message):
         precision: what `training.precision: auto` means on the workers.
         warnings: problems of the data that distort the score; None if not checked.
         counting: LML of a model that only counts symbols of the training data, nats per token, on
-            the plan's sequences; a trained model should be above it.
+            the plan's sequences.
+        last_value: of series, LML of a model that only counts which values follow the last visible
+            value of the same channel, by the number of steps between.
     """
 
     table: str
@@ -53,6 +55,13 @@ class Prepared(Message):
     precision: Literal["fp32", "bf16"] = "fp32"
     warnings: tuple[str, ...] | None = None
     counting: float | None = None
+    last_value: float | None = None
+
+    @property
+    def baselines(self) -> dict[str, float]:
+        """Scores of models that only count, nats per token: a trained one should be above all."""
+        known = {"counting": self.counting, "last_value": self.last_value}
+        return {name: score for name, score in known.items() if score is not None}
 
     @property
     def mean_length(self) -> float:

@@ -75,14 +75,15 @@ class Recommendation:
         searched: the trial that the search recommends; None if none of its trials has finished.
         trial: a trial of the recommended policy: `searched`, unless an arm beat its policy on
             paired seeds (`chosen_policy`); None if nothing has finished.
-        counting: `Prepared.counting`, which a model that has learned something is above.
+        baseline: the best of `Prepared.baselines`, which a model that has learned something is
+            above: its name and its score; None if there is none.
     """
 
     selection: SearchSelection | None
     comparison: ComparisonReport | None
     searched: Trial | None
     trial: Trial | None
-    counting: float | None
+    baseline: tuple[str, float] | None
 
     @classmethod
     def of(
@@ -94,8 +95,9 @@ class Recommendation:
     ) -> Recommendation:
         """The choice among the trials of a search and the arms of a comparison."""
         searched = recommended(selection, trials) if any(t.finished for t in trials) else None
-        counting = prepared.counting if prepared else None
-        return cls(selection, comparison, searched, chosen_policy(searched, comparison), counting)
+        baselines = (prepared.baselines if prepared else {}).items()
+        baseline = max(baselines, key=lambda each: each[1], default=None)
+        return cls(selection, comparison, searched, chosen_policy(searched, comparison), baseline)
 
     @property
     def runs(self) -> list[Trial]:
@@ -118,8 +120,8 @@ class Recommendation:
 
     @property
     def learned_nothing(self) -> bool:
-        """Whether the score of the choice is not above that of counting symbols."""
-        return self.counting is not None and self.score[0] <= self.counting
+        """Whether the score of the choice is not above that of the best model that only counts."""
+        return self.baseline is not None and self.score[0] <= self.baseline[1]
 
     def best(self) -> Trial:
         """The trial of the recommended policy.

@@ -38,7 +38,7 @@ COMMANDS = {
     "best": ("report", "print the recommended policy, or export it"),
     "verify": ("score", "check the estimator where the answer is known"),
     "impute": ("impute", "fill a table's missing values with a trained model"),
-    "check": ("plugins", "check whether a model class of your own does what is asked of it"),
+    "check": ("plugins", "check a model class of your own, or a kept model in transformers"),
     "list": ("plugins", "list policies, model families, ..., or the keys of a spec"),
     "schema": ("specs", "print the JSON schema of a spec, for completion in editors"),
     "policy": ("plugins", "show what a mask policy does, with a picture"),

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from mptune.errors import InputError, did_you_mean
+from mptune.errors import InputError, did_you_mean, plural
 from mptune.launch.base import Launcher
+from mptune.paths import RunDirectory, TrialDirectory
 from mptune.spec.source import read_plugin
 
 
@@ -133,6 +134,23 @@ def address_of(on: Path | None, address: str | None) -> str | None:
     return launcher.ray_address()
 
 
+def trial_directory(model: Path) -> Path:
+    """The directory of a trial: itself, that of a kept model, or of a run's recommended trial.
+
+    Raises:
+        InputError: there is no such directory.
+    """
+    if not model.is_dir():
+        raise InputError(f"{model}: no such directory; give a run's or a trial's")
+    if RunDirectory(model).resolved.exists():
+        from mptune.search.run import Run
+
+        run = Run.open(model)
+        return run.trial_directory(run.best()).root
+    is_kept = TrialDirectory(model.parent).module.exists() and (model / "config.json").exists()
+    return model.parent if is_kept else model
+
+
 def show(found: Any, as_json: bool, block: str) -> None:
     """Print a result as JSON, or as text by a block of `output.txt`, which has its values."""
     if as_json:
@@ -158,7 +176,7 @@ def as_text(block: str, values: Mapping[str, Any]) -> str:
         finalize=lambda value: str(value).replace("¦", "|").replace("\n", " "),
     )
     environment.filters |= {"f": number, "columns": columns, "half_width": half_width}
-    environment.filters |= {"about": about, "count": count}
+    environment.filters |= {"about": about, "count": count, "plural": plural}
     template = environment.get_template("output.txt")
     return "".join(template.blocks[block](template.new_context(dict(values)))).rstrip()
 

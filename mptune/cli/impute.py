@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mptune.cli._command import JSON, argument, command, option, path, show
+from mptune.cli._command import JSON, argument, command, option, path, show, trial_directory
 from mptune.errors import InputError
-from mptune.paths import RunDirectory
 
 SHOWN = 5
 """Values without a symbol that are named for each column."""
@@ -70,7 +69,7 @@ def run_impute(
             raise InputError(f"--{name} {value}: must be between 0 and 1")
     if draws < 0:
         raise InputError(f"--draws {draws}: must not be negative")
-    trial = _trial(model)
+    trial = trial_directory(model)
     from mptune.tools import impute
 
     if check is not None:
@@ -78,18 +77,6 @@ def run_impute(
     elif out is not None:
         found = impute.impute(trial, table, out, cells, draws=draws, **common)
         print(json.dumps(found, indent=2) if as_json else "\n".join(_fill_lines(found, out)))
-
-
-def _trial(model: Path) -> Path:
-    """The trial's directory; of a run directory, that of the recommended trial."""
-    if not RunDirectory(model).resolved.exists():
-        if not model.is_dir():
-            raise InputError(f"{model}: no such directory; give a run's or a trial's")
-        return model
-    from mptune.search.run import Run
-
-    run = Run.open(model)
-    return run.trial_directory(run.best()).root
 
 
 def _fill_lines(found: dict[str, Any], out: Path) -> Iterator[str]:

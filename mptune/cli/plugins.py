@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 
 from mptune import plugins
-from mptune.cli._command import JSON, argument, as_text, command, option, path
+from mptune.cli._command import JSON, argument, as_text, command, option, path, trial_directory
 from mptune.errors import InputError, did_you_mean
 from mptune.paths import write_aside
 from mptune.spec.schema import PLUGIN_SECTIONS, SearchSpec, build, nested
@@ -108,14 +108,16 @@ def _type(field: dict[str, Any]) -> str:
 
 
 @command(
-    path("file", "FILE", "a spec, or a YAML file with a section `model` only"),
+    path("file", "FILE|MODEL", "a spec or a `model` section; or a run, a trial or its kept model"),
     option("--vocabulary", "V", "symbols that can be predicted", 100),
     option("--length", "D", "positions per sequence", 32),
 )
 def run_check(file: Path, vocabulary: int, length: int) -> int:
-    """Check each model of a file against the contract of `model.class`, on the CPU.
+    """Check a kept model, or each model of a file against the contract of `model.class`.
 
-    One line per check; exit code 2 if one fails:
+    A kept model is opened by transformers in a process without mptune, which runs code in its
+    folder; log-probabilities of held-out sequences must be mptune's to 1e-5. Of a model that is not
+    trained yet, on the CPU, there is one line per check; exit code 2 if one fails:
 
       constructor  the class can be made, twice with the same weights from torch's generator
       shape        logits of all positions, or of the masked ones, over all symbols
@@ -130,9 +132,14 @@ def run_check(file: Path, vocabulary: int, length: int) -> int:
     examples:
       mptune check model.yaml      # model: {class: my_package.models:MyMaskedLM, hidden: 64}
       mptune check spec.yaml --vocabulary 8192 --length 128
+      mptune check runs/mydata     # the recommended trial's, with training.keep_weights: true
     """
-    from mptune.tools.check import check_model
+    from mptune.tools.check import check_folder, check_model
 
+    if file.is_dir():
+        folder, difference = check_folder(trial_directory(file))
+        print(f"{folder}: opens without mptune; log p differs by at most {difference:.1g} nats")
+        return 0
     spec = SpecFile.read(file)
     if "model" not in plain(spec.root):
         raise InputError(f"{file}: has no section `model`")

@@ -17,10 +17,12 @@ from mptune.cli._command import (
     WHERE,
     address_of,
     argument,
+    as_text,
     command,
     flag,
     path,
 )
+from mptune.dispatch import refuse_local
 from mptune.errors import InputError
 
 RUN = (
@@ -110,8 +112,17 @@ def execute(
         for note in preflight.notes(file, checked) if searching else ():
             say(f"note: {note}")
         if dry_run:
-            for line in preflight.dry_run(file, checked, searching, given["address"]):
+            where = {"address": given["address"], "local": given["local"]}
+            if given["local"]:
+                refuse_local(checked.resources)
+            else:
+                preflight.refuse_misfits(file, checked, given["address"])
+            for line in preflight.dry_run(file, checked, searching):
                 say(line)
+            found = preflight.expected(file, checked, **where, searching=searching)
+            assert found is not None, "the data are prepared"
+            say(as_text("plan", found))
+            say(f"time is measured by: mptune plan {spec}")
             return
     again = shlex.join(["mptune", *(a for a in sys.argv[1:] if a not in ("--fresh", "--yes"))])
     start = application.search if searching else application.compare

@@ -15,13 +15,14 @@ from mptune.cli._command import (
     WHERE,
     address_of,
     argument,
+    as_text,
     command,
     flag,
     option,
     path,
     show,
 )
-from mptune.errors import InputError
+from mptune.errors import InputError, plural
 from mptune.paths import write_json, write_text
 from mptune.search import preflight
 from mptune.search.kpi import check_importable
@@ -89,24 +90,29 @@ def run_validate(
     Space(file).arms()
     check_importable(checked.score)
     cluster = address_of(on, address)
-    preflight.refuse_misfits(file, checked, cluster)
+    if cluster is not None:
+        preflight.refuse_misfits(file, checked, cluster)
     found = {name: str(dimension) for name, dimension in file.dimensions.items()}
-    refused = preflight.memory_refusals(file, checked, cluster)
-    notes = [*preflight.notes(file, checked), *(f"will be refused: {line}" for line in refused)]
+    expected = preflight.expected(file, checked, cluster, here=False)
+    notes = preflight.notes(file, checked)
     if data:
         notes += preflight.inspect_data(file, checked)["warnings"]
     if as_json:
         result = {"valid": True, "name": checked.name, "dimensions": found, "notes": notes}
-        print(json.dumps(result, indent=2))
+        print(json.dumps({**result, "expected": expected}, indent=2))
         return
-    print(f"{spec} is valid: {checked.search.trials} trials over {len(found)} dimensions")
+    trials, dimensions = plural(checked.search.trials, "trial"), plural(len(found), "dimension")
+    print(f"{spec} is valid: {trials} over {dimensions}")
     for name, text in found.items():
         print(f"  {name}: {text}")
     for note in notes:
         print(f"note: {note}")
     if not data:
         print("not checked: columns, tokenizer and size of the data; --data checks them, too")
-    print(f"not predicted: time, FLOPs, memory and disk; mptune plan {spec} predicts them")
+    if expected is not None:
+        print(as_text("plan", expected))
+    what = "time, FLOPs, memory and disk are" if expected is None else "time is"
+    print(f"{what} measured by: mptune plan {spec}")
 
 
 @command(

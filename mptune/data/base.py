@@ -51,6 +51,10 @@ class Modality(Plugin):
             OSError: a file cannot be read.
         """
 
+    def expected_symbols(self) -> int:
+        """About how many symbols there will be, before the data are read."""
+        return 256
+
     def inspect(self, table: TokenTable) -> dict[str, Any]:
         """A summary of the prepared table, as plain JSON with the keys of `mptune data inspect`."""
         from mptune.data._inspect import inspect

@@ -178,6 +178,9 @@ class RowModality(Modality):
     def check(self) -> None:
         _sources.check("source", self.source)
 
+    def expected_symbols(self) -> int:
+        return self.bins
+
     def prepare(self, cache: Path) -> TokenTable:
         self.check()
         files = _sources.files("source", self.source)

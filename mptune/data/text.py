@@ -212,6 +212,10 @@ class Text(Modality):
             update["tokenizer"] = str(base / self.tokenizer)
         return self.model_copy(update=update)
 
+    def expected_symbols(self) -> int:
+        symbols = {"bytes": 256, "characters": 128, "bpe": self.vocabulary}
+        return symbols.get(self.tokenizer, 32_000)  # as BERT's 30,522
+
     def check(self) -> None:
         for name, source in self._sources():
             _sources.check(name, source)

@@ -119,15 +119,20 @@ def is_reachable(address: str) -> bool:
     return True
 
 
-def misfits(resources: Resources, address: str) -> list[str]:
-    """Why some gangs never fit in the Ray cluster at `address`, one line each.
+def misfits(resources: Resources, address: str | None) -> list[str]:
+    """Why some gangs never fit in the Ray cluster at `address`, or on this machine, one line each.
 
     Raises:
         DispatchError: the cluster cannot be reached.
     """
-    from mptune.dispatch.cluster import ClusterConnection
+    if address is None:
+        from mptune.dispatch import devices
 
-    with closing(ClusterConnection(address)) as cluster:
-        nodes = cluster.nodes()
+        nodes = [devices.here(resources)[0]]
+    else:
+        from mptune.dispatch.cluster import ClusterConnection
+
+        with closing(ClusterConnection(address)) as cluster:
+            nodes = cluster.nodes()
     shapes = dict.fromkeys(Shape.of(gang) for gang in resources.gangs())
     return [refusal(shape, nodes) for shape in shapes if not FreeResources.of(nodes).fits(shape)]

@@ -6,6 +6,7 @@ asks: this one on its own machine, a task of Ray on the other nodes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -55,6 +56,13 @@ def gpus() -> list[Gpu]:
         finally:
             nvml.nvmlShutdown()
     return []
+
+
+def here(resources: Resources) -> tuple[ClusterNode, Machine]:
+    """This machine as a node; its GPUs are looked for only if gangs ask for some."""
+    asked = any(gang.gpus_per_worker for gang in resources.gangs())
+    machine = this_machine() if asked else Machine(node_bytes())
+    return ClusterNode("here", os.cpu_count() or 1, len(machine.gpus)), machine
 
 
 def device(

@@ -62,7 +62,7 @@ def _scale(observed_RD: BoolArray, masks_RkD: BoolArray) -> FloatArray:
 
 
 @dataclass(frozen=True, eq=False)
-class _CountTable:
+class CountTable:
     """How often each token followed each context, as sorted codes ``context * base + token``."""
 
     base: int
@@ -70,7 +70,7 @@ class _CountTable:
     counts: IntArray
 
     @classmethod
-    def fit(cls, context: IntArray, token: IntArray, base: int) -> _CountTable:
+    def fit(cls, context: IntArray, token: IntArray, base: int) -> CountTable:
         codes, counts = np.unique(context * base + token, return_counts=True)
         return cls(base, codes, counts)
 
@@ -109,9 +109,9 @@ class TokenCovariates:
     vocabulary_size: int
     unigram: FloatArray
     """Smoothed p of each token [V]."""
-    left: _CountTable
-    right: _CountTable
-    both: _CountTable
+    left: CountTable
+    right: CountTable
+    both: CountTable
 
     @classmethod
     def fit(
@@ -130,9 +130,9 @@ class TokenCovariates:
         return cls(
             vocabulary_size,
             unigram / unigram.sum(),
-            _CountTable.fit(left, token, base),
-            _CountTable.fit(right, token, base),
-            _CountTable.fit(left * base + right, token, base),
+            CountTable.fit(left, token, base),
+            CountTable.fit(right, token, base),
+            CountTable.fit(left * base + right, token, base),
         )
 
     def controls(

@@ -14,8 +14,9 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
@@ -30,14 +31,24 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from mptune.errors import InputError
 from mptune.models._grid import GridConfig, GridForMaskedLM
-from mptune.models.base import IMPOSSIBLE, LONGEST_PLAIN, ModelFamily
+from mptune.models.base import IMPOSSIBLE, LONGEST_PLAIN, MaskedModel, ModelFamily
+
+if TYPE_CHECKING:
+    from mptune.data._table import TokenTable
 
 Config = TypeVar("Config", bound=PreTrainedConfig)
 
 TILE_ON_GPU = 64
 """Tensor cores multiply matrices of such sizes twice as fast (H100, 30,522 symbols: 4.5 against
 8.7 ms for 16,384 rows of 768 channels, forward and backward)."""
+
+ROWS = 8
+"""Held-out sequences on which kept weights are checked."""
+
+SAME_NATS = 1e-5
+"""Most that log-probabilities of a model opened by transformers may differ from those of mptune."""
 
 ATTENTION = "mptune"
 """Name under which transformers knows `attend`."""
@@ -124,6 +135,46 @@ def logits_of_folder(folder: Path, tokens_BD: Tensor, attend_BD: Tensor, own: bo
     )
     found: Tensor = model.eval()(tokens_BD, attention_mask=attend_BD.long()).logits
     return found
+
+
+def check_opens(
+    folder: Path,
+    weights: Path,
+    table: TokenTable,
+    family: MaskedModel,
+    logits: Callable[[Path, Tensor, Tensor, bool], Tensor] = logits_of_folder,
+) -> float:
+    """Check that transformers opens the model that these weights are of, to the same log p.
+
+    In double precision, where rounding is far below the tolerance for models of any size.
+
+    Args:
+        logits: opens the folder.
+
+    Returns:
+        The largest difference of a log-probability, in nats.
+
+    Raises:
+        InputError: it is larger than `SAME_NATS`.
+    """
+    tokens_BD = torch.from_numpy(table.heldout.tokens[:ROWS].astype(np.int64))
+    attend_BD = tokens_BD != table.pad_id
+    mask_BD = attend_BD & (torch.arange(table.length) % 2 == 0)
+    tokens_BD[mask_BD] = table.mask_id
+    with torch.inference_mode():
+        module = family.build(table.total_vocabulary, table.vocabulary_size, table.length)
+        family.lay_out(module, tuple(table.axes.values()), table.sizes)
+        module.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        p_KV = module.double().eval()(tokens_BD, mask_BD, attend_BD).softmax(1)
+        logits_BDV = logits(folder, tokens_BD, attend_BD, family.family == "class")
+        found_KV = logits_BDV[mask_BD].softmax(1)[:, : table.vocabulary_size]
+    difference = float(torch.where(p_KV == found_KV, 0, (p_KV.log() - found_KV.log()).abs()).max())
+    if not difference <= SAME_NATS:
+        raise InputError(
+            f"the kept weights give other log-probabilities in transformers, by {difference:.2g} "
+            "nats; correct save_pretrained of the model, or set training.keep_weights: false"
+        )
+    return difference
 
 
 Choose: TypeAlias = Callable[[Tensor], Tensor]

@@ -138,9 +138,10 @@ def _headline(found: Recommendation, say: Language) -> str:
 
 def nothing_learned(found: Recommendation, say: Language) -> str:
     """Why nothing is recommended: the best score is not above that of counting."""
-    counting = math.nan if found.counting is None else found.counting
-    score = per_token(*found.score)
-    return say("recommendation.learned_nothing", score=score, counting=minus(counting, 3))
+    name, counting = found.baseline or ("counting", math.nan)
+    score, baseline = per_token(*found.score), say(f"baseline.{name}")
+    values = {"score": score, "baseline": baseline, "counting": minus(counting, 3)}
+    return say("recommendation.learned_nothing", **values)
 
 
 def _recommendation(found: Recommendation, ranked: Sequence[Trial], say: Language) -> Iterator[str]:

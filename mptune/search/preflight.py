@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mptune import dispatch
+from mptune.dispatch import devices
 from mptune.dispatch.base import Dispatcher
 from mptune.errors import InputError
 from mptune.models import _memory as memory
@@ -18,13 +21,10 @@ from mptune.paths import RunDirectory, cache_directory
 from mptune.search.arms import LADDER, RATE, most_ladder_runs
 from mptune.search.budget import describe_shares, planned_runs
 from mptune.search.stage import Stage
-from mptune.spec.schema import Search, SearchSpec, build
+from mptune.spec.schema import Resources, Search, SearchSpec, build
 from mptune.spec.source import SpecFile, SpecSource
 from mptune.tools.prepare import prepare_table
-from mptune.trial import Failed, Finished, Prepared, Stopped, TrialResult, TrialSpec
-
-if TYPE_CHECKING:
-    from mptune.search.application import Session
+from mptune.trial import Device, Failed, Finished, Prepared, Stopped, TrialResult, TrialSpec
 
 FEW_STEPS = 50
 """A training of fewer optimizer steps is likely to be a mistake."""
@@ -37,6 +37,12 @@ FORWARD_SHARE = 1 / 3
 
 STATE_BYTES = 12
 """Bytes per parameter of a checkpoint: the weight and Adam's two moments in single precision."""
+
+PRODUCT = 512
+"""Rows and columns of the matrices that are multiplied to find the speed of this machine."""
+
+LONGEST_S = 30 * 86400.0
+"""A run that takes longer is likely to be meant for another machine."""
 
 PAUSING = ("freeze_thaw", "predictive")
 """Pruners that pause trials, which use up `search.trials` by parts."""
@@ -107,14 +113,8 @@ def data_warnings(spec: SearchSpec, report: dict[str, Any]) -> Iterator[str]:
         yield f"training.budget_tokens makes {passes:.0f} passes over the training data"
 
 
-def dry_run(
-    file: SpecFile, spec: SearchSpec, searching: bool, address: str | None
-) -> Iterator[str]:
-    """The runs of `search`, or without `searching` of `compare`, as lines of text.
-
-    Raises:
-        InputError, DispatchError: see `memory_refusals`.
-    """
+def dry_run(file: SpecFile, spec: SearchSpec, searching: bool) -> Iterator[str]:
+    """The runs of `search`, or without `searching` of `compare`, as lines of text."""
     search, comparison, resources = spec.search, spec.compare, spec.resources
     yield f"{spec.name}: {build('data', spec.data).words()}"
     if searching:
@@ -141,68 +141,123 @@ def dry_run(
         f"  workers of each trial: {resources.workers}; CPUs of each worker: "
         f"{resources.cpus_per_worker:g}, GPUs: {resources.gpus_per_worker:g}"
     )
-    for line in memory_refusals(file, spec, address):
-        yield f"  will be refused: {line}"
-    yield f"  time, FLOPs, memory and disk: mptune plan {file.path} predicts them"
-
-
-def memory_refusals(file: SpecFile, spec: SearchSpec, address: str | None) -> list[str]:
-    """One line for each model of the search that does not fit in memory.
-
-    The memory of a worker is that of the cluster at `address`, or `resources.memory_gb`; without
-    both, no model is refused. Every option and both ends of every range are tried. The data are
-    prepared, because the vocabulary decides the size of a model.
-
-    Raises:
-        InputError: no model fits, or the data are missing or broken.
-        DispatchError: the cluster cannot be reached.
-    """
-    if address is None and spec.resources.memory_gb is None:
-        return []
-    try:
-        base = file.path.absolute().parent
-        table = prepare_table(spec.data, cache_directory() / "tables", base)
-    except InputError as error:
-        raise InputError(f"{file.origin_of('data')}: {error}") from None
-    prepared = Prepared(
-        table=str(table.path),
-        table_hash=table.hash,
-        plan="",
-        plan_hash="",
-        vocabulary_size=table.vocabulary_size,
-        length=table.length,
-        train_sequences=len(table.train.tokens),
-        heldout_sequences=min(spec.score.sequences, len(table.heldout.tokens)),
-        heldout_tokens=0,
-        bytes_per_token=table.bytes_per_token,
-        description=table.description,
-    )
-    stage = Stage("search", RunDirectory(Path()), "", prepared, {}, 0)
-    trials = [stage.make(probe, 0, 0) for probe in file.probes()]
-    dispatcher = dispatch.make(spec.resources, local=address is None, address=address)
-    try:
-        found = [memory.refusal(trial, dispatcher.device) for trial in trials]
-    finally:
-        dispatcher.close()
-    lines = list(dict.fromkeys(line for line in found if line is not None))
-    if None not in found:
-        raise InputError([f"{file.origin_of('model')}: model: {line}" for line in lines])
-    return lines
 
 
 def refuse_misfits(file: SpecFile, spec: SearchSpec, address: str | None) -> None:
-    """Raise if the spec has gangs that the cluster at `address` can never place.
+    """Raise if the spec has gangs that the cluster at `address`, or this machine, can never place.
 
     Raises:
         InputError: one line per such gang.
         DispatchError: the cluster cannot be reached.
     """
-    if address is None or spec.resources.scale_up_timeout_s:
+    if spec.resources.scale_up_timeout_s:
         return
     at = f"{file.origin_of('resources')}: resources"
     problems = [f"{at}: {why}" for why in dispatch.misfits(spec.resources, address)]
     if problems:
         raise InputError(problems)
+
+
+def expected(
+    file: SpecFile,
+    spec: SearchSpec,
+    address: str | None = None,
+    *,
+    local: bool = False,
+    here: bool = True,
+    searching: bool = True,
+) -> dict[str, Any] | None:
+    """What the runs will take, without training: the values of `plan`, as far as they are known.
+
+    FLOPs and memory are the models' own sums, for every option and both ends of every range. Time,
+    without a cluster and GPUs, is that of as many FLOPs in matrix products on this machine. The
+    data are prepared if memory is checked: the vocabulary decides the size of a model. Otherwise
+    it has the size that the spec implies, and what cannot be known then is None.
+
+    Args:
+        here: check memory on this machine; without it, and without `address`, only against
+            `resources.memory_gb`.
+        searching: whether the search runs, or the comparison only.
+
+    Raises:
+        InputError: no model fits, or the data are missing or broken.
+        DispatchError: the cluster cannot be reached.
+    """
+    modality = build("data", spec.data)
+    symbols, heldout = modality.expected_symbols(), spec.score.sequences
+    exact = here or address is not None or spec.resources.memory_gb is not None
+    if exact:
+        try:
+            base = file.path.absolute().parent
+            table = prepare_table(spec.data, cache_directory() / "tables", base)
+        except InputError as error:
+            raise InputError(f"{file.origin_of('data')}: {error}") from None
+        symbols, heldout = table.vocabulary_size, min(heldout, len(table.heldout.tokens))
+    elif any("class" in probe.tree["model"] for probe in file.probes()):
+        return None  # only torch can count it
+    prepared = Prepared(
+        table="",
+        table_hash="",
+        plan="",
+        plan_hash="",
+        vocabulary_size=symbols,
+        length=modality.length,
+        train_sequences=0,
+        heldout_sequences=heldout,
+        heldout_tokens=0,
+        bytes_per_token=None,
+        description="",
+    )
+    try:
+        trials = list(_kinds(file, prepared, {}, RunDirectory(Path())))
+    except InputError:
+        if exact:
+            raise
+        return None  # no model of that size with so many symbols
+    with _devices(spec.resources, address, local, here) as device:
+        models = [_row(trial, device(trial.resources), spec) for trial in trials]
+    refused = [model["why_not"] for model in models]
+    if None not in refused:
+        lines = dict.fromkeys(refused)
+        raise InputError([f"{file.origin_of('model')}: model: {line}" for line in lines])
+    on_gpus = any(gang.gpus_per_worker for gang in spec.resources.gangs())
+    speed = None if address or on_gpus else matrix_flops_per_s()
+    for model in models:
+        if speed and model["flops"] and model["why_not"] is None:
+            model["trial_s"] = (model["flops"] + model["scoring_flops"]) / speed
+    found, machine = _totals(file, spec, models, 1, searching), devices.here(spec.resources)[1]
+    most = max(model["memory_bytes"] for model in models)
+    size = machine.bytes or math.inf
+    if speed and not exact and most > size:
+        found["warnings"].append(f"this machine has {memory.gigabytes(size)} of memory")
+    return found | {"flops_per_s": speed, "symbols": None if exact else symbols}
+
+
+@contextmanager
+def _devices(
+    resources: Resources, address: str | None, local: bool, here: bool
+) -> Iterator[Callable[[Resources], Device]]:
+    """What tells the device of workers: of the cluster, of this machine, or as the spec says."""
+    if address is not None or local:
+        with closing(dispatch.make(resources, local=local, address=address)) as dispatcher:
+            yield dispatcher.device
+    elif here:
+        node, machine = devices.here(resources)
+        yield lambda gang: devices.device(gang, [node], {node.id: machine})
+    else:
+        yield lambda gang: devices.device(gang, [], {})
+
+
+def matrix_flops_per_s() -> float:
+    """The speed of this machine's matrix products in single precision, which training is below."""
+    import numpy as np
+
+    matrix, best_s = np.ones((PRODUCT, PRODUCT), np.float32), math.inf
+    for _ in range(10):
+        start = time.perf_counter()
+        matrix @ matrix
+        best_s = min(best_s, time.perf_counter() - start)
+    return 2.0 * PRODUCT**3 / best_s
 
 
 def plan(
@@ -244,34 +299,60 @@ def plan(
         session = Session(file, measured, folder, address, local)
         with closing(session.dispatcher()) as dispatcher:
             models = []
-            for trial in _kinds(session):
+            for trial in _kinds(file, session.prepared(), session.data(), session.run.directory):
                 say(f"measuring {trial.size_label} for {seconds:g} s")
                 models.append(_model(trial, dispatcher, seconds, whole))
             at_once = max(1, min(dispatcher.capacity(), whole.search.concurrency or math.inf))
-    runs = planned_runs(whole, most_ladder_runs(file, whole.compare))
+    return _totals(file, whole, models, at_once)
+
+
+def _totals(
+    file: SpecFile,
+    spec: SearchSpec,
+    models: Sequence[dict[str, Any]],
+    at_once: float,
+    searching: bool = True,
+) -> dict[str, Any]:
+    """All runs together, from what one run of each model takes."""
+    runs = planned_runs(spec, most_ladder_runs(file, spec.compare))
+    runs = {n: count for n, count in runs.items() if count and (searching or n == "comparison")}
     total = sum(runs.values())
     known = [model for model in models if model["trial_s"] is not None]
     works = [total * model["trial_s"] * model["workers"] for model in known]
     wall_s = total * sum(model["trial_s"] for model in known) / max(1, len(known)) / at_once
-    checkpoints = 2 * STATE_BYTES * (at_once + _most_paused(whole))
-    kept = 4 * whole.training.keep_weights * total
+    flops = [total * model["flops"] for model in models if model["flops"] is not None]
+    checkpoints = 2 * STATE_BYTES * (at_once + _most_paused(spec))
+    kept = 4 * spec.training.keep_weights * total
+    disk_bytes = max(model["parameters"] for model in models) * (checkpoints + kept)
+    free_bytes = shutil.disk_usage(Path()).free
+    warnings = []
+    if works and wall_s > LONGEST_S:
+        warnings.append(
+            f"this would take about {wall_s / 86400:,.0f} days: give a smaller model, budget or "
+            "number of trials, or a faster machine (--address, mptune launch)"
+        )
+    if disk_bytes > free_bytes and spec.storage.artifacts is None:
+        warnings.append(f"this disk has {memory.gigabytes(free_bytes)} free")
     return {
-        "name": whole.name,
+        "name": spec.name,
         "models": models,
-        "runs": {name: count for name, count in runs.items() if count},
+        "runs": runs,
         "at_once": at_once,
+        "flops": [min(flops), max(flops)] if flops else None,
         "worker_s": [min(works), max(works)] if works else None,
         "wall_s": wall_s if works else None,
-        "disk_bytes": max(model["parameters"] for model in models) * (checkpoints + kept),
-        **_limits(whole.search),
+        "disk_bytes": disk_bytes,
+        "warnings": warnings,
+        **_limits(spec.search),
     }
 
 
-def _kinds(session: Session) -> Iterable[TrialSpec]:
+def _kinds(
+    file: SpecFile, prepared: Prepared, data: dict[str, Any], run: RunDirectory
+) -> Iterable[TrialSpec]:
     """One trial of each kind that takes its own time."""
-    found, run, prepared = {}, session.run.directory, session.prepared()
-    stage = Stage("search", run, "", prepared, session.data(), 0)
-    for number, probe in enumerate(session.file.probes()):
+    found, stage = {}, Stage("search", run, "", prepared, data, 0)
+    for number, probe in enumerate(file.probes()):
         trial = stage.make(probe, number, 0)
         training = trial.training.model_dump(mode="json", exclude={"optimizer", "schedule"})
         found[json.dumps([trial.model, training], sort_keys=True)] = trial
@@ -296,24 +377,43 @@ def _limits(search: Search) -> dict[str, Any]:
     }
 
 
-def _model(
-    trial: TrialSpec, dispatcher: Dispatcher, seconds: float, spec: SearchSpec
-) -> dict[str, Any]:
-    """What one trial of a kind takes; its times are None where it does not fit or fails."""
-    device, prepared, training = dispatcher.device(trial.resources), trial.prepared, trial.training
-    prepared = prepared.model_copy(update={"heldout_sequences": spec.score.sequences})
-    whole = trial.model_copy(update={"score": spec.score, "prepared": prepared})
-    sizes, workers = memory.Sizes.of(whole, device.kind), trial.resources.workers
-    row: dict[str, Any] = {
+def _row(trial: TrialSpec, device: Device, spec: SearchSpec) -> dict[str, Any]:
+    """What one trial of a kind takes, without its times; `why_not` where it does not fit."""
+    training, workers = trial.training, trial.resources.workers
+    sizes = memory.Sizes.of(trial, device.kind)
+    length, vocabulary, family = sizes.length, sizes.vocabulary, sizes.family
+    masked = sizes.masked_share * length
+    per_token = family.flops(
+        vocabulary, length, training.batch_size, round(masked * training.batch_size)
+    )
+    per_token /= length * training.batch_size
+    flops = training.budget_flops
+    if training.budget_tokens is not None:
+        flops = per_token * training.budget_tokens
+    scored = spec.score.sequences + spec.score.rung_sequences * len(spec.search.rungs)
+    return {
         "model": trial.size_label,
-        "parameters": sizes.family.parameters(sizes.vocabulary, sizes.length),
+        "parameters": family.parameters(vocabulary, length),
         "batch_size": training.batch_size,
         "workers": workers,
         "memory_bytes": memory.demand(sizes, training, workers).total,
         "device_bytes": device.bytes,
-        "why_not": memory.refusal(whole, lambda resources: device),
-        **dict.fromkeys(("tokens_per_s", "flops", "steps", "training_s", "trial_s")),
+        "why_not": memory.refusal(trial, lambda resources: device),
+        "flops_per_token": per_token,
+        "flops": flops,
+        "scoring_flops": scored * spec.score.forwards * length * per_token * FORWARD_SHARE,
+        **dict.fromkeys(("tokens_per_s", "steps", "training_s", "trial_s")),
     }
+
+
+def _model(
+    trial: TrialSpec, dispatcher: Dispatcher, seconds: float, spec: SearchSpec
+) -> dict[str, Any]:
+    """What one trial of a kind takes; its times are None where it does not fit or fails."""
+    training, workers, prepared = trial.training, trial.resources.workers, trial.prepared
+    prepared = prepared.model_copy(update={"heldout_sequences": spec.score.sequences})
+    whole = trial.model_copy(update={"score": spec.score, "prepared": prepared})
+    row = _row(whole, dispatcher.device(trial.resources), spec)
     if row["why_not"] is not None:
         return row
     found = _measure(trial, dispatcher, 0.0, workers)
@@ -324,18 +424,17 @@ def _model(
             found = _measure(trial, dispatcher, seconds, each * workers)
     if isinstance(found, Failed):
         return row | {"why_not": found.detail}
-    cost = found.cost
-    per_token, flops_per_s = cost.flops / cost.tokens, cost.flops / cost.training_s
-    flops = training.budget_flops or per_token * (training.budget_tokens or 0)
-    flops = flops or (training.budget_seconds or 0) * flops_per_s
-    scored = spec.score.sequences + spec.score.rung_sequences * len(spec.search.rungs)
-    forwards = scored * spec.score.forwards * sizes.length * per_token * FORWARD_SHARE
+    cost, per_token = found.cost, row["flops_per_token"]
+    flops_per_s = cost.flops / cost.training_s
+    flops = row["flops"] or (training.budget_seconds or 0) * flops_per_s
     return row | {
         "tokens_per_s": flops_per_s / per_token,
         "flops": flops,
-        "steps": flops / (per_token * training.batch_size * sizes.length),
+        "steps": flops / (per_token * training.batch_size * prepared.length),
         "training_s": flops / flops_per_s,
-        "trial_s": (flops + forwards) / flops_per_s + cost.setting_up_s + cost.scoring_s,
+        "trial_s": (flops + row["scoring_flops"]) / flops_per_s
+        + cost.setting_up_s
+        + cost.scoring_s,
     }
 
 

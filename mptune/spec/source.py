@@ -479,13 +479,16 @@ class SpecFile:
         self._refuse_misplaced_dimensions()
         problems: dict[str, None] = {}
         first: SearchSpec | None = None
+        seen: list[Any] = []  # sections whose files were looked for: there can be many probes
         for probe in self.probes():
-            spec, found = check(probe, self.path, data_is_here)
+            data = probe.tree.get("data")
+            spec, found = check(probe, self.path, data_is_here and data not in seen)
+            seen.append(data)
             problems.update(dict.fromkeys(found))
             first = first or spec
         for name, arm in self.arms("compare").items() if not problems else ():
             probe = merge_arm(next(self.probes()), plain(arm), arm.origin)
-            found = check(probe, self.path, data_is_here)[1]
+            found = check(probe, self.path, data_is_here and probe.tree.get("data") not in seen)[1]
             problems.update(dict.fromkeys(f"{p} (arm {name!r})" for p in found))
         if problems or first is None:
             raise InputError(problems)

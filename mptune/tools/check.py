@@ -1,13 +1,37 @@
-"""The conformance run of a `model` section, on this machine's CPU."""
+"""Checks of a `model` section, and of the folder that a trained model is kept in."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from mptune.artifacts import store_at
 from mptune.errors import InputError
 from mptune.models._conformance import conformance
+from mptune.paths import TrialDirectory
 from mptune.spec.schema import build
+from mptune.tools.prepare import table_of_trial
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+OPEN = """
+import sys, torch
+from transformers import AutoModelForMaskedLM
+folder, file, trusted = sys.argv[1:]
+tokens_BD, attend_BD = torch.load(file)
+trusted = {"trust_remote_code": trusted == "trusted"}
+model = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float64, **trusted)
+with torch.inference_mode():
+    logits_BDV = model.eval()(tokens_BD, attention_mask=attend_BD.long()).logits
+torch.save(logits_BDV, file)
+sys.exit("mptune was imported" if "mptune" in sys.modules else 0)
+"""
+"""What another program does with the folder."""
 
 
 def check_model(
@@ -27,3 +51,46 @@ def check_model(
         raise InputError(f"model: {error}") from None
     checks = conformance(lambda: member.build(symbols + 2, symbols, length), symbols, length)
     return member.words(), member.parameters(symbols + 2, length), checks
+
+
+def check_folder(directory: Path) -> tuple[str, float]:
+    """Open a trial's kept model in a process of its own, without mptune, and compare log p.
+
+    Returns:
+        The folder or URL, and the largest difference in nats.
+
+    Raises:
+        InputError: there are no kept weights, they do not open, or give another log p.
+    """
+    from mptune.models._masked import check_opens
+
+    files = TrialDirectory(directory)
+    trial, table = table_of_trial(files)
+    family = build("model", trial.model)
+    store = store_at(trial.artifacts or files.root).inside(files.weights.name)
+    with store.fetched(store.children()) as folder:
+        weights = folder / files.module.name
+        if not weights.exists():
+            raise InputError(f"{store}: no kept weights; train with training.keep_weights: true")
+        return str(store), check_opens(folder, weights, table, family, _logits)
+
+
+def _logits(folder: Path, tokens_BD: Tensor, attend_BD: Tensor, own: bool) -> Tensor:
+    """Logits [B, D, V] of a folder, by a Python without mptune and the user's own paths."""
+    import torch
+
+    from mptune.models import _grid
+
+    grid = folder / Path(_grid.__file__).name
+    trusted = own or (grid.exists() and grid.read_bytes() == Path(_grid.__file__).read_bytes())
+    with tempfile.TemporaryDirectory() as aside:
+        file = Path(aside) / "tensors.pt"
+        torch.save((tokens_BD, attend_BD), file)
+        given = [str(folder.absolute()), str(file), "trusted" if trusted else "not"]
+        command = [sys.executable, "-I", "-c", OPEN, *given]
+        done = subprocess.run(command, cwd=aside, capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = (done.stderr.strip() or "no message").splitlines()[-1]
+            raise InputError(f"{folder}: does not open without mptune: {last}")
+        found: Tensor = torch.load(file)
+    return found

@@ -31,13 +31,12 @@ from mptune.data._frames import Frame, is_csv
 from mptune.data._inspect import codec_columns
 from mptune.data._records import is_missing
 from mptune.data._sources import File
-from mptune.data._table import TokenTable
 from mptune.data.rows import DOMAIN, HELDOUT, TRAIN, RowModality
 from mptune.errors import InputError, did_you_mean
 from mptune.paths import TrialDirectory, write_aside
 from mptune.spec.schema import build
 from mptune.tools.baselines import BASELINES, Task
-from mptune.trial import TrialSpec
+from mptune.tools.prepare import table_of_trial
 
 Column = Bins | Categories
 BoolArray = NDArray[np.bool_]
@@ -86,22 +85,14 @@ class Imputer:
         import torch
 
         files = TrialDirectory(directory)
-        if not files.spec.exists():
-            raise InputError(f"{directory}: no trained weights in it; it is no trial's directory")
-        trial = TrialSpec.model_validate_json(files.spec.read_text(encoding="utf-8"))
+        trial, self.table = table_of_trial(files)
+        table = self.table
         self.modality = build("data", trial.data)
         if not isinstance(self.modality, RowModality):
             raise InputError(
                 f"{directory}: was trained on {trial.data['kind']!r}; only series and tabular "
                 "data have values to fill in"
             )
-        try:
-            self.table = table = TokenTable.open(trial.prepared.table)
-        except OSError:
-            raise InputError(
-                f"{trial.prepared.table}: the prepared data are gone; run "
-                "`mptune data inspect` on the spec to make them again"
-            ) from None
         self.columns: dict[str, Column] = {
             name: column(dict(stored)) for name, stored in codec_columns(table).items()
         }

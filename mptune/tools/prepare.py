@@ -7,7 +7,9 @@ from typing import Any
 
 from mptune.data._table import TokenTable
 from mptune.errors import InputError
+from mptune.paths import TrialDirectory
 from mptune.spec.schema import build
+from mptune.trial import TrialSpec
 
 
 def prepare_table(data: dict[str, Any], cache: Path, base: Path | None = None) -> TokenTable:
@@ -28,3 +30,21 @@ def prepare_table(data: dict[str, Any], cache: Path, base: Path | None = None) -
     except (InputError, ValueError, OSError) as error:
         raise InputError(f"data: {error}") from error
     return table
+
+
+def table_of_trial(files: TrialDirectory) -> tuple[TrialSpec, TokenTable]:
+    """A trial and the token table that it was trained on.
+
+    Raises:
+        InputError: it is no trial's directory, or its prepared data are gone.
+    """
+    if not files.spec.exists():
+        raise InputError(f"{files.root}: no trained weights in it; it is no trial's directory")
+    trial = TrialSpec.model_validate_json(files.spec.read_text(encoding="utf-8"))
+    try:
+        return trial, TokenTable.open(trial.prepared.table)
+    except OSError:
+        raise InputError(
+            f"{trial.prepared.table}: the prepared data are gone; run `mptune data inspect` on the "
+            "spec to make them again"
+        ) from None

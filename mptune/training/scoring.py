@@ -29,9 +29,11 @@ from mptune.lml import (
     TokenCovariates,
     check_finite,
     estimate_from_sums,
+    estimate_lml,
     group_standard_error,
     round_robin,
 )
+from mptune.lml.covariates import CountTable
 from mptune.lml.groups import BoolArray, FloatArray, IntArray, group_numbers
 from mptune.spec.schema import Missing, Score
 from mptune.training.feed import attended, seeded_order
@@ -229,6 +231,54 @@ class HeldOut:
         at_position_K = (n_K + p_K) / (total_K + 1)
         best = max(float(np.log(p).mean()) for p in (p_K, at_position_K))
         return best - self.log_bin_width
+
+    def last_value(self) -> float | None:
+        """LML of a model that only knows the last visible value, nats per token; None of no series.
+
+        It predicts a masked value from the nearest earlier one of its channel that is not masked:
+        with how often each symbol followed that one, so many steps later, in training sequences,
+        shrunk to the channel's frequencies. Where there is none, it has these.
+        """
+        steps = self.table.axes.get("time", 1)
+        if steps == 1:
+            return None
+        V, channels = self.table.vocabulary_size, self.table.length // steps
+        frequency_V = self.covariates.unigram
+        channel_C, step_T1 = np.arange(channels), np.arange(steps)[:, None]
+
+        def context(lag: int | IntArray, value: IntArray) -> IntArray:
+            found: IntArray = (lag * channels + channel_C) * V + value
+            return found
+
+        train_ND, seen_ND = self._counted()
+        every = max(1, train_ND.size * steps // 2 // COVARIATE_TOKENS)  # pairs grow with the steps
+        value_NTC = train_ND[::every].astype(np.int64).reshape(-1, steps, channels)
+        seen_NTC = seen_ND[::every].reshape(value_NTC.shape)
+        none_NTC = context(0, 0 * value_NTC)  # lag 0: there is no earlier value
+        pairs = [(none_NTC[seen_NTC], value_NTC[seen_NTC])]
+        for lag in range(1, steps):
+            both = seen_NTC[:, lag:] & seen_NTC[:, :-lag]
+            pairs.append((context(lag, value_NTC[:, :-lag])[both], value_NTC[:, lag:][both]))
+        contexts, values = (np.concatenate(each) for each in zip(*pairs, strict=True))
+        counts = CountTable.fit(contexts, values, V)
+
+        def log_prob(tokens_BD: NDArray[Any], mask_BD: BoolArray) -> FloatArray:
+            value_BTC = tokens_BD.astype(np.int64).reshape(-1, steps, channels)
+            visible_BTC = (value_BTC < V) & ~mask_BD.reshape(value_BTC.shape)
+            last_BTC = np.maximum.accumulate(np.where(visible_BTC, step_T1, -1), axis=1)
+            before_BTC = np.take_along_axis(value_BTC, last_BTC.clip(min=0), axis=1)
+            is_first = last_BTC < 0
+            lag_BTC = np.where(is_first, 0, step_T1 - last_BTC)
+            value_BTC = value_BTC.clip(max=V - 1)  # of padding, which is not masked
+            none_BTC = context(0, 0 * value_BTC)
+            prior = counts.probability(none_BTC, value_BTC, frequency_V[value_BTC])
+            known = context(lag_BTC, np.where(is_first, 0, before_BTC.clip(max=V - 1)))
+            p_BTC = np.where(is_first, prior, counts.probability(known, value_BTC, prior))
+            return np.log(p_BTC).reshape(tokens_BD.shape)
+
+        found = estimate_lml(log_prob, self.tokens, plan=self.plan, covariates=self.covariates)
+        per_token = found.nats_per_sequence * len(self.plan.kept) / self.positions
+        return per_token - self.log_bin_width
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import time
 from pathlib import Path
@@ -15,9 +16,11 @@ import yaml
 from mptune import dispatch, status
 from mptune.cli import COMMANDS, _command, main
 from mptune.cli._command import as_text
+from mptune.dispatch import devices
 from mptune.dispatch.local import LocalDispatcher
 from mptune.paths import RunDirectory
 from mptune.policies.base import MaskPolicy
+from mptune.search import preflight
 from mptune.search.run import Run
 from mptune.spec.schema import build
 from tests import studies
@@ -394,7 +397,52 @@ def test_validate_notes_a_budget_of_a_step(spec: Path, capsys: pytest.CaptureFix
         assert main(["validate", str(spec), "--set", f"training.budget_tokens={budget}"]) == 0
         printed = capsys.readouterr().out
         assert (few in printed) is noted
-        assert f"mptune plan {spec} predicts them" in printed
+
+
+LARGE = (
+    "--set=model={family: bert, size: 110M}",
+    "--set=training.budget_tokens=1e9",
+    "--set=search.trials=8",
+)
+
+
+@pytest.mark.parametrize("command", [["validate"], ["search", "--dry-run"]])
+def test_what_a_laptop_cannot_do_is_said_before_it_is_tried(
+    command: list[str],
+    spec: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """6 FLOPs per parameter and token: 110M, 1e9 tokens and 8 trials are 5.3e18."""
+    monkeypatch.setattr(preflight, "matrix_flops_per_s", lambda: 1e11)
+    more = [] if command == ["validate"] else ["--local"]
+    assert main([command[0], str(spec), *command[1:], *more, *LARGE]) == 0
+    shown = capsys.readouterr().out
+    flops, days = re.search(r"all runs: (\S+) FLOPs.* about (\d+) d", shown).groups()  # type: ignore[union-attr]
+    # The spec also has 2 arms with 2 seeds. Attention and the output layer are part of it.
+    assert float(flops) == pytest.approx(6 * 110e6 * 1e9 * 12, rel=0.15)
+    assert int(days) == pytest.approx(float(flops) / 1e11 / 86400, rel=0.05)
+    assert f"! this would take about {int(days) // 100}" in shown
+    assert re.search(r"bert \d+×\d+ +1\d\d M +8 +\S+ GB", shown)
+    assert "disk for checkpoints: at most about" in shown
+    assert ("the data are not prepared" in shown) == (command == ["validate"])
+
+
+def test_what_this_machine_cannot_hold_is_refused_by_a_dry_run(
+    spec: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mptune.dispatch.devices.node_bytes", lambda: 1e9)
+    devices.this_machine.cache_clear()
+    for where in ([], ["--local"]):
+        assert main(["search", str(spec), "--dry-run", *where, *LARGE]) == 2
+        assert "and the node has 1 GB" in capsys.readouterr().err
+    devices.this_machine.cache_clear()
+    # It may be meant for another machine, so that the spec is valid.
+    assert main(["validate", str(spec), *LARGE]) == 0
+    assert "! this machine has 1 GB of memory" in capsys.readouterr().out
+    many = ("--set=resources.cpus_per_worker=4096", "--set=search.trials=4")
+    assert main(["search", str(spec), "--dry-run", *many]) == 2
+    assert "the trial needs 1 worker of 4096 CPU" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -438,7 +486,7 @@ def test_models_that_cannot_fit_are_told_before_anything_runs(
     some, line = said("{choice: [32, 2048]}", 1)
     assert some == 0
     assert "will be refused: bert 2048×2 needs" in line
-    assert "bert 32×2" not in line
+    assert "refused: bert 32×2" not in line
     none, line = said("2048", 1)
     assert none == 2
     assert "model: bert 2048×2 needs " in line

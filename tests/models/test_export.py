@@ -12,8 +12,8 @@ import torch
 
 from mptune import plugins
 from mptune.errors import InputError
+from mptune.models._masked import check_opens
 from mptune.spec.schema import build
-from mptune.training.execution import check_opens
 
 OPEN = """
 import sys, torch
@@ -75,7 +75,7 @@ def kept(table, family, folder):
     module.save_pretrained(str(folder))
     torch.save(module.state_dict(), folder / "module.pt")
     torch.save((tokens_BD, attend_BD, mask_BD), folder / "inputs.pt")
-    check_opens(folder, "module.pt", table, member)
+    check_opens(folder, folder / "module.pt", table, member)
     return log_p_KV
 
 
@@ -117,4 +117,4 @@ def test_a_folder_that_gives_other_log_probabilities_is_refused(tmp_path):
     save_file(state, file, {"format": "pt"})
     member = build("model", {"family": "bert", "width": 32, "depth": 2})
     with pytest.raises(InputError, match=r"other log-probabilities in transformers, by 0\.\d+ n"):
-        check_opens(tmp_path / "model", "module.pt", table, member)
+        check_opens(tmp_path / "model", tmp_path / "model" / "module.pt", table, member)

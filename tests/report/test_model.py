@@ -250,9 +250,10 @@ def test_without_repeated_seeds_no_probability_is_printed(everything: Report) ->
     assert found.score == (selection.candidates[0].nats_per_token, pytest.approx(0.033, abs=0.01))
 
 
-def counted(report: Report, counting: float) -> Report:
+def counted(report: Report, counting: float, last_value: float | None = None) -> Report:
     assert report.prepared is not None
-    prepared = report.prepared.model_copy(update={"counting": counting})
+    values = {"counting": counting, "last_value": last_value}
+    prepared = report.prepared.model_copy(update=values)
     return report.model_copy(update={"prepared": prepared})
 
 
@@ -284,8 +285,20 @@ def test_counting_has_its_place_in_the_ranking(searched: Report) -> None:
         assert highlighted.startswith('<td class="num" data-sort="1.0">1</td>'), counting
 
 
+def test_the_better_of_two_baselines_is_to_be_beaten(searched: Report) -> None:
+    """Of series, the last value is often better than frequencies."""
+    scores = [trial.nats_per_token for trial in ranking(searched.trials)]
+    report = counted(searched, -9.0, scores[0] + 0.01)
+    (words,) = findings(report).recommendation
+    assert "not above that of a model that only knows the last visible value, −1.6" in words
+    page = markdown(report)
+    places = [page.index(row) for row in ("| – | last value only", "| 1 |", "| – | counting symb")]
+    assert places == sorted(places)
+    assert findings(counted(searched, -9.0, -9.5)).learned
+
+
 def test_counting_stands_beside_the_arms_of_a_comparison_alone(compared: Report) -> None:
-    words = "A model that only counts symbols scores −1.900 nats per token"
+    words = "Models that only count, in nats per token: counting symbols only −1.900"
     assert words not in markdown(counted(compared, -1.9)), "it is in the ranking"
     alone = markdown(counted(compared.model_copy(update={"trials": ()}), -1.9))
     assert f"{words}; the arms score −1.784 to −1.660." in alone

@@ -67,6 +67,7 @@ def test_a_model_that_does_not_fit_is_told_and_not_trained(
     assert {model["trial_s"] for model in found["models"]} == {None}
     assert "needs" in found["models"][0]["why_not"]
     assert found["worker_s"] is None
+    assert all(model["flops"] > 6 * model["parameters"] * 1e6 * 0.1 for model in found["models"])
 
 
 def test_a_trial_whose_machine_was_taken_away_is_measured_again(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from mptune.artifacts import Remote
 from mptune.cli import main
@@ -93,6 +94,28 @@ def test_missing_values_are_filled_and_the_rest_is_left_alone(model, tmp_path, c
         assert float(row["low"]) <= float(row["high"])
         assert {"draw_1", "draw_2", "draw_3"} <= set(row)
     assert "filled of" in capsys.readouterr().out
+
+
+def test_a_kept_model_is_opened_without_mptune(model, tmp_path, capsys):
+    """With the command; the folder has a model class of its own, as its positions are a grid."""
+    for place in (model[0], model[0] / "model"):
+        assert main(["check", str(place)]) == 0
+        shown = capsys.readouterr().out
+        assert float(re.search(r"differs by at most (\S+) nats", shown)[1]) < 1e-9
+    other = tmp_path / "trial"
+    shutil.copytree(model[0], other)
+    state = torch.load(other / "model" / "module.pt")
+    state["axes.0.weight"] *= 1.01
+    torch.save(state, other / "model" / "module.pt")
+    assert main(["check", str(other)]) == 2
+    assert "other log-probabilities in transformers, by 0.0" in capsys.readouterr().err
+    with (other / "model" / "_grid.py").open("a") as code:
+        code.write("raise SystemExit('code of a stranger')\n")
+    assert main(["check", str(other)]) == 2
+    assert "does not open without mptune: ValueError" in capsys.readouterr().err
+    shutil.rmtree(other / "model")
+    assert main(["check", str(other)]) == 2
+    assert "no kept weights; train with" in capsys.readouterr().err
 
 
 TOWNS = ["Rome", '"Oslo, N"', '"the ""Hague"""', '"Lima"']

@@ -262,7 +262,7 @@ def test_a_trial_whose_weights_cannot_be_kept_has_its_score(study, alone, tmp_pa
     def differs(*_):
         raise InputError("the kept weights give other log-probabilities")
 
-    monkeypatch.setattr("mptune.training.execution.check_opens", differs)
+    monkeypatch.setattr("mptune.models._masked.check_opens", differs)
     end = alone(study(tmp_path, training={"keep_weights": True}))[-1]
     assert end.result.unkept == "the kept weights give other log-probabilities"
     assert event_words(end).endswith("; its weights were not kept: " + end.result.unkept)

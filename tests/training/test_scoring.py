@@ -98,6 +98,44 @@ def test_counting_knows_the_frequencies_of_each_column(tmp_path):
     assert held.counting() == pytest.approx(np.log((60 + p_D) / 61).mean(), rel=1e-9)
 
 
+def test_the_last_value_is_worth_what_theory_says(tmp_path):
+    """Each channel goes up by its own step, modulo V: any earlier value of it tells the rest.
+
+    In a random order, none of t earlier values is seen before a value with probability 1 / (t + 1).
+    So the score per value is -log V sum_t 1 / (t + 1) / T.
+    """
+    rng, T, V = np.random.default_rng(0), 6, 4
+
+    def split(count):
+        start_N1C = rng.integers(V, size=(count, 1, 2))
+        tokens = ((start_N1C + np.arange(T)[:, None] * [1, 2]) % V).reshape(count, 2 * T)
+        return Split(tokens, np.full(tokens.shape, True), np.arange(count, dtype=np.int32))
+
+    words = {"description": "", "groups": {}, "grouped_by": "row"}
+    info = Meta(V, 2 * T, axes={"time": T, "channel": 2}, **words)
+    made = store(tmp_path / "table", lambda: (info, split(20_000), split(400)))
+    held = HeldOut.select(made, SCORE.model_copy(update={"sequences": 400, "forwards": 4}))
+    theory = -np.log(V) * sum(1 / (t + 1) for t in range(T)) / T
+    assert held.last_value() == pytest.approx(theory, abs=0.02)
+    assert held.counting() == pytest.approx(-np.log(V), abs=0.01)
+
+
+def test_missing_values_are_no_last_values(tmp_path):
+    """Half of the values are missing, where the table has padding; the others repeat the first."""
+    rng = np.random.default_rng(0)
+    tokens = np.repeat(rng.integers(4, size=(4000, 1)), 8, axis=1)
+    seen = rng.random(tokens.shape) < 0.5
+    split = Split(np.where(seen, tokens, 5), seen, np.arange(4000, dtype=np.int32))
+    info = Meta(4, 8, "", {}, "row", axes={"time": 8, "channel": 1})
+    held = HeldOut.select(store(tmp_path / "table", lambda: (info, split, split)), SCORE)
+    # Of k values, sum_t 1 / (t + 1) are expected to have none before them.
+    k = np.random.default_rng(1).binomial(8, 0.5, 20_000)
+    harmonic = np.concatenate([[0], np.cumsum(1 / np.arange(1, 9))])
+    assert held.last_value() == pytest.approx(-np.log(4) * harmonic[k].sum() / k.sum(), abs=0.05)
+    text = store(tmp_path / "text", lambda: (Meta(4, 8, "", {}, "row"), split, split))
+    assert HeldOut.select(text, SCORE).last_value() is None
+
+
 def test_scored_positions_are_masked_observed_and_in_eval_mode(table):
     model = Constant([0.0] * SYMBOLS).train()
     held = scorer(table(), model)

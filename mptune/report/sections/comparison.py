@@ -45,10 +45,14 @@ def comparison(context: Context) -> ReportSection | None:
     if found is None or not found.differences:
         return None
     blocks: list[Block] = [Figures((_differences(context, found),)), _verdicts(context, found)]
-    counting = context.report.prepared.counting if context.report.prepared else None
-    if context.has_arms_only and counting is not None:
+    baselines = context.report.prepared.baselines if context.report.prepared else {}
+    if context.has_arms_only and baselines:
         scores = [found.score(arm) for arm in found.arms if found.finished(arm)]
-        low, high, counted = (minus(x, 3) for x in (min(scores), max(scores), counting))
+        low, high = minus(min(scores), 3), minus(max(scores), 3)
+        counted = ", ".join(
+            f"{context.say(f'ranking.{name}')} {minus(value, 3)}"
+            for name, value in baselines.items()
+        )
         words = context.say("ranking.counting_arms", counting=counted, low=low, high=high)
         blocks.append(Paragraph(words, soft=True))
     if found.runs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from operator import itemgetter
 
 from mptune.analysis.intervals import lml_half_width
 from mptune.analysis.ranking import accuracy_at, front, loss_at
@@ -93,7 +94,7 @@ def _ranking_chart(context: Context) -> Chart:
 
 
 def ranking_table(context: Context) -> Table:
-    """The finished trials, best first, with the score of counting symbols at its place."""
+    """The finished trials, best first, and models that only count at their places."""
     say, rows = context.say, []
     for place, trial in enumerate(context.ranked, start=1):
         result, candidate = trial.require_result(), context.candidates.get(trial.number)
@@ -127,10 +128,10 @@ def ranking_table(context: Context) -> Table:
     chosen = context.found.recommended
     first = context.ranked.index(chosen) if chosen else None
     prepared = context.report.prepared
-    if prepared is not None and (counting := prepared.counting) is not None:
-        at = sum(trial.nats_per_token > counting for trial in context.ranked)
-        score = Cell(minus(counting, 3), counting)
-        rows.insert(at, {"<policy": Cell(say("ranking.counting")), _lml_column(context): score})
+    for name, value in sorted((prepared.baselines if prepared else {}).items(), key=itemgetter(1)):
+        at = sum(trial.nats_per_token > value for trial in context.ranked)
+        score = Cell(minus(value, 3), value)
+        rows.insert(at, {"<policy": Cell(say(f"ranking.{name}")), _lml_column(context): score})
         first = first if first is None or first < at else first + 1
     return context.table(say("section.ranking"), rows, first=first)
 
