@@ -112,7 +112,10 @@ def test_a_kept_model_is_opened_without_mptune(model, tmp_path, capsys):
     with (other / "model" / "_grid.py").open("a") as code:
         code.write("raise SystemExit('code of a stranger')\n")
     assert main(["check", str(other)]) == 2
-    assert "does not open without mptune: ValueError" in capsys.readouterr().err
+    assert "has code that is not of this mptune" in capsys.readouterr().err
+    (other / "model" / "_grid.py").unlink()
+    assert main(["check", str(other)]) == 2
+    assert "does not open without mptune: OSError" in capsys.readouterr().err
     shutil.rmtree(other / "model")
     assert main(["check", str(other)]) == 2
     assert "no kept weights; train with" in capsys.readouterr().err
