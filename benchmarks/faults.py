@@ -28,14 +28,12 @@ With --folder the undisturbed search is kept and used again. --quick strikes twi
 from __future__ import annotations
 
 import argparse
-import ctypes
 import itertools
 import json
 import mmap
 import os
 import random
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -54,7 +52,7 @@ from pydantic import BaseModel
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests import studies
-from tests.faults.cluster import RayCluster, ray_cluster, wait_until_gone
+from tests.faults.cluster import RayCluster, close_connections, ray_cluster, wait_until_gone
 from tests.faults.postgres import Postgres, Relay
 from tests.faults.search import PATIENCE_S, Running, Searches
 
@@ -240,7 +238,7 @@ def network(ground: Ground, running: Running) -> Running:
         time.sleep(draw.uniform(1, 6))
         ground.relay.silent.clear()
     elif what == "ranks":
-        close_connections(set(ground.members()), ports=None)
+        close_connections(set(ground.members()))
     else:
         close_connections({here}, {ports[what]})
     return running
@@ -249,28 +247,6 @@ def network(ground: Ground, running: Running) -> Running:
 FAULTS: dict[str, Callable[[Ground, Running], Running]] = {
     f.__name__: f for f in (driver, rank, node, head, database, disk, clock, network)
 }
-
-
-def close_connections(pids: set[int], ports: set[int] | None) -> None:
-    """Shut down the connections of these processes to ports, or to each other, from outside."""
-    connections = [(pid, c) for pid in pids for c in tcp(pid) if c.raddr]
-    own = {c.laddr for _, c in connections}
-    for pid, connection in connections:
-        if connection.raddr.port in ports if ports else connection.raddr in own:
-            with suppress(OSError):
-                handle = os.pidfd_open(pid)
-                copy = ctypes.CDLL(None).syscall(438, handle, connection.fd, 0)
-                os.close(handle)
-                if copy < 0:  # closed meanwhile
-                    continue
-                with socket.socket(fileno=copy) as held:  # pidfd_getfd: the same connection
-                    held.shutdown(socket.SHUT_RDWR)
-
-
-def tcp(pid: int) -> list[Any]:
-    with suppress(psutil.Error):
-        return list(psutil.Process(pid).net_connections("tcp"))
-    return []
 
 
 @dataclass

@@ -14,6 +14,7 @@ FaultReason = Literal[
     "out_of_memory",
     "worker_died",
     "node_lost",
+    "connection_lost",
     "host_out_of_memory",
     "stalled",
     "disk_full",
@@ -97,6 +98,12 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
+CONNECTION_LOST = re.compile(
+    r"gloo.*(connection|broken pipe)|nccl.*(remote process|network error|socket)", re.I | re.S
+)
+"""How torch's backends say that a rank cannot be reached."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the host is out of memory; torch's CPU allocator has no exception class for it."""
     return isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
@@ -139,6 +146,8 @@ def reason_of(error: BaseException) -> FaultReason:
     for kind, reason in REASONS.items():
         if isinstance(error, kind):
             return reason
+    if isinstance(error, RuntimeError) and CONNECTION_LOST.search(str(error)):
+        return "connection_lost"
     # torch.OutOfMemoryError by name, because the control plane does not import torch.
     if type(error).__name__ == "OutOfMemoryError" or is_out_of_memory(error):
         return "out_of_memory"

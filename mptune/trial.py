@@ -457,7 +457,14 @@ StopReason = Literal["pruned", "paused", "interrupted", "preempted"]
 
 
 RETRIED: frozenset[FaultReason] = frozenset(
-    {"worker_died", "node_lost", "host_out_of_memory", "stalled", "damaged_checkpoint"}
+    {
+        "worker_died",
+        "node_lost",
+        "connection_lost",
+        "host_out_of_memory",
+        "stalled",
+        "damaged_checkpoint",
+    }
 )
 """Faults of the machine, after which the trial runs again, from its checkpoint if it has one."""
 

@@ -92,7 +92,7 @@ def end_of_trial(trial: TrialSpec, reported: End | None, lost: GangLost) -> End:
     An end that rank 0 had `reported` before counts. The exception is an error of rank 0 that may
     only be its view of another rank's death: then the death is the reason.
     """
-    is_symptom = isinstance(reported, Failed) and reported.reason == "error"
+    is_symptom = isinstance(reported, Failed) and reported.reason in ("error", "connection_lost")
     if reported and (not is_symptom or isinstance(lost, GangOverdue)):
         return reported
     write_traceback(trial, f"{lost.detail}\n\n{lost.traceback}\n")

@@ -112,14 +112,19 @@ def _pause_words(decision: Mapping[str, Any]) -> str:
     return f"paused at {100 * decision['progress']:g}%: {why}"
 
 
+def remove_checkpoint(spec: TrialSpec) -> None:
+    """Remove the checkpoint of a trial that has ended."""
+    files = TrialDirectory.of(spec.directory)
+    store_at(spec.artifacts or files.root).remove(files.checkpoint.name)
+
+
 def prune_paused(study: optuna.Study) -> list[int]:
     """At the end of a study no paused trial goes on: remove its checkpoint; returns the numbers."""
     paused = paused_trials(study)
     for trial in paused:
         spec = TrialSpec.model_validate_json(user_attributes(study, trial)["trial_spec"])
-        files = TrialDirectory.of(spec.directory)
         # The checkpoint first: a driver that dies in between finds the trial paused.
-        store_at(spec.artifacts or files.root).remove(files.checkpoint.name)
+        remove_checkpoint(spec)
         tell_pruned(study, trial, trial.user_attrs["detail"])
     return [trial.number for trial in paused]
 
@@ -565,6 +570,7 @@ class StudyDriver:
             self._history.complete(number, trial.user_attrs, score)
             state = "complete"
         elif isinstance(ending, Failed):
+            remove_checkpoint(flight.spec)  # a rank that was killed has left it
             tell_failure(self.study, trial, ending)
             self._history.fail(ending.reason, ending.detail)
             state = f"failed: {ending.reason}"

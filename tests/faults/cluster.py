@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -187,3 +190,25 @@ def _runs(pid: int) -> bool:
     with suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     return False
+
+
+def close_connections(pids: Iterable[int], ports: Collection[int] = ()) -> None:
+    """Shut down the connections of these processes to ports, or to each other, from outside."""
+    connections = [(pid, c) for pid in pids for c in tcp(pid) if c.raddr]
+    own = {c.laddr for _, c in connections}
+    for pid, connection in connections:
+        if connection.raddr.port in ports if ports else connection.raddr in own:
+            with suppress(OSError):
+                handle = os.pidfd_open(pid)
+                copy = ctypes.CDLL(None).syscall(438, handle, connection.fd, 0)
+                os.close(handle)
+                if copy < 0:  # closed meanwhile
+                    continue
+                with socket.socket(fileno=copy) as held:  # pidfd_getfd: the same connection
+                    held.shutdown(socket.SHUT_RDWR)
+
+
+def tcp(pid: int) -> list[Any]:
+    with suppress(psutil.Error):
+        return list(psutil.Process(pid).net_connections("tcp"))
+    return []

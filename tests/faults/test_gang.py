@@ -20,6 +20,7 @@ import torch
 from mptune.errors import DiskFull
 from mptune.paths import RunDirectory
 from mptune.trial import Event, Failed, Finished, GangChanged, Progress, Scoring, Started, Stopped
+from tests.faults.cluster import close_connections
 from tests.faults.conftest import (
     PAIR,
     SCORE,
@@ -141,6 +142,22 @@ def test_a_rank_killed_in_scoring(ground, undisturbed, tmp_path, pause):
     search = ground.search(tmp_path, once(strike), score=LONG_SCORE, training=OFTEN)
     survived(search, "worker_died")
     goes_straight_to_scoring(search)
+    assert search.ends(Finished)[0].result.lml == undisturbed.result.lml
+
+
+def test_a_connection_between_ranks_that_is_cut_costs_nothing_but_time(
+    ground, undisturbed, tmp_path, pause
+):
+    """No process has died, but they cannot reach each other any more."""
+
+    def strike(event: Event, search: Search_) -> bool:
+        if isinstance(event, Started):
+            close_connections(event.pids)
+            pause.unlink()
+        return isinstance(event, Started)
+
+    search = ground.search(tmp_path, once(strike))
+    survived(search, "connection_lost")
     assert search.ends(Finished)[0].result.lml == undisturbed.result.lml
 
 

@@ -26,15 +26,13 @@ def programs() -> str:
     return f"{Path(package).parent}/pginstall/bin:{os.environ['PATH']}"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def address(postgres: Postgres) -> dict[str, str]:
     """libpq's variables for a server that requires passwords, with the roles of the manifest."""
     server = postgres
     manifests = yaml.safe_load_all((ROOT / "k8s" / "base" / "postgres.yaml").read_text())
     (script,) = (m["data"]["roles.sh"] for m in manifests if m["kind"] == "ConfigMap")
-    for command in ("DROP DATABASE IF EXISTS mptune", "DROP ROLE IF EXISTS mptune",
-                    "DROP ROLE IF EXISTS mptune_reader", "CREATE DATABASE mptune"):  # fmt: skip
-        server.psql(command)
+    server.psql("CREATE DATABASE mptune")
     host = str(Path(server.socket).parent)
     env = {"PATH": programs(), "PGHOST": host, "POSTGRES_USER": "postgres", "POSTGRES_DB": "mptune"}
     roles = env | {"OWNER_PASSWORD": PASSWORD, "READER_PASSWORD": "another"}
@@ -72,7 +70,7 @@ def test_no_secret_is_in_what_a_search_leaves(tmp_path: Path, address: dict[str,
     (tmp_path / "slurm.yaml").write_text(profile)
     (tmp_path / "spec.yaml").write_text(PLAIN)
     url = f"postgresql://mptune:${{DATABASE_PASSWORD}}@/mptune?host={address['PGHOST']}"
-    more = ("--set", f"storage.url={url}")
+    more = ("--set", f"storage.url={url}", "--set", "name=planted")
     said = []
     for command in (
         ("search", "spec.yaml", "--run-dir", "run", *more, "--local"),
