@@ -217,6 +217,8 @@ class Session:
                 database = storage.address()
                 await_server(database, storage.connect_timeout_s, self.say, self.interrupted)
                 with lease(database, self.spec.name, storage.lease_timeout_s) as self._lease:
+                    if database is not None:
+                        self.run.storage.open()  # now, as later the server may be away
                     if fresh:
                         self._delete_trials(yes)
                     self._write_spec()

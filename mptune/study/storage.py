@@ -101,7 +101,8 @@ class StudyStorage:
         for attempt in range(1, STORAGE_ATTEMPTS + 1):
             try:
                 if self.url is not None:
-                    return _open(self.url, only)
+                    is_file = self.url.startswith(("sqlite", JOURNAL))
+                    return (_open if is_file else _open_server)(self.url, tuple(only))
                 path = self.database.absolute()
                 return _open_file(path, tuple(only), path.stat().st_ino)
             except Exception as error:
@@ -194,6 +195,12 @@ def _open_file(database: Path, only: Sequence[str], inode: int) -> optuna.storag
     `inode` tells a new file from a deleted one, whose number stays in use while it is open.
     """
     return _open(f"sqlite:///{database}", only)
+
+
+@lru_cache(maxsize=8)
+def _open_server(url: str, only: Sequence[str]) -> optuna.storages.BaseStorage:
+    """A database server, which is opened once in a process: from then on it may restart."""
+    return _open(url, only)
 
 
 def _open(address: str, only: Sequence[str]) -> optuna.storages.BaseStorage:

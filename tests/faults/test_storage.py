@@ -288,5 +288,16 @@ def test_a_server_that_is_away_when_a_study_is_opened_is_no_wrong_input(tmp_path
     assert raised.value.exit_code == 3
 
 
+def test_a_storage_that_was_opened_waits_for_a_server_that_restarts(server, tmp_path):
+    storage = studies.storage(RunDirectory(tmp_path), server.url)
+    storage.create("search")
+    storage.open()
+    server.stop("fast")
+    threading.Timer(1.5, server.start).start()
+    study = storage.load("search")
+    assert study is not None
+    assert study.get_trials() == []
+
+
 def test_a_server_that_refuses_is_not_waited_for(server: Postgres) -> None:
     await_server(server.url.replace(server.database, "missing"), 0, print, threading.Event())
