@@ -74,13 +74,15 @@ CLOCK = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <linux/futex.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #include <time.h>
 
 static double *offset;
-static int (*real)(clockid_t, struct timespec *);
 
 __attribute__((constructor)) static void begin(void) {
     const char *name = getenv("CLOCK_OFFSET");
@@ -90,6 +92,7 @@ __attribute__((constructor)) static void begin(void) {
 }
 
 int clock_gettime(clockid_t id, struct timespec *now) {
+    static int (*real)(clockid_t, struct timespec *);
     if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
     int failed = real(id, now);
     if (!failed && offset && (id == CLOCK_REALTIME || id == CLOCK_REALTIME_COARSE))
@@ -111,8 +114,32 @@ int gettimeofday(struct timeval *now, void *zone) {
     now->tv_usec = of.tv_nsec / 1000;
     return 0;
 }
+
+/* What waits until a time of this clock gets the kernel's; one since boot is a small number. */
+static struct timespec of_kernel(const struct timespec *until) {
+    struct timespec found = *until;
+    if (offset && found.tv_sec > 100000000) found.tv_sec -= (time_t)*offset;
+    return found;
+}
+
+int pthread_cond_timedwait(pthread_cond_t *c, pthread_mutex_t *m, const struct timespec *until) {
+    static int (*real)(pthread_cond_t *, pthread_mutex_t *, const struct timespec *);
+    if (!real) real = dlvsym(RTLD_NEXT, "pthread_cond_timedwait", "GLIBC_2.3.2");
+    struct timespec kernel = of_kernel(until);
+    return real(c, m, &kernel);
+}
+
+long syscall(long number, long a, long b, long c, long d, long e, long f) {
+    static long (*real)(long, ...);
+    if (!real) real = dlsym(RTLD_NEXT, "syscall");
+    if (number == SYS_futex && (b & FUTEX_CLOCK_REALTIME) && d) {
+        struct timespec kernel = of_kernel((const struct timespec *)d);
+        return real(number, a, b, c, &kernel, e, f);
+    }
+    return real(number, a, b, c, d, e, f);
+}
 """
-"""Replaces the C library's wall clock by one that is a number of seconds, read from a file, off."""
+"""Puts the C library's wall clock off by a number of seconds that is read from a file."""
 
 
 @dataclass
