@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, Pre
 from transformers.modeling_outputs import MaskedLMOutput
 
 
-class GridConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
+class GridConfig(PreTrainedConfig):  # type: ignore[misc]
     """The configuration of the model without its grid, and the grid.
 
     Attributes:
@@ -45,7 +45,7 @@ class GridConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         self.plain, self.axes, self.sizes = plain or {}, list(axes), list(sizes)
 
 
-class GridForMaskedLM(PreTrainedModel):  # type: ignore[no-untyped-call]
+class GridForMaskedLM(PreTrainedModel):  # type: ignore[misc]
     """A masked model of transformers with embeddings of coordinates; impossible symbols are banned.
 
     [MASK] and [PAD] are the last two input ids, and impossible everywhere.
@@ -57,10 +57,10 @@ class GridForMaskedLM(PreTrainedModel):  # type: ignore[no-untyped-call]
     def __init__(self, config: GridConfig) -> None:
         super().__init__(config)
         plain = AutoConfig.for_model(**config.plain)
-        self.plain = AutoModelForMaskedLM.from_config(plain)  # type: ignore[no-untyped-call]
+        self.plain = AutoModelForMaskedLM.from_config(plain)
         width = self.plain.get_input_embeddings().embedding_dim
         self.axes = nn.ModuleList(nn.Embedding(size, width) for size in config.axes)
-        self.post_init()  # type: ignore[no-untyped-call]
+        self.post_init()
 
     def forward(
         self,
@@ -91,5 +91,5 @@ class GridForMaskedLM(PreTrainedModel):  # type: ignore[no-untyped-call]
         return found
 
 
-GridConfig.register_for_auto_class()  # type: ignore[no-untyped-call]
-GridForMaskedLM.register_for_auto_class("AutoModelForMaskedLM")  # type: ignore[no-untyped-call]
+GridConfig.register_for_auto_class()
+GridForMaskedLM.register_for_auto_class("AutoModelForMaskedLM")
