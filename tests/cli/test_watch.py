@@ -145,7 +145,8 @@ sys.exit(main(["search", "spec.yaml", "--set", "search.trials=1000",
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arguments", [[], pytest.param(["--now"], marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("arguments", [[], ["--now"]])
 def test_stop_while_trials_wait_for_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:

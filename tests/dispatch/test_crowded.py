@@ -47,6 +47,7 @@ def test_a_gang_goes_where_others_leave_room(cluster: RayCluster, tmp_path: Path
     assert ran["gone"] == []
 
 
+@pytest.mark.nightly
 def test_a_gang_gives_way_to_others_that_were_faster(cluster: RayCluster, tmp_path: Path) -> None:
     (ran,) = scene(cluster, tmp_path, "blind")
     assert ran["at"] != [ran["planned"]]

@@ -90,6 +90,7 @@ def busy(cluster: RayCluster, folder: Path, *more: str) -> Iterator[Says]:
         assert driver.wait(100) == 0
 
 
+@pytest.mark.nightly
 def test_trials_in_flight_follow_the_cluster_as_it_grows_and_shrinks(cluster, tmp_path):
     with busy(cluster, tmp_path) as said:
         alone = said(lambda s: len(s["running"]) == 1)

@@ -75,6 +75,7 @@ def is_as_asked(now: Scraped) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_search_is_scraped_while_it_runs(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.dispatch.scraped", str(tmp_path)], cwd=ROOT, text=True,

@@ -86,7 +86,7 @@ def test_every_connection_is_cut_off_in_mid_search(server, tmp_path):
     assert {r.state for r in disturbed} == {"COMPLETE"}
 
 
-@pytest.mark.parametrize("mode", ["fast", "immediate"])
+@pytest.mark.parametrize("mode", [pytest.param("fast", marks=pytest.mark.nightly), "immediate"])
 def test_the_server_is_stopped_and_started_in_mid_search(server, tmp_path, mode):
     def restart() -> None:
         server.stop(mode)

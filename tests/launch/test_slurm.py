@@ -84,6 +84,7 @@ def test_a_search_on_two_nodes_runs_to_its_report(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_job_writes_checkpoints_and_is_queued_again_before_its_time_is_up(tmp_path: Path) -> None:
     site = Site(tmp_path)
     script = site.start_long()
