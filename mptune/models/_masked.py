@@ -90,7 +90,7 @@ def attend(
     False.
     """
     kind, dtype = query_BHDW.device, query_BHDW.dtype
-    if torch.is_autocast_enabled(kind.type):
+    if kind.type != "meta" and torch.is_autocast_enabled(kind.type):
         dtype = torch.get_autocast_dtype(kind.type)
     if not is_plain(kind, dtype, key_BHDW.shape[2]):
         inputs = (query_BHDW, key_BHDW, value_BHDW)

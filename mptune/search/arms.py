@@ -29,7 +29,7 @@ from mptune import plugins
 from mptune.errors import InputError, did_you_mean
 from mptune.paths import RunDirectory
 from mptune.search.run import Run
-from mptune.spec.schema import Comparison, build, plugin_name
+from mptune.spec.schema import MODEL_KEYS, Comparison, build, plugin_name
 from mptune.spec.source import Concrete, SpecFile, SpecSource, merge_arm, parse_yaml, plain
 from mptune.spec.space import Space
 from mptune.trial import Trial, TrialSpec
@@ -191,7 +191,7 @@ class Arms:
         changes = dict(_parameters(size.split(), keys, name))
         # A family has a size, or a width and a depth; arguments of a class are not related.
         sizes_too = ("width", "depth", "heads") if "size" in changes else ("size",)
-        dropped = sizes_too if "class" not in model else ()
+        dropped = () if {*MODEL_KEYS} & {*model} else sizes_too
         return {**{k: v for k, v in model.items() if k not in dropped}, **changes}
 
 

@@ -21,7 +21,7 @@ from mptune.paths import RunDirectory, cache_directory
 from mptune.search.arms import LADDER, RATE, most_ladder_runs
 from mptune.search.budget import describe_shares, planned_runs
 from mptune.search.stage import Stage
-from mptune.spec.schema import Resources, Search, SearchSpec, build
+from mptune.spec.schema import MODEL_KEYS, Resources, Search, SearchSpec, build
 from mptune.spec.source import SpecFile, SpecSource
 from mptune.tools.prepare import prepare_table
 from mptune.trial import Device, Failed, Finished, Prepared, Stopped, TrialResult, TrialSpec
@@ -58,7 +58,11 @@ def notes(file: SpecFile, spec: SearchSpec) -> list[str]:
         found.append(
             f"{RATE} {training.optimizer.learning_rate:g} is the same for every size, so size and "
             "learning rate are confounded; make it a dimension"
-            + ("" if "class" in spec.model else ", or set training.optimizer.width_rule: mup")
+            + (
+                ""
+                if {*MODEL_KEYS} & {*spec.model}
+                else ", or set training.optimizer.width_rule: mup"
+            )
         )
     of_policy = any(name.split(".")[0] == "policy" for name in dimensions)
     if spec.search.sampler.kind == "exposure" and dimensions and not of_policy:

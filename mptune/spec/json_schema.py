@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from mptune import plugins
-from mptune.spec.schema import PLUGIN_SECTIONS, SearchSpec
+from mptune.spec.schema import MODEL_KEYS, PLUGIN_SECTIONS, SearchSpec
 
 Schema = dict[str, Any]
 
@@ -40,7 +40,7 @@ def json_schema() -> Schema:
         options = [references[model, "validation"] for model in classes[section]]
         for option in options:
             plugin = defs[_target(option)]
-            names = {"class"} if "class" in plugin["properties"] else {key}
+            names = {*MODEL_KEYS} & {*plugin["properties"]} or {key}
             plugin["required"] = sorted({*names, *plugin.get("required", ())})
         defs[section] = {"anyOf": options}
 

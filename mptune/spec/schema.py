@@ -150,9 +150,14 @@ PLUGIN_SECTIONS = {
 """Section -> (plugin group, the key that names the plugin)."""
 
 
+MODEL_KEYS = ("class", "from")
+"""Keys that say what a model is, instead of `family`: a class of one's own, or a checkpoint."""
+
+
 def plugin_name(key: str, values: Mapping[str, Any]) -> Any:
-    """The plugin that values name by `key`, or None; a model with a `class` has no other name."""
-    return "class" if key == "family" and "class" in values else values.get(key)
+    """The plugin that values name by `key`, or None."""
+    others = [name for name in MODEL_KEYS if key == "family" and name in values]
+    return others[0] if others else values.get(key)
 
 
 REFERENCE = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"

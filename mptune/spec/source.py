@@ -25,6 +25,7 @@ from mptune import plugins
 from mptune.artifacts import SECRET_QUERY
 from mptune.errors import InputError, cut_line, did_you_mean
 from mptune.spec.schema import (
+    MODEL_KEYS,
     PLUGIN_SECTIONS,
     SearchSpec,
     build,
@@ -246,11 +247,38 @@ def _apart(option: Node, twins: Sequence[Node]) -> Iterator[str]:
             yield f"{key}={node.value}"
 
 
+def _use_checkpoints(sections: dict[str, Node], folder: Path) -> None:
+    """Make the folders of `model.from` absolute; the first one's tokenizer is the default of text.
+
+    Relative folders start at the spec, as those of the data do.
+    """
+    found: list[Node] = []
+
+    def absolute(node: Node, of_from: bool) -> Node:
+        value = node.value
+        if isinstance(value, dict):
+            for key, item in value.items():
+                value[key] = absolute(item, key == "from" or (of_from and key == "choice"))
+        elif isinstance(value, list):
+            value[:] = [absolute(item, of_from) for item in value]
+        elif of_from and isinstance(value, str):
+            path = folder / value
+            node = Node(str(path) if path.is_dir() else value, node.origin)
+            found.append(node)
+        return node
+
+    for section in sections.values():
+        absolute(section, False)
+    data = sections["data"].value if "data" in sections else None
+    if found and isinstance(data, dict) and plain(sections["data"]).get("kind") == "text":
+        data.setdefault("tokenizer", found[0])
+
+
 def _label(option: Node) -> Scalar:
     value = option.value
     if isinstance(value, dict):
-        named = [value[k].value for k in ("kind", "class", "family") if k in value]
-        return named[0].split(":")[-1] if named and isinstance(named[0], str) else "option"
+        named = [value[k].value for k in ("kind", *MODEL_KEYS, "family") if k in value]
+        return re.split("[:/]", named[0])[-1] if named and isinstance(named[0], str) else "option"
     if isinstance(value, list):
         return str([plain(v) for v in value])
     assert not isinstance(value, Choice | Range)
@@ -427,6 +455,7 @@ class SpecFile:
             root = _override(root, override)
         if not isinstance(root.value, dict):
             raise InputError(f"{root.origin}: a spec is a mapping of sections, see `mptune init`")
+        _use_checkpoints(root.value, path.absolute().parent)
         sections = {k: _find_dimensions(v, k) for k, v in root.value.items()}
         return cls(path, Node(sections, root.origin), text)
 
@@ -567,7 +596,9 @@ def merge_arm(base: Concrete, arm: Mapping[str, Any], origin: str) -> Concrete:
 
 def _merged(base: Any, change: Any, at: Location, origins: dict[Location, str], origin: str) -> Any:
     origins[at] = origin if at else origins[at]
-    names_plugin = isinstance(change, Mapping) and bool({"kind", "family", "class"} & set(change))
+    names_plugin = isinstance(change, Mapping) and bool(
+        {"kind", "family", *MODEL_KEYS} & set(change)
+    )
     if not isinstance(change, Mapping) or not isinstance(base, Mapping) or names_plugin:
         return change
     return {
@@ -587,6 +618,10 @@ def check(
         spec = SearchSpec.model_validate(concrete.tree)
     except ValidationError as error:
         return None, [*_problems(error, SearchSpec, (), concrete), *problems]
+    base, tokenizer = spec.model.get("from"), spec.data.get("tokenizer")
+    if base is not None and tokenizer in (None, "bytes", "characters", "bpe"):
+        rule = "a checkpoint goes on with text in its own tokenizer only"
+        problems.append(_line(concrete, ("model", "from"), f"{rule}: data.tokenizer: {base}"))
     workers = {gang.workers for gang in spec.resources.gangs()}
     for uneven in sorted(n for n in workers if spec.training.batch_size % n):
         rule = f"{spec.training.batch_size} sequences cannot be shared by {uneven} workers"

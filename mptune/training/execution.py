@@ -56,7 +56,7 @@ from mptune.trial import (
     TrialSpec,
 )
 
-KNOWN = "mptune.models.families"
+KNOWN = ("mptune.models.families", "mptune.models.continued")
 """Module of the models whose contract the tests check."""
 
 VERSIONS_OF = ("mptune", "torch", "deepspeed", "transformers", "numpy")
@@ -230,9 +230,12 @@ def built(trial: TrialSpec, ranks: Ranks, heldout: HeldOut) -> tuple[Inputs, nn.
     device = Device(kind=kind, bytes=size, words="the device")
     memory.check(memory.Sizes.of(trial, kind), trial.training, ranks.world_size, device)
     if inputs.family.width is None and trial.training.optimizer.width_rule != "none":
-        raise InputError("training.optimizer.width_rule: the width of a model.class is not known")
+        kind_of_model = inputs.family.family
+        raise InputError(
+            f"training.optimizer.width_rule: the width of a model.{kind_of_model} is not known"
+        )
     make = partial(inputs.family.build, table.total_vocabulary, table.vocabulary_size, table.length)
-    if ranks.first and type(family).__module__ != KNOWN:
+    if ranks.first and type(family).__module__ not in KNOWN:
         check_module(make, inputs.family, table)
     torch.manual_seed(trial.seed)
     module = make()
@@ -345,7 +348,8 @@ def keep_weights(
                 made.module.save_pretrained(str(aside))
                 torch.save(made.module.state_dict(), aside / files.module.name)
                 check_opens(aside, aside / files.module.name, table, family)
-                save_for_transformers(table, aside)
+                if family.family != "from":  # it brings its own
+                    save_for_transformers(table, aside)
                 store.take(aside, name, last="config.json")
             except Exception as error:  # of a plugin's code, of transformers, or of the store
                 shutil.rmtree(aside, ignore_errors=True)

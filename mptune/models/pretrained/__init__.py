@@ -20,9 +20,12 @@ import torch
 from huggingface_hub import HfApi, get_session, try_to_load_from_cache
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
 from mptune.errors import InputError
+from mptune.models._masked import ATTENTION, MaskedPredictor
+from mptune.models.base import IMPOSSIBLE
+from mptune.models.families import Bert, ModernBert, Roberta, TransformersFamily
 
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float64]
@@ -53,16 +56,18 @@ class PretrainedMaskedLM:
     logits are computed at masked positions only.
     """
 
-    def __init__(self, name: str, model: Any, tokenizer: Any) -> None:
+    def __init__(self, name: str, model: Any, tokenizer: Any, device: str | None = None) -> None:
         self.name, self.model, self.tokenizer = name, model.eval(), tokenizer
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model.to(self.device)
-        banned = {getattr(tokenizer, f"{special}_token_id", None) for special in NEVER_PREDICTED}
-        self._banned = sorted(i for i in banned if i is not None)
 
     @classmethod
-    def open(cls, name: str) -> PretrainedMaskedLM:
+    def open(
+        cls, name: str, revision: str | None = None, *, to_train: bool = False
+    ) -> PretrainedMaskedLM:
         """Load a local folder or a model of the Hugging Face hub.
+
+        To train it, weights must be safetensors, are in single precision, and stay on the CPU.
 
         Raises:
             InputError: there is no such model, or it is not a masked language model.
@@ -84,16 +89,27 @@ class PretrainedMaskedLM:
         quiet: Any = logging
         quiet.set_verbosity_error()
         quiet.disable_progress_bar()
+        given: dict[str, Any] = {"revision": revision or "main"}
+        if to_train:
+            given |= {"use_safetensors": True, "dtype": torch.float32}
         try:
-            model = AutoModelForMaskedLM.from_pretrained(name, trust_remote_code=False)
+            model = AutoModelForMaskedLM.from_pretrained(name, trust_remote_code=False, **given)
         except Exception as error:  # broken files of many formats fail in as many ways
             raise InputError(f"{name}: {_first_line(error)}") from error
-        return cls(name, model, _tokenizer(name))
+        return cls(name, model, _tokenizer(name, revision), "cpu" if to_train else None)
 
     @property
     def mask_id(self) -> int:
         """Input id of [MASK]."""
         return int(self.tokenizer.mask_token_id)
+
+    @property
+    def banned(self) -> list[int]:
+        """Special symbols that do not occur in text, sorted."""
+        found = {
+            getattr(self.tokenizer, f"{special}_token_id", None) for special in NEVER_PREDICTED
+        }
+        return sorted(i for i in found if i is not None)
 
     @property
     def vocabulary_size(self) -> int:
@@ -139,9 +155,9 @@ class PretrainedMaskedLM:
 
     def encode(self, pieces: Sequence[Sequence[int]]) -> EncodedText:
         """Sequences of ids, between the specials that the model expects, as a padded table."""
-        before, after = self._frame
+        before, after = self.frame
         width = max((len(p) for p in pieces), default=0) + len(before) + len(after)
-        tokens_ND = np.full((len(pieces), width), self._pad_id, np.int64)
+        tokens_ND = np.full((len(pieces), width), self.pad_id, np.int64)
         observed_ND = np.zeros(tokens_ND.shape, np.bool_)
         for n, piece in enumerate(pieces):
             row = [*before, *piece, *after]
@@ -151,7 +167,7 @@ class PretrainedMaskedLM:
         return EncodedText(tokens_ND, observed_ND, int(unknown.sum()))
 
     @cached_property
-    def _frame(self) -> tuple[list[int], list[int]]:
+    def frame(self) -> tuple[list[int], list[int]]:
         """The specials before and after a text."""
         bare, framed = self.pieces("a"), list(self.tokenizer("a")["input_ids"])
         for start in range(len(framed) - len(bare) + 1):
@@ -162,16 +178,17 @@ class PretrainedMaskedLM:
     @property
     def room(self) -> int:
         """Most tokens of text in one sequence."""
-        return self.longest - sum(map(len, self._frame))
+        return self.longest - sum(map(len, self.frame))
 
     @property
-    def _pad_id(self) -> int:
+    def pad_id(self) -> int:
+        """Input id of padding."""
         return int(self.tokenizer.pad_token_id or 0)
 
     def log_prob(self, tokens_BD: NDArray[Any], mask_BD: BoolArray) -> FloatArray:
         """log p of the true token [B, D] in nats at masked positions, 0 elsewhere."""
         # Cut to the longest sequence of the batch, which is often shorter than the table.
-        attend_BD = (tokens_BD != self._pad_id) | mask_BD
+        attend_BD = (tokens_BD != self.pad_id) | mask_BD
         width = int(np.flatnonzero(attend_BD.any(axis=0)).max()) + 1
         inputs_BD = np.where(mask_BD, self.mask_id, tokens_BD)[:, :width]
         inputs, attend, mask = (
@@ -195,8 +212,150 @@ class PretrainedMaskedLM:
             out = self.model(input_ids=inputs_BD, attention_mask=attend_BD.long()).logits
         logits_KV: Tensor = out[0] if gathered[0] else out[mask_BD]
         logits_KV = logits_KV.float()
-        logits_KV[:, self._banned] = -torch.inf
+        logits_KV[:, self.banned] = -torch.inf
         return logits_KV
+
+
+class ContinuedMaskedLM(nn.Module):
+    """A checkpoint to be trained, called as `MaskedModel.build` says.
+
+    Symbols of the data have the ids of the checkpoint's tokenizer. [MASK] and [PAD] of the data
+    become the checkpoint's, and each row gets the special tokens that it expects around a text.
+
+    Raises:
+        InputError: the data are cut by another tokenizer, or are longer than the checkpoint allows.
+    """
+
+    ids_V: Tensor
+    before: Tensor
+    after: Tensor
+    banned: Tensor
+
+    def __init__(self, checkpoint: PretrainedMaskedLM, predictable: int, length: int) -> None:
+        super().__init__()
+        symbols = len(checkpoint.tokenizer)
+        if predictable != symbols:
+            raise InputError(
+                f"model.from {checkpoint.name}: its tokenizer has {symbols} symbols, the data have "
+                f"{predictable}; set data.tokenizer: {checkpoint.name}"
+            )
+        if length > checkpoint.room:
+            raise InputError(
+                f"model.from {checkpoint.name}: has room for data.length {checkpoint.room}, not "
+                f"{length}"
+            )
+        self.model: Any = checkpoint.model.train()
+        self.predictable = predictable
+        self._tokenizer, self._pad_id = checkpoint.tokenizer, checkpoint.pad_id
+        own = [*range(predictable), checkpoint.mask_id, checkpoint.pad_id]
+        before, after = checkpoint.frame
+        buffers = {"ids_V": own, "before": before, "after": after, "banned": checkpoint.banned}
+        for name, ids in buffers.items():
+            self.register_buffer(name, torch.tensor(ids, dtype=torch.long), persistent=False)
+        # A contact head or a pooler would be parameters without gradients.
+        for name in ("contact_head", "pooler"):
+            if getattr(self.model.base_model, name, None) is not None:
+                setattr(self.model.base_model, name, nn.Identity())
+        self._chosen_K: Tensor | None = None
+        self._predictor: tuple[MaskedPredictor] | None = None  # in a tuple it is no submodule
+        family = known_family(self.model.config)
+        if family is not None:
+            self.model.set_attn_implementation(ATTENTION)
+            parts = family.parts(self.model)
+            self._predictor = (
+                MaskedPredictor(predictable=symbols, pretrained=self.model, **parts),
+            )
+        else:
+            self.model.base_model.register_forward_hook(self._choose)
+
+    def framed(
+        self, tokens_BD: Tensor, flat_K: Tensor, attend_BD: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The checkpoint's inputs [B, L], where it may attend [B, L], and flat positions [K]."""
+        rows, length = tokens_BD.shape
+        first, last = len(self.before), len(self.after)
+        place_D = torch.arange(1, length + 1, device=tokens_BD.device)
+        if attend_BD is None:
+            attend_BD = torch.ones_like(tokens_BD, dtype=torch.bool)
+        end_B = (attend_BD * place_D).amax(1)  # padding is on the right
+        inputs_BL = pad(self.ids_V[tokens_BD], (first, last), value=self._pad_id)
+        inputs_BL[:, :first] = self.before
+        end_BA = first + end_B[:, None] + torch.arange(last, device=tokens_BD.device)
+        inputs_BL.scatter_(1, end_BA, self.after.expand(rows, last))
+        may_BL = pad(attend_BD, (first, last), value=False)
+        may_BL[:, :first] = True
+        may_BL.scatter_(1, end_BA, True)
+        place_K = flat_K + torch.div(flat_K, length, rounding_mode="floor") * (first + last) + first
+        return inputs_BL, may_BL, place_K
+
+    def forward(
+        self,
+        tokens_BD: Tensor,
+        mask: Tensor,
+        attend_BD: Tensor | None = None,
+        document_BD: Tensor | None = None,
+        place_BD: Tensor | None = None,
+    ) -> Tensor:
+        """logits [K, V] at the masked positions; special symbols have probability 0.
+
+        Raises:
+            InputError: several documents are packed into one row.
+        """
+        if document_BD is not None:
+            raise InputError("model.from: cannot be trained with training.pack")
+        flat_K = mask.flatten().nonzero()[:, 0] if mask.dtype == torch.bool else mask
+        inputs_BL, may_BL, place_K = self.framed(tokens_BD, flat_K, attend_BD)
+        if attend_BD is None and not getattr(self.model.config, "token_dropout", False):
+            may_BL = None  # ESM counts masks by it
+        if self._predictor is not None:
+            # RoBERTa counts positions from the id after [PAD] on.
+            is_roberta = self.model.config.model_type == "roberta"
+            first = self._pad_id + 1 if is_roberta else 0
+            place_BL = first + torch.arange(inputs_BL.shape[1], device=inputs_BL.device)[None]
+            logits = self._predictor[0](inputs_BL, place_K, may_BL, place_BD=place_BL)
+        else:
+            self._chosen_K = place_K
+            try:
+                may = None if may_BL is None else may_BL.long()
+                logits = self.model(input_ids=inputs_BL, attention_mask=may).logits
+            finally:
+                self._chosen_K = None
+            if logits.shape[:-1] == inputs_BL.shape:  # an output that `_choose` does not know
+                logits = logits.flatten(0, 1).index_select(0, place_K)
+            logits = logits.flatten(0, -2)[:, : self.predictable]
+        logits_KV: Tensor = logits.index_fill(1, self.banned, IMPOSSIBLE)
+        return logits_KV
+
+    def _choose(self, _module: nn.Module, _inputs: Any, output: Any) -> Any:
+        """The encoder's output at the masked positions only, [1, K, W]: the head needs no other."""
+        hidden = getattr(output, "last_hidden_state", None)
+        if self._chosen_K is not None and hidden is not None:
+            output["last_hidden_state"] = hidden.flatten(0, 1)[self._chosen_K][None]
+        return output
+
+    def save_pretrained(self, folder: str) -> None:
+        """Write a folder like the checkpoint's, its tokenizer included."""
+        self.model.save_pretrained(folder)
+        self._tokenizer.save_pretrained(folder)
+
+    def checkpoint_activations(self) -> None:
+        """Recompute activations in the backward pass."""
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def known_family(config: Any) -> TransformersFamily | None:
+    """The family whose fast path fits a checkpoint of this configuration; None: the general path.
+
+    Not ESM's: its checkpoints scale embeddings by the share of masks, which needs their own path.
+    """
+    match config.model_type:
+        case "bert":
+            return Bert()
+        case "roberta":
+            return Roberta()
+        case "modernbert":
+            return ModernBert(window=config.local_attention)
+    return None
 
 
 @contextmanager
@@ -224,7 +383,7 @@ def _masked_only(model: nn.Module, mask_BD: Tensor) -> Iterator[list[bool]]:
         handle.remove()
 
 
-def _tokenizer(name: str) -> Any:
+def _tokenizer(name: str, revision: str | None = None) -> Any:
     """The model's own tokenizer.
 
     Raises:
@@ -233,7 +392,9 @@ def _tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=revision or "main", trust_remote_code=False
+        )
     except Exception as error:  # tokenizers of many kinds fail in as many ways
         raise InputError(f"{name}: its tokenizer: {_first_line(error)}") from error
     if tokenizer.mask_token_id is None:

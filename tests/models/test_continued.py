@@ -1,0 +1,134 @@
+"""Models that go on from a checkpoint: log p, gradients and files are those of the checkpoint."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import tests.checkpoints as checkpoints
+from mptune.errors import InputError
+from mptune.models._conformance import conformance
+from mptune.models.base import IMPOSSIBLE
+from mptune.models.pretrained import PretrainedMaskedLM
+from mptune.spec.schema import build
+from mptune.spec.source import SpecFile
+
+FAMILIES = ("bert", "roberta", "albert", "esm", "modernbert", "distilbert", "electra")
+LENGTH = 24
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def checkpoint(request, tmp_path_factory):
+    return checkpoints.save(tmp_path_factory.mktemp(request.param), family=request.param)
+
+
+def rows(opened):
+    """Texts as the data have them: ids without specials [B, D], the last ones [PAD] = V + 1."""
+    symbols = len(opened.tokenizer)
+    pieces = [opened.pieces(line)[:LENGTH] for line in checkpoints.sentences(4)]
+    pieces = [piece[: LENGTH - 3 * n] for n, piece in enumerate(pieces)]
+    tokens_BD = np.full((len(pieces), LENGTH), symbols + 1)
+    for n, piece in enumerate(pieces):
+        tokens_BD[n, : len(piece)] = piece
+    return symbols, pieces, tokens_BD
+
+
+def test_log_p_is_that_of_mptune_score(checkpoint):
+    opened = PretrainedMaskedLM.open(checkpoint)
+    symbols, pieces, tokens_BD = rows(opened)
+    mask_BD = (np.random.default_rng(0).random(tokens_BD.shape) < 0.5) & (tokens_BD < symbols)
+    table = opened.encode(pieces)
+    framed_mask = np.zeros(table.tokens.shape, bool)
+    framed_mask[table.observed] = mask_BD[tokens_BD < symbols]
+    expected_K = opened.log_prob(table.tokens, framed_mask)[framed_mask]
+
+    module = build("model", {"from": checkpoint}).build(symbols + 2, symbols, LENGTH).eval()
+    hidden_BD = torch.from_numpy(np.where(mask_BD, symbols, tokens_BD))
+    attend_BD, mask = torch.from_numpy(tokens_BD <= symbols), torch.from_numpy(mask_BD)
+    for given in (mask, mask.flatten().nonzero()[:, 0]):
+        with torch.no_grad():
+            logits_KV = module(hidden_BD, given, attend_BD)
+        assert logits_KV.shape == (mask_BD.sum(), symbols)
+        log_p_K = logits_KV.log_softmax(1)[torch.arange(len(logits_KV)), tokens_BD[mask_BD]]
+        np.testing.assert_allclose(log_p_K, expected_K, atol=2e-5)
+    assert logits_KV[:, opened.banned].max() == IMPOSSIBLE
+
+
+def test_it_does_what_the_contract_says_and_every_parameter_is_trained(checkpoint):
+    model = build("model", {"from": checkpoint})
+    symbols = len(PretrainedMaskedLM.open(checkpoint).tokenizer)
+    checks = conformance(lambda: model.build(symbols + 2, symbols, LENGTH), symbols, LENGTH)
+    # With weights that nobody has trained, logits hardly depend on the context.
+    assert {problem for name, problem in checks if name != "context"} == {None}
+    module = model.build(symbols + 2, symbols, LENGTH)
+    assert module.training
+    tokens_BD = torch.full((2, LENGTH), symbols)
+    logits_KV = module(tokens_BD, torch.arange(2 * LENGTH))
+    logits_KV.log_softmax(1)[:, 6].sum().backward()
+    assert [n for n, p in module.named_parameters() if p.grad is None] == []
+    counted = model.parameters(symbols + 2, LENGTH)
+    assert counted == sum(p.numel() for p in module.parameters())
+    assert model.flops(symbols + 2, LENGTH, 4, 40) > 3 * 2 * 4 * LENGTH * 2 * 8 * 32**2
+
+
+def test_gradients_are_those_of_plain_transformers(tmp_path):
+    folder = checkpoints.save(tmp_path)
+    symbols, _, tokens_BD = rows(PretrainedMaskedLM.open(folder))
+    tokens_BD = tokens_BD[:1, :12]  # no padding
+    mask_BD = np.arange(12)[None] % 3 == 0
+    module = build("model", {"from": folder}).build(symbols + 2, symbols, 12).eval()
+    logits_KV = module(
+        torch.from_numpy(np.where(mask_BD, symbols, tokens_BD)), torch.from_numpy(mask_BD)
+    )
+    target_K = torch.from_numpy(tokens_BD[mask_BD])
+    torch.nn.functional.cross_entropy(logits_KV, target_K).backward()
+
+    plain = PretrainedMaskedLM.open(folder)
+    inputs = torch.from_numpy(np.r_[2, np.where(mask_BD[0], 4, tokens_BD[0]), 3])[None]
+    logits_LV = plain.model(input_ids=inputs).logits[0, 1:-1]
+    logits_LV[:, plain.banned] = -torch.inf
+    torch.nn.functional.cross_entropy(logits_LV[mask_BD[0]], target_K).backward()
+    theirs = dict(plain.model.named_parameters())
+    for name, own in module.model.named_parameters():
+        torch.testing.assert_close(own.grad, theirs[name].grad, atol=1e-6, rtol=1e-4)
+
+
+def test_wrong_data_are_one_line(tmp_path):
+    folder = checkpoints.save(tmp_path)
+    model = build("model", {"from": folder})
+    symbols = len(checkpoints.tokenizer())
+    with pytest.raises(InputError, match=f"has {symbols} symbols, the data have 256; set data"):
+        model.build(258, 256, 24)
+    with pytest.raises(InputError, match=r"has room for data\.length 62, not 63"):
+        model.build(symbols + 2, symbols, 63)
+    module, tokens_BD = model.build(symbols + 2, symbols, 24), torch.zeros(1, 24, dtype=torch.long)
+    with pytest.raises(InputError, match=r"training\.pack"):
+        module(tokens_BD, torch.arange(3), None, tokens_BD, tokens_BD)
+
+
+def test_a_folder_is_beside_the_spec_and_its_tokenizer_is_the_default(tmp_path, monkeypatch):
+    (tmp_path / "base").mkdir()
+    checkpoints.save(tmp_path / "base")
+    (tmp_path / "corpus.txt").write_text("\n\n".join(checkpoints.sentences(40)))
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(
+        "name: go-on\n"
+        "data: {kind: text, source: corpus.txt, documents: paragraph, length: 24}\n"
+        "model: {choice: [{from: base}, {family: bert, width: 32, depth: 2}]}\n"
+        "policy: {kind: uniform}\n"
+        "training: {budget_tokens: 1e5}\n"
+        "search: {arms: {goes on: {model: {from: base}}}}\n"
+    )
+    monkeypatch.chdir("/")
+    file = SpecFile.read(spec)
+    checked = file.validate()
+    base = str(tmp_path / "base")
+    assert checked.model["from"] == base
+    assert checked.data["tokenizer"] == base
+    assert checked.search.arms["goes on"]["model"]["from"] == base
+    assert list(file.dimensions["model"].labels) == ["base", "bert"]
+    with pytest.raises(
+        InputError, match=r"spec.yaml:3: model.from: .*own tokenizer only: data.tok"
+    ):
+        SpecFile.read(spec, ["data.tokenizer=bytes"]).validate()
