@@ -162,12 +162,18 @@ def check_opens(
     mask_BD = attend_BD & (torch.arange(table.length) % 2 == 0)
     tokens_BD[mask_BD] = table.mask_id
     with torch.inference_mode():
-        module = family.build(table.total_vocabulary, table.vocabulary_size, table.length)
+        module: Any = family.build(table.total_vocabulary, table.vocabulary_size, table.length)
         family.lay_out(module, tuple(table.axes.values()), table.sizes)
         module.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
         p_KV = module.double().eval()(tokens_BD, mask_BD, attend_BD).softmax(1)
+        flat_K = mask_BD.flatten().nonzero()[:, 0]
+        if family.family == "from":
+            tokens_BD, attend_BD, flat_K = module.framed(tokens_BD, flat_K, attend_BD)
         logits_BDV = logits(folder, tokens_BD, attend_BD, family.family == "class")
-        found_KV = logits_BDV[mask_BD].softmax(1)[:, : table.vocabulary_size]
+        found_KV = logits_BDV.flatten(0, 1)[flat_K]
+        if family.family == "from":
+            found_KV[:, module.banned] = IMPOSSIBLE
+        found_KV = found_KV.softmax(1)[:, : table.vocabulary_size]
     difference = float(torch.where(p_KV == found_KV, 0, (p_KV.log() - found_KV.log()).abs()).max())
     if not difference <= SAME_NATS:
         raise InputError(

@@ -304,9 +304,10 @@ class ContinuedMaskedLM(nn.Module):
         if document_BD is not None:
             raise InputError("model.from: cannot be trained with training.pack")
         flat_K = mask.flatten().nonzero()[:, 0] if mask.dtype == torch.bool else mask
-        inputs_BL, may_BL, place_K = self.framed(tokens_BD, flat_K, attend_BD)
-        if attend_BD is None and not getattr(self.model.config, "token_dropout", False):
-            may_BL = None  # ESM counts masks by it
+        inputs_BL, given_BL, place_K = self.framed(tokens_BD, flat_K, attend_BD)
+        # ESM counts masks by it.
+        is_needed = attend_BD is not None or getattr(self.model.config, "token_dropout", False)
+        may_BL = given_BL if is_needed else None
         if self._predictor is not None:
             # RoBERTa counts positions from the id after [PAD] on.
             is_roberta = self.model.config.model_type == "roberta"
