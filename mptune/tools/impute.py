@@ -15,7 +15,7 @@ import io
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from mptune.data import _sources
 from mptune.data._bins import Bins, Categories, column
 from mptune.data._frames import Frame, is_csv
 from mptune.data._inspect import codec_columns
-from mptune.data._records import is_missing
+from mptune.data._records import is_missing, number
 from mptune.data._sources import File
 from mptune.data.rows import DOMAIN, HELDOUT, TRAIN, RowModality
 from mptune.errors import InputError, did_you_mean
@@ -46,6 +46,9 @@ IntArray = NDArray[np.int64]
 BATCH = 256
 CALIBRATION, TURNS = 1000, 5
 """Known values of each column that are hidden to calibrate intervals, and in how many turns."""
+
+DECIMALS, _PLAIN = 6, re.compile(r"[-+]?\d*\.?(\d*)")
+"""Most decimals that a filled number is written with, and a number without an exponent."""
 
 DRAW_STEPS = 8
 """Steps in which a draw fills a sequence; with more it follows the joint distribution better."""
@@ -336,15 +339,17 @@ def impute(
     cells = imputer.fill(frame, values, blank_NC, level=level, draws=draws, seed=seed)
     filled: dict[tuple[int, str], str] = {}
     listed = [["row", "column", "mean", "low", "high", *(f"draw_{s + 1}" for s in range(draws))]]
+    known = [
+        frame.column(n)[~blank_N].tolist() for n, blank_N in zip(names, blank_NC.T, strict=True)
+    ]
+    writers = [_writer(k, v) for k, v in zip(imputer.columns.values(), known, strict=True)]
     for k, (row, c) in enumerate(zip(cells.row_K, cells.column_K, strict=True)):
-        name, kind = names[c], imputer.columns[names[c]]
-        mean, *drawn = (
-            kind.names[int(v)] if isinstance(kind, Categories) else f"{v:.6g}"
-            for v in (cells.mean_K[k], *cells.draws_SK[:, k])
-        )
-        filled[int(row), name] = mean
+        value, *drawn = map(writers[c], (cells.mean_K[k], *cells.draws_SK[:, k]))
+        filled[int(row), names[c]] = value
+        is_number = isinstance(imputer.columns[names[c]], Bins)
+        mean = f"{cells.mean_K[k]:.6g}" if is_number else value
         ends = [f"{cells.low_K[k]:.6g}", f"{cells.high_K[k]:.6g}"]
-        listed.append([str(int(frame.row_N[row])), name, mean, *ends, *drawn])
+        listed.append([str(int(frame.row_N[row])), names[c], mean, *ends, *drawn])
     if len(files) == 1 and imputer.modality.kind != "image" and is_csv(files[0]):
         with files[0].open() as given, write_aside(out) as aside:
             text = replace_cells(given.read().decode("utf-8"), files[0].suffix, filled)
@@ -367,6 +372,25 @@ def impute(
         }
         for c, name in enumerate(names)
     }
+
+
+def _writer(kind: Column, known: Sequence[Any]) -> Callable[[float], str]:
+    """What writes a value of a column as its known ones are written.
+
+    A number gets as many decimals as they have at most, so none among whole numbers; if they have
+    more than `DECIMALS`, or are written with exponents, it gets 6 significant digits.
+    """
+    if isinstance(kind, Categories):
+        return lambda value: kind.names[int(value)]
+    if known and all(isinstance(value, bool) for value in known):
+        return lambda value: str(value >= 0.5)
+    words = [v.strip() if isinstance(v, str) else f"{v:.15g}" for v in known]
+    # What is no number was skipped, as the data section says.
+    written = [_PLAIN.fullmatch(word) for word in words if math.isfinite(number(word))]
+    decimals = max((len(match[1] or "") if match else 99 for match in written), default=99)
+    if decimals > DECIMALS:
+        return "{:.6g}".format
+    return lambda value: f"{round(value, decimals) + 0.0:.{decimals}f}"  # without -0
 
 
 def replace_cells(text: str, suffix: str, cells: Mapping[tuple[int, str], str]) -> str:

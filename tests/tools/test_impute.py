@@ -221,6 +221,38 @@ def test_only_blanks_change_and_unknown_values_are_named_and_kept(untrained, tmp
     assert said in "\n".join(_fill_lines(found, tmp_path / "out.csv"))
 
 
+@pytest.mark.parametrize(
+    ("known", "pattern"),
+    [
+        (["7", "1200000", "-3"], r"-?\d+"),
+        (["7.50", "1", ".25"], r"-?\d+\.\d\d"),
+        (["7.5e-8", "1"], r"-?[0-9.e-]+"),
+        (["0.123456789", "1"], r"-?\d+(\.\d+)?"),
+    ],
+)
+def test_a_filled_number_is_written_as_its_column_is(untrained, tmp_path, known, pattern):
+    lines = [f"Rome,7500,1,{value}" for value in [*known, "", "NA"]]
+    (tmp_path / "new.csv").write_text("\n".join(["town,income,code,size", *lines]))
+    out = [tmp_path / "out.csv", tmp_path / "cells.csv"]
+    impute.impute(tmp_path, str(tmp_path / "new.csv"), *out, draws=3)
+    for line in out[0].read_text().splitlines()[-2:]:
+        assert re.fullmatch(f"Rome,7500,1,{pattern}", line)
+    for row in csv.reader(out[1].open().readlines()[1:]):
+        assert all(re.fullmatch(pattern, drawn) for drawn in row[5:])
+
+
+def test_values_are_rounded_to_those_that_a_column_can_have():
+    numbers = Bins.fit(np.arange(10.0), 4)
+    assert [impute._writer(numbers, [1, 2])(v) for v in (-0.2, 0.6, 1234567.8)] == [
+        "0",
+        "1",
+        "1234568",
+    ]
+    assert [impute._writer(numbers, [True, False])(v) for v in (0.2, 0.7)] == ["False", "True"]
+    assert impute._writer(numbers, [0.5, 1.0])(2.0) == "2.0"
+    assert impute._writer(numbers, [])(1 / 3) == "0.333333"
+
+
 def test_text_among_numbers_is_one_line_and_is_never_filled(untrained, tmp_path):
     (tmp_path / "new.csv").write_text("town,income,code,size\nRome,7500,,many\nLima,,1,\n")
     with pytest.raises(InputError, match=r"new\.csv:2: column 'size'; 'many' is not a number"):
