@@ -118,7 +118,7 @@ def plural(count: float, noun: str) -> str:
     ending = "" if count == 1 else "s"
     if ending and noun.endswith("y") and noun[-2] not in "aeiou":
         noun, ending = noun[:-1], "ies"
-    return f"{count:,} {noun}{ending}"
+    return f"{count:,.12g} {noun}{ending}"
 
 
 def did_you_mean(name: object, known: Iterable[object]) -> str:

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from mptune.analysis.ranking import ranking
 from mptune.analysis.selection import SearchSelection
+from mptune.errors import plural
 from mptune.spec.schema import Search
 from mptune.status import MoreRuns, Outlook
 from mptune.trial import Message, Trial
@@ -90,7 +91,7 @@ def _story(
     for step in resumed:
         yield f"Resumed from its checkpoint at step {step}."
     if trial.retries:
-        yield f"Run again {_times(trial.retries)} because its machine failed."
+        yield f"Run again {plural(trial.retries, 'time')} because its machine failed."
     match trial.state:
         case "COMPLETE" if trial.finished:
             yield from _scored(trial, places, selection)
@@ -119,7 +120,7 @@ def reason_asked(trial: Trial, trials: Sequence[Trial], settings: Search) -> str
     if settings.sampler.kind == "random":
         return "drawn at random"
     known = (trial.asked or {}).get("finished")
-    of = "" if known is None else f" from {known} finished trial{'s' * (known != 1)}"
+    of = "" if known is None else f" from {plural(known, 'finished trial')}"
     return f"proposed by {SAMPLERS[settings.sampler.kind]}{of}"
 
 
@@ -155,7 +156,7 @@ def _scored(
     if candidate is None or candidate.expected is None or candidate.half_width is None:
         return
     best = candidate.probability or 0.0
-    runs = f"from its {_times(candidate.runs, 'run')} and what other candidates tell"
+    runs = f"from its {plural(candidate.runs, 'run')} and what other candidates tell"
     yield (
         f"The score expected of its policy and size is {candidate.expected:.4f} ± "
         f"{candidate.half_width:.2g} (95 % interval, {runs}); it is the best candidate with "
@@ -168,7 +169,7 @@ def ending_words(outlook: Outlook | None, trials: Sequence[Trial] = ()) -> Itera
     if outlook is None:
         yield "How sure the search is, is not stored." if trials else "The search has not begun."
         return
-    yield f"{END[outlook.ended_by]} after {outlook.trials} trials: {_surety(outlook)}."
+    yield f"{END[outlook.ended_by]} after {plural(outlook.trials, 'trial')}: {_surety(outlook)}."
     more_runs = sorted(outlook.more_runs, key=lambda more: -more.per_worker_hour)
     if outlook.delta is not None and more_runs:
         yield f"Going on: {_gain_of(more_runs[0])}."
@@ -184,9 +185,9 @@ def ending_words(outlook: Outlook | None, trials: Sequence[Trial] = ()) -> Itera
     stopped = sum(trial.state == "PRUNED" for trial in trials)
     failed = sum(trial.state == "FAIL" for trial in trials)
     if stopped:
-        yield f"What the {_times(stopped, 'trial')} stopped early would have scored is not known."
+        yield f"What the {plural(stopped, 'trial')} stopped early would have scored is not known."
     if failed:
-        yield f"What the {_times(failed, 'failed trial')} would have scored is not known."
+        yield f"What the {plural(failed, 'failed trial')} would have scored is not known."
 
 
 END = {
@@ -229,15 +230,11 @@ def _surety(outlook: Outlook) -> str:
 def _gain_of(more: MoreRuns) -> str:
     what = "a point that was not run"
     if more.trial is not None:
-        what = f"{_times(more.runs, 'more seed')} of trial {more.trial}"
+        what = f"{plural(more.runs, 'more seed')} of trial {more.trial}"
     return (
         f"{what} would gain {more.gain:.2g} nats per sequence on average, for "
         f"{more.worker_hours:.2g} worker-hours ({more.per_worker_hour:.3g} per worker-hour)"
     )
-
-
-def _times(count: int, what: str = "time") -> str:
-    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _percent(share: float) -> str:

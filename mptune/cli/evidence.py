@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mptune.cli._command import JSON, LANG, RUN_DIR, argument, command, flag, path
-from mptune.errors import InputError, NoResultError
+from mptune.errors import InputError, NoResultError, plural
 
 MAX_SHOWN = 10
 """Largest number of differences that are printed."""
@@ -50,7 +50,7 @@ def run_fsck(run_dir: Path, repair: bool, address: str | None, as_json: bool) ->
         verb = "repaired" if repair else "would repair"
         for f in found:
             print(f"{f.where}: {f.problem}; {verb if f.repair else 'to do'}: {f.action}")
-        print(f"{len(found)} problems, {len(left)} left" if found else "no problems")
+        print(f"{plural(len(found), 'problem')}, {len(left)} left" if found else "no problems")
     return 3 if left else 0
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mptune.cli._command import JSON, LANG, RUN_DIR, argument, command, path
-from mptune.errors import NoResultError
+from mptune.errors import NoResultError, plural
 from mptune.spec.schema import parameter_count
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def run_best(run_dir: Path, export: Path | None, as_json: bool) -> None:
         what, score = f"trial {best.number}", f"{best.nats_per_token:.4f} nats/token"
         if runs := choice.runs:
             what = f"arm {best.arm}"
-            score = f"{choice.score[0]:.4f} nats/token (mean of {len(runs)} seeds)"
+            score = f"{choice.score[0]:.4f} nats/token (mean of {plural(len(runs), 'seed')})"
         print(f"{what}: {best.label}, {score}{scope}")
         if choice.learned_nothing:
             print(nothing_learned(choice, language()))

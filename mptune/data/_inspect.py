@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mptune.data._table import Split, TokenTable
+from mptune.errors import plural
 from mptune.trial import MIN_GROUPS
 
 CHUNK = 8192
@@ -255,7 +256,7 @@ def _warnings(report: Report) -> Iterator[str]:
             "sequences, or training.pack, waste less"
         )
     for name, count in report["unknown"].items():
-        yield f"{count} symbols of {name} have no symbol in training and are not scored"
+        yield f"not scored, as training does not have them: {plural(count, 'symbol')} of {name}"
     for reason, count in report["skipped"].items():
         yield f"skipped {count}: {reason}"
     for channel in report["channels"]:

@@ -36,6 +36,7 @@ from mptune.data._table import (
     write_table,
 )
 from mptune.data.base import Modality
+from mptune.errors import plural
 from mptune.paths import write_json
 from mptune.spec.schema import Section
 
@@ -227,7 +228,7 @@ class RowModality(Modality):
             vocabulary_size=int(sizes.max()),
             length=self.length,
             description=f"{source}: {len(train)} + {len(heldout)} sequences of "
-            + " × ".join(f"{n} {name}{'s' * (n != 1)}" for name, n in axes.items())
+            + " × ".join(plural(n, name) for name, n in axes.items())
             + without_group(ungrouped, "rows", self.group, self._window)
             + (f", {skipped.total()} broken rows skipped" if skipped else ""),
             groups={name: splits[name].group_count() for name in ("train", "heldout")},
@@ -401,7 +402,7 @@ class Tabular(RowModality):
         return self
 
     def words(self) -> str:
-        return f"{_sources.short(self.source)}, {len(self.columns)} columns"
+        return f"{_sources.short(self.source)}, {plural(len(self.columns), 'column')}"
 
     @property
     def _names(self) -> Sequence[str]:

@@ -16,6 +16,7 @@ from mptune.data import _frames, _sources
 from mptune.data._frames import RECORDING, Frame
 from mptune.data._sources import File
 from mptune.data.rows import TRAIN, RowModality
+from mptune.errors import plural
 
 IntArray = NDArray[np.int64]
 
@@ -52,7 +53,8 @@ class Series(RowModality):
     values: str | None = Field(None, description="name of the values in a NumPy file of several")
 
     def words(self) -> str:
-        return f"{_sources.short(self.source)}, {len(self.channels)} channels × {self.window} steps"
+        grid = f"{plural(len(self.channels), 'channel')} × {plural(self.window, 'step')}"
+        return f"{_sources.short(self.source)}, {grid}"
 
     @property
     def _window(self) -> int:

@@ -59,7 +59,7 @@ from mptune.data._tokenizers import (
     tokenizer_file,
 )
 from mptune.data.base import Modality
-from mptune.errors import did_you_mean
+from mptune.errors import did_you_mean, plural
 from mptune.spec.schema import Section
 
 BoolArray = NDArray[np.bool_]
@@ -536,7 +536,7 @@ class _Preparation:
             length=data.length,
             description=f"{', '.join(data.source)}: {train.rows} + {held.rows} sequences of "
             f"{data.length} {symbols} from {documents['train']} training + "
-            f"{documents['heldout']} held-out documents"
+            f"{plural(documents['heldout'], 'held-out document')}"
             + without_group(train.ungrouped + held.ungrouped, "documents", data.group)
             + (f", {held.unknown} held-out {symbols} unknown" if held.unknown else "")
             + (f", {skipped.total()} broken records skipped" if skipped else ""),

@@ -20,6 +20,7 @@ from ray.util.placement_group import PlacementGroup
 
 from mptune.dispatch import ray_private
 from mptune.dispatch.placement import Shape
+from mptune.errors import plural
 
 REPEAT_S = 30.0
 """After this time a request is repeated: another driver may have replaced it."""
@@ -80,8 +81,8 @@ def find_orphans(mark: str) -> list[Orphan]:
     """All claims of the run of this mark on the connected cluster; its driver must have ended."""
     found = [
         Orphan(
-            f"gang {group['name']} ({group['state'].lower()}, {len(group['bundles'])} workers) "
-            "has no driver",
+            f"gang {group['name']} ({group['state'].lower()}, "
+            f"{plural(len(group['bundles']), 'worker')}) has no driver",
             "end its processes",
             partial(_remove_group, id_),
         )

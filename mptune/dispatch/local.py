@@ -23,7 +23,7 @@ from mptune.dispatch.base import (
     guarded,
 )
 from mptune.dispatch.placement import ClusterNode
-from mptune.errors import DispatchError, MptuneError, one_line
+from mptune.errors import DispatchError, MptuneError, one_line, plural
 from mptune.paths import free_port
 from mptune.spec.schema import Resources
 from mptune.status import GangStatus, QueuedTrial, Status, Wait
@@ -163,7 +163,7 @@ class LocalDispatcher:
         if self._running is None:
             trial = self._queue.popleft()
             if self._trials >= trial.resources.trials_per_gang:
-                self._drop_worker(f"remade after {self._trials} trials")
+                self._drop_worker(f"remade after {plural(self._trials, 'trial')}")
             try:
                 worker = self._ready_worker(trial.number)
             except DispatchError as error:

@@ -16,6 +16,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from mptune.errors import plural
 from mptune.spec.schema import Resources
 
 EPSILON = 1e-4
@@ -46,9 +47,8 @@ class Shape:
         return self.workers * (self.gpus or self.cpus)
 
     def __str__(self) -> str:
-        plural = "s" if self.workers > 1 else ""
         gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
-        return f"{self.workers} worker{plural} of {self.cpus:g} CPU{gpus}"
+        return f"{plural(self.workers, 'worker')} of {self.cpus:g} CPU{gpus}"
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from mptune.dispatch.placement import (
     Placement,
     Shape,
 )
-from mptune.errors import DispatchError, MptuneError, one_line
+from mptune.errors import DispatchError, MptuneError, one_line, plural
 from mptune.spec.schema import Resources
 from mptune.status import QueuedTrial, Status
 from mptune.trial import (
@@ -181,7 +181,7 @@ class GangPool:
         elif isinstance(end, Stopped) and end.reason == "preempted":
             self.drop(gang, LEAVING, number)
         elif gang.trials >= resources.trials_per_gang:
-            self.drop(gang, f"remade after {gang.trials} trials")
+            self.drop(gang, f"remade after {plural(gang.trials, 'trial')}")
         elif gang.excess:
             self.drop(gang, f"remade: {gang.excess}")
 

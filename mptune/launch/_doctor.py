@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from mptune.errors import plural
 from mptune.launch._kubernetes_api import KubernetesApi, Object
 from mptune.launch._rayjob import KubernetesProfile, Manifest, Pool, config_map, ray_job
 from mptune.launch.base import Diagnosis, LaunchError, Submission, Unchecked, diagnose
@@ -142,8 +143,10 @@ def _nodes(api: KubernetesApi, pool: Pool) -> str:
     nodes = api.nodes(",".join(f"{key}={value}" for key, value in pool.node_labels.items()))
     fit = sum(int(n["status"]["allocatable"].get(GPU, 0)) >= pool.gpus for n in nodes)
     if fit:
-        return f"{fit} of the right labels with {pool.gpus} GPUs or more"
-    raise Unchecked(f"none has its labels and {pool.gpus} GPUs now; an autoscaler may add some")
+        return f"{fit} of the right labels with {plural(pool.gpus, 'GPU')} or more"
+    raise Unchecked(
+        f"none has its labels and {plural(pool.gpus, 'GPU')} now; an autoscaler may add some"
+    )
 
 
 def _service(api: KubernetesApi, host: str, port: int) -> str:

@@ -17,7 +17,7 @@ from math import ceil, inf
 from pathlib import Path
 from typing import Literal
 
-from mptune.errors import InputError, MptuneError
+from mptune.errors import InputError, MptuneError, plural
 from mptune.paths import RunDirectory
 from mptune.spec.schema import Resources, Section
 
@@ -100,8 +100,9 @@ def check_gangs(search: Submission, fits: Callable[[Resources], bool], otherwise
     for where, gang in search.gangs():
         if not fits(gang):
             raise InputError(
-                f"{where}: a trial takes {gang.workers} workers of {gang.cpus_per_worker:g} CPUs "
-                f"and {gang.gpus_per_worker:g} GPUs; {otherwise}"
+                f"{where}: a trial takes {plural(gang.workers, 'worker')} of "
+                f"{plural(gang.cpus_per_worker, 'CPU')} and {plural(gang.gpus_per_worker, 'GPU')}; "
+                f"{otherwise}"
             )
 
 

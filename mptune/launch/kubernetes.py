@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mptune.errors import InputError, cut_line
+from mptune.errors import InputError, cut_line, plural
 from mptune.launch._doctor import diagnose_cluster
 from mptune.launch._kubernetes_api import KubernetesApi, NotFound, Object
 from mptune.launch._rayjob import (
@@ -161,8 +161,10 @@ class Kubernetes(KubernetesProfile, Launcher):
                 "leave this key out"
             )
         pods = [(pool, pool.hosts * pool.most_gangs) for pool in self.pools]
-        have = "; ".join(f"{p.name}: {n} pods of {p.cpus} CPUs and {p.gpus} GPUs"
-                         for p, n in pods)  # fmt: skip
+        have = "; ".join(
+            f"{p.name}: {plural(n, 'pod')} of {plural(p.cpus, 'CPU')} and {plural(p.gpus, 'GPU')}"
+            for p, n in pods
+        )
         # The dispatcher refuses a trial that the largest number of pods cannot hold.
         check_gangs(
             search,

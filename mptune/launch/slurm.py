@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from jinja2 import StrictUndefined, Template
 from pydantic import Field
 
-from mptune.errors import did_you_mean
+from mptune.errors import did_you_mean, plural
 from mptune.launch.base import (
     Diagnosis,
     Launcher,
@@ -102,8 +102,8 @@ class Slurm(Launcher):
         check_gangs(
             search,
             lambda g: machines_for(g, self.cpus_per_node, self.gpus_per_node) <= self.nodes,
-            f"the profile's {self.nodes} nodes of {self.cpus_per_node} CPUs and "
-            f"{self.gpus_per_node} GPUs do not hold that",
+            f"the profile has only {plural(self.nodes, 'node')} of "
+            f"{plural(self.cpus_per_node, 'CPU')} and {plural(self.gpus_per_node, 'GPU')}",
         )
         run, job = self._run(search.name), self._job(search.name)
         # Relative paths of the data are relative to the spec's own folder.

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mptune.analysis.intervals import half_width, lml_half_width
+from mptune.errors import plural
 from mptune.report.formatting import about, count, per_token
 from mptune.status import Forecast, GangStatus, Outlook, QueuedTrial, RunningTrial, Spend, Status
 from mptune.trial import (
@@ -42,7 +43,7 @@ def event_words(event: Event) -> str:
             gang = f" on gang {event.gang}" if event.gang else ""
             resumed = f", resumed at step {event.resumed_at}" if event.resumed_at else ""
             parameters = f"{count(event.parameters)} parameters"
-            return f"started{gang}, {parameters}, {event.total_steps} steps{resumed}"
+            return f"started{gang}, {parameters}, {plural(event.total_steps, 'step')}{resumed}"
         case Progress():
             return (
                 f"{event.progress:.0%}, loss {event.loss:.3f} at mask rate {event.mask_rate:.2f}, "
@@ -164,7 +165,7 @@ def limit_words(status: Status) -> str:
     at = time.strftime("%H:%M", time.localtime(status.time + forecast.left_s))
     if forecast.limited_by is None:
         return f"ends at {at}"
-    return f"{LIMITS[forecast.limited_by]} end it at {at}, after {forecast.trials} trials"
+    return f"{LIMITS[forecast.limited_by]} end it at {at}, after {plural(forecast.trials, 'trial')}"
 
 
 def outlook_words(outlook: Outlook | None) -> str:
@@ -187,8 +188,8 @@ def summary(status: Status) -> str:
         first = status.queue[0]
         queued = f"{len(status.queue)} queued (trial {first.number} {first.wait.words()})"
     parts = [
-        f"{status.trials.used:g} of {status.trials.total} trials done, "
-        f"{len(status.running)} running on {busy} of {len(status.gangs)} gangs",
+        f"{status.trials.used:g} of {plural(status.trials.total, 'trial')} done, "
+        f"{len(status.running)} running on {busy} of {plural(len(status.gangs), 'gang')}",
         queued,
         spend_words(status.spend, status.forecast),
         end_words(status),

@@ -19,6 +19,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from mptune.analysis.intervals import lml_half_width
+from mptune.errors import plural
 from mptune.live.status import (
     end_words,
     event_words,
@@ -91,7 +92,9 @@ class LiveView:
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
-        self.note(f"{self._title}: {self._total} trials, {self._done_before:g} of them done")
+        self.note(
+            f"{self._title}: {plural(self._total, 'trial')}, {self._done_before:g} of them done"
+        )
         if self._is_live:
             self._live = Live(self, console=self._console, refresh_per_second=4, transient=True)
             self._live.start()
@@ -111,7 +114,7 @@ class LiveView:
         if self._live is not None:
             self._live.stop()
             self._live = None
-        self.note(f"{self._title}: {self._done:g} of {self._total} trials done")
+        self.note(f"{self._title}: {self._done:g} of {plural(self._total, 'trial')} done")
 
     @property
     def _done(self) -> float:

@@ -20,7 +20,7 @@ from mptune.analysis.selection import recommended
 from mptune.analysis.sequential import schedule
 from mptune.artifacts import store_at
 from mptune.dispatch.base import Dispatcher
-from mptune.errors import InputError, InterruptedSearch
+from mptune.errors import InputError, InterruptedSearch, plural
 from mptune.models import _memory as memory
 from mptune.paths import RunDirectory, cache_directory, read_model, write_text
 from mptune.search import kpi
@@ -241,7 +241,8 @@ class Session:
         count = sum(len(self.run.storage.trials(stage)) for stage in SUFFIXES)
         if count and not yes:
             raise InputError(
-                f"{directory.root} holds {count} trials; --fresh deletes them, add --yes to do so"
+                f"{directory.root} holds {plural(count, 'trial')}; --fresh deletes them, "
+                "add --yes to do so"
             )
         self.run.storage.delete()
         if self._artifacts is not None:
@@ -495,9 +496,9 @@ class Session:
             stopped_by = driver.stopped_by
         if stopped_by is not None:
             self.say(
-                f"note: {stage.name}: {queue.trainings_used(study):g} of {total} trials are done, "
-                f"{stopped_by}; search, confirmation and comparison share the budget; with a "
-                "larger one, the same command continues"
+                f"note: {stage.name}: {queue.trainings_used(study):g} of {plural(total, 'trial')} "
+                f"are done, {stopped_by}; search, confirmation and comparison share the budget; "
+                "with a larger one, the same command continues"
             )
         elif stage.shared:
             store_at(stage.forks).remove()

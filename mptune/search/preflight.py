@@ -15,7 +15,7 @@ from typing import Any
 from mptune import dispatch
 from mptune.dispatch import devices
 from mptune.dispatch.base import Dispatcher
-from mptune.errors import InputError
+from mptune.errors import InputError, plural
 from mptune.models import _memory as memory
 from mptune.paths import RunDirectory, cache_directory
 from mptune.search.arms import LADDER, RATE, most_ladder_runs
@@ -80,8 +80,8 @@ def notes(file: SpecFile, spec: SearchSpec) -> list[str]:
     if steps < FEW_STEPS:
         number = max(1, math.ceil(steps))
         found.append(
-            f"training.budget_tokens {training.budget_tokens:g} is {number} optimizer "
-            f"step{'s' * (number > 1)} of {training.batch_size} x {data.length} positions"
+            f"training.budget_tokens {training.budget_tokens:g} is "
+            f"{plural(number, 'optimizer step')} of {training.batch_size} x {data.length} positions"
         )
     return found
 
@@ -123,22 +123,25 @@ def dry_run(file: SpecFile, spec: SearchSpec, searching: bool) -> Iterator[str]:
     yield f"{spec.name}: {build('data', spec.data).words()}"
     if searching:
         yield (
-            f"  search: {search.trials} trials over {len(file.dimensions)} dimensions "
+            f"  search: {plural(search.trials, 'trial')} over "
+            f"{plural(len(file.dimensions), 'dimension')} "
             f"({search.sampler.kind}, pruner {search.pruning}); "
             f"named arms: {', '.join(search.arms) or 'none'}"
         )
         if search.confirm.top:
             confirm = search.confirm
-            yield f"  confirmation: {confirm.top} trials x {confirm.seeds} fresh seeds"
+            seeds = plural(confirm.seeds, "fresh seed")
+            yield f"  confirmation: {plural(confirm.top, 'trial')} x {seeds}"
     if comparison is not None:
         count, most = len(comparison.arms), comparison.max_seeds
         more = f", up to {count * most} while undecided" if most else ""
         if ladder := most_ladder_runs(file, comparison):
             yield (
-                f"  ladder: up to {ladder} runs, {len(LADDER)} for each arm of the comparison "
-                "whose learning rate is not known from the search"
+                f"  ladder: up to {plural(ladder, 'run')}, {len(LADDER)} for each arm of the "
+                "comparison whose learning rate is not known from the search"
             )
-        yield f"  comparison: {count * comparison.seeds} runs{more}: {', '.join(comparison.arms)}"
+        runs = plural(count * comparison.seeds, "run")
+        yield f"  comparison: {runs}{more}: {', '.join(comparison.arms)}"
     if searching and (shares := describe_shares(spec, most_ladder_runs(file, comparison))):
         yield f"  budgets: {shares}"
     yield (
@@ -217,7 +220,7 @@ def expected(
     except InputError:
         if exact:
             raise
-        return None  # no model of that size with so many symbols
+        return None  # no model of that size with this vocabulary
     with _devices(spec.resources, address, local, here) as device:
         models = [_row(trial, device(trial.resources), spec) for trial in trials]
     refused = [model["why_not"] for model in models]

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from mptune.errors import InputError
+from mptune.errors import InputError, plural
 from mptune.spec.schema import Training
 
 
@@ -77,7 +77,7 @@ def micro_batch_size(training: Training, world_size: int) -> int:
     micro = training.micro_batch_size or share
     if share % micro:
         raise InputError(
-            f"training.micro_batch_size {micro} does not divide the {share} sequences of each "
-            f"worker (batch_size {training.batch_size} over {world_size} workers)"
+            f"training.micro_batch_size {micro} does not divide the {plural(share, 'sequence')} of "
+            f"each worker (batch_size {training.batch_size} over {plural(world_size, 'worker')})"
         )
     return micro

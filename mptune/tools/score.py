@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mptune.data.text import documents
-from mptune.errors import InputError, NoResultError
+from mptune.errors import InputError, NoResultError, plural
 from mptune.lml import (
     LMLComparison,
     LMLEstimate,
@@ -123,8 +123,8 @@ class ModelScore:
         """Progress towards the target standard error, as a share and in words."""
         # The error falls with the square root of the forwards.
         return (self.target_se / self.error) ** 2 if self.error > 0 else 1.0, (
-            f"{self.estimate.forwards_used} forwards in {self.seconds:.0f} s, standard error "
-            f"{self.error:.4f} of {self.target_se} nats per token"
+            f"{plural(self.estimate.forwards_used, 'forward')} in {self.seconds:.0f} s, "
+            f"standard error {self.error:.4f} of {self.target_se} nats per token"
         )
 
     def figures(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mptune.artifacts import Store, sha256, store_at
-from mptune.errors import DamagedCheckpoint, cut_line, is_disk_full
+from mptune.errors import DamagedCheckpoint, cut_line, is_disk_full, plural
 from mptune.policies.base import MaskPolicy
 from mptune.training import engine as ds
 from mptune.training.deepspeed_private import to_universal
@@ -144,7 +144,7 @@ class Checkpoints:
                 except Exception as raised:
                     error = raised
             if not all(ranks.gathered(error is None)):
-                workers = f"{ranks.world_size} workers instead of {good.world_size}"
+                workers = f"{plural(ranks.world_size, 'worker')} instead of {good.world_size}"
                 self._give_up(good, f"cannot go on with {workers}", error)
             self._newest = good
             self._found = folder, UNIVERSAL if converts else good.tag

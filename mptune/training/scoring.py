@@ -236,7 +236,7 @@ class HeldOut:
         """LML of a model that only knows the last visible value, nats per token; None of no series.
 
         It predicts a masked value from the nearest earlier one of its channel that is not masked:
-        with how often each symbol followed that one, so many steps later, in training sequences,
+        with how often each symbol came that number of steps after it in training sequences,
         shrunk to the channel's frequencies. Where there is none, it has these.
         """
         steps = self.table.axes.get("time", 1)

@@ -113,8 +113,8 @@ SLURM = str(ROOT / "launchers" / "slurm.yaml")
         (["spec.yaml", "--on", KUBERNETES, "--set", f"name={'a' * 48}"], "at most 47"),
         (
             ["spec.yaml", "--on", KUBERNETES, "--set", "resources.workers=8"],
-            "spec.yaml: resources: a trial takes 8 workers of 1 CPUs and 0 GPUs; no pool of the "
-            "profile holds that (cpu: 1 pods of 2 CPUs and 0 GPUs); raise its cpus",
+            "spec.yaml: resources: a trial takes 8 workers of 1 CPU and 0 GPUs; no pool of the "
+            "profile holds that (cpu: 1 pod of 2 CPUs and 0 GPUs); raise its cpus",
         ),
         (
             ["spec.yaml", "--on", KUBERNETES, "--set", "resources.gpus_per_worker=1"],
@@ -126,15 +126,15 @@ SLURM = str(ROOT / "launchers" / "slurm.yaml")
         ),
         (
             ["spec.yaml", "--on", SLURM, "--set", "resources.workers=8"],
-            "the profile's 1 nodes of 4 CPUs and 0 GPUs do not hold that",
+            "the profile has only 1 node of 4 CPUs and 0 GPUs",
         ),
         (
             ["spec.yaml", "--on", SLURM, "--set", "resources.by_size={100M: {workers: 8}}"],
-            "spec.yaml: resources.by_size: a trial takes 8 workers of 1 CPUs and 0 GPUs; the",
+            "spec.yaml: resources.by_size: a trial takes 8 workers of 1 CPU and 0 GPUs; the",
         ),
         (
             ["spec.yaml", "--on", KUBERNETES, "--set", "resources.by_size={1B: {workers: 4}}"],
-            "spec.yaml: resources.by_size: a trial takes 4 workers of 1 CPUs and 0 GPUs; no pool",
+            "spec.yaml: resources.by_size: a trial takes 4 workers of 1 CPU and 0 GPUs; no pool",
         ),
         (["spec.yaml", "--on", SLURM], "there is no sbatch here"),
         (["status", "x", "--on", SLURM], "there is no launched search x in runs"),
