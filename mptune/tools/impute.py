@@ -384,10 +384,13 @@ def _writer(kind: Column, known: Sequence[Any]) -> Callable[[float], str]:
         return lambda value: kind.names[int(value)]
     if known and all(isinstance(value, bool) for value in known):
         return lambda value: str(value >= 0.5)
-    words = [v.strip() if isinstance(v, str) else f"{v:.15g}" for v in known]
     # What is no number was skipped, as the data section says.
-    written = [_PLAIN.fullmatch(word) for word in words if math.isfinite(number(word))]
-    decimals = max((len(match[1] or "") if match else 99 for match in written), default=99)
+    known = [value for value in known if math.isfinite(number(value))]
+    words = [v.strip() if isinstance(v, str) else f"{v:.15g}" for v in known]
+    if known and all(number(value).is_integer() for value in known):
+        words = ["0"]  # also 7500.0
+    written = [_PLAIN.fullmatch(word) for word in words]
+    decimals = max((len(match[1]) if match else 99 for match in written), default=99)
     if decimals > DECIMALS:
         return "{:.6g}".format
     return lambda value: f"{round(value, decimals) + 0.0:.{decimals}f}"  # without -0

@@ -225,6 +225,7 @@ def test_only_blanks_change_and_unknown_values_are_named_and_kept(untrained, tmp
     ("known", "pattern"),
     [
         (["7", "1200000", "-3"], r"-?\d+"),
+        (["7500", "7500.0", "1e5"], r"-?\d+"),
         (["7.50", "1", ".25"], r"-?\d+\.\d\d"),
         (["7.5e-8", "1"], r"-?[0-9.e-]+"),
         (["0.123456789", "1"], r"-?\d+(\.\d+)?"),
