@@ -200,7 +200,7 @@ def expected(
         except InputError as error:
             raise InputError(f"{file.origin_of('data')}: {error}") from None
         symbols, heldout = table.vocabulary_size, min(heldout, len(table.heldout.tokens))
-    elif any("class" in probe.tree["model"] for probe in file.probes()):
+    elif any({*MODEL_KEYS} & {*probe.tree["model"]} for probe in file.probes()):
         return None  # only torch can count it
     prepared = Prepared(
         table="",
