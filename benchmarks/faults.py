@@ -22,7 +22,7 @@ they leave must be what a search without faults leaves, to the last digit.
 Counted: trials that are lost or were trained again after their result was written; outcomes
 (state, parameters, scores) that differ; processes, actors and placement groups that are left; the
 ranking of `mptune report`; answers of the commands beside it that are no result and no clear line.
-With --folder the undisturbed search is kept and used again. --quick strikes twice.
+With --folder the undisturbed search is kept and used again. --quick strikes once with three kinds.
 """
 
 from __future__ import annotations
@@ -426,7 +426,7 @@ def run(kinds: list[str], repeats: int, seed: int, folder: Path) -> dict[str, An
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--kinds", nargs="+", choices=FAULTS, default=list(FAULTS))
+    parser.add_argument("--kinds", nargs="+", choices=FAULTS)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path)
@@ -437,8 +437,10 @@ def main() -> None:
         folder = options.folder or Path(temporary)
         folder.mkdir(exist_ok=True)
         kept = folder / "undisturbed.json"
-        kinds = [*([] if kept.exists() else ["none"]), *options.kinds]
-        found = run(kinds, 2 if options.quick else options.repeats, options.seed, folder)
+        kinds = options.kinds or (["rank", "database", "disk"] if options.quick else [*FAULTS])
+        first = [] if kept.exists() else ["none"]
+        repeats = 1 if options.quick else options.repeats
+        found = run([*first, *kinds], repeats, options.seed, folder)
         if "none" in found:
             kept.write_text(json.dumps(found.pop("none")), encoding="utf-8")
         undisturbed = json.loads(kept.read_text(encoding="utf-8"))

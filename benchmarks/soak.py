@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -46,11 +48,10 @@ CHANGES = (
 def size_mb(folder: Path) -> float:
     """Of all files below a folder, on disk."""
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.lstat().st_blocks * 512 if path.is_file() else 0
-        except OSError:  # removed meanwhile
-            continue
+    for inside, _, names in os.walk(folder):  # which skips folders that are removed meanwhile
+        for name in names:
+            with suppress(OSError):
+                total += os.lstat(f"{inside}/{name}").st_blocks * 512
     return total / 1e6
 
 
