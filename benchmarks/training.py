@@ -23,6 +23,7 @@ import statistics
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +51,20 @@ class Shape:
     steps: int
     """Steps of a turn that are timed in a full run."""
     length: int = 128
+    continued: bool = False
+    """Both sides go on from a checkpoint on disk."""
 
 
 SHAPES = (
     Shape("bert 128×2, V 8192", 128, 2, 8192, 32, steps=8),
+    Shape("the same, continued", 128, 2, 8192, 32, steps=8, continued=True),
     Shape("bert 64×2, bytes", 64, 2, 256, 32, steps=32),
 )
 BARS = {
     ("bert 128×2, V 8192", 0.15): (2.5, 4.0),
     ("bert 128×2, V 8192", 0.5): (1.6, 2.5),
+    ("the same, continued", 0.15): (2.5, 4.0),
+    ("the same, continued", 0.5): (1.6, 2.5),
     ("bert 64×2, bytes", 0.15): (1.3, 2.0),
     ("bert 64×2, bytes", 0.5): (1.2, 1.8),
 }
@@ -155,9 +161,15 @@ def inputs_of(shape: Shape, rate: float, precision: str, **more: Any) -> Inputs:
         training=training,
         rungs=(),
         policy=build("policy", {"kind": "fixed", "rate": rate}),
-        family=build("model", {"family": "bert", "width": shape.width, "depth": shape.depth}),
+        family=build(
+            "model",
+            {"from": checkpoint_of(shape)}
+            if shape.continued
+            else {"family": "bert", "width": shape.width, "depth": shape.depth},
+        ),
         train=Split(tokens_ND, observed_ND, np.zeros(SEQUENCES, np.int32)),
-        vocabulary_size=shape.vocabulary,
+        # The tokenizer of a checkpoint has [MASK] and [PAD], too.
+        vocabulary_size=shape.vocabulary + 2 * shape.continued,
     )
 
 
@@ -166,7 +178,8 @@ def ours(case: Case, ranks: Any, **more: Any) -> float:
     shape = case.shape
     inputs = inputs_of(shape, case.rate, case.precision, **more)
     torch.manual_seed(0)
-    module = inputs.family.build(shape.vocabulary + 2, shape.vocabulary, shape.length)
+    symbols = inputs.vocabulary_size
+    module = inputs.family.build(symbols + 2, symbols, shape.length)
     watch = Watch(case.effort.steps(shape), case.effort.warm, case.clock)
     with ds.engine(module, inputs.training, ranks) as engine:
         loop = Loop(inputs, engine, ranks, NoCheckpoints(), lambda: (0.0, 0.0))  # type: ignore[arg-type]
@@ -187,14 +200,42 @@ def tokenizer_of(shape: Shape) -> Any:
     )
 
 
+def bert_of(shape: Shape) -> Any:
+    """The model of transformers, randomly initialised."""
+    from transformers import BertConfig, BertForMaskedLM
+
+    torch.manual_seed(0)
+    return BertForMaskedLM(
+        BertConfig(
+            vocab_size=shape.vocabulary + 2,
+            hidden_size=shape.width,
+            num_hidden_layers=shape.depth,
+            num_attention_heads=shape.width // 32,
+            intermediate_size=4 * shape.width,
+            max_position_embeddings=shape.length,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            attn_implementation="sdpa",
+        )
+    )
+
+
+@cache
+def checkpoint_of(shape: Shape) -> str:
+    """A folder with the model and its tokenizer."""
+    folder = tempfile.mkdtemp()
+    bert_of(shape).save_pretrained(folder)
+    tokenizer_of(shape).save_pretrained(folder)
+    return folder
+
+
 def theirs(case: Case) -> float:
     """Seconds per optimizer step of a Hugging Face training, in a process of its own.
 
     In our process it would find a process group, and wrap the model for data-parallel training.
     """
     from transformers import (
-        BertConfig,
-        BertForMaskedLM,
+        AutoModelForMaskedLM,
         DataCollatorForLanguageModeling,
         PrinterCallback,
         Trainer,
@@ -212,20 +253,10 @@ def theirs(case: Case) -> float:
     shape, precision, warm = case.shape, case.precision, case.effort.warm
     steps = case.effort.steps(shape)
     inputs = inputs_of(shape, case.rate, precision)
-    torch.manual_seed(0)
-    model = BertForMaskedLM(
-        BertConfig(
-            vocab_size=shape.vocabulary + 2,
-            hidden_size=shape.width,
-            num_hidden_layers=shape.depth,
-            num_attention_heads=inputs.family.attention_heads,
-            intermediate_size=4 * shape.width,
-            max_position_embeddings=shape.length,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            attn_implementation="sdpa",
-        )
-    )
+    if shape.continued:
+        model = AutoModelForMaskedLM.from_pretrained(checkpoint_of(shape))
+    else:
+        model = bert_of(shape)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -395,6 +426,11 @@ def main() -> None:
         f"[{workers['lowest']:.2f}, {workers['highest']:.2f}]  "
         f"bar {workers['bar']}, aim {workers['aim']}"
     )
+    scratch, continued = ([r for r in rows if r["model"] == s.name] for s in SHAPES[:2])
+    for one, other_one in zip(scratch, continued, strict=True):
+        share = other_one["our_tokens_per_s"] / one["our_tokens_per_s"]
+        case_words = f"{one['precision']} rate {one['rate']}"
+        print(f"continued over from scratch, {case_words}: {share:.2f}  bar 0.95")
     most = max(row["masking_share"] for row in rows)
     print(
         f"masking, at most {100 * most:.2f} % of a step  bar {MASKING[0]:.0%}, aim {MASKING[1]:.0%}"

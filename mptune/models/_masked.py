@@ -194,9 +194,16 @@ def _narrow_output(block: Any, choose: Choose) -> None:
     block.attention.output.register_forward_pre_hook(lambda _, given: tuple(map(choose, given)))
 
 
-def _first_outputs(layer: nn.Linear, count: int, inputs: Tensor, tile: int = 1) -> Tensor:
-    """The first `count` outputs of a linear layer, computed in multiples of `tile`."""
+def first_outputs(
+    layer: nn.Linear, count: int, inputs: Tensor, tile: int = 1, banned: Tensor | None = None
+) -> Tensor:
+    """The first `count` outputs of a linear layer, computed in multiples of `tile`.
+
+    Those with the indices `banned` are far below all others.
+    """
     weight, bias = layer.weight[:count], layer.bias[:count]
+    if banned is not None:
+        bias = bias.index_fill(0, banned, IMPOSSIBLE)
     if spare := -count % (TILE_ON_GPU if inputs.is_cuda else tile):
         weight, bias = pad(weight, (0, 0, 0, spare)), pad(bias, (0, spare))
     return linear(inputs, weight, bias)[:, :count]
@@ -243,7 +250,7 @@ class MaskedPredictor(nn.Module):
         self.predictable, self.window, self.embeds_first = predictable, window, embeds_first
         if decoder is not None:
             decoder.forward = partial(  # type: ignore[method-assign]
-                _first_outputs, decoder, predictable
+                first_outputs, decoder, predictable
             )
         # In tuples they are no submodules: their parameters are those of encoder and head.
         self._pretrained, self._last = (pretrained,), (last,)

@@ -52,7 +52,7 @@ def test_log_p_is_that_of_mptune_score(checkpoint):
         assert logits_KV.shape == (mask_BD.sum(), symbols)
         log_p_K = logits_KV.log_softmax(1)[torch.arange(len(logits_KV)), tokens_BD[mask_BD]]
         np.testing.assert_allclose(log_p_K, expected_K, atol=2e-5)
-    assert logits_KV[:, opened.banned].max() == IMPOSSIBLE
+    assert logits_KV[:, opened.banned].max() < IMPOSSIBLE / 2
 
 
 def test_it_does_what_the_contract_says_and_every_parameter_is_trained(checkpoint):

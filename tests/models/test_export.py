@@ -13,7 +13,7 @@ import torch
 from mptune import plugins
 from mptune.errors import InputError
 from mptune.models._masked import check_opens
-from mptune.spec.schema import build
+from mptune.spec.schema import MODEL_KEYS, build
 
 OPEN = """
 import sys, torch
@@ -37,7 +37,7 @@ DATA = {
 }
 """One of each modality: symbols and positions, a line or a grid, as many symbols or fewer."""
 
-FAMILIES = [name for name in plugins.modules("families") if name != "class"]
+FAMILIES = [name for name in plugins.modules("families") if name not in MODEL_KEYS]
 CASES = [
     *((kind, "modernbert") for kind in plugins.modules("modalities")),
     *((kind, family) for kind in ("text", "series") for family in FAMILIES if family[0] != "m"),

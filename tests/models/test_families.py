@@ -13,9 +13,9 @@ from transformers import AutoModelForMaskedLM
 
 from mptune import plugins
 from mptune.models import _masked
-from mptune.spec.schema import build
+from mptune.spec.schema import MODEL_KEYS, build
 
-FAMILIES = [name for name in plugins.modules("families") if name != "class"]
+FAMILIES = [name for name in plugins.modules("families") if name not in MODEL_KEYS]
 SYMBOLS, LENGTH = 18, 16
 VOCABULARY = SYMBOLS + 2
 CASES = [
@@ -263,7 +263,7 @@ def test_a_padded_decoder_gives_the_same_outputs_and_gradients():
     found = []
     for tile in (1, 8):
         layer.zero_grad()
-        outputs_KV = _masked._first_outputs(layer, 19, inputs_KW, tile)
+        outputs_KV = _masked.first_outputs(layer, 19, inputs_KW, tile)
         outputs_KV.square().sum().backward()
         found.append((outputs_KV, layer.weight.grad.clone(), layer.bias.grad.clone()))
     assert found[0][0].shape == (5, 19)

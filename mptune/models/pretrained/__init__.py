@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
 from mptune.errors import InputError
-from mptune.models._masked import ATTENTION, MaskedPredictor
+from mptune.models._masked import ATTENTION, MaskedPredictor, first_outputs
 from mptune.models.base import IMPOSSIBLE
 from mptune.models.families import Bert, ModernBert, Roberta, TransformersFamily
 
@@ -265,6 +265,8 @@ class ContinuedMaskedLM(nn.Module):
             self._predictor = (
                 MaskedPredictor(predictable=symbols, pretrained=self.model, **parts),
             )
+            # Not in `forward`: that would copy all logits, which costs up to 4 % of a step.
+            parts["decoder"].forward = partial(self._decode, parts["decoder"])
         else:
             self.model.base_model.register_forward_hook(self._choose)
 
@@ -313,19 +315,21 @@ class ContinuedMaskedLM(nn.Module):
             is_roberta = self.model.config.model_type == "roberta"
             first = self._pad_id + 1 if is_roberta else 0
             place_BL = first + torch.arange(inputs_BL.shape[1], device=inputs_BL.device)[None]
-            logits = self._predictor[0](inputs_BL, place_K, may_BL, place_BD=place_BL)
-        else:
-            self._chosen_K = place_K
-            try:
-                may = None if may_BL is None else may_BL.long()
-                logits = self.model(input_ids=inputs_BL, attention_mask=may).logits
-            finally:
-                self._chosen_K = None
-            if logits.shape[:-1] == inputs_BL.shape:  # an output that `_choose` does not know
-                logits = logits.flatten(0, 1).index_select(0, place_K)
-            logits = logits.flatten(0, -2)[:, : self.predictable]
-        logits_KV: Tensor = logits.index_fill(1, self.banned, IMPOSSIBLE)
-        return logits_KV
+            logits_KV: Tensor = self._predictor[0](inputs_BL, place_K, may_BL, place_BD=place_BL)
+            return logits_KV
+        self._chosen_K = place_K
+        try:
+            may = None if may_BL is None else may_BL.long()
+            logits = self.model(input_ids=inputs_BL, attention_mask=may).logits
+        finally:
+            self._chosen_K = None
+        if logits.shape[:-1] == inputs_BL.shape:  # an output that `_choose` does not know
+            logits = logits.flatten(0, 1).index_select(0, place_K)
+        logits_KV = logits.flatten(0, -2)[:, : self.predictable]
+        return logits_KV.index_fill(1, self.banned, IMPOSSIBLE)
+
+    def _decode(self, decoder: nn.Linear, inputs: Tensor) -> Tensor:
+        return first_outputs(decoder, self.predictable, inputs, banned=self.banned)
 
     def _choose(self, _module: nn.Module, _inputs: Any, output: Any) -> Any:
         """The encoder's output at the masked positions only, [1, K, W]: the head needs no other."""
