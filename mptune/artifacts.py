@@ -17,7 +17,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from mptune.errors import InputError, one_line
 from mptune.paths import write_text
+
+HUB_TIMEOUT_S = 5.0
 
 SECRET_QUERY = r"[?&][^=&\s]*(?:passw|sig\b|signature|token|secret|credential)[^=&\s]*="
 """Of a signed URL, or one with a password."""
@@ -53,6 +56,23 @@ def check_url(url: str) -> str:
     except (ValueError, ImportError) as error:
         raise ValueError(f"cannot be opened: {error}") from None
     return url
+
+
+def await_hub(name: str, file: str) -> None:
+    """Raise at once if neither the cache nor the hub has a file: its clients try for a minute.
+
+    Raises:
+        InputError: the file is not in the cache, and the Hugging Face hub does not answer.
+    """
+    from huggingface_hub import HfApi, get_session, try_to_load_from_cache
+
+    try:
+        if not isinstance(try_to_load_from_cache(name, file), str):
+            get_session().head(HfApi().endpoint, timeout=HUB_TIMEOUT_S)
+    except Exception as error:  # of several libraries
+        raise InputError(
+            f"{name}: no such folder, and the Hugging Face hub does not answer: {one_line(error)}"
+        ) from error
 
 
 def sha256(path: Path) -> str:

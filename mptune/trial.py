@@ -39,6 +39,7 @@ class Prepared(Message):
             the plan's sequences.
         last_value: of series, LML of a model that only counts which values follow the last visible
             value of the same channel, by the number of steps between.
+        as_it_is: LML of the best checkpoint that trials go on from, before they do.
     """
 
     table: str
@@ -56,11 +57,16 @@ class Prepared(Message):
     warnings: tuple[str, ...] | None = None
     counting: float | None = None
     last_value: float | None = None
+    as_it_is: float | None = None
 
     @property
     def baselines(self) -> dict[str, float]:
-        """Scores of models that only count, nats per token: a trained one should be above all."""
-        known = {"counting": self.counting, "last_value": self.last_value}
+        """Scores without any training here, nats per token: a trained model should be above all."""
+        known = {
+            "counting": self.counting,
+            "last_value": self.last_value,
+            "as_it_is": self.as_it_is,
+        }
         return {name: score for name, score in known.items() if score is not None}
 
     @property
@@ -77,6 +83,7 @@ class PrepareRequest(Message):
         cache: directory that holds prepared tables by content hash.
         plan: path of the frozen plan, written if missing.
         measure_precision: find out what precision `auto` means.
+        checkpoints: model sections of the checkpoints that are to be scored as they are.
     """
 
     data: dict[str, Any]
@@ -84,6 +91,7 @@ class PrepareRequest(Message):
     cache: str
     plan: str
     measure_precision: bool = False
+    checkpoints: tuple[dict[str, Any], ...] = ()
 
 
 DeviceKind = Literal["cpu", "cuda"]

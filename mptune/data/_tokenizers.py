@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mptune.artifacts import await_hub
 from mptune.data._records import Record
 from mptune.data._table import TokenTable
 from mptune.errors import did_you_mean, message_of
@@ -145,6 +146,8 @@ class Subwords:
 
         path = tokenizer_file(name)
         try:
+            if path is None:
+                await_hub(name, "tokenizer.json")
             made = Tokenizer.from_file(str(path)) if path else Tokenizer.from_pretrained(name)
         except Exception as error:
             raise ValueError(

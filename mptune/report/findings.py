@@ -131,7 +131,8 @@ def _headline(found: Recommendation, say: Language) -> str:
     if found.trial is None:
         return say("recommendation.none_yet")
     if found.learned_nothing:
-        return say("recommendation.train_longer")
+        improved = found.baseline is None or found.baseline[0] != "as_it_is"
+        return say(f"recommendation.{'train_longer' if improved else 'not_improved'}")
     policy, size = found.trial.policy_label, found.trial.size_label
     return say("recommendation.headline", policy=policy, size=size)
 

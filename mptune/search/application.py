@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -295,6 +296,12 @@ class Session:
         found: dict[str, Any] = modality.model_dump(mode="json")
         return found
 
+    def _checkpoints(self) -> tuple[dict[str, Any], ...]:
+        """The models that exist already, each once."""
+        models = [probe.tree["model"] for probe in self.file.probes()]
+        found = {json.dumps(m, sort_keys=True): m for m in models if "from" in m}
+        return tuple(found.values())
+
     def prepared(self, score: Score | None = None) -> Prepared:
         """The token table and the frozen plan, prepared once per run directory.
 
@@ -318,6 +325,7 @@ class Session:
             cache=str(cache_directory() / "tables"),
             plan=str(plan.absolute()),
             measure_precision=automatic and score is None,
+            checkpoints=self._checkpoints() if score is None else (),
         )
         if self.address is None:
             # Prepare the table in this process while the workers start: its progress is visible.

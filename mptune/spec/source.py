@@ -622,12 +622,28 @@ def check(
     if base is not None and tokenizer in (None, "bytes", "characters", "bpe"):
         rule = "a checkpoint goes on with text in its own tokenizer only"
         problems.append(_line(concrete, ("model", "from"), f"{rule}: data.tokenizer: {base}"))
+    if base is not None and folder is not None and (missing := lacks_of_checkpoint(base)):
+        problems.append(_line(concrete, ("model", "from"), missing))
+    if {*MODEL_KEYS} & {*spec.model} and spec.training.optimizer.width_rule != "none":
+        rule = "the width of a model.class or a model.from is not known; leave it out"
+        problems.append(_line(concrete, ("training", "optimizer", "width_rule"), rule))
     workers = {gang.workers for gang in spec.resources.gangs()}
     for uneven in sorted(n for n in workers if spec.training.batch_size % n):
         rule = f"{spec.training.batch_size} sequences cannot be shared by {uneven} workers"
         at: Location = ("training", "batch_size")
         problems.append(_line(concrete, at, f"{rule}; give a multiple"))
     return spec, problems
+
+
+def lacks_of_checkpoint(name: str) -> str | None:
+    """What a folder lacks to be a checkpoint; None for a name that may be of the hub."""
+    path = Path(name)
+    if path.exists():
+        wanted = ("config.json", "tokenizer.json")
+        missing = [file for file in wanted if not (path / file).is_file()]
+        return f"{name} is no checkpoint: it has no {missing[0]}" if missing else None
+    is_path = path.is_absolute() or name.count("/") > 1 or name.startswith(".")
+    return f"{name}: no such folder" if is_path else None
 
 
 def read_plugin(path: Path, group: str, key: str) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.metadata import version
@@ -95,8 +95,22 @@ def prepare(request: PrepareRequest) -> Prepared:
         warnings=warnings,
         counting=heldout.counting(),
         last_value=heldout.last_value(),
+        as_it_is=max((score_as_it_is(m, heldout) for m in request.checkpoints), default=None),
         precision="bf16" if request.measure_precision and has_bf16() else "fp32",
     )
+
+
+def score_as_it_is(model: Mapping[str, Any], heldout: HeldOut) -> float:
+    """LML of a model before any training here, nats per token.
+
+    Args:
+        model: its section.
+    """
+    table = heldout.table
+    sizes = table.total_vocabulary, table.vocabulary_size, table.length
+    found = Scorer(build("model", model).build(*sizes), heldout, Ranks()).lml()
+    assert found is not None, "there is one rank"
+    return found[0].nats_per_token
 
 
 def has_bf16() -> bool:

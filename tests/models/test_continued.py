@@ -5,14 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import tests.checkpoints as checkpoints
 from mptune.errors import InputError
 from mptune.models._conformance import conformance
 from mptune.models.base import IMPOSSIBLE
 from mptune.models.pretrained import PretrainedMaskedLM
-from mptune.spec.schema import build
+from mptune.spec.schema import Score, build
 from mptune.spec.source import SpecFile
+from mptune.training.execution import score_as_it_is
+from mptune.training.scoring import HeldOut
 
 FAMILIES = ("bert", "roberta", "albert", "esm", "modernbert", "distilbert", "electra")
 LENGTH = 24
@@ -128,7 +131,25 @@ def test_a_folder_is_beside_the_spec_and_its_tokenizer_is_the_default(tmp_path, 
     assert checked.data["tokenizer"] == base
     assert checked.search.arms["goes on"]["model"]["from"] == base
     assert list(file.dimensions["model"].labels) == ["base", "bert"]
-    with pytest.raises(
-        InputError, match=r"spec.yaml:3: model.from: .*own tokenizer only: data.tok"
-    ):
-        SpecFile.read(spec, ["data.tokenizer=bytes"]).validate()
+    for change, problem in {
+        "data.tokenizer=bytes": "spec.yaml:3: model.from: a checkpoint goes on with text in its",
+        "model={from: nosuch/one/here}": "model.from: nosuch/one/here: no such folder",
+        "model={from: .}": "model.from: .* is no checkpoint: it has no config.json",
+        "training.optimizer.width_rule=mup": "width_rule: the width of a model.class or a model.fr",
+    }.items():
+        with pytest.raises(InputError, match=problem):
+            SpecFile.read(spec, [change]).validate()
+
+
+def test_a_checkpoint_that_knows_nothing_has_the_score_of_guessing(tmp_path):
+    folder = checkpoints.save(tmp_path / "base")
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    nothing = {name: torch.zeros_like(value) for name, value in weights.items()}
+    save_file(nothing, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n\n".join(checkpoints.sentences(400)))
+    data = {"kind": "text", "source": str(corpus), "documents": "paragraph", "heldout": 0.4}
+    table = build("data", {**data, "length": 24, "tokenizer": folder}).prepare(tmp_path / "tables")
+    heldout = HeldOut.select(table, Score(sequences=64, forwards=2))
+    guess = -np.log(len(checkpoints.tokenizer()) - 4)  # [PAD], [CLS], [SEP] and [MASK] are no text
+    assert score_as_it_is({"from": folder}, heldout) == pytest.approx(guess, abs=1e-5)

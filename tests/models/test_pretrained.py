@@ -127,8 +127,6 @@ def test_broken_weights_are_one_line(folder, tmp_path):
 
 def test_a_name_is_refused_at_once_if_the_hub_does_not_answer(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        "mptune.models.pretrained.HfApi", lambda: Mock(endpoint="http://127.0.0.1:9")
-    )
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: Mock(endpoint="http://127.0.0.1:9"))
     with pytest.raises(InputError, match=r"^nosuchmodel: no such folder, and the Hugging Face hub"):
         PretrainedMaskedLM.open("nosuchmodel")

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import HfApi, get_session, try_to_load_from_cache
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
+from mptune.artifacts import await_hub
 from mptune.errors import InputError
 from mptune.models._masked import ATTENTION, MaskedPredictor, first_outputs
 from mptune.models.base import IMPOSSIBLE
@@ -32,8 +32,6 @@ FloatArray = NDArray[np.float64]
 
 LONGEST = 512
 """Positions of a sequence if neither the model nor its tokenizer sets a limit."""
-
-HUB_TIMEOUT_S = 5.0
 
 NEVER_PREDICTED = ("mask", "pad", "cls", "sep", "bos", "eos")
 """Special symbols that do not occur in text; their logits are banned."""
@@ -85,7 +83,7 @@ class PretrainedMaskedLM:
         if is_path and not path.exists():
             raise InputError(f"{name}: no such folder")
         if not path.exists():
-            _await_hub(name)
+            await_hub(name, "config.json")
         quiet: Any = logging
         quiet.set_verbosity_error()
         quiet.disable_progress_bar()
@@ -405,22 +403,6 @@ def _tokenizer(name: str, revision: str | None = None) -> Any:
     if tokenizer.mask_token_id is None:
         raise InputError(f"{name}: its tokenizer has no mask token, so it is not a masked model")
     return tokenizer
-
-
-def _await_hub(name: str) -> None:
-    """Raise if neither the cache nor the hub has models: transformers would try again for a minute.
-
-    Raises:
-        InputError: the model is not in the cache, and the hub does not answer.
-    """
-    try:
-        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
-            get_session().head(HfApi().endpoint, timeout=HUB_TIMEOUT_S)
-    except Exception as error:  # of several libraries
-        raise InputError(
-            f"{name}: no such folder, and the Hugging Face hub does not answer: "
-            f"{_first_line(error)}"
-        ) from error
 
 
 def _first_line(error: Exception) -> str:
