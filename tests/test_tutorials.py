@@ -16,7 +16,7 @@ from tests import checkpoints
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("tutorials.md", "continue.md")
-TEXT = "".join((ROOT / "docs" / page).read_text(encoding="utf-8") for page in PAGES)
+TEXT = "\n## ".join((ROOT / "docs" / page).read_text(encoding="utf-8") for page in PAGES)
 KINDS = ("text", "sensors", "table", "checkpoint")
 
 NOT_OURS = """

@@ -97,6 +97,19 @@ def lru_caches(kind: type) -> Iterator[Any]:
         yield from (function for function in wrapped if hasattr(function, "cache_clear"))
 
 
+def store_stages_by_value() -> None:
+    """Let checkpoints have ZeRO's stage as a class and a number.
+
+    Python before 3.11.4 stores an enum as a call of `getattr`, which `weights_only` refuses.
+    """
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    def reduced(stage: Any, _protocol: Any) -> tuple[type, tuple[int]]:
+        return ZeroStageEnum, (stage.value,)
+
+    ZeroStageEnum.__reduce_ex__ = reduced
+
+
 @contextlib.contextmanager
 def weights_only() -> Iterator[None]:
     """Inside it torch reads tensors and plain values from files, which then cannot run code.

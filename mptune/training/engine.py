@@ -131,6 +131,7 @@ def engine(
     """
     import deepspeed
 
+    private.store_stages_by_value()
     config = configuration(training, ranks.world_size, universal=universal)
     if "activation_checkpointing" in config:
         module.checkpoint_activations()  # type: ignore[operator]

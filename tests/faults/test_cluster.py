@@ -156,7 +156,7 @@ def test_fsck_finds_and_ends_gangs_of_this_run_that_have_no_driver(cluster, sear
         assert "gang" not in python(*fsck)
         python(*fsck, "--repair", code=3)
     said = python(*fsck, code=3)
-    gang = f"gang {names[0]} (created, 1 workers) has no driver"
+    gang = f"gang {names[0]} (created, 1 worker) has no driver"
     assert said.startswith(
         f"the Ray cluster at {address}: {gang}; would repair: end its processes\n"
     )

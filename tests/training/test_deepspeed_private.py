@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from deepspeed.runtime.zero import (  # noqa: E402
     parameter_offload,
     partitioned_param_coordinator,
 )
+from deepspeed.runtime.zero.config import ZeroStageEnum  # noqa: E402
 
 CHANGED = f"DeepSpeed {deepspeed.__version__} has changed; adapt deepspeed_private.py: "
 
@@ -89,3 +91,9 @@ def test_step_counters_are_moved_to_the_device_of_the_parameters():
     counters = [state["step"] for state in states.values()]
     assert all(counter.device.type == "meta" for counter in counters)
     assert counters[0] is not counters[1]
+
+
+def test_the_stage_is_stored_without_a_call():
+    private.store_stages_by_value()
+    assert b"getattr" not in pickle.dumps(ZeroStageEnum(2), 2), CHANGED + "ZeroStageEnum"
+    assert pickle.loads(pickle.dumps(ZeroStageEnum(2))) is ZeroStageEnum(2)

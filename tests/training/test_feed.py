@@ -12,13 +12,13 @@ from torch.nn.functional import cross_entropy
 
 from mptune import plugins
 from mptune.data._table import Split
-from mptune.spec.schema import Training, build
+from mptune.spec.schema import MODEL_KEYS, Training, build
 from mptune.training.feed import BatchKey, Feed, Inputs
 from mptune.training.ranks import Ranks
 from tests.training.syncs import Syncs
 
 SYMBOLS, LENGTH, BATCH = 11, 16, 8
-FAMILIES = [name for name in plugins.modules("families") if name != "class"]
+FAMILIES = [name for name in plugins.modules("families") if name not in MODEL_KEYS]
 REDUCTIONS = ("seq_mean", "token_mean", "elbo")
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from mptune import plugins
-from mptune.spec.schema import build
+from mptune.spec.schema import MODEL_KEYS, build
 from mptune.training.feed import Packing
 
-FAMILIES = [name for name in plugins.modules("families") if name != "class"]
+FAMILIES = [name for name in plugins.modules("families") if name not in MODEL_KEYS]
 SYMBOLS, LENGTH = 18, 16
 
 
