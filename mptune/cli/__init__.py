@@ -20,7 +20,7 @@ from mptune.errors import InputError, MptuneError, is_disk_full, one_line
 
 COMMANDS = {
     "init": ("specs", "write a commented spec for your own data"),
-    "validate": ("specs", "check a spec fully, in under a second"),
+    "validate": ("specs", "check a spec fully, and say what it will take"),
     "data": ("specs", "show the data of a spec and warn about problems, before any training"),
     "plan": ("specs", "predict time, memory and disk from a few seconds of training"),
     "search": ("runs", "search policies and sizes; the same command again resumes"),
