@@ -58,7 +58,7 @@ def check_url(url: str) -> str:
     return url
 
 
-def await_hub(name: str, file: str) -> None:
+def await_hub(name: str, file: str, revision: str | None = None) -> None:
     """Raise at once if neither the cache nor the hub has a file: its clients try for a minute.
 
     Raises:
@@ -67,7 +67,7 @@ def await_hub(name: str, file: str) -> None:
     from huggingface_hub import HfApi, get_session, try_to_load_from_cache
 
     try:
-        if not isinstance(try_to_load_from_cache(name, file), str):
+        if not isinstance(try_to_load_from_cache(name, file, revision=revision), str):
             get_session().head(HfApi().endpoint, timeout=HUB_TIMEOUT_S)
     except Exception as error:  # of several libraries
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from functools import partial
@@ -112,11 +113,14 @@ def execute(
         for note in preflight.notes(file, checked) if searching else ():
             say(f"note: {note}")
         if dry_run:
-            where = {"address": given["address"], "local": given["local"]}
+            address = given["address"] or (
+                None if given["local"] else os.environ.get("RAY_ADDRESS")
+            )
+            where = {"address": address, "local": given["local"]}
             if given["local"]:
                 refuse_local(checked.resources)
             else:
-                preflight.refuse_misfits(file, checked, given["address"])
+                preflight.refuse_misfits(file, checked, address)
             for line in preflight.dry_run(file, checked, searching):
                 say(line)
             found = preflight.expected(file, checked, **where, searching=searching)

@@ -149,6 +149,8 @@ class Subwords:
             if path is None:
                 await_hub(name, "tokenizer.json")
             made = Tokenizer.from_file(str(path)) if path else Tokenizer.from_pretrained(name)
+            # A checkpoint never predicts its special symbols: "[SEP]" in a text is plain text.
+            made.encode_special_tokens = path is None or (path.parent / "config.json").exists()
         except Exception as error:
             raise ValueError(
                 f"tokenizer: {name!r} is not one of {', '.join(KINDS)}, nor a local folder, and "

@@ -297,8 +297,10 @@ class Session:
         return found
 
     def _checkpoints(self) -> tuple[dict[str, Any], ...]:
-        """The models that exist already, each once."""
+        """The models that exist already, those of named arms too, each once."""
         models = [probe.tree["model"] for probe in self.file.probes()]
+        arms = [arm for stage in ("search", "compare") for arm in self.file.arms(stage).values()]
+        models += [plain(arm).get("model", {}) for arm in arms]
         found = {json.dumps(m, sort_keys=True): m for m in models if "from" in m}
         return tuple(found.values())
 

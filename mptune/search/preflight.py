@@ -322,7 +322,11 @@ def _totals(
 ) -> dict[str, Any]:
     """All runs together, from what one run of each model takes."""
     runs = planned_runs(spec, most_ladder_runs(file, spec.compare))
-    runs = {n: count for n, count in runs.items() if count and (searching or n == "comparison")}
+    runs = {
+        n: count
+        for n, count in runs.items()
+        if count and (searching or n in ("ladder", "comparison"))
+    }
     total = sum(runs.values())
     known = [model for model in models if model["trial_s"] is not None]
     works = [total * model["trial_s"] * model["workers"] for model in known]

@@ -619,6 +619,10 @@ def check(
     except ValidationError as error:
         return None, [*_problems(error, SearchSpec, (), concrete), *problems]
     base, tokenizer = spec.model.get("from"), spec.data.get("tokenizer")
+    base = base if isinstance(base, str) else None  # another is a problem already
+    if base is not None and spec.training.pack:
+        rule = "a checkpoint cannot be trained on packed rows; leave it out"
+        problems.append(_line(concrete, ("training", "pack"), rule))
     if base is not None and tokenizer in (None, "bytes", "characters", "bpe"):
         rule = "a checkpoint goes on with text in its own tokenizer only"
         problems.append(_line(concrete, ("model", "from"), f"{rule}: data.tokenizer: {base}"))

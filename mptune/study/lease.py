@@ -185,7 +185,7 @@ class PostgresLease:
                 self._set(asked_at + self._timeout_s)
                 return
             backend, holder = self._holder(connection)
-            if own := backend == self._backend and holder == this_process():
+            if own := backend == self._backend and holder == this_process()[:63]:  # as it is kept
                 connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": backend})
             connection.close()
         except SQLAlchemyError as error:

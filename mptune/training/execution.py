@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.metadata import version
@@ -59,6 +59,9 @@ from mptune.trial import (
 KNOWN = ("mptune.models.families", "mptune.models.continued")
 """Module of the models whose contract the tests check."""
 
+MOST_FLOPS = 3e13
+"""Of a checkpoint's score before any training, a few minutes of a CPU; a training step is three."""
+
 VERSIONS_OF = ("mptune", "torch", "deepspeed", "transformers", "numpy")
 
 
@@ -95,22 +98,32 @@ def prepare(request: PrepareRequest) -> Prepared:
         warnings=warnings,
         counting=heldout.counting(),
         last_value=heldout.last_value(),
-        as_it_is=max((score_as_it_is(m, heldout) for m in request.checkpoints), default=None),
+        as_it_is=score_as_they_are(request.checkpoints, heldout),
         precision="bf16" if request.measure_precision and has_bf16() else "fp32",
     )
 
 
-def score_as_it_is(model: Mapping[str, Any], heldout: HeldOut) -> float:
-    """LML of a model before any training here, nats per token.
+def score_as_they_are(models: Sequence[Mapping[str, Any]], heldout: HeldOut) -> float | None:
+    """LML of the best model before any training here, nats per token; None if it takes long.
 
     Args:
-        model: its section.
+        models: their sections.
     """
-    table = heldout.table
+    table, scores = heldout.table, []
     sizes = table.total_vocabulary, table.vocabulary_size, table.length
-    found = Scorer(build("model", model).build(*sizes), heldout, Ranks()).lml()
-    assert found is not None, "there is one rank"
-    return found[0].nats_per_token
+    # Here is a CPU, of which nobody has asked how much memory it has.
+    small = heldout.score.model_copy(update={"batch_size": 8, "target_se": None})
+    forwards = int((heldout.plan.counts_Nk > 0).sum())
+    for section in models:
+        model = build("model", section)
+        if forwards * model.flops(sizes[0], table.length, 1, table.length // 2) > 3 * MOST_FLOPS:
+            return None
+        module = model.build(*sizes)
+        module.check_tokenizer(table)
+        found = Scorer(module, replace(heldout, score=small), Ranks()).lml()
+        assert found is not None, "there is one rank"
+        scores.append(found[0].nats_per_token)
+    return max(scores, default=None)
 
 
 def has_bf16() -> bool:
@@ -252,8 +265,10 @@ def built(trial: TrialSpec, ranks: Ranks, heldout: HeldOut) -> tuple[Inputs, nn.
     if ranks.first and type(family).__module__ not in KNOWN:
         check_module(make, inputs.family, table)
     torch.manual_seed(trial.seed)
-    module = make()
+    module: Any = make()
     inputs.family.lay_out(module, inputs.axes, table.sizes)
+    if inputs.family.family == "from":
+        module.check_tokenizer(table)
     saves = hasattr(getattr(module, "model", module), "save_pretrained")
     if trial.training.keep_weights and not saves:
         raise InputError(

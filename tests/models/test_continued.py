@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -12,9 +14,10 @@ from mptune.errors import InputError
 from mptune.models._conformance import conformance
 from mptune.models.base import IMPOSSIBLE
 from mptune.models.pretrained import PretrainedMaskedLM
+from mptune.search.application import Session
 from mptune.spec.schema import Score, build
 from mptune.spec.source import SpecFile
-from mptune.training.execution import score_as_it_is
+from mptune.training.execution import score_as_they_are
 from mptune.training.scoring import HeldOut
 
 FAMILIES = ("bert", "roberta", "albert", "esm", "modernbert", "distilbert", "electra")
@@ -146,10 +149,91 @@ def test_a_checkpoint_that_knows_nothing_has_the_score_of_guessing(tmp_path):
     weights = load_file(tmp_path / "base" / "model.safetensors")
     nothing = {name: torch.zeros_like(value) for name, value in weights.items()}
     save_file(nothing, tmp_path / "base" / "model.safetensors", {"format": "pt"})
-    corpus = tmp_path / "corpus.txt"
-    corpus.write_text("\n\n".join(checkpoints.sentences(400)))
-    data = {"kind": "text", "source": str(corpus), "documents": "paragraph", "heldout": 0.4}
-    table = build("data", {**data, "length": 24, "tokenizer": folder}).prepare(tmp_path / "tables")
-    heldout = HeldOut.select(table, Score(sequences=64, forwards=2))
+    heldout = HeldOut.select(table_of(tmp_path, folder), Score(sequences=64, forwards=2))
     guess = -np.log(len(checkpoints.tokenizer()) - 4)  # [PAD], [CLS], [SEP] and [MASK] are no text
-    assert score_as_it_is({"from": folder}, heldout) == pytest.approx(guess, abs=1e-5)
+    assert score_as_they_are([{"from": folder}], heldout) == pytest.approx(guess, abs=1e-5)
+
+
+def table_of(tmp_path, folder, more=""):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n\n".join([*checkpoints.sentences(400), more]))
+    data = {"kind": "text", "source": str(corpus), "documents": "paragraph", "heldout": 0.4}
+    return build("data", {**data, "length": 24, "tokenizer": folder}).prepare(tmp_path / "tables")
+
+
+def test_special_symbols_of_a_text_are_text(tmp_path):
+    folder = checkpoints.save(tmp_path)
+    table = table_of(tmp_path, folder, more="[SEP] " * 40)
+    banned = PretrainedMaskedLM.open(folder).banned
+    for split in (table.train, table.heldout):
+        assert not np.isin(split.tokens[split.observed], banned).any()
+
+
+def test_a_checkpoint_of_another_tokenizer_or_without_a_head_is_refused(tmp_path):
+    one, other, headless = (tmp_path / name for name in ("one", "other", "headless"))
+    one.mkdir(), other.mkdir()
+    checkpoints.save(one)
+    checkpoints.save(other)
+    names = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = names["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (other / "tokenizer.json").write_text(json.dumps(names))
+    heldout = HeldOut.select(table_of(tmp_path, str(one)), Score(sequences=64, forwards=2))
+    with pytest.raises(InputError, match=r"of another tokenizer than the checkpoint's"):
+        score_as_they_are([{"from": str(other)}], heldout)
+
+    PretrainedMaskedLM.open(str(one)).model.base_model.save_pretrained(headless)
+    checkpoints.tokenizer().save_pretrained(headless)
+    with pytest.raises(InputError, match=r"no masked language model: it has no weights of cls"):
+        build("model", {"from": str(headless)}).build(36, 34, 24)
+
+
+def test_activations_are_computed_again_to_the_same_gradients(checkpoint):
+    symbols, _, tokens_BD = rows(PretrainedMaskedLM.open(checkpoint))
+    gradients = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        module = build("model", {"from": checkpoint}).build(symbols + 2, symbols, LENGTH)
+        if again and type(module.model).__name__.startswith("Albert"):
+            with pytest.raises(InputError, match=r"Albert.* does not support"):
+                module.checkpoint_activations()
+            return
+        if again:
+            module.checkpoint_activations()
+        module.train()
+        for part in module.modules():
+            if isinstance(part, torch.nn.Dropout):
+                part.p = 0.0
+        inputs = torch.from_numpy(tokens_BD)
+        attend = inputs <= symbols
+        module(inputs, torch.arange(0, 12), attend).log_softmax(1)[:, 6].sum().backward()
+        gradients.append({n: p.grad for n, p in module.named_parameters() if p.grad is not None})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_one_that_mptune_has_kept_goes_on(tmp_path):
+    made = build("model", {"family": "roberta", "width": 32, "depth": 1}).build(36, 34, 24)
+    made.save_pretrained(str(tmp_path))
+    words = checkpoints.tokenizer()
+    words.add_tokens([f"extra{n}" for n in range(36 - len(words))])
+    words.save_pretrained(tmp_path)
+    module = build("model", {"from": str(tmp_path)}).build(38, 36, 20).eval()
+    assert module(torch.full((1, 20), 36), torch.arange(20)).isfinite().all()
+
+
+def test_checkpoints_of_named_arms_are_scored_as_they_are(tmp_path):
+    (tmp_path / "base").mkdir()
+    checkpoints.save(tmp_path / "base")
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(
+        "name: arms\n"
+        "data: {kind: text, source: python-stdlib, length: 24}\n"
+        "model: {family: bert}\n"
+        "policy: {kind: uniform}\n"
+        "training: {budget_tokens: 1e5}\n"
+        "compare: {arms: {a: {policy: {kind: uniform}}, b: {model: {from: base}}}}\n"
+    )
+    file = SpecFile.read(spec)
+    session = Session(file, file.validate(), tmp_path / "run", None, True)
+    assert session._checkpoints() == ({"from": str(tmp_path / "base")},)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from mptune.errors import InputError
 from mptune.models._masked import ATTENTION, MaskedPredictor, first_outputs
 from mptune.models.base import IMPOSSIBLE
 from mptune.models.families import Bert, ModernBert, Roberta, TransformersFamily
+
+if TYPE_CHECKING:
+    from mptune.data._table import TokenTable
 
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float64]
@@ -83,7 +86,7 @@ class PretrainedMaskedLM:
         if is_path and not path.exists():
             raise InputError(f"{name}: no such folder")
         if not path.exists():
-            await_hub(name, "config.json")
+            await_hub(name, "config.json", revision)
         quiet: Any = logging
         quiet.set_verbosity_error()
         quiet.disable_progress_bar()
@@ -91,9 +94,14 @@ class PretrainedMaskedLM:
         if to_train:
             given |= {"use_safetensors": True, "dtype": torch.float32}
         try:
-            model = AutoModelForMaskedLM.from_pretrained(name, trust_remote_code=False, **given)
+            model, loaded = AutoModelForMaskedLM.from_pretrained(
+                name, trust_remote_code=False, output_loading_info=True, **given
+            )
         except Exception as error:  # broken files of many formats fail in as many ways
             raise InputError(f"{name}: {_first_line(error)}") from error
+        if to_train and loaded["missing_keys"]:
+            first = min(loaded["missing_keys"])
+            raise InputError(f"{name}: is no masked language model: it has no weights of {first}")
         return cls(name, model, _tokenizer(name, revision), "cpu" if to_train else None)
 
     @property
@@ -118,8 +126,7 @@ class PretrainedMaskedLM:
     def longest(self) -> int:
         """Most positions that a sequence may have, specials included."""
         config: Any = self.model.config
-        # RoBERTa numbers positions from its padding id on, so two rows of its table are not used.
-        reserved = 2 if getattr(config, "model_type", "") in ("roberta", "camembert", "esm") else 0
+        reserved = first_position(self.model)  # rows of its table that are not used
         positions = getattr(config, "max_position_embeddings", None) or 0
         limits = [
             positions and positions - reserved,
@@ -309,9 +316,7 @@ class ContinuedMaskedLM(nn.Module):
         is_needed = attend_BD is not None or getattr(self.model.config, "token_dropout", False)
         may_BL = given_BL if is_needed else None
         if self._predictor is not None:
-            # RoBERTa counts positions from the id after [PAD] on.
-            is_roberta = self.model.config.model_type == "roberta"
-            first = self._pad_id + 1 if is_roberta else 0
+            first = first_position(self.model)
             place_BL = first + torch.arange(inputs_BL.shape[1], device=inputs_BL.device)[None]
             logits_KV: Tensor = self._predictor[0](inputs_BL, place_K, may_BL, place_BD=place_BL)
             return logits_KV
@@ -342,8 +347,42 @@ class ContinuedMaskedLM(nn.Module):
         self._tokenizer.save_pretrained(folder)
 
     def checkpoint_activations(self) -> None:
-        """Recompute activations in the backward pass."""
-        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        """Recompute activations in the backward pass.
+
+        Raises:
+            InputError: this architecture of transformers cannot.
+        """
+        if self._predictor is not None:
+            self._predictor[0].checkpoint_activations()
+            return
+        try:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        except ValueError as error:
+            raise InputError(f"training.deepspeed.activation_checkpointing: {error}") from None
+
+    def check_tokenizer(self, table: TokenTable) -> None:
+        """Check that the data were cut into the checkpoint's own symbols.
+
+        Raises:
+            InputError: another tokenizer has made them.
+        """
+        from tokenizers import Tokenizer
+
+        file = table.path / "tokenizer.json"
+        own, data = self._tokenizer.get_vocab(), None
+        if file.exists():
+            data = Tokenizer.from_file(str(file)).get_vocab()
+        if data != own:
+            raise InputError(
+                "model.from: the data have the symbols of another tokenizer than the checkpoint's; "
+                "checkpoints of one search have the same one, which is data.tokenizer"
+            )
+
+
+def first_position(model: Any) -> int:
+    """The number of a model's first position: RoBERTa counts from the id after [PAD] on."""
+    embeddings = getattr(model.base_model, "embeddings", None)
+    return int(getattr(embeddings, "padding_idx", -1)) + 1
 
 
 def known_family(config: Any) -> TransformersFamily | None:
