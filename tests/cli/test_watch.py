@@ -104,6 +104,7 @@ def test_a_search_that_runs_tells_where_it_stands_and_its_storage_is_left_alone(
     assert main(["logs", "runs/demo", str(number), "--follow"]) == 0
     assert run.trial(number).result.exists(), "following ends with the trial"
     assert searching.poll() is None
+    until_known(run, lambda now: now.running)  # a picture without a running trial is not stale
     searching.kill()
     searching.wait()
     monkeypatch.setattr(StudyStorage, "trials", trials)
