@@ -298,7 +298,7 @@ def test_the_better_of_two_baselines_is_to_be_beaten(searched: Report) -> None:
 
 
 def test_counting_stands_beside_the_arms_of_a_comparison_alone(compared: Report) -> None:
-    words = "Models that only count, in nats per token: counting symbols only −1.900"
+    words = "Without any training here, in nats per token: counting symbols only −1.900"
     assert words not in markdown(counted(compared, -1.9)), "it is in the ranking"
     alone = markdown(counted(compared.model_copy(update={"trials": ()}), -1.9))
     assert f"{words}; the arms score −1.784 to −1.660." in alone
