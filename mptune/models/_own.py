@@ -135,7 +135,7 @@ class OwnMaskedLM(nn.Module):
         model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
-def counted(build: Callable[[], OwnMaskedLM], length: int) -> tuple[int, float, float]:
+def counted(build: Callable[[], nn.Module], length: int) -> tuple[int, float, float]:
     """Parameters; FLOPs of a step per sequence, and per masked position.
 
     On torch's meta device, which computes nothing. A model that cannot be made there is made on the

@@ -5,19 +5,18 @@ torch and transformers are imported inside functions only, see `base`.
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import ConfigDict, Field
 
-from mptune.models.base import MaskedModel
+from mptune.models.own import CountedModel
 
 if TYPE_CHECKING:
     from mptune.models.pretrained import ContinuedMaskedLM
 
 
-class ContinuedModel(MaskedModel):
+class ContinuedModel(CountedModel):
     """Continued pre-training: `from: FOLDER`, or a name on the Hugging Face hub.
 
     Any checkpoint that `transformers.AutoModelForMaskedLM` opens, with weights as safetensors; no
@@ -34,10 +33,6 @@ class ContinuedModel(MaskedModel):
     )
     revision: str | None = Field(None, description="on the hub: a branch, a tag or a commit")
 
-    @property
-    def width(self) -> None:
-        """Not known."""
-
     def words(self) -> str:
         return f"{Path(self.source).name}, continued"
 
@@ -46,23 +41,3 @@ class ContinuedModel(MaskedModel):
 
         checkpoint = PretrainedMaskedLM.open(self.source, self.revision, to_train=True)
         return ContinuedMaskedLM(checkpoint, predictable, length)
-
-    def parameters(self, vocabulary: int, length: int) -> int:
-        return _counted(self.model_dump_json(), vocabulary, length)[0]
-
-    def flops(self, vocabulary: int, length: int, batch: int, masked: int) -> float:
-        _, of_sequence, of_masked = _counted(self.model_dump_json(), vocabulary, length)
-        return batch * of_sequence + masked * of_masked
-
-
-@cache
-def _counted(section: str, vocabulary: int, length: int) -> tuple[int, float, float]:
-    """Parameters; FLOPs of a step per sequence, and per masked position."""
-    from mptune.models._own import counted
-
-    model = ContinuedModel.model_validate_json(section)
-
-    def build() -> Any:
-        return model.build(vocabulary, vocabulary - 2, length)
-
-    return counted(build, length)

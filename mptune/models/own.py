@@ -6,7 +6,7 @@ torch and transformers are imported inside functions only, see `base`.
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
@@ -18,7 +18,33 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class OwnModel(MaskedModel):
+class CountedModel(MaskedModel):
+    """Base of models of which torch counts parameters and FLOPs; their width is not known."""
+
+    @property
+    def width(self) -> None:
+        """Not known."""
+
+    def parameters(self, vocabulary: int, length: int) -> int:
+        return _counted(type(self), self.model_dump_json(), vocabulary, length)[0]
+
+    def flops(self, vocabulary: int, length: int, batch: int, masked: int) -> float:
+        counts = _counted(type(self), self.model_dump_json(), vocabulary, length)
+        return batch * counts[1] + masked * counts[2]
+
+
+@cache
+def _counted(
+    kind: type[CountedModel], section: str, vocabulary: int, length: int
+) -> tuple[int, float, float]:
+    """Parameters; FLOPs of a step per sequence, and per masked position."""
+    from mptune.models._own import counted
+
+    model = kind.model_validate_json(section)
+    return counted(lambda: model.build(vocabulary, vocabulary - 2, length), length)
+
+
+class OwnModel(CountedModel):
     """A class of your own: `class: package.module:Class`; all other keys are its arguments.
 
     They are keyword arguments of the class, or of its `config_class` if it has one, as models of
@@ -39,10 +65,6 @@ class OwnModel(MaskedModel):
         require_package(reference)
         return reference
 
-    @property
-    def width(self) -> None:
-        """Not known."""
-
     def words(self) -> str:
         given = [f"{key}={value}" for key, value in (self.model_extra or {}).items()]
         return " ".join([self.reference.partition(":")[2], *given])
@@ -52,24 +74,3 @@ class OwnModel(MaskedModel):
 
         given = self.model_extra or {}
         return OwnMaskedLM(constructed(self.reference, given, vocabulary, length), predictable)
-
-    def parameters(self, vocabulary: int, length: int) -> int:
-        return _counted(self.model_dump_json(), vocabulary, length)[0]
-
-    def flops(self, vocabulary: int, length: int, batch: int, masked: int) -> float:
-        _, of_sequence, of_masked = _counted(self.model_dump_json(), vocabulary, length)
-        return batch * of_sequence + masked * of_masked
-
-
-@cache
-def _counted(section: str, vocabulary: int, length: int) -> tuple[int, float, float]:
-    """Parameters; FLOPs of a step per sequence, and per masked position."""
-    from mptune.models._own import OwnMaskedLM, counted
-
-    model = OwnModel.model_validate_json(section)
-
-    def build() -> OwnMaskedLM:
-        module: Any = model.build(vocabulary, vocabulary - 2, length)
-        return module
-
-    return counted(build, length)
