@@ -626,7 +626,7 @@ def check(
     if base is not None and tokenizer in (None, "bytes", "characters", "bpe"):
         rule = "a checkpoint goes on with text in its own tokenizer only"
         problems.append(_line(concrete, ("model", "from"), f"{rule}: data.tokenizer: {base}"))
-    if base is not None and folder is not None and (missing := lacks_of_checkpoint(base)):
+    if base is not None and folder is not None and (missing := checkpoint_problem(base)):
         problems.append(_line(concrete, ("model", "from"), missing))
     if {*MODEL_KEYS} & {*spec.model} and spec.training.optimizer.width_rule != "none":
         rule = "the width of a model.class or a model.from is not known; leave it out"
@@ -639,7 +639,7 @@ def check(
     return spec, problems
 
 
-def lacks_of_checkpoint(name: str) -> str | None:
+def checkpoint_problem(name: str) -> str | None:
     """What a folder lacks to be a checkpoint; None for a name that may be of the hub."""
     path = Path(name)
     if path.exists():
