@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import subprocess
@@ -74,6 +75,11 @@ def test_a_tutorial_from_its_first_command_to_the_model_elsewhere(kind, tmp_path
                 command = f"{sys.executable} -m mptune {local}"
                 run(command, tmp_path, given)
         else:
+            if kind == "checkpoint":
+                kept = Path(json.loads((tmp_path / "best.json").read_text())["weights"])
+                card = (tmp_path / kept / "README.md").read_text()
+                assert "base_model: base\n" in card
+                assert "| LML before this training | -" in card
             (tmp_path / "elsewhere").mkdir()
             (tmp_path / "best.json").rename(tmp_path / "elsewhere" / "best.json")
             (tmp_path / "runs").rename(tmp_path / "elsewhere" / "runs")

@@ -36,6 +36,7 @@ from mptune.training import engine
 from mptune.training.checkpoint import UNIVERSAL, Checkpoints, SharedPrefixes
 from mptune.training.feed import Inputs
 from mptune.training.loop import Loop, learned_policy
+from mptune.training.model_card import README, model_card
 from mptune.training.ranks import Ranks
 from mptune.training.scoring import HeldOut, Scorer
 from mptune.trial import (
@@ -206,7 +207,8 @@ def events(trial: TrialSpec, ranks: Ranks, control: Control, data: ScoringData) 
             return
         unkept = None
         if trial.training.keep_weights:
-            unkept = keep_weights(made, ranks, files, store, data.heldout.table, inputs.family)
+            table = data.heldout.table
+            unkept = keep_weights(made, ranks, trial, result, store, table, inputs.family)
         if result is not None:
             result = result.model_copy(update={"unkept": unkept})
             # The result is written last: a trial that has one is never run again.
@@ -356,22 +358,28 @@ def score(
 def keep_weights(
     made: Any,
     ranks: Ranks,
-    files: TrialDirectory,
+    trial: TrialSpec,
+    result: TrialResult | None,
     store: Store,
     table: TokenTable,
     family: MaskedModel,
 ) -> str | None:
-    """Store the final weights, and of text the tokenizer, as a folder that transformers opens.
+    """Store the final weights, of text the tokenizer, and a model card: transformers opens it.
 
     It is complete or not there at all. Returns, on the first rank, why it is not there: the trial
     is trained and scored, so it does not fail.
+
+    Args:
+        result: what the trial found, on the first rank.
     """
     from mptune.models._masked import check_opens  # transformers takes seconds to import
 
+    files = TrialDirectory(Path(trial.directory))
     name = files.weights.name
     aside = files.root / f".{name}"
     with engine.whole_weights(made), ranks.failing_together():
         if ranks.first:
+            assert result is not None, "the first rank has it"
             shutil.rmtree(aside, ignore_errors=True)
             try:
                 made.module.save_pretrained(str(aside))
@@ -379,6 +387,7 @@ def keep_weights(
                 check_opens(aside, aside / files.module.name, table, family)
                 if family.family != "from":  # it brings its own
                     save_for_transformers(table, aside)
+                write_text(aside / README, model_card(trial, result, aside))
                 store.take(aside, name, last="config.json")
             except Exception as error:  # of a plugin's code, of transformers, or of the store
                 shutil.rmtree(aside, ignore_errors=True)
