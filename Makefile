@@ -14,6 +14,7 @@
 #   make calibrate  simulations in full: coverage of intervals, rates of error
 #   make gpu-check  tests, speed and memory on one GPU, with the Python that is active: 8 minutes
 #   make browser  install Chromium for the tests that open a report (Debian, Ubuntu, as root)
+#   make wheel   build dist/mptune-*.whl, the same bytes from the same commit
 #   make lint    ruff, ruff format --check, mypy --strict
 #   make metrics  how large the package is; AGAINST=REVISION shows a git revision beside it
 
@@ -32,7 +33,7 @@ KILLS ?= 20
 N ?= 30
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: setup demo test test-fast test-all soak mutants calibrate gpu-check browser lint format metrics clean
+.PHONY: setup demo wheel test test-fast test-all soak mutants calibrate gpu-check browser lint format metrics clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -44,7 +45,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY)
-	$(BIN)/mptune search search_spaces/quickstart.yaml
+	$(BIN)/mptune demo
 
 setup: $(READY)
 
@@ -83,6 +84,10 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+wheel: $(READY)
+	rm -rf build  # a file that is gone from the package would be taken from there
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w dist .
 
 metrics:
 	@$(PYTHON) tools/metrics.py $(AGAINST)

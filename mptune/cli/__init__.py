@@ -19,6 +19,7 @@ from mptune.cli._command import Command, Parser
 from mptune.errors import InputError, MptuneError, is_disk_full, one_line
 
 COMMANDS = {
+    "demo": ("runs", "run the quickstart search: no data, no spec, 5 minutes on 2 cores"),
     "init": ("specs", "write a commented spec for your own data"),
     "validate": ("specs", "check a spec fully, and say what it will take"),
     "data": ("specs", "show the data of a spec and warn about problems, before any training"),
@@ -52,7 +53,7 @@ error, and recommends a policy and a model size, with the uncertainty."""
 
 EPILOG = """\
 examples:
-  mptune search search_spaces/quickstart.yaml       run the quickstart (5 minutes on 2 cores)
+  mptune demo                                       run the quickstart (5 minutes on 2 cores)
   mptune init mydata && mptune validate mydata/spec.yaml
   mptune list policies
 

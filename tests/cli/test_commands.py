@@ -338,7 +338,7 @@ def test_every_command_has_help_with_an_example(
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["serch", "x.yaml"], "no command 'serch'; commands: init, validate"),
+        (["serch", "x.yaml"], "no command 'serch'; commands: demo, init"),
         (["search"], "the following arguments are required: SPEC"),
         (["search", "x.yaml", "--fesh"], "unrecognized arguments: --fesh"),
         (["status", "nowhere"], "nowhere: no search in it"),
