@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +66,7 @@ class Ending:
     stage: Stage
     study: optuna.Study
     _trials: dict[int, Trial] = field(default_factory=dict)
+    _shared: dict[str, Any] = field(default_factory=dict)
     _scores: dict[int, Mapping[str, Array]] = field(default_factory=dict)
 
     def __call__(self) -> Outlook:
@@ -93,9 +94,22 @@ class Ending:
             return Outlook(trials=queue.ended(self.study), unknown="seeds")
         # A paused trial may go on, so it is read again.
         known = {n for n, trial in self._trials.items() if trial.reason != PAUSED}
-        self._trials |= ended_trials(self.study, self.stage.name, besides=known)
+        found = ended_trials(self.study, self.stage.name, besides=known)
+        self._trials |= {n: self._without_copies(trial) for n, trial in found.items()}
         trials = [trial for _, trial in sorted(self._trials.items())]
         return outlook(trials, self.stage.prepared, self._scores_of, settings, self._of_unseen)
+
+    def _without_copies(self, trial: Trial) -> Trial:
+        """The trial with one object for all equal parts of the specs: memory of a long search."""
+        if trial.spec is None:
+            return trial
+        parts = {
+            name: self._shared.setdefault(f"{name} {value!r}", value)
+            for name, value in trial.spec
+            if not isinstance(value, int | str)
+        }
+        spec = trial.spec.model_copy(update=parts)
+        return trial.model_copy(update={"spec": spec, "policy": spec.policy, "model": spec.model})
 
     @cached_property
     def _exposure(self) -> ExposureSampler | None:
