@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mptune.errors import plural
 from mptune.launch._kubernetes_api import KubernetesApi, Object
-from mptune.launch._rayjob import KubernetesProfile, Manifest, Pool, config_map, ray_job
+from mptune.launch._rayjob import KubernetesProfile, Manifest, Pool, owned_by_job, ray_job
 from mptune.launch.base import Diagnosis, LaunchError, Submission, Unchecked, diagnose
 from mptune.spec.schema import Resources
 
@@ -22,6 +22,7 @@ GPU = "nvidia.com/gpu"
 RIGHTS = (
     *(("ray.io", "rayjobs", verb) for verb in ("create", "delete", "get", "list", "watch")),
     ("", "configmaps", "create"),
+    ("networking.k8s.io", "networkpolicies", "create"),
     *(("", "pods", verb) for verb in ("create", "delete", "get", "list")),
     ("", "pods/log", "get"),
     ("", "events", "list"),
@@ -86,7 +87,7 @@ def _manifests(profile: KubernetesProfile) -> Iterator[tuple[str, Manifest]]:
     search = Submission("mptune-doctor", "", Resources(), Path("spec.yaml"))
     job = ray_job(profile, search)
     yield "RayJob", job
-    yield "ConfigMap", config_map(profile, search)
+    yield from ((manifest["kind"], manifest) for manifest in owned_by_job(profile, search))
     cluster = job["spec"]["rayClusterSpec"]
     templates = {"pod of the head": cluster["headGroupSpec"]["template"]}
     for group in cluster["workerGroupSpecs"]:

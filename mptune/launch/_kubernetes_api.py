@@ -46,6 +46,7 @@ class KubernetesApi:
             "Workload": (custom, "custom_object", WORKLOADS),
             "LocalQueue": (custom, "custom_object", LOCAL_QUEUES),
             "ConfigMap": (core, "config_map", {}),
+            "NetworkPolicy": (k8s.NetworkingV1Api(client), "network_policy", {}),
             "Pod": (core, "pod", {}),
             "Event": (core, "event", {}),
             "PersistentVolumeClaim": (core, "persistent_volume_claim", {}),
@@ -64,7 +65,7 @@ class KubernetesApi:
         return self._json("create", manifest["kind"], body=manifest, **options)
 
     def delete_job(self, name: str) -> None:
-        """Delete the RayJob and what it owns: Ray cluster, submitter, ConfigMap."""
+        """Delete the RayJob and what it owns: Ray cluster, submitter, ConfigMap, NetworkPolicy."""
         self._request("delete", "RayJob", name=name, propagation_policy="Background")
 
     def run_pod(self, manifest: Object, *, timeout_s: float = 120) -> list[str]:
@@ -226,7 +227,7 @@ class KubernetesApi:
                 return LaunchError(f"{kind} {name} is not admitted: {reason}")
             case 403:
                 return Denied(
-                    f"you may not {verb} {kind}s in namespace {self.namespace} (403); have the "
+                    f"you may not {verb} a {kind} in namespace {self.namespace} (403); have the "
                     f"Role mptune-launcher bound to your account: {reason}"
                 )
             case 404 if details.get("kind") == "namespaces":

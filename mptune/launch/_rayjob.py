@@ -1,6 +1,7 @@
 """The keys of a Kubernetes profile, and the manifests of one search that they describe.
 
-A search is a RayJob, a ConfigMap with its spec, and later a small pod that prints its report.
+A search is a RayJob, a ConfigMap with its spec, a NetworkPolicy of its pods, and later a small pod
+that prints its report.
 """
 
 from __future__ import annotations
@@ -212,11 +213,17 @@ def _manifest(profile: KubernetesProfile, kind: str, name: str, **values: Any) -
     return yaml.safe_load(text)
 
 
-def config_map(
+def owned_by_job(
     profile: KubernetesProfile, search: Submission, owner: str | None = None
-) -> Manifest:
-    """The spec as written. Kubernetes removes it with the RayJob whose uid is `owner`."""
-    return _manifest(profile, "ConfigMap", search.name, spec=search.spec, owner=owner)
+) -> list[Manifest]:
+    """The spec as written, and who may reach the ports of the search's Ray and gangs.
+
+    Kubernetes removes both with the RayJob whose uid is `owner`.
+    """
+    return [
+        _manifest(profile, "ConfigMap", search.name, spec=search.spec, owner=owner),
+        _manifest(profile, "NetworkPolicy", search.name, owner=owner),
+    ]
 
 
 def ray_job(profile: KubernetesProfile, search: Submission) -> Manifest:

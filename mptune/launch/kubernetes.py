@@ -20,7 +20,7 @@ from mptune.launch._kubernetes_api import KubernetesApi, NotFound, Object
 from mptune.launch._rayjob import (
     WRONG_INPUT_LINE,
     KubernetesProfile,
-    config_map,
+    owned_by_job,
     ray_job,
     reader_pod,
     to_yaml,
@@ -66,7 +66,7 @@ class Kubernetes(KubernetesProfile, Launcher):
 
     def render(self, search: Submission) -> str:
         self._check_fit(search)
-        return to_yaml([config_map(self, search), ray_job(self, search)])
+        return to_yaml([*owned_by_job(self, search), ray_job(self, search)])
 
     def doctor(self) -> Iterator[Diagnosis]:
         return diagnose_cluster(self)
@@ -76,7 +76,8 @@ class Kubernetes(KubernetesProfile, Launcher):
         api = self._api(search.name)
         job = api.create(ray_job(self, search))
         try:
-            api.create(config_map(self, search, owner=job["metadata"]["uid"]))
+            for manifest in owned_by_job(self, search, owner=job["metadata"]["uid"]):
+                api.create(manifest)
         except BaseException:
             api.delete_job(search.name)
             raise

@@ -32,6 +32,7 @@ NAME = re.compile(r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
 KINDS = {
     "rayjobs": "RayJob",
     "configmaps": "ConfigMap",
+    "networkpolicies": "NetworkPolicy",
     "pods": "Pod",
     "events": "Event",
     "workloads": "Workload",
@@ -45,7 +46,7 @@ KINDS = {
     "selfsubjectaccessreviews": "SelfSubjectAccessReview",
 }
 PATH = re.compile(
-    r"^(?:/api/v1|/apis/(?P<group>ray\.io|kueue\.x-k8s\.io|apps|authorization\.k8s\.io)/v1(?:beta2)?)"
+    r"^(?:/api/v1|/apis/(?P<group>ray\.io|kueue\.x-k8s\.io|apps|networking\.k8s\.io|authorization\.k8s\.io)/v1(?:beta2)?)"
     r"(?:/namespaces/(?P<namespace>[^/]+))?/(?P<resource>[^/]+)"
     r"(?:/(?P<name>[^/]+))?(?:/(?P<sub>[^/]+))?$"
 )

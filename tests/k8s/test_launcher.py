@@ -124,7 +124,7 @@ def test_a_search_is_submitted_followed_and_its_report_is_fetched(
 def test_every_write_uses_strict_validation(server: ApiServer) -> None:
     report_of(server, "succeeds")
     assert launch("succeeds") == 0
-    assert {r for r, _ in server.writes} == {"rayjobs", "configmaps", "pods"}
+    assert {r for r, _ in server.writes} == {"rayjobs", "configmaps", "networkpolicies", "pods"}
     assert all(q.get("fieldValidation") == "Strict" for _, q in server.writes)
 
 
@@ -189,6 +189,7 @@ def test_stop_leaves_nothing_but_study_and_artifacts(server: ApiServer) -> None:
     assert launch("succeeds", "--detach") == 0
     assert again("stop", "succeeds") == 0
     assert server.objects["rayjobs"] == server.objects["configmaps"] == {}
+    assert server.objects["networkpolicies"] == {}
     assert (server.artifacts / "runs" / "succeeds").is_dir()
 
 
@@ -553,12 +554,14 @@ def test_an_unknown_field_is_refused(
     assert "nodeSelectr" in failure(capsys)
 
 
+@pytest.mark.parametrize("kind", ["ConfigMap", "NetworkPolicy"])
 def test_a_partly_created_search_is_removed(
-    server: ApiServer, capsys: pytest.CaptureFixture[str]
+    server: ApiServer, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
-    server.refuse[("configmaps", "create")] = "role without list"
+    resource = {"ConfigMap": "configmaps", "NetworkPolicy": "networkpolicies"}[kind]
+    server.refuse[(resource, "create")] = "role without list"
     assert launch("succeeds", "--detach") == 3
-    assert "you may not create ConfigMaps" in failure(capsys)
+    assert f"you may not create a {kind} in namespace mptune" in failure(capsys)
     assert server.objects["rayjobs"] == {}
 
 

@@ -81,7 +81,7 @@ def test_an_api_server_accepts_every_dry_run(
     manifests = documents(dry_run(profile))
     schemas.check(manifests)
     assert documents(kustomize(tmp_path)) == manifests
-    assert [m["kind"] for m in manifests] == ["ConfigMap", "RayJob"]
+    assert [m["kind"] for m in manifests] == ["ConfigMap", "NetworkPolicy", "RayJob"]
 
 
 @pytest.mark.parametrize("profile", PAIRS)
