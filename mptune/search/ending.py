@@ -95,21 +95,21 @@ class Ending:
         # A paused trial may go on, so it is read again.
         known = {n for n, trial in self._trials.items() if trial.reason != PAUSED}
         found = ended_trials(self.study, self.stage.name, besides=known)
-        self._trials |= {n: self._without_copies(trial) for n, trial in found.items()}
+        self._trials |= {n: self._kept(trial) for n, trial in found.items()}
         trials = [trial for _, trial in sorted(self._trials.items())]
         return outlook(trials, self.stage.prepared, self._scores_of, settings, self._of_unseen)
 
-    def _without_copies(self, trial: Trial) -> Trial:
-        """The trial with one object for all equal parts of the specs: memory of a long search."""
-        if trial.spec is None:
-            return trial
-        parts = {
-            name: self._shared.setdefault(f"{name} {value!r}", value)
-            for name, value in trial.spec
-            if not isinstance(value, int | str)
-        }
-        spec = trial.spec.model_copy(update=parts)
-        return trial.model_copy(update={"spec": spec, "policy": spec.policy, "model": spec.model})
+    def _kept(self, trial: Trial) -> Trial:
+        """What a look needs of it, equal parts of all specs once: memory of a long search."""
+        spec, result = trial.spec, trial.result
+        if spec is not None:
+            parts = ((name, part) for name, part in spec if not isinstance(part, int | str))
+            shared = {n: self._shared.setdefault(f"{n} {part!r}", part) for n, part in parts}
+            spec = spec.model_copy(update=shared)
+        if result is not None:
+            unread: dict[str, Any] = {"learning": (), "rates": (), "loss_curve": (), "versions": {}}
+            result = result.model_copy(update=unread)
+        return trial.model_copy(update={"spec": spec, "result": result, "learning": ()})
 
     @cached_property
     def _exposure(self) -> ExposureSampler | None:
