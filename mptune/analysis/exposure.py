@@ -113,6 +113,15 @@ class Exposed:
         return cls(omega_SF, idle, dict(_leaves({**others, "policy": outer}, "")))
 
 
+def model_context(model: Mapping[str, Any], parameters: int | None) -> dict[str, Any]:
+    """What a surrogate is to know of a model.
+
+    Width, depth and heads are in its number of parameters; how many layers are frozen is not.
+    """
+    others = {k: v for k, v in model.items() if k == "freeze" or not isinstance(v, int)}
+    return {**others, "size": parameters}
+
+
 @lru_cache(maxsize=256)  # of one decision's candidates; those that were run are kept elsewhere
 def _exposure(policy: str, length: int) -> tuple[Array, float, dict[str, Any]]:
     values = json.loads(policy)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from mptune.analysis.exposure import BANDS, Evidence, Exposed, Points, Surrogate
+from mptune.analysis.exposure import BANDS, Evidence, Exposed, Points, Surrogate, model_context
 from mptune.analysis.intervals import NORMAL_95
 from mptune.analysis.learning import CommonScale, ScoredRun, evidence_of_runs
 from mptune.errors import InputError
@@ -102,8 +102,7 @@ def prediction(trials: Sequence[Trial], of: Trial, length: int) -> Prediction | 
 def _exposed(trial: Trial, policy: dict[str, Any], length: int) -> Exposed:
     """The point of a trial, with another policy."""
     assert trial.spec is not None
-    model = {key: value for key, value in trial.model.items() if not isinstance(value, int)}
-    model["size"] = trial.parameters
+    model = model_context(trial.model, trial.parameters)
     training = trial.spec.training.model_dump(mode="json")
     return Exposed.of({"policy": policy, "training": training, "model": model}, length)
 

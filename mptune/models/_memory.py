@@ -5,6 +5,7 @@ Notation: P parameters, n ranks, v bytes of a value (2 in half precision, 4 in s
 - States: weights, gradients and optimizer under ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054,
   section 3), in half precision by DeepSpeed's own estimators (`runtime/zero/stage_1_and_2.py` and
   `stage3.py`, which a test holds these against); in single precision the same parts at 4 bytes.
+  Gradients and optimizer are those of trained parameters only.
 - Buffers: what the estimators leave out, the bucket that gradients are reduced in, and the weights
   that stage 3 keeps gathered.
 - Activations: those of a transformer block (Korthikanti et al. 2022, arXiv 2205.05198, section 4.1)
@@ -147,7 +148,8 @@ def demand(sizes: Sizes, training: Training, world_size: int) -> Demand:
     family, length = sizes.family, sizes.length
     parameters = family.parameters(sizes.vocabulary, length)
     zero = config["zero_optimization"]
-    states, buffers = _zero_bytes(zero, parameters, half, world_size, sizes.device)
+    trained = family.trained(sizes.vocabulary, length)
+    states, buffers = _zero_bytes(zero, parameters, trained, half, world_size, sizes.device)
     # Bytes per position: of the blocks, then of the logits.
     recomputed = "activation_checkpointing" in config
     blocks, scored_block = family.block_bytes(sizes.device, half, length, recomputed)
@@ -167,17 +169,23 @@ def demand(sizes: Sizes, training: Training, world_size: int) -> Demand:
 
 
 def _zero_bytes(
-    section: dict[str, Any], parameters: int, half: bool, ranks: int, device: DeviceKind
+    section: dict[str, Any],
+    parameters: int,
+    trained: int,
+    half: bool,
+    ranks: int,
+    device: DeviceKind,
 ) -> tuple[float, float]:
     """States (weights, gradients, optimizer) and buffers of ZeRO on one rank, in bytes.
 
     Args:
         section: DeepSpeed's, with the user's keys. Some may be `auto`, then the default counts.
+        trained: parameters that have gradients and a state of the optimizer.
     """
     stage, value = int(section["stage"]), 2 if half else 4
     if stage == 0:
         # Weights, gradients, Adam, and a copy: of gradients to reduce, or of half weights.
-        return parameters * 20.0, 0.0
+        return trained * 20.0 + (parameters - trained) * (6.0 if half else 4.0), 0.0
 
     def count(key: str, default: int) -> int:
         given = section.get(key, default)
@@ -195,22 +203,22 @@ def _zero_bytes(
     if stage == 3 and offloads("offload_param"):
         weights = 0
     own, shared = {
-        1: (weights + gradients, updates),
-        2: (weights, gradients + updates),
-        3: (0, weights + updates),
+        1: (weights * parameters + gradients * trained, updates * trained),
+        2: (weights * parameters, (gradients + updates) * trained),
+        3: (0, weights * parameters + updates * trained),
     }[stage]
     buffered = 0
     if section.get("contiguous_gradients", True):
         buffered = count("reduce_bucket_size", BUCKET)
         if device == "cpu":
             # A CPU's memory counts when it is written to, and no more of the bucket is.
-            buffered = min(buffered, parameters)
+            buffered = min(buffered, trained)
         if stage < 3 and section.get("overlap_comm"):
             buffered *= 2
     if stage == 3:
         buffered += min(parameters, count("stage3_max_live_parameters", LIVE))
     copies = COPIES_ON_CPU if device == "cpu" else 1.0
-    return copies * (parameters * (own + shared / ranks)), copies * float(value * buffered)
+    return copies * (own + shared / ranks), copies * float(value * buffered)
 
 
 def refusal(trial: TrialSpec, holds: Callable[[Resources], Device]) -> str | None:

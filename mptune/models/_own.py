@@ -135,11 +135,12 @@ class OwnMaskedLM(nn.Module):
         model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
-def counted(build: Callable[[], nn.Module], length: int) -> tuple[int, float, float]:
-    """Parameters; FLOPs of a step per sequence, and per masked position.
+def counted(build: Callable[[], nn.Module], length: int) -> tuple[int, int, float, float]:
+    """Parameters; trained ones; FLOPs of a step per sequence, and per masked position.
 
     On torch's meta device, which computes nothing. A model that cannot be made there is made on the
     CPU; the FLOPs of one that cannot be called there are those of its parameters at every position.
+    Gradients of weights that are not trained are not computed, and not counted.
     """
     with torch.random.fork_rng([]):
         try:
@@ -148,6 +149,7 @@ def counted(build: Callable[[], nn.Module], length: int) -> tuple[int, float, fl
         except Exception:
             module = build()
     parameters = sum(p.numel() for p in module.parameters())
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     try:
         module.to("meta")
         tokens_BD = torch.zeros(1, length, dtype=torch.long, device="meta")
@@ -156,9 +158,9 @@ def counted(build: Callable[[], nn.Module], length: int) -> tuple[int, float, fl
             for masked in (1, length)
         )
     except Exception:
-        return parameters, float(FLOPS_PER_PARAMETER * parameters * length), 0.0
+        return parameters, trained, float(FLOPS_PER_PARAMETER * parameters * length), 0.0
     of_masked = (all_of_them - one) / max(length - 1, 1)
-    return parameters, one - of_masked, of_masked
+    return parameters, trained, one - of_masked, of_masked
 
 
 def _flops(module: nn.Module, tokens_BD: Tensor, flat_K: Tensor) -> int:

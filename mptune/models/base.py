@@ -90,12 +90,20 @@ class MaskedModel(Plugin):
     def parameters(self, vocabulary: int, length: int) -> int:
         """How many parameters the module has."""
 
+    def trained(self, vocabulary: int, length: int) -> int:
+        """How many of the parameters are trained: here all.
+
+        The others take memory, but have neither gradients nor a state of the optimizer.
+        """
+        return self.parameters(vocabulary, length)
+
     @abstractmethod
     def flops(self, vocabulary: int, length: int, batch: int, masked: int) -> float:
         """FLOPs of one training step on `batch` sequences of which `masked` positions are masked.
 
         Matrix products of forward and backward pass only: normalisation, activations, biases,
-        look-ups and the optimizer are left out, as is usual.
+        look-ups and the optimizer are left out, as is usual. A weight that is not trained has none
+        for its gradient.
         """
 
     def block_bytes(

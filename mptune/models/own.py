@@ -28,16 +28,19 @@ class CountedModel(MaskedModel):
     def parameters(self, vocabulary: int, length: int) -> int:
         return _counted(type(self), self.model_dump_json(), vocabulary, length)[0]
 
+    def trained(self, vocabulary: int, length: int) -> int:
+        return _counted(type(self), self.model_dump_json(), vocabulary, length)[1]
+
     def flops(self, vocabulary: int, length: int, batch: int, masked: int) -> float:
         counts = _counted(type(self), self.model_dump_json(), vocabulary, length)
-        return batch * counts[1] + masked * counts[2]
+        return batch * counts[2] + masked * counts[3]
 
 
 @cache
 def _counted(
     kind: type[CountedModel], section: str, vocabulary: int, length: int
-) -> tuple[int, float, float]:
-    """Parameters; FLOPs of a step per sequence, and per masked position."""
+) -> tuple[int, int, float, float]:
+    """Parameters; trained ones; FLOPs of a step per sequence, and per masked position."""
     from mptune.models._own import counted
 
     model = kind.model_validate_json(section)

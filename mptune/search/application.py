@@ -297,11 +297,15 @@ class Session:
         return found
 
     def _checkpoints(self) -> tuple[dict[str, Any], ...]:
-        """The models that exist already, those of named arms too, each once."""
+        """The checkpoints to go on from, those of named arms too, each once.
+
+        What of one is frozen or adapted does not matter before it is trained.
+        """
         models = [probe.tree["model"] for probe in self.file.probes()]
         arms = [arm for stage in ("search", "compare") for arm in self.file.arms(stage).values()]
         models += [plain(arm).get("model", {}) for arm in arms]
-        found = {json.dumps(m, sort_keys=True): m for m in models if "from" in m}
+        models = [{k: m[k] for k in ("from", "revision") if k in m} for m in models if "from" in m]
+        found = {json.dumps(m, sort_keys=True): m for m in models}
         return tuple(found.values())
 
     def prepared(self, score: Score | None = None) -> Prepared:

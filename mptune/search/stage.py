@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from mptune.analysis.exposure import model_context
 from mptune.errors import InputError
 from mptune.paths import RunDirectory
 from mptune.spec.schema import SearchSpec, build
@@ -106,12 +107,12 @@ class Stage:
             model = build("model", tree["model"]).sized(vocabulary, length)
         except ValueError as error:
             raise InputError(f"model.{error}") from None
-        # Width and depth are in the number of parameters.
-        others = {k: v for k, v in tree["model"].items() if not isinstance(v, int)}
         return {
             "policy": tree["policy"],
             "training": tree["training"],
-            "model": {**others, "size": model.parameters(vocabulary, length)},
+            "model": model_context(
+                model.model_dump(mode="json"), model.parameters(vocabulary, length)
+            ),
         }
 
     def make(self, concrete: Concrete, number: int, seed: int) -> TrialSpec:

@@ -173,25 +173,26 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """The optimizer's groups: by weight decay, and by the learning rate of the width rule.
 
-    Biases and norms are not decayed. `mup` divides the rate of matrices inside the model by
-    width / base_width; embeddings (with the decoder that shares them), biases and norms keep
-    theirs (Yang et al. 2022, arXiv 2203.03466, table 8, Adam).
+    Weights that are not trained are in none. Biases and norms are not decayed. `mup` divides the
+    rate of matrices inside the model by width / base_width; embeddings (with the decoder that
+    shares them), biases and norms keep theirs (Yang et al. 2022, arXiv 2203.03466, table 8, Adam).
     """
     given = training.optimizer
     ratio = 1.0 if width is None else given.base_width / width
     shared = given.learning_rate * (ratio**0.5 if given.width_rule == "inverse_sqrt" else 1.0)
     inner = given.learning_rate * ratio if given.width_rule == "mup" else shared
     tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
-    parameters = list(module.parameters())
+    parameters = [p for p in module.parameters() if p.requires_grad]
     matrices = [p for p in parameters if p.ndim >= 2]
     vectors = {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}
-    if given.width_rule == "none":
-        return [{"params": matrices}, vectors]
-    return [
-        {"params": [p for p in matrices if id(p) not in tables], "lr": inner},
-        {"params": [p for p in matrices if id(p) in tables], "lr": shared},
-        {**vectors, "lr": shared},
-    ]
+    groups: list[dict[str, Any]] = [{"params": matrices}, vectors]
+    if given.width_rule != "none":
+        groups = [
+            {"params": [p for p in matrices if id(p) not in tables], "lr": inner},
+            {"params": [p for p in matrices if id(p) in tables], "lr": shared},
+            {**vectors, "lr": shared},
+        ]
+    return [group for group in groups if group["params"]]
 
 
 def set_learning_rate(made: Any, factor: float) -> float:

@@ -26,6 +26,7 @@ from mptune.errors import InputError
 from mptune.models._masked import ATTENTION, MaskedPredictor, first_outputs
 from mptune.models.base import IMPOSSIBLE
 from mptune.models.families import Bert, ModernBert, Roberta, TransformersFamily
+from mptune.models.pretrained.trainable import merged_state
 
 if TYPE_CHECKING:
     from mptune.data._table import TokenTable
@@ -35,6 +36,9 @@ FloatArray = NDArray[np.float64]
 
 LONGEST = 512
 """Positions of a sequence if neither the model nor its tokenizer sets a limit."""
+
+UNUSED = ("contact_head", "pooler")
+"""Parts of an encoder that log p does not depend on; trained, they would have no gradients."""
 
 NEVER_PREDICTED = ("mask", "pad", "cls", "sep", "bos", "eos")
 """Special symbols that do not occur in text; their logits are banned."""
@@ -99,8 +103,9 @@ class PretrainedMaskedLM:
             )
         except Exception as error:  # broken files of many formats fail in as many ways
             raise InputError(f"{name}: {_first_line(error)}") from error
-        if to_train and loaded["missing_keys"]:
-            first = min(loaded["missing_keys"])
+        missing = [key for key in loaded["missing_keys"] if not {*UNUSED} & {*key.split(".")}]
+        if to_train and missing:
+            first = min(missing)
             raise InputError(f"{name}: is no masked language model: it has no weights of {first}")
         return cls(name, model, _tokenizer(name, revision), "cpu" if to_train else None)
 
@@ -257,8 +262,7 @@ class ContinuedMaskedLM(nn.Module):
         buffers = {"ids_V": own, "before": before, "after": after, "banned": checkpoint.banned}
         for name, ids in buffers.items():
             self.register_buffer(name, torch.tensor(ids, dtype=torch.long), persistent=False)
-        # A contact head or a pooler would be parameters without gradients.
-        for name in ("contact_head", "pooler"):
+        for name in UNUSED:
             if getattr(self.model.base_model, name, None) is not None:
                 setattr(self.model.base_model, name, nn.Identity())
         self._chosen_K: Tensor | None = None
@@ -342,8 +346,8 @@ class ContinuedMaskedLM(nn.Module):
         return output
 
     def save_pretrained(self, folder: str) -> None:
-        """Write a folder like the checkpoint's, its tokenizer included."""
-        self.model.save_pretrained(folder)
+        """Write a folder like the checkpoint's, its tokenizer included; adapters are merged."""
+        self.model.save_pretrained(folder, state_dict=merged_state(self.model))
         self._tokenizer.save_pretrained(folder)
 
     def checkpoint_activations(self) -> None:
