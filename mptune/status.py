@@ -191,7 +191,7 @@ class Outlook(Message):
         trials: trials that had ended; after the end of the search, all.
         unknown: why nothing is known, and the search does not end by itself. start: the trials that
             it begins with have not all ended. seeds: the search trained no point with two seeds, or
-            its sampler asks for none. worst_domain: the choice is by the worst domain.
+            its sampler asks for none. worst_domain, weights: the choice is by domains.
         recommended: number of the trial.
         candidates: points that have finished.
         delta: nats per sequence that do not matter: 1, or half a standard deviation of the
@@ -208,7 +208,7 @@ class Outlook(Message):
     """
 
     trials: int
-    unknown: Literal["start", "seeds", "worst_domain"] | None = None
+    unknown: Literal["start", "seeds", "worst_domain", "weights"] | None = None
     recommended: int | None = None
     candidates: int = 0
     delta: float | None = None

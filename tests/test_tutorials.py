@@ -79,6 +79,8 @@ def test_a_tutorial_from_its_first_command_to_the_model_elsewhere(kind, tmp_path
                 kept = Path(json.loads((tmp_path / "best.json").read_text())["weights"])
                 card = (tmp_path / kept / "README.md").read_text()
                 assert "base_model: base\n" in card
+                report = (tmp_path / "runs" / "onward" / "report" / "report.md").read_text()
+                assert " + 0.3 × before (−" in report
                 assert "| LML before this training | -" in card
             (tmp_path / "elsewhere").mkdir()
             (tmp_path / "best.json").rename(tmp_path / "elsewhere" / "best.json")

@@ -205,6 +205,8 @@ UNKNOWN = {
     "stages add",
     "worst_domain": "how sure it is, is not known: it chooses by the worst domain, and certainty "
     "is computed for the score on held-out data",
+    "weights": "how sure it is, is not known: it chooses by weights of domains, and certainty is "
+    "computed for the score on held-out data",
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,6 +117,31 @@ def scores_by_condition(runs: Sequence[TrialResult]) -> dict[Condition, tuple[fl
             half = math.hypot(half, half_width(sd, len(values) - 1) / math.sqrt(len(values)))
         found[condition] = math.fsum(values) / len(values), half
     return found
+
+
+Rule: TypeAlias = str | Mapping[str, float]
+"""`search.choose_by`: heldout, worst_domain, or the weights of domains and of heldout."""
+
+
+def scores_by_name(runs: Sequence[TrialResult]) -> dict[str, float]:
+    """Mean score of the runs on `heldout` and on each domain, nats per token."""
+    found = scores_by_condition(runs)
+    return {c.domain or "heldout": score for c, (score, _) in found.items() if c.kind != "missing"}
+
+
+def score_by_rule(runs: Sequence[TrialResult], rule: Rule) -> float | None:
+    """The score that a rule compares, nats per token; with weights their weighted mean.
+
+    None: the rule is heldout, or the runs were not scored on what it names.
+    """
+    if isinstance(rule, str):
+        worst = worst_domain(runs) if rule == "worst_domain" else None
+        return worst and worst[1]
+    scores = scores_by_name(runs)
+    if not rule.keys() <= scores.keys():
+        return None
+    weighted = math.fsum(weight * scores[name] for name, weight in rule.items())
+    return weighted / math.fsum(rule.values())
 
 
 def worst_domain(runs: Sequence[TrialResult]) -> tuple[str, float] | None:

@@ -49,8 +49,9 @@ def outlook(
     first = max(min(settings.startup_trials, settings.trials), len(settings.arms))
     if {*range(first)} - {trial.number for trial in ended}:
         return Outlook(trials=len(ended), unknown="start")
-    if settings.choose_by == "worst_domain":
-        return Outlook(trials=len(ended), unknown="worst_domain")
+    if settings.choose_by != "heldout":
+        by_worst = settings.choose_by == "worst_domain"
+        return Outlook(trials=len(ended), unknown="worst_domain" if by_worst else "weights")
     selection = select_trial(ended, (), {}, prepared, scores, draws=DRAWS)
     if selection is None or selection.delta is None:
         return Outlook(trials=len(ended), unknown="seeds")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from mptune.analysis.intervals import NORMAL_95, half_width, lml_half_width, worst_domain
+from mptune.analysis.intervals import NORMAL_95, Rule, half_width, lml_half_width, score_by_rule
 from mptune.trial import Trial, TrialResult
 
 Side: TypeAlias = Literal["fixed 15 %", "accumulated"]
@@ -57,16 +57,16 @@ class Flip:
         return ACCUMULATED if self.scores[ACCUMULATED] > self.scores[FIXED_15] else FIXED_15
 
 
-def ranking(trials: Iterable[Trial], by_worst: bool = False) -> list[Trial]:
+def ranking(trials: Iterable[Trial], rule: Rule = "heldout") -> list[Trial]:
     """Finished trials by LML in nats per token, best first; the same point counts once.
 
-    With `by_worst` they are sorted by the score on their worst domain, where there are domains.
+    With another rule of `search.choose_by`, by the score that it compares, where there is one.
     Equal scores are in the order of their numbers.
     """
 
     def key(trial: Trial) -> tuple[float, int]:
-        worst = worst_domain([trial.result]) if by_worst and trial.result else None
-        return -(worst[1] if worst else trial.nats_per_token), trial.number
+        decisive = score_by_rule([trial.result], rule) if trial.result else None
+        return -(trial.nats_per_token if decisive is None else decisive), trial.number
 
     first: dict[str, Trial] = {}
     for trial in trials:
@@ -75,10 +75,10 @@ def ranking(trials: Iterable[Trial], by_worst: bool = False) -> list[Trial]:
     return sorted(first.values(), key=key)
 
 
-def finalists(trials: Iterable[Trial], most: int, by_worst: bool = False) -> list[Trial]:
+def finalists(trials: Iterable[Trial], most: int, rule: Rule = "heldout") -> list[Trial]:
     """The best trials of the points that are worth confirming, best first, at most `most`."""
     best: dict[str, Trial] = {}
-    for trial in ranking(trials, by_worst):
+    for trial in ranking(trials, rule):
         best.setdefault(point_of(trial), trial)
     return list(best.values())[:most]
 

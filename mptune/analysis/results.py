@@ -207,10 +207,8 @@ class StudyTrials:
 def choose(spec: SearchSpec, found: StudyTrials) -> Recommendation:
     """What a study recommends."""
     prepared, scores = found.prepared, found.scores
-    by_worst = spec.search.choose_by == "worst_domain"
-    selection = select_trial(
-        found.searched, found.confirmed, found.arms(), prepared, scores, by_worst
-    )
+    rule = spec.search.choose_by
+    selection = select_trial(found.searched, found.confirmed, found.arms(), prepared, scores, rule)
     comparison = comparison_report(found.asked, found.compared, prepared, scores)
     return Recommendation.of(found.searched, selection, comparison, prepared)
 

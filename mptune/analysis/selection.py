@@ -36,12 +36,12 @@ import numpy as np
 
 from mptune.analysis.comparison import Arms, Scores
 from mptune.analysis.crossed import Array
-from mptune.analysis.intervals import lml_half_width, worst_domain
+from mptune.analysis.intervals import Rule, lml_half_width, score_by_rule, scores_by_name
 from mptune.analysis.moderation import SEED_SHARE, out_of_play
 from mptune.analysis.posterior import MeasuredPoints, draw_scores
 from mptune.analysis.ranking import point_of, ranking
 from mptune.errors import NoResultError
-from mptune.trial import Message, Prepared, Trial
+from mptune.trial import Message, Prepared, Trial, TrialResult
 
 RUNS = (1, 2, 4, 8, 16)
 """Numbers of runs whose gain is computed."""
@@ -100,6 +100,19 @@ class Candidate(Message):
     confirmation: Confirmation | None = None
 
 
+class WeightedScore(Message):
+    """What the score of a domain counts in a choice by weights (`search.choose_by`).
+
+    Attributes:
+        name: a domain, or heldout.
+        nats_per_token: of the recommended trial.
+    """
+
+    name: str
+    weight: float
+    nats_per_token: float
+
+
 class SeedGain(Message):
     """What more seeds of a candidate would gain on average (`expected_gains`)."""
 
@@ -119,6 +132,7 @@ class SearchSelection(Message):
             of the noisiest candidate, nats per token; None: not known.
         seed_runs: training runs of all points that were trained more than once; `seed_sd` is
             estimated from them.
+        weighted: what it was chosen by, if by weights.
         overturned: the recommended one was not the search's best: more runs changed it.
         delta: what does not matter, nats per token: one nat per sequence, or half a standard
             deviation of the difference between two seeds of the recommended one.
@@ -129,13 +143,20 @@ class SearchSelection(Message):
 
     candidates: tuple[Candidate, ...]
     recommended: int
-    chosen_by: Literal["search", "confirmation", "worst_domain"] = "search"
+    chosen_by: Literal["search", "confirmation", "worst_domain", "weights"] = "search"
+    weighted: tuple[WeightedScore, ...] = ()
     seed_sd: tuple[float, float] | None = None
     seed_runs: int = 0
     overturned: bool = False
     delta: float | None = None
     within: float | None = None
     gains: tuple[SeedGain, ...] = ()
+
+    @property
+    def weighted_mean(self) -> float:
+        """Of the recommended trial, by the weights that it was chosen by; nats per token."""
+        total = math.fsum(part.weight for part in self.weighted)
+        return math.fsum(part.weight * part.nats_per_token for part in self.weighted) / total
 
     def candidate(self, trial: int) -> Candidate | None:
         """The candidate with this trial number; None if the trial was not scored."""
@@ -191,7 +212,7 @@ def select_trial(
     arms: Arms,
     prepared: Prepared | None,
     scores: Scores,
-    by_worst: bool = False,
+    rule: Rule = "heldout",
     draws: int = 6400,
 ) -> SearchSelection | None:
     """The choice among the finished trials of a search; None if none is scored.
@@ -203,7 +224,7 @@ def select_trial(
             as a candidate adds runs to it; the others tell how noisy seeds are.
         prepared: of the search; None before the data are prepared.
         scores: the stored per-sequence scores of a trial.
-        by_worst: choose by the worst domain, where there are domains.
+        rule: `search.choose_by`; another one than heldout decides where trials have its scores.
         draws: see `search_selection`.
     """
     ranked = ranking(searched)
@@ -232,17 +253,28 @@ def select_trial(
         for trials in left.values()
         if (found := _scored(trials, prepared, scores)) is not None
     ]
-    worst: dict[int, float] = {}
-    for trial, *seeds in searched_points.values() if by_worst else ():
+    decisive: dict[int, float] = {}
+    results: dict[int, list[TrialResult]] = {}
+    for trial, *seeds in searched_points.values() if rule != "heldout" else ():
         confirming = [run for one in (trial, *seeds) for run in fresh.get(one.number, ())]
-        results = [run.result for run in confirming if run.result is not None]
-        lowest = worst_domain(results or [trial.require_result()])
-        if lowest is not None:
-            worst[trial.number] = lowest[1]
+        confirmed_by = [run.result for run in confirming if run.result is not None]
+        results[trial.number] = confirmed_by or [trial.require_result()]
+        value = score_by_rule(results[trial.number], rule)
+        if value is not None:
+            decisive[trial.number] = value
     nat = prepared.heldout_sequences / prepared.heldout_tokens
     if not points:
         return None
-    return search_selection(points, others, worst or None, draws, nat=nat)
+    selection = search_selection(points, others, decisive or None, draws, nat=nat)
+    if isinstance(rule, str) or not decisive:
+        return selection
+    named = scores_by_name(results[selection.recommended])
+    weighted = tuple(
+        WeightedScore(name=name, weight=weight, nats_per_token=named[name])
+        for name, weight in rule.items()
+        if name in named
+    )
+    return selection.model_copy(update={"chosen_by": "weights", "weighted": weighted})
 
 
 def _scored(
@@ -299,7 +331,7 @@ percentage point of its exact value in most cases."""
 def search_selection(
     points: Mapping[int, Runs],
     others: Sequence[Runs] = (),
-    worst: Mapping[int, float] | None = None,
+    decisive: Mapping[int, float] | None = None,
     draws: int = 6400,
     seed: int = 0,
     nat: float = 0.0,
@@ -309,7 +341,7 @@ def search_selection(
     Args:
         points: number of each trial -> its runs; the same sequences for all that share a plan.
         others: repeated runs of other points, which tell how noisy seeds are.
-        worst: number of a trial -> its score at its worst domain, which decides instead.
+        decisive: number of a trial -> the score that decides instead, e.g. at its worst domain.
         draws: from the posterior.
         seed: of the draws.
         nat: one nat per sequence, in nats per token.
@@ -334,13 +366,13 @@ def search_selection(
         candidates, theta_ZA, sd_A = _with_probabilities(candidates, points, others, draws, seed)
 
     def deciding(c: Candidate) -> float:
-        if worst is not None:
-            return worst.get(c.trial, -math.inf)
+        if decisive is not None:
+            return decisive.get(c.trial, -math.inf)
         return c.nats_per_token if c.expected is None else c.expected
 
     # Of equals `max` takes the first, which is the better one in the search.
     confirmed = [c for c in candidates if c.confirmation]
-    chosen = max((worst is not None and confirmed) or candidates, key=deciding)
+    chosen = max((decisive is not None and confirmed) or candidates, key=deciding)
     chosen_by: Literal["search", "confirmation"] = "confirmation" if confirmed else "search"
     doubt: dict[str, Any] = {}
     if theta_ZA is not None and sd_A is not None:
@@ -348,7 +380,7 @@ def search_selection(
     return SearchSelection(
         candidates=tuple(candidates),
         recommended=chosen.trial,
-        chosen_by=chosen_by if worst is None else "worst_domain",
+        chosen_by=chosen_by if decisive is None else "worst_domain",
         seed_runs=sum(runs.count for runs in repeated),
         overturned=chosen is not candidates[0],
         **doubt,

@@ -18,7 +18,7 @@ from mptune.analysis.comparison import (
 )
 from mptune.analysis.ranking import Flip, flips, ranking, runner_up
 from mptune.analysis.results import Recommendation, Report
-from mptune.analysis.selection import SearchSelection, score_of
+from mptune.analysis.selection import SearchSelection, WeightedScore, score_of
 from mptune.report.checks import Check, checklist
 from mptune.report.formatting import interval, minus, per_token, power
 from mptune.report.language import Language, language
@@ -191,15 +191,27 @@ def _why_chosen(selection: SearchSelection | None, n: int, best: Trial, say: Lan
     candidate = selection.candidate(best.number) if selection else None
     score = score_of(selection, best)
     values = {"size": best.size_label, "policy": best.policy_label, "score": per_token(*score)}
-    by_worst = selection is not None and selection.chosen_by == "worst_domain"
-    if candidate and candidate.confirmation and not by_worst:
+    by = selection.chosen_by if selection else "search"
+    if selection and selection.weighted:
+        mean, parts = minus(selection.weighted_mean, 3), weighted_words(selection.weighted, say)
+        return say("recommendation.weights", **values, n=n, mean=mean, parts=parts)
+    if candidate and candidate.confirmation and by != "worst_domain":
         return say("recommendation.confirmed", **values, n=candidate.confirmation.seeds)
     known = candidate is not None and candidate.expected is not None
-    key = "worst_domain" if by_worst else "expected" if known else "best"
+    key = by if by == "worst_domain" else "expected" if known else "best"
     b = best.require_result().lml.bits_per_byte
     b = b and b * score[0] / best.nats_per_token
     bits = say("recommendation.bits", bits=f"{b:.3f}") if b else ""
     return say(f"recommendation.{key}", **values, n=n, bits=bits)
+
+
+def weighted_words(parts: Sequence[WeightedScore], say: Language) -> str:
+    """The rule of a choice by weights, e.g. `1 × in distribution (−2.205) + 0.3 × old (−3.100)`."""
+    names = [say("robustness.home") if part.name == "heldout" else part.name for part in parts]
+    return " + ".join(
+        f"{part.weight:g} × {name} ({minus(part.nats_per_token, 3)})"
+        for name, part in zip(names, parts, strict=True)
+    )
 
 
 # --- verdict -----------------------------------------------------------------------------------

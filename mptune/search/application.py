@@ -382,8 +382,8 @@ class Session:
     def confirm(self) -> None:
         """Train the best trials again with fresh seeds, and score them on a fresh plan."""
         wanted = self.spec.search.confirm
-        by_worst = self.spec.search.choose_by == "worst_domain"
-        top = finalists(self.run.storage.trials("search"), wanted.top, by_worst)
+        rule = self.spec.search.choose_by
+        top = finalists(self.run.storage.trials("search"), wanted.top, rule)
         if len(top) < 2:
             return
         score = self.spec.score.model_copy(update={"seed": self.spec.score.seed + FRESH_PLAN})

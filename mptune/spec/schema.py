@@ -395,8 +395,9 @@ class Search(Section):
             off.
         worth: the search ends once another worker-hour is expected to gain less than this, in nats
             per sequence; needs the sampler exposure.
-        choose_by: recommend the trial with the best score, or with the best score on its worst
-            domain of data.domains.
+        choose_by: recommend the trial with the best score; worst_domain: with the best score on its
+            worst domain of data.domains; weights of heldout and of domains, e.g.
+            {heldout: 1, old: 0.3}: with the best weighted mean of scores.
         extrapolate_to: sizes for which the report extrapolates the laws over size, e.g. [110M].
         arms: named points of the space that always run, first.
     """
@@ -414,9 +415,23 @@ class Search(Section):
     certainty: Free[float | None] = Field(0.95, gt=0.5, lt=1)
     worth: Free[float | None] = Field(None, gt=0)
     confirm: Free[Confirm] = Confirm()
-    choose_by: Free[Literal["heldout", "worst_domain"]] = "heldout"
+    choose_by: Free[Literal["heldout", "worst_domain"] | dict[str, float]] = "heldout"
     extrapolate_to: Free[tuple[Annotated[Size, Field(ge=1e3)], ...]] = ()
     arms: Arms = Field(default_factory=dict)
+
+    @field_validator("choose_by", mode="before")
+    @classmethod
+    def _is_a_rule(cls, given: object) -> object:
+        if given in ("heldout", "worst_domain"):
+            return given
+        if not isinstance(given, Mapping):
+            raise ValueError("is not heldout, worst_domain, or weights as {heldout: 1, old: 0.3}")
+        for name, weight in given.items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight >= 0:
+                raise ValueError(f"the weight of {name} is {weight!r}; give a number, 0 or more")
+        if not 0 < sum(given.values()) < float("inf"):
+            raise ValueError("needs a weight above 0, and finite ones")
+        return given
 
     @property
     def pruning(self) -> str:

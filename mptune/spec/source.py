@@ -631,6 +631,12 @@ def check(
     if {*MODEL_KEYS} & {*spec.model} and spec.training.optimizer.width_rule != "none":
         rule = "the width of a model.class or a model.from is not known; leave it out"
         problems.append(_line(concrete, ("training", "optimizer", "width_rule"), rule))
+    domains = ["heldout", *(spec.data.get("domains") or {})]
+    weights = spec.search.choose_by
+    for name in () if isinstance(weights, str) else [n for n in weights if n not in domains]:
+        rule = f"no such domain; data.domains and heldout are: {', '.join(domains)}"
+        here: Location = ("search", "choose_by", name)
+        problems.append(_line(concrete, here, rule + did_you_mean(name, domains)))
     workers = {gang.workers for gang in spec.resources.gangs()}
     for uneven in sorted(n for n in workers if spec.training.batch_size % n):
         rule = f"{spec.training.batch_size} sequences cannot be shared by {uneven} workers"

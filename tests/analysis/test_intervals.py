@@ -13,6 +13,7 @@ from mptune.analysis.intervals import (
     by_group,
     group_correlations,
     lml_half_width,
+    score_by_rule,
     scores_by_condition,
     worst_domain,
 )
@@ -105,3 +106,13 @@ def test_the_worst_domain_has_the_lowest_mean(tmp_path: Path) -> None:
     runs = [found(tmp_path, -2.0, -3.0, -2.5), found(tmp_path, -2.0, -2.0, -2.8)]
     assert worst_domain(runs) == ("near", pytest.approx(-2.65))
     assert worst_domain([result(trial(0, tmp_path))]) is None
+
+
+def test_the_score_of_a_rule(tmp_path: Path) -> None:
+    runs = [found(tmp_path, -2.0, -3.0, -2.5), found(tmp_path, -2.0, -2.0, -2.8)]
+    assert score_by_rule(runs, "heldout") is None
+    assert score_by_rule(runs, "worst_domain") == pytest.approx(-2.65)
+    weighted = (-2.0 * 1 - 2.5 * 0.3) / 1.3
+    assert score_by_rule(runs, {"heldout": 1, "far": 0.3}) == pytest.approx(weighted)
+    assert score_by_rule(runs, {"heldout": 10, "far": 3}) == pytest.approx(weighted)
+    assert score_by_rule(runs, {"heldout": 1, "other": 1}) is None

@@ -426,18 +426,38 @@ def test_a_confirmation_counts_for_its_point_whichever_seed_scored_best() -> Non
 
 def test_the_worst_domain_of_the_fresh_runs_decides_if_it_is_asked_to() -> None:
     searched = [trial(0, -2.0, far=-3.0), trial(1, -2.1, far=-2.8), trial(2, -2.2, far=-2.9)]
-    found = select_trial(searched, [], {}, PREPARED, scores, by_worst=True)
+    found = select_trial(searched, [], {}, PREPARED, scores, rule="worst_domain")
     assert found is not None
     assert (found.recommended, found.chosen_by) == (1, "worst_domain")
     fresh = [trial(9, -2.1, "confirmation", seed=0, repeats=1, far=-3.5)]
-    found = select_trial(searched, fresh, {}, PREPARED, scores, by_worst=True)
+    found = select_trial(searched, fresh, {}, PREPARED, scores, rule="worst_domain")
     assert found is not None
     assert found.recommended == 2
 
 
+def test_weights_of_domains_decide_if_they_are_asked_to() -> None:
+    """On held-out data the first is best, on `far` the last, on a mean the middle one."""
+    searched = [trial(0, -2.0, far=-3.0), trial(1, -2.05, far=-2.55), trial(2, -2.4, far=-2.1)]
+    for rule, best, weighted in (
+        ({"heldout": 4, "far": 1}, 1, -2.15),
+        ({"heldout": 1, "far": 0.01}, 0, (-2.0 - 0.03) / 1.01),
+        ({"far": 2}, 2, -2.1),
+    ):
+        found = select_trial(searched, [], {}, PREPARED, scores, rule=rule)
+        assert found is not None
+        assert (found.recommended, found.chosen_by) == (best, "weights")
+        assert found.weighted_mean == pytest.approx(weighted)
+        assert {part.name: part.weight for part in found.weighted} == rule
+        assert finalists(searched, 1, rule)[0].number == best
+    fresh = [trial(9, -2.1, "confirmation", seed=0, repeats=2, far=-2.2)]
+    found = select_trial(searched, fresh, {}, PREPARED, scores, rule={"heldout": 4, "far": 1})
+    assert found is not None
+    assert (found.recommended, found.weighted_mean) == (2, pytest.approx(-2.12))
+
+
 def test_a_trial_without_a_worst_domain_never_wins() -> None:
     points = searched(np.random.default_rng(0), np.array([0.0, -1.0, -2.0]), 0.1)
-    assert search_selection(points, worst={1: -2.5, 2: -2.4}).recommended == 2
+    assert search_selection(points, decisive={1: -2.5, 2: -2.4}).recommended == 2
 
 
 def test_a_trial_whose_scores_were_not_kept_is_no_candidate() -> None:
@@ -457,7 +477,7 @@ def test_finalists_are_the_best_and_the_same_point_counts_once() -> None:
     found = [trial(0, -2.0, far=-2.1), trial(1, -1.9, far=-3.0), twin, trial(2, -2.2, far=-2.2)]
     failed = trial(3, math.nan)
     assert [t.number for t in finalists([*found, failed], 2)] == [1, 0]
-    assert [t.number for t in finalists([*found, failed], 9, by_worst=True)] == [0, 2, 1]
+    assert [t.number for t in finalists([*found, failed], 9, rule="worst_domain")] == [0, 2, 1]
 
 
 def test_of_several_arms_that_beat_the_searchs_best_the_best_one_is_chosen() -> None:

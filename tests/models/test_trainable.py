@@ -235,6 +235,14 @@ def test_it_learns_what_trains_and_resumes_bit_for_bit(goes_on, alone, tmp_path,
         assert not [name for name in changed if "embeddings" in name or name.endswith("bias")]
 
 
+def test_adapters_of_half_precision_weights_are_merged_in_single_precision(
+    goes_on, alone, tmp_path
+):
+    given = {"zero_stage": 2, "precision": "bf16", "deepspeed": {"activation_checkpointing": {}}}
+    end = alone(goes_on(tmp_path, model=PARTS["lora"], **given))[-1]
+    assert end.result.unkept is None
+
+
 @pytest.mark.parametrize("stage", [0, 1, 3])
 @pytest.mark.parametrize("part", PARTS)
 def test_it_goes_on_with_another_number_of_workers(goes_on, alone, pair, tmp_path, stage, part):

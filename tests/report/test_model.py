@@ -10,8 +10,10 @@ import pytest
 from mptune.analysis.intervals import lml_half_width
 from mptune.analysis.ranking import best_per_policy, is_accumulated, is_fixed_15, ranking
 from mptune.analysis.results import Report, spend
+from mptune.analysis.selection import WeightedScore
 from mptune.report.document import as_json
 from mptune.report.findings import findings
+from mptune.report.language import language
 from mptune.report.pages import markdown
 from mptune.report.pages import page as html
 from mptune.trial import Trial
@@ -195,6 +197,22 @@ def test_checklist_of_a_study_with_everything(everything: Report) -> None:
     assert "scored on 2 other domains, the worst of which is e-mail <lists>" in words
     assert "the LML predicts your KPI mypackage.kpi:downstream: Spearman 0.88" in words
     assert "trained again with 3 fresh seeds" in words
+
+
+def test_a_choice_by_weights_says_the_rule_and_the_scores(everything: Report) -> None:
+    assert everything.selection is not None
+    parts = (("heldout", 1.0, -2.0), ("e-mail", 0.25, -3.0))
+    weighted = tuple(WeightedScore(name=n, weight=w, nats_per_token=s) for n, w, s in parts)
+    selection = everything.selection.model_copy(
+        update={"chosen_by": "weights", "weighted": weighted}
+    )
+    report = everything.model_copy(update={"selection": selection})
+    rule = "1 × in distribution (−2.000) + 0.25 × e-mail (−3.000)"
+    mean = f"the highest weighted mean of scores, −2.200 nats per token: {rule}."
+    assert mean in findings(report).recommendation[0]
+    assert f"by the weighted mean of its scores: {rule}." in markdown(report)
+    japanese = language("ja")
+    assert "−2.200" in findings(report, japanese).recommendation[0]
 
 
 def test_the_interval_of_the_better_predictor_has_its_sign(everything: Report) -> None:

@@ -107,6 +107,13 @@ BROKEN = [
     ("  family: bert\n", "", "spec.yaml:5: model: needs 'family', one of"),
     ("family: bert", "family: bret", "did you mean 'bert'?"),
     ("  depth: 2", "  depth: 2\n  batch: 7", "spec.yaml:9: model.batch: unknown key"),
+    ("trials: 4", "trials: 4\n  choose_by: {held: 1}",
+     "spec.yaml:19: search.choose_by.held: no such domain; data.domains and heldout are: heldout; "
+     "did you mean 'heldout'?"),
+    ("trials: 4", "trials: 4\n  choose_by: worst",
+     "spec.yaml:19: search.choose_by: 'worst' is not heldout, worst_domain, or weights"),
+    ("trials: 4", "trials: 4\n  choose_by: {heldout: -1}", "the weight of heldout is -1; give"),
+    ("trials: 4", "trials: 4\n  choose_by: {heldout: 0}", "needs a weight above 0"),
 ]  # fmt: skip
 
 

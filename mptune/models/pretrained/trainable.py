@@ -78,7 +78,7 @@ def add_adapters(model: Any, rank: int, alpha: float, targets: Sequence[str] | N
 def merged_state(model: Any) -> dict[str, Tensor] | None:
     """The state of the model without adapters that computes the same; None if it has none.
 
-    The model itself keeps them. Sums are in double precision.
+    The model itself keeps them. Sums of half-precision weights are in single precision.
     """
     state: dict[str, Tensor] = model.state_dict()
     adapted = [(name, part) for name, part in model.named_modules() if hasattr(part, "lora_A")]
@@ -93,5 +93,5 @@ def merged_state(model: Any) -> dict[str, Tensor] | None:
         weight, (down, up) = f"{name}.weight", (part.lora_A[ADAPTER], part.lora_B[ADAPTER])
         with torch.no_grad():
             change = part.scaling[ADAPTER] * up.weight.double() @ down.weight.double()
-            state[weight] = (state[weight].double() + change).to(state[weight].dtype)
+            state[weight] = (state[weight].double() + change).float()
     return state

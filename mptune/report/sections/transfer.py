@@ -21,6 +21,7 @@ from mptune.report.blocks import (
     ReportSection,
     percent_tick,
 )
+from mptune.report.findings import weighted_words
 from mptune.report.formatting import minus, per_token, rate
 from mptune.report.language import Language
 from mptune.report.layout import SERIES
@@ -203,6 +204,9 @@ def robustness(context: Context) -> ReportSection | None:
     selection = context.report.selection
     if selection and selection.chosen_by == "worst_domain":
         blocks.append(Paragraph(say("robustness.chosen_by_worst"), soft=True))
+    elif selection and selection.weighted:
+        parts = weighted_words(selection.weighted, say)
+        blocks.append(Paragraph(say("robustness.chosen_by_weights", parts=parts), soft=True))
     elif by_worst:
         trial = max(by_worst, key=lambda pair: pair[0])[1]
         words = say(
