@@ -72,6 +72,10 @@ class RunDirectory:
     """The prepared data of a confirmation."""
     forks = Inside("forks")
     """Checkpoints at points where trainings of a stage part, while it runs."""
+    tracking = Inside("tracking.txt")
+    """What sets the search apart from others of its name in a tracker."""
+    tensorboard = Inside("tensorboard")
+    wandb = Inside("wandb")
     logs = Inside("logs")
     report = Inside("report")
     report_html = Inside("report/report.html")
@@ -120,7 +124,6 @@ class TrialDirectory:
     """All weights of the module, for `mptune impute`."""
     kpi = Inside("kpi.json")
     """The user's own measure of the trial: its function's name and a `KpiValue`."""
-    tensorboard = Inside("tensorboard")
     traceback = Inside("traceback.txt")
     logs = Inside("logs")
     """The output of each rank."""

@@ -1,4 +1,4 @@
-"""Policies, model families, data modalities and launchers by name.
+"""Policies, model families, data modalities, launchers and trackers by name.
 
 A plugin is a subclass of its group's base class, in any module of the group's folder. Its name is
 the default of its field `kind` (of a model family: `family`). Other packages add one with an entry
@@ -28,6 +28,7 @@ GROUPS = {
     "families": ("mptune.models", "MaskedModel", "family"),
     "modalities": ("mptune.data", "Modality", "kind"),
     "launchers": ("mptune.launch", "Launcher", "kind"),
+    "trackers": ("mptune.trackers", "Tracker", "kind"),
 }
 """Group name -> (folder as a package, base class in its `base` module, field with the name)."""
 

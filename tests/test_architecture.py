@@ -26,12 +26,26 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "study": ({"analysis"}, {"optuna"}),
     "dispatch": (set(), {"ray"}),
     "analysis": ({"lml"}, set()),
-    "search": ({"study", "dispatch", "analysis", "models._memory", "tools.prepare"}, set()),
+    "search": (
+        {"study", "dispatch", "analysis", "trackers", "models._memory", "tools.prepare"},
+        set(),
+    ),
+    "trackers": (set(), set()),
     "report": ({"analysis"}, set()),
     "live": ({"report", "analysis"}, set()),
     "launch": (set(), {"ray"}),
     "cli": (
-        {"search", "study", "dispatch", "analysis", "report", "live", "launch", "tools"},
+        {
+            "search",
+            "study",
+            "dispatch",
+            "analysis",
+            "report",
+            "live",
+            "launch",
+            "tools",
+            "trackers",
+        },
         set(),
     ),
     "policies": (set(), {"torch"}),
@@ -54,6 +68,7 @@ DOORS = {
     ("plugins", "models"),
     ("plugins", "data"),
     ("plugins", "launch"),
+    ("plugins", "trackers"),
     ("dispatch", "training.worker"),
 }
 

@@ -144,7 +144,7 @@ def run_check(file: Path, vocabulary: int, length: int) -> int:
     if "model" not in plain(spec.root):
         raise InputError(f"{file}: has no section `model`")
     probes = list(spec.probes())
-    problems = [line for probe in probes for line in plugin_problems("model", probe)]
+    problems = [line for probe in probes for line in plugin_problems(("model",), probe)]
     if problems:
         raise InputError(list(dict.fromkeys(problems)))
     models = [probe.tree["model"] for probe in probes]

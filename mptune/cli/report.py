@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from mptune.analysis.results import Report
     from mptune.search.run import Run
+    from mptune.trackers.base import Scalar
 
 
 def _size(text: str) -> object:
@@ -85,6 +87,20 @@ def answer(console: Console, run: Run, found: Report, as_json: bool, lang: str) 
     compared = found.comparison.arms.values() if found.comparison else ()
     if not any(t.finished for t in (*found.trials, *chain.from_iterable(compared))):
         raise NoResultError("no trial finished; see the reasons above")
+
+
+def publish(run: Run, found: Report, say: Callable[[str], None]) -> None:
+    """Give the trackers of the spec the recommendation, the verdict and the report's files."""
+    from mptune.report.findings import findings
+    from mptune.search import tracking
+
+    if not run.spec.track:
+        return
+    told = findings(found)
+    score, se = told.score
+    summary: dict[str, Scalar] = {"lml": score, "lml_se": se}
+    summary |= {"recommended": told.headline, "verdict": told.verdict}
+    tracking.publish(run.spec, run.directory, summary, say)
 
 
 @command(

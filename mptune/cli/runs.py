@@ -147,4 +147,6 @@ def execute(
     again = shlex.join(["mptune", *(a for a in sys.argv[1:] if a not in ("--fresh", "--yes"))])
     start = application.search if searching else application.compare
     run = start(spec, **given, observer=partial(LiveView, console), say=say, command=again)
-    report.answer(console, run, run.report(again), as_json, lang)
+    shown = run.report(again)
+    report.answer(console, run, shown, as_json, lang)
+    report.publish(run, shown, say)

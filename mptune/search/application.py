@@ -24,7 +24,7 @@ from mptune.dispatch.base import Dispatcher
 from mptune.errors import InputError, InterruptedSearch, plural
 from mptune.models import _memory as memory
 from mptune.paths import RunDirectory, cache_directory, read_model, write_text
-from mptune.search import kpi
+from mptune.search import kpi, tracking
 from mptune.search.arms import (
     LADDER,
     RATE,
@@ -41,6 +41,7 @@ from mptune.search.ending import Ending, kept_end
 from mptune.search.forecast import Predictor
 from mptune.search.run import DRIVEN_HERE, Run
 from mptune.search.stage import FIRST_SEEDS, FRESH_PLAN, Stage
+from mptune.search.tracking import Feed, TrackedView
 from mptune.spec.schema import Comparison, Score, SearchSpec, build
 from mptune.spec.source import Concrete, SpecFile, SpecSource, merge_arm, plain
 from mptune.spec.space import Space
@@ -186,6 +187,7 @@ class Session:
         self.command = command or f"mptune {verb} {directory.resolved} --run-dir {directory.root}"
         self.interrupted = threading.Event()
         self._dispatcher: Dispatcher | None = None
+        self._feeds: Sequence[Feed] | None = None
         self._predictor = Predictor()
         self._lease: PostgresLease | None = None
         self._stages: dict[StageName, StageEnd] = {}
@@ -230,6 +232,8 @@ class Session:
                     finally:
                         if self._dispatcher is not None:
                             self._dispatcher.close()
+                        for feed in self._feeds or ():
+                            feed.close(tracking.END_TIMEOUT_S)
             except InterruptedSearch:
                 raise InterruptedSearch(
                     f"interrupted; all finished work is stored. Resume with:\n  {self.command}"
@@ -272,6 +276,12 @@ class Session:
                 run=self.run.directory,
             )
         return self._dispatcher
+
+    def feeds(self) -> Sequence[Feed]:
+        """Those of the trackers, opened at the first call."""
+        if self._feeds is None:
+            self._feeds = tracking.feeds(self.spec, self.run.directory, self.say)
+        return self._feeds
 
     @property
     def _artifacts(self) -> str | None:
@@ -486,14 +496,15 @@ class Session:
             if stage.rungs:
                 study.pruner = make_pruner(settings, prepared.mean_length, exposure)
             with self.view(f"{self.spec.name}: {stage.name}", total, used) as view:
+                tracked = TrackedView(view, stage, self.feeds())
                 look = [view.look] if hasattr(view, "look") else []
                 driver = StudyDriver(
                     study=study,
                     stage=stage.name,
                     trials=total,
-                    propose=stage.propose,
+                    propose=tracked.propose,
                     dispatcher=dispatcher,
-                    observer=view,
+                    observer=tracked,
                     sampler=lambda number: exposure or make_sampler(settings, number),
                     concurrency=settings.concurrency,
                     ordered=settings.ordered,

@@ -146,8 +146,9 @@ PLUGIN_SECTIONS = {
     "data": ("modalities", "kind"),
     "model": ("families", "family"),
     "policy": ("policies", "kind"),
+    "track": ("trackers", "kind"),
 }
-"""Section -> (plugin group, the key that names the plugin)."""
+"""Section -> (plugin group, the key that names the plugin); `track` is a list of sections."""
 
 
 MODEL_KEYS = ("class", "from")
@@ -623,7 +624,12 @@ class Storage(Section):
 
 
 class SearchSpec(Section):
-    """A whole spec, with a value in place of every search dimension."""
+    """A whole spec, with a value in place of every search dimension.
+
+    Attributes:
+        track: trackers that show the search while it runs, and keep its report; see `mptune list
+            trackers`.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
     data: Annotated[dict[str, Any], WithJsonSchema({"type": "object", "see": "data"})]
@@ -637,6 +643,9 @@ class SearchSpec(Section):
     compare: Free[Comparison | None] = None
     resources: Resources = Resources()
     storage: Free[Storage] = Storage()
+    track: Operational[
+        tuple[Annotated[dict[str, Any], WithJsonSchema({"type": "object", "see": "track"})], ...]
+    ] = ()
 
     @model_validator(mode="after")
     def _kpi_has_weights(self) -> SearchSpec:

@@ -612,8 +612,13 @@ def check(
 ) -> tuple[SearchSpec | None, list[str]]:
     """Validate one concrete spec: (the spec, or None; one line per problem)."""
     folder = path.absolute().parent if data_is_here else None
-    given = [s for s in PLUGIN_SECTIONS if isinstance(concrete.tree.get(s), dict)]
-    problems = [p for section in given for p in plugin_problems(section, concrete, folder)]
+    given: list[Location] = [
+        (s,) for s in PLUGIN_SECTIONS if isinstance(concrete.tree.get(s), dict)
+    ]
+    tracked = concrete.tree.get("track")
+    if isinstance(tracked, list):
+        given += [("track", n) for n, values in enumerate(tracked) if isinstance(values, dict)]
+    problems = [p for at in given for p in plugin_problems(at, concrete, folder)]
     try:
         spec = SearchSpec.model_validate(concrete.tree)
     except ValidationError as error:
@@ -681,22 +686,27 @@ def read_plugin(path: Path, group: str, key: str) -> Any:
         raise InputError(_problems(error, plugin, (), concrete)) from None
 
 
-def plugin_problems(section: str, concrete: Concrete, folder: Path | None = None) -> Iterator[str]:
-    """One line per problem of a section that a plugin reads; with a folder, of its files, too."""
-    values = concrete.tree[section]
+def plugin_problems(at: Location, concrete: Concrete, folder: Path | None = None) -> Iterator[str]:
+    """One line per problem of a section that a plugin reads; with a folder, of its files, too.
+
+    Args:
+        at: the section, and its place in a list of sections.
+    """
+    section, values = str(at[0]), concrete.tree[str(at[0])]
+    values = values[at[1]] if len(at) > 1 else values
+    group, key = PLUGIN_SECTIONS[section]
     try:
         plugin = build(section, values)
         if section == "data" and folder is not None:
             plugin.resolved(folder).check()
+        if section == "track" and folder is not None:
+            plugin.check()
     except ValidationError as error:
-        group, key = PLUGIN_SECTIONS[section]
-        model = plugins.load(group, plugin_name(key, values))
-        yield from _problems(error, model, (section,), concrete)
+        yield from _problems(error, plugins.load(group, plugin_name(key, values)), at, concrete)
     except InputError as error:
-        key = PLUGIN_SECTIONS[section][1]
-        yield from (_line(concrete, (section, key), p) for p in error.problems)
+        yield from (_line(concrete, (*at, key), p) for p in error.problems)
     except (ValueError, OSError) as error:
-        yield _line(concrete, (section,), str(error))
+        yield _line(concrete, at, str(error))
 
 
 def _read_text(path: Path) -> str:

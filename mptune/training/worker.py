@@ -6,14 +6,13 @@ import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from mptune.errors import one_line
 from mptune.paths import TrialDirectory, write_text
 from mptune.training import engine, execution
 from mptune.training.execution import ScoringData
 from mptune.training.ranks import Ranks, is_agreed, reason_of
-from mptune.trial import Control, Event, Failed, Prepared, PrepareRequest, Progress, TrialSpec
+from mptune.trial import Control, Event, Failed, Prepared, PrepareRequest, TrialSpec
 
 
 class Worker:
@@ -66,8 +65,6 @@ class Worker:
             elif not is_agreed(error):
                 raise
         finally:
-            if journal is not None:
-                journal.close()
             engine.reclaim()
 
     def device_bytes(self) -> int:
@@ -81,35 +78,16 @@ class Worker:
 
 
 class Journal:
-    """What a trial's directory keeps while it runs: its spec, events, curves, and a traceback."""
+    """What a trial's directory keeps while it runs: its spec, events, and a traceback."""
 
     def __init__(self, trial: TrialSpec) -> None:
         self._files = TrialDirectory(Path(trial.directory))
-        self._board: Any = None
         write_text(self._files.spec, trial.model_dump_json(indent=2) + "\n")
 
     def add(self, event: Event) -> None:
-        """Append the event; progress also becomes points of TensorBoard's curves."""
+        """Append the event."""
         with self._files.events.open("a", encoding="utf-8") as lines:
             lines.write(event.model_dump_json() + "\n")
-        if isinstance(event, Progress):
-            from torch.utils.tensorboard import SummaryWriter
-
-            if self._board is None:
-                self._board = SummaryWriter(str(self._files.tensorboard))
-            curves = {
-                "loss": event.loss,
-                "learning_rate": event.learning_rate,
-                "mask_rate": event.mask_rate,
-                "gradient_norm": event.gradient_norm,
-                "speed/tokens_per_s": event.tokens_per_s,
-                "speed/flops_per_s": event.flops_per_s,
-                "speed/utilisation": event.utilisation,
-                **{f"loss_by_rate/{100 * r:.0f} %": loss for r, loss in event.loss_by_rate},
-            }
-            for tag, value in curves.items():
-                if value is not None:
-                    self._board.add_scalar(tag, value, event.step)
 
     def add_failure(self, failed: Failed, error: Exception) -> None:
         """Write the failure down if the disk allows; the event is reported in any case."""
@@ -117,8 +95,3 @@ class Journal:
             write_text(self._files.traceback, "".join(traceback.format_exception(error)))
         with suppress(OSError):
             self.add(failed)
-
-    def close(self) -> None:
-        """Write what is left: the trial is over."""
-        if self._board is not None:
-            self._board.close()

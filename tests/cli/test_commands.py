@@ -295,7 +295,7 @@ def test_init_writes_a_spec_that_validates(
     assert "exists; --force replaces it" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("group", ["policies", "families", "modalities", "launchers"])
+@pytest.mark.parametrize("group", ["policies", "families", "modalities", "launchers", "trackers"])
 def test_list_shows_sources_and_ranges(group: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", group]) == 0
     assert capsys.readouterr().out.strip()

@@ -238,16 +238,6 @@ def test_events_say_what_training_does(one):
     assert all(0 < loss < 4 for _, loss in last.loss_by_rate)
 
 
-def test_curves_for_tensorboard(study, alone, tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    alone(study(tmp_path))
-    board = EventAccumulator(str(TrialDirectory(tmp_path).tensorboard)).Reload()
-    tags = board.Tags()["scalars"]
-    assert {"loss", "learning_rate", "speed/tokens_per_s"} <= set(tags)
-    assert board.Scalars("loss")[-1].step == 24
-
-
 @pytest.mark.parametrize("stage", [0, 3])
 def test_kept_weights_open_in_transformers(study, pair, tmp_path, stage):
     from transformers import AutoModelForMaskedLM

@@ -1,0 +1,105 @@
+"""What a tracker is: it gets the numbers of a search while it runs, and its report at the end.
+
+A search is a group; each of its trials is a run, and so is the search itself (`SEARCH`). A tracker
+is called in a thread of its own, one call after the other. What it raises is said once; it is
+called again all the same, as a server may come back.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import ClassVar, Literal, TypeAlias
+
+from mptune.spec.schema import Plugin
+
+Scalar: TypeAlias = str | int | float | bool
+
+Axis: TypeAlias = Literal["step", "masked"]
+"""What a series of numbers runs over: optimizer steps, or the number of masked positions M."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A search as trackers see it.
+
+    Attributes:
+        name: of the spec.
+        id: unlike that of any other search; the same after a resume.
+        folder: the run directory.
+    """
+
+    name: str
+    id: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """One trial, or the search as a whole.
+
+    Attributes:
+        key: unlike that of any other run of its search, e.g. `search-0007`.
+        label: policy and size in one line.
+        config: what was chosen before it began: dotted name -> value.
+    """
+
+    key: str
+    label: str = ""
+    config: Mapping[str, Scalar] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """Key and label in one line."""
+        return f"{self.key} {self.label}".strip()
+
+
+SEARCH = "search"
+"""Key of the run that stands for the whole search."""
+
+
+class Tracker(Plugin):
+    """Base of all trackers. Each method may be called for a run of an earlier driver, too.
+
+    Attributes of the class:
+        PACKAGE: the package to import, also the name of the extra that installs it.
+    """
+
+    PACKAGE: ClassVar[str]
+
+    def check(self) -> None:
+        """Check that its package is installed, without importing it.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if find_spec(self.PACKAGE) is None:
+            raise ValueError(
+                f"needs a package that is not installed: pip install 'mptune[{self.PACKAGE}]'"
+            )
+
+    @abstractmethod
+    def start(self, group: Group) -> None:
+        """Connect; called again before the next call if it raised."""
+
+    @abstractmethod
+    def trial(self, run: TrackedRun) -> None:
+        """A run begins or goes on."""
+
+    @abstractmethod
+    def event(self, run: TrackedRun, axis: Axis, at: int, values: Mapping[str, float]) -> None:
+        """Numbers of a run at one point of an axis; after a resume, steps may come again."""
+
+    @abstractmethod
+    def verdict(self, run: TrackedRun, state: str, summary: Mapping[str, Scalar]) -> None:
+        """A run has ended for now, with this state; a paused or interrupted one may go on."""
+
+    def artifact(self, run: TrackedRun, path: Path) -> None:
+        """Keep a file with a run."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """Send what is left; the driver ends."""

@@ -1,0 +1,241 @@
+"""Searches of fake workers, tracked by the real packages; what is found there afterwards."""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from mptune import dispatch, plugins
+from mptune.cli import main
+from mptune.dispatch.local import LocalDispatcher
+from mptune.search import tracking
+from mptune.search.run import Run
+from mptune.trackers.base import Group, TrackedRun, Tracker
+from tests.fakes import FAKE_WORKER
+
+ROOT = Path(__file__).parents[2]
+SPEC = f"""\
+name: tracked
+data: {{kind: text, source: {ROOT / "LICENSE"}, documents: paragraph, length: 32}}
+model: {{family: bert, width: 32, depth: 1}}
+policy: {{kind: fixed, rate: {{float: [0.1, 0.6]}}}}
+training: {{budget_tokens: 1e5, batch_size: 8}}
+search: {{trials: 2, pruner: {{kind: none}}, sampler: {{kind: random}}}}
+compare:
+  seeds: 2
+  arms: {{a: {{policy: {{kind: uniform}}}}, b: {{policy: {{kind: fixed, rate: 0.3}}}}}}
+"""
+KEYS = ["comparison-0000", "comparison-0001", "comparison-0002", "comparison-0003", "search"]
+KEYS = [*KEYS, "search-0000", "search-0001"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, in which searches have fake workers and reports have no figures."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dispatch, "make", lambda *a, **k: LocalDispatcher(FAKE_WORKER))
+    monkeypatch.setattr("mptune.report.pages._charts", lambda shown: [])
+    monkeypatch.setattr(tracking, "END_TIMEOUT_S", 120.0)  # imports take long on a busy machine
+    return tmp_path
+
+
+def search(track: str, *options: str) -> Run:
+    Path("spec.yaml").write_text(SPEC + f"track: [{track}]\n", encoding="utf-8")
+    assert main(["search", "spec.yaml", *options]) == 0
+    return Run.open("runs/tracked")
+
+
+def test_mlflow(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    run = search(f"{{kind: mlflow, uri: '{uri}'}}")
+    assert "note: tracker" not in capsys.readouterr().out
+    assert main(["search", "spec.yaml", "--set", "search.trials=3"]) == 0
+    client = mlflow.MlflowClient(uri)
+    (experiment,) = (e for e in client.search_experiments() if e.name == "tracked")
+    found = {r.data.tags["mptune_run"]: r for r in client.search_runs([experiment.experiment_id])}
+    assert sorted(found) == [*KEYS, "search-0002"]  # a resume adds to the same group
+    whole, best = found["search"], run.best()
+    assert whole.data.tags["recommended"]
+    names = {file.path for file in client.list_artifacts(whole.info.run_id)}
+    assert names == {"report.html", "report.json"}
+    for trial in run.trials():
+        one = found[f"search-{trial.number:04d}"]
+        lml = trial.require_result().lml
+        assert one.data.metrics["lml"] == lml.nats_per_token
+        assert one.data.metrics["lml_se"] == lml.se_per_token
+        assert one.data.metrics["cost/flops"] == trial.require_result().cost.flops
+        assert one.data.params["policy.kind"] == trial.policy["kind"]
+        assert one.data.tags["mlflow.parentRunId"] == whole.info.run_id
+        assert (one.info.status, one.data.tags["state"]) == ("FINISHED", "complete")
+        curve = client.get_metric_history(one.info.run_id, "curve/S-M-")
+        assert [m.value for m in curve] == [p.nats_per_token for p in lml.curve]
+        assert len(client.get_metric_history(one.info.run_id, "loss")) > 2
+    assert best.number in (0, 1, 2)
+
+
+def records_of(path: Path) -> list[Any]:
+    """The records of a file of Weights & Biases, a log as of LevelDB after seven bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, part, found = path.read_bytes(), 7, b"", []
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:  # no header fits in the rest of a block
+            at += 32768 - at % 32768
+            continue
+        length, kind = struct.unpack_from("<4xHB", data, at)
+        part += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            found.append(Record.FromString(part))
+            part = b""
+    return found
+
+
+def test_wandb(folder: Path) -> None:
+    pytest.importorskip("wandb")
+    run = search("{kind: wandb, mode: offline}")
+    files = Path("runs/tracked/wandb").glob("offline-run-*/*.wandb")
+    records: dict[str, list[Any]] = {}
+    for path in sorted(files):
+        records.setdefault(path.stem.removeprefix("run-"), []).extend(records_of(path))
+    group = f"tracked-{Path('runs/tracked/tracking.txt').read_text()}"
+    assert sorted(records) == sorted(f"{group}-{key}" for key in KEYS)
+    assert {r.run.run_group for rs in records.values() for r in rs if r.run.run_id} == {group}
+    one = records[f"{group}-search-0000"]
+    updates = [update for record in one for update in record.summary.update]
+    summary = {(u.key or u.nested_key[0]): json.loads(u.value_json) for u in updates}
+    assert summary["lml"] == run.trials()[0].nats_per_token
+    assert summary["state"] == "complete"
+    logged = {item.key or item.nested_key[0] for r in one for item in r.history.item}
+    assert {"loss", "step", "masked", "curve/S(M)"} <= logged
+    whole = records[f"{group}-search"]
+    names = {r.artifact.name for r in whole} | {r.request.log_artifact.artifact.name for r in whole}
+    assert {f"{group}-report.html", f"{group}-report.json"} <= names
+
+
+def test_trackio(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(folder / "trackio"))  # read when it is imported
+    trackio = pytest.importorskip("trackio")
+    from trackio.sqlite_storage import SQLiteStorage
+
+    run = search("{kind: trackio}")
+    found = {r.name: r for r in trackio.Api().runs("tracked")}
+    group = f"tracked-{Path('runs/tracked/tracking.txt').read_text()}"
+    assert sorted(found) == sorted(f"{group}-{key}" for key in KEYS)
+    one = found[f"{group}-search-0000"]
+    assert one.config["policy.kind"] == run.trials()[0].policy["kind"]
+    logged = SQLiteStorage.get_logs("tracked", run_id=one.id)
+    assert logged[-1]["lml"] == run.trials()[0].nats_per_token
+    assert logged[-1]["state"] == "complete"
+    assert list((folder / "trackio" / "artifacts").rglob("*"))
+
+
+def test_tensorboard(folder: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = search("{kind: tensorboard}")
+    board = events.EventAccumulator("runs/tracked/tensorboard/search-0000").Reload()
+    assert {"loss", "learning_rate", "speed/tokens_per_s"} <= set(board.Tags()["scalars"])
+    lml = run.trials()[0].require_result().lml
+    assert board.Scalars("lml")[0].value == pytest.approx(lml.nats_per_token)
+    curve = board.Scalars("curve/S(M)")
+    assert [p.step for p in curve] == [round(p.mask_rate * 32) for p in lml.curve]
+    (text,) = board.Tensors("verdict/text_summary")[0].tensor_proto.string_val
+    assert b"| state | complete |" in text
+    assert sorted(p.name for p in Path("runs/tracked/tensorboard").iterdir()) == KEYS
+
+
+class Wrong(Tracker):
+    """A tracker that fails, or takes ever longer."""
+
+    PACKAGE = "json"
+    calls: ClassVar[list[str]] = []
+    sleep_s: float = 0.0
+
+    def start(self, group: Group) -> None:
+        self.calls.append("start")
+        time.sleep(self.sleep_s)
+        raise ConnectionError("no server at example.org")
+
+    def trial(self, run: TrackedRun) -> None: ...
+    def event(self, run: TrackedRun, axis: Any, at: int, values: Any) -> None: ...
+    def verdict(self, run: TrackedRun, state: str, summary: Any) -> None: ...
+    def end(self) -> None: ...
+
+
+def test_a_tracker_that_is_down_is_said_once(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = Wrong()
+    monkeypatch.setattr(tracking, "build", lambda section, values: wrong)
+    search("{kind: tensorboard}")
+    out = capsys.readouterr().out
+    words = "note: tracker json: ConnectionError: no server at example.org; the search goes on\n"
+    assert out.count("tracker json") == 2  # the search's driver, and its report
+    assert words in out
+    assert len(wrong.calls) > 10, "it may come back"
+
+
+def test_a_tracker_that_hangs_does_not_delay_the_search(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "END_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(tracking, "MOST_WAITING", 3)
+    wrong = Wrong(sleep_s=1000.0)
+    monkeypatch.setattr(tracking, "build", lambda section, values: wrong)
+    run = search("{kind: tensorboard}")
+    assert all(trial.finished for trial in run.trials())
+    assert "note: tracker json: is slow: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("track", "words"),
+    [
+        ("{kind: mlfow}", "spec.yaml:10: track.0.kind: 'mlfow' is not one of the trackers: "),
+        ("{kind: mlflow, url: x}", "spec.yaml:10: track.0.url: unknown key; allowed: kind, uri"),
+        ("{kind: mlflow, uri: 'http://me:secret@x'}", "track.0.uri: 'http://me:...@x' has a pass"),
+        ("{uri: x}", "spec.yaml:10: track.0: needs 'kind', one of mlflow, tensorboard, "),
+        ("5", "spec.yaml:10: track.0: 5 must be a valid dictionary"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], track: str, words: str
+) -> None:
+    Path("spec.yaml").write_text(SPEC + f"track: [{track}]\n", encoding="utf-8")
+    assert main(["validate", "spec.yaml"]) == 2
+    err = capsys.readouterr().err
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_a_package_that_is_missing_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mptune.trackers.base.find_spec", lambda name: None)
+    Path("spec.yaml").write_text(SPEC + "track: [{kind: mlflow}]\n", encoding="utf-8")
+    assert main(["validate", "spec.yaml"]) == 2
+    words = "track.0: needs a package that is not installed: pip install 'mptune[mlflow]'"
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", plugins.modules("trackers"))
+def test_each_has_an_extra_and_imports_its_package_late(name: str) -> None:
+    tracker = plugins.load("trackers", name)
+    extras = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f"\n{tracker.PACKAGE} = [" in extras
+    module = Path(ROOT, *tracker.__module__.split(".")).with_suffix(".py")
+    assert f"\nimport {tracker.PACKAGE}" not in module.read_text(encoding="utf-8")
+
+
+def test_a_resume_may_change_trackers(folder: Path) -> None:
+    search("{kind: tensorboard}")
+    token = Path("runs/tracked/tracking.txt").read_text()
+    search("")
+    assert Path("runs/tracked/tracking.txt").read_text() == token
+    search("{kind: tensorboard}", "--fresh", "--yes")
+    assert Path("runs/tracked/tracking.txt").read_text() != token
