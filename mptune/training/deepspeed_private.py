@@ -10,6 +10,7 @@ import inspect
 import io
 import logging
 import os
+import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,9 +33,16 @@ def quiet() -> Iterator[None]:
 def compile_no_collectives() -> None:
     """Import DeepSpeed, and keep it from compiling collectives that only inference on CPUs uses.
 
-    To compile takes a C++ compiler and about a minute.
+    To compile takes a C++ compiler and about a minute. DeepSpeed's autotuner imports MLflow where
+    it is installed, which takes two seconds; nothing here uses it.
     """
-    import deepspeed
+    hidden: dict[str, Any] = dict.fromkeys({"mlflow"} - sys.modules.keys())
+    sys.modules.update(hidden)
+    try:
+        import deepspeed
+    finally:
+        for name in hidden:
+            del sys.modules[name]
     from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
     deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False

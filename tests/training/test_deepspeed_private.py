@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import pickle
 import sys
@@ -18,6 +19,7 @@ from tests.training.syncs import Syncs
 engine.import_deepspeed()
 
 import deepspeed  # noqa: E402
+from deepspeed.autotuning import autotuner  # noqa: E402
 from deepspeed.checkpoint import ds_to_universal  # noqa: E402
 from deepspeed.comm.torch import build_shm_op  # noqa: E402
 from deepspeed.runtime.engine import DeepSpeedEngine  # noqa: E402
@@ -32,6 +34,12 @@ CHANGED = f"DeepSpeed {deepspeed.__version__} has changed; adapt deepspeed_priva
 
 def test_no_collectives_are_compiled():
     assert build_shm_op() is None, f"{CHANGED}it compiles its collectives for CPUs"
+
+
+def test_mlflow_can_be_hidden_from_the_autotuner(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    importlib.reload(autotuner)
+    assert not autotuner.has_mlflow, f"{CHANGED}its autotuner imports MLflow in another way"
 
 
 def test_gradients_can_be_averaged_after_the_backward_pass():
