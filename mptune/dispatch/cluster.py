@@ -32,6 +32,10 @@ from mptune.plugins import GROUPS
 OBJECT_STORE_BYTES = 80 * 2**20
 """Near Ray's minimum: nothing large goes through its object store."""
 
+WITHOUT_TASK_EVENTS = {"task_events_report_interval_ms": 0}
+"""Ray keeps a record of every call for its web page, and grows by it. A search that starts Ray does
+not start that page."""
+
 START_TIMEOUT_S, TOO_BUSY = 120.0, "timed out during startup"
 """How long starting Ray is tried again after its error on a busy machine: it waits only 30 s."""
 
@@ -150,7 +154,11 @@ class ClusterConnection:
         with loopback, sessions, ray_private.few_services():
             while True:
                 try:
-                    _init(address="local", object_store_memory=OBJECT_STORE_BYTES)
+                    _init(
+                        address="local",
+                        object_store_memory=OBJECT_STORE_BYTES,
+                        _system_config=WITHOUT_TASK_EVENTS,
+                    )
                     break
                 except Exception as error:
                     if TOO_BUSY not in str(error) or time.monotonic() > give_up:
