@@ -26,6 +26,7 @@ COMMANDS = {
     "plan": ("specs", "predict time, memory and disk from a few seconds of training"),
     "search": ("runs", "search policies and sizes; the same command again resumes"),
     "compare": ("runs", "compare named arms over several seeds"),
+    "reproduce": ("runs", "rerun claims that others have published, in miniature"),
     "launch": ("launch", "run a search on Ray, Kubernetes or Slurm, and follow it"),
     "score": ("score", "score masked-LM checkpoints on text, or compare two"),
     "status": ("watch", "show the state of a search"),

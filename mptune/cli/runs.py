@@ -23,9 +23,11 @@ from mptune.cli._command import (
     command,
     flag,
     path,
+    show,
 )
 from mptune.dispatch import refuse_local
 from mptune.errors import InputError
+from mptune.paths import write_text
 
 RUN = (
     path("--run-dir", "DIR", "folder of the run; default runs/NAME"),
@@ -106,6 +108,50 @@ def run_compare(**given: Any) -> None:
             raise InputError("--fresh would delete the search; give its SPEC instead of RUN_DIR")
         given |= {"run_dir": given["spec"], "spec": directory.resolved}
     execute(searching=False, **given)
+
+
+@command(
+    argument("names", nargs="*", metavar="NAME", help="claims, or all; default: list them"),
+    path("--run-dir", "DIR", "folder of the runs; default runs/claims"),
+    *WHERE,
+    flag("--local", "run trials in this process, without Ray"),
+    JSON,
+)
+def run_reproduce(names: list[str], run_dir: Path | None, as_json: bool, **where: Any) -> None:
+    """Rerun claims about mask rates that others have published, in miniature, and judge them.
+
+    Each is a comparison over paired seeds, with a run directory of its own. The verdict holds for
+    its sizes, data and budget; the same command again continues. DIR/claims.md has all verdicts.
+
+    examples:
+      mptune reproduce                    # list the claims
+      mptune reproduce bell spans
+      mptune reproduce all                # about an hour on 2 cores
+    """
+    from rich.console import Console
+
+    from mptune.live.table import LiveView
+    from mptune.search import application, claims
+
+    if not names:
+        listed = {n: claim.model_dump(mode="json") for n, claim in claims.known_claims().items()}
+        show({"claims": listed}, as_json, "claims")
+        return
+    console = Console(stderr=as_json, highlight=False)
+    say = partial(console.print, soft_wrap=True, markup=False)
+    address = address_of(where["on"], where["address"])
+    folder = run_dir or Path("runs/claims")
+
+    view = partial(LiveView, console)
+    compare = partial(
+        application.compare, address=address, local=where["local"], observer=view, say=say
+    )
+    for name in claims.chosen(names):
+        verdict = claims.reproduce(name, folder, compare)
+        say(f"{name}: {verdict.verdict}")
+    verdicts = [verdict.model_dump(mode="json") for verdict in claims.stored(folder)]
+    write_text(folder / "claims.md", as_text("verdicts", {"verdicts": verdicts}) + "\n")
+    show({"verdicts": verdicts}, as_json, "verdicts")
 
 
 def execute(
