@@ -8,7 +8,7 @@ import sys
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mptune.cli import report
 from mptune.cli._command import (
@@ -28,6 +28,9 @@ from mptune.cli._command import (
 from mptune.dispatch import refuse_local
 from mptune.errors import InputError
 from mptune.paths import write_text
+
+if TYPE_CHECKING:
+    from mptune.search.run import Run
 
 RUN = (
     path("--run-dir", "DIR", "folder of the run; default runs/NAME"),
@@ -142,12 +145,14 @@ def run_reproduce(names: list[str], run_dir: Path | None, as_json: bool, **where
     address = address_of(where["on"], where["address"])
     folder = run_dir or Path("runs/claims")
 
-    view = partial(LiveView, console)
-    compare = partial(
-        application.compare, address=address, local=where["local"], observer=view, say=say
-    )
+    options = {"address": address, "local": where["local"], "say": say}
+
+    def run(how: str, spec: dict[str, Any], directory: Path) -> Run:
+        start = application.search if how == "search" else application.compare
+        return start(spec, directory, **options, observer=partial(LiveView, console))
+
     for name in claims.chosen(names):
-        verdict = claims.reproduce(name, folder, compare)
+        verdict = claims.reproduce(name, folder, run)
         say(f"{name}: {verdict.verdict}")
     verdicts = [verdict.model_dump(mode="json") for verdict in claims.stored(folder)]
     write_text(folder / "claims.md", as_text("verdicts", {"verdicts": verdicts}) + "\n")

@@ -47,6 +47,7 @@ class Claim(Section):
     by: Literal["likelihood", "loss at 15 %"] = "likelihood"
     spec: dict[str, Any]
     larger: dict[str, Any] | None = None
+    start: dict[str, Any] | None = None
 
 
 class ClaimVerdict(Message):
@@ -102,19 +103,23 @@ def stored(folder: Path) -> list[ClaimVerdict]:
 
 
 def reproduce(
-    name: str, folder: Path, compare: Callable[[dict[str, Any], Path], Run]
+    name: str, folder: Path, run: Callable[[str, dict[str, Any], Path], Run]
 ) -> ClaimVerdict:
     """Run the comparisons of a claim, each in a folder below `folder`, and store the verdict there.
 
     Args:
-        compare: runs the comparison of a spec in a run directory, such as `mptune.compare`.
+        run: calls `mptune.search` or `mptune.compare`, as its first argument says, with a spec and
+            a run directory.
     """
-    claim = known_claims()[name]
-    reports = []
+    claim, reports = known_claims()[name], []
+    checkpoint: dict[str, Any] = {}
+    if claim.start:
+        started = run("search", {"name": f"{name}-start", **claim.start}, folder / f"{name}-start")
+        checkpoint = {"model": {"from": started.weights(started.best())}}
     for changes in ({}, claim.larger) if claim.larger else ({},):
         own = f"{name}-larger" if changes else name
-        run = compare({"name": own, **claim.spec, **changes}, folder / own)
-        report = run.report().comparison
+        spec = {"name": own, **claim.spec, **checkpoint, **changes}
+        report = run("compare", spec, folder / own).report().comparison
         if report is None or not report.differences:
             raise InputError(f"{folder / own}: the comparison has no pair of finished runs")
         reports.append(report)
