@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mptune.lml.covariates import Covariates
+from mptune.lml.covariates import Covariates, TokenCovariates, position_controls
 from mptune.lml.groups import (
     MIN_GROUPS,
     BoolArray,
@@ -345,13 +345,67 @@ def summarise(
     )
 
 
-def _se_fixed(z_nk: FloatArray) -> float:
-    """Successive differences of bands: adjacent strata of one sequence share its own score."""
+def estimate_rows(
+    log_prob: LogProb,
+    tokens: ArrayLike,
+    observed: ArrayLike,
+    *,
+    forwards: int,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> tuple[FloatArray, FloatArray]:
+    """Score of each row of ``tokens`` [N, D] and its standard error over the masks, nats [N].
+
+    Arguments as of :func:`estimate_lml`; a row is scored where it is ``observed``, conditional on
+    its other tokens. Rows without an observed position have 0. One forward has no error (NaN).
+    Guesses sharpen it that need no training data: of one more forward, with all of the row's
+    positions masked, and of counts on ``tokens``, which must be ids.
+    """
+    tokens_ND = np.asarray(tokens)
+    plan = LMLPlan.make(observed, forwards=forwards, seed=seed)
+    guess = _AllMasked(
+        log_prob, batch_size, TokenCovariates.fit(tokens_ND, None, int(tokens_ND.max()) + 1)
+    )
+    sums_Nk = forward_sums(log_prob, tokens_ND, plan, batch_size)
+    z_nk = reduce_variance(observations(plan, sums_Nk, tokens_ND, guess)).z_nk
+    nats_N, errors_N = np.zeros((2, len(sums_Nk)))
+    nats_N[plan.kept], errors_N[plan.kept] = z_nk.mean(axis=1), np.sqrt(row_variances(z_nk))
+    return nats_N, errors_N
+
+
+@dataclass(frozen=True, eq=False)
+class _AllMasked:
+    """Guesses of `counts`, and log p where all that is observed of a row is masked."""
+
+    log_prob: LogProb
+    batch_size: int
+    counts: TokenCovariates
+
+    def controls(
+        self, tokens_RD: NDArray[Any], observed_RD: BoolArray, masks_RkD: BoolArray
+    ) -> tuple[FloatArray, FloatArray]:
+        size = self.batch_size
+        parts = [slice(at, at + size) for at in range(0, len(tokens_RD), size)]
+        found = [as_float64(self.log_prob(tokens_RD[p], observed_RD[p])) for p in parts]
+        own = position_controls(np.concatenate(found)[..., None], observed_RD, masks_RkD)
+        counted = self.counts.controls(tokens_RD, observed_RD, masks_RkD)
+        controls, levels = (np.concatenate(pair, -1) for pair in zip(own, counted, strict=True))
+        return controls, levels
+
+
+def row_variances(z_nk: FloatArray) -> FloatArray:
+    """Variance [n] of each row's mean over its masks; NaN for k = 1.
+
+    Successive differences of bands: adjacent strata of one sequence share its own score.
+    """
     n, k = z_nk.shape
     if k == 1:
-        return float("nan")
-    squares = float((np.diff(z_nk, axis=1) ** 2).sum()) / 2.0
-    return float(np.sqrt(k / (k - 1) * squares) / (n * k))
+        return np.full(n, np.nan)
+    return (np.diff(z_nk, axis=1) ** 2).sum(axis=1) / (2.0 * k * (k - 1))
+
+
+def _se_fixed(z_nk: FloatArray) -> float:
+    return float(np.sqrt(row_variances(z_nk).sum()) / len(z_nk))
 
 
 def _curve(data: Observations, reduction: Reduction) -> MPTCurve:

@@ -385,7 +385,7 @@ class ContinuedMaskedLM(nn.Module):
 
 def first_position(model: Any) -> int:
     """The number of a model's first position: RoBERTa counts from the id after [PAD] on."""
-    embeddings = getattr(model.base_model, "embeddings", None)
+    embeddings = getattr(getattr(model, "base_model", model), "embeddings", None)
     return int(getattr(embeddings, "padding_idx", -1)) + 1
 
 
@@ -421,7 +421,7 @@ def _masked_only(model: nn.Module, mask_BD: Tensor) -> Iterator[list[bool]]:
         output["last_hidden_state"] = hidden[mask_BD][None]
         return output
 
-    encoder: Any = model.base_model
+    encoder: Any = getattr(model, "base_model", model)
     handle = encoder.register_forward_hook(gather)
     try:
         yield gathered
