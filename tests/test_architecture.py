@@ -27,7 +27,8 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "dispatch": (set(), {"ray"}),
     "analysis": ({"lml"}, set()),
     "search": (
-        {"study", "dispatch", "analysis", "trackers", "models._memory", "tools.prepare"},
+        {"study", "dispatch", "analysis", "trackers", "models._memory", "tools.prepare"}
+        | {"tools.propose"},
         set(),
     ),
     "trackers": (set(), set()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from functools import partial
 from importlib.resources import files
@@ -25,6 +26,7 @@ from mptune.cli._command import (
 from mptune.errors import InputError, plural
 from mptune.paths import write_json, write_text
 from mptune.search import preflight
+from mptune.search.fitting import fitted
 from mptune.search.kpi import check_importable
 from mptune.spec.json_schema import json_schema
 from mptune.spec.source import SpecFile
@@ -41,24 +43,51 @@ from mptune.spec.space import Space
         help="folder for spec.yaml; default: the current folder",
     ),
     flag("--force", "replace an existing spec.yaml"),
+    argument(
+        "--from",
+        dest="source",
+        metavar="DATA",
+        help="a file, folder or glob: write the spec that fits it",
+    ),
+    argument(
+        "--hours",
+        type=float,
+        metavar="H",
+        help="with --from: train each model for some seconds here, and set the budget so that the "
+        "search takes about H hours on this machine",
+    ),
 )
-def run_init(directory: Path, force: bool) -> None:
+def run_init(directory: Path, force: bool, source: str | None, hours: float | None) -> None:
     """Write a commented spec for your own data, ready to edit and validate.
+
+    With --from, it looks at names, columns and the first rows of the data, prepares them, and says
+    what it cannot tell.
 
     examples:
       mptune init mydata            # writes mydata/spec.yaml and its schema for editors
+      mptune init mydata --from stations.csv
+      mptune init mydata --from texts/ --hours 8
       mptune validate mydata/spec.yaml && mptune search mydata/spec.yaml
     """
     file = directory / "spec.yaml"
     if file.exists() and not force:
         raise InputError(f"{file} exists; --force replaces it")
+    if hours is not None and (source is None or not 0 < hours < math.inf):
+        raise InputError(f"--hours {hours:g}: give a positive number, and --from DATA")
     letters = (c if c.isalnum() and c.isascii() else "-" for c in directory.absolute().name)
     name = "".join(letters).strip("-")[:63] or "search"
     template = files("mptune.cli").joinpath("spec_template.yaml").read_text(encoding="utf-8")
-    write_text(file, template.replace("NAME", name))
+    text = template.replace("NAME", name)
+    if source is None:
+        write_text(file, text)
+        said = ["point data.source at your files, then"]
+    else:
+        text, said = fitted(text, source, directory, hours, partial(print, file=sys.stderr))
+        write_text(file, text)
+        said.append("then")
     # The template names this file in its first line, for completion in editors.
     write_json(directory / "spec.schema.json", json_schema())
-    print(f"wrote {file}; point data.source at your files, then: mptune validate {file}")
+    print(f"wrote {file}; " + "\n".join(said) + f": mptune validate {file}")
 
 
 @command(
