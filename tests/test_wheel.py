@@ -97,4 +97,4 @@ def test_the_readme_lists_the_extras() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     table = readme.partition("### Optional packages")[2].partition("\n## ")[0]
     rows = "".join(re.findall(r"^\| (`.*?) \|", table, flags=re.MULTILINE))
-    assert set(re.findall(r"`mptune\[(\w+)\]`", rows)) == extras
+    assert set(re.findall(r"`mptune\[([\w-]+)\]`", rows)) == extras

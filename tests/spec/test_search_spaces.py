@@ -12,7 +12,7 @@ from mptune.spec.schema import build
 from mptune.spec.source import SpecFile
 
 FOLDER = Path(__file__).parents[2] / "search_spaces"
-SPECS = sorted(FOLDER.glob("*.yaml"))
+SPECS = sorted(p for p in FOLDER.glob("*.yaml") if p.stem != "claims")  # these are several
 SMALL = {
     "weather": {"train": 8499, "summer": 558},
     "watch": {"train": 1392, "left arm": 2085},
