@@ -637,6 +637,9 @@ def check(
         rule = "the width of a model.class or a model.from is not known; leave it out"
         problems.append(_line(concrete, ("training", "optimizer", "width_rule"), rule))
     domains = ["heldout", *(spec.data.get("domains") or {})]
+    if domains.count("heldout") > 1:
+        named: Location = ("data", "domains", "heldout")
+        problems.append(_line(concrete, named, "is the name of the held-out data themselves"))
     weights = spec.search.choose_by
     for name in () if isinstance(weights, str) else [n for n in weights if n not in domains]:
         rule = f"no such domain; data.domains and heldout are: {', '.join(domains)}"
