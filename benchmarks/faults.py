@@ -149,8 +149,17 @@ class Clock:
     library: Path
     file: Path
 
-    def __post_init__(self) -> None:
-        self.file.write_bytes(struct.pack("d", 0.0))
+    @classmethod
+    def made(cls, folder: Path, name: str) -> Clock:
+        """A clock that is right at first; compiles the library."""
+        library = folder / f"{name}.so"
+        subprocess.run(
+            ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(library), "-ldl"],
+            input=CLOCK, text=True, check=True,
+        )  # fmt: skip
+        clock = cls(library, folder / name)
+        clock.file.write_bytes(struct.pack("d", 0.0))
+        return clock
 
     @property
     def env(self) -> dict[str, str]:
@@ -388,12 +397,7 @@ def verdict(kind: str, found: dict[str, Any], undisturbed: dict[str, Any]) -> di
 
 def run(kinds: list[str], repeats: int, seed: int, folder: Path) -> dict[str, Any]:
     """What became of the search of each kind."""
-    library = folder / "clock.so"
-    subprocess.run(
-        ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(library), "-ldl"],
-        input=CLOCK, text=True, check=True,
-    )  # fmt: skip
-    here, there = (Clock(library, folder / name) for name in ("here", "there"))
+    here, there = (Clock.made(folder, name) for name in ("here", "there"))
     (folder / "disk").mkdir(exist_ok=True)
     sets = [w for c in (*CHANGES, f"search.trials={3 * repeats + 5}") for w in ("--set", c)]
     found: dict[str, Any] = {}
