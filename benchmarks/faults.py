@@ -149,17 +149,8 @@ class Clock:
     library: Path
     file: Path
 
-    @classmethod
-    def made(cls, folder: Path, name: str) -> Clock:
-        """A clock that is right at first; compiles the library."""
-        library = folder / f"{name}.so"
-        subprocess.run(
-            ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(library), "-ldl"],
-            input=CLOCK, text=True, check=True,
-        )  # fmt: skip
-        clock = cls(library, folder / name)
-        clock.file.write_bytes(struct.pack("d", 0.0))
-        return clock
+    def __post_init__(self) -> None:
+        self.file.write_bytes(struct.pack("d", 0.0))
 
     @property
     def env(self) -> dict[str, str]:
@@ -397,7 +388,12 @@ def verdict(kind: str, found: dict[str, Any], undisturbed: dict[str, Any]) -> di
 
 def run(kinds: list[str], repeats: int, seed: int, folder: Path) -> dict[str, Any]:
     """What became of the search of each kind."""
-    here, there = (Clock.made(folder, name) for name in ("here", "there"))
+    library = folder / "clock.so"
+    subprocess.run(
+        ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(library), "-ldl"],
+        input=CLOCK, text=True, check=True,
+    )  # fmt: skip
+    here, there = (Clock(library, folder / name) for name in ("here", "there"))
     (folder / "disk").mkdir(exist_ok=True)
     sets = [w for c in (*CHANGES, f"search.trials={3 * repeats + 5}") for w in ("--set", c)]
     found: dict[str, Any] = {}

@@ -1,14 +1,13 @@
 """What grows in a search of many trials that take seconds, all on one gang.
 
-    python benchmarks/soak.py [--quick] [--trials 500] [--clock 1] [--json FILE]
+    python benchmarks/soak.py [--quick] [--trials 500] [--json FILE]
 
 The search runs on this machine: two DeepSpeed ranks on CPU, the sampler exposure, a study in
 SQLite. Measured every second: private memory (resident, but not shared), open files and threads of
 the driver, of its largest rank, and of all processes of Ray together; what lies in /dev/shm; the
 study; the run directory. The table has the mean of each tenth of the trainings that were started,
 of memory the least: what is kept between decisions, for which the driver needs more for a moment
-(`at most`). `change` is from the middle third to the last one. --quick runs 30 trials. With --clock
-60 the wall clock of all processes goes 60 times as fast: 24 hours pass in 24 minutes.
+(`at most`). `change` is from the middle third to the last one. --quick runs 30 trials.
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.faults import Clock
 from mptune.paths import RunDirectory
 from tests.faults.search import SPEC
 from tests.launch.helpers import environment
@@ -78,21 +76,18 @@ def of_processes(driver: psutil.Process) -> Row:
     return row
 
 
-def soak(trials: int, folder: Path, speed: float) -> list[Row]:
+def soak(trials: int, folder: Path) -> list[Row]:
     """What there was at each second of a search, by how many trainings had been started."""
-    clock, begun = Clock.made(folder, "clock"), time.monotonic()
     (folder / "spec.yaml").write_text(SPEC, encoding="utf-8")
     sets = [word for value in (*CHANGES, f"search.trials={trials}") for word in ("--set", value)]
     run, rows, started = RunDirectory(folder / "run"), list[Row](), 0
     with (folder / "out.txt").open("w") as out:
         driver = psutil.Popen(
             [sys.executable, "-m", "mptune", "search", "spec.yaml", "--run-dir", "run", *sets],
-            cwd=folder, env=environment(folder) | (clock.env if speed != 1 else {}), stdout=out,
-            stderr=subprocess.STDOUT,
+            cwd=folder, env=environment(folder), stdout=out, stderr=subprocess.STDOUT,
         )  # fmt: skip
         while driver.poll() is None:
             time.sleep(1)
-            clock.jump((speed - 1) * (time.monotonic() - begun))
             if run.events.exists():
                 started = run.events.read_text(encoding="utf-8").count('"type":"started"')
             row = {"started": started, **of_processes(driver)}
@@ -128,11 +123,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--trials", type=int, default=500)
-    parser.add_argument("--clock", type=float, default=1.0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rows = soak(30 if options.quick else options.trials, Path(folder), options.clock)
+        rows = soak(30 if options.quick else options.trials, Path(folder))
     print(table(rows))
     if options.json:
         options.json.write_text(json.dumps(rows), encoding="utf-8")

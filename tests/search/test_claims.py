@@ -15,6 +15,8 @@ from mptune.search.claims import Claim, ClaimVerdict, judge, known_claims
 from mptune.trial import RateScore, Trial
 from tests import fakes
 
+DOCS = Path(__file__).parents[2] / "docs" / "claims.md"
+
 
 def trial(number: int, seed: int, folder: Path, loss: float) -> Trial:
     rate = RateScore(rate=0.15, loss=loss, loss_se=0.01, accuracy=0.5, accuracy_se=0.01)
@@ -116,6 +118,15 @@ def test_the_spec_of_a_claim_is_whole(name: str) -> None:
         assert claim.best in spec.compare.arms
     if claim.larger or claim.by != "likelihood":
         assert len(claim.spec["compare"]["arms"]) == 2, "one difference is judged"
+
+
+def test_the_docs_have_the_verdict_on_every_claim() -> None:
+    lines = DOCS.read_text(encoding="utf-8").splitlines()
+    for name, claim in known_claims().items():
+        (line,) = [line for line in lines if line.startswith(f"| **{name}**:")]
+        assert claim.claim in line
+        assert claim.source in line
+        assert any(f"| **{v}** |" in line for v in ("confirmed", "refuted", "undecided"))
 
 
 def test_an_unknown_claim_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
