@@ -7,12 +7,10 @@ study: a search whose driver was killed, and one that was not, end at the same t
 from __future__ import annotations
 
 import math
-import pickle
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +65,8 @@ class Ending:
     run: Run
     stage: Stage
     study: optuna.Study
-    _packed: dict[int, bytes] = field(default_factory=dict)
+    _trials: dict[int, Trial] = field(default_factory=dict)
+    _shared: dict[str, Any] = field(default_factory=dict)
     _scores: dict[int, Mapping[str, Array]] = field(default_factory=dict)
 
     def __call__(self) -> Outlook:
@@ -93,14 +92,24 @@ class Ending:
         settings = self.run.spec.search
         if self._exposure is None:  # no other asks for a second seed
             return Outlook(trials=queue.ended(self.study), unknown="seeds")
-        known = {n: pickle.loads(zlib.decompress(packed)) for n, packed in self._packed.items()}
+        # A paused trial may go on, so it is read again.
+        known = {n for n, trial in self._trials.items() if trial.reason != PAUSED}
         found = ended_trials(self.study, self.stage.name, besides=known)
-        # A trial takes a tenth of its memory so. A paused one may go on, so it is read again.
-        ended = {n: trial for n, trial in found.items() if trial.reason != PAUSED}
-        self._packed |= {n: zlib.compress(pickle.dumps(trial)) for n, trial in ended.items()}
-        trials = dict(sorted((known | found).items()))
-        prepared, unseen = self.stage.prepared, partial(self._of_unseen, trials)
-        return outlook([*trials.values()], prepared, self._scores_of, settings, unseen)
+        self._trials |= {n: self._kept(trial) for n, trial in found.items()}
+        trials = [trial for _, trial in sorted(self._trials.items())]
+        return outlook(trials, self.stage.prepared, self._scores_of, settings, self._of_unseen)
+
+    def _kept(self, trial: Trial) -> Trial:
+        """What a look needs of it, equal parts of all specs once: memory of a long search."""
+        spec, result = trial.spec, trial.result
+        if spec is not None:
+            parts = ((name, part) for name, part in spec if not isinstance(part, int | str))
+            shared = {n: self._shared.setdefault(f"{n} {part!r}", part) for n, part in parts}
+            spec = spec.model_copy(update=shared)
+        if result is not None:
+            unread: dict[str, Any] = {"learning": (), "rates": (), "loss_curve": (), "versions": {}}
+            result = result.model_copy(update=unread)
+        return trial.model_copy(update={"spec": spec, "result": result, "learning": ()})
 
     @cached_property
     def _exposure(self) -> ExposureSampler | None:
@@ -111,25 +120,20 @@ class Ending:
         """Store the answer with the study."""
         self.study.set_user_attr(OUTLOOK, found.model_dump(mode="json"))
 
-    def _of_unseen(
-        self, trials: Mapping[int, Trial], selection: SearchSelection
-    ) -> tuple[float, float] | None:
+    def _of_unseen(self, selection: SearchSelection) -> tuple[float, float] | None:
         """See `mptune.analysis.outlook.of_unseen`; None where the surrogate knows no policy.
 
         The points are random ones of the space, and neighbours of the best candidates.
         """
         exposure = self._exposure
         assert exposure is not None
-        scored = (t for t in trials.values() if t.finished or t.rungs)
-        ran = [
-            (p, t)
-            for t in scored
-            if t.same_as is None and (p := exposure.point_of(t.params)) is not None
-        ]
-        rng = np.random.default_rng([self.run.spec.search.seed, len(trials)])
-        best = [trials[c.trial].params for c in selection.candidates[:PARENTS]]
+        scored = (t for _, t in sorted(self._trials.items()) if t.finished or t.rungs)
+        trials = [t for t in scored if t.same_as is None]
+        ran = [(p, t) for t in trials if (p := exposure.point_of(t.params)) is not None]
+        rng = np.random.default_rng([self.run.spec.search.seed, len(self._trials)])
+        best = [self._trials[c.trial].params for c in selection.candidates[:PARENTS]]
         drawn = [place.seen for place in exposure.draw_points(rng, best)]
-        chosen = exposure.point_of(trials[selection.recommended].params)
+        chosen = exposure.point_of(self._trials[selection.recommended].params)
         if chosen is None or not drawn or not differ(drawn):
             return None
         drawn += [p for p, t in ran if not t.finished]
