@@ -97,9 +97,10 @@ def chosen(names: Sequence[str]) -> list[str]:
 
 
 def stored(folder: Path) -> list[ClaimVerdict]:
-    """The verdicts of earlier calls with this folder, in the order of the claims."""
-    found = (read_model(folder / f"{name}.json", ClaimVerdict) for name in known_claims())
-    return [verdict for verdict in found if verdict is not None]
+    """The verdicts of earlier calls with this folder on claims that are still as they were."""
+    known = known_claims()
+    found = (read_model(folder / f"{name}.json", ClaimVerdict) for name in known)
+    return [v for v in found if v is not None and v.claim == known[v.name].claim]
 
 
 def reproduce(
@@ -201,7 +202,7 @@ def _growth(best: str, differences: list[Difference]) -> tuple[Judgement, str]:
     half = math.hypot(*(d.half_width for d in differences))
     grows = large - small
     text = f"larger model {large:+.2f}, so {grows:+.2f} ({grows - half:.2f} to {grows + half:.2f})"
-    if abs(grows) <= half:
+    if not abs(grows) > half:
         return "undecided", text
     return ("confirmed" if grows > 0 else "refuted"), text
 
@@ -216,7 +217,7 @@ def _by_loss(best: str, report: ComparisonReport) -> tuple[Judgement, str]:
         f"loss at 15 %, {other} − {best}: {mean:+.4f} ({mean - half:.4f} to {mean + half:.4f}) "
         f"nats per masked position, {plural(n, 'seed')}"
     )
-    if abs(mean) <= half:
+    if not abs(mean) > half:  # it is unknown with one pair
         return "undecided", text
     return ("confirmed" if mean > 0 else "refuted"), text
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mptune.analysis.arms import Difference
 from mptune.analysis.comparison import ComparisonReport
 from mptune.cli import main
+from mptune.paths import write_json
 from mptune.search.application import read_spec
-from mptune.search.claims import Claim, ClaimVerdict, judge, known_claims
+from mptune.search.claims import Claim, ClaimVerdict, judge, known_claims, stored
 from mptune.trial import RateScore, Trial
 from tests import fakes
 
@@ -107,6 +110,23 @@ def test_the_loss_at_one_rate_agrees_if_it_chooses_the_same_arm(
     losses = {"base": 1.0, "new": loss}
     found = verdict("new", report(tmp_path, {"new": gap}, losses=losses), by="loss at 15 %")
     assert found.verdict == wanted
+
+
+def test_one_pair_of_losses_decides_nothing(tmp_path: Path) -> None:
+    found = report(tmp_path, {"new": 3.0}, losses={"new": 0.5})
+    one = found.model_copy(update={"arms": {n: runs[:1] for n, runs in found.arms.items()}})
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert verdict("new", one, by="loss at 15 %").verdict == "undecided"
+
+
+def test_a_verdict_on_a_claim_that_has_changed_is_not_listed(tmp_path: Path) -> None:
+    name, claim = next(iter(known_claims().items()))
+    kept = verdict("new", report(tmp_path, {"new": 3.0})).model_copy(update={"name": name})
+    for text, listed in (("another", []), (claim.claim, [name])):
+        values = kept.model_copy(update={"claim": text}).model_dump(mode="json")
+        write_json(tmp_path / f"{name}.json", values)
+        assert [v.name for v in stored(tmp_path)] == listed
 
 
 @pytest.mark.parametrize("name", known_claims())
