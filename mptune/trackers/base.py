@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
+
+from pydantic import PrivateAttr
 
 from mptune.spec.schema import Plugin
 
@@ -103,3 +105,34 @@ class Tracker(Plugin):
     @abstractmethod
     def end(self) -> None:
         """Send what is left; the driver ends."""
+
+
+class LoggedRuns(Tracker):
+    """Base of trackers whose package has one object for each run, with `log` and `finish`.
+
+    It is made by `_run`, with an id of those of the search and the trial, so that it can go on.
+    """
+
+    _group: Group = PrivateAttr()
+    _runs: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @abstractmethod
+    def _run(self, run: TrackedRun) -> Any:
+        """The object of this run, kept in `_runs` until the run has ended."""
+
+    def start(self, group: Group) -> None:
+        """Each run connects by itself."""
+        self._group = group
+
+    def trial(self, run: TrackedRun) -> None:
+        """The run begins or goes on in the tracker, too."""
+        self._run(run)
+
+    def event(self, run: TrackedRun, axis: Axis, at: int, values: Mapping[str, float]) -> None:
+        """The axis is logged, too: the own steps of a run cannot go back after a resume."""
+        self._run(run).log({axis: at, **values})
+
+    def end(self) -> None:
+        """Finish all runs; those that go on later have the same ids."""
+        while self._runs:
+            self._runs.popitem()[1].finish()

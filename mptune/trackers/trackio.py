@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import PrivateAttr
-
-from mptune.trackers.base import SEARCH, Axis, Group, Scalar, TrackedRun, Tracker
+from mptune.trackers.base import SEARCH, LoggedRuns, Scalar, TrackedRun
 
 
-class Trackio(Tracker):
+class Trackio(LoggedRuns):
     """A project of Trackio, with a run for the search and for every trial.
 
     Source: https://huggingface.co/docs/trackio
@@ -26,20 +24,6 @@ class Trackio(Tracker):
     kind: Literal["trackio"] = "trackio"
     project: str | None = None
     space: str | None = None
-    _group: Group = PrivateAttr()
-    _runs: dict[str, Any] = PrivateAttr(default_factory=dict)
-
-    def start(self, group: Group) -> None:
-        """Each run connects by itself."""
-        self._group = group
-
-    def trial(self, run: TrackedRun) -> None:
-        """The run's name is made of those of the search and the trial, so it can go on."""
-        self._run(run)
-
-    def event(self, run: TrackedRun, axis: Axis, at: int, values: Mapping[str, float]) -> None:
-        """The axis is logged, too: the own steps of a run cannot go back after a resume."""
-        self._run(run).log({axis: at, **values})
 
     def verdict(self, run: TrackedRun, state: str, summary: Mapping[str, Scalar]) -> None:
         """One row with the state."""
@@ -51,11 +35,6 @@ class Trackio(Tracker):
         """An artifact of the search, e.g. `demo-1a2b-report.html`."""
         name = f"{self._group.id}-{path.name}"
         self._run(run).log_artifact(path, name=name, type="report", overwrite=True)
-
-    def end(self) -> None:
-        """Finish all runs; those that go on later have the same names."""
-        while self._runs:
-            self._runs.popitem()[1].finish()
 
     def _run(self, run: TrackedRun) -> Any:
         import trackio
