@@ -213,8 +213,7 @@ class Points:
             axis=1,
         )
         total_N2 = np.maximum(late_N2F.sum(2), 1e-12)
-        found: Array = np.cumsum(late_N2F, axis=2) / total_N2[..., None]
-        return found
+        return np.cumsum(late_N2F, axis=2) / total_N2[..., None]
 
     def log_exposure(self, h: float | Array, recency: float | Array) -> Array:
         """e_g, [..., N, G]: the log exposure of each band, its neighbours' and late ones included.
@@ -228,8 +227,7 @@ class Points:
         kernel_FG = np.exp(-np.abs(rate_F[:, None] - rate_G) / np.asarray(h)[..., None, None])
         kernel_FG /= kernel_FG.sum(-2, keepdims=True)
         omega_NF = np.tensordot(weight_S, self.omega_NSF, axes=(-1, 1))
-        found: Array = np.log(LEAK + (1 - LEAK) * omega_NF @ kernel_FG)
-        return found
+        return np.log(LEAK + (1 - LEAK) * omega_NF @ kernel_FG)
 
 
 def distances(points: Points, others: Points) -> Array:
@@ -244,8 +242,7 @@ def distances(points: Points, others: Points) -> Array:
 def same(points: Points, others: Points) -> NDArray[np.bool_]:
     """[N, N']: whether two points differ by less than `SAME` in exposure and in each context."""
     context_NN = np.abs(points.context_NZ[:, None] - others.context_NZ).max(2, initial=0.0)
-    found: NDArray[np.bool_] = (distances(points, others) <= SAME) & (context_NN <= 2 * SAME)
-    return found
+    return (distances(points, others) <= SAME) & (context_NN <= 2 * SAME)
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,8 +283,7 @@ class Evidence:
         """A number for each policy and context, of each trial."""
         rounded = np.round(self.points.cdfs.reshape(len(self.points), -1) + 1e-6, 2)
         keys = np.hstack([rounded, self.points.context_NZ])
-        found: NDArray[np.int64] = np.unique(keys, axis=0, return_inverse=True)[1]
-        return found
+        return np.unique(keys, axis=0, return_inverse=True)[1]
 
     @cached_property
     def shapes(self) -> Array:
@@ -333,15 +329,13 @@ class Evidence:
             variance_A[known_A] = variances[: -len(idle_K)]
         else:
             variance_A = np.exp(2 * idle_A)
-        found: Array = variance_A[keys_N] / variance_A[keys_N].mean()
-        return found
+        return variance_A[keys_N] / variance_A[keys_N].mean()
 
     def noise_of(self, settings: Settings) -> Array:
         """Covariance of the scores around their policies' [N, N]."""
         own_N = (settings.noise * self.scale) ** 2 * self.relative_noise + self.extra_N
         shared_NN = self.seed_N[:, None] == self.seed_N
-        found: Array = np.diag(own_N) + (settings.common * self.scale) ** 2 * shared_NN
-        return found
+        return np.diag(own_N) + (settings.common * self.scale) ** 2 * shared_NN
 
 
 @dataclass(frozen=True)
@@ -378,8 +372,7 @@ class Settings:
 
         def spread(low: float, high: float, count: int) -> Array:
             share = (rng.permutation(count) + 0.5) / count
-            found: Array = low * (high / low) ** share
-            return found
+            return low * (high / low) ** share
 
         h_L, recency_L, error_L = (
             spread(low, high, LAWS) for low, high in ((0.03, 0.6), (1.0, 10.0), (0.03, 1.0))
@@ -514,8 +507,7 @@ class Surrogate:
         level, variance = evidence.score_N.mean(), evidence.scale**2
 
         def covariance(one: Points, other: Points, ones_P: Array, others_P: Array) -> Array:
-            found: Array = ones_P @ others_P.T + variance * _kernel(*_apart(one, other), settings)
-            return found
+            return ones_P @ others_P.T + variance * _kernel(*_apart(one, other), settings)
 
         total_NN = covariance(evidence.points, evidence.points, root_NP, root_NP)
         factor_NN = cholesky(total_NN + evidence.noise_of(settings), lower=True)

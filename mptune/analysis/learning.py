@@ -137,14 +137,12 @@ class CommonScale:
         if run.end is None or run.curve_G is None:
             return np.full(BANDS, np.nan)
         shrunk = (run.curve_G - run.end) * np.exp(self.z(run, END))
-        found: Array = self.end(run)[0] + shrunk
-        return found
+        return self.end(run)[0] + shrunk
 
     def scores(self, ends_N: Array, group: Hashable) -> Array:
         """Final scores of what is given on the scale, the inverse of `end`."""
         best = self.levels[group]
-        found: Array = best - self.near * np.expm1((best - ends_N) / self.near)
-        return found
+        return best - self.near * np.expm1((best - ends_N) / self.near)
 
 
 def _levels(

@@ -204,5 +204,4 @@ def _chances(
     theta_Z2 = theta_2 + s_Z1 * rng.standard_normal((DRAWS, 2)) / math.sqrt(n)
     theta_Z2[:, 1] = theta_Z2[:, 1].clip(min=0.0)
     above_ZR = theta_Z2 @ _design(pairs_n2, rungs_R).T - level_Z[:, None]
-    chance_ZR: FloatArray = ndtr(above_ZR / np.hypot(s_Z1, noise_Z[:, None]).clip(min=1e-12))
-    return chance_ZR
+    return ndtr(above_ZR / np.hypot(s_Z1, noise_Z[:, None]).clip(min=1e-12))

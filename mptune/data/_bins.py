@@ -37,8 +37,7 @@ def is_known(values: NDArray[Any]) -> NDArray[np.bool_]:
     """Where a column of numbers [N] is not NaN, or one of categories [N] is not None."""
     if values.dtype == object:
         return np.array([value is not None for value in values.tolist()], bool)
-    known: NDArray[np.bool_] = ~np.isnan(values)
-    return known
+    return ~np.isnan(values)
 
 
 def column(stored: dict[str, Any]) -> Bins | Categories:
@@ -128,8 +127,7 @@ class Bins:
         inside = np.log(width) - np.log1p(-outer * beyond)
         outside = np.log(width) + distance / width - np.log(beyond)
         unit = np.log(self.scale) if self.standardised else 0.0
-        found: FloatArray = np.where(distance > 0, outside, inside) - unit
-        return found
+        return np.where(distance > 0, outside, inside) - unit
 
     def _atoms(self, values: FloatArray) -> tuple[IntArray, NDArray[np.bool_]]:
         """(index of the nearest atom from below, whether it is the value)."""
@@ -178,8 +176,7 @@ class Bins:
         end = np.concatenate([self.edges[1:], self.atoms])[symbols]
         middle = self.centres()[symbols]
         left, right = np.where(below, start, middle), np.where(below, middle, end)
-        drawn: FloatArray = left + (right - left) * rng.random(symbols.shape)
-        return drawn
+        return left + (right - left) * rng.random(symbols.shape)
 
     def _pieces(self, probability_V: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """(start, width, probability) of uniform pieces: both halves of each bin, and atoms."""

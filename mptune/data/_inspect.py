@@ -140,8 +140,7 @@ def codec_columns(table: TokenTable) -> Mapping[str, Mapping[str, Any]]:
     path = table.path / "codec.json"
     if not path.exists():
         return {}
-    found: Mapping[str, Mapping[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["columns"]
-    return found
+    return json.loads(path.read_text(encoding="utf-8"))["columns"]
 
 
 def _channels(table: TokenTable) -> list[Report]:

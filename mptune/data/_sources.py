@@ -81,8 +81,7 @@ class File:
         """
         import fsspec
 
-        opened: IO[bytes] = fsspec.open(self.place, "rb", compression="infer").open()
-        return opened
+        return fsspec.open(self.place, "rb", compression="infer").open()
 
     def size(self) -> int:
         """Bytes as stored, or 0 where the size is unknown."""

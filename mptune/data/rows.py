@@ -367,8 +367,7 @@ def _with_noise(
 ) -> NDArray[Any]:
     """Values with noise; missing ones stay missing."""
     if isinstance(column, Bins) and column.intervals:
-        noisy: NDArray[Any] = values_WT + noise * column.scale * rng.normal(size=values_WT.shape)
-        return noisy
+        return values_WT + noise * column.scale * rng.normal(size=values_WT.shape)
     choices: Any = column.atoms if isinstance(column, Bins) else np.array(column.names, object)
     hit = rng.random(values_WT.shape) < min(noise, 1.0)
     drawn = rng.choice(choices, values_WT.shape)

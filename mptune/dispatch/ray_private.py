@@ -83,8 +83,7 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 def unused_resources() -> Mapping[str, Mapping[str, float]]:
     """Node id -> resources that nothing uses, a moment ago."""
-    found: Mapping[str, Mapping[str, float]] = state.available_resources_per_node()  # type: ignore[no-untyped-call]
-    return found
+    return state.available_resources_per_node()  # type: ignore[no-untyped-call]
 
 
 def leaving_nodes() -> set[str]:
@@ -127,8 +126,7 @@ def nvml() -> Any:
 
 def read_key(key: str) -> bytes | None:
     """From the key-value store of the cluster's head."""
-    found: bytes | None = internal_kv._internal_kv_get(key, namespace=NAMESPACE)
-    return found
+    return internal_kv._internal_kv_get(key, namespace=NAMESPACE)
 
 
 def write_key(key: str, value: str | None) -> None:

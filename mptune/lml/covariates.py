@@ -57,8 +57,7 @@ def position_controls(
 
 def _scale(observed_RD: BoolArray, masks_RkD: BoolArray) -> FloatArray:
     """D / M of each forward [R, k]."""
-    scale_Rk: FloatArray = observed_RD.sum(axis=1)[:, None] / masks_RkD.sum(axis=2)
-    return scale_Rk
+    return observed_RD.sum(axis=1)[:, None] / masks_RkD.sum(axis=2)
 
 
 @dataclass(frozen=True, eq=False)

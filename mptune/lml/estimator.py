@@ -201,8 +201,7 @@ def masked_sums(log_prob_BD: Any, mask_BD: ArrayLike) -> FloatArray:
             f"log_prob must return one value per position, shape {mask.shape}; "
             f"it returned {values_BD.shape}"
         )
-    sums_B: FloatArray = np.where(mask, values_BD, 0.0).sum(axis=1)
-    return sums_B
+    return np.where(mask, values_BD, 0.0).sum(axis=1)
 
 
 def check_finite(plan: LMLPlan, rows: IntArray, bands: IntArray, sums_B: FloatArray) -> None:

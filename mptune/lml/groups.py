@@ -106,8 +106,7 @@ def group_scores(values: ArrayLike, groups: ArrayLike) -> FloatArray:
     starts = np.cumsum(sizes_G) - sizes_G
     u_G = np.add.reduceat((values_n - mean)[..., by_group], starts, axis=-1)
     u_G *= (len(sizes_G) - 1) / (by_group.size - sizes_G)
-    scores: FloatArray = mean + u_G - u_G.mean(-1, keepdims=True)
-    return scores
+    return mean + u_G - u_G.mean(-1, keepdims=True)
 
 
 def intraclass_correlation(values: ArrayLike, groups: ArrayLike) -> float:
@@ -153,8 +152,7 @@ def round_robin(order: IntArray, groups: ArrayLike) -> IntArray:
     round_n[by_group] = np.arange(order.size) - np.repeat(
         starts, np.diff(starts, append=order.size)
     )
-    found: IntArray = rows[np.lexsort((group_n, round_n))]
-    return found
+    return rows[np.lexsort((group_n, round_n))]
 
 
 PER_SQUARED_SKEWNESS = 40.0

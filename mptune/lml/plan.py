@@ -203,8 +203,7 @@ class LMLPlan:
     @cached_property
     def lengths(self) -> IntArray:
         """D_i [N], the observed positions of each sequence."""
-        lengths: IntArray = self.observed_ND.sum(axis=1, dtype=np.int64)
-        return lengths
+        return self.observed_ND.sum(axis=1, dtype=np.int64)
 
     @cached_property
     def kept(self) -> IntArray:

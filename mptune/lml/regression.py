@@ -92,8 +92,7 @@ class Observations:
     @property
     def rates_nk(self) -> FloatArray:
         """t = M / D."""
-        rates: FloatArray = self.counts_nk / self.lengths_n[:, None]
-        return rates
+        return self.counts_nk / self.lengths_n[:, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,8 +208,7 @@ def _weighted_fit(design_nkP: FloatArray, y_nk: FloatArray, weights_nk: FloatArr
     scale = np.sqrt((columns**2).mean(axis=0))
     scale[scale == 0.0] = 1.0
     target = y_nk.reshape(-1) * weights[:, 0]
-    theta: FloatArray = np.linalg.lstsq(columns / scale, target, rcond=ROUNDING)[0] / scale
-    return theta
+    return np.linalg.lstsq(columns / scale, target, rcond=ROUNDING)[0] / scale
 
 
 def fit_residual_variance(rates_nk: FloatArray, residuals_nk: FloatArray) -> VarianceLaw:

@@ -114,8 +114,7 @@ def mask_of_all(*, local_size: int | None = None, **given: Any) -> Tensor | None
     """
     if local_size is None:
         return None
-    mask: Tensor | None = sdpa_mask(local_size=local_size, **given)
-    return mask
+    return sdpa_mask(local_size=local_size, **given)
 
 
 AttentionInterface.register(ATTENTION, attend)
@@ -133,8 +132,7 @@ def logits_of_folder(folder: Path, tokens_BD: Tensor, attend_BD: Tensor, own: bo
     model: Any = AutoModelForMaskedLM.from_pretrained(
         folder, dtype=torch.float64, trust_remote_code=own
     )
-    found: Tensor = model.eval()(tokens_BD, attention_mask=attend_BD.long()).logits
-    return found
+    return model.eval()(tokens_BD, attention_mask=attend_BD.long()).logits
 
 
 def check_opens(

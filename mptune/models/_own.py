@@ -166,5 +166,4 @@ def counted(build: Callable[[], nn.Module], length: int) -> tuple[int, int, floa
 def _flops(module: nn.Module, tokens_BD: Tensor, flat_K: Tensor) -> int:
     with FlopCounterMode(display=False) as counter:
         module(tokens_BD, flat_K).sum().backward()
-    found: int = counter.get_total_flops()
-    return found
+    return counter.get_total_flops()

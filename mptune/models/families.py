@@ -183,8 +183,7 @@ def _narrow(block: Any, choose: Callable[[Tensor], Tensor]) -> None:
     def forward(hidden_BDW: Tensor, **given: Any) -> Tensor:
         attended_KW = block.attn(block.attn_norm(hidden_BDW), **given)[0]
         hidden_KW = choose(hidden_BDW) + attended_KW
-        mixed_KW: Tensor = hidden_KW + block.mlp(block.mlp_norm(hidden_KW))
-        return mixed_KW
+        return hidden_KW + block.mlp(block.mlp_norm(hidden_KW))
 
     block.attn.Wo.register_forward_pre_hook(lambda module, given: (choose(given[0]),))
     block.forward = forward

@@ -152,8 +152,7 @@ class MaskPolicy(Plugin):
         Raises:
             InputError: one line per problem, naming file, line, key, value and rule.
         """
-        policy: MaskPolicy = read_plugin(Path(path), "policies", "kind")
-        return policy
+        return read_plugin(Path(path), "policies", "kind")
 
     def changes(self) -> tuple[float, ...]:
         """Points of progress inside training at which the policy may become another one."""

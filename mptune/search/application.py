@@ -303,8 +303,7 @@ class Session:
                     if trial.spec is not None:
                         return trial.spec.data
         modality = build("data", self.spec.data).resolved(self.file.path.absolute().parent)
-        found: dict[str, Any] = modality.model_dump(mode="json")
-        return found
+        return modality.model_dump(mode="json")
 
     def _checkpoints(self) -> tuple[dict[str, Any], ...]:
         """The checkpoints to go on from, those of named arms too, each once.

@@ -176,8 +176,7 @@ class Arms:
         """The model section for a trial, a size label, or changed parameters of `model`."""
         trial = self._trial(size, name)
         if trial is not None:
-            found: Tree = self._at(trial)["model"]
-            return found
+            return self._at(trial)["model"]
         sizes = {r.size_label: r for r in self._finished()}
         if size in sizes:
             return dict(self._at(sizes[size])["model"])

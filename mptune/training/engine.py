@@ -236,8 +236,7 @@ def load(made: Any, folder: Path, tag: str) -> dict[str, Any]:
         _, client = made.load_checkpoint(str(folder), tag=tag)
     if made.load_universal_checkpoint():
         private.separate_groups(made, hyperparameters)
-    state: dict[str, Any] = client
-    return state
+    return client
 
 
 @contextlib.contextmanager

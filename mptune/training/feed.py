@@ -330,8 +330,7 @@ class Batch:
     @cached_property
     def counts(self) -> IntArray:
         """Masked positions of each sequence, [B]."""
-        counts_B: IntArray = self.drawn.mask_BD.sum(1)
-        return counts_B
+        return self.drawn.mask_BD.sum(1)
 
     @property
     def masked(self) -> int:

@@ -69,8 +69,7 @@ def removed(observed_ND: BoolArray, missing: Missing, seed: int, number: int = 0
     else:
         start_N1 = np.floor(uniform_ND[:, :1] * (length_N1 - count_N1 + 1))
         place_ND = (observed_ND.cumsum(1) - 1 - start_N1).astype(np.int64)
-    gone_ND: BoolArray = observed_ND & (place_ND >= 0) & (place_ND < count_N1)
-    return gone_ND
+    return observed_ND & (place_ND >= 0) & (place_ND < count_N1)
 
 
 @dataclass(frozen=True)
@@ -167,8 +166,7 @@ class HeldOut:
         """Sum of the log bin widths of each sequence's values, in nats."""
         if self.log_widths is None:
             return np.zeros(len(self.rows))
-        total: FloatArray = self.log_widths.astype(np.float64).sum(1)
-        return total
+        return self.log_widths.astype(np.float64).sum(1)
 
     @cached_property
     def log_bin_width(self) -> float:
@@ -247,8 +245,7 @@ class HeldOut:
         channel_C, step_T1 = np.arange(channels), np.arange(steps)[:, None]
 
         def context(lag: int | IntArray, value: IntArray) -> IntArray:
-            found: IntArray = (lag * channels + channel_C) * V + value
-            return found
+            return (lag * channels + channel_C) * V + value
 
         train_ND, seen_ND = self._counted()
         every = max(1, train_ND.size * steps // 2 // COVARIATE_TOKENS)  # pairs grow with the steps

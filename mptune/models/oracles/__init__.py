@@ -72,8 +72,7 @@ class HMM:
 
     def log_marginal(self, tokens_ND: ArrayLike) -> FloatArray:
         """log p(observed tokens) [N] in nats."""
-        log_norm_N: FloatArray = self._forward(self._evidence(np.asarray(tokens_ND)))[1]
-        return log_norm_N
+        return self._forward(self._evidence(np.asarray(tokens_ND)))[1]
 
     def _evidence(self, tokens_BD: IntArray) -> FloatArray:
         """p(x_j | state) [D, B, S], 1 where the token is negative."""
@@ -104,8 +103,7 @@ class HMM:
 def _draw(probability_nV: FloatArray, rng: np.random.Generator) -> IntArray:
     """One categorical draw per row by inversion."""
     below_nV = probability_nV.cumsum(axis=1)[:, :-1] <= rng.random((len(probability_nV), 1))
-    drawn_n: IntArray = below_nV.sum(axis=1)
-    return drawn_n
+    return below_nV.sum(axis=1)
 
 
 class MarkovChain(HMM):
@@ -137,8 +135,7 @@ def _stationary(transition_VV: FloatArray) -> FloatArray:
     equations = np.vstack([transition_VV.T - np.eye(size), np.ones(size)])
     solution: FloatArray = np.linalg.lstsq(equations, np.append(np.zeros(size), 1.0), rcond=None)[0]
     positive = solution.clip(min=0.0)
-    stationary: FloatArray = positive / positive.sum()
-    return stationary
+    return positive / positive.sum()
 
 
 class Joint:
@@ -160,10 +157,7 @@ class Joint:
     def sample(self, n: int, seed: int) -> IntArray:
         """Draw ``n`` sequences, tokens [n, D]."""
         rng = np.random.default_rng(seed)
-        drawn: IntArray = self.outcomes_KD[
-            rng.choice(self.probability_K.size, n, p=self.probability_K)
-        ]
-        return drawn
+        return self.outcomes_KD[rng.choice(self.probability_K.size, n, p=self.probability_K)]
 
     def log_prob(self, tokens_BD: ArrayLike, mask_BD: ArrayLike) -> FloatArray:
         """log p(x_j | unmasked) [B, D] in nats at the masked positions, 0 elsewhere."""
@@ -179,13 +173,11 @@ class Joint:
         """log p(observed tokens) [N] in nats."""
         tokens = np.asarray(tokens_ND)[:, None, :]
         total_N = self._weights((tokens == self.outcomes_KD) | (tokens < 0)).sum(axis=1)
-        log_marginal_N: FloatArray = np.log(total_N)
-        return log_marginal_N
+        return np.log(total_N)
 
     def _weights(self, consistent_BKD: NDArray[np.bool_]) -> FloatArray:
         """p of each outcome that agrees with the evidence, else 0 [B, K]."""
-        weight_BK: FloatArray = consistent_BKD.all(axis=2) * self.probability_K
-        return weight_BK
+        return consistent_BKD.all(axis=2) * self.probability_K
 
 
 class PPCA:
@@ -213,8 +205,7 @@ class PPCA:
         rng = np.random.default_rng(seed)
         latent_nQ = rng.standard_normal((n, self.loadings_DQ.shape[1]))
         noise_nD = rng.standard_normal((n, self.length)) * np.sqrt(self.noise_variance)
-        values_nD: FloatArray = self.mean_D + latent_nQ @ self.loadings_DQ.T + noise_nD
-        return values_nD
+        return self.mean_D + latent_nQ @ self.loadings_DQ.T + noise_nD
 
     def log_prob(self, tokens_BD: ArrayLike, mask_BD: ArrayLike) -> FloatArray:
         """log p(x_j | unmasked) [B, D], a density in nats, at the masked positions, 0 elsewhere."""
@@ -241,8 +232,7 @@ class PPCA:
         square_N -= (score_NQ * latent_NQ).sum(axis=1)
         log_norm = np.log(2 * np.pi * self.noise_variance)
         log_volume_N = (~missing_ND).sum(axis=1) * log_norm + np.linalg.slogdet(precision_NQQ)[1]
-        log_density_N: FloatArray = -0.5 * (square_N + log_volume_N)
-        return log_density_N
+        return -0.5 * (square_N + log_volume_N)
 
     def _residual(self, values_BD: FloatArray) -> tuple[FloatArray, BoolArray]:
         """x - mean, 0 where missing; and where it is missing."""
@@ -252,5 +242,4 @@ class PPCA:
     def _precision(self, seen_BD: BoolArray) -> FloatArray:
         """Posterior precision of the latents [B, Q, Q] given the seen positions."""
         gram_BQQ = np.tensordot(seen_BD.astype(np.float64), self._outer_DQQ, axes=1)
-        precision: FloatArray = np.eye(gram_BQQ.shape[1]) + gram_BQQ / self.noise_variance
-        return precision
+        return np.eye(gram_BQQ.shape[1]) + gram_BQQ / self.noise_variance
