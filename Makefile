@@ -15,6 +15,8 @@
 #   make gpu-check  tests, speed and memory on one GPU, with the Python that is active: 8 minutes
 #   make browser  install Chromium for the tests that open a report (Debian, Ubuntu, as root)
 #   make wheel   build dist/mptune-*.whl, the same bytes from the same commit
+#   make lock    pin what the image installs, with hashes, after a change of constraints.txt
+#   make sbom    write sbom.json: what is installed in .venv, as CycloneDX
 #   make site    build the documentation as site/index.html
 #   make lint    ruff, ruff format --check, mypy --strict
 #   make metrics  how large the package is; AGAINST=REVISION shows a git revision beside it
@@ -34,7 +36,7 @@ KILLS ?= 20
 N ?= 30
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: setup demo wheel site test test-fast test-all soak mutants calibrate gpu-check browser lint format metrics clean
+.PHONY: setup demo wheel lock sbom site test test-fast test-all soak mutants calibrate gpu-check browser lint format metrics clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -89,6 +91,17 @@ format: $(READY)
 wheel: $(READY)
 	rm -rf build  # a file that is gone from the package would be taken from there
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w dist .
+
+# Tools that only these two need, in an environment of their own.
+lock:
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet uv
+	PATH=$(CURDIR)/build/lock/bin:$$PATH build/lock/bin/python tools/lock.py
+
+sbom: $(READY)
+	$(PYTHON) -m venv build/sbom
+	build/sbom/bin/python -m pip install --quiet "cyclonedx-bom>=7.5,<8"
+	build/sbom/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml -o sbom.json $(BIN)/python
 
 site: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
