@@ -27,7 +27,13 @@ def test_the_python_example_gives_the_figure_it_promises(
 
 def pages() -> dict[str, str]:
     """Every page of the documentation, by its path below the repository's root."""
-    found = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "docs/examples/README.md"]
+    docs = ROOT / "docs"
+    found = [
+        ROOT / "README.md",
+        *docs.glob("*.md"),
+        *docs.glob("ja/*.md"),
+        docs / "examples/README.md",
+    ]
     return {str(p.relative_to(ROOT)): p.read_text(encoding="utf-8") for p in found}
 
 
@@ -84,3 +90,19 @@ def test_the_page_of_policies_is_what_the_code_says() -> None:
     pictures = re.findall(r"\]\((policies/\w+\.png)\)", page)
     assert len(pictures) == len(plugins.modules("policies"))
     assert [p for p in pictures if not (ROOT / "docs" / p).exists()] == []
+
+
+def test_the_page_for_managers_says_the_same_in_both_languages() -> None:
+    english, japanese = (pages()[f"docs/{name}.md"] for name in ("managers", "ja/managers"))
+    shapes, figures = [], []
+    for text in (english, japanese):
+        shapes.append(re.findall(r"^(?:#+|\||-)(?= )", text, flags=re.MULTILINE))
+        shapes[-1] += re.findall(r"`[^`]+`", text)
+        # Of the example; the title and the languages have numbers that are words.
+        body = text.partition("\n## ")[2]
+        figures.append(sorted(re.findall(r"−?\d+(?:\.\d+)?", body)))
+    assert shapes[0] == shapes[1]
+    assert set(figures[0]) == set(figures[1])
+    of_example = {"2.645", "2.773", "−2.932", "−3.049", "14", "13", "28"}
+    assert of_example <= set(figures[0])
+    assert of_example <= set(re.findall(r"−?\d+(?:\.\d+)?", README))
