@@ -15,6 +15,7 @@ FaultReason = Literal[
     "worker_died",
     "node_lost",
     "connection_lost",
+    "device_fault",
     "host_out_of_memory",
     "stalled",
     "disk_full",
@@ -99,9 +100,20 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 CONNECTION_LOST = re.compile(
-    r"gloo.*(connection|broken pipe)|nccl.*(remote process|network error|socket)", re.I | re.S
+    r"gloo.*(connection|broken pipe)|nccl.*(remote process|network error|socket)"
+    r"|address already in use",
+    re.I | re.S,
 )
-"""How torch's backends say that a rank cannot be reached."""
+"""How torch's backends say that a rank cannot be reached, or that its port was taken meanwhile."""
+
+DEVICE_FAULT = re.compile(
+    r"uncorrectable|hardware stack error|launch timed out|busy or unavailable|no CUDA-capable"
+    r"|CUDA error: (unspecified launch failure|unknown error)"
+    r"|CUBLAS_STATUS_(ALLOC_FAILED|NOT_INITIALIZED)|CUDNN_STATUS_NOT_INITIALIZED"
+    r"|nccl.*(unhandled cuda error|unhandled system error|internal error)",
+    re.I | re.S,
+)
+"""How CUDA and its libraries say that a GPU is broken, has no memory left for them, or is taken."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -146,8 +158,10 @@ def reason_of(error: BaseException) -> FaultReason:
     for kind, reason in REASONS.items():
         if isinstance(error, kind):
             return reason
-    if isinstance(error, RuntimeError) and CONNECTION_LOST.search(str(error)):
+    if isinstance(error, RuntimeError | OSError) and CONNECTION_LOST.search(str(error)):
         return "connection_lost"
+    if isinstance(error, RuntimeError) and DEVICE_FAULT.search(str(error)):
+        return "device_fault"
     # torch.OutOfMemoryError by name, because the control plane does not import torch.
     if type(error).__name__ == "OutOfMemoryError" or is_out_of_memory(error):
         return "out_of_memory"

@@ -469,6 +469,7 @@ RETRIED: frozenset[FaultReason] = frozenset(
         "worker_died",
         "node_lost",
         "connection_lost",
+        "device_fault",
         "host_out_of_memory",
         "stalled",
         "damaged_checkpoint",

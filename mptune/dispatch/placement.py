@@ -210,9 +210,9 @@ class OtherUsage:
         ]
         self._before, self._now = self._now, FreeResources.of(total, [*ours, *idle]).by_node()
 
-    def block(self, nodes: Collection[str], now: float) -> None:
+    def block(self, nodes: Collection[str], now: float, seconds: float = BLOCKED_S) -> None:
         """Plan no gang on these nodes for a while, from the next update on."""
-        self._blocked |= dict.fromkeys(nodes, now + BLOCKED_S)
+        self._blocked |= dict.fromkeys(nodes, now + seconds)
 
     def held(self) -> Iterator[PlacedGang]:
         """The usage as gangs whose end is not known.

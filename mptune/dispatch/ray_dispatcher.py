@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import time
 from collections.abc import Sequence
@@ -53,6 +54,9 @@ LEAVING = "one of its nodes is taken away"
 
 JOINING_S = 30.0
 """How long a trial that fits nowhere waits for nodes that may still join a given cluster."""
+
+AVOIDED_S = 600.0
+"""How long no gang starts on the node of a GPU that failed, if it fits on others."""
 
 RETURNING_S = 600.0
 """How long it waits for nodes to return on which it would have fitted: machines restart."""
@@ -177,6 +181,7 @@ class GangPool:
         """End a gang that should run no other trial after this one."""
         number, end, resources = trial.spec.number, trial.reported, trial.spec.resources
         if isinstance(end, Failed) and end.reason not in HARMLESS:
+            self._avoid(gang, end)
             self.drop(gang, end.detail, number)
         elif isinstance(end, Stopped) and end.reason == "preempted":
             self.drop(gang, LEAVING, number)
@@ -187,11 +192,27 @@ class GangPool:
 
     def lose(self, gang: Gang, lost: GangLost) -> None:
         """End a gang that cannot continue, and its trial."""
-        gang.lost, number = lost, -1
+        gang.lost, number, end = lost, -1, None
         if gang.trial:
             number = gang.trial.spec.number
-            self.outbox.append(end_of_trial(gang.trial.spec, gang.trial.reported, lost))
+            end = end_of_trial(gang.trial.spec, gang.trial.reported, lost)
+            self.outbox.append(end)
+        self._avoid(gang, end if isinstance(end, Failed) else lost)
         self.drop(gang, lost.detail, number)
+
+    def _avoid(self, gang: Gang, fault: Failed | GangLost) -> None:
+        """After a fault of a GPU, plan no gang on its node for a while, if others have room.
+
+        Ray does not say which GPU a gang would get. On a machine's own resources nothing else can
+        be chosen.
+        """
+        if fault.reason != "device_fault":
+            return
+        rank = re.match(r"rank (\d+)", fault.detail)
+        bad = {gang.placement[int(rank[1])]} if rank else set(gang.placement)
+        others = [node for node in self._nodes if node.id not in bad]
+        if FreeResources.of(others).fits(gang.shape):
+            self.others.block(bad, time.monotonic(), AVOIDED_S)
 
     def _retract(self, gang: Gang, why: str) -> None:
         """End a gang that could not start; its trial is queued again."""
