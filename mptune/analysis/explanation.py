@@ -8,11 +8,12 @@ from typing import Any
 from pydantic import Field
 
 from mptune.analysis.ranking import ranking
+from mptune.analysis.results import mask_rates
 from mptune.analysis.selection import SearchSelection
 from mptune.errors import plural
 from mptune.spec.schema import Search
 from mptune.status import MoreRuns, Outlook
-from mptune.trial import Message, Trial
+from mptune.trial import Message, StageName, Trial
 
 SAMPLERS = {
     "tpe": "Optuna's TPE",
@@ -65,7 +66,7 @@ def explain(
             trial=trial,
             rank=places.get(trial.number),
             sentences=tuple(
-                _story(trial, trials, settings, places, selection, resumed.get(trial.number, ()))
+                _story(trial, settings, places, selection, resumed.get(trial.number, ()))
             ),
         )
         for trial in trials
@@ -74,9 +75,51 @@ def explain(
     return Explanation(study=study, outlook=outlook, end=end, trials=stories)
 
 
+BARS = "▁▂▃▄▅▆▇█"
+
+
+def note(trial: Trial, settings: Search) -> str:
+    """One trial on its own, for those who look at its study: Markdown."""
+    about, *sentences = _story(trial, settings, {}, None, ())
+    if rates := mask_rates(trial.spec):
+        (low, first, high), (*_, last, _) = rates[0], rates[-1]
+        means = [mean for _, mean, _ in rates]
+        about += f" It hides {100 * first:.0f} % of the tokens"
+        if max(means) - min(means) > 0.005:
+            bars = "".join(BARS[min(7, int(8 * mean))] for mean in means)
+            about += f" at the start of its training and {100 * last:.0f} % at the end: `{bars}`"
+        elif high - low > 0.02:
+            about += f" on average, mostly {100 * low:.0f} to {100 * high:.0f} %"
+        about += "."
+    return "\n\n".join([about, *sentences])
+
+
+def study_note(name: str, stage: StageName, outlook: Outlook | None, folder: str) -> str:
+    """What a study is, how to read it, and how the search ended: Markdown."""
+    end = f"\n\n{' '.join(ending_words(outlook))}" if outlook and stage == "search" else ""
+    return f"""**{name}**: {STAGES[stage]}
+
+The value of a trial is its LML, the accumulated log-marginal likelihood of held-out sequences, in
+nats per token: **higher, so closer to zero, is better**, whatever mask rate the model was trained
+at. All trials of a size have the same training budget, held-out sequences and masks. *Pruned* is a
+trial that was stopped early; nothing is known of its final score. Parameters are named as in the
+spec: `policy.fixed.rate` is the `rate` of the policy `fixed`.
+
+Each trial has a note: its policy, why it was run, and what became of it. The recommendation, with
+its certainty, is in the report, `{folder}/report/report.html`.{end}
+"""
+
+
+STAGES: Mapping[StageName, str] = {
+    "search": "a search for the mask policy and the model size to pre-train with.",
+    "confirmation": "the best trials of the search, trained again with fresh seeds.",
+    "ladder": "learning rates for policies that the search has not tried.",
+    "comparison": "policies (arms) trained with paired seeds: equal `seed`, equal data order.",
+}
+
+
 def _story(
     trial: Trial,
-    trials: Sequence[Trial],
     settings: Search,
     places: Mapping[int, int],
     selection: SearchSelection | None,
@@ -84,7 +127,7 @@ def _story(
 ) -> Iterator[str]:
     if trial.policy_label:
         yield f"{trial.label}, training seed {trial.seed}."
-    yield f"Asked for: {reason_asked(trial, trials, settings)}."
+    yield f"Asked for: {reason_asked(trial, settings)}."
     for judged in trial.judged:
         if words := judged_words(judged):
             yield f"{words}."
@@ -111,8 +154,10 @@ def _story(
             yield "In the queue: it has not started, or its driver was interrupted."
 
 
-def reason_asked(trial: Trial, trials: Sequence[Trial], settings: Search) -> str:
+def reason_asked(trial: Trial, settings: Search) -> str:
     """Why the trial's point was proposed."""
+    if trial.stage != "search":
+        return f"the {trial.stage} trains {trial.arm}"
     if trial.arm is not None:
         return f"the spec names it (search.arms: {trial.arm})"
     if trial.asked is not None and trial.asked.get("why"):
@@ -146,10 +191,9 @@ def _scored(
         yield f"Not trained: trial {trial.same_as} has the same spec, and this is its result."
         return
     se = trial.require_result().lml.error[0]
-    yield (
-        f"Scored {trial.nats_per_token:.4f} nats per token (standard error {se:.2g}), "
-        f"rank {places[trial.number]} of {len(places)}."
-    )
+    place = places.get(trial.number)
+    rank = "" if place is None else f", rank {place} of {len(places)}"
+    yield f"Scored {trial.nats_per_token:.4f} nats per token (standard error {se:.2g}){rank}."
     if (unkept := trial.require_result().unkept) is not None:
         yield f"Its weights were not kept: {unkept}."
     candidate = selection.candidate(trial.number) if selection else None

@@ -16,6 +16,7 @@ import yaml
 
 from mptune import dispatch, status
 from mptune.analysis.comparison import ArmValues, Asked, undecided_arms
+from mptune.analysis.explanation import study_note
 from mptune.analysis.ranking import finalists
 from mptune.analysis.selection import recommended
 from mptune.analysis.sequential import schedule
@@ -48,6 +49,7 @@ from mptune.spec.space import Space
 from mptune.status import Outlook, StageEnd, Status
 from mptune.study import queue
 from mptune.study.lease import PostgresLease, driver_lock, interrupts, lease
+from mptune.study.optuna_private import save_note
 from mptune.study.pruners import make_pruner
 from mptune.study.queue import PlannedRun
 from mptune.study.samplers import exposure_sampler, make_sampler
@@ -387,6 +389,7 @@ class Session:
             ending = Ending(self.run, stage, study)
             is_complete = over or self.drive(stage, study, ending)
             ending.close("trials" if is_complete else "budget")
+            self._note_study(study, stage.name)
 
     def confirm(self) -> None:
         """Train the best trials again with fresh seeds, and score them on a fresh plan."""
@@ -492,10 +495,11 @@ class Session:
         else:
             settings, dispatcher, prepared = self.spec.search, self.dispatcher(), stage.prepared
             exposure = exposure_sampler(settings, stage.define, prepared.mean_length)
+            self._note_study(study, stage.name)
             if stage.rungs:
                 study.pruner = make_pruner(settings, prepared.mean_length, exposure)
             with self.view(f"{self.spec.name}: {stage.name}", total, used) as view:
-                tracked = TrackedView(view, stage, self.feeds())
+                tracked = TrackedView(view, stage, self.feeds(), study, settings)
                 look = [view.look] if hasattr(view, "look") else []
                 driver = StudyDriver(
                     study=study,
@@ -527,6 +531,11 @@ class Session:
         elif stage.shared:
             store_at(stage.forks).remove()
         return stopped_by is None
+
+    def _note_study(self, study: Any, stage: StageName) -> None:
+        """Say in the study what it is, for who finds it in a dashboard."""
+        outlook, folder = self.run.outlook(), str(self.run.directory.root)
+        save_note(study, None, study_note(self.spec.name, stage, outlook, folder))
 
     def _write_status(self, now: Status) -> None:
         """Write the status file; a full disk does not end the search."""

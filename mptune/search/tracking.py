@@ -1,4 +1,7 @@
-"""Sends the course of a search to trackers: each has a thread, which cannot slow the search."""
+"""Shows the course of a search elsewhere: in trackers, and in notes of its study.
+
+Each tracker has a thread, which cannot slow the search.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,20 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from mptune.analysis import explanation
 from mptune.errors import one_line, plural
 from mptune.paths import RunDirectory, write_text
 from mptune.search.stage import Stage
-from mptune.spec.schema import SearchSpec, build
+from mptune.spec.schema import Search, SearchSpec, build
+from mptune.study.optuna_private import save_note
+from mptune.study.records import one_trial
 from mptune.trackers.base import SEARCH, Group, Scalar, TrackedRun, Tracker
 from mptune.trial import Event, Failed, Finished, Progress, Rung, Started, TrialResult, TrialSpec
+
+if TYPE_CHECKING:
+    import optuna
 
 MOST_WAITING = 10_000
 """Calls that wait for a tracker; with more, the next ones are left out."""
@@ -98,11 +107,13 @@ def publish(
 
 @dataclass
 class TrackedView:
-    """The observer of a stage, which also feeds trackers."""
+    """The observer of a stage, which also feeds trackers and writes the notes of trials."""
 
     view: Any
     stage: Stage
     feeds: Sequence[Feed]
+    study: optuna.Study
+    settings: Search
     _runs: dict[int, TrackedRun] = field(default_factory=dict)
     _lengths: dict[int, int] = field(default_factory=dict)
     _steps: dict[int, int] = field(default_factory=dict)
@@ -120,6 +131,7 @@ class TrackedView:
         """A trial was submitted."""
         self.view.trial(number, label, size)
         self._send("trial", number)
+        self._note(number)
 
     def on_event(self, event: Event) -> None:
         """Send what has numbers."""
@@ -146,11 +158,18 @@ class TrackedView:
     def hold_trial(self, number: int, why: str) -> None:
         """The budgets have no room for a trial now."""
         self.view.hold_trial(number, why)
+        self._note(number)
 
     def finish_trial(self, number: int, state: str) -> None:
         """Send the outcome of a trial."""
         self.view.finish_trial(number, state)
         self._send("verdict", number, state, self._summaries.pop(number, {}))
+        self._note(number)
+
+    def _note(self, number: int) -> None:
+        """Write why the trial was run and what became of it, for who looks at the study."""
+        stored, trial = one_trial(self.study, self.stage.name, number)
+        save_note(self.study, stored, explanation.note(trial, self.settings))
 
     def _send(self, method: str, number: int, *values: Any) -> None:
         for feed in self.feeds if number in self._runs else ():

@@ -16,7 +16,6 @@ from mptune.study.optuna_private import user_attributes
 from mptune.trial import (
     Failed,
     LearningPoint,
-    LMLScore,
     StageName,
     Trial,
     TrialResult,
@@ -76,31 +75,38 @@ def describe(trial: optuna.Trial, spec: TrialSpec, **attrs: Any) -> None:
 
 
 def record_result(trial: optuna.Trial, result: TrialResult) -> None:
-    """Store the result as JSON, and a few groups of values for dashboards.
+    """Store the result as JSON, and a few values that dashboards show.
 
     An attribute is a row, and opening a study of 10,000 trials reads every row: so only a few.
     """
     set_attributes(
         trial,
-        lml=_scores(result.lml),
-        lml_shift={name: shift.nats_per_token for name, shift in result.lml_shift.items()},
-        prequential_nats_per_token=result.prequential,
-        loss_at_rate={f"{100 * r.rate:g}%": r.loss for r in result.rates},
-        masked_accuracy_at_rate={f"{100 * r.rate:g}%": r.accuracy for r in result.rates},
+        **scores_in_words(result),
         curve=[(round(p.mask_rate, 4), round(p.nats_per_token, 6)) for p in result.lml.curve],
         cost=result.cost.model_dump(),
-        versions=result.versions,
         result=result.model_dump_json(),
     )
 
 
-def _scores(lml: LMLScore) -> dict[str, float | None]:
-    return {
-        "nats_per_token": lml.nats_per_token,
-        "se_nats_per_token": lml.error[0],
-        "nats_per_sequence": lml.nats_per_sequence,
-        "bits_per_byte": lml.bits_per_byte,
+def scores_in_words(result: TrialResult) -> dict[str, Any]:
+    """The scores by names that say what they are; numbers alone, so dashboards can plot them."""
+    lml, (se, _) = result.lml, result.lml.error
+    error = f"± {se:.2g} nats per token (one standard error) {lml.scope}".strip()
+    found = {
+        "LML": f"{lml.nats_per_token:.4f} {error if math.isfinite(se) else 'nats per token'}",
+        "LML: standard error (nats per token)": se if math.isfinite(se) else None,
+        "LML in bits per byte (less is better)": lml.bits_per_byte,
+        "LML by domain (nats per token)": {
+            name: score.nats_per_token for name, score in result.lml_shift.items()
+        },
+        "Loss by mask rate (nats per masked token; not used for ranking)": {
+            f"{100 * r.rate:g} %": r.loss for r in result.rates
+        },
+        "Accuracy by mask rate (not used for ranking)": {
+            f"{100 * r.rate:g} %": r.accuracy for r in result.rates
+        },
     }
+    return {name: value for name, value in found.items() if value not in (None, {})}
 
 
 STEPS = 1000
@@ -178,7 +184,7 @@ def has_failed(trial: FrozenTrial) -> bool:
 
 def as_trial(stored: FrozenTrial, stage: StageName) -> Trial:
     """The `Trial` that Optuna's storage holds."""
-    attrs = stored.user_attrs
+    attrs = {**stored.system_attrs, **stored.user_attrs}
     spec = TrialSpec.model_validate_json(attrs["trial_spec"]) if attrs.get("trial_spec") else None
     result = TrialResult.model_validate_json(attrs["result"]) if attrs.get("result") else None
     learning = tuple(LearningPoint(**point) for point in attrs.get("learning", ()))
@@ -225,10 +231,22 @@ def ended_trials(
         stops = [d for d in stored.user_attrs.get(JUDGED, ()) if d["decision"] == "continue"]
         is_told = stored.state in ENDED or is_paused(stored)
         if stored.number not in besides and (is_told or stops):
-            trial = copy(stored)
-            trial.user_attrs = dict(user_attributes(study, stored))
+            trial = _whole(study, stored)
             trial = trial if is_told else as_paused(trial, stops[-1]["progress"])
             found[stored.number] = as_trial(trial, stage)
+    return found
+
+
+def one_trial(study: optuna.Study, stage: StageName, number: int) -> tuple[FrozenTrial, Trial]:
+    """A trial as Optuna has it, and as the `Trial` that it is."""
+    stored = study.get_trials(deepcopy=False)[number]
+    return stored, as_trial(_whole(study, stored), stage)
+
+
+def _whole(study: optuna.Study, stored: FrozenTrial) -> FrozenTrial:
+    """A trial with all its attributes, also of a study that is open with some of them only."""
+    found = copy(stored)
+    found.user_attrs = dict(user_attributes(study, stored))
     return found
 
 

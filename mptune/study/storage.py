@@ -25,7 +25,7 @@ from sqlalchemy.pool import NullPool
 from mptune.errors import InputError, MptuneError, one_line
 from mptune.spec.schema import fixed_on_resume
 from mptune.study import records
-from mptune.study.optuna_private import Database
+from mptune.study.optuna_private import Database, move_notes
 from mptune.trial import StageName, Trial
 
 STORAGE_ATTEMPTS = 10
@@ -151,13 +151,12 @@ class StudyStorage:
 
     def copy_to(self, database: Path) -> None:
         """Copy all studies of the run, trials and attributes, to an SQLite file."""
+        to = f"sqlite:///{database.absolute()}"
         for stage in SUFFIXES:
-            if self.load(stage) is not None:
-                optuna.copy_study(
-                    from_study_name=self.study_name(stage),
-                    from_storage=self.open(),
-                    to_storage=f"sqlite:///{database.absolute()}",
-                )
+            if (study := self.load(stage)) is not None:
+                name = self.study_name(stage)
+                optuna.copy_study(from_study_name=name, from_storage=self.open(), to_storage=to)
+                move_notes(study, optuna.load_study(study_name=name, storage=to))
 
 
 def claim_spec(study: optuna.Study, resolved: Mapping[str, Any]) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mptune.analysis.explanation import ending_words, explain, judged_words
+from mptune.analysis.explanation import ending_words, explain, judged_words, note
 from mptune.spec.schema import Sampler, Search
 from mptune.status import MoreRuns, Outlook
 from mptune.trial import Trial
+from tests import fakes
 
 EXPOSURE = Search(sampler=Sampler(kind="exposure"))
 
@@ -37,6 +39,21 @@ def story(settings: Search = EXPOSURE, **values: Any) -> str:
 )  # fmt: skip
 def test_what_became_of_a_trial(values: dict[str, Any], words: str) -> None:
     assert words in story(**values)
+
+
+def test_a_note_shows_how_a_policy_changes(tmp_path: Path) -> None:
+    policy = {"kind": "linear", "start": 0.9, "end": 0.1}
+    spec = fakes.trial(3, tmp_path, policy=policy)
+    paused = {"decision": "pause", "progress": 0.5, "why": "others are better"}
+    trial = Trial(number=3, state="PRUNED", detail="paused", judged=(paused,), spec=spec,
+                  policy_label="falling", size_label="small", seed=1)  # fmt: skip
+    assert note(trial, EXPOSURE).split("\n\n") == [
+        "falling · small, training seed 1. It hides 88 % of the tokens at the start of its "
+        "training and 12 % at the end: `█▇▇▆▆▆▅▅▄▄▄▃▃▂▂▂`.",
+        "Asked for: proposed by Optuna's TPE, in place of the exposure sampler.",
+        "Paused at 50%: others are better.",
+        "Stopped early: paused.",
+    ]
 
 
 def test_of_other_samplers() -> None:

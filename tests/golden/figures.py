@@ -56,7 +56,7 @@ def _trial(prefix: str, trial: optuna.trial.FrozenTrial) -> Iterator[Row]:
     yield f"{prefix}.state", trial.state.name
     for key, value in sorted(trial.params.items()):
         yield f"{prefix}.params.{key}", value
-    spec = json.loads(trial.user_attrs["trial_spec"])
+    spec = json.loads(trial.system_attrs["trial_spec"])
     yield f"{prefix}.seed", spec["seed"]
     yield f"{prefix}.score_seed", spec["score"]["seed"]
     for section in ("model", "policy"):

@@ -31,10 +31,13 @@ def test_every_trial_ends_complete_with_its_numbers(run: RunDirectory) -> None:
         0
     ]
     attrs = trial.user_attrs
-    assert trial.value == pytest.approx(attrs["lml"]["nats_per_token"])
-    assert attrs["lml"]["se_nats_per_token"] > 0
+    se = attrs["LML: standard error (nats per token)"]
+    words = f"{trial.value:.4f} ± {se:.2g} nats per token (one standard error)"
+    assert attrs["LML"].startswith(words)
+    assert attrs["Loss by mask rate (nats per masked token; not used for ranking)"].keys()
     assert {"flops", "tokens", "total_s"} <= attrs["cost"].keys()
-    assert {"label", "seed", "versions", "fingerprint", "loss_at_rate"} <= attrs.keys()
+    assert {"label", "seed", "fingerprint"} <= attrs.keys()
+    assert not {"result", "trial_spec"} & attrs.keys(), "a dashboard shows thousands of characters"
     assert records[0].seconds == attrs["cost"]["total_s"]
 
 

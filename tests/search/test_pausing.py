@@ -151,7 +151,7 @@ class Writes:
 
     def __init__(self, patch: pytest.MonkeyPatch, fatal: int | None = None) -> None:
         self.count = self.continued = 0
-        for name in ("create_new_trial", "set_trial_user_attrs", "set_trial_state_values"):
+        for name in ("create_new_trial", "set_trial_attrs", "set_trial_state_values"):
             write = getattr(Database, name)
 
             def counted(*args: Any, write: Any = write, **options: Any) -> Any:

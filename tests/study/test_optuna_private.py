@@ -18,6 +18,8 @@ from tests import studies
     [
         (models.TrialUserAttributeModel, "key"),
         (models.TrialUserAttributeModel, "value_json"),
+        (models.TrialSystemAttributeModel, "value_json"),
+        (models.StudySystemAttributeModel, "value_json"),
         (models.TrialModel, "find_or_raise_by_id"),
         (optuna.storages.RDBStorage, "check_trial_is_updatable"),
     ],

@@ -12,9 +12,9 @@ from sqlalchemy import event
 
 from mptune.errors import InputError
 from mptune.paths import RunDirectory
-from mptune.study.optuna_private import Database, user_attributes
+from mptune.study.optuna_private import Database, save_note, user_attributes
 from mptune.study.records import set_attributes
-from mptune.study.storage import survive_restarts
+from mptune.study.storage import StudyStorage, survive_restarts
 from tests import studies
 from tests.search.drivers import driver, found
 
@@ -47,6 +47,40 @@ def test_the_dashboard_opens_the_study(run: RunDirectory) -> None:
     assert b"demo" in body
 
 
+@pytest.mark.parametrize("url", [None, "journal://{root}/journal"])
+def test_the_dashboard_reads_notes_and_what_a_person_writes_there_stays(
+    run: RunDirectory, url: str | None
+) -> None:
+    dashboard = pytest.importorskip("optuna_dashboard")
+    opened = studies.create(run, url and url.format(root=run.root), "demo")
+    trial = opened.ask()
+    stored = opened.trials[0]
+    for text in ("long " * 1000, "*what it is*"):
+        save_note(opened, stored, text)
+        assert dashboard.get_note(trial) == text[:2045]
+    save_note(opened, None, "of the study")
+    dashboard.save_note(trial, "I like it")
+    save_note(opened, stored, "what became of it")
+    assert dashboard.get_note(trial) == "I like it"
+    assert dashboard.get_note(opened) == "of the study"
+
+
+def test_notes_follow_their_trials_into_a_copy(run: RunDirectory) -> None:
+    """Whose ids are others: Optuna numbers the trials of all studies of a storage."""
+    dashboard = pytest.importorskip("optuna_dashboard._note")
+    others, opened = (studies.create(run, None, name) for name in ("other", "demo"))
+    for study in (opened, others, opened, opened):
+        study.tell(study.ask(), 1.0)
+    for trial in opened.trials:
+        save_note(opened, trial, f"trial {trial.number}")
+    studies.storage(run).copy_to(run.root / "copy.db")
+    copied = StudyStorage(run.root / "copy.db", None, "demo").load("search")
+    assert copied is not None
+    attrs = copied._storage.get_study_system_attrs(copied._study_id)
+    shown = (dashboard.get_note_from_system_attrs(attrs, t._trial_id) for t in copied.trials)
+    assert [note["body"] for note in shown] == ["trial 0", "trial 1", "trial 2"]
+
+
 def test_attributes_of_a_trial_are_one_transaction(run: RunDirectory) -> None:
     opened = driver(run).study
     trial = opened.ask()
@@ -70,8 +104,9 @@ def test_attributes_of_a_trial_that_has_ended_are_refused(run: RunDirectory) -> 
 def test_a_journal_has_the_same_attributes(run: RunDirectory) -> None:
     opened = studies.create(run, f"journal://{run.root}/journal", "demo")
     trial = opened.ask()
-    set_attributes(trial, a=2, b=[3])
+    set_attributes(trial, a=2, b=[3], result="much")
     assert trial.user_attrs == opened.trials[0].user_attrs == {"a": 2, "b": [3]}
+    assert user_attributes(opened, trial)["result"] == "much"
 
 
 def test_a_driver_reads_what_it_needs_and_the_rest_where_it_is_asked_for(run: RunDirectory) -> None:
@@ -83,7 +118,7 @@ def test_a_driver_reads_what_it_needs_and_the_rest_where_it_is_asked_for(run: Ru
     set_attributes(runs, result="more")
     opened.tell(ended, 1.0)
     for trial in (*opened.trials, opened._storage.get_trial(runs._trial_id)):
-        assert trial.user_attrs == {"arm": "a"}
+        assert (trial.user_attrs, trial.system_attrs) == ({"arm": "a"}, {})
     first, second = opened.trials
     assert user_attributes(opened, first)["result"] == "much"
     assert user_attributes(opened, second) == {
@@ -95,7 +130,7 @@ def test_a_driver_reads_what_it_needs_and_the_rest_where_it_is_asked_for(run: Ru
 
 @pytest.mark.parametrize(
     "name",
-    ["_get_trials", "_set_trial_param", "set_trial_user_attrs", "set_trial_state_values"],
+    ["_get_trials", "_set_trial_param", "set_trial_attrs", "set_trial_state_values"],
 )
 def test_what_a_server_cut_off_is_repeated(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch, name: str

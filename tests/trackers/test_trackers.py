@@ -1,4 +1,7 @@
-"""Searches of fake workers, tracked by the real packages; what is found there afterwards."""
+"""Searches of fake workers, tracked by the real packages; what is found there afterwards.
+
+So are the notes of the study, for optuna-dashboard.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
+import optuna
 import pytest
 
 from mptune import dispatch, plugins
@@ -148,6 +152,35 @@ def test_tensorboard(folder: Path) -> None:
     (text,) = board.Tensors("verdict/text_summary")[0].tensor_proto.string_val
     assert b"| state | complete |" in text
     assert sorted(p.name for p in Path("runs/tracked/tensorboard").iterdir()) == KEYS
+
+
+def test_the_study_and_each_of_its_trials_have_a_note(folder: Path) -> None:
+    dashboard = pytest.importorskip("optuna_dashboard")
+    run = search("")
+    search_, compared = run.study(), run.study("comparison")
+    about = dashboard.get_note(search_)
+    assert about.startswith("**tracked**: a search for the mask policy")
+    assert "`runs/tracked/report/report.html`." in about
+    assert "The search ended with its last trial (search.trials), after 2 trials: how sure" in about
+    first, notes = run.trials()[0], notes_of(search_)
+    rate = first.policy["rate"]
+    assert notes[0].split("\n\n") == [
+        f"{first.label}, training seed 0. It hides {100 * rate:.0f} % of the tokens.",
+        "Asked for: drawn at random.",
+        f"Scored {first.nats_per_token:.4f} nats per token (standard error "
+        f"{first.require_result().lml.error[0]:.2g}).",
+    ]
+    assert len(notes) == 2
+    arms = [note.split("\n\n")[1] for note in notes_of(compared)]
+    assert sorted(arms) == [f"Asked for: the comparison trains {arm}." for arm in "aabb"]
+    assert "hides 52 % of the tokens on average, mostly 6 to 97 %." in notes_of(compared)[0]
+
+
+def notes_of(study: optuna.Study) -> list[str]:
+    from optuna_dashboard._note import get_note_from_system_attrs
+
+    attrs = study._storage.get_study_system_attrs(study._study_id)
+    return [get_note_from_system_attrs(attrs, t._trial_id)["body"] for t in study.trials]
 
 
 class Wrong(Tracker):
