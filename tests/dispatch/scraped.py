@@ -46,7 +46,8 @@ def main(run: RunDirectory) -> None:
     driver = StudyDriver(
         study=opened, trials=5, propose=propose, dispatcher=dispatcher, observer=Watcher(),
         sampler=lambda number: make_sampler(Search(), number), concurrency=3,
-        ordered=False, watchers=(dispatcher.publish,), budget=Budget(worker_s=1e6),
+        ordered=False, watchers=(dispatcher.publish,),
+        budget=Budget(worker_s=1e6, gpu_hours=1e6, wall_s=1e6),
     )  # fmt: skip
     with_token = get_authentication_mode() == AuthenticationMode.TOKEN
     print("token" if with_token else "open", dispatcher.state().metrics, flush=True)

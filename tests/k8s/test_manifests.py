@@ -146,7 +146,8 @@ def test_ray_drains_a_worker_within_the_grace_of_its_pod(profile: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "component", ["managed-postgres", "object-store", "optuna-dashboard", "prometheus"]
+    "component",
+    sorted(p.parent.name for p in (ROOT / "k8s" / "components").glob("*/kustomization.yaml")),
 )
 def test_every_component_fits_the_base(schemas: Schemas, tmp_path: Path, component: str) -> None:
     # kubectl accepts relative paths only.
@@ -156,6 +157,14 @@ def test_every_component_fits_the_base(schemas: Schemas, tmp_path: Path, compone
     manifests = documents(kustomize(tmp_path))
     schemas.check(manifests)
     assert violations(manifests) == []
+
+
+def test_the_sidecar_of_grafana_finds_the_dashboard(tmp_path: Path) -> None:
+    folder = shutil.copytree(ROOT / "k8s" / "components" / "grafana", tmp_path / "grafana")
+    (tmp_path / "kustomization.yaml").write_text("components: [grafana]\n")
+    (found,) = documents(kustomize(tmp_path))
+    assert found["metadata"] == {"name": "mptune-grafana", "labels": {"grafana_dashboard": "1"}}
+    assert found["data"] == {"mptune.json": (folder / "mptune.json").read_text(encoding="utf-8")}
 
 
 # --- the validator can fail --------------------------------------------------------------------
