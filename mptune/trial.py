@@ -338,6 +338,8 @@ class TrialResult(Message):
         prequential: accumulated score of unseen training batches before their updates, nats per
             token of the first epoch; None where the policy leaves out a mask count. A free signal,
             never the objective.
+        rows_drawn: sequences trained on, those of several epochs more than once, of `data.source`
+            and of each domain of training.mix.
         learned_policy: for a policy that adapts: an equal policy that does not.
         unkept: why its weights were not kept, though training.keep_weights asks for it.
     """
@@ -352,6 +354,7 @@ class TrialResult(Message):
     loss_curve: tuple[tuple[float, float], ...] = ()
     mean_mask_rate: float
     prequential: float | None = None
+    rows_drawn: dict[str, int] = Field(default_factory=dict)
     learned_policy: dict[str, Any] | None = None
     unkept: str | None = None
     versions: dict[str, str]

@@ -118,6 +118,7 @@ class TokenTable(Meta):
         {train,heldout}_{tokens,observed,groups}.npy       `Split`
         heldout_log_widths.npy                             of binned values only
         domain-NAME_*.npy                                  a split for each domain
+        train-NAME_*.npy                                   its documents that may be trained on
         codec.json, tokenizer.json, ...                    files of the modality
 
     No group has sequences in both splits, unless the user holds out rows by their time or columns.
@@ -147,6 +148,14 @@ class TokenTable(Meta):
         if name not in self.domains:
             raise KeyError(name)
         return _open_split(self.path, domain_file(name))
+
+    def mixed(self, name: str) -> Split:
+        """The sequences of a domain that may be trained on, see `Training.mix`.
+
+        Raises:
+            FileNotFoundError: the table has none.
+        """
+        return _open_split(self.path, f"train-{name}")
 
     @classmethod
     def open(cls, path: Path | str) -> TokenTable:

@@ -14,6 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -86,6 +87,13 @@ class TextDomain(Section):
     column: str | None = Field(None, description="of the text; default that of the data")
     documents: Unit | None = Field(None, description="as data.documents, which is the default")
     group: str | None = Field(None, description="as data.group, which is the default")
+    heldout: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="fraction of its documents that is scored, by a hash of their names; the "
+        "others are trained on by training.mix. Default: all are scored",
+    )
     noise: float = Field(
         0.0, ge=0, lt=1, description="share of the bytes of ASCII text replaced by random letters"
     )
@@ -95,7 +103,8 @@ class TextDomain(Section):
     def _is_shifted(self) -> Self:
         if not (self.source or self.where or self.noise):
             raise ValueError("needs where, a source of its own, or noise on held-out documents")
-        own = [name for name in ("column", "documents", "group") if getattr(self, name)]
+        keys = ("column", "documents", "group", "heldout")
+        own = [name for name in keys if getattr(self, name)]
         if own and not (self.source or self.where):
             raise ValueError(f"{own[0]} is of a source; without one, the held-out documents count")
         return self
@@ -329,7 +338,7 @@ class Corpus:
         if len(units) < 2:
             what = "group" if self.by_key else "document"
             raise ValueError(
-                f"source: {self.shown} is one {what}, so nothing can be held out; "
+                f"{self.name}: {self.shown} is one {what}, so nothing can be held out; "
                 "give more files, heldout_source, or documents: line or paragraph"
             )
         count = min(max(1, round(share * len(units))), len(units) - 1)
@@ -382,13 +391,18 @@ class Corpus:
 
 @dataclass
 class _Part:
-    """A split: its documents of a corpus, and the counts of what was written."""
+    """A split: its documents of a corpus, and the counts of what was written.
+
+    Attributes:
+        rest_U: of a domain: its documents that are trained on.
+    """
 
     name: str
     corpus: Corpus
     chosen_U: BoolArray
     most: int | None = None
     noise: float = 0.0
+    rest_U: BoolArray | None = None
     rows: int = 0
     tokens: int = 0
     unknown: int = 0
@@ -404,9 +418,10 @@ class _Preparation:
 
     def run(self) -> None:
         """Write everything; the caller moves it into place."""
-        train, *scored = parts = self._parts()
-        codec = self._codec(train)
-        for part in parts:
+        (train, *scored), mixed = self._parts()
+        parts = [train, *scored]
+        codec = self._codec([train, *mixed])
+        for part in (*parts, *mixed):
             self._write(part, codec)
         for part in scored:
             if part.rows < 2:
@@ -418,7 +433,7 @@ class _Preparation:
                 )
         if isinstance(codec, Characters | Subwords):
             codec.save(self._folder)
-        write_meta(self._folder, self._meta(parts, codec))
+        write_meta(self._folder, self._meta(parts, mixed, codec))
 
     def _corpus(self, name: str, domain: TextDomain | None = None) -> Corpus:
         data, source = self._data, name if name in self._files else "source"
@@ -457,8 +472,11 @@ class _Preparation:
         corpus.scan()
         return corpus
 
-    def _parts(self) -> list[_Part]:
-        """Training, held-out and domain documents; no document is in both of the first two."""
+    def _parts(self) -> tuple[list[_Part], list[_Part]]:
+        """Training, held-out and domain documents, and those of domains that are trained on.
+
+        No document that is trained on is scored.
+        """
         data, source = self._data, self._corpus("source")
         home, held_U = source, np.zeros(0, bool)
         if data.heldout_source is None:
@@ -468,28 +486,43 @@ class _Preparation:
             held_U = home.distinct_U
         parts = [_Part("heldout", home, held_U, data.max_heldout_sequences)]
         for name, domain in data.domains.items():
-            corpus, chosen_U = home, held_U
+            corpus, chosen_U, rest_U = home, held_U, None
             if domain.source or domain.where:
                 key = "source" if domain.source else "where"
                 corpus = self._corpus(f"domains.{name}.{key}", domain)
                 chosen_U = corpus.distinct_U
+            if domain.heldout is not None:
+                chosen_U = corpus.held_out(domain.heldout)
+                rest_U = corpus.distinct_U & ~chosen_U
             file, most = domain_file(name), domain.max_sequences
-            parts.append(_Part(file, corpus, chosen_U, most, noise=domain.noise))
+            parts.append(_Part(file, corpus, chosen_U, most, noise=domain.noise, rest_U=rest_U))
         scored = np.concatenate([part.corpus.keys_U[part.chosen_U] for part in parts])
-        train_U = source.distinct_U & ~np.isin(source.keys_U["digest"], scored["digest"])
-        if data.group is not None:
-            train_U &= ~np.isin(source.keys_U["rank"], home.keys_U["rank"][held_U])
-        if not train_U.any():
-            raise ValueError("source: all documents are held out; none is left to train on")
-        return [_Part("train", source, train_U, data.max_train_sequences), *parts]
 
-    def _codec(self, train: _Part) -> Codec:
+        def trained(name: str, corpus: Corpus, chosen_U: BoolArray, most: int | None) -> _Part:
+            chosen_U = chosen_U & ~np.isin(corpus.keys_U["digest"], scored["digest"])
+            if corpus.by_key == home.by_key == "group":
+                chosen_U &= ~np.isin(corpus.keys_U["rank"], home.keys_U["rank"][held_U])
+            if not chosen_U.any():
+                raise ValueError(
+                    f"{corpus.name}: all documents are held out; none is left to train on"
+                )
+            return _Part(name, corpus, chosen_U, most)
+
+        train = trained("train", source, source.distinct_U, data.max_train_sequences)
+        mixed = [
+            trained(f"train-{name}", part.corpus, part.rest_U, None)
+            for name, part in zip(data.domains, parts[1:], strict=True)
+            if part.rest_U is not None
+        ]
+        return [train, *parts], mixed
+
+    def _codec(self, trained: list[_Part]) -> Codec:
         kind = self._data.tokenizer
         if kind == "bytes":
             return Bytes()
         if kind not in KINDS:
             return Subwords.load(kind)
-        records = train.corpus.read(train.chosen_U, f"fitting {kind}")
+        records = chain(*(p.corpus.read(p.chosen_U, f"fitting {kind}") for p in trained))
         if kind == "characters":
             return Characters.fit(records)
         return Subwords.train(records, self._data.vocabulary)
@@ -525,7 +558,7 @@ class _Preparation:
             drop_rows(self._folder, part.name, kept, ("tokens", "observed", "groups"))
             part.rows = part.most
 
-    def _meta(self, parts: list[_Part], codec: Codec) -> Meta:
+    def _meta(self, parts: list[_Part], mixed: list[_Part], codec: Codec) -> Meta:
         data, (train, held, *domains) = self._data, parts
         corpora = {id(part.corpus): part.corpus for part in parts}.values()
         skipped = sum((corpus.reader.broken.skipped for corpus in corpora), Counter[str]())
@@ -538,6 +571,7 @@ class _Preparation:
             f"{data.length} {symbols} from {documents['train']} training + "
             f"{plural(documents['heldout'], 'held-out document')}"
             + without_group(train.ungrouped + held.ungrouped, "documents", data.group)
+            + "".join(f", {p.rows} of {p.name.removeprefix('train-')} to mix in" for p in mixed)
             + (f", {held.unknown} held-out {symbols} unknown" if held.unknown else "")
             + (f", {skipped.total()} broken records skipped" if skipped else ""),
             groups={

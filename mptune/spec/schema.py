@@ -229,6 +229,8 @@ class Training(Section):
         pack: several short sequences in a row, each attending to itself only.
         keep_weights: keep finished trials' weights, for transformers and `mptune impute`.
         checkpoint_every_s: seconds between checkpoints of a running trial.
+        mix: trains on text of domains, too: domain of data.domains that has heldout -> its weight
+            in every batch, where data.source has weight 1; {old: 0.25} is a fifth of the rows.
         deepspeed: passed to DeepSpeed verbatim; overrides the other keys.
     """
 
@@ -246,6 +248,7 @@ class Training(Section):
     pack: bool = False
     keep_weights: Annotated[bool, Field(json_schema_extra={"affects_results": False})] = False
     checkpoint_every_s: Operational[float] = Field(60.0, gt=0)
+    mix: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     deepspeed: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("deepspeed")

@@ -640,6 +640,12 @@ def check(
     if domains.count("heldout") > 1:
         named: Location = ("data", "domains", "heldout")
         problems.append(_line(concrete, named, "is the name of the held-out data themselves"))
+    given_domains = (spec.data.get("domains") or {}).items()
+    trained = [n for n, d in given_domains if isinstance(d, dict) and d.get("heldout")]
+    for name in [n for n in spec.training.mix if n not in trained]:
+        rule = f"no text of {name} to train on: data.domains.{name} needs heldout, the fraction "
+        rule += f"of its documents that is only scored{did_you_mean(name, trained)}"
+        problems.append(_line(concrete, ("training", "mix", name), rule))
     weights = spec.search.choose_by
     for name in () if isinstance(weights, str) else [n for n in weights if n not in domains]:
         rule = f"no such domain; data.domains and heldout are: {', '.join(domains)}"

@@ -245,6 +245,7 @@ def built(trial: TrialSpec, ranks: Ranks, heldout: HeldOut) -> tuple[Inputs, nn.
         policy=policy,
         family=family.sized(table.total_vocabulary, table.length),
         train=table.train,
+        mixed={name: table.mixed(name) for name in trial.training.mix},
         vocabulary_size=table.vocabulary_size,
         axes=tuple(table.axes.values()),
         joins=joins,
@@ -350,6 +351,7 @@ def score(
         mean_mask_rate=spent.masked / max(spent.observed, 1),
         # In the unit of the score: a density of binned values, higher is better.
         prequential=None if code is None else -code - data.heldout.table.log_bin_width,
+        rows_drawn=inputs.sources().drawn(spent.steps),
         learned_policy=learned_policy(inputs.policy, spent.learned),
         versions=_versions(),
     )

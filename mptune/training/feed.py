@@ -10,8 +10,8 @@ V predictable symbols, R intervals of the mask rate.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -36,6 +36,9 @@ from mptune.training.schedule import TrainingBudget
 PHASES = 16
 """Parts of a training, each with a head shape of its own where the law of the mask count moves."""
 
+DATA = "data.source"
+"""Name of what the spec's data are, beside the domains that are mixed in."""
+
 SHAPES, TILE = 16, 8
 """Most head shapes of a phase where sequences differ in length; tensor cores work in eights."""
 
@@ -55,27 +58,79 @@ class DataOrder:
     A batch may begin in one epoch and end in the next, so every sequence comes exactly once per
     epoch and none is dropped. Steps may be asked for in any order.
 
+    Args:
+        stream: keeps the orders of several sources apart.
+
     Raises:
         InputError: there are no sequences.
     """
 
-    def __init__(self, sequences: int, batch_size: int, seed: int) -> None:
+    def __init__(self, sequences: int, batch_size: int, seed: int, stream: int = 0) -> None:
         if sequences < 1:
             raise InputError("the training split has no sequences")
         self.sequences, self.batch_size, self.seed = sequences, batch_size, seed
+        self._stream = stream << 32
         self._epoch, self._order = -1, np.zeros(0, np.int64)
 
     def rows(self, step: int) -> IntArray:
         """Rows [B] of the training split that make up the batch of a step, from step 0 on."""
-        positions_B = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        return self.between(step * self.batch_size, (step + 1) * self.batch_size)
+
+    def between(self, first: int, end: int) -> IntArray:
+        """Rows [B] at the places `first` to `end` - 1 of all epochs in a row."""
+        positions_B = np.arange(first, end)
         epoch_B, place_B = np.divmod(positions_B, self.sequences)
-        parts = []
+        parts = [np.zeros(0, np.int64)]
         for epoch in np.unique(epoch_B):
             if epoch != self._epoch:
                 self._epoch = int(epoch)
-                self._order = seeded_order(self.sequences, self.seed, self._epoch)
+                stream = self._stream + self._epoch
+                self._order = seeded_order(self.sequences, self.seed, stream)
             parts.append(self._order[place_B[epoch_B == epoch]])
         return np.concatenate(parts)
+
+
+class Sources:
+    """The sequences of several sources, of which every batch has as many as their weights say.
+
+    Of the first n rows of a training a source has n times its share, to within one row, whatever n
+    is. Each source comes in an order of its own.
+
+    Args:
+        weighted: split and weight of each source by its name.
+    """
+
+    def __init__(
+        self, weighted: Mapping[str, tuple[Split, float]], batch_size: int, seed: int
+    ) -> None:
+        self.splits, self.batch_size = {n: split for n, (split, _) in weighted.items()}, batch_size
+        weights = np.array([weight for _, weight in weighted.values()], np.float64)
+        self._ends = weights.cumsum() / weights.cumsum()[-1]
+        self._orders = [
+            DataOrder(len(split), batch_size, seed, stream)
+            for stream, split in enumerate(self.splits.values())
+        ]
+
+    def drawn(self, steps: int) -> dict[str, int]:
+        """Rows of each source that the first steps draw."""
+        ends = np.floor(steps * self.batch_size * self._ends + 0.5).astype(int)
+        return dict(zip(self.splits, np.diff(ends, prepend=0).tolist(), strict=True))
+
+    def batch(self, step: int) -> tuple[NDArray[Any], BoolArray]:
+        """Tokens and observed positions [B, D] of the batch of a step, from step 0 on."""
+        ranges = zip(self.drawn(step).values(), self.drawn(step + 1).values(), strict=True)
+        parts = []
+        for order, split, (first, end) in zip(
+            self._orders, self.splits.values(), ranges, strict=True
+        ):
+            rows_B = order.between(first, end)
+            parts.append((split.tokens[rows_B], split.observed[rows_B]))
+        tokens, observed = zip(*parts, strict=True)
+        return np.concatenate(tokens), np.concatenate(observed)
+
+    def unseen(self, step: int) -> bool:
+        """Whether no row of a step's batch was drawn before."""
+        return all(n <= len(self.splits[name]) for name, n in self.drawn(step + 1).items())
 
 
 def attended(tokens_BD: NDArray[Any], pad_id: int) -> BoolArray | None:
@@ -228,6 +283,8 @@ class Inputs:
     policy: MaskPolicy
     family: MaskedModel
     train: Split
+    mixed: Mapping[str, Split] = field(default_factory=dict)
+    """What `training.mix` adds, by domain."""
     vocabulary_size: int
     axes: tuple[int, ...] = ()
     """Sizes of the grid that positions lie on, each with an embedding; empty if they are a line."""
@@ -243,6 +300,13 @@ class Inputs:
         """Parameters of the model, those of the grid included."""
         grid = sum(self.axes) * (self.family.width or 0)
         return self.family.parameters(self.vocabulary_size + 2, self.length) + grid
+
+    def sources(self) -> Sources:
+        """What the batches are drawn from."""
+        # In an order that the spec's order of keys does not change, as no hash of it does.
+        weighted = {n: (self.mixed[n], self.training.mix[n]) for n in sorted(self.mixed)}
+        first = {DATA: (self.train, 1.0)}
+        return Sources({**first, **weighted}, self.training.batch_size, self.seed)
 
     def step_flops(self, masked: int, rows: int) -> float:
         """FLOPs of one step.
@@ -420,7 +484,7 @@ class Feed:
     def __init__(self, inputs: Inputs, ranks: Ranks) -> None:
         training = inputs.training
         self._inputs, self._device = inputs, ranks.device
-        self._order = DataOrder(len(inputs.train.tokens), training.batch_size, inputs.seed)
+        self._sources = inputs.sources()
         self._micro = micro_batch_size(training, ranks.world_size)
         mine = training.batch_size // ranks.world_size // self._micro
         self._mine = range(ranks.rank * mine, (ranks.rank + 1) * mine)
@@ -465,8 +529,7 @@ class Feed:
     def draw(self, key: BatchKey) -> Batch:
         """The masked global batch, the same on every rank."""
         inputs, law, progress = self._inputs, key.law, key.progress
-        rows_B = self._order.rows(key.step)
-        tokens_BD, observed_BD = inputs.train.tokens[rows_B], inputs.train.observed[rows_B]
+        tokens_BD, observed_BD = self._sources.batch(key.step)
         drawn = draw_batch(
             law,
             tokens_BD,
@@ -480,12 +543,11 @@ class Feed:
         )
         counts_B, lengths_B = drawn.mask_BD.sum(1), observed_BD.sum(1)
         # Only sequences that were not trained on before count in the code length.
-        first_epoch = (key.step + 1) * len(rows_B) <= len(inputs.train.tokens)
-        code_B: FloatArray | None = np.zeros(len(rows_B))
-        if key.code and first_epoch:
+        code_B: FloatArray | None = np.zeros(len(tokens_BD))
+        if key.code and self._sources.unseen(key.step):
             code_B = code_weights(law, counts_B, lengths_B, progress)
-        number, head = len(rows_B) // self._micro, None
-        parts = list(np.arange(len(rows_B)).reshape(number, self._micro))
+        number, head = len(tokens_BD) // self._micro, None
+        parts = list(np.arange(len(tokens_BD)).reshape(number, self._micro))
         if self._static:
             parts = deal(counts_B, number)
             head = HeadRows.of(law, inputs.length, progress, self._micro)

@@ -460,3 +460,34 @@ def test_a_changed_source_is_noticed(tmp_path):
     assert data.prepare(tmp_path / "cache").hash == first
     path.write_text(lines.replace("line 7\n", "lime 7\n"))
     assert data.prepare(tmp_path / "cache").hash != first
+
+
+def test_documents_of_a_domain_are_trained_on_but_for_those_that_are_scored(tmp_path):
+    new, old = [f"{n:05b}" for n in range(20)], [f"\u00f6ld {n:04b}" for n in range(10)]
+    write(tmp_path, **{f"d{n}": content for n, content in enumerate(new)})
+    (tmp_path / "old.lines").write_text("\n".join([*old, *new]))
+    domain = {"source": "old.lines", "documents": "line", "heldout": 0.4}
+    domains = {"old": domain, "noisy": {"noise": 0.5}}
+    data = text(tmp_path, heldout=0.3, tokenizer="characters", domains=domains)
+    table = data.prepare(tmp_path / "cache")
+    alphabet = np.load(table.path / "alphabet.npy")
+
+    def shown(split):
+        rows = zip(split.tokens, split.observed, strict=True)
+        return {"".join(map(chr, alphabet[tokens[seen]])) for tokens, seen in rows}
+
+    scored, trained = shown(table.domain("old")), shown(table.mixed("old"))
+    home, heldout = shown(table.train), shown(table.heldout)
+    assert len(scored) == 12
+    assert scored & {*new}
+    assert heldout - scored, "the old source has them, too, and they are not trained on"
+    assert trained == {*old, *new} - scored - heldout, "the alphabet is that of all training text"
+    assert home == {*new} - scored - heldout
+    assert f", {len(trained)} of old to mix in" in table.description
+    with pytest.raises(FileNotFoundError):
+        table.mixed("noisy")
+    one = {"old": {**domain, "documents": "file"}}
+    with pytest.raises(ValueError, match=r"domains.old.source: .*old.lines is one document, so no"):
+        text(tmp_path, domains=one).prepare(tmp_path / "cache")
+    with pytest.raises(ValidationError, match="heldout is of a source"):
+        text(tmp_path, domains={"noisy": {"noise": 0.5, "heldout": 0.4}})

@@ -116,6 +116,10 @@ BROKEN = [
     ("trials: 4", "trials: 4\n  choose_by: worst",
      "spec.yaml:19: search.choose_by: 'worst' is not heldout, worst_domain, or weights"),
     ("trials: 4", "trials: 4\n  choose_by: {heldout: -1}", "the weight of heldout is -1; give"),
+    ("budget_tokens: 1e6", "budget_tokens: 1e6\n  mix: {old: 0.2}",
+     "spec.yaml:16: training.mix.old: no text of old to train on: data.domains.old needs heldout"),
+    ("budget_tokens: 1e6", "budget_tokens: 1e6\n  mix: {old: much}",
+     "spec.yaml:16: training.mix.old: 'much' must be a valid number"),
     ("trials: 4", "trials: 4\n  choose_by: {heldout: 0}", "needs a weight above 0"),
 ]  # fmt: skip
 
@@ -127,6 +131,24 @@ def test_a_broken_spec_gets_one_clear_line(tmp_path: Path, old: str, new: str, l
         check_all(tmp_path, GOOD.replace(old, new, 1))
     assert len(caught.value.problems) == 1, caught.value.problems
     assert line in caught.value.problems[0]
+
+
+def test_weights_of_domains_with_text_to_train_on_may_be_searched(tmp_path: Path) -> None:
+    domains = "domains: {old: {source: 'package:email/*.py', heldout: 0.1}, dim: {noise: 0.1}}"
+    good = GOOD.replace("data:\n", f"data:\n  {domains}\n")
+    file = read(tmp_path, good, "training.mix={old: {float: [0, 0.5]}}")
+    assert file.validate().training.mix == {"old": 0}
+    assert file.dimensions["training.mix.old"] == Range(0, 0.5)
+    for given, line in (
+        ("{old: {float: [-0.1, 0.5]}}", "mix.old: -0.1 must be greater than or equal to 0"),
+        ("{old: .inf}", "mix.old: inf must be a finite number"),
+        ("{old: 1, dim: 1}", "mix.dim: no text of dim to train on: data.domains.dim needs heldout"),
+        ("{olds: 1}", "that is only scored; did you mean 'old'?"),
+    ):
+        with pytest.raises(InputError) as caught:
+            read(tmp_path, good, f"training.mix={given}").validate()
+        assert len(caught.value.problems) == 1, caught.value.problems
+        assert line in caught.value.problems[0]
 
 
 def test_problems_of_all_sections_are_reported_at_once(tmp_path: Path) -> None:

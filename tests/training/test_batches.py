@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mptune.data._table import Split
 from mptune.errors import InputError
-from mptune.training.feed import DataOrder, attended, seeded_order
+from mptune.training.feed import DataOrder, Sources, attended, seeded_order
 
 
 @pytest.mark.parametrize(("sequences", "batch_size"), [(10, 5), (10, 4), (7, 16), (3, 1)])
@@ -40,3 +41,51 @@ def test_padding_is_not_attended_to():
     attend_BD = attended(np.array([[0, 9], [9, 9]]), pad_id=9)
     # A softmax over nothing is NaN, so a sequence of padding attends to itself.
     assert attend_BD.tolist() == [[True, False], [True, True]]
+
+
+def sources(weights, sizes=(40, 7, 5), batch_size=8, seed=1):
+    """Sources whose tokens say which one they are of."""
+    names = ("home", "old", "other")[: len(weights)]
+    splits = [
+        Split(np.full((n, 2), 100 * i) + np.arange(n)[:, None], np.ones((n, 2), bool), np.zeros(n))
+        for i, n in enumerate(sizes)
+    ]
+    weighted = {n: (s, w) for n, s, w in zip(names, splits, weights, strict=False)}
+    return Sources(weighted, batch_size, seed)
+
+
+@pytest.mark.parametrize("weights", [(1, 0.25), (1, 0.25, 0.1), (1, 0, 0.5), (1, 3.3, 0.01)])
+def test_each_source_has_its_share_of_any_number_of_rows_to_within_one(weights):
+    mixed, count = sources(weights), np.zeros(len(weights))
+    for step in range(200):
+        of_source_B = mixed.batch(step)[0][:, 0] // 100
+        assert len(of_source_B) == 8
+        count += np.bincount(of_source_B, minlength=len(weights))
+        assert list(mixed.drawn(step + 1).values()) == count.tolist()
+        expected = 8 * (step + 1) * np.array(weights) / sum(weights)
+        assert (abs(count - expected) <= 1).all()
+
+
+def test_every_source_has_its_epochs_and_a_batch_does_not_depend_on_earlier_ones():
+    mixed = sources((1, 0.25, 0.1))
+    batches = [mixed.batch(step)[0][:, 0] for step in range(100)]
+    there = np.concatenate(batches)
+    for number, size in enumerate((40, 7, 5)):
+        rows = there[there // 100 == number] - 100 * number
+        epochs = rows[: len(rows) // size * size].reshape(-1, size)
+        assert len(epochs) > 3
+        assert (np.sort(epochs, axis=1) == np.arange(size)).all()
+    back = sources((1, 0.25, 0.1))
+    assert all((back.batch(n)[0][:, 0] == batches[n]).all() for n in reversed(range(100)))
+    assert not all((sources((1, 0.25, 0.1), seed=2).batch(n)[0][:, 0] == batches[n]).all()
+                   for n in range(9))  # fmt: skip
+
+
+def test_a_single_source_has_the_rows_of_its_order():
+    alone, order = sources((1,)), DataOrder(40, 8, seed=1)
+    assert all((alone.batch(n)[0][:, 0] == order.rows(n)).all() for n in range(20))
+
+
+def test_rows_are_unseen_until_one_source_begins_again():
+    mixed = sources((1, 1))  # 4 rows of each in a batch, and the second has 7
+    assert [mixed.unseen(step) for step in range(3)] == [True, False, False]

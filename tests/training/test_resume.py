@@ -10,9 +10,10 @@ import torch
 
 from mptune.artifacts import Remote, sha256
 from mptune.paths import TrialDirectory
-from mptune.trial import Finished, Stopped
+from mptune.training.execution import prepare
+from mptune.trial import Finished, PrepareRequest, Stopped
 from tests.objects import bucket
-from tests.training.trials import Script
+from tests.training.trials import SCORE, Script, trial
 
 
 def curve(events):
@@ -114,3 +115,32 @@ def test_all_of_it_is_in_an_object_store(study, alone, pair, undisturbed, tmp_pa
     with model.fetched(model.children()) as folder:
         assert AutoModelForMaskedLM.from_pretrained(folder).config.vocab_size == 13
     assert not TrialDirectory(tmp_path).weights.exists()
+
+
+def test_a_mixture_of_sources_goes_on_bit_for_bit_and_counts_its_rows(alone, tmp_path):
+    (tmp_path / "new.txt").write_text("\n".join(f"new {n:03d} {n**3:09d}" for n in range(60)))
+    (tmp_path / "old.txt").write_text("\n".join(f"old {n:03d} {n**5:09d}" for n in range(30)))
+    old = {"source": str(tmp_path / "old.txt"), "heldout": 0.3}
+    data = {"kind": "text", "source": str(tmp_path / "new.txt"), "documents": "line", "length": 16,
+            "heldout": 0.3, "domains": {"old": old}}  # fmt: skip
+    plan, cache = str(tmp_path / "plan.npz"), str(tmp_path / "cache")
+    prepared = prepare(PrepareRequest(data=data, score=SCORE, cache=cache, plan=plan))
+
+    def run(name, control=None, **mix):
+        training = {"mix": mix, "batch_size": 8, "budget_tokens": 24 * 8 * 16}
+        return alone(trial(prepared, data, tmp_path / name, training=training), control)
+
+    whole = run("whole", old=0.25)[-1].result
+    assert run("parts", Script(stop_at=10), old=0.25)[-1].step == 10
+    parts = run("parts", old=0.25)
+    assert parts[0].resumed_at == 10
+    for part in ("lml", "lml_shift", "loss_curve", "rows_drawn", "fingerprint"):
+        assert getattr(parts[-1].result, part) == getattr(whole, part)
+    assert set(whole.lml_shift) == {"old"}
+    assert whole.rows_drawn == {"data.source": round(0.8 * 24 * 8), "old": round(0.2 * 24 * 8)}
+    none = run("none")[-1].result
+    assert none.rows_drawn == {"data.source": 24 * 8}
+    zero = run("zero", old=0)[-1].result
+    assert zero.lml == none.lml
+    assert zero.rows_drawn == {"data.source": 24 * 8, "old": 0}
+    assert whole.lml_shift["old"].nats_per_token > none.lml_shift["old"].nats_per_token
