@@ -205,11 +205,13 @@ class LearningRateSchedule(Section):
 
     Attributes:
         warmup: fraction of the budget spent warming up.
+        decay: fraction of the budget, at its end, over which the rate falls; 1: after the warm-up.
         final: final learning rate as a fraction of the peak.
     """
 
     kind: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: Fraction = 0.05
+    decay: Fraction = 1.0
     final: Fraction = 0.0
 
 

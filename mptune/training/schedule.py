@@ -15,11 +15,13 @@ CURVE_POINTS = 100
 def learning_rate_factor(schedule: LearningRateSchedule, progress: float) -> float:
     """Learning rate as a fraction of its peak.
 
-    Linear from 0 over the warm-up, then from 1 to `final` along the named curve.
+    Linear from 0 over the warm-up, then 1 until the decay, then to `final` along the named curve.
+    With a short decay this is warmup-stable-decay (Hu et al. 2024, arXiv 2404.06395).
     """
     if progress < schedule.warmup:
         return progress / schedule.warmup
-    done = min(1.0, (progress - schedule.warmup) / max(1.0 - schedule.warmup, 1e-12))
+    begin = max(schedule.warmup, 1.0 - schedule.decay)
+    done = min(1.0, max(0.0, progress - begin) / max(1.0 - begin, 1e-12))
     left = {"constant": 1.0, "linear": 1.0 - done, "cosine": (1.0 + math.cos(math.pi * done)) / 2}
     share = left[schedule.kind]
     return share + (1.0 - share) * schedule.final

@@ -21,6 +21,15 @@ def test_learning_rate(kind):
     assert factors[100] == pytest.approx(1.0 if kind == "constant" else 0.1)
 
 
+@pytest.mark.parametrize(("kind", "half"), [("linear", 0.55), ("cosine", 0.55), ("constant", 1)])
+def test_learning_rate_is_constant_until_a_short_decay(kind, half):
+    schedule = LearningRateSchedule(kind=kind, warmup=0.1, decay=0.2, final=0.1)
+    factors = [learning_rate_factor(schedule, s) for s in (0.05, 0.1, 0.5, 0.8, 0.9, 1.0)]
+    assert factors == pytest.approx([0.5, 1, 1, 1, half, 1.0 if kind == "constant" else 0.1])
+    late = LearningRateSchedule(kind="linear", warmup=0.9, decay=0.2)
+    assert learning_rate_factor(late, 0.95) == pytest.approx(0.5), "never before the warm-up ends"
+
+
 def test_learning_rate_without_warmup_or_with_nothing_else():
     assert learning_rate_factor(LearningRateSchedule(warmup=0.0), 0.0) == 1.0
     assert learning_rate_factor(LearningRateSchedule(warmup=1.0), 0.5) == 0.5
