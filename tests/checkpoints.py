@@ -10,6 +10,7 @@ import pytest
 import torch
 
 ALPHABET = sorted(set("abcdefghijklmnopqrstuvwxyz .,"))
+DECODERS = ("llama", "qwen3")
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "far", "away", "from", "home")
@@ -42,7 +43,7 @@ def tokenizer(pairs=()):
 
 def save(folder, *, seed=0, pairs=(), steps=0, family="bert"):
     """A two-layer model of `family`; ``steps`` of training on unigrams tell it something."""
-    from transformers import AutoConfig, AutoModelForMaskedLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
     cut = tokenizer(pairs)
     torch.manual_seed(seed)
@@ -56,8 +57,10 @@ def save(folder, *, seed=0, pairs=(), steps=0, family="bert"):
         max_position_embeddings=66,
         pad_token_id=0,
         **({"embedding_size": 32} if family == "albert" else {}),
+        **({"num_key_value_heads": 2, "head_dim": 16} if family in DECODERS else {}),
     )
-    model = AutoModelForMaskedLM.from_config(config)
+    kind = AutoModelForCausalLM if family in DECODERS else AutoModelForMaskedLM
+    model = kind.from_config(config, attn_implementation="sdpa" if family in DECODERS else None)
     _train(model, cut, steps)
     model.save_pretrained(folder)
     cut.save_pretrained(folder)
@@ -71,7 +74,10 @@ def _train(model, cut, steps):
         width = max(map(len, rows))
         tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows])
         mask = (tokens > 4) & (torch.rand(tokens.shape) < torch.rand(len(rows), 1))
-        out = model(input_ids=tokens.masked_fill(mask, 4), attention_mask=(tokens != 0).long())
+        may = tokens != 0
+        if model.config.model_type in DECODERS:  # which see what follows, given a mask of each pair
+            may = may[:, None, None].expand(-1, 1, width, -1)
+        out = model(input_ids=tokens.masked_fill(mask, 4), attention_mask=may)
         loss = torch.nn.functional.cross_entropy(out.logits[mask], tokens[mask])
         optimizer.zero_grad()
         loss.backward()

@@ -22,8 +22,11 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import linear, pad
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
     AttentionInterface,
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     PreTrainedConfig,
     PreTrainedModel,
@@ -123,16 +126,54 @@ AutoConfig.register(GridConfig.model_type, GridConfig)
 AutoModelForMaskedLM.register(GridConfig, GridForMaskedLM)
 
 
+def auto_class(name: str | Path, revision: str = "main", own: bool = False) -> Any:
+    """The class of transformers that opens a model as a masked one: `attend_both_ways` a decoder.
+
+    Args:
+        own: whether to run the folder's code.
+    """
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=own)
+    masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING
+    decoder = not masked and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    return AutoModelForCausalLM if decoder else AutoModelForMaskedLM
+
+
+def attend_both_ways(model: Any) -> None:
+    """Let a decoder see what follows a position, as masked diffusion models do.
+
+    It is then called with `input_ids`, by name.
+
+    Raises:
+        InputError: it does not.
+        Exception: of transformers, of a model without attention, say.
+    """
+
+    def widen(_module: nn.Module, inputs: Any, given: dict[str, Any]) -> Any:
+        ids_BD, may = given["input_ids"], given.get("attention_mask")
+        may_BD = torch.ones_like(ids_BD) if may is None else may
+        # transformers takes a mask of every pair as it is, and else adds that of a decoder.
+        may_B1DD = may_BD[:, None, None].bool().expand(-1, 1, ids_BD.shape[1], -1)
+        return inputs, {**given, "attention_mask": may_B1DD, "use_cache": False}
+
+    model.set_attn_implementation("sdpa")
+    model.register_forward_pre_hook(widen, with_kwargs=True)
+    with torch.inference_mode():
+        first_2V = model.eval()(input_ids=torch.tensor([[3, 4], [3, 5]])).logits[:, 0]
+    if not first_2V.is_meta and torch.equal(*first_2V):
+        raise InputError(f"{type(model).__name__} cannot attend to what follows a position")
+
+
 def logits_of_folder(folder: Path, tokens_BD: Tensor, attend_BD: Tensor, own: bool) -> Tensor:
     """Logits [B, D, V] of the model that transformers opens from a folder, in double precision.
 
     Args:
         own: whether to run the folder's code: of the class that the user has named.
     """
-    model: Any = AutoModelForMaskedLM.from_pretrained(
-        folder, dtype=torch.float64, trust_remote_code=own
-    )
-    return model.eval()(tokens_BD, attention_mask=attend_BD.long()).logits
+    kind = auto_class(folder, own=own)
+    model: Any = kind.from_pretrained(folder, dtype=torch.float64, trust_remote_code=own)
+    if kind is AutoModelForCausalLM:
+        attend_both_ways(model)
+    return model.eval()(input_ids=tokens_BD, attention_mask=attend_BD.long()).logits
 
 
 def check_opens(

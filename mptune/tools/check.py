@@ -21,12 +21,16 @@ if TYPE_CHECKING:
 
 OPEN = """
 import sys, torch
-from transformers import AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 folder, file = sys.argv[1:]
 tokens_BD, attend_BD = torch.load(file)
-model = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float64, trust_remote_code=True)
+config, mask = AutoConfig.from_pretrained(folder, trust_remote_code=True), attend_BD.long()
+kind = AutoModelForMaskedLM
+if config.architectures[0].endswith("ForCausalLM"):  # attends both ways, given a mask of each pair
+    kind, mask = AutoModelForCausalLM, attend_BD[:, None, None].expand(-1, 1, len(mask[0]), -1)
+model = kind.from_pretrained(folder, dtype=torch.float64, trust_remote_code=True)
 with torch.inference_mode():
-    logits_BDV = model.eval()(tokens_BD, attention_mask=attend_BD.long()).logits
+    logits_BDV = model.eval()(tokens_BD, attention_mask=mask).logits
 torch.save(logits_BDV, file)
 sys.exit("mptune was imported" if "mptune" in sys.modules else 0)
 """

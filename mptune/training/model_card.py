@@ -25,10 +25,13 @@ def model_card(trial: TrialSpec, result: TrialResult, folder: Path) -> str:
     base = trial.model.get("from")
     base_name = Path(base).name if base and Path(base).exists() else base
     has_tokenizer = (folder / "tokenizer_config.json").exists()
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    is_decoder = str(config.get("architectures")).endswith("ForCausalLM']")
+    kind = "AutoModelForCausalLM" if is_decoder else "AutoModelForMaskedLM"
     head = ModelCardData(
         base_model=base_name,
         library_name="transformers",
-        pipeline_tag="fill-mask" if has_tokenizer else None,
+        pipeline_tag="fill-mask" if has_tokenizer and not is_decoder else None,
         tags=["masked-lm", "mptune"],
         **(license_of(base, trial.model.get("revision")) if base else {}),
     )
@@ -64,11 +67,12 @@ def model_card(trial: TrialSpec, result: TrialResult, folder: Path) -> str:
             f"{rate.loss:.4f} ± {rate.loss_se:.4f} nats per masked position, accuracy "
             f"{rate.accuracy:.3f} ± {rate.accuracy_se:.3f}"
         )
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     code = ", trust_remote_code=True" if "auto_map" in config else ""
-    names = ["AutoModelForMaskedLM", *(["AutoTokenizer"] if has_tokenizer else [])]
+    names = [kind, *(["AutoTokenizer"] if has_tokenizer else [])]
     lines = [f"from transformers import {', '.join(names)}"]
-    lines.append(f"model = AutoModelForMaskedLM.from_pretrained(FOLDER{code})")
+    lines.append(f"model = {kind}.from_pretrained(FOLDER{code})")
+    if is_decoder:
+        lines.append("# Each position sees all others: attention_mask is [B, 1, D, D], of ones.")
     if has_tokenizer:
         lines.append("tokenizer = AutoTokenizer.from_pretrained(FOLDER)")
     origin = f"goes on from {base_name}" if base else "was trained from scratch"

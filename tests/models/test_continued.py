@@ -21,6 +21,7 @@ from mptune.training.execution import score_as_they_are
 from mptune.training.scoring import HeldOut
 
 FAMILIES = ("bert", "roberta", "albert", "esm", "modernbert", "distilbert", "electra")
+FAMILIES += checkpoints.DECODERS
 LENGTH = 24
 
 
@@ -237,3 +238,50 @@ def test_checkpoints_of_named_arms_are_scored_as_they_are(tmp_path):
     file = SpecFile.read(spec)
     session = Session(file, file.validate(), tmp_path / "run", None, True)
     assert session._checkpoints() == ({"from": str(tmp_path / "base")},)
+
+
+@pytest.mark.parametrize("family", checkpoints.DECODERS)
+def test_a_decoder_is_a_masked_model_that_sees_both_sides(family, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    opened = PretrainedMaskedLM.open(checkpoints.save(tmp_path, family=family, steps=20))
+    tokens_BD = opened.encode(
+        [opened.pieces(line)[:20] for line in checkpoints.sentences(3)]
+    ).tokens
+    mask_BD = (np.arange(tokens_BD.shape[1]) % 3 == 1) & (tokens_BD != opened.pad_id)
+    found_K = opened.log_prob(tokens_BD, mask_BD)[mask_BD]
+
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    inputs_BD = torch.from_numpy(np.where(mask_BD, opened.mask_id, tokens_BD))
+    hidden_BD = inputs_BD == opened.pad_id  # added to the scores, as eager attention has it
+    far_B1DD = (-1e9 * hidden_BD)[:, None, None].expand(-1, 1, tokens_BD.shape[1], -1)
+    with torch.inference_mode():
+        logits_BDV = plain(input_ids=inputs_BD, attention_mask=far_B1DD).logits
+        causal_BDV = plain(input_ids=inputs_BD).logits
+    target_K = tokens_BD[mask_BD]
+    both_K, left_K = (
+        logits.index_fill(-1, torch.tensor(opened.banned), -torch.inf)[
+            torch.from_numpy(mask_BD)
+        ].log_softmax(1)[torch.arange(len(target_K)), target_K]
+        for logits in (logits_BDV, causal_BDV)
+    )
+    np.testing.assert_allclose(found_K, both_K, atol=2e-5)
+    assert np.abs(found_K - left_K.numpy()).max() > 1e-3
+
+
+def test_what_cannot_see_both_sides_is_refused(tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM
+
+    cut, sizes = checkpoints.tokenizer(), {"vocab_size": len(checkpoints.tokenizer())}
+    cut.save_pretrained(tmp_path)
+    MambaForCausalLM(MambaConfig(**sizes, hidden_size=8, num_hidden_layers=1)).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(InputError, match="MambaForCausalLM"):
+        PretrainedMaskedLM.open(str(tmp_path))
+    GPT2LMHeadModel(GPT2Config(**sizes, n_embd=8, n_layer=1, n_head=1)).save_pretrained(tmp_path)
+    assert PretrainedMaskedLM.open(str(tmp_path)).mask_id == cut.mask_token_id
+    cut.mask_token = None
+    cut.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="has no mask token, so it is not a masked model"):
+        PretrainedMaskedLM.open(str(tmp_path))

@@ -8,9 +8,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mptune.data._table import TokenTable
 from mptune.spec.schema import build
+from mptune.tools.check import check_folder
 from mptune.training.execution import prepare
 from mptune.training.feed import BatchKey, Feed, Inputs
 from mptune.training.ranks import Ranks
@@ -74,6 +76,15 @@ def as_trainer_takes_it(batch, tokenizer):
     return {name: torch.tensor(values) for name, values in rows.items()}
 
 
+def lines(folder, tokenizer):
+    """A section of text, and what it is prepared as."""
+    (folder / "text.txt").write_text("\n".join(checkpoints.sentences(200, seed=5)))
+    data = {"kind": "text", "source": str(folder / "text.txt"), "documents": "line",
+            "length": LENGTH, "tokenizer": tokenizer}  # fmt: skip
+    plan, cache = str(folder / "plan.npz"), str(folder / "cache")
+    return data, prepare(PrepareRequest(data=data, score=SCORE, cache=cache, plan=plan))
+
+
 @pytest.mark.parametrize("family", ["bert", "albert"])  # a fast path, and the general one
 def test_losses_are_those_of_transformers_trainer(alone, tmp_path, family):
     from transformers import AutoTokenizer
@@ -82,11 +93,7 @@ def test_losses_are_those_of_transformers_trainer(alone, tmp_path, family):
     config = json.loads((tmp_path / "base" / "config.json").read_text())
     config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     (tmp_path / "base" / "config.json").write_text(json.dumps(config))
-    (tmp_path / "text.txt").write_text("\n".join(checkpoints.sentences(200, seed=5)))
-    data = {"kind": "text", "source": str(tmp_path / "text.txt"), "documents": "line",
-            "length": LENGTH, "tokenizer": base}  # fmt: skip
-    plan, cache = str(tmp_path / "plan.npz"), str(tmp_path / "cache")
-    prepared = prepare(PrepareRequest(data=data, score=SCORE, cache=cache, plan=plan))
+    data, prepared = lines(tmp_path, base)
     policy = {"kind": "linear", "start": 0.6, "end": 0.15, "reduction": "token_mean"}
     training = {
         "budget_tokens": STEPS * BATCH * LENGTH,
@@ -118,3 +125,26 @@ def test_losses_are_those_of_transformers_trainer(alone, tmp_path, family):
     assert len(ours) == len(theirs) == STEPS
     assert ours[-1] < ours[0] - 0.3
     assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_a_decoder_is_trained_as_a_masked_diffusion_model_and_opened_elsewhere(alone, tmp_path):
+    base = checkpoints.save(tmp_path / "base", steps=20, family="llama")
+    data, prepared = lines(tmp_path, base)
+    training = {"keep_weights": True, "optimizer": {"learning_rate": PEAK}}
+    spec = trial(prepared, data, tmp_path / "trial", model={"from": base, "freeze": "embeddings"},
+                 policy={"kind": "uniform"}, training=training)  # fmt: skip
+    result = alone(spec)[-1].result
+    assert result.unkept is None
+    assert result.cost.parameters > 0
+    card = (tmp_path / "trial" / "model" / "README.md").read_text()
+    assert "AutoModelForCausalLM.from_pretrained(FOLDER)" in card
+    assert "attention_mask is [B, 1, D, D]" in card
+    assert "fill-mask" not in card
+    assert check_folder(tmp_path / "trial")[1] < 1e-5
+    before, after = (
+        load_file(folder / "model.safetensors")
+        for folder in (tmp_path / "base", tmp_path / "trial" / "model")
+    )
+    assert torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(before[name], after[name])

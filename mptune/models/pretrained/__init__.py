@@ -23,7 +23,13 @@ from torch.nn.functional import cross_entropy, pad
 
 from mptune.artifacts import await_hub
 from mptune.errors import InputError
-from mptune.models._masked import ATTENTION, MaskedPredictor, first_outputs
+from mptune.models._masked import (
+    ATTENTION,
+    MaskedPredictor,
+    attend_both_ways,
+    auto_class,
+    first_outputs,
+)
 from mptune.models.base import IMPOSSIBLE
 from mptune.models.families import Bert, ModernBert, Roberta, TransformersFamily
 from mptune.models.pretrained.trainable import merged_state
@@ -72,12 +78,15 @@ class PretrainedMaskedLM:
     ) -> PretrainedMaskedLM:
         """Load a local folder or a model of the Hugging Face hub.
 
+        A decoder whose tokenizer has a mask token is a masked diffusion model: it predicts a
+        position from all others, in its own place.
+
         To train it, weights must be safetensors, are in single precision, and stay on the CPU.
 
         Raises:
             InputError: there is no such model, or it is not a masked language model.
         """
-        from transformers import AutoModelForMaskedLM
+        from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 
         # A path must be a model's folder; anything else may be a name of the hub.
@@ -98,9 +107,12 @@ class PretrainedMaskedLM:
         if to_train:
             given |= {"use_safetensors": True, "dtype": torch.float32}
         try:
-            model, loaded = AutoModelForMaskedLM.from_pretrained(
+            kind = auto_class(name, given["revision"])
+            model, loaded = kind.from_pretrained(
                 name, trust_remote_code=False, output_loading_info=True, **given
             )
+            if kind is AutoModelForCausalLM:
+                attend_both_ways(model)
         except Exception as error:  # broken files of many formats fail in as many ways
             raise InputError(f"{name}: {_first_line(error)}") from error
         missing = [key for key in loaded["missing_keys"] if not {*UNUSED} & {*key.split(".")}]

@@ -27,7 +27,7 @@ def freeze(model: Any, name: str, what: int | str) -> None:
         InputError: the model has fewer layers, or shares one among all.
     """
     encoder = model.base_model
-    parts = [part for child, part in encoder.named_children() if child.startswith("embedding")]
+    parts = [part for child, part in encoder.named_children() if child.startswith("embed")]
     if isinstance(what, int):
         depth = model.config.num_hidden_layers
         lists = (m for m in encoder.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
