@@ -321,7 +321,7 @@ def rate(what: str, given: Any, ranks: Any, steps: int = STEPS) -> None:
         round(given.policy.mean_rate(given.length) * rows * given.length), rows
     )
     tokens_per_s = rows * given.length / took_s
-    mfu = ds.utilisation(flops / took_s, ranks)
+    mfu = ds.utilisation(flops / took_s, ranks, given.training)
     tell("step", what=what, ms=1e3 * took_s, tokens_per_s=tokens_per_s, utilisation=mfu)
 
 
@@ -435,11 +435,13 @@ def memory(ranks: Any) -> None:
             length=given.length,
             masked_share=given.policy.mean_rate(given.length),
         )
-        asked = demand(sizes, given.training, 1).total
+        needed = demand(sizes, given.training, 1)
+        asked = needed.total - needed.outside
         if not TINY:
             torch.cuda.reset_peak_memory_stats()
         step_s(given, ranks, steps=3)
         taken = 1.0 if TINY else float(torch.cuda.max_memory_reserved())
+        free, total = (0, 0) if TINY else torch.cuda.mem_get_info()
         used = 1.0 if TINY else float(torch.cuda.max_memory_allocated())
         tell(
             "memory",
@@ -448,6 +450,9 @@ def memory(ranks: Any) -> None:
             reserved_gb=taken / 1e9,
             allocated_gb=used / 1e9,
             ratio=asked / taken,
+            # What the process takes besides, and `_memory.CONTEXT` says.
+            outside_gb=0.0 if TINY else (total - free - torch.cuda.memory_reserved()) / 1e9,
+            outside_predicted_gb=needed.outside / 1e9,
         )
 
 

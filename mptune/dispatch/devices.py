@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 from mptune.dispatch.placement import ClusterNode, FreeResources, Shape
 from mptune.paths import node_bytes
@@ -36,6 +37,11 @@ class Machine:
 def this_machine() -> Machine:
     """The machine or container that this process is in."""
     return Machine(node_bytes(), tuple(gpus()))
+
+
+def has_gpus() -> bool:
+    """Whether this machine seems to have a GPU of NVIDIA's; to ask NVML takes an import of Ray."""
+    return any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def gpus() -> list[Gpu]:

@@ -11,6 +11,7 @@ Notation: P parameters, n ranks, v bytes of a value (2 in half precision, 4 in s
 - Activations: those of a transformer block (Korthikanti et al. 2022, arXiv 2205.05198, section 4.1)
   with attention that keeps no scores, unless it is computed by plain products; and the logits.
 - Scoring: the logits of the plan's last batch, which masks most.
+- Outside: of a GPU, what a process takes besides torch's allocator.
 
 Constants marked as measured are from `benchmarks/memory.py`.
 """
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mptune.errors import DoesNotFit, InputError
-from mptune.spec.deepspeed import configuration
+from mptune.spec.deepspeed import configuration, in_half_precision
 from mptune.spec.schema import Resources, Training, build
 from mptune.trial import Device, DeviceKind, TrialSpec
 
@@ -39,6 +40,10 @@ residual stream stay in single precision (BERT and ModernBERT on an H200, see RE
 
 RESERVE = 1.1
 """Factor for the allocator, the collectives' buffers and the framework itself."""
+
+CONTEXT, COLLECTIVES = 0.7e9, 0.7e9
+"""Bytes of a GPU that a process takes for CUDA's context and kernels, and with several ranks for
+NCCL's buffers. Not measured; the GPU check tells the first."""
 
 COPIES_ON_CPU = 1.85
 """Memory of ZeRO's states on a CPU over their estimate (measured: 1.3 to 1.84).
@@ -71,12 +76,14 @@ class Demand:
         buffers: buckets and gathered weights.
         activations: what the backward pass needs of one micro-batch, head included.
         scoring: what a scoring forward needs beside the states.
+        outside: of a GPU, see `outside`.
     """
 
     states: float
     buffers: float
     activations: float
     scoring: float
+    outside: float = 0.0
 
     @property
     def working(self) -> float:
@@ -86,14 +93,15 @@ class Demand:
     @property
     def total(self) -> float:
         """All of it, with the reserve."""
-        return RESERVE * (self.states + self.buffers + self.working)
+        return RESERVE * (self.states + self.buffers + self.working) + self.outside
 
     def words(self) -> str:
         """The total, and its parts."""
         what = "scoring" if self.scoring > self.activations else "activations"
+        cuda = f", {gigabytes(self.outside)} CUDA" if self.outside else ""
         return (
             f"{gigabytes(self.total)} per worker ({gigabytes(self.states + self.buffers)} states, "
-            f"{gigabytes(self.working)} {what})"
+            f"{gigabytes(self.working)} {what}{cuda})"
         )
 
 
@@ -136,6 +144,11 @@ class Sizes:
         )
 
 
+def outside(world_size: int) -> float:
+    """Bytes of a GPU that a rank takes besides torch's allocator."""
+    return CONTEXT + (COLLECTIVES if world_size > 1 else 0.0)
+
+
 def demand(sizes: Sizes, training: Training, world_size: int) -> Demand:
     """The demand of one rank.
 
@@ -143,8 +156,7 @@ def demand(sizes: Sizes, training: Training, world_size: int) -> Demand:
         InputError: the batch cannot be divided among the ranks.
     """
     config = configuration(training, world_size)
-    kinds = ("bf16", "fp16", "torch_autocast")
-    half = any(bool(config.get(kind, {}).get("enabled")) for kind in kinds)
+    half = in_half_precision(config)
     family, length = sizes.family, sizes.length
     parameters = family.parameters(sizes.vocabulary, length)
     zero = config["zero_optimization"]
@@ -165,6 +177,7 @@ def demand(sizes: Sizes, training: Training, world_size: int) -> Demand:
         buffers=buffers,
         activations=micro * length * (blocks + logits),
         scoring=sizes.scored * length * (scored_block + scored_logits),
+        outside=outside(world_size) if sizes.device == "cuda" else 0.0,
     )
 
 

@@ -21,7 +21,7 @@ from mptune.spec.schema import SIZE_SUFFIXES, Plugin, Size
 if TYPE_CHECKING:
     from torch import nn
 
-WIDTH_PER_HEAD, WIDE = 32, 512
+WIDTH_PER_HEAD, WIDE, WIDE_STEP = 32, 512, 128
 """Default width of an attention head: small models train better with a few heads than with one.
 From `WIDE` channels on it is twice that, as BERT's, for which attention kernels are made."""
 
@@ -200,8 +200,9 @@ class ModelFamily(MaskedModel):
     def sized(self, vocabulary: int, length: int) -> Self:
         """The member with about `size` parameters, by width and depth; itself if these are given.
 
-        For each depth, the width (a multiple of 32) whose parameters come nearest; of those
-        members, the best compromise between that distance and a width of 64 per block.
+        For each depth, the width (a multiple of 32, from 512 on of 128) whose parameters come
+        nearest; of those members, the best compromise between that distance and a width of 64 per
+        block.
 
         Raises:
             ValueError: no member is within a tenth of the size; names the nearest.
@@ -240,6 +241,8 @@ class ModelFamily(MaskedModel):
 
     def _member(self, units: int, depth: int) -> Self:
         width = units * WIDTH_PER_HEAD
+        if width >= WIDE:  # tensor cores work in tiles of 128
+            width = WIDE_STEP * -(-width // WIDE_STEP)
         return self.model_copy(update={"size": None, "width": width, "depth": depth})
 
     def parameters(self, vocabulary: int, length: int) -> int:

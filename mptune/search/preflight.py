@@ -75,6 +75,12 @@ def notes(file: SpecFile, spec: SearchSpec) -> list[str]:
         found.append(
             "training.precision is fp32, its default; bf16 or auto is several times faster on GPUs"
         )
+    on_cpus = not any(gang.gpus_per_worker for gang in spec.resources.gangs())
+    if on_cpus and devices.has_gpus() and (gpus := devices.gpus()):
+        found.append(
+            f"resources.gpus_per_worker is 0, so trials train on the CPU; this machine has "
+            f"{plural(len(gpus), 'GPU')} ({gpus[0].name})"
+        )
     data = build("data", spec.data)
     steps = (training.budget_tokens or math.inf) / (training.batch_size * data.length)
     if steps < FEW_STEPS:

@@ -52,6 +52,12 @@ def configuration(
     return merged
 
 
+def in_half_precision(config: Mapping[str, Any]) -> bool:
+    """Whether a training with this configuration multiplies matrices in half precision."""
+    kinds = ("bf16", "fp16", "torch_autocast")
+    return any(bool(config.get(kind, {}).get("enabled")) for kind in kinds)
+
+
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`base` overridden by `over`; mappings are merged key by key."""
     result = dict(base)

@@ -555,6 +555,17 @@ class Resources(Section):
                 raise ValueError(f"{size!r} {error}") from None
         return value
 
+    @model_validator(mode="after")
+    def _one_gpu_per_rank(self) -> Resources:
+        for gang in self.gangs() if self.by_size else [self]:
+            if gang.workers > 1 and 0 < gang.gpus_per_worker < 1:
+                raise ValueError(
+                    f"{gang.workers} workers of a {gang.gpus_per_worker:g} share of a GPU each: "
+                    "ranks of a gang cannot be on one GPU (NCCL); use gpus_per_worker: 1, or "
+                    "workers: 1"
+                )
+        return self
+
     def for_model(self, parameters: float) -> Resources:
         """The gang for a model with this many parameters, without `by_size`."""
         fitting = [s for s in self.by_size if _count(s) <= parameters]

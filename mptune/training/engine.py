@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 from mptune.paths import release_freed_memory
-from mptune.spec.deepspeed import configuration
+from mptune.spec.deepspeed import configuration, in_half_precision
 from mptune.spec.schema import Training
 from mptune.training import deepspeed_private as private
 from mptune.training.ranks import Ranks
@@ -28,8 +29,24 @@ COLLECTIVE_TIMEOUT = timedelta(hours=12)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Parameters of mallopt(3)."""
 
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "V100": 125e12}
-"""Dense half-precision FLOPs per second of GPUs, by a part of their name; makers' data sheets."""
+PEAK_FLOPS = {
+    "GB200": (2500e12, 1250e12),
+    "B200": (2250e12, 1125e12),
+    "GH200": (989e12, 494e12),
+    "H200": (989e12, 494e12),
+    "H100 PCIe": (756e12, 378e12),
+    "H100": (989e12, 494e12),
+    "A100": (312e12, 156e12),
+    "L40S": (362e12, 183e12),
+    "MI300X": (1307e12, 653e12),
+    "A10G": (70e12, 35e12),
+    "A10": (125e12, 62.5e12),
+    "L4": (121e12, 60e12),
+    "V100": (125e12, 15.7e12),
+}
+"""Dense FLOPs per second of GPUs, by a word of their name, the longest one first: in half
+precision, and in single precision as `join` sets it (TF32 where there is any); makers' data
+sheets."""
 
 
 def import_deepspeed() -> None:
@@ -283,13 +300,19 @@ def device_bytes() -> int:
     return torch.cuda.memory_reserved() if torch.cuda.is_available() else 0
 
 
-def utilisation(flops_per_s: float, ranks: Ranks) -> float | None:
+def peak_flops(name: str, *, half: bool) -> float | None:
+    """Dense FLOPs per second of a GPU with this name; None if they are not known."""
+    peaks = [peak for part, peak in PEAK_FLOPS.items() if re.search(rf"\b{part}\b", name)]
+    return peaks[0][not half] if peaks else None
+
+
+def utilisation(flops_per_s: float, ranks: Ranks, training: Training) -> float | None:
     """Model FLOPs per second over the peak of all ranks' GPUs; None if the peak is not known.
 
     The caller's FLOPs are of whole rows: positions that are padding count as work.
     """
     if ranks.device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(ranks.device)
-    peaks = [peak for part, peak in PEAK_FLOPS.items() if part in name]
-    return flops_per_s / (peaks[0] * ranks.world_size) if peaks else None
+    half = in_half_precision(configuration(training, ranks.world_size))
+    peak = peak_flops(torch.cuda.get_device_name(ranks.device), half=half)
+    return None if peak is None else flops_per_s / (peak * ranks.world_size)

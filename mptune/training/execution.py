@@ -130,7 +130,7 @@ def score_as_they_are(models: Sequence[Mapping[str, Any]], heldout: HeldOut) -> 
 def has_bf16() -> bool:
     """Whether this device has instructions for bf16; without them it converts back and forth."""
     if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported())
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     has = torch.cpu.get_capabilities()
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
@@ -255,7 +255,9 @@ def built(trial: TrialSpec, ranks: Ranks, heldout: HeldOut) -> tuple[Inputs, nn.
     except ValueError as error:
         raise InputError(f"policy.structure: {error}") from None
     stated_gb = trial.resources.memory_gb
-    size = ranks.memory_bytes() if stated_gb is None else 1e9 * stated_gb
+    share = min(trial.resources.gpus_per_worker or 1.0, 1.0)
+    ranks.keep_to(share)
+    size = ranks.memory_bytes(share) if stated_gb is None else 1e9 * stated_gb
     kind: DeviceKind = "cuda" if ranks.device.type == "cuda" else "cpu"
     device = Device(kind=kind, bytes=size, words="the device")
     memory.check(memory.Sizes.of(trial, kind), trial.training, ranks.world_size, device)

@@ -301,7 +301,7 @@ class Loop:
             learning_rate=rate,
             tokens_per_s=(spent.tokens - tokens) / passed_s,
             flops_per_s=flops_per_s,
-            utilisation=ds.utilisation(flops_per_s, self.ranks),
+            utilisation=ds.utilisation(flops_per_s, self.ranks, self.inputs.training),
             gradient_norm=self._norm(),
             loss_by_rate=tuple(
                 ((k + 0.5) / RATE_BUCKETS, float(losses.mean[k]))

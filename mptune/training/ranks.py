@@ -17,6 +17,7 @@ from torch import Tensor
 from mptune import errors as faults
 from mptune.errors import FaultReason, MptuneError, NonFiniteLoss, one_line
 from mptune.lml import NonFiniteLogProb
+from mptune.models._memory import outside
 from mptune.paths import node_bytes
 from mptune.trial import StopReason
 
@@ -61,11 +62,23 @@ class Ranks:
         """Whether the host can go on while the device works."""
         return self.device.type == "cuda"
 
-    def memory_bytes(self) -> float:
-        """Memory of this rank's GPU; of the whole machine or container without one."""
-        if self.device.type == "cuda":
-            return float(torch.cuda.get_device_properties(self.device).total_memory)
-        return node_bytes()
+    def memory_bytes(self, share: float = 1.0) -> float:
+        """Memory that this rank may take: of its share of a GPU, what other processes leave.
+
+        Without a GPU that of the whole machine or container.
+        """
+        if self.device.type != "cuda":
+            return node_bytes()
+        free, total = torch.cuda.mem_get_info(self.device)
+        own = torch.cuda.memory_reserved(self.device) + outside(self.world_size)
+        return min(share * total, free + own)
+
+    def keep_to(self, share: float) -> None:
+        """Let torch take no more than this share of the GPU: trials that share one are apart."""
+        if self.device.type == "cuda" and 0 < share < 1:
+            total = torch.cuda.mem_get_info(self.device)[1]
+            least = max(share - outside(self.world_size) / total, 0.0)
+            torch.cuda.set_per_process_memory_fraction(least, self.device)
 
     def stop_votes(self, reason: StopReason | None) -> tuple[float, float]:
         """What this rank, asked to stop for `reason`, adds to two sums over the ranks."""

@@ -386,6 +386,21 @@ def test_validate_notes_single_precision_on_gpus_that_nobody_asked_for(
     assert ("faster on GPUs" in capsys.readouterr().out) == noted
 
 
+@pytest.mark.parametrize(("asked", "noted"), [("0", True), ("1", False)])
+def test_validate_notes_gpus_that_would_not_be_used(
+    asked: str,
+    noted: bool,
+    spec: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(devices, "has_gpus", lambda: True)
+    monkeypatch.setattr(devices, "gpus", lambda: [devices.Gpu("NVIDIA H100", 80e9)] * 2)
+    assert main(["validate", str(spec), f"--set=resources.gpus_per_worker={asked}"]) == 0
+    told = "train on the CPU; this machine has 2 GPUs (NVIDIA H100)" in capsys.readouterr().out
+    assert told == noted
+
+
 def test_a_number_that_is_not_known_is_a_dash() -> None:
     """Such as the standard error of one document."""
     assert [_command.number(value, ".2f") for value in (None, math.nan, 1.0)] == ["–", "–", "1.00"]

@@ -91,3 +91,16 @@ def test_a_machine_without_a_driver(monkeypatch):
 
     monkeypatch.setattr(ray_private, "nvml", lambda: SimpleNamespace(nvmlInit=no_driver))
     assert devices.gpus() == []
+
+
+@pytest.mark.parametrize(
+    "resources",
+    [
+        {"workers": 2, "gpus_per_worker": 0.5},
+        {"gpus_per_worker": 0.5, "by_size": {"1M": {"workers": 2}}},
+    ],
+)
+def test_ranks_of_a_gang_do_not_share_a_gpu(resources):
+    with pytest.raises(ValueError, match=r"2 workers of a 0\.5 share of a GPU each"):
+        Resources.model_validate(resources)
+    assert Resources(gpus_per_worker=0.5).workers == 1

@@ -269,3 +269,11 @@ def test_a_padded_decoder_gives_the_same_outputs_and_gradients():
     assert found[0][0].shape == (5, 19)
     for plain, padded in zip(*found, strict=True):
         torch.testing.assert_close(plain, padded)
+
+
+@pytest.mark.parametrize(("size", "vocabulary"), [("50M", 30524), ("300M", 50370), ("1B", 30524)])
+def test_wide_models_are_sized_in_tiles(size, vocabulary):
+    member = build("model", {"family": "bert", "size": size}).sized(vocabulary, 512)
+    assert member.width >= 512
+    assert member.width % 128 == 0
+    assert member.width // member.attention_heads == 64

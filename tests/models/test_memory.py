@@ -125,7 +125,7 @@ def test_what_cannot_fit_is_refused_with_what_would_change_it():
     with pytest.raises(DoesNotFit) as caught:
         check(SIZES, asked, 1, small(Resources()))
     message = str(caught.value)
-    assert "bert 768×12 needs 3.28 GB per worker (2.19 GB states" in message
+    assert "bert 768×12 needs 3.98 GB per worker (2.19 GB states" in message
     assert "a Tesla T4 has 2.5 GB; give more workers, a higher training.zero_stage" in message
     assert "\n" not in message
     assert reason_of(caught.value) == "out_of_memory"
@@ -176,3 +176,11 @@ def test_a_trial_takes_what_it_was_said_to_need(fields, monkeypatch):
     benchmark = import_module("memory")
     needed, taken = benchmark.measured(benchmark.Case(**fields))
     assert taken < needed.total < 2.2 * taken
+
+
+def test_what_a_process_takes_of_a_gpu_besides_counts():
+    alone, pair = (demand(SIZES, training(batch_size=8), ranks) for ranks in (1, 2))
+    assert 0 < alone.outside < pair.outside
+    parts = alone.states + alone.buffers + alone.working
+    assert alone.total == pytest.approx(1.1 * parts + alone.outside)
+    assert demand(replace(SIZES, device="cpu"), training(), 1).outside == 0

@@ -14,7 +14,7 @@ from mptune.spec.schema import Resources
 from mptune.trial import Progress, Started, TrialSpec
 from tests import fakes
 
-PAIR = Resources(workers=2, gpus_per_worker=0.5)
+PAIR = Resources(workers=2, gpus_per_worker=1)
 
 
 def trial(number: int, width: int = 64) -> TrialSpec:

@@ -7,7 +7,7 @@ import optuna
 from mptune.search.ledger import Ledger, Work, load_spend, save_spend
 from mptune.spec.schema import Resources
 
-PAIR = Resources(workers=2, gpus_per_worker=0.5)
+PAIR = Resources(workers=2, gpus_per_worker=1)
 
 
 def test_workers_and_gpus_count_by_their_time_and_attempts_add_up():
@@ -17,7 +17,7 @@ def test_workers_and_gpus_count_by_their_time_and_attempts_add_up():
     ledger.end(0, 15)
     ledger.end(0, 99)  # told twice, counts once
     ledger.end(7, 99)  # never began
-    assert ledger.ended == Work(30, 15)
+    assert ledger.ended == Work(30, 30)
 
 
 def test_a_driver_that_dies_leaves_what_its_running_trials_had_used():
@@ -25,8 +25,8 @@ def test_a_driver_that_dies_leaves_what_its_running_trials_had_used():
     assert load_spend(study) == (0.0, Ledger())
     ledger.begin(0, 0, PAIR)
     save_spend(study, 4.0, ledger, 10)
-    assert load_spend(study) == (4.0, Ledger(Work(20, 10), Work(7, 3)))
-    assert ledger.so_far(15) == Work(30, 15)
+    assert load_spend(study) == (4.0, Ledger(Work(20, 20), Work(7, 3)))
+    assert ledger.so_far(15) == Work(30, 30)
 
 
 def test_the_most_of_one_trial_is_kept_and_what_runs_is_known():
@@ -36,4 +36,4 @@ def test_the_most_of_one_trial_is_kept_and_what_runs_is_known():
         assert ledger.is_running(number)
         ledger.end(number, seconds)
         assert not ledger.is_running(number)
-    assert ledger.most == Work(18, 9)
+    assert ledger.most == Work(18, 18)

@@ -48,3 +48,24 @@ def test_every_rank_gets_every_value_and_nothing_is_unpickled(monkeypatch):
 def test_what_is_no_json_is_refused_with_any_number_of_ranks(world_size):
     with pytest.raises(TypeError, match="not JSON serializable"):
         Ranks(0, world_size).gathered(object())
+
+
+def test_a_rank_may_take_its_share_of_what_others_leave(monkeypatch):
+    """Of a GPU of 80 GB, of which torch holds 10 GB here; without a GPU."""
+    free, limits = 60e9, []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80e9))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 10e9)
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda share, device: limits.append(share)
+    )
+    alone = Ranks(device=torch.device("cuda", 0))
+    assert alone.memory_bytes() == pytest.approx(70.7e9)
+    assert alone.memory_bytes(0.5) == 40e9
+    assert Ranks(world_size=2, device=alone.device).memory_bytes() == pytest.approx(71.4e9)
+    free = 20e9
+    assert alone.memory_bytes(0.5) == pytest.approx(30.7e9)
+    for share in (1.0, 0.5):
+        alone.keep_to(share)
+    assert limits == [pytest.approx((40e9 - 0.7e9) / 80e9)]
+    Ranks().keep_to(0.5)
+    assert len(limits) == 1
