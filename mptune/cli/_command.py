@@ -8,13 +8,17 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mptune.errors import InputError, did_you_mean, plural
 from mptune.launch.base import Launcher
 from mptune.paths import RunDirectory, TrialDirectory
 from mptune.spec.source import read_plugin
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 
 class Parser(argparse.ArgumentParser):
@@ -161,6 +165,12 @@ def show(found: Any, as_json: bool, block: str) -> None:
 
 def as_text(block: str, values: Mapping[str, Any]) -> str:
     """The text of a block, in which `x|f(".2f")` formats numbers as an f-string does."""
+    template = _output()
+    return "".join(template.blocks[block](template.new_context(dict(values)))).rstrip()
+
+
+@cache
+def _output() -> Template:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     # Imports scipy, which takes as long as all else that a command needs.
@@ -177,8 +187,7 @@ def as_text(block: str, values: Mapping[str, Any]) -> str:
     )
     environment.filters |= {"f": number, "columns": columns, "half_width": half_width}
     environment.filters |= {"about": about, "count": count, "plural": plural}
-    template = environment.get_template("output.txt")
-    return "".join(template.blocks[block](template.new_context(dict(values)))).rstrip()
+    return environment.get_template("output.txt")
 
 
 def number(value: float | None, form: str) -> str:
