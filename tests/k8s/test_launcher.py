@@ -128,16 +128,6 @@ def test_every_write_uses_strict_validation(server: ApiServer) -> None:
     assert all(q.get("fieldValidation") == "Strict" for _, q in server.writes)
 
 
-def test_following_shows_every_state(server: ApiServer, capsys: pytest.CaptureFixture[str]) -> None:
-    server.step_s = 0.1
-    report_of(server, "succeeds")
-    assert launch("succeeds") == 0
-    told = re.findall(r"^succeeds: (.*)", capsys.readouterr().out, flags=re.MULTILINE)
-    assert told[0] == "submitted"
-    assert "waiting: pulling the image, starting containers" in told
-    assert told[-1] == "finished"
-
-
 def test_the_status_of_a_running_search_has_its_progress(
     server: ApiServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,12 +183,16 @@ def test_stop_leaves_nothing_but_study_and_artifacts(server: ApiServer) -> None:
     assert (server.artifacts / "runs" / "succeeds").is_dir()
 
 
-def test_the_role_has_exactly_the_verbs_that_the_launcher_uses(
-    server: ApiServer, tmp_path: Path
+def test_every_state_is_shown_and_the_role_has_exactly_the_verbs_that_the_launcher_uses(
+    server: ApiServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.step_s = 0.1  # so that the launcher sees it waiting, also on a busy machine
     report_of(server, "succeeds")
     assert launch("succeeds") == 0
+    told = re.findall(r"^succeeds: (.*)", capsys.readouterr().out, flags=re.MULTILINE)
+    assert told[0] == "submitted"
+    assert "waiting: pulling the image, starting containers" in told
+    assert told[-1] == "finished"
     assert again("status", "succeds") == 3
     assert again("stop", "succeeds") == 0
     server.pause_at = 0
