@@ -18,6 +18,7 @@ from tests import groups
 
 if TYPE_CHECKING:
     from tests.faults.postgres import Postgres
+    from tests.warm import Warm
 
 # Otherwise each driver's Ray starts a Python for every processor, which no test uses.
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
@@ -99,6 +100,17 @@ def pair():
     gang = trials.Gang(2, begin=trials.run_out_of_memory)
     yield gang.run
     gang.close()
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    """Runs programs that import torch and transformers; they share a cache, and are offline."""
+    from tests.warm import Warm
+
+    cache = str(tmp_path_factory.mktemp("cache"))
+    made = Warm({**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": cache, "MPTUNE_CACHE": cache})
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

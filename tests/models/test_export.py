@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -80,20 +76,14 @@ def kept(table, family, folder):
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory):
+def opened(tmp_path_factory, warm):
     """log p of mptune and of transformers, by modality and family."""
     home = tmp_path_factory.mktemp("export")
     tables = {kind: prepared(kind, home) for kind in plugins.modules("modalities")}
     folders = [home / "-".join(case) for case in CASES]
     wanted = [kept(tables[k], f, folder) for (k, f), folder in zip(CASES, folders, strict=True)]
-    elsewhere = {
-        **os.environ,
-        "PYTHONPATH": "",
-        "HF_HOME": str(home / "hub"),
-        "HF_HUB_OFFLINE": "1",
-    }
-    command = [sys.executable, "-c", OPEN, *map(str, folders)]
-    subprocess.run(command, check=True, cwd=home, env=elsewhere)
+    (home / "open.py").write_text(OPEN)
+    warm.run(home, "open.py", *map(str, folders))
     found = [torch.load(folder / "log_p.pt") for folder in folders]
     return dict(zip(CASES, zip(wanted, found, strict=True), strict=True))
 
