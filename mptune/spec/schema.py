@@ -215,6 +215,18 @@ class LearningRateSchedule(Section):
     final: Fraction = 0.0
 
 
+class Context(Section):
+    """Sequences of text are cut into short pieces at first, and are whole later.
+
+    Attributes:
+        length: positions of a piece; data.length is a multiple of it.
+        until: training progress from which on sequences are whole.
+    """
+
+    length: int = Field(gt=0)
+    until: Fraction
+
+
 class Training(Section):
     """How every trial trains. Exactly one budget, the same for all trials of a study.
 
@@ -231,6 +243,7 @@ class Training(Section):
         pack: several short sequences in a row, each attending to itself only.
         keep_weights: keep finished trials' weights, for transformers and `mptune impute`.
         checkpoint_every_s: seconds between checkpoints of a running trial.
+        context: short pieces of the sequences at first: a context that is extended in training.
         mix: trains on text of domains, too: domain of data.domains that has heldout -> its weight
             in every batch, where data.source has weight 1; {old: 0.25} is a fifth of the rows.
         deepspeed: passed to DeepSpeed verbatim; overrides the other keys.
@@ -250,6 +263,7 @@ class Training(Section):
     pack: bool = False
     keep_weights: Annotated[bool, Field(json_schema_extra={"affects_results": False})] = False
     checkpoint_every_s: Operational[float] = Field(60.0, gt=0)
+    context: Context | None = None
     mix: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     deepspeed: dict[str, Any] = Field(default_factory=dict)
 

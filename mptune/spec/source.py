@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -640,6 +641,16 @@ def check(
     if domains.count("heldout") > 1:
         named: Location = ("data", "domains", "heldout")
         problems.append(_line(concrete, named, "is the name of the held-out data themselves"))
+    at: Location
+    if (context := spec.training.context) is not None:
+        with suppress(ValueError, InputError):  # of data that are a problem already
+            data = build("data", spec.data)
+            at = ("training", "context", "length")
+            if data.kind != "text":
+                problems.append(_line(concrete, at, f"sequences of {data.kind} cannot be cut"))
+            elif data.length % context.length:
+                rule = f"data.length {data.length} is not a multiple of {context.length}"
+                problems.append(_line(concrete, at, rule))
     given_domains = (spec.data.get("domains") or {}).items()
     trained = [n for n, d in given_domains if isinstance(d, dict) and d.get("heldout")]
     for name in [n for n in spec.training.mix if n not in trained]:
@@ -654,7 +665,7 @@ def check(
     workers = {gang.workers for gang in spec.resources.gangs()}
     for uneven in sorted(n for n in workers if spec.training.batch_size % n):
         rule = f"{spec.training.batch_size} sequences cannot be shared by {uneven} workers"
-        at: Location = ("training", "batch_size")
+        at = ("training", "batch_size")
         problems.append(_line(concrete, at, f"{rule}; give a multiple"))
     return spec, problems
 

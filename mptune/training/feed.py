@@ -308,14 +308,15 @@ class Inputs:
         first = {DATA: (self.train, 1.0)}
         return Sources({**first, **weighted}, self.training.batch_size, self.seed)
 
-    def step_flops(self, masked: int, rows: int) -> float:
+    def step_flops(self, masked: int, rows: int, length: int | None = None) -> float:
         """FLOPs of one step.
 
         Args:
             masked: positions of the global batch that are masked.
             rows: that the model computes; packed, fewer than the batch has sequences.
+            length: of a row, if it is a piece of a sequence.
         """
-        return self.family.flops(self.vocabulary_size + 2, self.length, rows, masked)
+        return self.family.flops(self.vocabulary_size + 2, length or self.length, rows, masked)
 
     def budget(self) -> TrainingBudget:
         """What the training may spend."""
@@ -530,6 +531,11 @@ class Feed:
         """The masked global batch, the same on every rank."""
         inputs, law, progress = self._inputs, key.law, key.progress
         tokens_BD, observed_BD = self._sources.batch(key.step)
+        context, is_cut = inputs.training.context, False
+        if context is not None and progress < context.until:
+            is_cut = True  # from here on B counts pieces
+            tokens_BD = tokens_BD.reshape(-1, context.length)
+            observed_BD = observed_BD.reshape(tokens_BD.shape)
         drawn = draw_batch(
             law,
             tokens_BD,
@@ -544,13 +550,13 @@ class Feed:
         counts_B, lengths_B = drawn.mask_BD.sum(1), observed_BD.sum(1)
         # Only sequences that were not trained on before count in the code length.
         code_B: FloatArray | None = np.zeros(len(tokens_BD))
-        if key.code and self._sources.unseen(key.step):
+        if key.code and not is_cut and self._sources.unseen(key.step):
             code_B = code_weights(law, counts_B, lengths_B, progress)
-        number, head = len(tokens_BD) // self._micro, None
-        parts = list(np.arange(len(tokens_BD)).reshape(number, self._micro))
+        number, head = inputs.training.batch_size // self._micro, None
+        parts = list(np.arange(len(tokens_BD)).reshape(number, -1))
         if self._static:
             parts = deal(counts_B, number)
-            head = HeadRows.of(law, inputs.length, progress, self._micro)
+            head = HeadRows.of(law, tokens_BD.shape[1], progress, len(parts[0]))
         pad_id, pack = inputs.vocabulary_size + 1, inputs.training.pack
         attend_BD = attended(tokens_BD, pad_id)
         return Batch(tokens_BD, attend_BD, drawn, lengths_B, pad_id, code_B, parts, pack, head)

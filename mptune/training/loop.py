@@ -247,12 +247,13 @@ class Loop:
 
     def _account(self, batch: Batch, totals: StepTotals) -> None:
         """Add the step to what was spent, and let a learning policy choose a new law if due."""
-        spent, policy, rows = self.spent, self.inputs.policy, batch.rows_computed
+        spent, policy = self.spent, self.inputs.policy
+        rows, length = batch.rows_computed, batch.tokens.shape[1]
         spent.steps += 1
-        spent.tokens += rows * self.inputs.length
+        spent.tokens += rows * length
         spent.observed += batch.observed
         spent.masked += batch.masked
-        spent.flops += self.inputs.step_flops(batch.masked, rows)
+        spent.flops += self.inputs.step_flops(batch.masked, rows, length)
         spent.seconds = totals.seconds
         spent.record(self.progress, totals.loss_sum, batch.masked)
         if batch.code_B is None:

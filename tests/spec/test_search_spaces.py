@@ -65,6 +65,7 @@ def test_the_phases_have_the_exposure_and_the_learning_rates_of_their_recipe():
     assert policy.mean_rate(length, steps=1000) == pytest.approx(mean)
     factors = [learning_rate_factor(spec.training.schedule, s) for s in (0.02, 0.967, 0.9835, 1)]
     assert factors == pytest.approx([1, 1, 0.5, 0])
+    assert spec.training.context.until == 0.767
 
 
 @pytest.mark.slow

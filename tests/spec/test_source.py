@@ -120,6 +120,8 @@ BROKEN = [
      "spec.yaml:16: training.mix.old: no text of old to train on: data.domains.old needs heldout"),
     ("budget_tokens: 1e6", "budget_tokens: 1e6\n  mix: {old: much}",
      "spec.yaml:16: training.mix.old: 'much' must be a valid number"),
+    ("budget_tokens: 1e6", "budget_tokens: 1e6\n  context: {length: 48, until: 0.5}",
+     "spec.yaml:16: training.context.length: data.length 128 is not a multiple of 48"),
     ("trials: 4", "trials: 4\n  choose_by: {heldout: 0}", "needs a weight above 0"),
 ]  # fmt: skip
 

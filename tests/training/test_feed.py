@@ -68,6 +68,25 @@ def step_of(module, parts):
     return total
 
 
+@pytest.mark.parametrize("static", [False, True])
+def test_sequences_are_cut_into_pieces_until_the_context_is_extended(static):
+    context = {"length": 4, "until": 0.5}
+    cut = inputs(
+        policy={"kind": "fixed", "rate": 0.5}, ragged=True, compile=static, context=context
+    )
+    whole = inputs(policy={"kind": "fixed", "rate": 0.5}, ragged=True, compile=static)
+    for step in range(3):
+        short, long = taken(cut, step)[0], taken(whole, step)[0]
+        assert short.tokens.shape == (BATCH * LENGTH // 4, 4)
+        assert (short.tokens.ravel() == long.tokens.ravel()).all()
+        assert (abs(short.counts - short.lengths / 2) <= 0.5).all()
+        assert not short.code_B.any()
+        assert sorted(np.concatenate(short.parts)) == list(range(len(short.tokens)))
+        assert len(short.parts) == len(long.parts) == 2
+    assert (taken(cut, 4)[0].drawn.mask_BD == taken(whole, 4)[0].drawn.mask_BD).all()
+    assert step_of(model(cut), taken(cut, 0)[1]).isfinite().all()
+
+
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("pack", [False, True])
 @pytest.mark.parametrize("reduction", REDUCTIONS)

@@ -117,7 +117,7 @@ def test_all_of_it_is_in_an_object_store(study, alone, pair, undisturbed, tmp_pa
     assert not TrialDirectory(tmp_path).weights.exists()
 
 
-def test_a_mixture_of_sources_goes_on_bit_for_bit_and_counts_its_rows(alone, tmp_path):
+def test_sources_and_contexts_go_on_bit_for_bit_and_rows_are_counted(alone, tmp_path):
     (tmp_path / "new.txt").write_text("\n".join(f"new {n:03d} {n**3:09d}" for n in range(60)))
     (tmp_path / "old.txt").write_text("\n".join(f"old {n:03d} {n**5:09d}" for n in range(30)))
     old = {"source": str(tmp_path / "old.txt"), "heldout": 0.3}
@@ -127,7 +127,8 @@ def test_a_mixture_of_sources_goes_on_bit_for_bit_and_counts_its_rows(alone, tmp
     prepared = prepare(PrepareRequest(data=data, score=SCORE, cache=cache, plan=plan))
 
     def run(name, control=None, **mix):
-        training = {"mix": mix, "batch_size": 8, "budget_tokens": 24 * 8 * 16}
+        context = {"length": 8, "until": 0.5}  # the step after the twelfth is of whole sequences
+        training = {"mix": mix, "batch_size": 8, "budget_tokens": 24 * 8 * 16, "context": context}
         return alone(trial(prepared, data, tmp_path / name, training=training), control)
 
     whole = run("whole", old=0.25)[-1].result
@@ -136,6 +137,7 @@ def test_a_mixture_of_sources_goes_on_bit_for_bit_and_counts_its_rows(alone, tmp
     assert parts[0].resumed_at == 10
     for part in ("lml", "lml_shift", "loss_curve", "rows_drawn", "fingerprint"):
         assert getattr(parts[-1].result, part) == getattr(whole, part)
+    assert (whole.cost.steps, whole.cost.tokens) == (24, 24 * 8 * 16)
     assert set(whole.lml_shift) == {"old"}
     assert whole.rows_drawn == {"data.source": round(0.8 * 24 * 8), "old": round(0.2 * 24 * 8)}
     none = run("none")[-1].result
