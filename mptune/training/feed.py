@@ -10,6 +10,7 @@ V predictable symbols, R intervals of the mask rate.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -43,6 +44,14 @@ SHAPES, TILE = 16, 8
 """Most head shapes of a phase where sequences differ in length; tensor cores work in eights."""
 
 
+MOST_SORTED = 1 << 22
+"""Sequences of which an order is made by sorting, 0.5 s; of more, places are computed."""
+
+ROUNDS, MIXER = 6, np.uint64(0x9E3779B97F4A7C15)
+"""Of the network, more than the four that are enough for independent functions, and the odd number
+(of the golden ratio) that mixes the bits of a half."""
+
+
 def seeded_order(count: int, seed: int, stream: int = 0) -> IntArray:
     """A permutation of 0..count-1 that depends on seed and stream alone.
 
@@ -52,8 +61,30 @@ def seeded_order(count: int, seed: int, stream: int = 0) -> IntArray:
     return np.argsort(words, kind="stable")
 
 
+def scattered(place_B: IntArray, count: int, seed: int, stream: int = 0) -> IntArray:
+    """What a seeded permutation of 0..count-1 has at these places, without making all of it.
+
+    A Feistel network (Luby & Rackoff 1988) permutes the smallest square of a power of two that is
+    not below `count`; what falls outside is sent through again (Black & Rogaway 2002).
+    """
+    half = np.uint64(max(1, -(-(count - 1).bit_length() // 2)))
+    low, shift = np.uint64((1 << int(half)) - 1), np.uint64(64) - half
+    keys = np.random.Philox(key=np.array([seed, stream], np.uint64)).random_raw(ROUNDS)
+    value_B, again = place_B.astype(np.uint64), np.arange(len(place_B))
+    while len(again):
+        left, right = value_B[again] >> half, value_B[again] & low
+        for key in keys:
+            mixed = (right ^ key) * MIXER
+            left, right = right, left ^ ((mixed ^ mixed >> np.uint64(32)) * MIXER >> shift)
+        value_B[again] = left << half | right
+        again = again[value_B[again] >= count]
+    return value_B.astype(np.int64)
+
+
 class DataOrder:
     """The training sequences in a new seeded order each epoch, cut into batches.
+
+    Of many sequences the order is not kept: 490 million would take minutes and 12 GB an epoch.
 
     A batch may begin in one epoch and end in the next, so every sequence comes exactly once per
     epoch and none is dropped. Steps may be asked for in any order.
@@ -82,6 +113,11 @@ class DataOrder:
         epoch_B, place_B = np.divmod(positions_B, self.sequences)
         parts = [np.zeros(0, np.int64)]
         for epoch in np.unique(epoch_B):
+            if self.sequences > MOST_SORTED:
+                places = place_B[epoch_B == epoch]
+                stream = self._stream + int(epoch)
+                parts.append(scattered(places, self.sequences, self.seed, stream))
+                continue
             if epoch != self._epoch:
                 self._epoch = int(epoch)
                 stream = self._stream + self._epoch
@@ -106,6 +142,9 @@ class Sources:
         self.splits, self.batch_size = {n: split for n, (split, _) in weighted.items()}, batch_size
         weights = np.array([weight for _, weight in weighted.values()], np.float64)
         self._ends = weights.cumsum() / weights.cumsum()[-1]
+        for split in self.splits.values():
+            if len(split) > MOST_SORTED:
+                read_at_random(split)
         self._orders = [
             DataOrder(len(split), batch_size, seed, stream)
             for stream, split in enumerate(self.splits.values())
@@ -479,13 +518,20 @@ def code_weights(
     return weights_B
 
 
+def read_at_random(split: Split) -> None:
+    """Ask the system not to read on: a batch is of rows that lie far apart in the files."""
+    for array in (split.tokens, split.observed):
+        mapped = getattr(array, "_mmap", None)
+        if mapped is not None:
+            mapped.madvise(mmap.MADV_RANDOM)
+
+
 class Feed:
     """The batches of a training on one rank, each drawn and sent while the step before it runs."""
 
     def __init__(self, inputs: Inputs, ranks: Ranks) -> None:
         training = inputs.training
-        self._inputs, self._device = inputs, ranks.device
-        self._sources = inputs.sources()
+        self._inputs, self._ranks, self._sources = inputs, ranks, inputs.sources()
         self._micro = micro_batch_size(training, ranks.world_size)
         mine = training.batch_size // ranks.world_size // self._micro
         self._mine = range(ranks.rank * mine, (ranks.rank + 1) * mine)
@@ -503,7 +549,7 @@ class Feed:
         (_, batch, parts), self._ahead = self._ahead, None
         if self._stream is not None:
             # What the device computes from now on waits for the tensors; the host does not.
-            now = torch.cuda.current_stream(self._device)
+            now = torch.cuda.current_stream(self._ranks.device)
             now.wait_stream(self._stream)
             for part in parts:
                 for tensor in part.tensors():
@@ -514,11 +560,8 @@ class Feed:
         """Draw the batch of a later step, and begin to send it to the device."""
 
         def send(array: NDArray[Any]) -> Tensor:
-            tensor = torch.from_numpy(array)
-            if self._stream is None:
-                return tensor
-            with torch.cuda.stream(self._stream):
-                return tensor.pin_memory().to(self._device, non_blocking=True)
+            with torch.cuda.stream(self._stream):  # None: no other stream
+                return self._ranks.send(array)
 
         batch, parts = self.draw(key), []
         for number in self._mine:

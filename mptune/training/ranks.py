@@ -80,6 +80,11 @@ class Ranks:
             least = max(share - outside(self.world_size) / total, 0.0)
             torch.cuda.set_per_process_memory_fraction(least, self.device)
 
+    def send(self, array: NDArray[Any]) -> Tensor:
+        """Begin to copy to the device, from pinned memory: the host does not wait for it."""
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.overlaps else tensor
+
     def stop_votes(self, reason: StopReason | None) -> tuple[float, float]:
         """What this rank, asked to stop for `reason`, adds to two sums over the ranks."""
         index = STOPS.index(reason) if self.first and reason != "preempted" else 0

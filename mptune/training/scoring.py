@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mptune.data._table import TokenTable
@@ -419,40 +420,44 @@ class Scorer:
         Raises:
             StoppedInScoring, NonFiniteLogProb: on every rank.
         """
-        table, ranks, device = self.heldout.table, self.ranks, self.ranks.device
+        table, ranks, send = self.heldout.table, self.ranks, self.ranks.send
         size, training = self.heldout.score.batch_size, self.engine.training
         mine = list(plan.batches(size, ranks.rank, ranks.world_size))
-        table_2Nk = torch.zeros(2, *plan.counts_Nk.shape, dtype=torch.float64)
+        sums: list[Tensor] = []
         self.engine.eval()
         with torch.inference_mode():
             # ZeRO stage 3 needs as many forwards of every rank; the last ones may not count.
             for step in range(plan.steps(size, ranks.world_size)):
                 # One small sum a forward: all that it costs is to wait for the slowest rank.
                 votes = torch.tensor(ranks.stop_votes(self.asked()), dtype=torch.float64)
-                reason = agreed_stop(*ranks.total(votes.to(device)).tolist())
-                if reason is not None:
-                    raise StoppedInScoring(reason)
+                pending = ranks.total_later(votes.to(ranks.device, non_blocking=True))
                 counts = step < len(mine)
                 rows_B, bands_B = mine[step] if counts else (plan.kept[:1], np.zeros(1, np.int64))
                 tokens_BD, mask_BD = self.heldout.tokens[rows_B], plan.masks(rows_B, bands_B)
                 inputs_BD = np.where(mask_BD, table.mask_id, tokens_BD).astype(np.int64)
                 attend_BD = attended(tokens_BD, table.pad_id)
                 logits_KV = self.engine(
-                    torch.from_numpy(inputs_BD).to(device),
-                    torch.from_numpy(mask_BD).to(device),
-                    None if attend_BD is None else torch.from_numpy(attend_BD).to(device),
+                    send(inputs_BD),
+                    send(np.flatnonzero(mask_BD)),
+                    None if attend_BD is None else send(attend_BD),
                 ).float()
-                target_K = torch.from_numpy(tokens_BD[mask_BD].astype(np.int64)).to(device)
+                target_K = send(tokens_BD[mask_BD].astype(np.int64))
                 log_prob_K = -cross_entropy(logits_KV, target_K, reduction="none")
                 hit_K = logits_KV.argmax(1) == target_K
                 both_2K = torch.stack([log_prob_K.double(), hit_K.double()])
-                row_K = torch.from_numpy(np.nonzero(mask_BD)[0]).to(device)
-                sums_2B = torch.zeros(2, len(rows_B), dtype=torch.float64, device=device)
-                sums_2B = sums_2B.index_add_(1, row_K, both_2K).cpu()
+                row_K = send(np.nonzero(mask_BD)[0])
+                sums_2B = both_2K.new_zeros(2, len(rows_B)).index_add_(1, row_K, both_2K)
                 if counts:
-                    table_2Nk[:, rows_B, bands_B] = sums_2B
+                    sums.append(sums_2B)
+                # On a GPU this forward is computed while the next one is prepared.
+                reason = agreed_stop(*pending().tolist())
+                if reason is not None:
+                    raise StoppedInScoring(reason)
         self.engine.train(training)
-        log_probs_Nk, hits_Nk = ranks.total(table_2Nk.to(device)).cpu().numpy()
+        table_2Nk = torch.zeros(2, *plan.counts_Nk.shape, dtype=torch.float64)
+        for (rows_B, bands_B), sums_2B in zip(mine, sums, strict=True):
+            table_2Nk[:, rows_B, bands_B] = sums_2B.cpu()
+        log_probs_Nk, hits_Nk = ranks.total(table_2Nk.to(ranks.device)).cpu().numpy()
         rows, bands = np.nonzero(plan.counts_Nk)
         check_finite(plan, rows, bands, log_probs_Nk[rows, bands])
         return log_probs_Nk, hits_Nk

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
 from mptune.data._table import Split
 from mptune.errors import InputError
-from mptune.training.feed import DataOrder, Sources, attended, seeded_order
+from mptune.training import feed
+from mptune.training.feed import (
+    DataOrder,
+    Sources,
+    attended,
+    read_at_random,
+    scattered,
+    seeded_order,
+)
 
 
 @pytest.mark.parametrize(("sequences", "batch_size"), [(10, 5), (10, 4), (7, 16), (3, 1)])
@@ -89,3 +99,47 @@ def test_a_single_source_has_the_rows_of_its_order():
 def test_rows_are_unseen_until_one_source_begins_again():
     mixed = sources((1, 1))  # 4 rows of each in a batch, and the second has 7
     assert [mixed.unseen(step) for step in range(3)] == [True, False, False]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 64, 1000, 4097])
+def test_scattered_places_are_a_permutation_in_no_order(count):
+    all_of = scattered(np.arange(count), count, seed=3)
+    assert sorted(all_of.tolist()) == list(range(count))
+    if count >= 1000:
+        places = np.arange(count)
+        assert abs(np.corrcoef(places, all_of)[0, 1]) < 0.1
+        assert (np.diff(all_of) == 1).sum() < 10
+        # Neighbours land anywhere: the distance of two random places is a third of all on average.
+        assert abs(np.abs(np.diff(all_of)).mean() / count - 1 / 3) < 0.05
+        others = (scattered(places, count, 3, stream=1), scattered(places, count, 4))
+        assert max((all_of == other).sum() for other in others) < 10
+
+
+def test_scattered_places_are_the_same_everywhere():
+    assert scattered(np.arange(6), 10**9, seed=0).tolist() == [
+        360336115, 62279773, 409781486, 116668796, 759797367, 193800179,
+    ]  # fmt: skip
+
+
+def test_a_batch_of_a_billion_rows_is_drawn_at_once():
+    order = DataOrder(10**9, 512, seed=1)
+    began = time.perf_counter()
+    rows = np.concatenate([order.rows(step) for step in range(100)])
+    assert time.perf_counter() - began < 2
+    assert len(set(rows.tolist())) == len(rows)
+    assert (rows < 10**9).all()
+
+
+def test_many_rows_come_once_per_epoch_too(monkeypatch):
+    monkeypatch.setattr(feed, "MOST_SORTED", 9)
+    order = DataOrder(10, 4, seed=1)
+    rows = np.concatenate([order.rows(step) for step in range(5)])
+    assert [sorted(part.tolist()) for part in (rows[:10], rows[10:])] == [list(range(10))] * 2
+    assert rows[:10].tolist() != rows[10:].tolist()
+
+
+def test_a_mapped_table_is_read_at_random(tmp_path):
+    np.save(tmp_path / "rows.npy", np.arange(12).reshape(4, 3))
+    rows = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    read_at_random(Split(rows, rows > 0, np.zeros(4, np.int32)))  # one mapped, one not
+    assert rows[2].tolist() == [6, 7, 8]

@@ -16,6 +16,7 @@ from mptune.spec.schema import Missing, Score
 from mptune.training.ranks import Ranks
 from mptune.training.scoring import HeldOut, Scorer, bits_per_byte
 from tests.data.test_table import store
+from tests.training.syncs import Syncs
 
 ROWS = np.arange(60)
 SYMBOLS, LENGTH = 5, 12
@@ -29,7 +30,9 @@ class Constant(torch.nn.Module):
         super().__init__()
         self.logits, self.masks, self.inputs, self.modes = torch.tensor(logits), [], [], []
 
-    def forward(self, tokens_BD, mask_BD, attend_BD=None):
+    def forward(self, tokens_BD, flat_K, attend_BD=None):
+        mask_BD = torch.zeros_like(tokens_BD, dtype=torch.bool)
+        mask_BD.view(-1)[flat_K] = True
         self.masks.append(mask_BD)
         self.inputs.append(tokens_BD)
         self.modes.append((self.training, torch.is_inference_mode_enabled()))
@@ -283,3 +286,12 @@ def test_missing_values_are_neither_seen_nor_scored(table, kind):
     assert per_sequence == pytest.approx(expected, rel=1e-6)
     assert found.plan_hash != home.hash
     assert (home.without(0).plan.observed_ND == there.plan.observed_ND).all(), "frozen"
+
+
+def test_a_forward_does_not_wait_for_the_device(table):
+    """No operation but those of the fake model reads values: indices are sent flat."""
+    made = table()
+    found = Syncs()
+    with found:
+        scorer(made, Constant([0.0] * SYMBOLS)).lml()
+    assert {place for place in found.places if "test_scoring.py" not in place} == set()
