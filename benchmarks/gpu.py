@@ -657,6 +657,7 @@ def main() -> None:
     environment = dict(
         os.environ, PYTHONPATH=f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     )
+    environment.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # as in a search
     if given.rehearse:
         environment["MPTUNE_REHEARSE"] = "1"
     if given.quick:

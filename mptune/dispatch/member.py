@@ -156,7 +156,11 @@ def set_environment(shape: Shape) -> None:
     threads = str(max(1, int(shape.cpus)))
     for library in ("OMP", "MKL", "OPENBLAS"):
         os.environ[f"{library}_NUM_THREADS"] = threads
-    if not shape.gpus:
+    if shape.gpus:
+        # Batches differ in rows: blocks that grow are not left behind, too small for the next one.
+        if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its name before torch 2.9
+            os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    else:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 

@@ -45,6 +45,7 @@ TEMPLATE = Path(__file__).with_name("rayjob.yaml")
 
 DnsLabel = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")]
+Count = Annotated[int, Field(gt=0, le=1024)]
 Image = Annotated[
     str, Field(pattern=r"^[a-z0-9][a-z0-9._/:-]*(:[\w][\w.-]*|@sha256:[0-9a-f]{64})$")
 ]
@@ -79,6 +80,7 @@ class Pool(PodSize):
 
     Attributes:
         gpus: per pod; requests equal limits.
+        devices: further devices per pod, e.g. {rdma/hca_shared_devices_a: 1}.
         shared_memory: /dev/shm, for Ray's store and NCCL.
         hosts: pods of one gang, placed and lost together.
         max_gangs: more than min_gangs: Ray's autoscaler may add them.
@@ -86,6 +88,9 @@ class Pool(PodSize):
 
     name: DnsLabel = "workers"
     gpus: int = Field(0, ge=0, le=64)
+    devices: dict[Annotated[str, Field(pattern=r"^[a-z0-9.-]+/[\w.-]+$")], Count] = Field(
+        default={}
+    )
     shared_memory: Quantity = "2Gi"
     hosts: int = Field(1, gt=0, le=256)
     min_gangs: int = Field(1, ge=0, le=1000)

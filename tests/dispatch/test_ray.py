@@ -453,6 +453,12 @@ def test_members_do_not_fight_for_threads_and_find_devices(monkeypatch):
     member.set_environment(Shape(workers=4, cpus=2.5, gpus=0))
     assert os.environ["OMP_NUM_THREADS"] == "2"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    assert "PYTORCH_ALLOC_CONF" not in os.environ
+    for given, wanted in (({}, "expandable_segments:True"), ({"PYTORCH_ALLOC_CONF": "x"}, "x")):
+        monkeypatch.setattr(os, "environ", dict(given))
+        member.set_environment(Shape(workers=1, cpus=1, gpus=1))
+        assert os.environ["PYTORCH_ALLOC_CONF"] == wanted
+        assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
 
 def test_members_are_out_of_the_terminals_reach(dispatcher, tmp_path):

@@ -375,3 +375,24 @@ def test_the_image_has_the_ray_version_of_the_profiles() -> None:
     for profile in BY_NAME:
         version = job(documents(dry_run(profile)))["spec"]["rayClusterSpec"]["rayVersion"]
         assert f"\nray=={version}\n" in pinned
+
+
+def test_a_pool_may_ask_for_other_devices(tmp_path: Path) -> None:
+    """Such as InfiniBand adapters, which NCCL uses between nodes; the head has none."""
+    profile = tmp_path / "gangs.yaml"
+    text = BY_NAME["kubernetes-gangs"].read_text()
+    commented = "# devices: {rdma/hca_shared_devices_a: 1}"
+    assert commented in text
+    profile.write_text(text.replace(commented, commented[2:]))
+    sets = [*SETS["kubernetes-gangs"], *GPU]
+    job = next(m for m in documents(rendered(profile, sets)) if m["kind"] == "RayJob")
+    cluster = job["spec"]["rayClusterSpec"]
+
+    def resources(group: Manifest) -> Any:
+        return group["template"]["spec"]["containers"][0]["resources"]
+
+    worker = resources(cluster["workerGroupSpecs"][0])
+    assert worker["limits"] == worker["requests"]
+    assert worker["limits"]["rdma/hca_shared_devices_a"] == "1"
+    assert worker["limits"]["nvidia.com/gpu"] == "8"
+    assert set(resources(cluster["headGroupSpec"])["limits"]) == {"cpu", "memory"}
