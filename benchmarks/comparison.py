@@ -29,8 +29,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtr
 
-from mptune.analysis import ArmScores, Difference, compare, selection_probabilities
-from mptune.analysis.arms import carrier
+from mptune.analysis.arms import ArmScores, Difference, carrier, compare, selection_probabilities
 from mptune.analysis.crossed import Array
 from mptune.analysis.sequential import schedule
 

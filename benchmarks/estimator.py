@@ -28,22 +28,11 @@ from typing import Any
 
 import numpy as np
 
-from mptune.lml import (
-    Covariates,
-    GaussianCovariates,
-    LMLPlan,
-    Side,
-    TokenCovariates,
-    compare_lml,
-    estimate_lml,
-    group_scores,
-    group_standard_error,
-    masked_sums,
-    position_controls,
-    race_lml,
-    sequential_half_width,
-)
-from mptune.lml.adaptive import LEAST, decide
+from mptune.lml.adaptive import LEAST, Side, compare_lml, decide, race_lml, sequential_half_width
+from mptune.lml.covariates import Covariates, GaussianCovariates, TokenCovariates, position_controls
+from mptune.lml.estimator import estimate_lml, masked_sums
+from mptune.lml.groups import group_scores, group_standard_error
+from mptune.lml.plan import LMLPlan
 from mptune.models.oracles import HMM, PPCA, Joint
 
 FORWARDS = {1: 512, 4: 2048}

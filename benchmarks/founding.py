@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mptune.lml import GaussianCovariates, estimate_lml
+from mptune.lml.covariates import GaussianCovariates
+from mptune.lml.estimator import estimate_lml
 from mptune.models.oracles import PPCA
 from mptune.tools.verify import mask_scores
 

@@ -473,7 +473,7 @@ def scoring(ranks: Any) -> None:
     import torch
 
     from mptune.data._table import Meta, Split, TokenTable  # noqa: F401
-    from mptune.lml import LMLPlan
+    from mptune.lml.plan import LMLPlan
     from mptune.spec.schema import Score
     from mptune.training import engine as ds
     from mptune.training.scoring import HeldOut, Scorer

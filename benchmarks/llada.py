@@ -31,8 +31,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.estimator import LENGTH, characters
-from mptune.lml import masked_sums
-from mptune.lml.estimator import estimate_rows
+from mptune.lml.estimator import estimate_rows, masked_sums
 
 FORWARDS, WIDTH, Z = 16, 0.005, 1.96
 FIRST = LENGTH // 2

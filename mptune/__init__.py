@@ -11,15 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mptune import search
     from mptune.analysis import bed
-    from mptune.lml import (
-        LMLComparison,
-        LMLEstimate,
-        LMLPlan,
-        TokenCovariates,
-        compare_lml,
-        estimate_lml,
-        estimate_to_target,
-    )
+    from mptune.lml.adaptive import LMLComparison, compare_lml, estimate_to_target
+    from mptune.lml.covariates import TokenCovariates
+    from mptune.lml.estimator import LMLEstimate, estimate_lml
+    from mptune.lml.plan import LMLPlan
     from mptune.policies._collator import MaskingCollator
     from mptune.policies.base import MaskPolicy
     from mptune.search.run import Run
@@ -51,30 +46,27 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ExposureSampler": "mptune.study.exposure",
-    "LMLComparison": "mptune.lml",
-    "LMLEstimate": "mptune.lml",
-    "LMLPlan": "mptune.lml",
-    "MaskPolicy": "mptune.policies.base",
-    "MaskingCollator": "mptune.policies._collator",
-    "PredictivePruner": "mptune.study.pruners",
-    "Run": "mptune.search.run",
-    "SearchSpec": "mptune.spec.schema",
-    "TokenCovariates": "mptune.lml",
-    "Trial": "mptune.trial",
-    "compare_lml": "mptune.lml",
-    "estimate_lml": "mptune.lml",
-    "estimate_to_target": "mptune.lml",
+    "mptune.lml.adaptive": ("LMLComparison", "compare_lml", "estimate_to_target"),
+    "mptune.lml.covariates": ("TokenCovariates",),
+    "mptune.lml.estimator": ("LMLEstimate", "estimate_lml"),
+    "mptune.lml.plan": ("LMLPlan",),
+    "mptune.policies._collator": ("MaskingCollator",),
+    "mptune.policies.base": ("MaskPolicy",),
+    "mptune.search.run": ("Run",),
+    "mptune.spec.schema": ("SearchSpec",),
+    "mptune.study.exposure": ("ExposureSampler",),
+    "mptune.study.pruners": ("PredictivePruner",),
+    "mptune.trial": ("Trial",),
 }
-
 _ROOMS = {"bed": "mptune.analysis.bed", "search": "mptune.search"}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return import_module(_ROOMS[name])
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    if name in _HOME_OF:
+        return getattr(import_module(_HOME_OF[name]), name)
     raise AttributeError(f"module 'mptune' has no attribute {name!r}")
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Literal
 
@@ -85,6 +86,19 @@ class DamagedCheckpoint(MptuneError):
     """A checkpoint cannot be read; it is removed, so that the trial starts again."""
 
 
+@contextmanager
+def input_errors(where: str = "", *kinds: type[Exception]) -> Iterator[None]:
+    """In place of errors of these kinds (default ValueError, OSError), raise an `InputError`.
+
+    Its message is that of the error after `where`.
+    """
+    caught = kinds or (ValueError, OSError)
+    try:
+        yield
+    except caught as error:
+        raise InputError(f"{where}{error}") from error
+
+
 FULL = re.compile("No space left|database or disk is full")
 """The words of the system, and of SQLite."""
 
@@ -114,11 +128,6 @@ DEVICE_FAULT = re.compile(
     re.I | re.S,
 )
 """How CUDA and its libraries say that a GPU is broken, has no memory left for them, or is taken."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the host is out of memory; torch's CPU allocator has no exception class for it."""
-    return isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
 
 
 def plural(count: float, noun: str) -> str:
@@ -162,8 +171,10 @@ def reason_of(error: BaseException) -> FaultReason:
         return "connection_lost"
     if isinstance(error, RuntimeError) and DEVICE_FAULT.search(str(error)):
         return "device_fault"
-    # torch.OutOfMemoryError by name, because the control plane does not import torch.
-    if type(error).__name__ == "OutOfMemoryError" or is_out_of_memory(error):
+    # torch.OutOfMemoryError by name, because the control plane does not import torch, whose CPU
+    # allocator has no class for it.
+    by_name = type(error).__name__ == "OutOfMemoryError"
+    if by_name or isinstance(error, MemoryError) or "CPUAllocator: can't allocate" in str(error):
         return "out_of_memory"
     return "error"
 

@@ -131,10 +131,10 @@ class Forecast(Message):
     """
 
     trials: int
-    worker_seconds: float | None
-    gpu_hours: float | None
-    left_s: float | None
-    limited_by: Literal["budget_seconds", "budget_worker_seconds", "budget_gpu_hours"] | None
+    worker_seconds: float | None = None
+    gpu_hours: float | None = None
+    left_s: float | None = None
+    limited_by: Literal["budget_seconds", "budget_worker_seconds", "budget_gpu_hours"] | None = None
 
 
 class Trials(Message):

@@ -15,7 +15,9 @@ import torch
 import mptune
 from mptune.data._table import Split
 from mptune.errors import InputError
-from mptune.lml import LMLPlan, TokenCovariates, estimate_lml
+from mptune.lml.covariates import TokenCovariates
+from mptune.lml.estimator import estimate_lml
+from mptune.lml.plan import LMLPlan
 from mptune.paths import free_port
 from mptune.spec.schema import Training, build
 from mptune.training import engine as ds

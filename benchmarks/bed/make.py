@@ -39,14 +39,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, embedding, gelu, layer_norm
 
 from mptune import bed
-from mptune.lml import (
-    LMLPlan,
-    TokenCovariates,
-    check_finite,
-    intraclass_correlation,
-    round_robin,
-)
-from mptune.lml.estimator import observations
+from mptune.lml.covariates import TokenCovariates
+from mptune.lml.estimator import check_finite, observations
+from mptune.lml.groups import intraclass_correlation, round_robin
+from mptune.lml.plan import LMLPlan
 from mptune.lml.regression import Observations, reduce_variance
 from mptune.models.families import Bert
 from mptune.paths import write_aside

@@ -314,15 +314,10 @@ def arm_scores(
     )
 
 
-def scores_of_arms(arms: Arms, prepared: Prepared, scores: Scores) -> list[ArmScores]:
-    """`arm_scores` of every arm that has any."""
-    found = (arm_scores(name, trials, prepared, scores) for name, trials in arms.items())
-    return [arm for arm in found if arm is not None]
-
-
 def _paired(baseline: str, arms: Arms, prepared: Prepared, scores: Scores) -> list[ArmScores]:
     """The arms that share a seed with the baseline; empty if nothing can be compared."""
-    scored = scores_of_arms(arms, prepared, scores)
+    found = (arm_scores(name, trials, prepared, scores) for name, trials in arms.items())
+    scored = [arm for arm in found if arm is not None]
     base = next((s for s in scored if s.name == baseline), None)
     paired = [s for s in scored if base is not None and set(s.seeds) & set(base.seeds)]
     return paired if len(paired) > 1 else []

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from mptune.lml import MIN_GROUPS, group_scores, intraclass_correlation
+from mptune.lml.groups import MIN_GROUPS, group_scores, intraclass_correlation
 from mptune.trial import LMLScore, TrialResult
 
 NORMAL_95 = 1.96

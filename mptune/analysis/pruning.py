@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mptune.analysis.moderation import SEED_SHARE
+from mptune.analysis.ranking import grouped
 from mptune.trial import Trial
 
 FloatArray = NDArray[np.float64]
@@ -110,16 +111,14 @@ def _seed_variance(finished: Sequence[Curve], rng: np.random.Generator) -> tuple
     Seeds are a part of what crosses since the first rung: that variance is the most it can be, and
     stands for it where no point was trained twice.
     """
-    finals: dict[Hashable, list[float]] = {}
-    for curve in finished:
-        finals.setdefault(curve.point, []).append(curve.final)
+    finals = [[c.final for c in same] for same in grouped(finished, lambda c: c.point).values()]
     first = min((step for curve in finished for step in curve.rungs), default=0.0)
     pairs = np.array([(c.rungs[first], c.final) for c in finished if first in c.rungs])
     most = _regression(pairs)[1] ** 2 if len(pairs) > 2 else math.inf
     df = len(finished) - len(finals)
     if df == 0:
         return most, np.full(DRAWS, most)
-    variance = sum(float(np.var(v)) * len(v) for v in finals.values()) / df
+    variance = sum(float(np.var(v)) * len(v) for v in finals) / df
     return min(variance, most), np.minimum(variance * df / rng.chisquare(df, DRAWS), most)
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from mptune.analysis.intervals import NORMAL_95, Rule, half_width, lml_half_width, score_by_rule
 from mptune.trial import Trial, TrialResult
+
+K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
 
 Side: TypeAlias = Literal["fixed 15 %", "accumulated"]
 """The two policies that the study is about."""
@@ -68,19 +71,26 @@ def ranking(trials: Iterable[Trial], rule: Rule = "heldout") -> list[Trial]:
         decisive = score_by_rule([trial.result], rule) if trial.result else None
         return -(trial.nats_per_token if decisive is None else decisive), trial.number
 
-    first: dict[str, Trial] = {}
-    for trial in trials:
-        if trial.finished and trial.result is not None:
-            first.setdefault(trial.result.fingerprint, trial)
-    return sorted(first.values(), key=key)
+    finished = (trial for trial in trials if trial.finished)
+    return sorted(first_of_each(finished, lambda t: t.require_result().fingerprint), key=key)
+
+
+def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """The items by their key, in the order in which keys first occur."""
+    found: dict[K, list[T]] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return found
+
+
+def first_of_each(items: Iterable[T], key: Callable[[T], Hashable]) -> list[T]:
+    """The first of the items with each key."""
+    return [group[0] for group in grouped(items, key).values()]
 
 
 def finalists(trials: Iterable[Trial], most: int, rule: Rule = "heldout") -> list[Trial]:
     """The best trials of the points that are worth confirming, best first, at most `most`."""
-    best: dict[str, Trial] = {}
-    for trial in ranking(trials, rule):
-        best.setdefault(point_of(trial), trial)
-    return list(best.values())[:most]
+    return first_of_each(ranking(trials, rule), point_of)[:most]
 
 
 def point_of(trial: Trial) -> str:
@@ -90,10 +100,7 @@ def point_of(trial: Trial) -> str:
 
 def best_per_policy(ranked: Sequence[Trial]) -> list[Trial]:
     """The best trial of each kind of policy, best first."""
-    best: dict[str, Trial] = {}
-    for trial in ranked:
-        best.setdefault(policy_kind(trial), trial)
-    return list(best.values())
+    return first_of_each(ranked, policy_kind)
 
 
 def runner_up(ranked: Sequence[Trial], best: Trial) -> Trial | None:

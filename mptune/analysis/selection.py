@@ -39,7 +39,7 @@ from mptune.analysis.crossed import Array
 from mptune.analysis.intervals import Rule, lml_half_width, score_by_rule, scores_by_name
 from mptune.analysis.moderation import SEED_SHARE, out_of_play
 from mptune.analysis.posterior import MeasuredPoints, draw_scores
-from mptune.analysis.ranking import point_of, ranking
+from mptune.analysis.ranking import grouped, point_of, ranking
 from mptune.errors import NoResultError
 from mptune.trial import Message, Prepared, Trial, TrialResult
 
@@ -227,41 +227,33 @@ def select_trial(
         rule: `search.choose_by`; another one than heldout decides where trials have its scores.
         draws: see `search_selection`.
     """
-    ranked = ranking(searched)
     if prepared is None:
         return None
-    fresh: dict[int, list[Trial]] = {}
-    for trial in confirmed:
-        if trial.repeats is not None:
-            fresh.setdefault(trial.repeats, []).append(trial)
+    fresh = grouped(confirmed, lambda trial: trial.repeats)
     left = {point_of(trials[0]): list(trials) for trials in arms.values() if trials}
-    searched_points: dict[str, list[Trial]] = {}
-    for trial in ranked:
-        searched_points.setdefault(point_of(trial), []).append(trial)
-    points = {}
-    for key, (trial, *seeds) in searched_points.items():
-        runs = [trial, *seeds, *left.get(key, ())]
-        found = _scored(runs, prepared, scores, required=trial)
+    points: dict[int, Runs] = {}
+    decisive: dict[int, float] = {}
+    results: dict[int, list[TrialResult]] = {}
+    for key, same in grouped(ranking(searched), point_of).items():
+        trial = same[0]
+        confirming = [run for one in same for run in fresh.get(one.number, ())]
+        found = _scored([*same, *left.get(key, ())], prepared, scores, required=trial)
         if found is not None:
             left.pop(key, None)
-            confirming = [run for one in (trial, *seeds) for run in fresh.get(one.number, ())]
             again = _scored(confirming, prepared, scores)
             law = out_of_play(trial.policy, prepared.length)
             points[trial.number] = Runs(found, again, law, trial.require_result().cost.flops)
+        if rule != "heldout":
+            confirmed_by = [run.result for run in confirming if run.result is not None]
+            results[trial.number] = confirmed_by or [trial.require_result()]
+            value = score_by_rule(results[trial.number], rule)
+            if value is not None:
+                decisive[trial.number] = value
     others = [
         Runs(found, None, out_of_play(trials[0].policy, prepared.length))
         for trials in left.values()
         if (found := _scored(trials, prepared, scores)) is not None
     ]
-    decisive: dict[int, float] = {}
-    results: dict[int, list[TrialResult]] = {}
-    for trial, *seeds in searched_points.values() if rule != "heldout" else ():
-        confirming = [run for one in (trial, *seeds) for run in fresh.get(one.number, ())]
-        confirmed_by = [run.result for run in confirming if run.result is not None]
-        results[trial.number] = confirmed_by or [trial.require_result()]
-        value = score_by_rule(results[trial.number], rule)
-        if value is not None:
-            decisive[trial.number] = value
     nat = prepared.heldout_sequences / prepared.heldout_tokens
     if not points:
         return None

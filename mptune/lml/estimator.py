@@ -329,7 +329,7 @@ def summarise(
         nats_per_sequence=float(row_means_n.mean()),
         nats_per_position=float(row_means_n.sum() / data.lengths_n.sum()),
         se_population=error if claimed else float("nan"),
-        se_fixed=_se_fixed(z_nk),
+        se_fixed=float(np.sqrt(row_variances(z_nk).sum()) / n),
         per_sequence=row_means_n,
         sequence_index=sequence_index,
         positions=data.lengths_n,
@@ -401,10 +401,6 @@ def row_variances(z_nk: FloatArray) -> FloatArray:
     if k == 1:
         return np.full(n, np.nan)
     return (np.diff(z_nk, axis=1) ** 2).sum(axis=1) / (2.0 * k * (k - 1))
-
-
-def _se_fixed(z_nk: FloatArray) -> float:
-    return float(np.sqrt(row_variances(z_nk).sum()) / len(z_nk))
 
 
 def _curve(data: Observations, reduction: Reduction) -> MPTCurve:

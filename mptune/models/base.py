@@ -177,15 +177,12 @@ class ModelFamily(MaskedModel):
         """
         return 9 + 2 * self.mlp_ratio
 
-    def keeps_scores(self, device: str, half: bool, length: int) -> bool:
-        """Whether attention keeps its scores for the backward pass; they grow as the square."""
-        return device == "cpu" and half and length <= LONGEST_PLAIN
-
     def block_bytes(
         self, device: str, half: bool, length: int, recomputed: bool
     ) -> tuple[float, float]:
         value = 2 if half else 4
-        plain = self.keeps_scores(device, half, length)
+        # Plain attention keeps its scores for the backward pass; they grow as the square.
+        plain = device == "cpu" and half and length <= LONGEST_PLAIN
         scores = 2 * self.attention_heads * length * value if plain else 0
         block = self.kept_per_channel * self.width * value + scores
         # Recomputed, blocks keep their input; only the last and the one being computed keep all.

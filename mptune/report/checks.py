@@ -15,6 +15,7 @@ from pydantic import ConfigDict
 from mptune.analysis.comparison import ComparisonReport
 from mptune.analysis.intervals import scores_by_condition, worst_domain
 from mptune.analysis.pruning import MIN_FOR_REGRESSION, probability_of_stopping_the_best
+from mptune.analysis.ranking import grouped
 from mptune.analysis.results import Outcomes, Recommendation, Report
 from mptune.report.formatting import minus
 from mptune.report.language import Language
@@ -169,12 +170,9 @@ def _seeds(case: Case) -> Iterator[Check]:
         return
     seeds = min(d.seeds for d in comparison.differences)
     yield case.line(seeds >= MIN_SEEDS, "seeds", "few_seeds", n=seeds)
-    undecided: dict[str, list[str]] = {}
-    for d in comparison.differences:
-        if d.verdict == "undecided":
-            undecided.setdefault(what_would_decide(d, say), []).append(d.arm)
-    for what, arms in undecided.items():
-        names = say.join(arms)
+    undecided = [d for d in comparison.differences if d.verdict == "undecided"]
+    for what, pairs in grouped(undecided, lambda d: what_would_decide(d, say)).items():
+        names = say.join([d.arm for d in pairs])
         words = say("check.undecided", baseline=comparison.baseline, names=names, what=what)
         yield Check(False, words)
     if not undecided:

@@ -16,7 +16,7 @@ from mptune.analysis.comparison import (
     leading_arm,
     main_difference,
 )
-from mptune.analysis.ranking import Flip, flips, ranking, runner_up
+from mptune.analysis.ranking import Flip, flips, grouped, ranking, runner_up
 from mptune.analysis.results import Recommendation, Report
 from mptune.analysis.selection import SearchSelection, WeightedScore, score_of
 from mptune.report.checks import Check, checklist
@@ -367,9 +367,7 @@ def _chances(report: Report) -> tuple[tuple[str, float], ...]:
 
 def _failures(trials: Sequence[Trial]) -> tuple[tuple[str, tuple[Trial, ...]], ...]:
     """Failed trials by reason, the most frequent reason first."""
-    by_reason: dict[str, list[Trial]] = {}
-    for trial in trials:
-        if trial.state == "FAIL":
-            by_reason.setdefault(trial.reason or "error", []).append(trial)
+    failures = (trial for trial in trials if trial.state == "FAIL")
+    by_reason = grouped(failures, lambda trial: trial.reason or "error")
     found = sorted(by_reason.items(), key=lambda pair: (-len(pair[1]), pair[0]))
     return tuple((reason, tuple(failed)) for reason, failed in found)

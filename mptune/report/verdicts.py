@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from mptune.analysis import Difference
+from mptune.analysis.arms import Difference
 from mptune.analysis.compute import EquivalentCompute
 from mptune.report.formatting import decimals, minus
 from mptune.report.language import Language

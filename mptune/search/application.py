@@ -22,7 +22,7 @@ from mptune.analysis.selection import recommended
 from mptune.analysis.sequential import schedule
 from mptune.artifacts import store_at
 from mptune.dispatch.base import Dispatcher
-from mptune.errors import InputError, InterruptedSearch, plural
+from mptune.errors import InputError, InterruptedSearch, input_errors, plural
 from mptune.models import _memory as memory
 from mptune.paths import RunDirectory, cache_directory, read_model, write_text
 from mptune.search import kpi, tracking
@@ -42,7 +42,7 @@ from mptune.search.ending import Ending, kept_end
 from mptune.search.forecast import Predictor
 from mptune.search.run import DRIVEN_HERE, Run
 from mptune.search.stage import FIRST_SEEDS, FRESH_PLAN, Stage
-from mptune.search.tracking import Feed, TrackedView
+from mptune.search.tracking import TrackedView, TrackerFeed
 from mptune.spec.schema import Comparison, Score, SearchSpec, build
 from mptune.spec.source import Concrete, SpecFile, SpecSource, merge_arm, plain
 from mptune.spec.space import Space
@@ -189,7 +189,7 @@ class Session:
         self.command = command or f"mptune {verb} {directory.resolved} --run-dir {directory.root}"
         self.interrupted = threading.Event()
         self._dispatcher: Dispatcher | None = None
-        self._feeds: Sequence[Feed] | None = None
+        self._feeds: Sequence[TrackerFeed] | None = None
         self._predictor = Predictor()
         self._lease: PostgresLease | None = None
         self._stages: dict[StageName, StageEnd] = {}
@@ -279,7 +279,7 @@ class Session:
             )
         return self._dispatcher
 
-    def feeds(self) -> Sequence[Feed]:
+    def feeds(self) -> Sequence[TrackerFeed]:
         """Those of the trackers, opened at the first call."""
         if self._feeds is None:
             self._feeds = tracking.feeds(self.spec, self.run.directory, self.say)
@@ -347,10 +347,8 @@ class Session:
         if self.address is None:
             # Prepare the table in this process while the workers start: its progress is visible.
             self.dispatcher().warm_up()
-            try:
+            with input_errors(f"{self.file.origin_of('data')}: ", InputError):
                 prepare_table(request.data, Path(request.cache))
-            except InputError as error:
-                raise InputError(f"{self.file.origin_of('data')}: {error}") from None
         prepared = self.dispatcher().prepare(request)
         if score is not None:
             # It may be prepared on another device, with another precision.

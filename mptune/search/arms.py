@@ -116,7 +116,8 @@ class Arms:
             given = plain(arm)
             tree = _sections(merge_arm(self._concrete(self.best), given, arm.origin))
             return {key: tree[key] if key != "training" else given.get(key, {}) for key in tree}
-        record = self._trial(what, name) or self._searched(what)
+        same = [r for r in self._finished() if what in (r.arm, r.label, r.policy_label)]
+        record = self._trial(what, name) or max(same, key=_score, default=None)
         if record is not None:
             return self._at(record)
         return {"model": self._at(self.best)["model"], "policy": self._kind(what, name)}
@@ -145,11 +146,6 @@ class Arms:
                 f"--arms {name!r}: no finished trial {number!r}; finished: {', '.join(finished)}"
             )
         return finished[number]
-
-    def _searched(self, what: str) -> Trial | None:
-        """The best trial whose arm, label or policy label is `what`."""
-        same = [r for r in self._finished() if what in (r.arm, r.label, r.policy_label)]
-        return max(same, key=_score, default=None)
 
     def _finished(self) -> list[Trial]:
         return [trial for trial in self.found if trial.finished]

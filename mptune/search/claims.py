@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import yaml
@@ -23,7 +23,7 @@ from mptune.search.run import Run
 from mptune.spec.schema import Section
 from mptune.trial import Message
 
-Judgement: TypeAlias = Literal["confirmed", "refuted", "undecided"]
+Judgement: TypeAlias = Literal["refuted", "undecided", "confirmed"]
 
 RATE = 0.15
 
@@ -133,14 +133,17 @@ def judge(name: str, claim: Claim, reports: list[ComparisonReport]) -> ClaimVerd
     """The verdict on a claim by its comparison, or by both."""
     differences = [d for d in reports[0].differences if claim.best in (d.arm, d.baseline)]
     figures = [_sentence(claim.best, d) for d in differences]
-    verdict = _together([_for(claim.best, d) for d in differences])
+    # One that is refuted decides, then one that is undecided.
+    verdict = min((_for(claim.best, d) for d in differences), key=get_args(Judgement).index)
     if claim.larger:
         verdict, sentence = _growth(claim.best, [r.differences[0] for r in reports])
         figures.append(sentence)
     elif claim.by != "likelihood":
         chosen_by_loss, sentence = _by_loss(claim.best, reports[0])
-        decided = "undecided" not in (verdict, chosen_by_loss)
-        verdict = "undecided" if not decided else _agree(verdict, chosen_by_loss)
+        if "undecided" in (verdict, chosen_by_loss):
+            verdict = "undecided"
+        else:
+            verdict = "confirmed" if verdict == chosen_by_loss else "refuted"
         figures.append(sentence)
     compute = [
         f"{c.reading} {c.factor or c.high or c.low:.2g}".removeprefix("factor ")
@@ -169,14 +172,11 @@ def _for(best: str, difference: Difference) -> Judgement:
     return "confirmed" if difference.verdict == wanted else "refuted"
 
 
-def _together(each: list[Judgement]) -> Judgement:
-    if "refuted" in each:
-        return "refuted"
-    return "undecided" if "undecided" in each else "confirmed"
-
-
-def _agree(a: Judgement, b: Judgement) -> Judgement:
-    return "confirmed" if a == b else "refuted"
+def _of_sign(value: float, half_width: float) -> Judgement:
+    """Whether what a claim says is positive is so; undecided also if the interval is unknown."""
+    if not abs(value) > half_width:
+        return "undecided"
+    return "confirmed" if value > 0 else "refuted"
 
 
 def _signed(best: str, difference: Difference) -> tuple[float, float, float]:
@@ -202,9 +202,7 @@ def _growth(best: str, differences: list[Difference]) -> tuple[Judgement, str]:
     half = math.hypot(*(d.half_width for d in differences))
     grows = large - small
     text = f"larger model {large:+.2f}, so {grows:+.2f} ({grows - half:.2f} to {grows + half:.2f})"
-    if not abs(grows) > half:
-        return "undecided", text
-    return ("confirmed" if grows > 0 else "refuted"), text
+    return _of_sign(grows, half), text
 
 
 def _by_loss(best: str, report: ComparisonReport) -> tuple[Judgement, str]:
@@ -217,9 +215,7 @@ def _by_loss(best: str, report: ComparisonReport) -> tuple[Judgement, str]:
         f"loss at 15 %, {other} − {best}: {mean:+.4f} ({mean - half:.4f} to {mean + half:.4f}) "
         f"nats per masked position, {plural(n, 'seed')}"
     )
-    if not abs(mean) > half:  # it is unknown with one pair
-        return "undecided", text
-    return ("confirmed" if mean > 0 else "refuted"), text
+    return _of_sign(mean, half), text
 
 
 def _paired_losses(report: ComparisonReport, a: str, b: str) -> Iterator[float]:

@@ -58,7 +58,6 @@ from mptune.trial import (
     Started,
     Stopped,
     StopReason,
-    TrialResult,
     TrialSpec,
 )
 
@@ -353,7 +352,10 @@ class StudyDriver:
                 set_attributes(trial, same_as=twin)
         judged = attrs.get(JUDGED, trial.user_attrs.get(JUDGED))
         if (result := finished_before(spec)) is not None:
-            self._replay(flight, result)
+            # An earlier driver did not get to tell it.
+            for rung, point in zip(spec.rungs, result.learning, strict=False):
+                report_rung(trial, point.nats_per_token, rung)
+            self._handle(Finished(number=spec.number, result=result))
         elif judged and judged[-1]["decision"] == "pause":
             # An earlier driver died before it told. The checkpoint may be of after that rung.
             flight.paused, flight.held_because = True, _pause_words(judged[-1])
@@ -381,12 +383,6 @@ class StudyDriver:
             "place": place,
             "left": self._left,
         }
-
-    def _replay(self, flight: InFlight, result: TrialResult) -> None:
-        """Tell a result that an earlier driver did not get to tell."""
-        for rung, point in zip(flight.spec.rungs, result.learning, strict=False):
-            report_rung(flight.trial, point.nats_per_token, rung)
-        self._handle(Finished(number=flight.spec.number, result=result))
 
     def _submit(self, flight: InFlight) -> None:
         """Ask for a gang; a trial that fits in the memory of none fails as out of memory."""

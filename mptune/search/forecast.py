@@ -252,10 +252,7 @@ def forecast_study(
         count = len(ran)
     flying, more = ended + len(in_flight), total - ended - len(in_flight)
     if not ran:
-        return Forecast(
-            trials=round(flying + max(0, more)),
-            worker_seconds=None, gpu_hours=None, left_s=None, limited_by=None,
-        )  # fmt: skip
+        return Forecast(trials=round(flying + max(0, more)))
     mean = sum(ran, Work()).times(1 / count)
     left = sum((trial.left(mean) for trial in in_flight), Work())
     # Number of further trials that each budget has room for.

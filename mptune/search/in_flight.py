@@ -163,13 +163,9 @@ def trained_share(trial: TrialSpec) -> float:
         newest = read_json(files.checkpoint_marker)
         if newest["fingerprint"] == trial.course():
             done = int(newest["tag"].removeprefix("step"))
-    total = _total_steps(files) if done else 0
-    return min(1.0, done / total) if total else 0.0
-
-
-def _total_steps(files: TrialDirectory) -> int:
-    """Total steps as of the trial's last start; 0 if it has not started."""
-    return next((s.total_steps for s in reversed(_starts(files)) if s.total_steps), 0)
+    # As of the trial's last start; none if it has not started.
+    totals = [start.total_steps for start in _starts(files) if start.total_steps] if done else []
+    return min(1.0, done / totals[-1]) if totals else 0.0
 
 
 def resumed_at(files: TrialDirectory) -> list[int]:

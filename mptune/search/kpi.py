@@ -19,7 +19,7 @@ from textwrap import shorten
 from threading import Event
 
 from mptune.artifacts import store_at
-from mptune.errors import InputError, InterruptedSearch
+from mptune.errors import InterruptedSearch, input_errors
 from mptune.paths import RunDirectory, read_json, read_model, write_json, write_text
 from mptune.plugins import require_package
 from mptune.spec.schema import Score
@@ -38,10 +38,8 @@ def check_importable(score: Score) -> None:
         InputError: it is neither on Python's path nor in the current folder.
     """
     if score.kpi is not None:
-        try:
+        with input_errors(f"score.kpi: {score.kpi}: "):
             require_package(score.kpi)
-        except ValueError as error:
-            raise InputError(f"score.kpi: {score.kpi}: {error}") from None
 
 
 def measure_all(

@@ -15,13 +15,14 @@ from typing import Any
 from mptune import dispatch
 from mptune.dispatch import devices
 from mptune.dispatch.base import Dispatcher
-from mptune.errors import InputError, plural
+from mptune.errors import InputError, input_errors, plural
 from mptune.models import _memory as memory
 from mptune.paths import RunDirectory, cache_directory
 from mptune.search.arms import LADDER, RATE, most_ladder_runs
-from mptune.search.budget import describe_shares, planned_runs
+from mptune.search.budget import describe_shares, planned_runs, total_budget
+from mptune.search.ledger import Work
 from mptune.search.stage import Stage
-from mptune.spec.schema import MODEL_KEYS, Resources, Search, SearchSpec, build
+from mptune.spec.schema import MODEL_KEYS, Resources, SearchSpec, build
 from mptune.spec.source import SpecFile, SpecSource
 from mptune.tools.prepare import prepare_table
 from mptune.trial import Device, Failed, Finished, Prepared, Stopped, TrialResult, TrialSpec
@@ -99,10 +100,8 @@ def inspect_data(file: SpecFile, spec: SearchSpec) -> dict[str, Any]:
         InputError: the data are missing or broken.
     """
     modality = build("data", spec.data).resolved(file.path.absolute().parent)
-    try:
+    with input_errors(f"{file.origin_of('data')}: data: "):
         report: dict[str, Any] = modality.inspect(modality.prepare(cache_directory() / "tables"))
-    except (ValueError, OSError) as error:
-        raise InputError(f"{file.origin_of('data')}: data: {error}") from None
     report["warnings"] += data_warnings(spec, report)
     return report
 
@@ -200,11 +199,9 @@ def expected(
     symbols, heldout = modality.expected_symbols(), spec.score.sequences
     exact = here or address is not None or spec.resources.memory_gb is not None
     if exact:
-        try:
+        with input_errors(f"{file.origin_of('data')}: ", InputError):
             base = file.path.absolute().parent
             table = prepare_table(spec.data, cache_directory() / "tables", base)
-        except InputError as error:
-            raise InputError(f"{file.origin_of('data')}: {error}") from None
         symbols, heldout = table.vocabulary_size, min(heldout, len(table.heldout.tokens))
     elif any({*MODEL_KEYS} & {*probe.tree["model"]} for probe in file.probes()):
         return None  # only torch can count it
@@ -327,18 +324,18 @@ def _totals(
     searching: bool = True,
 ) -> dict[str, Any]:
     """All runs together, from what one run of each model takes."""
-    runs = planned_runs(spec, most_ladder_runs(file, spec.compare))
-    runs = {
-        n: count
-        for n, count in runs.items()
-        if count and (searching or n in ("ladder", "comparison"))
-    }
+    search, planned = spec.search, planned_runs(spec, most_ladder_runs(file, spec.compare))
+    names = planned if searching else ("ladder", "comparison")
+    runs = {name: count for name, count in planned.items() if count and name in names}
     total = sum(runs.values())
     known = [model for model in models if model["trial_s"] is not None]
     works = [total * model["trial_s"] * model["workers"] for model in known]
     wall_s = total * sum(model["trial_s"] for model in known) / max(1, len(known)) / at_once
     flops = [total * model["flops"] for model in models if model["flops"] is not None]
-    checkpoints = 2 * STATE_BYTES * (at_once + _most_paused(spec))
+    # Each trial that is paused keeps a checkpoint, and the one before it.
+    pauses = search.pruning in PAUSING
+    most_paused = search.trials / min(search.rungs, default=1.0) if pauses else 0.0
+    checkpoints = 2 * STATE_BYTES * (at_once + most_paused)
     kept = 4 * spec.training.keep_weights * total
     disk_bytes = max(model["parameters"] for model in models) * (checkpoints + kept)
     free_bytes = shutil.disk_usage(Path()).free
@@ -360,7 +357,11 @@ def _totals(
         "wall_s": wall_s if works else None,
         "disk_bytes": disk_bytes,
         "warnings": warnings,
-        **_limits(spec.search),
+        "pruner": search.pruning,
+        "pauses": pauses,
+        "limits": {
+            f"search.{limit.key}": limit.most for limit in total_budget(spec).limits(Work())
+        },
     }
 
 
@@ -374,24 +375,6 @@ def _kinds(
         training = trial.training.model_dump(mode="json", exclude={"optimizer", "schedule"})
         found[json.dumps([trial.model, training], sort_keys=True)] = trial
     return found.values()
-
-
-def _most_paused(spec: SearchSpec) -> float:
-    """Most trials that can be paused at a time; each keeps a checkpoint, and the one before it."""
-    if spec.search.pruning not in PAUSING:
-        return 0.0
-    return spec.search.trials / min(spec.search.rungs, default=1.0)
-
-
-def _limits(search: Search) -> dict[str, Any]:
-    """What may end trials, or the search, early."""
-    keys = ("budget_worker_seconds", "budget_gpu_hours", "budget_seconds")
-    values = {f"search.{key}": getattr(search, key) for key in keys}
-    return {
-        "pruner": search.pruning,
-        "pauses": search.pruning in PAUSING,
-        "limits": {key: value for key, value in values.items() if value is not None},
-    }
 
 
 def _row(trial: TrialSpec, device: Device, spec: SearchSpec) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from mptune.analysis.exposure import model_context
-from mptune.errors import InputError
+from mptune.errors import input_errors
 from mptune.paths import RunDirectory
 from mptune.spec.schema import SearchSpec, build
 from mptune.spec.source import Concrete
@@ -102,18 +102,20 @@ class Stage:
         if self.space is None:
             return {}
         tree = self.space.suggest(trial).tree
+        model, parameters = self._model(tree["model"])
+        context = model_context(model.model_dump(mode="json"), parameters)
+        return {"policy": tree["policy"], "training": tree["training"], "model": context}
+
+    def _model(self, section: Mapping[str, Any]) -> tuple[Any, int]:
+        """The model of a section with its size decided, and its parameters.
+
+        Raises:
+            InputError: no model has the parameter count that the section gives.
+        """
         vocabulary, length = self.prepared.vocabulary_size + 2, self.prepared.length
-        try:
-            model = build("model", tree["model"]).sized(vocabulary, length)
-        except ValueError as error:
-            raise InputError(f"model.{error}") from None
-        return {
-            "policy": tree["policy"],
-            "training": tree["training"],
-            "model": model_context(
-                model.model_dump(mode="json"), model.parameters(vocabulary, length)
-            ),
-        }
+        with input_errors("model."):
+            model = build("model", section).sized(vocabulary, length)
+        return model, model.parameters(vocabulary, length)
 
     def make(self, concrete: Concrete, number: int, seed: int) -> TrialSpec:
         """The TrialSpec of a concrete spec, as trial `number` with this training seed.
@@ -122,12 +124,7 @@ class Stage:
             InputError: no model has the parameter count that the spec gives.
         """
         spec = SearchSpec.model_validate(concrete.tree)
-        vocabulary, length = self.prepared.vocabulary_size + 2, self.prepared.length
-        policy, model = build("policy", spec.policy), build("model", spec.model)
-        try:
-            model = model.sized(vocabulary, length)
-        except ValueError as error:
-            raise InputError(f"model.{error}") from None
+        policy, (model, parameters) = build("policy", spec.policy), self._model(spec.model)
         training = spec.training
         if training.precision == "auto":
             # A trial is a pure function of its spec: what `auto` means is written into it.
@@ -151,7 +148,7 @@ class Stage:
             training=training,
             score=spec.score,
             rungs=self.rungs,
-            resources=spec.resources.for_model(model.parameters(vocabulary, length)),
+            resources=spec.resources.for_model(parameters),
             prepared=self.prepared,
             directory=str(directory.absolute()),
             artifacts=artifacts,

@@ -33,7 +33,7 @@ END_TIMEOUT_S = 30.0
 """How long the end of a driver waits for a tracker."""
 
 
-class Feed:
+class TrackerFeed:
     """The calls that wait for one tracker, and the thread that makes them."""
 
     def __init__(self, tracker: Tracker, group: Group, say: Callable[[str], None]) -> None:
@@ -78,7 +78,9 @@ class Feed:
             self._say(f"note: tracker {self._tracker.PACKAGE}: {what}; the search goes on")
 
 
-def feeds(spec: SearchSpec, directory: RunDirectory, say: Callable[[str], None]) -> list[Feed]:
+def feeds(
+    spec: SearchSpec, directory: RunDirectory, say: Callable[[str], None]
+) -> list[TrackerFeed]:
     """A feed for each tracker of the spec; the search keeps its id in the run directory."""
     if not spec.track:
         return []
@@ -86,7 +88,7 @@ def feeds(spec: SearchSpec, directory: RunDirectory, say: Callable[[str], None])
         write_text(directory.tracking, secrets.token_hex(4))
     name = f"{spec.name}-{directory.tracking.read_text(encoding='utf-8')}"
     group = Group(spec.name, name, directory.root.absolute())
-    return [Feed(build("track", values), group, say) for values in spec.track]
+    return [TrackerFeed(build("track", values), group, say) for values in spec.track]
 
 
 def publish(
@@ -111,7 +113,7 @@ class TrackedView:
 
     view: Any
     stage: Stage
-    feeds: Sequence[Feed]
+    feeds: Sequence[TrackerFeed]
     study: optuna.Study
     settings: Search
     _runs: dict[int, TrackedRun] = field(default_factory=dict)

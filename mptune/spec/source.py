@@ -24,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 
 from mptune import plugins
 from mptune.artifacts import SECRET_QUERY
-from mptune.errors import InputError, cut_line, did_you_mean
+from mptune.errors import InputError, cut_line, did_you_mean, input_errors
 from mptune.spec.schema import (
     MODEL_KEYS,
     PLUGIN_SECTIONS,
@@ -696,10 +696,8 @@ def read_plugin(path: Path, group: str, key: str) -> Any:
         raise InputError(
             f"{root.origin}: needs {key!r}, one of {', '.join(plugins.modules(group))}"
         )
-    try:
+    with input_errors(f"{concrete.origin((key,))}: ", InputError):
         plugin = plugins.load(group, str(name))
-    except InputError as error:
-        raise InputError(f"{concrete.origin((key,))}: {error}") from None
     try:
         return plugin.model_validate(values)
     except ValidationError as error:

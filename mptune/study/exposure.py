@@ -22,6 +22,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import isfinite, log
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,9 +48,10 @@ from mptune.analysis.exposure import (
 )
 from mptune.analysis.learning import ScoredRun, evidence_of_runs
 from mptune.analysis.moderation import SEED_SHARE
+from mptune.analysis.ranking import first_of_each
 from mptune.errors import InputError
 from mptune.spec.space import Suggests
-from mptune.study.optuna_private import TPESampler, set_stored_attribute
+from mptune.study.optuna_private import TPESampler, set_stored_attribute, trial_seed
 from mptune.study.records import ASKED, CURVE, JUDGED, STEPS, is_paused
 
 Tree = Mapping[str, Any]
@@ -287,10 +289,7 @@ class ExposureSampler(optuna.samplers.BaseSampler):
         return self._tpe(trial).sample_independent(study, trial, param_name, param_distribution)
 
     def _tpe(self, trial: FrozenTrial) -> TPESampler:
-        seed = (self._seed * 1_000_003 + trial.number) % 2**31
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return TPESampler(seed=seed, n_startup_trials=self._startup, constant_liar=True)
+        return TPESampler(trial_seed(self._seed, trial.number), self._startup)
 
     def _warn(self, why: str) -> None:
         if why not in self._warned:
@@ -383,7 +382,9 @@ class ExposureSampler(optuna.samplers.BaseSampler):
         best = [r for r in ran if r.run is not None and r.run.end is not None]
         best.sort(key=lambda r: (-sign * (r.trial.value or 0.0), r.trial.number))
         # Runs of one point are one parent, else neighbours of few points would be all candidates.
-        parents = _distinct(best)[:PARENTS] if scored >= MIN_TO_PREDICT else []
+        parents = (
+            first_of_each(best, attrgetter("key"))[:PARENTS] if scored >= MIN_TO_PREDICT else []
+        )
         new = self.draw_points(rng, [r.trial.params for r in parents], known)
         if not new:
             return "no point of the space has a valid policy"
@@ -481,7 +482,7 @@ class ExposureSampler(optuna.samplers.BaseSampler):
         ]
         tried.sort(key=lambda found: (-found[0], found[1].trial.number))
         running = [r for r in ran if r.run is None and r.trial.state == TrialState.RUNNING]
-        again = _distinct([r for _, r in tried])[:MOST_TRIED]
+        again = first_of_each((r for _, r in tried), attrgetter("key"))[:MOST_TRIED]
         # Of seeds that run at the same time, each is of another policy.
         again = [r for r in again if r.key not in {o.key for o in running}] or again
         finished = {r.key for r in ran if r.run is not None and r.run.end is not None}
@@ -508,14 +509,6 @@ class ExposureSampler(optuna.samplers.BaseSampler):
                 best = f"trial {one.trial.number} is the best in this draw"
                 return Proposal(one, f"{best}: {why}", goes_on=True)
         return Proposal(chosen, f"another seed of trial {chosen.trial.number}: {why}")
-
-
-def _distinct(ran: Sequence[Ran]) -> list[Ran]:
-    """The first one of each point."""
-    first: dict[str, Ran] = {}
-    for one in ran:
-        first.setdefault(one.key, one)
-    return list(first.values())
 
 
 def _repeat(trial: FrozenTrial) -> int:

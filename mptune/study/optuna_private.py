@@ -7,6 +7,7 @@ one of them. pyproject.toml bounds Optuna to the versions that were tested.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -193,8 +194,23 @@ def with_trials(study: optuna.Study, keep: Callable[[FrozenTrial], bool]) -> opt
     )
 
 
-class TPESampler(optuna.samplers.TPESampler):
-    """Optuna's TPE, multivariate and grouped by which dimensions occur together."""
+def quiet() -> warnings.catch_warnings[None]:
+    """A context without Optuna's warnings that a feature is experimental."""
+    return warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning)
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options, multivariate=True, group=True)
+
+def trial_seed(seed: int, number: int) -> int:
+    """The seed of the sampler that proposes this trial of a study."""
+    return (seed * 1_000_003 + number) % 2**31
+
+
+class TPESampler(optuna.samplers.TPESampler):
+    """Optuna's TPE for one trial, multivariate and grouped by which dimensions occur together.
+
+    It treats running trials as poor ones.
+    """
+
+    def __init__(self, seed: int, startup: int) -> None:
+        with quiet():
+            super().__init__(seed=seed, n_startup_trials=startup, constant_liar=True,
+                             multivariate=True, group=True)  # fmt: skip

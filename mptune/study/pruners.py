@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Container, Hashable, Iterator
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -286,7 +285,8 @@ class _WithinSize(optuna.pruners.BasePruner):
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         pruner: Any = super()
-        return bool(pruner.prune(with_trials(study, partial(_same_size, trial)), trial))
+        own = with_trials(study, lambda other: _size(other) == _size(trial))
+        return bool(pruner.prune(own, trial))
 
 
 class MedianWithinSize(_WithinSize, optuna.pruners.MedianPruner):
@@ -329,10 +329,6 @@ def make_pruner(
             return HalvingWithinSize(min_resource=first)
         case _:
             return HyperbandWithinSize(min_resource=first, max_resource=STEPS)
-
-
-def _same_size(one: FrozenTrial, other: FrozenTrial) -> bool:
-    return _size(one) == _size(other)
 
 
 def _size(trial: FrozenTrial) -> Hashable:

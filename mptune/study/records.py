@@ -123,8 +123,7 @@ def report_rung(trial: optuna.Trial, value: float, rung: float) -> None:
 
     Not at the progress of the optimizer's step that reached the rung: that differs between trials.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
         trial.report(value, step_of(rung))
 
 
@@ -276,8 +275,7 @@ def importances(study: optuna.Study) -> dict[str, float]:
     if len(done) < MIN_JUDGED:
         return {}
     params = sorted(set.intersection(*(set(t.params) for t in done)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         try:
             shares = optuna.importance.get_param_importances(
                 study,

@@ -10,7 +10,7 @@ import optuna
 
 from mptune.spec.schema import Search
 from mptune.spec.space import Suggests
-from mptune.study.optuna_private import TPESampler
+from mptune.study.optuna_private import TPESampler, quiet, trial_seed
 
 if TYPE_CHECKING:
     from mptune.study.exposure import ExposureSampler
@@ -19,13 +19,10 @@ if TYPE_CHECKING:
 def make_sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
     """A sampler whose proposal depends only on the seed, the trial's number and the history.
 
-    TPE is multivariate, groups conditional dimensions, and treats running trials as poor ones.
     `exposure` needs the space, see `exposure_sampler`; without one it is TPE.
     """
-    seed = (search.seed * 1_000_003 + number) % 2**31
-    startup = search.startup_trials
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    seed, startup = trial_seed(search.seed, number), search.startup_trials
+    with quiet():
         match search.sampler.kind:
             case "random":
                 return optuna.samplers.RandomSampler(seed=seed)
@@ -34,7 +31,7 @@ def make_sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
             case "gp":
                 return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
             case "tpe" | "exposure":
-                return TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)
+                return TPESampler(seed, startup)
 
 
 def exposure_sampler(

@@ -6,7 +6,6 @@ import json
 import sqlite3
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from sqlalchemy.pool import NullPool
 from mptune.errors import InputError, MptuneError, one_line
 from mptune.spec.schema import fixed_on_resume
 from mptune.study import records
-from mptune.study.optuna_private import Database, move_notes
+from mptune.study.optuna_private import Database, move_notes, quiet
 from mptune.trial import StageName, Trial
 
 STORAGE_ATTEMPTS = 10
@@ -131,8 +130,7 @@ class StudyStorage:
             load_if_exists=True,
             pruner=optuna.pruners.NopPruner(),
         )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        with quiet():
             study.set_metric_names(["LML (nats per token)"])
         return study
 

@@ -32,7 +32,7 @@ from mptune.data._inspect import codec_columns
 from mptune.data._records import is_missing, number
 from mptune.data._sources import File
 from mptune.data.rows import DOMAIN, HELDOUT, TRAIN, RowModality
-from mptune.errors import InputError, did_you_mean
+from mptune.errors import InputError, did_you_mean, input_errors
 from mptune.paths import TrialDirectory, write_aside
 from mptune.spec.schema import build
 from mptune.tools.baselines import BASELINES, Task
@@ -121,7 +121,7 @@ class Imputer:
             InputError: it cannot be read, or has text in a column of numbers; one line names file
                 and row.
         """
-        try:
+        with input_errors():
             files = _sources.files("TABLE", _sources.absolute((path,), Path.cwd()))
             frame: Frame = self.modality.frame(files)
             values = [
@@ -129,8 +129,6 @@ class Imputer:
                 for name, kind in self.columns.items()
             ]
             return frame, files, values
-        except (ValueError, OSError) as error:
-            raise InputError(str(error)) from None
 
     def blank(self, frame: Frame) -> BoolArray:
         """Cells [N, C] that are empty or say that a value is missing (NA, null, ...)."""
@@ -566,10 +564,8 @@ def _chosen(
         raise InputError(
             f"{on!r} is none of all, {', '.join(known)}{did_you_mean(on, ['all', *known])}"
         )
-    try:
+    with input_errors():
         split_N = modality.splits(frame)
-    except ValueError as error:
-        raise InputError(str(error)) from None
     chosen_N = np.ones(len(frame), bool) if on == "all" else split_N == known[on]
     train_N = split_N == TRAIN
     series = list(getattr(modality, "_series", lambda frame: ())(frame))

@@ -22,8 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from mptune.errors import InputError
-from mptune.lml import masked_sums
-from mptune.lml.estimator import estimate_rows
+from mptune.lml.estimator import estimate_rows, masked_sums
 from mptune.lml.groups import BoolArray, FloatArray
 from mptune.models.pretrained import EncodedText, PretrainedMaskedLM
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mptune.data._table import TokenTable
-from mptune.errors import InputError
+from mptune.errors import InputError, input_errors
 from mptune.paths import TrialDirectory
 from mptune.spec.schema import build
 from mptune.trial import TrialSpec
@@ -24,12 +24,9 @@ def prepare_table(data: dict[str, Any], cache: Path, base: Path | None = None) -
         InputError: the section is wrong, or the source is missing or broken; the message begins
             with `data: `.
     """
-    try:
+    with input_errors("data: ", InputError, ValueError, OSError):
         folder = Path.cwd() if base is None else base.absolute()
-        table: TokenTable = build("data", data).resolved(folder).prepare(cache)
-    except (InputError, ValueError, OSError) as error:
-        raise InputError(f"data: {error}") from error
-    return table
+        return build("data", data).resolved(folder).prepare(cache)
 
 
 def table_of_trial(files: TrialDirectory) -> tuple[TrialSpec, TokenTable]:

@@ -19,22 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mptune.data.text import documents
-from mptune.errors import InputError, NoResultError, plural
-from mptune.lml import (
-    LMLComparison,
-    LMLEstimate,
-    NonFiniteLogProb,
-    OrderGap,
-    ScoreAtRate,
-    Side,
-    TokenCovariates,
-    order_gap,
-    race_lml,
-    refine_lml,
-    round_robin,
-    score_at_rate,
-    se_per_position,
-)
+from mptune.errors import InputError, NoResultError, input_errors, plural
+from mptune.lml.adaptive import LMLComparison, Side, race_lml, refine_lml, se_per_position
+from mptune.lml.covariates import TokenCovariates
+from mptune.lml.diagnostics import OrderGap, ScoreAtRate, order_gap, score_at_rate
+from mptune.lml.estimator import LMLEstimate, NonFiniteLogProb
+from mptune.lml.groups import round_robin
 from mptune.models.pretrained import PretrainedMaskedLM
 
 IntArray = NDArray[np.int64]
@@ -247,12 +237,9 @@ def prepare(names: Sequence[str], options: Options) -> tuple[list[ModelText], bo
         InputError: a model or the text cannot be used.
     """
     models = [PretrainedMaskedLM.open(name) for name in names]
-    try:
-        texts = list(
-            documents(options.source, options.documents, Path.cwd(), options.group).items()
-        )
-    except (ValueError, OSError) as error:
-        raise InputError(f"--data: {error}") from error
+    with input_errors("--data: "):
+        read = documents(options.source, options.documents, Path.cwd(), options.group)
+    texts = list(read.items())
     same = all(models[0].same_tokens(other) for other in models[1:])
     if not same:
         texts = _split_alike(models, texts)
@@ -367,9 +354,7 @@ def race(prepared: Sequence[ModelText], same_tokens: bool, options: Options) -> 
     began = time.monotonic()
     limit = options.max_forwards
     forwards = max(1, min(8, (limit or 0) // len(a.side.tokens)))
-    try:
+    with input_errors("--data: ", ValueError):
         looks = race_lml(a.side, b.side, seed=options.seed, forwards=forwards, max_forwards=limit)
         for comparison in _named(looks, f"{a.model.name} or {b.model.name}"):
             yield Race((a, b), comparison, same_tokens, time.monotonic() - began)
-    except ValueError as error:
-        raise InputError(f"--data: {error}") from error

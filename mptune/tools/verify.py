@@ -1,7 +1,7 @@
 """Verifies the estimator against known answers: exact models, and the identity by enumeration.
 
 Every model here knows its log p(x), so a wrong estimate, a wrong standard error or a wrong identity
-is seen. Two parts, each with its :class:`Claim` list:
+is seen. Two parts, each with its :class:`Requirement` list:
 
     beds      PPCA, HMM, Markov chain and a small joint, complete and with values missing
     identity  sum_M S(M) = log p(x) by enumeration of every mask (arXiv 2306.00520, Proposition 1)
@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtr  # type: ignore[import-untyped, unused-ignore]
 
-from mptune.lml import Covariates, GaussianCovariates, LMLEstimate, TokenCovariates, estimate_lml
+from mptune.lml.covariates import Covariates, GaussianCovariates, TokenCovariates
+from mptune.lml.estimator import LMLEstimate, estimate_lml
 from mptune.models.oracles import HMM, PPCA, Joint, MarkovChain
 
 FloatArray: TypeAlias = NDArray[np.float64]
@@ -31,7 +32,7 @@ BoolArray: TypeAlias = NDArray[np.bool_]
 Oracle: TypeAlias = HMM | PPCA | Joint
 
 Estimator: TypeAlias = Callable[..., LMLEstimate]
-"""Called as :func:`mptune.lml.estimate_lml`."""
+"""Called as `mptune.lml.estimator.estimate_lml`."""
 
 OnProgress: TypeAlias = Callable[[str, float], None]
 """Called with what runs now, and the share of the whole that is done."""
@@ -70,7 +71,7 @@ QUICK, FULL = 120, 600
 
 
 @dataclass(frozen=True)
-class Claim:
+class Requirement:
     """One thing that must hold; `words` has its figures."""
 
     name: str
@@ -111,10 +112,10 @@ class Verification:
     """Outside of it a coverage fails; by kind of interval."""
     spread_allowed: Band
     beds: tuple[BedResult, ...]
-    checks: tuple[Claim, ...]
+    checks: tuple[Requirement, ...]
 
     @property
-    def failed(self) -> tuple[Claim, ...]:
+    def failed(self) -> tuple[Requirement, ...]:
         """The checks that do not hold."""
         return tuple(check for check in self.checks if not check.passed)
 
@@ -126,7 +127,7 @@ def verify(
     estimate: Estimator = estimate_lml,
     on_progress: OnProgress = lambda words, share: None,
 ) -> Verification:
-    """Claim ``estimate`` against every known answer.
+    """Check ``estimate`` against every known answer.
 
     ``seed`` fixes the samples and plans; the models are always the same.
     """
@@ -158,8 +159,8 @@ def _seed(*path: int) -> int:
     return int(np.random.SeedSequence(path).generate_state(1, np.uint64)[0])
 
 
-def _close(name: str, z: float) -> Claim:
-    return Claim(name, abs(z) < Z_LIMIT, f"z = {z:.2f}, allowed ±{Z_LIMIT}")
+def _close(name: str, z: float) -> Requirement:
+    return Requirement(name, abs(z) < Z_LIMIT, f"z = {z:.2f}, allowed ±{Z_LIMIT}")
 
 
 def _z(error: float, se: float) -> float:
@@ -282,7 +283,7 @@ def spread_allowed(replications: int) -> Band:
     return SPREAD_BAR[0] / noise, SPREAD_BAR[1] * noise
 
 
-def bed_checks(bed: BedResult, replications: int) -> Iterator[Claim]:
+def bed_checks(bed: BedResult, replications: int) -> Iterator[Requirement]:
     """Near the truth, without bias, both intervals cover it, and the error is the spread."""
     yield _close(f"{bed.name}: estimate", bed.z)
     yield _close(f"{bed.name}: bias over replications", bed.bias_z)
@@ -290,10 +291,10 @@ def bed_checks(bed: BedResult, replications: int) -> Iterator[Claim]:
     for kind, (low, high) in coverage_allowed(replications).items():
         words = f"{100 * shares[kind]:.1f} %, allowed {100 * low:.1f} to {100 * high:.1f} %"
         name = f"{bed.name}: coverage of the 95 % interval, {kind}"
-        yield Claim(name, low <= shares[kind] <= high, words)
+        yield Requirement(name, low <= shares[kind] <= high, words)
     low, high = spread_allowed(replications)
     words = f"{bed.se_over_spread:.2f}, allowed {low:.2f} to {high:.2f}"
-    yield Claim(f"{bed.name}: SE over spread", low <= bed.se_over_spread <= high, words)
+    yield Requirement(f"{bed.name}: SE over spread", low <= bed.se_over_spread <= high, words)
 
 
 # --- the identity, by enumeration --------------------------------------------------------------
@@ -316,7 +317,7 @@ def mask_scores(oracle: Oracle, tokens_ND: NDArray[Any], observed_ND: BoolArray)
     return scores_ND
 
 
-def identity_checks(seed: int) -> Iterator[Claim]:
+def identity_checks(seed: int) -> Iterator[Requirement]:
     """Exact up to rounding on the small joint: every outcome, and each with values missing."""
     joint = _ORACLES["joint"]()
     assert isinstance(joint, Joint)
@@ -328,4 +329,4 @@ def identity_checks(seed: int) -> Iterator[Claim]:
         error = float(np.abs(total_N - joint.log_marginal(tokens_ND)).max())
         words = f"largest error {error:.1e} of {len(tokens_ND)} sequences"
         words += f", allowed {IDENTITY_TOLERANCE:.0e}"
-        yield Claim(f"{name}: Σ S(M) = log p(x)", error < IDENTITY_TOLERANCE, words)
+        yield Requirement(f"{name}: Σ S(M) = log p(x)", error < IDENTITY_TOLERANCE, words)

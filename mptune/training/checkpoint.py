@@ -49,11 +49,6 @@ class WrittenCheckpoint:
     world_size: int
     files: Mapping[str, tuple[int, str]]
 
-    @property
-    def sharded(self) -> bool:
-        """Whether each rank has a part of the optimizer's state, so that their number matters."""
-        return any("optim_states" in name for name in self.files)
-
 
 class Checkpoints:
     """The checkpoints in `store` of the training that `fingerprint` names.
@@ -126,7 +121,9 @@ class Checkpoints:
         ranks = self.ranks
         named = ranks.from_first([asdict(good) for good in self._named()] if ranks.first else [])
         for good in (WrittenCheckpoint(**each) for each in named):
-            converts = good.sharded and good.world_size != ranks.world_size
+            # With parts of the optimizer's state in it, the number of ranks matters.
+            is_sharded = any("optim_states" in name for name in good.files)
+            converts = is_sharded and good.world_size != ranks.world_size
             # A conversion needs all files; else a rank needs rank 0's and its own.
             needed = [name for name in good.files if converts or owner(name) in (0, ranks.rank)]
             folder = self._fetched.enter_context(self.store.fetched(needed))

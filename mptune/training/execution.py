@@ -18,14 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from torch import nn
 
 from mptune.artifacts import Store, store_at
 from mptune.data._table import TokenTable
 from mptune.data._tokenizers import save_for_transformers
-from mptune.errors import InputError, one_line
-from mptune.lml import LMLPlan
+from mptune.errors import InputError, input_errors, one_line
+from mptune.lml.plan import LMLPlan
 from mptune.models import _memory as memory
 from mptune.models._conformance import BEFORE_TRAINING, conformance
 from mptune.models.base import MaskedModel
@@ -73,14 +72,12 @@ def prepare(request: PrepareRequest) -> Prepared:
         InputError: the data is missing or broken, or the plan belongs to other data.
     """
     path = Path(request.plan)
-    try:
+    with input_errors():
         modality = build("data", request.data)
         table = modality.prepare(Path(request.cache))
         plan = LMLPlan.load(path) if path.exists() else None
         heldout = HeldOut.select(table, request.score, plan)
         warnings = modality.warnings(table)
-    except (ValueError, OSError) as error:
-        raise InputError(str(error)) from error
     if plan is None:
         path.parent.mkdir(parents=True, exist_ok=True)
         heldout.plan.save(path)
@@ -156,11 +153,9 @@ class ScoringData:
         prepared, score = key = trial.prepared, trial.score
         if kept is not None and kept.key == key:
             return kept
-        try:
+        with input_errors("the prepared data cannot be opened: "):
             plan = LMLPlan.load(prepared.plan)
             heldout = HeldOut.select(TokenTable.open(Path(prepared.table)), score, plan)
-        except (ValueError, OSError) as error:
-            raise InputError(f"the prepared data cannot be opened: {error}") from error
         if heldout.hash != prepared.plan_hash:
             raise InputError(f"{prepared.plan} is not the plan that this trial was made for")
         shifted = {name: heldout.shifted(name) for name in heldout.table.domains}
@@ -229,10 +224,8 @@ def built(trial: TrialSpec, ranks: Ranks, heldout: HeldOut) -> tuple[Inputs, nn.
     torch.set_num_threads(max(1, int(trial.resources.cpus_per_worker)))
     configuration(trial.training, ranks.world_size)
     table = heldout.table
-    try:
+    with input_errors():
         policy, family = build("policy", trial.policy), build("model", trial.model)
-    except ValidationError as error:
-        raise InputError(str(error)) from error
     joins, words_BD = None, None
     if policy.structure.kind == "whole_word":
         joins = build("data", trial.data).word_joins(table.total_vocabulary)
@@ -250,10 +243,8 @@ def built(trial: TrialSpec, ranks: Ranks, heldout: HeldOut) -> tuple[Inputs, nn.
         axes=tuple(table.axes.values()),
         joins=joins,
     )
-    try:
+    with input_errors("policy.structure: "):
         policy.structure.units((1, table.length), np.random.default_rng(0), words_BD)
-    except ValueError as error:
-        raise InputError(f"policy.structure: {error}") from None
     stated_gb = trial.resources.memory_gb
     share = min(trial.resources.gpus_per_worker or 1.0, 1.0)
     ranks.keep_to(share)
@@ -324,7 +315,7 @@ def score(
             groups=data.heldout.table.heldout.groups[rows],
             at_rungs=np.asarray(spent.rung_scores, np.float64),
         )
-    code = spent.code_per_position
+    code = spent.code[0] / spent.code[1] if spent.code and spent.code[1] else None
     return TrialResult(
         fingerprint=trial.fingerprint(),
         lml=of_home,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mptune import errors as faults
 from mptune.errors import FaultReason, MptuneError, NonFiniteLoss, one_line
-from mptune.lml import NonFiniteLogProb
+from mptune.lml.estimator import NonFiniteLogProb
 from mptune.models._memory import outside
 from mptune.paths import node_bytes
 from mptune.trial import StopReason

@@ -87,11 +87,6 @@ class Spent:
     learned: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
     """(progress, law) of each choice of an adaptive policy."""
 
-    @property
-    def code_per_position(self) -> float | None:
-        """Prequential code length, nats per position; None if it is not defined."""
-        return self.code[0] / self.code[1] if self.code and self.code[1] else None
-
     def record(self, progress: float, loss_sum: float, masked: int) -> None:
         """Add a step's loss; close a point of the curve when its share of progress is over."""
         nats, count = self.pending[0] + loss_sum, self.pending[1] + masked

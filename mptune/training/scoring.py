@@ -24,18 +24,17 @@ from torch.nn.functional import cross_entropy
 
 from mptune.data._table import TokenTable
 from mptune.errors import InputError
-from mptune.lml import (
-    LMLEstimate,
-    LMLPlan,
-    TokenCovariates,
-    check_finite,
-    estimate_from_sums,
-    estimate_lml,
+from mptune.lml.covariates import CountTable, TokenCovariates
+from mptune.lml.estimator import LMLEstimate, check_finite, estimate_from_sums, estimate_lml
+from mptune.lml.groups import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    group_numbers,
     group_standard_error,
     round_robin,
 )
-from mptune.lml.covariates import CountTable
-from mptune.lml.groups import BoolArray, FloatArray, IntArray, group_numbers
+from mptune.lml.plan import LMLPlan
 from mptune.spec.schema import Missing, Score
 from mptune.training.feed import attended, seeded_order
 from mptune.training.ranks import Ranks, StoppedInScoring, agreed_stop

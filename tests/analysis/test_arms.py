@@ -12,13 +12,15 @@ import pytest
 from scipy.special import stdtr, stdtrit
 from scipy.stats import dunnett
 
-from mptune.analysis import (
+from mptune.analysis.arms import (
     ArmScores,
     Difference,
+    _Pair,
     compare,
+    evaluation_noise,
+    joint_errors,
     selection_probabilities,
 )
-from mptune.analysis.arms import _Pair, evaluation_noise, joint_errors
 from mptune.analysis.crossed import critical, tail
 from mptune.analysis.intervals import half_width
 from mptune.analysis.sequential import _simpson, nominal_levels, overall_level, schedule

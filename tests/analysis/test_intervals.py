@@ -17,7 +17,7 @@ from mptune.analysis.intervals import (
     scores_by_condition,
     worst_domain,
 )
-from mptune.lml import group_scores
+from mptune.lml.groups import group_scores
 from mptune.trial import LMLScore, MissingScore, TrialResult
 from tests.fakes import result, trial
 

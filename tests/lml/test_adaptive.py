@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 
 import mptune
-from mptune.lml import (
+from mptune.lml import adaptive
+from mptune.lml.adaptive import (
     Side,
-    TokenCovariates,
-    adaptive,
     compare_lml,
-    estimate_lml,
     estimate_to_target,
     race_lml,
     refine_lml,
     se_per_position,
     sequential_half_width,
-    tails,
 )
+from mptune.lml.covariates import TokenCovariates
+from mptune.lml.estimator import estimate_lml
+from mptune.lml.groups import tails
 from mptune.models.oracles import HMM, MarkovChain
 from tests.simulations import repetitions
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mptune.lml import GaussianCovariates, LMLPlan, TokenCovariates, estimate_lml, masked_sums
+from mptune.lml.covariates import GaussianCovariates, TokenCovariates
+from mptune.lml.estimator import estimate_lml, masked_sums
+from mptune.lml.plan import LMLPlan
 from mptune.models.oracles import HMM, PPCA
 from tests.simulations import FULL, repetitions
 

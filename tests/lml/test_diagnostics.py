@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mptune.lml import LMLPlan, Side, estimate_lml, order_gap, score_at_rate
+from mptune.lml.adaptive import Side
+from mptune.lml.diagnostics import order_gap, score_at_rate
+from mptune.lml.estimator import estimate_lml
+from mptune.lml.plan import LMLPlan
 from mptune.models.oracles import HMM, PPCA, Joint
 
 HMM_12 = HMM.random(states=3, vocabulary_size=4, length=12, seed=1)

@@ -8,18 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.estimator import sudoku_grids
-from mptune.lml import (
-    DEFAULT_VARIANCE,
-    GaussianCovariates,
-    LMLPlan,
-    NonFiniteLogProb,
-    TokenCovariates,
-    estimate_from_sums,
-    estimate_lml,
-    masked_sums,
-    position_controls,
-)
+from mptune.lml.covariates import GaussianCovariates, TokenCovariates, position_controls
+from mptune.lml.estimator import NonFiniteLogProb, estimate_from_sums, estimate_lml, masked_sums
 from mptune.lml.groups import group_standard_error
+from mptune.lml.plan import DEFAULT_VARIANCE, LMLPlan
 from mptune.lml.regression import fit_residual_variance
 from mptune.models.oracles import HMM, PPCA, Joint, MarkovChain
 from tests.lml.test_identity import masks_of_size

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mptune.lml import LMLPlan
+from mptune.lml.plan import LMLPlan
 
 observed_masks = arrays(
     bool, st.tuples(st.integers(1, 12), st.integers(1, 9)), elements=st.booleans()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mptune.analysis import ArmScores, compare, selection_probabilities
+from mptune.analysis.arms import ArmScores, compare, selection_probabilities
 from mptune.analysis.comparison import ComparisonReport
 from mptune.analysis.results import Report, spend
 from mptune.trial import Cost, CurvePoint, LMLScore, Prepared, RateScore, Trial, TrialResult

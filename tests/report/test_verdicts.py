@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mptune.analysis import Difference
+from mptune.analysis.arms import Difference
 from mptune.analysis.compute import EquivalentCompute
 from mptune.report.language import language
 from mptune.report.verdicts import compute_words, full_sentence, sentence, what_would_decide

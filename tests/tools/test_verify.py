@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from mptune.cli import main
-from mptune.lml import LMLEstimate, estimate_lml, masked_sums
+from mptune.lml.estimator import LMLEstimate, estimate_lml, masked_sums
 from mptune.tools import verify as verification
 from mptune.tools.verify import (
-    Claim,
+    Requirement,
     Verification,
     bed_checks,
     coverage_band,
@@ -169,7 +169,7 @@ def test_a_failure_is_named_and_is_exit_code_3(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    bad = replace(small, checks=(*small.checks, Claim("HMM: estimate", False, "z = 9.00")))
+    bad = replace(small, checks=(*small.checks, Requirement("HMM: estimate", False, "z = 9.00")))
     monkeypatch.setattr(verification, "verify", lambda **options: bad)
     assert main(["verify", *json_option]) == 3
     out, err = capsys.readouterr()

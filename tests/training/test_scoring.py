@@ -11,7 +11,9 @@ import torch
 
 from mptune.data._table import Meta, Split
 from mptune.errors import InputError
-from mptune.lml import LMLPlan, NonFiniteLogProb, group_standard_error, tails
+from mptune.lml.estimator import NonFiniteLogProb
+from mptune.lml.groups import group_standard_error, tails
+from mptune.lml.plan import LMLPlan
 from mptune.spec.schema import Missing, Score
 from mptune.training.ranks import Ranks
 from mptune.training.scoring import HeldOut, Scorer, bits_per_byte

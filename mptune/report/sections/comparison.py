@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from mptune.analysis import Difference
+from mptune.analysis.arms import Difference
 from mptune.analysis.comparison import ComparisonReport, assignments
 from mptune.analysis.compute import UNITS, Unit
 from mptune.analysis.intervals import half_width

@@ -169,14 +169,6 @@ def policy_cell(trial: Trial) -> Cell:
     return Cell(trial.policy_label, below=trial.size_label, tag=trial.arm or "")
 
 
-def by_kind(trials: Iterable[Trial]) -> dict[str, list[Trial]]:
-    """Trials by their kind of policy."""
-    kinds: dict[str, list[Trial]] = {}
-    for trial in trials:
-        kinds.setdefault(policy_kind(trial), []).append(trial)
-    return kinds
-
-
 def estimate(x: float, y: float, se: float, tip: str) -> Point:
     """A point with the 95 % interval of its y."""
     return Point(x, y, tip, y - half_width(se), y + half_width(se))

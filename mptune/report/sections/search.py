@@ -6,7 +6,7 @@ import math
 from operator import itemgetter
 
 from mptune.analysis.intervals import lml_half_width
-from mptune.analysis.ranking import accuracy_at, front, loss_at
+from mptune.analysis.ranking import accuracy_at, front, grouped, loss_at, policy_kind
 from mptune.report.blocks import (
     Axis,
     Block,
@@ -25,7 +25,7 @@ from mptune.report.blocks import (
 )
 from mptune.report.formatting import minus, per_token, power
 from mptune.report.layout import SERIES
-from mptune.report.sections.context import Context, by_kind, chart, number, percent, policy_cell
+from mptune.report.sections.context import Context, chart, number, percent, policy_cell
 from mptune.report.svg import Area, Drawing, Stroke
 from mptune.trial import Trial
 
@@ -268,7 +268,7 @@ def cost(context: Context) -> ReportSection | None:
 
     dots = (
         ChartSeries(kind, tuple(map(point, trials)), context.colour(trials[0]), "dots")
-        for kind, trials in by_kind(context.ranked).items()
+        for kind, trials in grouped(context.ranked, policy_kind).items()
     )
     line = tuple(
         Point(t.require_result().cost.flops, t.nats_per_token) for t in front(context.ranked)

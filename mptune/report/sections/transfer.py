@@ -7,7 +7,7 @@ from functools import partial
 
 from mptune.analysis.intervals import Condition, half_width, scores_by_condition, worst_domain
 from mptune.analysis.kpi import KpiReport
-from mptune.analysis.ranking import loss_at
+from mptune.analysis.ranking import grouped, loss_at, policy_kind
 from mptune.analysis.sizes import BySize, Extrapolation, LawValue, SizeLaw, SizePoint
 from mptune.report.blocks import (
     Axis,
@@ -25,7 +25,7 @@ from mptune.report.findings import weighted_words
 from mptune.report.formatting import minus, per_token, rate
 from mptune.report.language import Language
 from mptune.report.layout import SERIES
-from mptune.report.sections.context import Context, by_kind, chart, number
+from mptune.report.sections.context import Context, chart, number
 from mptune.trial import Trial
 
 KEYS = {"best rate": "rate", "gap": "gap"}
@@ -251,7 +251,9 @@ def kpi(context: Context) -> ReportSection | None:
                 context.colour(trials[0]),
                 "dots",
             )
-            for kind, trials in by_kind(t for t in scored if t.number in values).items()
+            for kind, trials in grouped(
+                (t for t in scored if t.number in values), policy_kind
+            ).items()
         ]
         if series:
             x, y = Axis(say(axis)), Axis(found.name)
