@@ -246,8 +246,7 @@ def select_trial(
         if rule != "heldout":
             confirmed_by = [run.result for run in confirming if run.result is not None]
             results[trial.number] = confirmed_by or [trial.require_result()]
-            value = score_by_rule(results[trial.number], rule)
-            if value is not None:
+            if (value := score_by_rule(results[trial.number], rule)) is not None:
                 decisive[trial.number] = value
     others = [
         Runs(found, None, out_of_play(trials[0].policy, prepared.length))

@@ -116,10 +116,6 @@ class ClusterConnection:
             raise DispatchError("Ray has died; the same command continues the search")
         return [_node(n["NodeID"], n["Resources"]) for n in alive]
 
-    def leaving(self) -> set[str]:
-        """Ids of the machines that are being taken away, e.g. by Kubernetes; they are still up."""
-        return ray_private.leaving_nodes()
-
     def unused(self) -> dict[str, ClusterNode]:
         """The CPUs and GPUs of each machine that nothing uses, a moment ago."""
         return {id_: _node(id_, free) for id_, free in ray_private.unused_resources().items()}

@@ -10,13 +10,6 @@ from collections.abc import Mapping
 from enum import Enum, auto
 
 
-class IllegalTransition(RuntimeError):
-    """An event that cannot happen in this state."""
-
-    def __init__(self, state: GangState, event: GangEvent) -> None:
-        super().__init__(f"a gang that is {state.name} has no transition for {event.name}")
-
-
 class GangState(Enum):
     """What a gang does, as its driver knows."""
 
@@ -34,10 +27,10 @@ class GangState(Enum):
         """The state after the event.
 
         Raises:
-            IllegalTransition: `GANG_TRANSITIONS` has no such transition.
+            RuntimeError: `GANG_TRANSITIONS` has no such transition.
         """
         if (self, event) not in GANG_TRANSITIONS:
-            raise IllegalTransition(self, event)
+            raise RuntimeError(f"a gang that is {self.name} has no transition for {event.name}")
         return GANG_TRANSITIONS[self, event]
 
     @property

@@ -12,7 +12,7 @@ from itertools import count
 
 import ray
 
-from mptune.dispatch import admission, devices
+from mptune.dispatch import admission, devices, ray_private
 from mptune.dispatch.admission import Refuse, Retire, Start, WaitingTrial
 from mptune.dispatch.base import HARMLESS, WORKER, DispatchState, DurationForecast
 from mptune.dispatch.claims import Autoscaler
@@ -93,7 +93,7 @@ class GangPool:
         """Ask Ray for the nodes, for the gangs that are placed, and for what others use."""
         now = time.monotonic()
         nodes, self._nodes_due = self.cluster.nodes(), now + NODES_EVERY_S
-        self._leaving = self.cluster.leaving() & {node.id for node in nodes}
+        self._leaving = ray_private.leaving_nodes() & {node.id for node in nodes}
         self._nodes = [node for node in nodes if node.id not in self._leaving]
         placed = [gang.held() for gang in self.gangs.values() if gang.is_placed()]
         if self._shared:

@@ -138,7 +138,7 @@ class ModelFamily(MaskedModel):
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout rate of the blocks")
 
     @model_validator(mode="after")
-    def _sized_once(self) -> Self:
+    def _fits_together(self) -> Self:
         # Values at their defaults may have been filled in by a resolved spec.
         both = [
             name
@@ -147,10 +147,6 @@ class ModelFamily(MaskedModel):
         ]
         if self.size is not None and both:
             raise ValueError(f"has size and {', '.join(both)}; give size, or width and depth")
-        return self
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> Self:
         if self.width % self.attention_heads:
             raise ValueError(
                 f"width {self.width} is not a multiple of heads {self.heads}; "

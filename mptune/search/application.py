@@ -470,10 +470,7 @@ class Session:
     def drive(
         self, stage: Stage, study: Any = None, judge: Callable[[], Outlook | None] = lambda: None
     ) -> bool:
-        """Run a stage up to its number of trials, its end by itself, or the end of its budget.
-
-        Returns:
-            Whether it is complete: no budget ended it.
+        """Run a stage to its last trial, its end by itself, or, which is False, that of its budget.
 
         Raises:
             InterruptedSearch, NoResultError, LeaseLost: see `StudyDriver.run`.

@@ -28,7 +28,7 @@ from mptune.search.monitor import Monitor
 from mptune.status import Outlook, Status
 from mptune.study.history import History
 from mptune.study.lease import PostgresLease, interrupts
-from mptune.study.optuna_private import requeue, user_attributes
+from mptune.study.optuna_private import requeue, set_attributes, user_attributes
 from mptune.study.pruners import PausingPruner
 from mptune.study.queue import explain_waiting, paused_trials, requeue_running
 from mptune.study.records import (
@@ -41,7 +41,6 @@ from mptune.study.records import (
     last_results,
     record_result,
     report_rung,
-    set_attributes,
     tell_failure,
     tell_pruned,
 )
@@ -189,30 +188,7 @@ class StudyDriver:
             DiskFull: a trial had no room for its files.
             LeaseLost: another driver has taken the study over.
         """
-        if self.log is not None:
-            drop_half_line(self.log)
-        self._started = self._spend_saved = self.clock()
-        self._spent_before, ledger = load_spend(self.study)
-        self._allowance = Allowance(self.budget, self.predictor, ledger)
-        self._monitor = Monitor(
-            study=self.study.study_name,
-            stage=self.stage,
-            total=self.trials,
-            dispatcher=self.dispatcher,
-            allowance=self._allowance,
-            watchers=self.watchers,
-            clock=self.clock,
-        )
-        for spec, result in last_results(self.study, RESULTS_READ):
-            self.predictor.add_result(spec, result)
-        requeue_running(self.study)
-        self._history = History.of(self.study)
-        self._outlook = self.judge()
-        for trial in paused_trials(self.study):
-            why = trial.user_attrs["detail"]
-            retries = trial.user_attrs.get("retries", 0)
-            flight = InFlight(trial, self.propose(trial), retries, paused=True, held_because=why)
-            self._paused[trial.number] = flight
+        self._begin()
         with interrupts(self.interrupted):
             self._show()
             self._fill()
@@ -243,6 +219,33 @@ class StudyDriver:
         self._show()
         if self.interrupted.is_set():
             raise InterruptedSearch("interrupted")
+
+    def _begin(self) -> None:
+        """Take over what earlier drivers of the study have left."""
+        if self.log is not None:
+            drop_half_line(self.log)
+        self._started = self._spend_saved = self.clock()
+        self._spent_before, ledger = load_spend(self.study)
+        self._allowance = Allowance(self.budget, self.predictor, ledger)
+        self._monitor = Monitor(
+            study=self.study.study_name,
+            stage=self.stage,
+            total=self.trials,
+            dispatcher=self.dispatcher,
+            allowance=self._allowance,
+            watchers=self.watchers,
+            clock=self.clock,
+        )
+        for spec, result in last_results(self.study, RESULTS_READ):
+            self.predictor.add_result(spec, result)
+        requeue_running(self.study)
+        self._history = History.of(self.study)
+        self._outlook = self.judge()
+        for trial in paused_trials(self.study):
+            why = trial.user_attrs["detail"]
+            retries = trial.user_attrs.get("retries", 0)
+            flight = InFlight(trial, self.propose(trial), retries, paused=True, held_because=why)
+            self._paused[trial.number] = flight
 
     # --- starting trials -----------------------------------------------------------------------
 

@@ -205,19 +205,7 @@ def expected(
         symbols, heldout = table.vocabulary_size, min(heldout, len(table.heldout.tokens))
     elif any({*MODEL_KEYS} & {*probe.tree["model"]} for probe in file.probes()):
         return None  # only torch can count it
-    prepared = Prepared(
-        table="",
-        table_hash="",
-        plan="",
-        plan_hash="",
-        vocabulary_size=symbols,
-        length=modality.length,
-        train_sequences=0,
-        heldout_sequences=heldout,
-        heldout_tokens=0,
-        bytes_per_token=None,
-        description="",
-    )
+    prepared = _as_if_prepared(symbols, modality.length, heldout)
     try:
         trials = list(_kinds(file, prepared, {}, RunDirectory(Path())))
     except InputError:
@@ -241,6 +229,23 @@ def expected(
     if speed and not exact and most > size:
         found["warnings"].append(f"this machine has {memory.gigabytes(size)} of memory")
     return found | {"flops_per_s": speed, "symbols": None if exact else symbols}
+
+
+def _as_if_prepared(symbols: int, length: int, heldout: int) -> Prepared:
+    """Data of which no more is known than the size of a table."""
+    return Prepared(
+        table="",
+        table_hash="",
+        plan="",
+        plan_hash="",
+        vocabulary_size=symbols,
+        length=length,
+        train_sequences=0,
+        heldout_sequences=heldout,
+        heldout_tokens=0,
+        bytes_per_token=None,
+        description="",
+    )
 
 
 @contextmanager

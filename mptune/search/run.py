@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
@@ -59,13 +59,6 @@ OUTLOOK = "outlook"
 """User attribute of the search's study: its last `Outlook`."""
 
 PACKAGES = ("torch", "deepspeed", "ray", "optuna", "transformers", "numpy")
-
-
-def _installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 class TrialList(list[Trial]):
@@ -324,7 +317,7 @@ class Run:
             wall_s=sum(self.used(stage).wall_s for stage in SUFFIXES),
             commands=(command,) if command else self.commands(),
             versions={"mptune": __version__, "python": platform.python_version()}
-            | {package: _installed(package) for package in PACKAGES},
+            | {package: version(package) for package in PACKAGES},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 

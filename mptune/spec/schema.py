@@ -276,13 +276,9 @@ class Training(Section):
         return given
 
     @model_validator(mode="after")
-    def _compiles(self) -> Training:
+    def _fits_together(self) -> Training:
         if self.compile and self.zero_stage == 3:
             raise ValueError("compile does not work with zero_stage 3; use 2, or compile: false")
-        return self
-
-    @model_validator(mode="after")
-    def _one_budget(self) -> Training:
         budgets = ("budget_tokens", "budget_flops", "budget_seconds")
         given = [b for b in budgets if getattr(self, b) is not None]
         if len(given) != 1:

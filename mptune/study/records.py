@@ -11,8 +11,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from mptune.study.optuna_private import set_attributes as set_attributes
-from mptune.study.optuna_private import user_attributes
+from mptune.study.optuna_private import set_attributes, user_attributes
 from mptune.trial import (
     Failed,
     LearningPoint,

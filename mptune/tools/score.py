@@ -121,7 +121,7 @@ class ModelScore:
         """The result as JSON; the keys have the units."""
         from scipy.special import stdtrit  # type: ignore[import-untyped, unused-ignore]
 
-        estimate, per_position = self.estimate, 1.0 / _tokens_per_sequence(self.estimate)
+        estimate, per_position = self.estimate, 1.0 / float(self.estimate.positions.mean())
         score, error, df = estimate.per(estimate.positions)
         half = error * float(stdtrit(df, 0.975))
         bits = self.prepared.bytes_N[estimate.sequence_index] * math.log(2)
@@ -181,7 +181,7 @@ class Race:
         names = [prepared.model.name for prepared in self.prepared]
         bytes_N = self.prepared[0].bytes_N[result.a.sequence_index]
         per_byte = 1.0 / math.log(2) / float(bytes_N.mean())
-        per_token = 1.0 / _tokens_per_sequence(result.a) if self.same_tokens else None
+        per_token = 1.0 / float(result.a.positions.mean()) if self.same_tokens else None
         return {
             "models": names,
             "verdict": {"a": names[0], "b": names[1]}.get(result.verdict, "undecided"),
@@ -206,10 +206,6 @@ class Race:
                 n: _curve(e.curve) for n, e in zip(names, (result.a, result.b), strict=True)
             },
         }
-
-
-def _tokens_per_sequence(estimate: Any) -> float:
-    return float(estimate.positions.sum()) / float(estimate.n_sequences)
 
 
 def _tails(tails: Any) -> dict[str, float]:

@@ -35,6 +35,35 @@ def model_card(trial: TrialSpec, result: TrialResult, folder: Path) -> str:
         tags=["masked-lm", "mptune"],
         **(license_of(base, trial.model.get("revision")) if base else {}),
     )
+    rows = _table(trial, result).items()
+    code = ", trust_remote_code=True" if "auto_map" in config else ""
+    names = [kind, *(["AutoTokenizer"] if has_tokenizer else [])]
+    lines = [f"from transformers import {', '.join(names)}"]
+    lines.append(f"model = {kind}.from_pretrained(FOLDER{code})")
+    if is_decoder:
+        lines.append("# Each position sees all others: attention_mask is [B, 1, D, D], of ones.")
+    if has_tokenizer:
+        lines.append("tokenizer = AutoTokenizer.from_pretrained(FOLDER)")
+    origin = f"goes on from {base_name}" if base else "was trained from scratch"
+    further = ", or `model: {from: FOLDER}` in a spec of mptune" if has_tokenizer else ""
+    return "\n".join(
+        [
+            f"---\n{head.to_yaml()}\n---\n",
+            f"# {trial.label}\n",
+            f"A masked language model that {origin}: a trial of mptune, which searches for the "
+            "mask-rate policy with the highest log-marginal likelihood (LML) of held-out data.\n",
+            "| | |\n|---|---|",
+            *(f"| {key} | {value.replace('|', chr(92) + '|')} |" for key, value in rows),
+            f"\n## How to go on\n\nFOLDER is this folder, or its name on the hub{further}.\n",
+            "```python",
+            *lines,
+            "```\n",
+        ]
+    )
+
+
+def _table(trial: TrialSpec, result: TrialResult) -> dict[str, str]:
+    """The table of the card: what was trained, and its scores."""
     data = trial.prepared.description
     given = trial.data.get("source", ())
     for source in [given] if isinstance(given, str) else given:
@@ -53,7 +82,7 @@ def model_card(trial: TrialSpec, result: TrialResult, folder: Path) -> str:
     }
     if result.learned_policy is not None:
         rows["Policy that was learned"] = f"`{flow(result.learned_policy)}`"
-    if base and trial.prepared.as_it_is is not None:
+    if trial.model.get("from") and trial.prepared.as_it_is is not None:
         rows["LML before this training"] = (
             f"{trial.prepared.as_it_is:.4f} nats per token, on the same sequences and masks "
             "(of several checkpoints in one search, the best one's)"
@@ -67,30 +96,7 @@ def model_card(trial: TrialSpec, result: TrialResult, folder: Path) -> str:
             f"{rate.loss:.4f} ± {rate.loss_se:.4f} nats per masked position, accuracy "
             f"{rate.accuracy:.3f} ± {rate.accuracy_se:.3f}"
         )
-    code = ", trust_remote_code=True" if "auto_map" in config else ""
-    names = [kind, *(["AutoTokenizer"] if has_tokenizer else [])]
-    lines = [f"from transformers import {', '.join(names)}"]
-    lines.append(f"model = {kind}.from_pretrained(FOLDER{code})")
-    if is_decoder:
-        lines.append("# Each position sees all others: attention_mask is [B, 1, D, D], of ones.")
-    if has_tokenizer:
-        lines.append("tokenizer = AutoTokenizer.from_pretrained(FOLDER)")
-    origin = f"goes on from {base_name}" if base else "was trained from scratch"
-    further = ", or `model: {from: FOLDER}` in a spec of mptune" if has_tokenizer else ""
-    return "\n".join(
-        [
-            f"---\n{head.to_yaml()}\n---\n",
-            f"# {trial.label}\n",
-            f"A masked language model that {origin}: a trial of mptune, which searches for the "
-            "mask-rate policy with the highest log-marginal likelihood (LML) of held-out data.\n",
-            "| | |\n|---|---|",
-            *(f"| {key} | {value.replace('|', chr(92) + '|')} |" for key, value in rows.items()),
-            f"\n## How to go on\n\nFOLDER is this folder, or its name on the hub{further}.\n",
-            "```python",
-            *lines,
-            "```\n",
-        ]
-    )
+    return rows
 
 
 def flow(section: Mapping[str, Any]) -> str:

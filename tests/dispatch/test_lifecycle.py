@@ -8,7 +8,6 @@ from mptune.dispatch.lifecycle import (
     GANG_TRANSITIONS,
     GangEvent,
     GangState,
-    IllegalTransition,
 )
 
 
@@ -53,9 +52,7 @@ def test_any_other_transition_raises() -> None:
     for state in GangState:
         for event in GangEvent:
             if (state, event) not in GANG_TRANSITIONS:
-                with pytest.raises(
-                    IllegalTransition, match=rf"{state.name} has no .* {event.name}"
-                ):
+                with pytest.raises(RuntimeError, match=rf"{state.name} has no .* {event.name}"):
                     state.after(event)
 
 

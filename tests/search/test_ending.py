@@ -18,7 +18,8 @@ from mptune.search.application import Silence
 from mptune.search.ending import Ending
 from mptune.search.run import OUTLOOK, Run
 from mptune.status import Outlook
-from mptune.study.records import PAUSED, describe, ended_trials, set_attributes
+from mptune.study.optuna_private import set_attributes
+from mptune.study.records import PAUSED, describe, ended_trials
 from tests.cli.test_commands import SPEC
 from tests.fakes import FAKE_WORKER
 

@@ -12,8 +12,7 @@ from sqlalchemy import event
 
 from mptune.errors import InputError
 from mptune.paths import RunDirectory
-from mptune.study.optuna_private import Database, save_note, user_attributes
-from mptune.study.records import set_attributes
+from mptune.study.optuna_private import Database, save_note, set_attributes, user_attributes
 from mptune.study.storage import StudyStorage, survive_restarts
 from tests import studies
 from tests.search.drivers import driver, found

@@ -209,12 +209,8 @@ def robustness(context: Context) -> ReportSection | None:
         blocks.append(Paragraph(say("robustness.chosen_by_weights", parts=parts), soft=True))
     elif by_worst:
         trial = max(by_worst, key=lambda pair: pair[0])[1]
-        words = say(
-            "robustness.best_at_worst",
-            policy=trial.policy_label,
-            size=trial.size_label,
-            trial=trial.number,
-        )
+        named = {"policy": trial.policy_label, "size": trial.size_label, "trial": trial.number}
+        words = say("robustness.best_at_worst", **named)
         blocks.append(Paragraph(words, soft=True))
     return ReportSection("robustness", say("section.robustness"), tuple(blocks))
 
