@@ -509,6 +509,7 @@ class Progress(Message):
             peak is not known.
         gradient_norm: global, before clipping.
         loss_by_rate: (middle of a tenth of the mask rate, nats per masked position).
+        checkpoint_s: seconds that checkpoints since the last report took to write; None: none was.
     """
 
     type: Literal["progress"] = "progress"
@@ -524,6 +525,7 @@ class Progress(Message):
     utilisation: float | None = None
     gradient_norm: float | None = None
     loss_by_rate: tuple[tuple[float, float], ...] = ()
+    checkpoint_s: float | None = None
 
 
 class Rung(LearningPoint):

@@ -9,6 +9,7 @@ import math
 import queue
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,18 @@ from mptune.spec.schema import Search, SearchSpec, build
 from mptune.study.optuna_private import save_note
 from mptune.study.records import one_trial
 from mptune.trackers.base import SEARCH, Group, Scalar, TrackedRun, Tracker
-from mptune.trial import Event, Failed, Finished, Progress, Rung, Started, TrialResult, TrialSpec
+from mptune.trial import (
+    Event,
+    Failed,
+    Finished,
+    Progress,
+    Rung,
+    Scoring,
+    Started,
+    Stopped,
+    TrialResult,
+    TrialSpec,
+)
 
 if TYPE_CHECKING:
     import optuna
@@ -38,16 +50,16 @@ class TrackerFeed:
 
     def __init__(self, tracker: Tracker, group: Group, say: Callable[[str], None]) -> None:
         self._tracker, self._group, self._say = tracker, group, say
-        self._waiting: queue.Queue[tuple[str, tuple[Any, ...]]] = queue.Queue(MOST_WAITING)
+        self._waiting: queue.Queue[tuple[int, str, tuple[Any, ...]]] = queue.Queue(MOST_WAITING)
         self._has_started = self._has_said = False
         self._left_out = 0
-        self._thread = threading.Thread(target=self._work, name=tracker.PACKAGE, daemon=True)
+        self._thread = threading.Thread(target=self._work, name=tracker.extra, daemon=True)
         self._thread.start()
 
     def send(self, method: str, *values: Any) -> None:
         """Have a method of the tracker called; returns at once."""
         try:
-            self._waiting.put_nowait((method, values))
+            self._waiting.put_nowait((time.time_ns(), method, values))
         except queue.Full:
             self._left_out += 1
 
@@ -62,8 +74,9 @@ class TrackerFeed:
     def _work(self) -> None:
         method = ""
         while method != "end":
-            method, values = self._waiting.get()
+            now_ns, method, values = self._waiting.get()
             try:
+                self._tracker.at(now_ns)
                 if not self._has_started:
                     self._tracker.start(self._group)
                     self._has_started = True
@@ -75,7 +88,7 @@ class TrackerFeed:
     def _note(self, what: str) -> None:
         if not self._has_said:
             self._has_said = True
-            self._say(f"note: tracker {self._tracker.PACKAGE}: {what}; the search goes on")
+            self._say(f"note: tracker {self._tracker.extra}: {what}; the search goes on")
 
 
 def feeds(
@@ -144,6 +157,9 @@ class TrackedView:
         match event:
             case Started():
                 self._steps[number] = event.total_steps
+                self._send("part", number, "train")
+            case Scoring():
+                self._send("part", number, "score")
             case Progress():
                 self._send("event", number, "step", event.step, numbers(event))
             case Rung():
@@ -156,6 +172,9 @@ class TrackedView:
                     self._send("event", number, "masked", masked, values)
             case Failed():
                 self._summaries[number] = {"reason": event.reason, "detail": event.detail}
+        # It may be told later: in the order in which trials were asked for.
+        if isinstance(event, Finished | Failed | Stopped):
+            self._send("part", number, "end")
 
     def hold_trial(self, number: int, why: str) -> None:
         """The budgets have no room for a trial now."""
@@ -207,6 +226,7 @@ def numbers(event: Progress) -> dict[str, float]:
         "speed/tokens_per_s": event.tokens_per_s,
         "speed/flops_per_s": event.flops_per_s,
         "speed/utilisation": event.utilisation,
+        "speed/checkpoint_s": event.checkpoint_s,
         **{f"loss_by_rate/{100 * r:.0f} %": loss for r, loss in event.loss_by_rate},
     }
     return {name: value for name, value in found.items() if value is not None}

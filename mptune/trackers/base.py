@@ -7,8 +7,10 @@ called again all the same, as a server may come back.
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +24,10 @@ Scalar: TypeAlias = str | int | float | bool
 
 Axis: TypeAlias = Literal["step", "masked"]
 """What a series of numbers runs over: optimizer steps, or the number of masked positions M."""
+
+
+Part: TypeAlias = Literal["start", "train", "score", "end"]
+"""What a run does from now on: wait for its workers and build the model, train, be scored."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +73,19 @@ class Tracker(Plugin):
     """Base of all trackers. Each method may be called for a run of an earlier driver, too.
 
     Attributes of the class:
-        PACKAGE: the package to import, also the name of the extra that installs it.
+        PACKAGE: the package to import.
+        EXTRA: name of the extra that installs it; default that of the package.
     """
 
     PACKAGE: ClassVar[str]
+    EXTRA: ClassVar[str] = ""
+    _now_ns: int = PrivateAttr(default_factory=time.time_ns)
+    """When that happened which a method is called for, nanoseconds since 1970."""
+
+    @property
+    def extra(self) -> str:
+        """Its name, also after `mptune[...]`."""
+        return self.EXTRA or self.PACKAGE
 
     def check(self) -> None:
         """Check that its package is installed, without importing it.
@@ -78,10 +93,12 @@ class Tracker(Plugin):
         Raises:
             ValueError: it is not.
         """
-        if find_spec(self.PACKAGE) is None:
-            raise ValueError(
-                f"needs a package that is not installed: pip install 'mptune[{self.PACKAGE}]'"
-            )
+        with suppress(ModuleNotFoundError):  # a package around it
+            if find_spec(self.PACKAGE) is not None:
+                return
+        raise ValueError(
+            f"needs a package that is not installed: pip install 'mptune[{self.extra}]'"
+        )
 
     @abstractmethod
     def start(self, group: Group) -> None:
@@ -90,6 +107,14 @@ class Tracker(Plugin):
     @abstractmethod
     def trial(self, run: TrackedRun) -> None:
         """A run begins or goes on."""
+
+    def at(self, now_ns: int) -> None:
+        """The next method is called for what happened then, nanoseconds since 1970."""
+        self._now_ns = now_ns
+
+    def part(self, run: TrackedRun, name: Part) -> None:
+        """A part of a run begins; the one before has ended."""
+        return
 
     @abstractmethod
     def event(self, run: TrackedRun, axis: Axis, at: int, values: Mapping[str, float]) -> None:

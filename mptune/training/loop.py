@@ -116,6 +116,7 @@ class Loop:
             self._law = build("policy", self.spent.learned[-1][1])
         self._largest = 0, 0
         self._saved_at, self._saved_steps = time.monotonic(), self.spent.steps
+        self._checkpoint_s: float | None = None
         # Of the progress events: when and what the last one reported, and what came since.
         self._reported = (-math.inf, 0, 0.0, 0.0)
         self._by_rate_3R = np.zeros((3, RATE_BUCKETS))
@@ -279,8 +280,10 @@ class Loop:
     def _save(self) -> None:
         """Write a checkpoint, unless the newest one is of this step: writing could destroy it."""
         if self._saved_steps != self.spent.steps:
+            began = time.monotonic()
             self.checkpoints.save(self.engine, self.spent)
             self._saved_at, self._saved_steps = time.monotonic(), self.spent.steps
+            self._checkpoint_s = (self._checkpoint_s or 0.0) + self._saved_at - began
 
     def _report(self, batch: Batch, totals: StepTotals, rate: float) -> Progress | None:
         """A progress event, if the last one is long ago or this is the last step."""
@@ -291,6 +294,7 @@ class Loop:
         self._reported = (now, spent.tokens, self.seconds, spent.flops)
         passed_s = max(self.seconds - seconds, 1e-9)
         flops_per_s = (spent.flops - flops) / passed_s
+        checkpoint_s, self._checkpoint_s = self._checkpoint_s, None
         losses, self._by_rate_3R = LossByRate.of_sums(self._by_rate_3R), np.zeros((3, RATE_BUCKETS))
         return Progress(
             number=self.inputs.number,
@@ -308,6 +312,7 @@ class Loop:
                 ((k + 0.5) / RATE_BUCKETS, float(losses.mean[k]))
                 for k in np.flatnonzero(losses.count)
             ),
+            checkpoint_s=checkpoint_s,
         )
 
     def _rungs_reached(self, control: Control) -> Iterator[Rung]:

@@ -5,9 +5,14 @@ So are the notes of the study, for optuna-dashboard.
 
 from __future__ import annotations
 
+import gzip
 import json
 import struct
+import threading
 import time
+from collections.abc import Iterator
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -183,6 +188,113 @@ def notes_of(study: optuna.Study) -> list[str]:
     return [get_note_from_system_attrs(attrs, t._trial_id)["body"] for t in study.trials]
 
 
+class Receiver(BaseHTTPRequestHandler):
+    """A receiver of OTLP over HTTP: all spans that were sent, by name."""
+
+    resources: ClassVar[list[Any]] = []
+    spans: ClassVar[list[Any]] = []
+
+    def do_POST(self) -> None:
+        from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+            ExportTraceServiceRequest,
+        )
+
+        assert self.path == "/v1/traces"
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        for sent in ExportTraceServiceRequest.FromString(body).resource_spans:
+            self.resources.append(sent.resource)
+            self.spans.extend(span for scope in sent.scope_spans for span in scope.spans)
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *words: Any) -> None: ...
+
+
+@pytest.fixture
+def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Receiver]]:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+    Receiver.resources, Receiver.spans = [], []
+    with ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", address)
+        yield Receiver
+        server.shutdown()
+
+
+def values_of(attributes: Any) -> dict[str, Any]:
+    return {a.key: getattr(a.value, a.value.WhichOneof("value")) for a in attributes}
+
+
+def test_otel(folder: Path, receiver: type[Receiver], capsys: pytest.CaptureFixture[str]) -> None:
+    run = search("{kind: otel}")
+    assert main(["search", "spec.yaml", "--set", "search.trials=3"]) == 0
+    assert "note: tracker" not in capsys.readouterr().out
+    group = f"tracked-{Path('runs/tracked/tracking.txt').read_text()}"
+    assert {values_of(r.attributes)["mptune_search"] for r in receiver.resources} == {group}
+    assert {values_of(r.attributes)["service.name"] for r in receiver.resources} == {"mptune"}
+    (trace,) = {span.trace_id for span in receiver.spans}  # a resume goes on with the same one
+    assert trace == sha256(group.encode()).digest()[:16]
+    drivers = [span for span in receiver.spans if not span.parent_span_id]
+    assert [span.name for span in drivers] == ["search tracked"] * 4  # each with its report
+    assert "recommended" in values_of(drivers[1].attributes)
+    trials = [s for s in receiver.spans if s.parent_span_id in {d.span_id for d in drivers}]
+    assert sorted(s.name.split()[0] for s in trials) == [*KEYS[:4], "search-0000", "search-0001",
+                                                         "search-0002"]  # fmt: skip
+    first = next(s for s in trials if s.name.startswith("search-0000"))
+    found = values_of(first.attributes)
+    lml = run.trials()[0].require_result().lml
+    assert (found["state"], found["lml"]) == ("complete", lml.nats_per_token)
+    assert found["policy.kind"] == "fixed"
+    parts = [s for s in receiver.spans if s.parent_span_id == first.span_id]
+    assert [s.name for s in parts] == ["start", "train", "score"]
+    times = [first.start_time_unix_nano]
+    times += [t for s in parts for t in (s.start_time_unix_nano, s.end_time_unix_nano)]
+    times += [first.end_time_unix_nano]
+    assert times == sorted(times)
+    assert first.end_time_unix_nano <= drivers[0].end_time_unix_nano
+
+
+def test_otel_has_checkpoints_rungs_failures_and_pauses(receiver: type[Receiver]) -> None:
+    tracker = plugins.load("trackers", "otel")(kind="otel")
+    tracker.start(Group("a", "a-1", Path()))
+    run, later = TrackedRun("search-0000", "one"), TrackedRun("search-0001", "two")
+    tracker.at(10_000_000_000)
+    tracker.trial(run)
+    tracker.event(run, "step", 7, {"loss": 2.0, "speed/checkpoint_s": 1.5})
+    tracker.event(run, "step", 8, {"rung/lml": -2.0, "rung/lml_se": 0.1})
+    tracker.verdict(run, "failed: nan", {"detail": "at step 9"})
+    tracker.trial(later)
+    tracker.verdict(later, "paused", {})
+    tracker.verdict(later, "pruned", {})  # at the search's end
+    tracker.end()
+    spans = {span.name: span for span in receiver.spans}
+    checkpoint, trial = spans["checkpoint"], spans["search-0000 one"]
+    assert checkpoint.parent_span_id == trial.span_id
+    assert checkpoint.end_time_unix_nano - checkpoint.start_time_unix_nano == 1_500_000_000
+    assert values_of(checkpoint.attributes) == {"step": 7}
+    assert [event.name for event in trial.events] == ["rung"]
+    assert (trial.status.code, trial.status.message) == (2, "at step 9")
+    states = [values_of(s.attributes)["state"] for s in receiver.spans if "two" in s.name]
+    assert states == ["paused", "pruned"]
+    assert spans["search a"].status.code == 0
+
+
+def test_otel_without_a_receiver_is_said_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    search("{kind: otel, endpoint: 'http://127.0.0.1:9'}")
+    out, err = capfd.readouterr()
+    words = "note: tracker otel: ConnectionError: no spans could be sent to http://127.0.0.1:9; the"
+    assert " ".join(out.split()).count(words) == 2  # the search's driver, and its report
+    assert "opentelemetry" not in err
+    assert "Transient" not in err
+
+
 class Wrong(Tracker):
     """A tracker that fails, or takes ever longer."""
 
@@ -260,7 +372,7 @@ def test_a_package_that_is_missing_is_named(
 def test_each_has_an_extra_and_imports_its_package_late(name: str) -> None:
     tracker = plugins.load("trackers", name)
     extras = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    assert f"\n{tracker.PACKAGE} = [" in extras
+    assert f"\n{tracker.EXTRA or tracker.PACKAGE} = [" in extras
     module = Path(ROOT, *tracker.__module__.split(".")).with_suffix(".py")
     assert f"\nimport {tracker.PACKAGE}" not in module.read_text(encoding="utf-8")
 

@@ -68,7 +68,7 @@ def test_events_come_in_order(one):
     assert kinds[-2:] == [Scoring, Finished]
     assert kinds.count(Rung) == 1
     last = next(event for event in reversed(one) if isinstance(event, Progress))
-    assert (last.step, last.progress) == (24, 1.0)
+    assert (last.step, last.progress, last.checkpoint_s) == (24, 1.0, None)
 
 
 def test_code_weights_make_the_summed_loss_a_code_length():
@@ -378,6 +378,8 @@ def test_a_long_trial_is_checkpointed_on_the_way(study, pair, tmp_path):
     changes = {"training": {"checkpoint_every_s": 1e-9}}
     stopped = pair(study(tmp_path, 2, **changes), Script(stop_at=6, reason="pruned"))
     assert (stopped[-1].reason, stopped[-1].step) == ("pruned", 6)
+    first = next(event for event in stopped if isinstance(event, Progress))
+    assert 0.0 < first.checkpoint_s < 60.0
 
 
 def test_the_end_of_a_long_training_is_kept_for_its_scoring(study, alone, tmp_path, monkeypatch):
