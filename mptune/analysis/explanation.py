@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -77,6 +78,9 @@ def explain(
 
 BARS = "▁▂▃▄▅▆▇█"
 
+NOTE_WIDTH = 110
+"""Characters of a line of a note."""
+
 
 def note(trial: Trial, settings: Search) -> str:
     """One trial on its own, for those who look at its study: Markdown."""
@@ -84,14 +88,16 @@ def note(trial: Trial, settings: Search) -> str:
     if rates := mask_rates(trial.spec):
         (low, first, high), (*_, last, _) = rates[0], rates[-1]
         means = [mean for _, mean, _ in rates]
-        about += f" It hides {100 * first:.0f} % of the tokens"
+        law = f"It hides {100 * first:.0f} % of the tokens"
         if max(means) - min(means) > 0.005:
             bars = "".join(BARS[min(7, int(8 * mean))] for mean in means)
-            about += f" at the start of its training and {100 * last:.0f} % at the end: `{bars}`"
+            law += f" at the start of its training and {100 * last:.0f} % at the end: `{bars}`"
         elif high - low > 0.02:
-            about += f" on average, mostly {100 * low:.0f} to {100 * high:.0f} %"
-        about += "."
-    return "\n\n".join([about, *sentences])
+            law += f" on average, mostly {100 * low:.0f} to {100 * high:.0f} %"
+        sentences.insert(0, f"{law}.")
+    # The page of a trial is as wide as its longest attribute: a line would go on out of sight.
+    lines = (textwrap.wrap(words, NOTE_WIDTH) for words in (about, *sentences))
+    return "\n\n".join(map("  \n".join, lines))
 
 
 def study_note(name: str, stage: StageName, outlook: Outlook | None, folder: str) -> str:

@@ -44,14 +44,16 @@ def test_what_became_of_a_trial(values: dict[str, Any], words: str) -> None:
 def test_a_note_shows_how_a_policy_changes(tmp_path: Path) -> None:
     policy = {"kind": "linear", "start": 0.9, "end": 0.1}
     spec = fakes.trial(3, tmp_path, policy=policy)
-    paused = {"decision": "pause", "progress": 0.5, "why": "others are better"}
+    why = "; ".join(["others are better"] * 6)  # one line would be as wide as the page
+    paused = {"decision": "pause", "progress": 0.5, "why": why}
     trial = Trial(number=3, state="PRUNED", detail="paused", judged=(paused,), spec=spec,
                   policy_label="falling", size_label="small", seed=1)  # fmt: skip
     assert note(trial, EXPOSURE).split("\n\n") == [
-        "falling · small, training seed 1. It hides 88 % of the tokens at the start of its "
-        "training and 12 % at the end: `█▇▇▆▆▆▅▅▄▄▄▃▃▂▂▂`.",
+        "falling · small, training seed 1.",
+        "It hides 88 % of the tokens at the start of its training and 12 % at the end: "
+        "`█▇▇▆▆▆▅▅▄▄▄▃▃▂▂▂`.",
         "Asked for: proposed by Optuna's TPE, in place of the exposure sampler.",
-        "Paused at 50%: others are better.",
+        f"Paused at 50%: {'others are better; ' * 4}others are better;  \nothers are better.",
         "Stopped early: paused.",
     ]
 

@@ -170,13 +170,14 @@ def test_the_study_and_each_of_its_trials_have_a_note(folder: Path) -> None:
     first, notes = run.trials()[0], notes_of(search_)
     rate = first.policy["rate"]
     assert notes[0].split("\n\n") == [
-        f"{first.label}, training seed 0. It hides {100 * rate:.0f} % of the tokens.",
+        f"{first.label}, training seed 0.",
+        f"It hides {100 * rate:.0f} % of the tokens.",
         "Asked for: drawn at random.",
         f"Scored {first.nats_per_token:.4f} nats per token (standard error "
         f"{first.require_result().lml.error[0]:.2g}).",
     ]
     assert len(notes) == 2
-    arms = [note.split("\n\n")[1] for note in notes_of(compared)]
+    arms = [note.split("\n\n")[2] for note in notes_of(compared)]
     assert sorted(arms) == [f"Asked for: the comparison trains {arm}." for arm in "aabb"]
     assert "hides 52 % of the tokens on average, mostly 6 to 97 %." in notes_of(compared)[0]
 
