@@ -6,10 +6,11 @@ import logging
 import os
 from collections.abc import Mapping
 from hashlib import sha256
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import PrivateAttr
+from pydantic import AfterValidator, PrivateAttr
 
+from mptune.artifacts import without_secret
 from mptune.trackers.base import SEARCH, Axis, Group, Part, Scalar, TrackedRun, Tracker
 
 
@@ -28,7 +29,7 @@ class OpenTelemetry(Tracker):
     EXTRA: ClassVar[str] = "otel"
 
     kind: Literal["otel"] = "otel"
-    endpoint: str | None = None
+    endpoint: Annotated[str, AfterValidator(without_secret)] | None = None
     _exporter: Any = PrivateAttr()
     _tracer: Any = PrivateAttr()
     _ended: Any = PrivateAttr()

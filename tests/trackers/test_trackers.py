@@ -345,7 +345,8 @@ def test_a_tracker_that_hangs_does_not_delay_the_search(
         ("{kind: mlfow}", "spec.yaml:10: track.0.kind: 'mlfow' is not one of the trackers: "),
         ("{kind: mlflow, url: x}", "spec.yaml:10: track.0.url: unknown key; allowed: kind, uri"),
         ("{kind: mlflow, uri: 'http://me:secret@x'}", "track.0.uri: 'http://me:...@x' has a pass"),
-        ("{uri: x}", "spec.yaml:10: track.0: needs 'kind', one of mlflow, tensorboard, "),
+        ("{kind: otel, endpoint: 'http://me:secret@x'}", "endpoint: 'http://me:...@x' has a pass"),
+        ("{uri: x}", "spec.yaml:10: track.0: needs 'kind', one of mlflow, otel, "),
         ("5", "spec.yaml:10: track.0: 5 must be a valid dictionary"),
     ],
 )
