@@ -106,11 +106,11 @@ def test_a_trial_that_went_on_and_runs_is_known_as_it_was_paused(
 KILLED_WITH: dict[str, Any] = {}
 
 
-@pytest.mark.parametrize("at", ["paused 2", "rung 7", "stopped 3", "started 9"])
-def test_a_killed_search_decides_the_same(
-    run: RunDirectory, undisturbed: RunDirectory, at: str
+def test_a_search_killed_again_and_again_decides_the_same(
+    run: RunDirectory, undisturbed: RunDirectory
 ) -> None:
-    kill(run, __name__, at)
+    for at in ("paused 2", "rung 7", "stopped 3", "started 4"):
+        kill(run, __name__, at)
     search(run).run()
     assert outcomes(run) == outcomes(undisturbed)
 
