@@ -103,32 +103,34 @@ class Killed(BaseException):
     """The driver dies."""
 
 
-@pytest.mark.parametrize("stored_before", [0, 1, "all trials"])
 def test_a_driver_that_dies_at_its_end_leaves_the_same_end(
-    monkeypatch: pytest.MonkeyPatch, stored_before: int | str
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stored = kept(monkeypatch)
     undisturbed, store = search("runs/a"), Ending.store
     ends = [found.trials for found in stored if found.ended_by is not None]
+    for number, (last, is_stored) in enumerate(
+        [(ends[0], False), (ends[0], True), (ends[-1], False)]
+    ):
 
-    def die(ending: Ending, found: Outlook) -> None:
-        if found.trials == ends[0] and stored_before == 1:
-            store(ending, found)
-        if found.trials == ends[-1 if stored_before == "all trials" else 0]:
-            raise Killed
-        store(ending, found)
+        def die(
+            ending: Ending, found: Outlook, last: int = last, is_stored: bool = is_stored
+        ) -> None:
+            if is_stored or found.trials != last:
+                store(ending, found)
+            if found.trials == last:
+                raise Killed
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Ending, "store", die)
-        with pytest.raises(Killed):
-            search("runs/b")
-    finished = len([t for t in Run.open("runs/b").trials() if t.finished])
-    assert finished == ends[-1 if stored_before == "all trials" else 0]
-    resumed = search("runs/b")
-    assert outlook(resumed) == outlook(undisturbed)
-    assert [(t.params, t.seed, t.state) for t in resumed.trials()] == [
-        (t.params, t.seed, t.state) for t in undisturbed.trials()
-    ]
+        with monkeypatch.context() as patch:
+            patch.setattr(Ending, "store", die)
+            with pytest.raises(Killed):
+                search(f"runs/{number}")
+        assert len([t for t in Run.open(f"runs/{number}").trials() if t.finished]) == last
+        resumed = search(f"runs/{number}")
+        assert outlook(resumed) == outlook(undisturbed)
+        assert [(t.params, t.seed, t.state) for t in resumed.trials()] == [
+            (t.params, t.seed, t.state) for t in undisturbed.trials()
+        ]
 
 
 def test_not_before_the_start_has_ended_nor_without_second_seeds() -> None:
