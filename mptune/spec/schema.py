@@ -215,7 +215,7 @@ class LearningRateSchedule(Section):
     final: Fraction = 0.0
 
 
-class Context(Section):
+class ShortContext(Section):
     """Sequences of text are cut into short pieces at first, and are whole later.
 
     Attributes:
@@ -263,7 +263,7 @@ class Training(Section):
     pack: bool = False
     keep_weights: Annotated[bool, Field(json_schema_extra={"affects_results": False})] = False
     checkpoint_every_s: Operational[float] = Field(60.0, gt=0)
-    context: Context | None = None
+    context: ShortContext | None = None
     mix: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     deepspeed: dict[str, Any] = Field(default_factory=dict)
 
