@@ -24,9 +24,11 @@ GROUPS: dict[str, Sequence[str]] = {
         "tests/test_end_to_end.py",
         "tests/cli/test_watch.py",
     ),
-    # They use the session's worker and its gang of two.
+    # They use the session's worker, or its gang of two.
     "gangs": (
+        "tests/models/test_trainable.py",
         "tests/training/test_loop.py",
+        "tests/training/test_model_card.py",
         "tests/training/test_prefixes.py",
         "tests/training/test_resume.py",
         "tests/training/test_worker.py",
