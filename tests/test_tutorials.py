@@ -82,6 +82,7 @@ def test_a_tutorial_from_its_first_command_to_the_model_elsewhere(kind, tmp_path
                 report = (tmp_path / "runs" / "onward" / "report" / "report.md").read_text()
                 assert " + 0.3 × before (−" in report
                 assert "| LML before this training | -" in card
+                assert "| Sequences drawn | " in card
                 result = json.loads((tmp_path / kept).parent.joinpath("result.json").read_text())
                 drawn = result["rows_drawn"]
                 assert abs(drawn["before"] - 0.2 * sum(drawn.values())) <= 1

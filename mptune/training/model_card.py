@@ -80,6 +80,9 @@ def _table(trial: TrialSpec, result: TrialResult) -> dict[str, str]:
         "Accumulated LML": f"{lml.nats_per_token:.4f}{error} nats per token (± is one standard "
         f"error, {scope})",
     }
+    if len(result.rows_drawn) > 1:
+        drawn = (f"{number:,} of {name}" for name, number in result.rows_drawn.items())
+        rows["Sequences drawn"] = ", ".join(drawn)
     if result.learned_policy is not None:
         rows["Policy that was learned"] = f"`{flow(result.learned_policy)}`"
     if trial.model.get("from") and trial.prepared.as_it_is is not None:
