@@ -7,10 +7,14 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.functional import cross_entropy
 
 from mptune.errors import DoesNotFit
+from mptune.models import _masked
 from mptune.models._memory import BUCKET, Sizes, check, demand, refusal
 from mptune.paths import node_bytes
 from mptune.spec.schema import Resources, Training, build
@@ -184,3 +188,50 @@ def test_what_a_process_takes_of_a_gpu_besides_counts():
     parts = alone.states + alone.buffers + alone.working
     assert alone.total == pytest.approx(1.1 * parts + alone.outside)
     assert demand(replace(SIZES, device="cpu"), training(), 1).outside == 0
+
+
+FULL_SCALE = {"large": {"width": 1024, "depth": 24}, "1B": {"size": "1B"}, "3B": {"size": "3B"}}
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("size", FULL_SCALE)
+def test_demands_at_full_scale_are_those_of_tensors_that_are_not_there(size, half, monkeypatch):
+    """4 rows of 512, 15 % masked: shapes and bytes of fake tensors, states over 8 and 32 ranks."""
+    monkeypatch.setattr(_masked, "LONGEST_PLAIN", 0)  # attention as on a GPU
+    family = build("model", {"family": "bert", **FULL_SCALE[size]}).sized(30524, 512)
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with FakeTensorMode():
+        with torch.device("cpu"):
+            torch.set_default_dtype(torch.bfloat16 if half else torch.float32)
+            try:
+                module = family.build(30524, 30522, 512).train()
+            finally:
+                torch.set_default_dtype(torch.float32)
+        weights = {p.untyped_storage()._cdata for p in module.parameters()}
+        count = sum(p.numel() for p in module.parameters())
+        tokens_BD, flat_K = (
+            torch.zeros(4, 512, dtype=torch.long),
+            torch.zeros(307, dtype=torch.long),
+        )
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            logits_KV = module(tokens_BD, flat_K)
+            cross_entropy(logits_KV.float(), torch.zeros(307, dtype=torch.long))
+        activations = sum(
+            tensor.untyped_storage().nbytes()
+            for place, tensor in kept.items()
+            if place not in weights
+        )
+    assert logits_KV.shape == (307, 30522)
+    assert family.parameters(30524, 512) == count
+    sizes = Sizes(family=family, vocabulary=30524, length=512, masked_share=307 / 2048)
+    for ranks in (8, 32):
+        asked = training(batch_size=4 * ranks, precision="bf16" if half else "fp32", zero_stage=2)
+        needed = demand(sizes, asked, ranks)
+        assert 1.0 < needed.activations / activations < 1.2
+        theirs = estimate_zero2_model_states_mem_needs(count, 8, ranks // 8, False)[1]
+        assert needed.states == pytest.approx(theirs) if half else needed.states > theirs
