@@ -1,20 +1,23 @@
 """What grows in a search of many trials that take seconds, all on one gang.
 
-    python benchmarks/soak.py [--quick] [--trials 500] [--json FILE]
+    python benchmarks/soak.py [--quick] [--trials 500] [--hours H] [--json FILE]
 
 The search runs on this machine: two DeepSpeed ranks on CPU, the sampler exposure, a study in
 SQLite. Measured every second: private memory (resident, but not shared), open files and threads of
 the driver, of its largest rank, and of all processes of Ray together; what lies in /dev/shm; the
 study; the run directory. The table has the mean of each tenth of the trainings that were started,
 of memory the least: what is kept between decisions, for which the driver needs more for a moment
-(`at most`). `change` is from the middle third to the last one. --quick runs 30 trials.
+(`at most`). `change` is from the middle third to the last one. --quick runs 30 trials;
+--hours stops the search after that time, as Ctrl-C does.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,6 +31,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from mptune.errors import InterruptedSearch
 from mptune.paths import RunDirectory
 from tests.faults.search import SPEC
 from tests.launch.helpers import environment
@@ -76,11 +80,12 @@ def of_processes(driver: psutil.Process) -> Row:
     return row
 
 
-def soak(trials: int, folder: Path) -> list[Row]:
+def soak(trials: int, folder: Path, hours: float | None = None) -> list[Row]:
     """What there was at each second of a search, by how many trainings had been started."""
     (folder / "spec.yaml").write_text(SPEC, encoding="utf-8")
     sets = [word for value in (*CHANGES, f"search.trials={trials}") for word in ("--set", value)]
     run, rows, started = RunDirectory(folder / "run"), list[Row](), 0
+    end = time.monotonic() + 3600 * (hours or math.inf)
     with (folder / "out.txt").open("w") as out:
         driver = psutil.Popen(
             [sys.executable, "-m", "mptune", "search", "spec.yaml", "--run-dir", "run", *sets],
@@ -88,6 +93,10 @@ def soak(trials: int, folder: Path) -> list[Row]:
         )  # fmt: skip
         while driver.poll() is None:
             time.sleep(1)
+            if time.monotonic() > end:
+                driver.send_signal(signal.SIGINT)
+                driver.wait()
+                break
             if run.events.exists():
                 started = run.events.read_text(encoding="utf-8").count('"type":"started"')
             row = {"started": started, **of_processes(driver)}
@@ -95,7 +104,8 @@ def soak(trials: int, folder: Path) -> list[Row]:
             row["study, MB"] = sum(p.stat().st_size for p in run.root.glob("study.db*")) / 1e6
             row["run directory, MB"] = size_mb(run.root)
             rows.append(row)
-    assert driver.returncode == 0, (folder / "out.txt").read_text(encoding="utf-8")[-2000:]
+    expected = 0 if time.monotonic() < end else InterruptedSearch.exit_code
+    assert driver.returncode == expected, (folder / "out.txt").read_text(encoding="utf-8")[-2000:]
     return rows
 
 
@@ -123,10 +133,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--trials", type=int, default=500)
+    parser.add_argument("--hours", type=float)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rows = soak(30 if options.quick else options.trials, Path(folder))
+        rows = soak(30 if options.quick else options.trials, Path(folder), options.hours)
     print(table(rows))
     if options.json:
         options.json.write_text(json.dumps(rows), encoding="utf-8")
