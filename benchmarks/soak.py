@@ -8,7 +8,8 @@ the driver, of its largest rank, and of all processes of Ray together; what lies
 study; the run directory. The table has the mean of each tenth of the trainings that were started,
 of memory the least: what is kept between decisions, for which the driver needs more for a moment
 (`at most`). `change` is from the middle third to the last one. --quick runs 30 trials;
---hours stops the search after that time, as Ctrl-C does.
+--hours stops the search after that time, as Ctrl-C does;
+--json has a line for each second.
 """
 
 from __future__ import annotations
@@ -49,11 +50,11 @@ CHANGES = (
 )
 
 
-def size_mb(folder: Path) -> float:
-    """Of all files below a folder, on disk."""
+def size_mb(folder: Path, prefix: str = "") -> float:
+    """Of all files below a folder whose names begin like this, on disk."""
     total = 0
     for inside, _, names in os.walk(folder):  # which skips folders that are removed meanwhile
-        for name in names:
+        for name in filter(lambda name: name.startswith(prefix), names):
             with suppress(OSError):
                 total += os.lstat(f"{inside}/{name}").st_blocks * 512
     return total / 1e6
@@ -80,13 +81,16 @@ def of_processes(driver: psutil.Process) -> Row:
     return row
 
 
-def soak(trials: int, folder: Path, hours: float | None = None) -> list[Row]:
-    """What there was at each second of a search, by how many trainings had been started."""
+def soak(trials: int, folder: Path, hours: float | None, log: Path) -> list[Row]:
+    """What there was at each second of a search, by how many trainings had been started.
+
+    Each is a line of `log`, too.
+    """
     (folder / "spec.yaml").write_text(SPEC, encoding="utf-8")
     sets = [word for value in (*CHANGES, f"search.trials={trials}") for word in ("--set", value)]
     run, rows, started = RunDirectory(folder / "run"), list[Row](), 0
     end = time.monotonic() + 3600 * (hours or math.inf)
-    with (folder / "out.txt").open("w") as out:
+    with (folder / "out.txt").open("w") as out, log.open("w", buffering=1) as lines:
         driver = psutil.Popen(
             [sys.executable, "-m", "mptune", "search", "spec.yaml", "--run-dir", "run", *sets],
             cwd=folder, env=environment(folder), stdout=out, stderr=subprocess.STDOUT,
@@ -101,9 +105,10 @@ def soak(trials: int, folder: Path, hours: float | None = None) -> list[Row]:
                 started = run.events.read_text(encoding="utf-8").count('"type":"started"')
             row = {"started": started, **of_processes(driver)}
             row["/dev/shm, MB"] = size_mb(Path("/dev/shm"))
-            row["study, MB"] = sum(p.stat().st_size for p in run.root.glob("study.db*")) / 1e6
+            row["study, MB"] = size_mb(run.root, "study.db")
             row["run directory, MB"] = size_mb(run.root)
             rows.append(row)
+            print(json.dumps(row), file=lines)
     expected = 0 if time.monotonic() < end else InterruptedSearch.exit_code
     assert driver.returncode == expected, (folder / "out.txt").read_text(encoding="utf-8")[-2000:]
     return rows
@@ -136,11 +141,9 @@ def main() -> None:
     parser.add_argument("--hours", type=float)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        rows = soak(30 if options.quick else options.trials, Path(folder), options.hours)
-    print(table(rows))
-    if options.json:
-        options.json.write_text(json.dumps(rows), encoding="utf-8")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        trials, log = 30 if options.quick else options.trials, options.json or Path(os.devnull)
+        print(table(soak(trials, Path(folder), options.hours, log)))
 
 
 if __name__ == "__main__":

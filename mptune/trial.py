@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -194,8 +195,9 @@ MIN_GROUPS = 8
 """With fewer groups nothing is claimed of other groups than these: errors are of these only."""
 
 
-class CurvePoint(Message):
-    """One point of the MPT curve S(M).
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurvePoint:
+    """One point of the MPT curve S(M); no model, because a search keeps many.
 
     Attributes:
         nats_per_token: mean log p of a masked position (negative).

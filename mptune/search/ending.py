@@ -107,9 +107,10 @@ class Ending:
             shared = {n: self._shared.setdefault(f"{n} {part!r}", part) for n, part in parts}
             spec = spec.model_copy(update=shared)
         if result is not None:
-            unread: dict[str, Any] = {"learning": (), "rates": (), "loss_curve": (), "versions": {}}
-            result = result.model_copy(update=unread)
-        return trial.model_copy(update={"spec": spec, "result": result, "learning": ()})
+            empty: dict[str, Any] = {"learning": (), "rates": (), "loss_curve": (), "versions": {}}
+            result = result.model_copy(update=empty)
+        unread = {"learning": (), "judged": (), "asked": None}
+        return trial.model_copy(update={"spec": spec, "result": result, **unread})
 
     @cached_property
     def _exposure(self) -> ExposureSampler | None:

@@ -137,6 +137,8 @@ class TrackedView:
     def propose(self, trial: Any) -> TrialSpec:
         """The stage's proposal, kept as the config of its run."""
         spec = self.stage.propose(trial)
+        if not self.feeds:
+            return spec
         key = f"{self.stage.name}-{spec.number:04d}"
         self._runs[spec.number] = TrackedRun(key, spec.label, config(spec))
         self._lengths[spec.number] = spec.prepared.length
