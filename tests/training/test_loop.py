@@ -378,8 +378,6 @@ def test_a_long_trial_is_checkpointed_on_the_way(study, pair, tmp_path):
     changes = {"training": {"checkpoint_every_s": 1e-9}}
     stopped = pair(study(tmp_path, 2, **changes), Script(stop_at=6, reason="pruned"))
     assert (stopped[-1].reason, stopped[-1].step) == ("pruned", 6)
-    first = next(event for event in stopped if isinstance(event, Progress))
-    assert 0.0 < first.checkpoint_s < 60.0
 
 
 def test_the_end_of_a_long_training_is_kept_for_its_scoring(study, alone, tmp_path, monkeypatch):
@@ -389,7 +387,8 @@ def test_the_end_of_a_long_training_is_kept_for_its_scoring(study, alone, tmp_pa
     alone(study(tmp_path / "short", **rare))
     monkeypatch.setattr("mptune.training.loop.WORTH_KEEPING", 0.0)
     alone(study(tmp_path / "long", **rare))
-    alone(study(tmp_path / "kept", **often))
+    kept = alone(study(tmp_path / "kept", **often))
+    assert next(e for e in kept if isinstance(e, Progress)).checkpoint_s is not None
     assert saved == [24, *range(1, 25)]
 
 
