@@ -10,9 +10,11 @@ With a few seeds an arm says little about its own sigma²_a, so all arms are est
 (`mptune.analysis.moderation`). The intervals d_k ± c_k are simultaneous: all of them hold at once
 with probability `level`. They come from the joint distribution of the K errors (Dunnett, JASA 50,
 1955), whose correlation through the baseline and whose unequal variances and degrees of freedom
-have no closed form: it is simulated with a fixed seed. A verdict is whether the interval excludes
-0, and where more seeds are added until decided, the level of each look is corrected
-(`mptune.analysis.sequential`).
+have no closed form: it is simulated with a fixed seed. An interval that excludes 0 decides its
+pair, and those that are left are tested again among themselves, until none is decided (step-down,
+a closed test: Marcus, Peritz and Gabriel 1976, doi 10.1093/biomet/63.3.655). A pair that is decided
+in a later step has the part of its interval on one side of 0. Where more seeds are added until
+decided, the level of each look is corrected (`mptune.analysis.sequential`).
 
 Shape suffixes: A arms, K challengers, S seeds, N sequences, X distances, Z draws.
 """
@@ -35,7 +37,6 @@ from mptune.analysis.crossed import (
     sample_size,
     tail,
 )
-from mptune.analysis.intervals import half_width
 from mptune.analysis.moderation import moderate
 from mptune.analysis.sequential import nominal_levels, overall_level
 
@@ -44,11 +45,11 @@ Verdict: TypeAlias = Literal["better", "worse", "undecided", "equivalent"]
 TINY = 1e-200
 """Variance of arms that do not differ at all."""
 
-ALIKE = 0.5
-"""Prior probability that the variance of the baseline is like those of the challengers (see
-`moderate`). Its error is in every difference, so to take its variance for theirs by mistake is
-costly: of families of 32 arms and 3 seeds with a baseline of 20-fold variance, 23 % err with 1, and
-10, 8 and 7 % with 0.85, 0.7 and 0.5."""
+UNLIKE_BASELINE, UNLIKE_CHALLENGER = 0.2, 0.02
+"""Levels of the tests of whether the variance of the baseline, or of a challenger, is larger than
+the others explain (see `moderate`). The baseline's error is in every difference, so to take its
+variance for theirs by mistake is costly, and its test is the more sensitive one; what other levels
+cost is in `benchmarks/RESULTS.md`."""
 
 DRAWS, MIXTURE = 16_384, 256
 """Draws of the joint errors, and of variances: the level of a family at 95 % is exact to a standard
@@ -108,13 +109,15 @@ class Difference:
 
     Attributes:
         nats_per_sequence: mean difference arm - baseline.
-        half_width: of the interval that decides: those of all challengers hold at once at `level`,
-            and at every look.
+        half_width: of the interval before the steps: those of all challengers hold at once at
+            `level`, and at every look.
+        low, high: ends of the interval, `half_width` away; 0 is one of them where the pair is
+            decided in a later step.
         seeds: paired seeds; with 1 the interval carries evaluation noise only.
         se_seed: standard error from training seeds, or None with one seed.
         se_sequences: standard error from the choice of held-out sequences.
-        p_value: adjusted: the smallest alpha at which this interval, of the family, excludes 0.
-        verdict: better or worse if the interval excludes 0 and no single seed carries it.
+        p_value: adjusted: the smallest alpha at which the pair is decided.
+        verdict: better or worse if 0 is not inside the interval and no single seed carries it.
         nats_per_token: the difference per observed position.
         bits_per_byte: difference in code length (negative: the arm is better), or None.
         challengers: arms that were compared with this baseline, for which it is corrected.
@@ -247,7 +250,7 @@ class Intervals:
 
     Attributes:
         half_K: of the intervals that all hold at once with probability 1 - alpha.
-        p_K: 1 - level of the widest family of such intervals that excludes 0.
+        p_K: smallest alpha at which it differs from 0, by steps.
         alone: 1 - level of each of these intervals for itself. It is the same for all, so that an
             arm whose variance is hardly known widens only its own interval.
     """
@@ -267,10 +270,14 @@ def simultaneous(errors: Errors, mean_K: Array, alpha: float) -> Intervals:
         columns = zip(log_t_ZK.T, score_KX, strict=True)
         return np.stack([np.interp(log_t_Z, log_x_X, score_X) for log_t_Z, score_X in columns])
 
-    largest_Z = scores(errors.draw()).max(0)
-    score = float(np.quantile(largest_Z, 1 - alpha, method="higher"))
+    observed_K = scores(mean_K[None])[:, 0]
+    order_K = np.argsort(observed_K)
+    largest_KZ = np.maximum.accumulate(scores(errors.draw())[order_K])  # of those not yet decided
+    score = float(np.quantile(largest_KZ[-1], 1 - alpha, method="higher"))
     half_K = se_K * np.exp([np.interp(score, score_X, log_x_X) for score_X in score_KX])
-    p_K = (largest_Z >= scores(mean_K[None])).mean(1)
+    p_K = np.empty(len(mean_K))
+    step_K = (largest_KZ >= observed_K[order_K, None]).mean(1)
+    p_K[order_K] = np.maximum.accumulate(step_K[::-1])[::-1]
     return Intervals(half_K, p_K, math.exp(-score))
 
 
@@ -288,7 +295,7 @@ def of_two_arms(errors: Errors, mean: float, runs: int, alpha: float) -> Interva
 
 
 @dataclass(frozen=True, eq=False)
-class _Pair:
+class Pair:
     """A challenger and the baseline at one look: d[paired seed, sequence]."""
 
     arm: ArmScores
@@ -296,7 +303,7 @@ class _Pair:
     d_SN: Array
 
 
-def joint_errors(arms: Sequence[ArmScores], pairs: Sequence[_Pair], draws: int) -> Errors:
+def joint_errors(arms: Sequence[ArmScores], pairs: Sequence[Pair], draws: int) -> Errors:
     """Of the mean differences of `pairs`; `arms` are all, the baseline first.
 
     Arms without a pair count, too: they say something about the noise of the others.
@@ -318,7 +325,7 @@ def joint_errors(arms: Sequence[ArmScores], pairs: Sequence[_Pair], draws: int) 
     )
 
 
-def evaluation_noise(pairs: Sequence[_Pair]) -> Array:
+def evaluation_noise(pairs: Sequence[Pair]) -> Array:
     """Covariance [K, K] of the mean differences from the sequences.
 
     The interaction of seeds and sequences is taken out, because it is in the seeds' variance. Pairs
@@ -368,7 +375,7 @@ class SeedNoise:
         first, A = len(with_base) - len(arms), len(arms)
         y_AS = y_AS[:, np.isfinite(y_AS[first:]).any(0)]
         out_of_play_A = np.array([arm.out_of_play for arm in with_base])
-        alike_A = np.ones(len(with_base))
+        unlike_A = np.zeros(len(with_base))
         sample_A, df_A = np.zeros(len(with_base)), np.zeros(len(with_base))
         variance_A, weight_A = np.zeros(len(with_base)), np.ones(A)
         for _ in range(2):  # weights that follow from the variances; more rounds change nothing
@@ -378,10 +385,11 @@ class SeedNoise:
                 # As large as that of a run, if the baseline is like the others.
                 df_A[0] = len(common_S) - 1
                 sample_A[0] = common_S.var(ddof=1) * A / (A + 1) if df_A[0] else 0.0
-                alike_A[0] = ALIKE * df_A[1:].any()
+                unlike_A[1:] = UNLIKE_CHALLENGER
+                unlike_A[0] = UNLIKE_BASELINE if df_A[1:].any() else 1.0
             if not (df_A * sample_A).any():
                 return cls(variance_A, np.zeros((draws, len(variance_A))), weight_A / A)
-            found = moderate(sample_A, df_A, out_of_play_A, alike_A)
+            found = moderate(sample_A, df_A, out_of_play_A, unlike_A)
             variance_A = found.variance_A
             weight_A = 1 / variance_A[first:]
         variance_ZA = found.draw(draws, np.random.default_rng(0))
@@ -449,7 +457,7 @@ def compare(
         # A look sees its own seeds only: what it decides does not change when more are added.
         most = None if look == len(planned) - 1 else runs
         family = [
-            _Pair(arm, seeds, arm.at(seeds) - base.at(seeds))
+            Pair(arm, seeds, arm.at(seeds) - base.at(seeds))
             for arm in ordered[1:]
             for seeds in [paired[arm.name][:most]]
             if arm.name not in found or found[arm.name].verdict == "undecided"
@@ -470,7 +478,7 @@ def compare(
 
 def _test(
     arms: Sequence[ArmScores],
-    family: Sequence[_Pair],
+    family: Sequence[Pair],
     alpha: float,
     level: float,
     margin: float | None,
@@ -490,10 +498,13 @@ def _test(
         v_seed, v_sequences = float(errors.seed[k]), float(errors.sequences_KK[k, k])
         verdict: Verdict = "undecided"
         carried_by = None
-        if abs(mean) > half:
+        low, high = mean - half, mean + half
+        if intervals.p_K[k] <= alpha:
             place = carrier(pair.d_SN.mean(1), math.sqrt(v_seed + v_sequences))
             carried_by = None if place is None else pair.seeds[place]
             verdict = "better" if mean > 0 else "worse"
+            if carried_by is None:
+                low, high = (max(0.0, low), high) if mean > 0 else (low, min(0.0, high))
         if margin is not None and abs(mean) + half < margin:
             verdict = "equivalent"
         elif carried_by is not None:
@@ -507,8 +518,8 @@ def _test(
             baseline=arms[0].name,
             nats_per_sequence=mean,
             half_width=half,
-            low=mean - half,
-            high=mean + half,
+            low=low,
+            high=high,
             level=level,
             seeds=S,
             sequences=n,
@@ -528,16 +539,16 @@ def _test(
 def carrier(d_S: Array, se: float) -> int | None:
     """Place of the seed that carries the mean of `d_S`; None if it holds without any one of them.
 
-    Without a seed, the difference must still be 1.96 standard errors away from 0. The whole test
-    again without the seed would leave most clear cases at three seeds undecided
-    (`benchmarks/comparison.py`).
+    Without a seed, the difference must still be 1.645 standard errors away from 0: its sign is
+    given, so this is a one-sided test at 5 %. The whole test again without the seed would leave
+    most clear cases at three seeds undecided (`benchmarks/comparison.py`).
     """
     S = len(d_S)
     if S == 1:
         return 0
     without_S = math.copysign(1.0, d_S.mean()) * (d_S.sum() - d_S) / (S - 1)
     weakest = int(without_S.argmin())
-    holds = without_S[weakest] > half_width(se) * math.sqrt(S / (S - 1))
+    holds = without_S[weakest] > 1.645 * se * math.sqrt(S / (S - 1))
     return None if holds else weakest
 
 
@@ -549,7 +560,7 @@ def selection_probabilities(arms: Sequence[ArmScores], draws: int = DRAWS) -> li
     """
     seeds, given = _paired_seeds(arms), arms
     arms = sorted(arms, key=lambda arm: arm.name)
-    pairs = [_Pair(arm, seeds, arm.at(seeds) - arms[0].at(seeds)) for arm in arms[1:]]
+    pairs = [Pair(arm, seeds, arm.at(seeds) - arms[0].at(seeds)) for arm in arms[1:]]
     errors = joint_errors(arms, pairs, draws)
     if len(arms) > 2:  # all are alike, so no arm is in the place of a baseline
         noise = SeedNoise.of(arms, None, draws)

@@ -11,9 +11,9 @@ variances that they are to improve, so here a, b and d0 are integrated over on a
 that leaves mask counts out at the end of training varies more from seed to seed: in a search of
 32 policies by a factor of 60 in variance, which the prior of b allows for.
 
-Where an arm may be unlike the others (Phipson et al. 2016, doi 10.1214/16-AOAS920, with a flat
-prior instead of an estimate), its variance has the density above with some odds, and one that is
-flat in log sigma² otherwise: then it is known from its own runs alone, as in Student's t.
+Where an arm may be unlike the others, an outlier test decides (Phipson et al. 2016, doi
+10.1214/16-AOAS920): if their variances predict one as large as its own with a probability below a
+level, its variance is known from its own runs alone, as in Student's t.
 
 Shape suffixes: A arms; G grid points of (b, d0, a).
 """
@@ -62,31 +62,25 @@ class Moderated:
     Attributes:
         variance_A: of each arm: the inverse of its mean 1 / sigma² given all arms.
         weight_G: of each point of the grid.
-        alike_GA: there, probability that the arm's variance is like those of the others.
-        df_2GA, squares_2GA: there, 1 / sigma² is distributed as chi²(df) / squares: of an arm
-            unlike the others, and of one like them.
+        df_GA, squares_GA: there, 1 / sigma² is distributed as chi²(df) / squares.
     """
 
     variance_A: Array
     weight_G: Array
-    alike_GA: Array
-    df_2GA: Array
-    squares_2GA: Array
+    df_GA: Array
+    squares_GA: Array
 
     def draw(self, draws: int, rng: np.random.Generator) -> Array:
         """Variances as they may truly be, [Z, A]; a, b and d0 of a draw are common to all arms."""
         drawn_Z = rng.choice(len(self.weight_G), draws, p=self.weight_G)
-        alike_ZA = self.alike_GA[drawn_Z]
-        at = (rng.random(alike_ZA.shape) < alike_ZA).astype(int), drawn_Z[:, None]
-        at_ZA = *at, np.arange(alike_ZA.shape[1])
-        return self.squares_2GA[at_ZA] / (2 * rng.standard_gamma(self.df_2GA[at_ZA] / 2))
+        return self.squares_GA[drawn_Z] / (2 * rng.standard_gamma(self.df_GA[drawn_Z] / 2))
 
 
 def moderate(
     variance_A: Array,
     degrees_A: Array,
     out_of_play_A: Array | None = None,
-    alike_A: Array | None = None,
+    unlike_A: Array | None = None,
 ) -> Moderated:
     """Moderated variances of arms.
 
@@ -94,8 +88,8 @@ def moderate(
         variance_A: sample variance over the seeds of each arm; ignored where there are 0 degrees.
         degrees_A: degrees of freedom of each, 0 for an arm that was trained once.
         out_of_play_A: of each arm's policy (`out_of_play`), 0..1; None leaves the trend out.
-        alike_A: prior probability of being like the others; 1 less it is that of a log variance in
-            any one interval of unit length otherwise. None: all are alike.
+        unlike_A: level of the test of whether the arm's variance is larger than those of the
+            others explain: 1 takes it from its own runs, 0 never does. None: 0 for all.
 
     Raises:
         ValueError: no arm has a degree of freedom, or all sample variances are zero.
@@ -113,22 +107,31 @@ def moderate(
         for grid in np.meshgrid(slopes, PRIOR_DEGREES, log_scales, indexing="ij")
     )
     s0_GA = np.exp(a_G1 + b_G1 * (x_A - x_A.mean()))
-    alike_A = np.where(squares_A > 0, 1.0 if alike_A is None else alike_A, 1.0)
-    with np.errstate(divide="ignore"):
-        log_alike_A, log_own_A = np.log(alike_A), np.log(1 - alike_A)
-    log_f_GA = log_alike_A + _log_likelihood(squares_A, degrees_A, s0_GA, d0_G1)
-    log_mean_GA = np.logaddexp(log_f_GA, log_own_A)
-    log_w_G = log_mean_GA.sum(1) + np.log(prior).repeat(len(log_f_GA) // len(prior))
+    unlike_A = np.where(squares_A > 0, 0.0 if unlike_A is None else unlike_A, 0.0)
+    log_f_GA = _log_likelihood(squares_A, degrees_A, s0_GA, d0_G1)
+    with np.errstate(divide="ignore"):  # an outlier says little about the others
+        log_w_GA = np.logaddexp(np.log(1 - unlike_A) + log_f_GA, np.log(unlike_A))
+    log_w_G = log_w_GA.sum(1) + np.log(prior).repeat(len(log_f_GA) // len(prior))
     w_G = np.exp(log_w_G - log_w_G.max())
     w_G /= w_G.sum()
-    alike_GA = np.exp(log_f_GA - log_mean_GA)
-    own_2A = np.stack([np.maximum(degrees_A, 1e-9), np.maximum(squares_A, 1e-300)])
-    shape = 2, *s0_GA.shape
-    df_2GA, squares_2GA = (np.broadcast_to(v, shape).copy() for v in own_2A)
-    df_2GA[1], squares_2GA[1] = d0_G1 + degrees_A, d0_G1 * s0_GA + squares_A
-    inverse_2GA = df_2GA / squares_2GA
-    inverse_A = w_G @ (alike_GA * inverse_2GA[1] + (1 - alike_GA) * inverse_2GA[0])
-    return Moderated(1 / inverse_A, w_G, alike_GA, df_2GA, squares_2GA)
+    own_A = unlike_A > 0
+    own_A[own_A] = unlike_A[own_A] > _tail(
+        squares_A[own_A], degrees_A[own_A], s0_GA[:, own_A], d0_G1, w_G
+    )
+    df_GA = np.where(own_A, degrees_A, d0_G1 + degrees_A)
+    squares_GA = np.where(own_A, squares_A, d0_G1 * s0_GA + squares_A)
+    return Moderated(1 / (w_G @ (df_GA / squares_GA)), w_G, df_GA, squares_GA)
+
+
+def _tail(squares_A: Array, degrees_A: Array, s0_GA: Array, d0_G1: Array, w_G: Array) -> Array:
+    """Probability of a sample variance as large as that of each arm, if it is like the others."""
+    from scipy.special import betainc
+
+    kept = w_G > 1e-6 * w_G.max()  # the beta function takes most of the time
+    d0_G1, prior_GA = d0_G1[kept], d0_G1[kept] * s0_GA[kept]
+    tail_GA = betainc(d0_G1 / 2, degrees_A / 2, prior_GA / (prior_GA + squares_A))
+    tail_A: Array = w_G[kept] @ tail_GA / w_G[kept].sum()
+    return tail_A
 
 
 def _log_likelihood(squares_A: Array, degrees_A: Array, s0_GA: Array, d0_G1: Array) -> Array:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from mptune.analysis.arms import Difference
 from mptune.analysis.compute import EquivalentCompute
-from mptune.report.formatting import decimals, minus
+from mptune.report.formatting import decimals, interval, minus
 from mptune.report.language import Language
 
 
@@ -16,15 +16,16 @@ def sentence(difference: Difference, say: Language) -> str:
     sign = -1 if difference.verdict == "worse" else 1
     digits = decimals(difference.half_width)
     mean, low, high = (
-        sign * x for x in (difference.nats_per_sequence, difference.low, difference.high)
+        sign * x + 0.0 for x in (difference.nats_per_sequence, difference.low, difference.high)
     )
-    # A decided interval excludes 0, so neither of its ends is printed as 0.
-    ends, is_decided = digits, difference.verdict in ("better", "worse")
+    # The end of a decided interval is printed as 0 only if it is 0.
+    cut = not low * high
+    ends, is_decided = digits, difference.verdict in ("better", "worse") and not cut
     while is_decided and ends < 6 and not round(min(low, high), ends):
         ends += 1
     measure = say(
         "verdict.measure",
-        value=f"{minus(mean, digits)} ± {difference.half_width:.{digits}f}",
+        value=minus(mean, digits) + ("" if cut else f" ± {difference.half_width:.{digits}f}"),
         level=f"{100 * difference.level:g}",
         low=minus(min(low, high), ends),
         high=minus(max(low, high), ends),
@@ -41,6 +42,23 @@ def sentence(difference: Difference, say: Language) -> str:
         margin=f"{difference.margin:g}" if difference.margin else "",
         measure=measure,
     )
+
+
+def plus_minus(difference: Difference, unit: float = 1.0) -> str:
+    """Mean and half-width, or the ends of an interval that is cut at 0, in `unit` nats."""
+    mean, half, low, high = (
+        x / unit + 0.0
+        for x in (
+            difference.nats_per_sequence,
+            difference.half_width,
+            difference.low,
+            difference.high,
+        )
+    )
+    if low * high:
+        return interval(mean, half)
+    digits = decimals(half)
+    return f"{minus(mean, digits)} ({minus(low, digits)}, {minus(high, digits)})"
 
 
 def p_value(p: float) -> str:

@@ -15,7 +15,7 @@ from scipy.stats import dunnett
 from mptune.analysis.arms import (
     ArmScores,
     Difference,
-    _Pair,
+    Pair,
     compare,
     evaluation_noise,
     joint_errors,
@@ -159,7 +159,7 @@ def test_the_interaction_with_sequences_is_in_no_covariance() -> None:
         own_KN = np.linalg.cholesky(true_KK) @ rng.normal(size=(3, 40))
         challengers = zip(arms[1:], own_KN, strict=True)
         pairs = [
-            _Pair(each, each.seeds, each.nats_per_sequence_SN + own_N - arms[0].at(each.seeds))
+            Pair(each, each.seeds, each.nats_per_sequence_SN + own_N - arms[0].at(each.seeds))
             for each, own_N in challengers
         ]
         found.append(40 * evaluation_noise(pairs))
@@ -213,12 +213,16 @@ def test_equal_variances_are_dunnetts_test() -> None:
     known = dunnett(*runs[1:], control=runs[0], rng=np.random.default_rng(0))
     low, high = known.confidence_interval()
     found = compare(arms, "00")
-    assert [d.p_value for d in found] == pytest.approx(known.pvalue, abs=0.04)
+    order = np.argsort(known.pvalue)
+    left = ([runs[1 + k] for k in order[step:]] for step in range(4))  # those not yet decided
+    steps = [dunnett(*each, control=runs[0], rng=np.random.default_rng(0)).pvalue for each in left]
+    p_K = np.maximum.accumulate([p.min() for p in steps])
+    assert [found[k].p_value for k in order] == pytest.approx(p_K, abs=0.04)
     assert [d.half_width for d in found] == pytest.approx((high - low) / 2, rel=0.06)
 
 
 def test_more_challengers_widen_every_interval() -> None:
-    arms = equal_noise(np.random.default_rng(1), 12, 4)
+    arms = equal_noise(np.random.default_rng(1), 12, 30)
     few, many = compare(arms[:4], "00"), compare(arms, "00")
     assert many[0].challengers == 11
     assert many[0].half_width > few[0].half_width
@@ -229,12 +233,34 @@ def test_verdicts_follow_from_the_intervals() -> None:
     seen = set()
     for _ in range(20):
         arms = moved(equal_noise(rng, 4, 4), {1: 2.5, 2: -2.5})
-        for d in compare(arms, "00", draws=2000, forecasts=False):
-            excludes_0 = d.low > 0 or d.high < 0
-            assert excludes_0 == (d.p_value <= 0.05)
-            assert excludes_0 == (d.verdict != "undecided" or d.carried_by is not None)
+        family = compare(arms, "00", draws=2000, forecasts=False)
+        clearest = sorted(family, key=lambda d: -abs(d.nats_per_sequence) / d.half_width)
+        assert np.diff([d.p_value for d in clearest]).min() >= -0.002
+        for d in family:
+            excludes_0 = d.low >= 0 or d.high <= 0
+            carried = d.carried_by is not None
+            assert (excludes_0 or carried) == (d.p_value <= 0.05)
+            assert not carried or d.high - d.low == pytest.approx(2 * d.half_width)
+            assert abs(d.nats_per_sequence) <= d.half_width or d.low > 0 or d.high < 0
+            assert excludes_0 or d.verdict == "undecided"
             seen.add(d.verdict)
     assert seen == {"better", "worse", "undecided"}
+
+
+def test_a_pair_that_is_decided_after_others_has_an_interval_that_ends_at_0() -> None:
+    arms = equal_noise(np.random.default_rng(5), 6, 40)
+    by = {k: 3.0 - float(a.nats_per_sequence_SN.mean()) for k, a in enumerate(arms)}
+    by[0] -= 3.0
+    alone = compare(moved(arms, by), "00")[0]
+    by[1] -= 3.0 - 0.95 * alone.half_width
+    late, *others = compare(moved(arms, by), "00")
+    assert all(d.low > 0 and d.p_value < 1e-3 for d in others)
+    assert (late.verdict, late.low) == ("better", 0.0)
+    assert late.high == pytest.approx(1.95 * alone.half_width)
+    one_sided = {k: v if k == 1 else v - 3.0 for k, v in by.items() if k}
+    first = compare(moved(arms, {0: by[0], **one_sided}), "00")[0]
+    assert first.verdict == "undecided"  # among others that do not differ
+    assert first.low == pytest.approx(-0.05 * alone.half_width)
 
 
 def measured_noise(seed: int) -> list[ArmScores]:
@@ -269,13 +295,24 @@ def test_a_challenger_that_wins_by_14_nats_in_every_seed_is_decided_among_31(see
 def test_a_difference_that_one_seed_carries_is_undecided() -> None:
     arms = equal_noise(np.random.default_rng(7), 60, 3)
     quiet = 0.3 * arms[0].nats_per_sequence_SN
-    odd = replace(arms[59], nats_per_sequence_SN=quiet + np.array([[1.0], [1.1], [6.5]]))
+    odd = replace(arms[59], nats_per_sequence_SN=quiet + np.array([[1.3], [1.4], [5.2]]))
     family = [replace(arms[0], nats_per_sequence_SN=quiet), *arms[1:59], odd]
     found = compare(family, "00", level=0.8)[-1]
     assert found.low > 0
     assert (found.verdict, found.carried_by, found.more_seeds) == ("undecided", 2, 1)
     without = pair(np.repeat(np.array([[5.0], [5.1], [5.2]]), 2, axis=1))
     assert (without.verdict, without.carried_by) == ("better", None)
+
+
+def test_a_challenger_that_varies_more_than_all_others_widens_only_its_own_interval() -> None:
+    arms = equal_noise(np.random.default_rng(4), 32, 3)
+    usual = compare(arms, "00", draws=4000)
+    runs_S1 = np.array([[-8.0], [1.0], [7.0]])
+    arms[1] = replace(arms[1], nats_per_sequence_SN=np.repeat(runs_S1, 2, axis=1))
+    odd, *others = compare(arms, "00", draws=4000)
+    assert odd.half_width > 6 * usual[0].half_width
+    for d, before in zip(others, usual[1:], strict=True):
+        assert d.half_width == pytest.approx(before.half_width, rel=0.1)
 
 
 def test_a_baseline_that_varies_more_than_all_others_is_known_from_its_own_runs() -> None:
@@ -293,7 +330,7 @@ def test_errors_of_differences_add_up() -> None:
     rng, sds = np.random.default_rng(3), np.array([3.0, 1.0, 1.0, 2.0])
     arms = equal_noise(rng, 4, 400, sds)
     pairs = [
-        _Pair(each, each.seeds, each.nats_per_sequence_SN - arms[0].nats_per_sequence_SN)
+        Pair(each, each.seeds, each.nats_per_sequence_SN - arms[0].nats_per_sequence_SN)
         for each in arms[1:]
     ]
     errors = joint_errors(arms, pairs, 20_000)

@@ -10,7 +10,13 @@ import pytest
 from mptune.analysis.arms import Difference
 from mptune.analysis.compute import EquivalentCompute
 from mptune.report.language import language
-from mptune.report.verdicts import compute_words, full_sentence, sentence, what_would_decide
+from mptune.report.verdicts import (
+    compute_words,
+    full_sentence,
+    plus_minus,
+    sentence,
+    what_would_decide,
+)
 
 EN = language()
 
@@ -52,6 +58,16 @@ def test_a_decided_interval_is_not_printed_as_one_that_has_zero() -> None:
     assert "by 14 ± 14 nats per sequence (95 % interval 0.3 to 27.7; " in worded("better", 14, 13.7)
     assert "(95 % interval 0.3 to 27.7; " in worded("worse", -14, 13.7)
     assert "(95 % interval 0 to 28; " in worded("undecided", 14, 13.7)
+
+
+def test_an_interval_that_ends_at_zero_is_printed_as_it_is() -> None:
+    late = difference(nats_per_sequence=14.0, half_width=15.0, low=0.0, high=29.0)
+    assert "by 14 nats per sequence (95 % interval 0 to 29; " in sentence(late, EN)
+    worse = replace(late, verdict="worse", nats_per_sequence=-14.0, low=-29.0, high=0.0)
+    assert "by 14 nats per sequence (95 % interval 0 to 29; " in sentence(worse, EN)
+    assert plus_minus(worse) == "−14 (−29, 0)"
+    assert plus_minus(late, 100.0) == "0.14 (0.00, 0.29)"
+    assert plus_minus(difference(), 10.0) == "0.32 ± 0.09"
 
 
 def test_a_seed_that_carries_the_verdict_is_named() -> None:

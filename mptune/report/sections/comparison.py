@@ -31,7 +31,7 @@ from mptune.report.formatting import interval, minus
 from mptune.report.language import Language
 from mptune.report.layout import SERIES
 from mptune.report.sections.context import Context, chart, estimate, number
-from mptune.report.verdicts import factor, p_value
+from mptune.report.verdicts import factor, p_value, plus_minus
 from mptune.trial import CurvePoint, LearningPoint, Trial
 
 TONES = {"better": "good", "worse": "bad", "undecided": "open", "equivalent": ""}
@@ -98,8 +98,7 @@ def _of_seeds(
     for seed in sorted(seed for seed in arm.keys() & baseline.keys() if seed is not None):
         value = arm[seed] - baseline[seed]
         yield Point(value, row, f"{say('word.seed')} {seed}\n{minus(value, 2)} {unit}", faint=True)
-    mean = interval(d.nats_per_sequence, d.half_width)
-    tip = f"{d.arm} − {d.baseline}\n{mean} {unit}\n{p_value(d.p_value)}"
+    tip = f"{d.arm} − {d.baseline}\n{plus_minus(d)} {unit}\n{p_value(d.p_value)}"
     yield Point(d.nats_per_sequence, row, tip, d.low, d.high)
 
 
@@ -115,15 +114,12 @@ def _verdicts(context: Context, found: ComparisonReport) -> Table:
         }
 
     for d in found.differences:
-        per_sequence = d.nats_per_token / d.nats_per_sequence if d.nats_per_sequence else math.nan
-        half_per_token = abs(d.half_width * per_sequence)
-        in_sequences = interval(d.nats_per_sequence, d.half_width)
-        in_tokens = interval(d.nats_per_token, half_per_token)
+        tokens = d.nats_per_sequence / d.nats_per_token if d.nats_per_token else math.inf
         rows.append({
             "<arm": Cell(d.arm),
             "<verdict": Cell(say(f"verdict.label.{d.verdict}"), tone=TONES[d.verdict]),
-            "unit.nats_per_sequence": Cell(in_sequences, d.nats_per_sequence),
-            "unit.nats_per_token": Cell(in_tokens, d.nats_per_token),
+            "unit.nats_per_sequence": Cell(plus_minus(d), d.nats_per_sequence),
+            "unit.nats_per_token": Cell(plus_minus(d, tokens), d.nats_per_token),
             "bits_difference": number(d.bits_per_byte, partial(minus, digits=4)),
             "p": Cell(p_value(d.p_value).removeprefix("p ").removeprefix("= "), d.p_value),
             "seeds": number(d.seeds, str),
