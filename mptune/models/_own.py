@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mptune.errors import InputError, did_you_mean, one_line
-from mptune.models.base import IMPOSSIBLE
+from mptune.models.base import BACKWARD, IMPOSSIBLE
 from mptune.plugins import load_object
 
 POSITIONS = "masked_positions"
@@ -135,8 +135,9 @@ class OwnMaskedLM(nn.Module):
         model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
-def counted(build: Callable[[], nn.Module], length: int) -> tuple[int, int, float, float]:
-    """Parameters; trained ones; FLOPs of a step per sequence, and per masked position.
+def counted(build: Callable[[], nn.Module], length: int) -> tuple[int, int, float, float, float]:
+    """Parameters; trained ones; FLOPs of a step per sequence, and per masked position; the forward
+    pass's share of them.
 
     On torch's meta device, which computes nothing. A model that cannot be made there is made on the
     CPU; the FLOPs of one that cannot be called there are those of its parameters at every position.
@@ -153,17 +154,22 @@ def counted(build: Callable[[], nn.Module], length: int) -> tuple[int, int, floa
     try:
         module.to("meta")
         tokens_BD = torch.zeros(1, length, dtype=torch.long, device="meta")
-        one, all_of_them = (
+        (forward, one), (all_forward, all_of_them) = (
             _flops(module, tokens_BD, torch.zeros(masked, dtype=torch.long, device="meta"))
             for masked in (1, length)
         )
     except Exception:
-        return parameters, trained, float(FLOPS_PER_PARAMETER * parameters * length), 0.0
+        flops = float(FLOPS_PER_PARAMETER * parameters * length)
+        return parameters, trained, flops, 0.0, 1 / (1 + BACKWARD)
     of_masked = (all_of_them - one) / max(length - 1, 1)
-    return parameters, trained, one - of_masked, of_masked
+    share = (forward + all_forward) / (one + all_of_them)
+    return parameters, trained, one - of_masked, of_masked, share
 
 
-def _flops(module: nn.Module, tokens_BD: Tensor, flat_K: Tensor) -> int:
+def _flops(module: nn.Module, tokens_BD: Tensor, flat_K: Tensor) -> tuple[int, int]:
+    """Of the forward pass, and of the whole step."""
     with FlopCounterMode(display=False) as counter:
-        module(tokens_BD, flat_K).sum().backward()
-    return counter.get_total_flops()
+        logits_KV = module(tokens_BD, flat_K)
+        forward: int = counter.get_total_flops()
+        logits_KV.sum().backward()
+    return forward, counter.get_total_flops()

@@ -35,12 +35,15 @@ class CountedModel(MaskedModel):
         counts = _counted(type(self), self.model_dump_json(), vocabulary, length)
         return batch * counts[2] + masked * counts[3]
 
+    def forward_share(self, vocabulary: int, length: int) -> float:
+        return _counted(type(self), self.model_dump_json(), vocabulary, length)[4]
+
 
 @cache
 def _counted(
     kind: type[CountedModel], section: str, vocabulary: int, length: int
-) -> tuple[int, int, float, float]:
-    """Parameters; trained ones; FLOPs of a step per sequence, and per masked position."""
+) -> tuple[int, int, float, float, float]:
+    """See `mptune.models._own.counted`."""
     from mptune.models._own import counted
 
     model = kind.model_validate_json(section)

@@ -78,10 +78,8 @@ def fitted(
         said = [report["description"], *(f"cannot tell: {line}" for line in unsure)]
         if hours is not None:
             plan = preflight.plan(draft.path, local=True, seconds=MEASURED_S, say=say)
-            models = [model for model in plan["models"] if model["trial_s"] is not None]
-            whole = sum(model["trial_s"] for model in models) or 1.0
             # Starting and scoring take the same with any budget.
-            fixed = 1 - sum(model["training_s"] for model in models) / whole
+            fixed = (plan["fixed_s"] or 0.0) / (plan["wall_s"] or 1.0)
             share = 3600 * hours / (plan["wall_s"] or 3600 * hours)
             if share <= fixed:
                 raise InputError(f"--hours {hours:g}: is too short for scoring alone")

@@ -132,8 +132,7 @@ def test_a_budget_of_hours_is_used(folder: Path, monkeypatch: pytest.MonkeyPatch
         """100 runs: a second each that no budget changes, and a thousandth of one per token."""
         tokens = float(yaml.safe_load(path.read_text())["training"]["budget_tokens"])
         measured.append(tokens)
-        model = {"training_s": tokens / 1000, "trial_s": tokens / 1000 + 1}
-        return {"models": [model], "wall_s": 100 * model["trial_s"]}
+        return {"fixed_s": 100.0, "wall_s": 100 * (tokens / 1000 + 1)}
 
     monkeypatch.setattr(preflight, "plan", plan)
     assert main(["init", "mine", "--from", "pumps.csv", "--hours", "1"]) == 0

@@ -59,6 +59,9 @@ def test_adapters_alone_train_and_are_merged_into_the_kept_weights(checkpoint, t
     # No gradients of frozen matrices: the backward pass costs little more than the forward.
     ratio = model.flops(SYMBOLS + 2, 24, 8, 40) / whole.flops(SYMBOLS + 2, 24, 8, 40)
     assert 0.6 < ratio < 0.95
+    shares = [each.forward_share(SYMBOLS + 2, 24) for each in (whole, model)]
+    assert shares[0] == pytest.approx(1 / 3, abs=0.03)
+    assert 0.42 < shares[1] < 0.55
     checks = conformance(lambda: made(checkpoint, lora={"rank": 2}), SYMBOLS, LENGTH)
     # The second matrix is zero at first, so the first one's gradient is, too.
     assert {p for name, p in checks if name not in ("context", "gradient")} == {None}

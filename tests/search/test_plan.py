@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mptune.errors import InputError
-from mptune.search.preflight import _measure, plan
+from mptune.search.preflight import LAUNCHES, Measuring, plan
 from mptune.trial import Failed, Stopped, TrialSpec
 from tests import fakes
 
@@ -40,18 +40,29 @@ def test_every_size_is_measured_once(planned: dict) -> None:
 
 def test_a_run_takes_its_training_and_more(planned: dict) -> None:
     for model in planned["models"]:
-        assert model["training_s"] * model["tokens_per_s"] == pytest.approx(1e6)
+        assert model["training_s"] * model["tokens_per_s"] >= 1e6 * (1 - 1e-9)
         assert model["steps"] == pytest.approx(1e6 / (8 * 64))
-        assert model["trial_s"] > model["training_s"]
+        assert model["trial_s"] > model["training_s"] + model["scoring_s"]
+        # A rung has 16 of the 64 sequences, and no forwards at the score's own rates.
+        assert model["rung_s"] == pytest.approx(model["scoring_s"] * 16 * 2 / (64 * (2 + 1)))
         assert model["why_not"] is None
 
 
 def test_all_runs_together(planned: dict) -> None:
     assert planned["runs"] == {"search": 3, "confirmation": 4}
-    each = [model["trial_s"] for model in planned["models"]]
-    assert planned["worker_s"] == pytest.approx([7 * min(each), 7 * max(each)])
+    # Runs of the search have four rungs, and are paused.
+    pauses = LAUNCHES - 1
+    each = [
+        7 * model["trial_s"] + 3 * (4 * model["rung_s"] + pauses * model["save_s"])
+        for model in planned["models"]
+    ]
+    assert planned["worker_s"] == pytest.approx([min(each), max(each)])
     assert planned["at_once"] == 1
-    assert planned["wall_s"] == pytest.approx(7 * sum(each) / 2)
+    training_s = 7 * sum(model["training_s"] for model in planned["models"]) / 2
+    assert planned["wall_s"] == pytest.approx(planned["fixed_s"] + training_s)
+    setting_up_s = sum(model["setting_up_s"] for model in planned["models"]) / 2
+    others_s = planned["fixed_s"] - (sum(each) / 2 - training_s)
+    assert others_s > (4 + 3 * LAUNCHES) * setting_up_s, "the first one starts the worker, too"
     assert planned["limits"] == {"search.budget_seconds": 60}
     # A checkpoint and the one before it, of a trial that runs and of 3 / 0.125 paused ones, and the
     # weights of seven runs.
@@ -83,7 +94,9 @@ def test_a_trial_whose_machine_was_taken_away_is_measured_again(tmp_path: Path) 
             assert len(submitted) == 2, "it is not submitted again"
             return [Failed(number=0, reason="out_of_memory", detail="2 GiB asked")]
 
-    found = _measure(fakes.trial(0, tmp_path), Preempted(), 0.1, 8)  # type: ignore[arg-type]
+    measuring = Measuring(Preempted(), beside=1, seconds=0.1)  # type: ignore[arg-type]
+    trial = fakes.trial(0, tmp_path)
+    found = measuring.run(trial, trial.prepared.heldout_sequences, {"budget_seconds": 0.1})
     assert isinstance(found, Failed)
     assert submitted[0] == submitted[1]
 
