@@ -83,7 +83,9 @@ class Ranks:
     def send(self, array: NDArray[Any]) -> Tensor:
         """Begin to copy to the device, from pinned memory: the host does not wait for it."""
         tensor = torch.from_numpy(array)
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.overlaps else tensor
+        if self.device.type != "cuda":
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def stop_votes(self, reason: StopReason | None) -> tuple[float, float]:
         """What this rank, asked to stop for `reason`, adds to two sums over the ranks."""

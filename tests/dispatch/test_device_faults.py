@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from mptune.dispatch import ray_private
 from mptune.dispatch.faults import GangLost
 from mptune.dispatch.lifecycle import GangState
 from mptune.dispatch.placement import ClusterNode, Shape
@@ -15,11 +16,15 @@ from mptune.trial import Failed
 PAIR = Shape(2, 1, 1)
 
 
+@pytest.fixture(autouse=True)
+def none_leaves(monkeypatch):
+    monkeypatch.setattr(ray_private, "leaving_nodes", set)
+
+
 def after(lost, nodes="abc", reported=None, trial=True):
     """Where the next gang of this kind would go, once one on nodes a and b was lost."""
     cluster = SimpleNamespace(
         nodes=lambda: [ClusterNode(name, 4, 1) for name in nodes],
-        leaving=set,
         unused=lambda: {name: ClusterNode(name, 4, 1) for name in nodes},
         head=SimpleNamespace(is_away=lambda: False),
     )
