@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, PrivateAttr
+from pydantic import AfterValidator, Field, PrivateAttr
 
 from mptune.artifacts import without_secret
 from mptune.trackers.base import SEARCH, Axis, Group, Part, Scalar, TrackedRun, Tracker
@@ -29,7 +29,9 @@ class OpenTelemetry(Tracker):
     EXTRA: ClassVar[str] = "otel"
 
     kind: Literal["otel"] = "otel"
-    endpoint: Annotated[str, AfterValidator(without_secret)] | None = None
+    endpoint: (
+        Annotated[str, AfterValidator(without_secret), Field(pattern="^https?://.")] | None
+    ) = None
     _exporter: Any = PrivateAttr()
     _tracer: Any = PrivateAttr()
     _ended: Any = PrivateAttr()

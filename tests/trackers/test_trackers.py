@@ -346,6 +346,7 @@ def test_a_tracker_that_hangs_does_not_delay_the_search(
         ("{kind: mlflow, url: x}", "spec.yaml:10: track.0.url: unknown key; allowed: kind, uri"),
         ("{kind: mlflow, uri: 'http://me:secret@x'}", "track.0.uri: 'http://me:...@x' has a pass"),
         ("{kind: otel, endpoint: 'http://me:secret@x'}", "endpoint: 'http://me:...@x' has a pass"),
+        ("{kind: otel, endpoint: 'ftp://x'}", "endpoint: 'ftp://x' string should match pattern"),
         ("{uri: x}", "spec.yaml:10: track.0: needs 'kind', one of mlflow, otel, "),
         ("5", "spec.yaml:10: track.0: 5 must be a valid dictionary"),
     ],
